@@ -1,0 +1,31 @@
+# make help tells what there is.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+
+.PHONY: help build demo test test-unit test-engine lint clean
+
+help: ## this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+build: ## bin/berthd, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berthd ./cmd/berthd
+
+demo: ## runs a pod on this machine's Docker through CRI, and cleans up (root)
+	contrib/e2e/demo.sh
+
+test: test-unit test-engine ## everything: unit tests, then on a real Docker Engine of its own, then critest (root)
+
+test-unit: ## go vet and unit tests; needs neither root nor Docker
+	go build ./...
+	go vet ./...
+	go test -race -count=1 ./...
+
+test-engine: ## tests on a private Docker Engine, and critest (root)
+	contrib/e2e/test.sh
+
+lint: ## golangci-lint v2
+	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...
+
+clean: ## what a build leaves here
+	rm -rf bin

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"berth/core/container"
+	"berth/core/engine"
+	"berth/core/exec"
+	"berth/core/image"
+	"berth/core/journal"
+	"berth/core/logs"
+	"berth/core/sandbox"
+	"berth/core/server"
+	"berth/core/view"
+	"berth/network"
+	"berth/streaming"
+)
+
+// run is the whole daemon on one page: furnish, then serve on l until ctx ends.
+func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) error {
+	notes, err := journal.Open(filepath.Join(cfg.RootDir, "berth"))
+	if err != nil {
+		return err
+	}
+	intents, err := notes.Shelf("sandboxes")
+	if err != nil {
+		return err
+	}
+	failures, err := notes.Shelf("failed-starts")
+	if err != nil {
+		return err
+	}
+	docker, err := engine.New(engine.Config{Host: cfg.DockerEndpoint, Timeout: cfg.RequestTimeout}, log)
+	if err != nil {
+		return err
+	}
+	pods := podNetwork(cfg, log)
+	seen := view.New(view.Config{Network: pods, Failures: failures}, docker, log)
+	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress}, docker, log)
+	containers := container.New(docker, seen, resolver{images}, logs.New(), sandbox.Files(cfg.RunDir), failures, log)
+	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI},
+		docker, seen, images, containers, pods, intents, log)
+	commands := exec.New(docker, seen, dialer(pods), log)
+	streams, err := streaming.Listen(cfg.StreamingAddr, commands)
+	if err != nil {
+		return err
+	}
+	desk := server.New(server.Rooms{
+		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: containers, Images: images,
+		Commands: commands, Streams: streams, Network: pods,
+	}, server.Info{PauseImage: cfg.PauseImage, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+
+	// Every goroutine that outlives a call is started here and waited for here.
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return docker.Run(ctx) })
+	g.Go(func() error { return seen.Run(ctx) })
+	g.Go(func() error { return pods.Run(ctx) })
+	g.Go(func() error { return images.Run(ctx) })
+	g.Go(func() error { return sandboxes.KeepClean(ctx) })
+	g.Go(func() error { return containers.Resume(ctx) })
+	g.Go(func() error { return streams.Run(ctx) })
+	g.Go(func() error { return desk.Serve(ctx, l) })
+	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("streams", streams.URL()), slog.String("version", version))
+	tell(log, daemon.SdNotifyReady)
+	defer context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping) })()
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	log.Info("stopped; pods go on without us")
+	return nil
+}
+
+// tell lets the service manager know, if there is one.
+func tell(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("the service manager could not be told", slog.String("state", state), slog.Any("err", err))
+	}
+}
+
+// podNetwork returns what gives pods their network.
+func podNetwork(cfg Config, log *slog.Logger) networks {
+	if cfg.NetworkPlugin == noCNI {
+		return bridge{}
+	}
+	return network.New(network.Config{
+		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, PodCIDR: cfg.PodCIDR,
+	}, log)
+}
+
+// networks is what all rooms together need of a network of pods.
+type networks interface {
+	sandbox.Network
+	view.Network
+	server.Network
+	Run(ctx context.Context) error
+	NetNS(id string, pid int) string
+}
+
+// bridge stands for Docker's own network, which asks for nothing.
+type bridge struct{ sandbox.Network }
+
+func (bridge) Addresses(string) ([]netip.Addr, bool) { return nil, false }
+func (bridge) Same(string, int) bool                 { return true }
+func (bridge) Status(context.Context) error          { return nil }
+func (bridge) SetPodCIDR(string)                     {}
+func (bridge) Run(ctx context.Context) error         { <-ctx.Done(); return nil }
+func (bridge) NetNS(_ string, pid int) string        { return network.OfProcess(pid) }
+
+// dialer reaches ports of pods from within their networks.
+func dialer(pods networks) exec.Dial {
+	return func(ctx context.Context, pod *view.Sandbox, port int) (net.Conn, error) {
+		if pod.HostNetwork {
+			return network.Dial(ctx, "", port)
+		}
+		return network.Dial(ctx, pods.NetNS(pod.ID(), pod.Pid), port)
+	}
+}
+
+// resolver tells the container room about images: rooms do not know each other.
+type resolver struct{ images *image.Service }
+
+func (r resolver) Resolve(ctx context.Context, ref, userRef string) (container.Image, error) {
+	found, err := r.images.Resolve(ctx, ref, userRef)
+	return container.Image(found), err
+}

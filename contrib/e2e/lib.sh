@@ -1,0 +1,98 @@
+# shellcheck shell=bash
+# What the scripts here have in common. Sourced, not run.
+set -euo pipefail
+
+e2e=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(cd "$e2e/../.." && pwd)
+cache=${BERTH_E2E_DIR:-/var/cache/berth-e2e} # what a second run need not make again
+
+say() { printf '\n==> %s\n' "$*"; }
+die() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+# need PROGRAM=PACKAGE ... installs the packages of the programs that are not there.
+need() {
+	local missing=() pair
+	for pair in "$@"; do
+		PATH=$PATH:/usr/sbin:/sbin command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+	say "installing ${missing[*]}"
+	[ "$(id -u)" = 0 ] || die "root is needed to install ${missing[*]}"
+	command -v apt-get >/dev/null || die "install these and try again: ${missing[*]}"
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# cni_dir prints where the CNI plugins are.
+cni_dir() {
+	local d
+	for d in /opt/cni/bin /usr/lib/cni /usr/libexec/cni; do
+		if [ -x "$d/bridge" ]; then echo "$d"; return; fi
+	done
+	return 1
+}
+
+need_engine() { need dockerd=docker.io docker=docker.io iptables=iptables ip=iproute2; }
+need_cni() {
+	cni_dir >/dev/null || need no-such-program=containernetworking-plugins
+	cni_dir >/dev/null || die "the CNI plugins are not where they are looked for"
+}
+
+# may_lower_oom: whether this machine lets an Engine lower oom_score_adj.
+may_lower_oom() {
+	local caps
+	caps=$(awk '/^CapEff:/ {print $2}' /proc/self/status)
+	[ $((0x$caps >> 24 & 1)) = 1 ]
+}
+
+# start_engine DIR [dockerd flags]: a Docker Engine of its own, at
+# unix://DIR/docker.sock. Its process is $engine_pid.
+start_engine() {
+	local dir=$1 flags=()
+	shift
+	mkdir -p "$dir"
+	if ! may_lower_oom; then
+		flags+=(--add-runtime "clamp=$cache/bin/runc-clamp" --default-runtime clamp)
+	fi
+	PATH=$PATH:/usr/sbin:/sbin dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
+		-H "unix://$dir/docker.sock" --bridge none --iptables=false --ip-masq=false "${flags[@]}" "$@" >"$dir/log" 2>&1 &
+	engine_pid=$!
+	for _ in $(seq 300); do
+		if docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; then return 0; fi
+		kill -0 "$engine_pid" 2>/dev/null || break
+		sleep 0.1
+	done
+	tail -20 "$dir/log" >&2
+	die "the Docker Engine does not come up; its log is above"
+}
+
+# cni_conf DIR SUBNET [BRIDGE]: a bridge network for pods.
+cni_conf() {
+	mkdir -p "$1"
+	cat >"$1/10-e2e.conflist" <<-C
+		{"cniVersion": "1.0.0", "name": "e2e", "plugins": [
+		  {"type": "bridge", "bridge": "${3:-e2e0}", "isGateway": true, "ipMasq": false,
+		   "ipam": {"type": "host-local", "dataDir": "$1/../ipam", "ranges": [[{"subnet": "$2"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+		  {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}]}
+	C
+}
+
+# wait_for SOCKET: until something listens.
+wait_for() {
+	for _ in $(seq 100); do
+		if [ -S "$1" ]; then return 0; fi
+		sleep 0.1
+	done
+	die "nothing listens on $1"
+}
+
+build_berthd() {
+	make -s -C "$top" build
+}
+
+# build_tools: what is built from this module, into $cache/bin.
+build_tools() {
+	mkdir -p "$cache/bin"
+	(cd "$e2e" && CGO_ENABLED=0 go build -o "$cache/bin/" ./runc-clamp sigs.k8s.io/cri-tools/cmd/crictl)
+	(cd "$e2e" && go test -c -o "$cache/bin/critest" .)
+}

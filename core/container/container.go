@@ -1,0 +1,72 @@
+// Package container is the room where the containers of pods are created,
+// started, stopped, looked at and removed.
+//
+// It is called by the front desk (core/server) and by the sandbox room, and
+// talks to the Docker Engine.
+package container
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"berth/core/engine"
+	"berth/core/journal"
+	"berth/core/todocker"
+	"berth/core/turns"
+	"berth/core/view"
+)
+
+// A Service does what the kubelet asks about containers. It keeps nothing that
+// a restart would lose but who is being stopped.
+type Service struct {
+	docker   *engine.Engine
+	view     *view.View
+	images   images
+	logs     logs
+	files    files
+	failures *journal.Shelf
+	log      *slog.Logger
+
+	turns turns.Turns // by ID
+
+	mu       sync.Mutex // guards following
+	stopping map[string]int
+}
+
+// An Image is what a container needs to know of an image.
+type Image struct {
+	ID         string
+	Ref        string // repository@digest if there is one, else the ID
+	HasCommand bool   // whether it has an entrypoint or a command
+}
+
+// images is the part of the image room that a container needs.
+type images interface {
+	// Resolve finds the local image ref, which the user has called userRef; the
+	// error is of kind NotFound if there is none.
+	Resolve(ctx context.Context, ref, userRef string) (Image, error)
+}
+
+// logs is the part of the log room that a container needs.
+type logs interface {
+	// Open makes path the log of the container id, of which the Engine's own
+	// file is source.
+	Open(id, source, path string) error
+	Reopen(id string) error
+	Close(id string) error
+}
+
+// files is the part of the sandbox room that a container needs.
+type files interface {
+	// Of returns the files that containers of a sandbox are to find.
+	Of(sandboxID string) []todocker.File
+}
+
+// New returns a Service; none of its arguments may be nil.
+func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures *journal.Shelf, log *slog.Logger) *Service {
+	return &Service{
+		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, log: log,
+		stopping: map[string]int{},
+	}
+}

@@ -1,0 +1,200 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/labels"
+	"berth/core/todocker"
+	"berth/core/undo"
+	"berth/core/view"
+)
+
+// nameTries is how often a name that is taken is looked into.
+const nameTries = 4
+
+// Create makes a container in a sandbox and returns its ID. What could not be
+// made completely is removed again before Create returns.
+//
+// The error is of kind NotFound if the sandbox or the image is not there and
+// FailedPrecondition if the sandbox is not ready.
+func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (_ string, err error) {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return "", err
+	}
+	pod, err := s.view.Sandbox(ctx, sandboxID)
+	if err != nil {
+		return "", err
+	}
+	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return "", fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
+	}
+	ask, err := s.ask(ctx, docker, pod, c, given)
+	if err != nil {
+		return "", err
+	}
+	order, err := todocker.Container(ask)
+	if err != nil {
+		return "", err
+	}
+	if err := makeHostPaths(c.GetMounts()); err != nil {
+		return "", err
+	}
+	name := order.Name.String()
+	done, err := s.turns.Take(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	defer s.view.Build(name)()
+
+	// Finished even if the caller hangs up meanwhile: a request that is called
+	// off half-way leaves the Engine with a container that nobody knows.
+	work := context.WithoutCancel(ctx)
+	var steps undo.Stack
+	defer steps.Rollback(work, &err)
+	id, err := s.create(work, docker, order)
+	if err != nil {
+		return "", err
+	}
+	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id) })
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	if path := labels.Decode(order.Config.Labels).LogPath; path != "" {
+		if err := s.logs.Open(id, jsonFile(docker, id), path); err != nil {
+			return "", fmt.Errorf("log of container %s: %w", id, err)
+		}
+	}
+	if _, err := s.view.Refresh(work, id); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// jsonFile is where the Engine writes the output of a container. Engines tell
+// only once it is started.
+func jsonFile(docker *engine.Conn, id string) string {
+	return filepath.Join(docker.Can.RootDir, "containers", id, id+"-json.log")
+}
+
+// ask gathers what an order for a container needs.
+func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerAsk, error) {
+	ask := todocker.ContainerAsk{
+		Pod: pod.Config, Config: c, SandboxID: pod.ID(), Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
+		Files: s.files.Of(pod.ID()), ImageIDs: map[string]string{}, Can: docker.Can,
+	}
+	ask.Can.LowestOOMScore = docker.OOMFloor()
+	if !pod.Ours && given.GetMetadata().GetName() != "" {
+		ask.Pod = given // cri-dockerd has written down less than is needed
+	}
+	spec := c.GetImage()
+	if spec.GetImage() == "" {
+		return ask, fmt.Errorf("container without an image: %w", errdefs.ErrInvalidArgument)
+	}
+	if ask.ImageName = spec.GetUserSpecifiedImage(); ask.ImageName == "" {
+		ask.ImageName = spec.GetImage()
+	}
+	image, err := s.images.Resolve(ctx, spec.GetImage(), ask.ImageName)
+	if err != nil {
+		return ask, err
+	}
+	ask.ImageID, ask.ImageRef, ask.HasCommand = image.ID, image.Ref, image.HasCommand
+	for _, m := range c.GetMounts() {
+		if ref := m.GetImage().GetImage(); ref != "" {
+			volume, err := s.images.Resolve(ctx, ref, ref)
+			if err != nil {
+				return ask, fmt.Errorf("ImageVolumeMountFailed: %w", err)
+			}
+			ask.ImageIDs[ref] = volume.ID
+		}
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	file, err := todocker.SeccompFile(sc, sc.GetPrivileged())
+	if err != nil || file == "" {
+		return ask, err
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return ask, fmt.Errorf("seccomp profile: %w", err)
+	}
+	ask.Seccomp = string(content)
+	return ask, nil
+}
+
+// makeHostPaths makes the directories that are to be mounted and are not
+// there, as the kubelet and other runtimes have it.
+func makeHostPaths(mounts []*runtimeapi.Mount) error {
+	for _, m := range mounts {
+		if m.GetImage().GetImage() != "" {
+			continue
+		}
+		_, err := os.Stat(m.GetHostPath())
+		if errors.Is(err, fs.ErrNotExist) {
+			err = os.MkdirAll(m.GetHostPath(), 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("host_path of mount %q: %w", m.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
+// create makes the container, and makes its name free first if what has it is
+// an earlier try at the same.
+func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order) (string, error) {
+	for try := 0; ; try++ {
+		short, cancel := docker.Short(ctx)
+		created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, order.Name.String())
+		cancel()
+		if err == nil {
+			return created.ID, nil
+		}
+		if !errdefs.IsConflict(err) || try >= nameTries {
+			return "", fmt.Errorf("create container: %w", err)
+		}
+		free, err := s.conflict(ctx, docker, order)
+		if err != nil {
+			return "", err
+		}
+		if !free {
+			order.Name.Suffix = fmt.Sprintf("%08x", rand.Uint32())
+		}
+	}
+}
+
+// conflict looks into who has the name of an order, and reports whether it
+// could make it free.
+func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todocker.Order) (free bool, err error) {
+	name := order.Name.String()
+	holder, err := docker.ContainerInspect(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return false, nil // Docker may keep the name of a container that it does not have
+	}
+	if err != nil {
+		return false, fmt.Errorf("who is called %s: %w", name, err)
+	}
+	said := labels.Decode(holder.Config.Labels)
+	switch {
+	case said.Kind != labels.Container:
+		return false, fmt.Errorf("the name %s is taken by container %s, which is no pod's: %w", name, holder.ID, errdefs.ErrAlreadyExists)
+	case holder.State.Running:
+		return false, fmt.Errorf("container %s is this attempt already, and runs: %w", holder.ID, errdefs.ErrAlreadyExists)
+	}
+	s.log.Info("removing an earlier try at a container", slog.String("container", holder.ID), slog.String("name", name))
+	if err := s.discard(ctx, docker, holder.ID); err != nil {
+		return false, fmt.Errorf("make the name %s free: %w", name, err)
+	}
+	return true, nil
+}

@@ -1,0 +1,92 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/todocker"
+)
+
+// Start starts a container that has been created and never started; of kind
+// FailedPrecondition otherwise. One whose start fails is EXITED from then on.
+func (s *Service) Start(ctx context.Context, id string) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	c, err := s.view.Container(ctx, id)
+	if err != nil {
+		return err
+	}
+	done, err := s.turns.Take(ctx, c.ID())
+	if err != nil {
+		return err
+	}
+	defer done()
+	if c, err = s.view.Container(ctx, c.ID()); err != nil {
+		return err
+	}
+	if state := c.Row.GetState(); state != runtimeapi.ContainerState_CONTAINER_CREATED {
+		return fmt.Errorf("container %s is %v and cannot be started: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
+	}
+
+	// Docker would go on starting it anyway when the caller hangs up.
+	work := context.WithoutCancel(ctx)
+	short, cancel := docker.Short(work)
+	err = docker.ContainerStart(short, c.ID(), container.StartOptions{})
+	cancel()
+	if err == nil {
+		err = s.adjust(work, docker, c.ID(), c.Status.GetResources().GetLinux())
+	}
+	if err != nil && !engine.Away(err) {
+		// The kubelet's back-off counts from this, and the Engine keeps no time.
+		if noteErr := s.failures.Put(c.ID(), time.Now()); noteErr != nil {
+			s.log.Warn("the time of a failed start could not be kept", slog.String("container", c.ID()), slog.Any("err", noteErr))
+		}
+	}
+	if _, lookErr := s.view.Refresh(work, c.ID()); lookErr != nil && err == nil {
+		err = lookErr
+	}
+	if err != nil {
+		return fmt.Errorf("start container %s: %w", c.ID(), plain{err})
+	}
+	return nil
+}
+
+// adjust writes to the cgroup of a running container what the Engine could not
+// be told. A container that cannot have what it asked for does not run.
+func (s *Service) adjust(ctx context.Context, docker *engine.Conn, id string, r *runtimeapi.LinuxContainerResources) error {
+	knobs, err := todocker.Knobs(r, docker.Can)
+	if err != nil || len(knobs) == 0 {
+		return err
+	}
+	found, err := docker.ContainerInspect(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !found.State.Running {
+		return nil // over before it could matter
+	}
+	if err := turn(knobs, found.State.Pid); err != nil {
+		return errors.Join(err, docker.Kill(ctx, id))
+	}
+	return nil
+}
+
+// plain is an error of the Engine without the words that every one begins with.
+type plain struct{ error }
+
+func (e plain) Error() string {
+	return strings.TrimPrefix(e.error.Error(), "Error response from daemon: ")
+}
+
+func (e plain) Unwrap() error { return e.error }

@@ -1,0 +1,87 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/view"
+)
+
+// Status returns what there is to know about the container id; of kind
+// NotFound if there is none.
+func (s *Service) Status(ctx context.Context, id string) (*view.Container, error) {
+	return s.view.Container(ctx, id)
+}
+
+// List returns the containers that match filter; a nil filter matches all.
+func (s *Service) List(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*runtimeapi.Container, error) {
+	list, err := s.view.Containers(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]*runtimeapi.Container, 0, len(list))
+	for _, c := range list {
+		rows = append(rows, c.Row)
+	}
+	return rows, nil
+}
+
+// Statuses returns the status of every container in a sandbox.
+func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi.ContainerStatus, error) {
+	list, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: sandboxID})
+	if err != nil {
+		return nil, err
+	}
+	var statuses []*runtimeapi.ContainerStatus
+	for _, c := range list {
+		statuses = append(statuses, c.Status)
+	}
+	return statuses, nil
+}
+
+// Resume goes on with the logs of the containers that were there before the
+// daemon was, after every connection to the Engine. It returns when ctx ends.
+func (s *Service) Resume(ctx context.Context) error {
+	return s.view.Each(ctx, "container logs", func(ctx context.Context, _ *engine.Conn) error {
+		list, err := s.view.Containers(ctx, nil)
+		for _, c := range list {
+			s.resume(c)
+		}
+		return err
+	})
+}
+
+// resume opens the log of one container.
+func (s *Service) resume(c *view.Container) {
+	path := c.Status.GetLogPath()
+	if path == "" || c.JSONPath == "" {
+		return
+	}
+	if err := s.logs.Open(c.ID(), c.JSONPath, path); err != nil {
+		s.log.Warn("the log of a container could not be opened", slog.String("container", c.ID()), slog.Any("err", err))
+	}
+}
+
+// Reopen begins a new log file for a running container.
+func (s *Service) Reopen(ctx context.Context, id string) error {
+	c, err := s.Running(ctx, id)
+	if err != nil {
+		return err
+	}
+	return s.logs.Reopen(c.ID())
+}
+
+// Running returns the container id; of kind FailedPrecondition if it does not
+// run.
+func (s *Service) Running(ctx context.Context, id string) (*view.Container, error) {
+	c, err := s.view.Container(ctx, id)
+	if err == nil && !c.Running {
+		err = fmt.Errorf("container %s is not running: %w", c.ID(), errdefs.ErrFailedPrecondition)
+	}
+	return c, err
+}

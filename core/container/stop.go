@@ -1,0 +1,158 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+
+	"berth/core/engine"
+)
+
+const (
+	// stopMargin is what a stop may take beyond the container's own grace: the
+	// Engine itself waits 10 s for a process that it has killed.
+	stopMargin = 30 * time.Second
+	killLimit  = time.Minute
+)
+
+// Stop asks a container to end, by the signal it was created with, and kills
+// it once grace is over; with no grace it is killed at once. A container that
+// does not run or is not there is no error.
+//
+// The error is of kind DeadlineExceeded if it could not be killed.
+func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	c, err := s.view.Container(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !c.Running {
+		return nil
+	}
+	// It goes on if the caller hangs up: Docker 23 would stop stopping.
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(grace, 0)+stopMargin)
+	defer cancel()
+	if err := s.stop(work, docker, c.ID(), grace); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("stop container %s: %w", c.ID(), err)
+	}
+	seen, err := s.view.Refresh(work, c.ID())
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil:
+		return err
+	case seen.State.Running:
+		return fmt.Errorf("container %s could not be killed: %w", c.ID(), context.DeadlineExceeded)
+	}
+	return nil
+}
+
+// stop returns once the container does not run. Of calls at the same time the
+// first one sends the signal; the others wait for its effect, each with its
+// own grace, for a kubelet may come back with a shorter one.
+func (s *Service) stop(ctx context.Context, docker *engine.Conn, id string, grace time.Duration) error {
+	if grace <= 0 {
+		return docker.Kill(ctx, id)
+	}
+	if first := s.enter(id); first {
+		defer s.leave(id)
+		seconds := int((grace + time.Second - 1) / time.Second)
+		return docker.ContainerStop(ctx, id, container.StopOptions{Timeout: &seconds})
+	}
+	defer s.leave(id)
+	short, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	ended, failed := docker.ContainerWait(short, id, container.WaitConditionNotRunning)
+	select {
+	case <-ended:
+		return nil
+	case err := <-failed:
+		if errors.Is(err, context.DeadlineExceeded) {
+			return docker.Kill(ctx, id)
+		}
+		return err
+	}
+}
+
+// enter counts a call that stops id and reports whether it is the only one.
+func (s *Service) enter(id string) (first bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stopping[id]++
+	return s.stopping[id] == 1
+}
+
+func (s *Service) leave(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping[id]--; s.stopping[id] == 0 {
+		delete(s.stopping, id)
+	}
+}
+
+// Kill ends the container at once. One that does not run or is not there is no
+// error.
+func (s *Service) Kill(ctx context.Context, id string) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	if err := docker.Kill(ctx, id); err != nil {
+		return err
+	}
+	if _, err := s.view.Refresh(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
+// Remove removes a container, running or not, and returns once it is gone. One
+// that is not there is no error. The kubelet's log file stays, for it is the
+// kubelet's.
+func (s *Service) Remove(ctx context.Context, id string) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	c, err := s.view.Container(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+	defer cancel()
+	if c.Running {
+		if err := s.Kill(work, c.ID()); err != nil {
+			return err
+		}
+	}
+	return s.discard(work, docker, c.ID())
+}
+
+// discard leaves nothing of a container but the kubelet's log file.
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string) error {
+	// Before the Engine's own file goes with the container.
+	if err := s.logs.Close(id); err != nil {
+		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))
+	}
+	if err := docker.Discard(ctx, id); err != nil {
+		return err
+	}
+	s.view.Forget(id)
+	return s.failures.Delete(id)
+}

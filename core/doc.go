@@ -1,0 +1,20 @@
+// Package core is the floor plan. It holds no code: the rooms are its
+// sub-packages, and house_test.go keeps the walls where this comment says they
+// are.
+//
+//	door        cmd/berthd                      flags, wiring, signals
+//	front desk  core/server                     one method per CRI call
+//	rooms       core/sandbox  core/container    one subject each; rooms
+//	            core/image    core/exec         never import each other
+//	            core/logs
+//	landing     core/view                       all that Docker runs, in memory
+//	stairs      core/todocker core/tocri        pure translation, no I/O
+//	ground      core/engine                     the connection to Docker
+//	            network                         CNI and network namespaces
+//	            streaming                       HTTP streams
+//	cellar      core/labels core/names          the words we write on containers
+//	            core/journal core/pause         small files; the pause image
+//	            core/undo core/turns            small tools
+//
+// Imports point down this list, never up and never sideways.
+package core

@@ -1,0 +1,322 @@
+// Package engine keeps the connection to the Docker Engine: it dials, agrees on
+// an API version, finds out what this Engine can do and notices when it goes
+// away and comes back.
+//
+// The calls themselves are those of the Engine's own client, which rooms use
+// directly on the Conn that Use returns.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/versions"
+	"github.com/docker/docker/client"
+)
+
+const (
+	// MinAPI is the API version of Docker 20.10, the oldest Engine served.
+	MinAPI = "1.41"
+
+	pingEvery   = time.Second
+	pingTimeout = 2 * time.Second
+	dialTimeout = 10 * time.Second
+	backoffMin  = 100 * time.Millisecond
+	backoffMax  = time.Second
+)
+
+// ShortTimeout is the default of Config.Timeout.
+const ShortTimeout = 2*time.Minute - time.Second
+
+// Config is what an operator can choose about the way to the Engine.
+type Config struct {
+	// Host is where the Engine listens, for example unix:///var/run/docker.sock.
+	// Empty means what DOCKER_HOST and its companions say.
+	Host string
+	// Timeout bounds the calls that should be short (not pulls, stops, waits).
+	// Zero means ShortTimeout.
+	Timeout time.Duration
+}
+
+// A Conn is one connection to one Engine: its client, with an API version
+// agreed on, and the record of what that Engine can do. After a break there is
+// a new one.
+type Conn struct {
+	*client.Client
+	Can Record
+
+	timeout  time.Duration
+	oomFloor atomic.Int64
+}
+
+// OOMFloor returns the lowest oom_score_adj that may be asked of the Engine,
+// as far as is known: that of the record, or a higher one once a start has
+// shown that it was too low.
+func (c *Conn) OOMFloor() int { return int(c.oomFloor.Load()) }
+
+// RaiseOOMFloor takes note that nothing below score is to be had.
+func (c *Conn) RaiseOOMFloor(score int) { c.oomFloor.Store(int64(score)) }
+
+// Short returns ctx bounded by the time limit for calls that should be short.
+func (c *Conn) Short(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, c.timeout)
+}
+
+// An Engine is the Docker Engine as it comes and goes. Run keeps it connected.
+type Engine struct {
+	cfg Config
+	log *slog.Logger
+
+	mu      sync.Mutex // guards following
+	conn    *Conn      // nil while the Engine is away
+	last    *Conn      // the newest conn there ever was, nil before the first
+	away    error      // why conn is nil
+	changed chan struct{}
+}
+
+// New returns an Engine that is away until Run has reached it. The error says
+// what is wrong with cfg.Host.
+func New(cfg Config, log *slog.Logger) (*Engine, error) {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = ShortTimeout
+	}
+	c, err := client.NewClientWithOpts(hostOption(cfg.Host))
+	if err != nil {
+		return nil, fmt.Errorf("docker endpoint %q: %w", cfg.Host, err)
+	}
+	if err := c.Close(); err != nil {
+		return nil, err
+	}
+	return &Engine{
+		cfg:     cfg,
+		log:     log,
+		away:    errors.New("not connected yet"),
+		changed: make(chan struct{}),
+	}, nil
+}
+
+// hostOption reads the whole environment only when no host is named: a
+// DOCKER_API_VERSION left in it must not pin the version against the Engine's.
+func hostOption(host string) client.Opt {
+	if host == "" {
+		return func(c *client.Client) error {
+			for _, opt := range []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHostFromEnv()} {
+				if err := opt(c); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return client.WithHost(host)
+}
+
+// Use returns the connection to work with now. While the Engine is away the
+// error is of kind Unavailable and says why.
+func (e *Engine) Use() (*Conn, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.conn == nil {
+		return nil, fmt.Errorf("docker: %w: %w", errdefs.ErrUnavailable, e.away)
+	}
+	return e.conn, nil
+}
+
+// Last returns the newest connection there has been, also while the Engine is
+// away. Its record is still good to read; before the first connection the
+// error is of kind Unavailable.
+func (e *Engine) Last() (*Conn, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.last == nil {
+		return nil, fmt.Errorf("docker: %w: %w", errdefs.ErrUnavailable, e.away)
+	}
+	return e.last, nil
+}
+
+// Wait returns a connection as soon as there is one, or the error of ctx.
+func (e *Engine) Wait(ctx context.Context) (*Conn, error) {
+	for {
+		e.mu.Lock()
+		conn, changed := e.conn, e.changed
+		e.mu.Unlock()
+		if conn != nil {
+			return conn, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Gone returns once conn is not the connection any more, or ctx has ended.
+func (e *Engine) Gone(ctx context.Context, conn *Conn) {
+	for {
+		e.mu.Lock()
+		current, changed := e.conn, e.changed
+		e.mu.Unlock()
+		if current != conn {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Lost tells e that conn has broken, so that it dials again at once. A conn
+// that has been replaced already is none of e's business any more.
+func (e *Engine) Lost(conn *Conn, why error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.conn == conn {
+		e.set(nil, why)
+	}
+}
+
+// set changes what Use answers and wakes those who wait. e.mu is held.
+func (e *Engine) set(conn *Conn, away error) {
+	e.conn, e.away = conn, away
+	if conn != nil {
+		e.last = conn
+	}
+	close(e.changed)
+	e.changed = make(chan struct{})
+}
+
+// Run keeps e connected until ctx ends. That the Engine is away is never an
+// error here.
+func (e *Engine) Run(ctx context.Context) error {
+	wait, told := backoffMin, ""
+	for ctx.Err() == nil {
+		conn, err := e.dial(ctx)
+		if err != nil {
+			e.mu.Lock()
+			e.set(nil, err)
+			e.mu.Unlock()
+			if text := err.Error(); text != told && ctx.Err() == nil {
+				e.log.Warn("docker is away, trying again", slog.String("endpoint", e.cfg.Host), slog.Any("err", err))
+				told = text
+			}
+			sleep(ctx, wait)
+			wait = min(2*wait, backoffMax)
+			continue
+		}
+		wait, told = backoffMin, ""
+		e.mu.Lock()
+		e.set(conn, nil)
+		e.mu.Unlock()
+		e.log.Info("connected to docker", slog.String("version", conn.Can.Version), slog.String("api", conn.Can.API),
+			slog.String("cgroup", conn.Can.CgroupDriver), slog.String("storage", conn.Can.StorageDriver))
+		err = e.watch(ctx, conn)
+		e.Lost(conn, err)
+		if ctx.Err() == nil {
+			e.log.Warn("docker has gone away", slog.Any("err", err))
+		}
+		// Calls under way keep the client; those to come get the next one.
+		_ = conn.Close()
+	}
+	return nil
+}
+
+// watch returns once conn is no good any more.
+func (e *Engine) watch(ctx context.Context, conn *Conn) error {
+	tick := time.NewTicker(pingEvery)
+	defer tick.Stop()
+	for slow := 0; ; {
+		e.mu.Lock()
+		current, why, changed := e.conn, e.away, e.changed
+		e.mu.Unlock()
+		if current != conn {
+			return why
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+			continue
+		case <-tick.C:
+		}
+		err := ping(ctx, conn)
+		switch {
+		case err == nil:
+			slow = 0
+		case errors.Is(err, context.DeadlineExceeded) && slow == 0:
+			slow++ // busy, perhaps: one more try before all pods are told
+		default:
+			return err
+		}
+	}
+}
+
+// ping asks an Engine for a sign of life.
+func ping(ctx context.Context, conn *Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	if _, err := conn.Ping(ctx); err != nil {
+		return fmt.Errorf("ping: %w", err)
+	}
+	return nil
+}
+
+// dial reaches the Engine, agrees on an API version and makes its record.
+func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	c, err := client.NewClientWithOpts(hostOption(e.cfg.Host), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	// A fresh client every time: one that has agreed on a version never goes
+	// up again (docker/client v28.5.2), and the Engine may have been upgraded.
+	pong, err := c.Ping(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if pong.APIVersion == "" || versions.LessThan(pong.APIVersion, MinAPI) {
+		return nil, fmt.Errorf("this Docker Engine speaks API %s, berth needs %s or newer (Docker 20.10): upgrade Docker", pong.APIVersion, MinAPI)
+	}
+	c.NegotiateAPIVersionPing(pong)
+	can, err := inquire(ctx, c, e.cfg.Host)
+	if err != nil {
+		return nil, err
+	}
+	conn := &Conn{Client: c, Can: can, timeout: e.cfg.Timeout}
+	conn.RaiseOOMFloor(can.LowestOOMScore)
+	return conn, nil
+}
+
+// Away reports whether err says that the Engine could not be reached or hung
+// up, rather than that it refused.
+func Away(err error) bool {
+	var op *net.OpError
+	return client.IsErrConnectionFailed(err) || errdefs.IsUnavailable(err) ||
+		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

@@ -1,0 +1,224 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types/system"
+	"github.com/docker/docker/api/types/versions"
+	"github.com/docker/docker/client"
+	"golang.org/x/sys/unix"
+)
+
+// A Record is what one Engine can do and how it is set up, decided once per
+// connection. Everything that depends on the Engine's version asks here.
+type Record struct {
+	Version string // of the Engine, for example 20.10.24+dfsg1
+	API     string // version agreed on, for example 1.41
+	Kernel  string // release of the kernel
+
+	RootDir        string // where the Engine keeps its data
+	StorageDriver  string // overlay2, overlayfs, ...
+	ContainerdRoot string // where images are kept with the containerd image store, if the Engine says so
+	Snapshotter    bool   // images are in the containerd image store
+	LoggingDriver  string // the default of daemon.json
+
+	CgroupDriver  string // systemd, cgroupfs or none
+	CgroupVersion int    // 1 or 2
+	LiveRestore   bool
+
+	Runtimes       map[string]Runtime // the handlers there are
+	DefaultRuntime string
+	CDI            bool // devices can be asked for by CDI name
+
+	SeccompProfile string // of daemon.json: builtin, default, unconfined or a path; "" without seccomp
+	AppArmor       bool
+	SELinux        bool
+	Rootless       bool // the whole Engine runs in a user namespace
+	UserNSRemap    bool // containers do unless they ask for the host's
+
+	// Gates by API version (cri-on-docker 0.2).
+	SeccompBuiltin       bool // 1.42: seccomp=builtin can be said
+	StopSignal           bool // 1.42: a stop can name its signal
+	ConsoleSize          bool // 1.42: an exec can begin with its size
+	Annotations          bool // 1.43: HostConfig.Annotations
+	ReadOnlyNonRecursive bool // 1.44: a read-only mount says how deep it is
+	ImageMounts          bool // 1.48: mounts of type image, with a sub-path
+
+	// LowestOOMScore is the lowest oom_score_adj that the Engine's processes
+	// may give, as far as can be told from outside.
+	LowestOOMScore int
+}
+
+// A Runtime is one of the Engine's low-level runtimes.
+type Runtime struct {
+	// RecursiveReadOnly tells that a mount can be made read-only with all
+	// below it: by this runtime, this Engine and this kernel.
+	RecursiveReadOnly bool
+}
+
+// inquire asks the Engine behind c for its record. host is where it listens.
+func inquire(ctx context.Context, c *client.Client, host string) (Record, error) {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return Record{}, fmt.Errorf("docker info: %w", err)
+	}
+	r := record(info, c.ClientVersion())
+	if r.Rootless {
+		return Record{}, fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
+	}
+	r.LowestOOMScore = lowestOOMScore(host)
+	return r, nil
+}
+
+// record makes the record of an Engine from what it says of itself.
+func record(info system.Info, api string) Record {
+	since := func(v string) bool { return versions.GreaterThanOrEqualTo(api, v) }
+	r := Record{
+		Version:        info.ServerVersion,
+		API:            api,
+		Kernel:         info.KernelVersion,
+		RootDir:        info.DockerRootDir,
+		StorageDriver:  info.Driver,
+		LoggingDriver:  info.LoggingDriver,
+		CgroupDriver:   info.CgroupDriver,
+		LiveRestore:    info.LiveRestoreEnabled,
+		DefaultRuntime: info.DefaultRuntime,
+		Runtimes:       map[string]Runtime{},
+
+		SeccompBuiltin:       since("1.42"),
+		StopSignal:           since("1.42"),
+		ConsoleSize:          since("1.42"),
+		Annotations:          since("1.43"),
+		ReadOnlyNonRecursive: since("1.44"),
+		ImageMounts:          since("1.48"),
+	}
+	r.CgroupVersion = 1
+	if info.CgroupVersion == "2" {
+		r.CgroupVersion = 2
+	}
+	for _, s := range info.DriverStatus {
+		if s[0] == "driver-type" && strings.HasPrefix(s[1], "io.containerd.snapshotter") {
+			r.Snapshotter = true
+		}
+	}
+	for _, option := range info.SecurityOptions {
+		fields := strings.Split(option, ",")
+		switch strings.TrimPrefix(fields[0], "name=") {
+		case "seccomp":
+			r.SeccompProfile = "builtin"
+			for _, f := range fields[1:] {
+				if profile, ok := strings.CutPrefix(f, "profile="); ok {
+					r.SeccompProfile = profile
+				}
+			}
+		case "apparmor":
+			r.AppArmor = true
+		case "selinux":
+			r.SELinux = true
+		case "rootless":
+			r.Rootless = true
+		case "userns":
+			r.UserNSRemap = true
+		}
+	}
+	deep := since("1.44") && kernelAtLeast(info.KernelVersion, 5, 12)
+	for name, rt := range info.Runtimes {
+		r.Runtimes[name] = Runtime{RecursiveReadOnly: deep && mounts(rt.Status, "rro")}
+	}
+	// 1.50 turned CDI on by default; before, the Engine names its directories
+	// only when the feature is on.
+	r.CDI = len(info.CDISpecDirs) > 0
+	return r
+}
+
+// mounts reports whether the features that a runtime has told of
+// (github.com/opencontainers/runtime-spec/features) name the mount option.
+func mounts(status map[string]string, option string) bool {
+	var features struct {
+		MountOptions []string `json:"mountOptions"`
+	}
+	text := status["org.opencontainers.runtime-spec.features"]
+	return json.Unmarshal([]byte(text), &features) == nil && slices.Contains(features.MountOptions, option)
+}
+
+// kernelAtLeast compares a release such as 6.1.0-18-amd64 with major.minor.
+func kernelAtLeast(release string, major, minor int) bool {
+	var a, b int
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}
+
+// lowestOOMScore tells what oom_score_adj the process that listens at host may
+// give its children: any if it has CAP_SYS_RESOURCE, else none below its own.
+// Where nothing can be told it says any, and a failed start will tell.
+func lowestOOMScore(host string) int {
+	const anyScore = -1000
+	path, ok := strings.CutPrefix(host, "unix://")
+	if !ok {
+		return anyScore
+	}
+	pid, err := listener(path)
+	if err != nil || pid <= 0 {
+		return anyScore
+	}
+	dir := "/proc/" + strconv.Itoa(pid)
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return anyScore
+	}
+	_, caps, ok := strings.Cut(string(status), "\nCapEff:")
+	caps, _, _ = strings.Cut(caps, "\n")
+	set, err := strconv.ParseUint(strings.TrimSpace(caps), 16, 64)
+	if !ok || err != nil || set&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return anyScore
+	}
+	own, err := os.ReadFile(dir + "/oom_score_adj")
+	if err != nil {
+		return anyScore
+	}
+	score, err := strconv.Atoi(strings.TrimSpace(string(own)))
+	if err != nil {
+		return anyScore
+	}
+	return score
+}
+
+// listener returns the process that listens on the Unix socket at path.
+func listener(path string) (int, error) {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err != nil || credErr != nil {
+		return 0, fmt.Errorf("peer of %s: %w", path, firstError(err, credErr))
+	}
+	return int(cred.Pid), nil
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

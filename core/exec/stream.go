@@ -1,0 +1,193 @@
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/pkg/stdcopy"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+
+	"berth/streaming"
+)
+
+const (
+	// attachBuffer is how much of a container's output is kept for a client
+	// that does not keep up, in bytes a stream.
+	attachBuffer = 4 << 20
+	// attachPatience is how long such a client is waited for before it is cut
+	// off. Until then the container may be held up, so it is short.
+	attachPatience = time.Second
+)
+
+// Exec runs cmd in the container id with the given streams, nil for those not
+// wanted, until it ends. Its exit code comes as a bare ExitError.
+func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	c, err := s.running(ctx, id)
+	if err != nil {
+		return err
+	}
+	made, err := docker.ContainerExecCreate(ctx, c.ID(), container.ExecOptions{
+		Tty: tty, AttachStdin: in != nil, AttachStdout: out != nil, AttachStderr: errs != nil && !tty, DetachKeys: detachKeys, Cmd: cmd,
+	})
+	if err != nil {
+		return fmt.Errorf("exec: %w", err)
+	}
+	streams, err := docker.ContainerExecAttach(ctx, made.ID, container.ExecAttachOptions{Tty: tty})
+	if err != nil {
+		return fmt.Errorf("exec: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
+		return docker.ContainerExecResize(ctx, made.ID, size)
+	})
+	// A client that reads slowly holds up this command and no other.
+	if err := join(ctx, streams, in, out, errs, tty); err != nil {
+		if ctx.Err() != nil && tty {
+			s.kill(context.WithoutCancel(ctx), docker, c.ID(), made.ID) // its terminal is gone
+		}
+		return err
+	}
+	code, err := ended(ctx, docker, made.ID, "see its output")
+	if err != nil {
+		return err
+	}
+	return exit(code)
+}
+
+// Attach joins streams, nil for those not wanted, to those of the container id
+// until it ends or the client leaves. A client that does not keep up is cut
+// off: an Engine holds up the container for it.
+func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	c, err := s.running(ctx, id)
+	if err != nil {
+		return err
+	}
+	streams, err := docker.ContainerAttach(ctx, c.ID(), container.AttachOptions{
+		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil, DetachKeys: detachKeys,
+	})
+	if err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
+		return docker.ContainerResize(ctx, c.ID(), size)
+	})
+	var buffers []*streaming.Buffer
+	buffered := func(w io.WriteCloser) io.Writer {
+		if w == nil {
+			return nil
+		}
+		b := streaming.NewBuffer(w, attachBuffer, attachPatience)
+		buffers = append(buffers, b)
+		return b
+	}
+	err = join(ctx, streams, in, buffered(out), buffered(errs), c.TTY)
+	for _, b := range buffers {
+		err = errors.Join(err, b.Close())
+	}
+	return err
+}
+
+// join copies between an Engine's streams and a client's until the Engine's
+// output ends. It closes the Engine's streams.
+func join(ctx context.Context, streams types.HijackedResponse, in io.Reader, out, errs io.Writer, tty bool) error {
+	defer context.AfterFunc(ctx, streams.Close)()
+	defer streams.Close()
+	if in != nil {
+		// It ends with the client's connection, which outlives this call by as
+		// much as the server takes to close it.
+		go func() {
+			_, _ = io.Copy(streams.Conn, in)
+			_ = streams.CloseWrite()
+		}()
+	}
+	var err error
+	if tty {
+		_, err = io.Copy(orDiscard(out), streams.Reader)
+	} else {
+		_, err = stdcopy.StdCopy(orDiscard(out), orDiscard(errs), streams.Reader)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
+// resizing passes on what a terminal's size becomes. The Engine refuses until
+// there is a process.
+func resizing(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set func(context.Context, container.ResizeOptions) error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case size, ok := <-sizes:
+			if !ok {
+				return
+			}
+			for pause := 5 * time.Millisecond; pause < time.Second; pause *= 2 {
+				err := set(ctx, container.ResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+				if err == nil || wait(ctx, pause) != nil {
+					break
+				}
+			}
+		}
+	}
+}
+
+// PortForward connects stream to a port of the pod in the sandbox id, until
+// either end is done.
+func (s *Service) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+	if port <= 0 || port > 65535 {
+		return fmt.Errorf("port %d: %w", port, errdefs.ErrInvalidArgument)
+	}
+	pod, err := s.view.Sandbox(ctx, id)
+	if err != nil {
+		return err
+	}
+	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
+	}
+	conn, err := s.dial(ctx, pod, int(port))
+	if err != nil {
+		return fmt.Errorf("port %d of sandbox %s: %w", port, pod.ID(), err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	go func() {
+		// What the client has finished saying, the pod hears as an end; it may
+		// go on answering.
+		_, _ = io.Copy(conn, stream)
+		if half, ok := conn.(*net.TCPConn); ok {
+			_ = half.CloseWrite()
+		}
+	}()
+	if _, err := io.Copy(stream, conn); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("port %d of sandbox %s: %w", port, pod.ID(), err)
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+// Package image is the room of the node's images: pulled, listed, removed, and
+// measured.
+//
+// It is called by the front desk (core/server), and by those who need an image
+// to run something in; it talks to the Docker Engine. An image has one
+// identity in all that is said of it here: its ID as the Engine has it.
+package image
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/tocri"
+	"berth/core/turns"
+)
+
+// Config is what an operator can choose about images.
+type Config struct {
+	// PauseImage is what sandboxes run. It is pulled if it can be; else the
+	// built-in one serves.
+	PauseImage string
+	// PullProgress is how long a pull may make no progress before it is given up.
+	PullProgress time.Duration
+}
+
+// A Service does what the kubelet asks about images.
+type Service struct {
+	Config
+	docker *engine.Engine
+	log    *slog.Logger
+
+	removals turns.Turns // by image ID
+	pulls    pulls
+	pause    pauseImage
+	usage    usage
+
+	mu    sync.Mutex        // guards users
+	users map[string]string // whom images run as, by ID; that of an ID never changes
+}
+
+// New returns a Service; none of its arguments may be nil.
+func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
+	return &Service{
+		Config: cfg, docker: docker, log: log,
+		pulls: pulls{running: map[string]*pull{}},
+		users: map[string]string{},
+	}
+}
+
+// find looks for the image that ref names: by tag, by digest or by ID. It is of
+// kind NotFound if there is none.
+func (s *Service) find(ctx context.Context, docker *engine.Conn, ref string) (image.InspectResponse, error) {
+	if ref == "" {
+		return image.InspectResponse{}, fmt.Errorf("no image named: %w", errdefs.ErrNotFound)
+	}
+	found, err := docker.ImageInspect(ctx, ref)
+	if err != nil {
+		return found, fmt.Errorf("image %q: %w", ref, err)
+	}
+	// The Engine takes "abcd" for the beginning of an ID before it is a name.
+	if !isID(ref) && strings.HasPrefix(strings.TrimPrefix(found.ID, "sha256:"), ref) {
+		return image.InspectResponse{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
+	}
+	return found, nil
+}
+
+// isID reports whether ref is a whole ID rather than a name.
+func isID(ref string) bool {
+	hex := strings.TrimPrefix(ref, "sha256:")
+	return len(hex) == 64 && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
+// Status returns the image that ref names, nil if there is none, and with
+// verbose what else there is to know of it.
+func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtimeapi.Image, map[string]string, error) {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	found, err := s.find(ctx, docker, ref)
+	if errdefs.IsNotFound(err) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	out := tocri.Image(tocri.ImageFacts{
+		ID: found.ID, Tags: found.RepoTags, Digests: found.RepoDigests, Size: found.Size, User: user(found),
+		Pinned: s.pinned(found.ID, found.RepoTags),
+	})
+	if !verbose {
+		return out, nil, nil
+	}
+	info, err := verboseInfo(found)
+	return out, info, err
+}
+
+func user(found image.InspectResponse) string {
+	if found.Config == nil {
+		return ""
+	}
+	return found.Config.User
+}
+
+// List returns the images that match filter; a nil filter matches all.
+func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
+	if ref := filter.GetImage().GetImage(); ref != "" {
+		found, _, err := s.Status(ctx, ref, false)
+		if found == nil || err != nil {
+			return nil, err
+		}
+		return []*runtimeapi.Image{found}, nil
+	}
+	docker, err := s.docker.Use()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	list, err := docker.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs()})
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	users, err := s.usersOf(ctx, docker, list)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]*runtimeapi.Image, 0, len(list))
+	for _, row := range list {
+		out = append(out, tocri.Image(tocri.ImageFacts{
+			ID: row.ID, Tags: row.RepoTags, Digests: row.RepoDigests, Size: row.Size, User: users[row.ID],
+			Pinned: s.pinned(row.ID, row.RepoTags),
+		}))
+	}
+	return out, nil
+}
+
+// usersOf tells whom the images run as, which a list does not. Each image is
+// looked at once in its life.
+func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image.Summary) (map[string]string, error) {
+	s.mu.Lock()
+	known := s.users
+	s.mu.Unlock()
+	users := make(map[string]string, len(list))
+	for _, row := range list {
+		if name, ok := known[row.ID]; ok {
+			users[row.ID] = name
+			continue
+		}
+		found, err := docker.ImageInspect(ctx, row.ID)
+		switch {
+		case errdefs.IsNotFound(err): // removed meanwhile
+		case err != nil:
+			return nil, fmt.Errorf("image %s: %w", row.ID, err)
+		default:
+			users[row.ID] = user(found)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users = users // never changed from here on, so that others may read on
+	return users, nil
+}
+
+// A Found is what those who run something in an image need to know of it.
+type Found struct {
+	ID         string
+	Ref        string // repository@digest, of the repository asked for if it has one; else the ID
+	HasCommand bool   // whether it has an entrypoint or a command
+}
+
+// Resolve finds a local image for somebody who runs it. It is of kind NotFound
+// if there is none.
+func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, error) {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return Found{}, err
+	}
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	found, err := s.find(ctx, docker, ref)
+	if err != nil {
+		return Found{}, err
+	}
+	out := Found{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID)}
+	if found.Config != nil {
+		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
+	}
+	return out, nil
+}
+
+// repoDigest picks the digest of the repository that the user named, else the
+// first there is, else id.
+func repoDigest(digests []string, userRef, id string) string {
+	pick := id
+	if len(digests) > 0 && !strings.Contains(digests[0], "<none>") {
+		pick = digests[0]
+	}
+	want, err := reference.ParseNormalizedNamed(userRef)
+	if err != nil {
+		return pick
+	}
+	for _, d := range digests {
+		if have, err := reference.ParseNormalizedNamed(d); err == nil && have.Name() == want.Name() {
+			return d
+		}
+	}
+	return pick
+}
+
+// Remove removes an image with all its names, however it is called. One that is
+// not there is no error; one that a container runs in is of kind Conflict.
+func (s *Service) Remove(ctx context.Context, ref string) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := docker.Short(context.WithoutCancel(ctx))
+	defer cancel()
+	found, err := s.find(ctx, docker, ref)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	done, err := s.removals.Take(ctx, found.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	_, err = docker.ImageRemove(ctx, found.ID, image.RemoveOptions{Force: true, PruneChildren: true})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove image %q: %w", ref, err)
+	}
+	return nil
+}

@@ -1,0 +1,194 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/registry"
+	"github.com/docker/docker/pkg/jsonmessage"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// pulls are the pulls under way, by what is pulled and with which credentials.
+type pulls struct {
+	mu      sync.Mutex // guards running
+	running map[string]*pull
+}
+
+// A pull goes on as long as anybody waits for it.
+type pull struct {
+	waiters int
+	cancel  context.CancelFunc
+	done    chan struct{}
+	id      string // once done is closed, like err
+	err     error
+}
+
+// Pull brings the image ref to the node and returns its ID. Calls for the same
+// image with the same credentials share one pull, which ends early only when
+// all of them have hung up.
+//
+// An error that begins with RegistryUnavailable tells that another try may
+// succeed; NotFound, that there is no such image.
+func (s *Service) Pull(ctx context.Context, ref string, given *runtimeapi.AuthConfig) (string, error) {
+	if ref == "" {
+		return "", fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument)
+	}
+	docker, err := s.docker.Use()
+	if err != nil {
+		return "", err
+	}
+	auth, err := s.credentials(ctx, ref, given)
+	if err != nil {
+		return "", err
+	}
+	header, err := registry.EncodeAuthConfig(auth)
+	if err != nil {
+		return "", err
+	}
+	p := s.pulls.join(ctx, ref+"\x00"+header, func(ctx context.Context) (string, error) {
+		return s.pull(ctx, docker, ref, header)
+	})
+	select {
+	case <-p.done:
+		return p.id, p.err
+	case <-ctx.Done():
+		s.pulls.leave(p)
+		return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
+	}
+}
+
+// join returns the pull called key, which is begun if need be.
+func (all *pulls) join(ctx context.Context, key string, begin func(context.Context) (string, error)) *pull {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if p, ok := all.running[key]; ok && p.waiters > 0 {
+		p.waiters++
+		return p
+	}
+	// It belongs to all who wait, and ends with the last of them.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p := &pull{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	all.running[key] = p
+	go func() {
+		defer cancel()
+		p.id, p.err = begin(ctx)
+		all.mu.Lock()
+		if all.running[key] == p {
+			delete(all.running, key)
+		}
+		all.mu.Unlock()
+		close(p.done)
+	}()
+	return p
+}
+
+// leave takes one waiter off p and calls it off with the last.
+func (all *pulls) leave(p *pull) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if p.waiters--; p.waiters == 0 {
+		p.cancel()
+	}
+}
+
+// errStalled is the cause of a pull that was given up.
+var errStalled = errors.New("no progress")
+
+// pull has the Engine pull ref, and gives up when nothing moves any more.
+func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header string) (string, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(s.PullProgress, func() { cancel(errStalled) })
+	defer watchdog.Stop()
+
+	answer, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
+	if err == nil {
+		err = follow(answer, func() { watchdog.Reset(s.PullProgress) })
+		err = errors.Join(err, answer.Close())
+	}
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errStalled) {
+			return "", &pullError{ref, fmt.Errorf("no progress for %v", s.PullProgress), true}
+		}
+		if ctx.Err() != nil {
+			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
+		}
+		return "", pullFailure(ref, err)
+	}
+	// By what was pulled: the image of a digest may have no tag.
+	found, err := s.find(ctx, docker, ref)
+	return found.ID, err
+}
+
+// follow reads an Engine's progress messages to the end, calls moved for each,
+// and returns the error that they tell of, for the answer itself began well.
+func follow(messages io.Reader, moved func()) error {
+	for dec := json.NewDecoder(messages); ; {
+		var m jsonmessage.JSONMessage
+		switch err := dec.Decode(&m); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case m.Error != nil:
+			return m.Error
+		}
+		moved()
+	}
+}
+
+// A pullError is a pull that the registry, not the Engine, made fail.
+type pullError struct {
+	ref  string
+	err  error
+	away bool // the registry could not be reached or is not well
+}
+
+// Error begins with the word that the kubelet shows as the reason.
+func (e *pullError) Error() string {
+	text := fmt.Sprintf("pull image %q: %v", e.ref, e.err)
+	if e.away {
+		return "RegistryUnavailable: " + text
+	}
+	return text
+}
+
+// pullFailure sorts the ways a pull can fail. The Engine tells of the
+// registry's answers in words alone, so that here, and only here, words count.
+func pullFailure(ref string, err error) error {
+	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+		return fmt.Errorf("pull image %q: %w", ref, err)
+	}
+	text := err.Error()
+	has := func(words ...string) bool {
+		for _, w := range words {
+			if strings.Contains(text, w) {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case has("denied", "unauthorized", "authentication required", "no basic auth credentials"):
+		return &pullError{ref, err, false}
+	case has("manifest unknown", "not found", "name unknown", "does not exist"):
+		return fmt.Errorf("pull image %q: %w: %w", ref, err, errdefs.ErrNotFound)
+	case has("toomanyrequests", "Too Many Requests", "502 Bad Gateway", "503 Service", "504 Gateway", "500 Internal Server Error",
+		"received unexpected HTTP status: 5", "dial tcp", "lookup ", "i/o timeout", "TLS handshake", "connection re",
+		"Client.Timeout", "context deadline exceeded", "server gave HTTP response", "x509:", "EOF"):
+		return &pullError{ref, err, true}
+	default:
+		return &pullError{ref, err, false}
+	}
+}

@@ -1,0 +1,125 @@
+// Package journal keeps the little that changes after a container is created
+// and that neither its labels nor libcni's cache can hold: steps begun but not
+// finished, times of failed starts, positions in logs.
+//
+// It is one small file per object, replaced as a whole, on shelves by subject.
+// A file survives the death of the daemon at any moment. It is not synced to
+// the disk, for it is written on the path of every pod: when the machine loses
+// power the newest files may be lost, and everything that reads them lives
+// without (no pod runs after a power loss).
+package journal
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// version is the directory that files of this form live in. Another form gets
+// another one, and reads the older.
+const version = "v1"
+
+// A Journal is a directory of shelves.
+type Journal struct {
+	dir string
+}
+
+// Open returns the journal in dir, which is made if need be.
+func Open(dir string) (*Journal, error) {
+	j := &Journal{dir: filepath.Join(dir, version)}
+	if err := os.MkdirAll(j.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return j, nil
+}
+
+// Shelf returns the shelf called name, which is made if need be.
+func (j *Journal) Shelf(name string) (*Shelf, error) {
+	dir := filepath.Join(j.dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return &Shelf{dir: dir}, nil
+}
+
+// A Shelf holds one file per key. Two writers of the same key must take turns;
+// a reader never sees half a file.
+type Shelf struct {
+	dir string
+}
+
+// path returns the file of key. Keys that make no good file name (a container's
+// name may be longer than one can be) are hashed.
+func (s *Shelf) path(key string) string {
+	plain := len(key) > 0 && len(key) <= 128 && key[0] != '.' && !strings.ContainsAny(key, "/\x00")
+	if !plain {
+		sum := sha256.Sum256([]byte(key))
+		key = "sha256-" + hex.EncodeToString(sum[:])
+	}
+	return filepath.Join(s.dir, key)
+}
+
+// Save keeps data under key.
+func (s *Shelf) Save(key string, data []byte) error {
+	path := s.path(key)
+	temp := filepath.Join(s.dir, "."+filepath.Base(path))
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// Load returns what is kept under key, and whether anything is.
+func (s *Shelf) Load(key string) ([]byte, bool) {
+	data, err := os.ReadFile(s.path(key))
+	return data, err == nil && len(data) > 0
+}
+
+// Delete forgets key; it need not be there.
+func (s *Shelf) Delete(key string) error {
+	if err := os.Remove(s.path(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// Put keeps v, as JSON, under key.
+func (s *Shelf) Put(key string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return s.Save(key, data)
+}
+
+// Get reads into v what Put kept under key, and returns whether it could. A
+// torn or foreign file counts as absent.
+func (s *Shelf) Get(key string, v any) bool {
+	data, ok := s.Load(key)
+	return ok && json.Unmarshal(data, v) == nil
+}
+
+// Names returns the file names on the shelf, each good as a key for Get and
+// Delete.
+func (s *Shelf) Names() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}

@@ -1,0 +1,81 @@
+package journal_test
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"berth/core/journal"
+)
+
+func shelf(t *testing.T) (*journal.Shelf, string) {
+	t.Helper()
+	dir := t.TempDir()
+	j, err := journal.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := j.Shelf("pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, filepath.Join(dir, "v1", "pods")
+}
+
+func TestRoundTrip(t *testing.T) {
+	type note struct{ Name string }
+	s, _ := shelf(t)
+	keys := []string{"short", strings.Repeat("long", 100), "a/b", ".hidden", ""}
+	for _, key := range keys {
+		if err := s.Put(key, note{key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	names, err := s.Names()
+	if err != nil || len(names) != len(keys) {
+		t.Errorf("Names() = %q, %v; want %d", names, err, len(keys))
+	}
+	var seen []string
+	for _, name := range names {
+		var got note
+		if !s.Get(name, &got) {
+			t.Errorf("nothing under %q", name)
+		}
+		seen = append(seen, got.Name)
+	}
+	for _, key := range keys {
+		var got note
+		if !s.Get(key, &got) || got.Name != key || !slices.Contains(seen, key) {
+			t.Errorf("got %+v for %q", got, key)
+		}
+		if err := s.Delete(key); err != nil {
+			t.Error(err)
+		}
+		if s.Get(key, &got) {
+			t.Errorf("%q is still there", key)
+		}
+		if err := s.Delete(key); err != nil {
+			t.Errorf("deleting twice: %v", err)
+		}
+	}
+}
+
+func TestATornFileCountsAsAbsent(t *testing.T) {
+	s, dir := shelf(t)
+	for name, text := range map[string]string{"empty": "", "torn": `{"Name":"we`, ".torn": "x"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"empty", "torn"} {
+		var v struct{ Name string }
+		if s.Get(name, &v) {
+			t.Errorf("%s was read as %+v", name, v)
+		}
+	}
+	if names, _ := s.Names(); len(names) != 2 {
+		t.Errorf("Names() = %q, want the two whole names", names)
+	}
+}

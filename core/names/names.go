@@ -1,0 +1,55 @@
+// Package names gives Docker containers the names that say which pod and which
+// attempt they are, and reads them back.
+package names
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// Pod stands in the place of the container's name in the name of a sandbox.
+const Pod = "POD"
+
+// A Name is k8s_<container>_<pod>_<namespace>_<uid>_<attempt>, the scheme of
+// dockershim and cri-dockerd. None of its parts may contain an underscore;
+// Kubernetes forbids it for all of them.
+type Name struct {
+	Container string // Pod for a sandbox
+	Pod       string
+	Namespace string
+	UID       string
+	Attempt   uint32
+	// Suffix makes the name another one when the plain name is taken by
+	// something that can neither be found nor removed. Usually empty.
+	Suffix string
+}
+
+// String returns the Docker name.
+func (n Name) String() string {
+	s := fmt.Sprintf("k8s_%s_%s_%s_%s_%d", n.Container, n.Pod, n.Namespace, n.UID, n.Attempt)
+	if n.Suffix != "" {
+		s += "_" + n.Suffix
+	}
+	return s
+}
+
+// Parse reads a Docker name, with or without the leading slash that the Engine
+// puts before it.
+func Parse(s string) (Name, error) {
+	p := strings.Split(strings.TrimPrefix(s, "/"), "_")
+	if len(p) < 6 || len(p) > 7 || p[0] != "k8s" {
+		return Name{}, fmt.Errorf("container name %q is not ours: %w", s, errdefs.ErrInvalidArgument)
+	}
+	attempt, err := strconv.ParseUint(p[5], 10, 32)
+	if err != nil {
+		return Name{}, fmt.Errorf("attempt in container name %q: %w", s, errdefs.ErrInvalidArgument)
+	}
+	n := Name{Container: p[1], Pod: p[2], Namespace: p[3], UID: p[4], Attempt: uint32(attempt)}
+	if len(p) == 7 {
+		n.Suffix = p[6]
+	}
+	return n, nil
+}

@@ -1,0 +1,34 @@
+package names_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"berth/core/names"
+)
+
+func FuzzRoundTrip(f *testing.F) {
+	f.Add("POD", "web-0", "default", "6d6b2d24-1a6f", uint32(0), "")
+	f.Add("nginx", "web-0", "kube-system", "u", uint32(4294967295), "3f2a90bc")
+	f.Fuzz(func(t *testing.T, container, pod, namespace, uid string, attempt uint32, suffix string) {
+		if strings.Contains(container+pod+namespace+uid+suffix, "_") {
+			t.Skip("Kubernetes has no underscores")
+		}
+		want := names.Name{Container: container, Pod: pod, Namespace: namespace, UID: uid, Attempt: attempt, Suffix: suffix}
+		for _, slash := range []string{"", "/"} {
+			if got, err := names.Parse(slash + want.String()); err != nil || got != want {
+				t.Errorf("Parse(%q) = %+v, %v", slash+want.String(), got, err)
+			}
+		}
+	})
+}
+
+func TestParseRefusesOthers(t *testing.T) {
+	for _, s := range []string{"", "/redis", "k8s_a_b_c_d", "k8s_a_b_c_d_x", "k8s_a_b_c_d_-1", "k8s_a_b_c_d_1_e_f", "x_a_b_c_d_1"} {
+		if n, err := names.Parse(s); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("Parse(%q) = %+v, %v; want an invalid argument", s, n, err)
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"berth/core/engine"
+	"berth/network"
+)
+
+// gcLimit is how long the plugins may take to clean up what nobody needs.
+const gcLimit = 10 * time.Second
+
+// takeDown undoes whatever an intent has led to and strikes it from the
+// journal. It can be called at any point and any number of times.
+func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *intent) error {
+	id := made.ID
+	if id == "" {
+		found, err := docker.ContainerInspect(ctx, made.Name)
+		switch {
+		case errdefs.IsNotFound(err):
+			return s.intents.Delete(made.Name)
+		case err != nil:
+			return fmt.Errorf("look for sandbox %s: %w", made.Name, err)
+		case found.State.Running:
+			// The ID is written down before the start: what runs is no work of
+			// this intent, but of an earlier one that was finished.
+			return s.intents.Delete(made.Name)
+		}
+		id = found.ID
+	}
+	if err := s.discard(ctx, docker, id, made.Plan); err != nil {
+		return err
+	}
+	return s.intents.Delete(made.Name)
+}
+
+// discard leaves nothing of the sandbox id: network, container, files.
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
+	var errs []error
+	if !s.Bridge && (plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id)) {
+		errs = append(errs, s.detach(ctx, plan, id))
+	}
+	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	s.view.Forget(id)
+	return nil
+}
+
+// recoverName undoes what an earlier call, or an earlier life of the daemon,
+// has begun under the name and not finished. The turn is the caller's.
+func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name string) error {
+	var left intent
+	if !s.intents.Get(name, &left) {
+		return nil
+	}
+	s.log.Info("taking down a sandbox that was never finished", slog.String("name", left.Name), slog.String("sandbox", left.ID))
+	return s.takeDown(ctx, docker, &left)
+}
+
+// KeepClean cleans up after every connection to the Engine: it undoes what was
+// begun and not finished, and lets go of what belongs to sandboxes that are no
+// more. It returns when ctx ends.
+func (s *Service) KeepClean(ctx context.Context) error {
+	return s.view.Each(ctx, "leftovers of sandboxes", s.clean)
+}
+
+// clean does one round of cleaning up.
+func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
+	names, err := s.intents.Names()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, key := range names {
+		errs = append(errs, s.cleanIntent(ctx, docker, key))
+	}
+	errs = append(errs, s.cleanOrphans(ctx, docker))
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if s.Bridge {
+		return nil
+	}
+	return s.collect(ctx)
+}
+
+// cleanIntent takes down what one intent has led to, unless a call is at work
+// on it.
+func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key string) error {
+	var left intent
+	if !s.intents.Get(key, &left) || left.Name == "" {
+		return s.intents.Delete(key) // torn by a power loss, which no pod survives
+	}
+	done, err := s.turns.Take(ctx, left.Name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.recoverName(ctx, docker, left.Name)
+}
+
+// cleanOrphans lets go of network namespaces and files of sandboxes whose
+// containers are no more.
+func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
+	var orphans []string
+	if !s.Bridge {
+		orphans = s.network.Bound()
+	}
+	entries, err := os.ReadDir(filepath.Join(s.RunDir, "pods"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		orphans = append(orphans, e.Name())
+	}
+	slices.Sort(orphans)
+	var errs []error
+	for _, id := range slices.Compact(orphans) {
+		// Asked of the Engine itself: the view hides what is half made.
+		_, err := docker.ContainerInspect(ctx, id)
+		switch {
+		case err == nil:
+		case !errdefs.IsNotFound(err):
+			errs = append(errs, fmt.Errorf("inspect %s: %w", id, err))
+		default:
+			if _, err := s.view.Sandbox(ctx, id); err == nil {
+				continue // gone behind our back; the kubelet will have it stopped
+			}
+			s.log.Info("letting go of what is left of a sandbox", slog.String("sandbox", id))
+			errs = append(errs, s.discard(ctx, docker, id, nil))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// collect has the plugins clean up what no pod needs. Attachments that others
+// on this node have made in the same cache are not ours to judge.
+func (s *Service) collect(ctx context.Context) error {
+	if !s.attaching.TryLock() {
+		return nil // no pod waits for this; the next connection is soon enough
+	}
+	defer s.attaching.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, gcLimit)
+	defer cancel()
+	keep := s.network.Attached()
+	pods, err := s.view.Sandboxes(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, pod := range pods {
+		keep = append(keep, pod.ID())
+	}
+	if err := s.network.GC(ctx, keep); err != nil {
+		// What it could not clean does no harm but to the plugins' own tables.
+		s.log.Warn("the network plugins could not clean up", slog.Any("err", err))
+	}
+	return nil
+}

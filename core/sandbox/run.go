@@ -1,0 +1,334 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/labels"
+	"berth/core/todocker"
+	"berth/core/undo"
+	"berth/network"
+)
+
+// runLimit is how long setting up one pod may take: as long as the kubelet
+// waits for it.
+const runLimit = 4 * time.Minute
+
+// An intent is a sandbox that is being made. It is in the journal from before
+// the first step until after the last, so that nothing it has led to is lost
+// sight of.
+type intent struct {
+	Name string        // of the pause container
+	ID   string        // of the pause container, once it is created
+	Plan *network.Plan // of its network, once attaching begins
+}
+
+// Run sets up a pod and returns the ID of its sandbox. A pod that could not be
+// set up completely is taken down again before Run returns; what cannot be
+// taken down then is when the Engine is back. A pod that an earlier call has
+// set up already is that pod.
+//
+// The caller may hang up at any time: the step under way is finished, and the
+// pod taken down.
+func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (_ string, err error) {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return "", err
+	}
+	seccomp, err := seccomp(pod)
+	if err != nil {
+		return "", err
+	}
+	ask := todocker.SandboxAsk{
+		Pod: pod, Handler: handler, Can: docker.Can, Seccomp: seccomp, Bridge: s.Bridge,
+		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()),
+	}
+	order, err := todocker.Sandbox(ask)
+	if err != nil {
+		return "", err
+	}
+	made := &intent{Name: order.Name.String()}
+
+	done, err := s.turns.Take(ctx, made.Name)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	defer s.view.Build(made.Name)()
+	if err := s.recoverName(ctx, docker, made.Name); err != nil {
+		return "", fmt.Errorf("finish what an earlier call left: %w", err)
+	}
+
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), runLimit)
+	defer cancel()
+	var steps undo.Stack
+	defer steps.Rollback(work, &err)
+
+	ready, err := s.create(work, docker, ask, made, &steps)
+	if err != nil || ready != "" {
+		return ready, err
+	}
+	if err := s.start(work, docker, ask, made); err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	if err := s.furnish(work, docker, pod, made); err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	if err := s.intents.Delete(made.Name); err != nil {
+		return "", err
+	}
+	if _, err := s.view.Refresh(work, made.ID); err != nil {
+		return "", err
+	}
+	return made.ID, nil
+}
+
+// seccomp reads the profile that a pod names, if it names one.
+func seccomp(pod *runtimeapi.PodSandboxConfig) (string, error) {
+	file, err := todocker.SeccompFile(pod.GetLinux().GetSecurityContext(), false)
+	if err != nil || file == "" {
+		return "", err
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("seccomp profile: %w", err)
+	}
+	return string(content), nil
+}
+
+// nameTries is how often a name that is taken is looked into.
+const nameTries = 4
+
+// create makes the pause container. If the pod turns out to be there already
+// it returns its ID.
+func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent, steps *undo.Stack) (ready string, err error) {
+	for suffix, try := "", 0; ; try++ {
+		if ask.Image, err = s.images.Pause(ctx); err != nil {
+			return "", fmt.Errorf("pause image: %w", err)
+		}
+		order, err := todocker.Sandbox(ask)
+		if err != nil {
+			return "", err
+		}
+		order.Name.Suffix = suffix
+		if try == 0 {
+			if err := s.intents.Put(made.Name, made); err != nil {
+				return "", err
+			}
+			steps.Push(func(ctx context.Context) error { return s.takeDown(ctx, docker, made) })
+		}
+		short, cancel := docker.Short(ctx)
+		created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, order.Name.String())
+		cancel()
+		switch {
+		case err == nil:
+			made.ID = created.ID
+			return "", s.intents.Put(made.Name, made)
+		case errdefs.IsNotFound(err) && try < nameTries:
+			s.images.ForgetPause() // removed under our feet: look for it again
+		case errdefs.IsConflict(err) && try < nameTries:
+			id, free, err := s.conflict(ctx, docker, order.Name.String())
+			switch {
+			case err != nil:
+				return "", err
+			case id != "":
+				return id, s.intents.Delete(made.Name)
+			case !free:
+				suffix = fmt.Sprintf("%08x", rand.Uint32())
+			}
+		default:
+			return "", fmt.Errorf("create sandbox: %w", err)
+		}
+	}
+}
+
+// conflict looks into who has a sandbox's name. It returns the ID of the
+// holder if that is the very pod asked for, up and attached, and otherwise
+// whether it could make the name free.
+func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string) (ready string, free bool, err error) {
+	holder, err := s.view.Refresh(ctx, name)
+	switch {
+	case errdefs.IsNotFound(err):
+		// Docker may keep the name of a container that it does not have.
+		return "", false, nil
+	case holder.ContainerJSONBase == nil:
+		return "", false, fmt.Errorf("who is called %s: %w", name, err)
+	case labels.Decode(holder.Config.Labels).Kind != labels.Sandbox:
+		return "", false, fmt.Errorf("the name %s is taken by container %s, which is no sandbox: %w", name, holder.ID, errdefs.ErrAlreadyExists)
+	}
+	if seen, err := s.view.Sandbox(ctx, holder.ID); err == nil && seen.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+		return holder.ID, false, nil
+	}
+	s.log.Info("removing what is left of an earlier sandbox", slog.String("sandbox", holder.ID), slog.String("name", name))
+	if err := s.discard(ctx, docker, holder.ID, nil); err != nil {
+		return "", false, fmt.Errorf("make the name %s free: %w", name, err)
+	}
+	return "", true, nil
+}
+
+// start starts the pause container. Where the Engine turns out to be unable to
+// give the oom_score_adj that a pause process should have, it makes do with
+// the lowest that an unprivileged Engine can.
+func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent) error {
+	err := startContainer(ctx, docker, made.ID)
+	if err == nil || ask.OOMScore >= 0 || engine.Away(err) {
+		return err
+	}
+	first := err
+	if err := docker.Discard(ctx, made.ID); err != nil {
+		return errors.Join(first, err)
+	}
+	s.view.Forget(made.ID)
+	ask.OOMScore = 0
+	order, err := todocker.Sandbox(ask)
+	if err != nil {
+		return err
+	}
+	short, cancel := docker.Short(ctx)
+	defer cancel()
+	created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, made.Name)
+	if err != nil {
+		return errors.Join(first, err)
+	}
+	made.ID = created.ID
+	if err := s.intents.Put(made.Name, made); err != nil {
+		return err
+	}
+	if err := startContainer(ctx, docker, made.ID); err != nil {
+		return first // it was not that
+	}
+	docker.RaiseOOMFloor(0)
+	s.log.Warn("this Docker Engine may not lower oom_score_adj: pods run at 0 from now on, and are killed no later than other processes")
+	return nil
+}
+
+func startContainer(ctx context.Context, docker *engine.Conn, id string) error {
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	if err := docker.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
+		return fmt.Errorf("start sandbox %s: %w", id, err)
+	}
+	return nil
+}
+
+// furnish attaches the started sandbox to its network and writes the files of
+// the pod.
+func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, made *intent) error {
+	var addrs []netip.Addr
+	switch {
+	case todocker.HostNetwork(pod):
+	case s.Bridge:
+		seen, err := s.view.Refresh(ctx, made.ID)
+		if err != nil {
+			return err
+		}
+		for _, n := range seen.NetworkSettings.Networks {
+			if addr, err := netip.ParseAddr(n.IPAddress); err == nil {
+				addrs = append(addrs, addr)
+			}
+		}
+	default:
+		var err error
+		if addrs, err = s.attach(ctx, docker, pod, made); err != nil {
+			return fmt.Errorf("network of sandbox %s: %w", made.ID, err)
+		}
+	}
+	return s.writeFiles(made.ID, pod, addrs)
+}
+
+// attach gives the started sandbox its network.
+func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, made *intent) ([]netip.Addr, error) {
+	s.attaching.RLock()
+	defer s.attaching.RUnlock()
+	short, cancel := docker.Short(ctx)
+	defer cancel()
+	seen, err := docker.ContainerInspect(short, made.ID)
+	if err != nil {
+		return nil, fmt.Errorf("inspect: %w", err)
+	}
+	if !seen.State.Running {
+		return nil, fmt.Errorf("the pause process has ended with exit code %d: %w", seen.State.ExitCode, errdefs.ErrFailedPrecondition)
+	}
+	plan, err := s.network.Plan(networkPod(made.ID, pod))
+	if err != nil {
+		return nil, err
+	}
+	// From here on there may be something to take back, whether or not the
+	// plugins get as far as saying so.
+	made.Plan = &plan
+	if err := s.intents.Put(made.Name, made); err != nil {
+		return nil, err
+	}
+	if _, err := s.network.Bind(made.ID, seen.State.Pid); err != nil {
+		return nil, err
+	}
+	return s.network.Attach(ctx, plan)
+}
+
+// Annotations that limit the bandwidth of a pod, in bits per second.
+const (
+	ingressAnnotation = "kubernetes.io/ingress-bandwidth"
+	egressAnnotation  = "kubernetes.io/egress-bandwidth"
+)
+
+// networkPod says in the words of package network what a pod's network is to
+// be.
+func networkPod(id string, pod *runtimeapi.PodSandboxConfig) network.Pod {
+	m := pod.GetMetadata()
+	out := network.Pod{
+		ID: id, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
+		Ingress:     bandwidth(pod.GetAnnotations()[ingressAnnotation]),
+		Egress:      bandwidth(pod.GetAnnotations()[egressAnnotation]),
+		CgroupPath:  pod.GetLinux().GetCgroupParent(),
+		Annotations: pod.GetAnnotations(),
+		DNS: network.DNS{
+			Servers: pod.GetDnsConfig().GetServers(), Searches: pod.GetDnsConfig().GetSearches(), Options: pod.GetDnsConfig().GetOptions(),
+		},
+	}
+	for _, p := range pod.GetPortMappings() {
+		if p.GetHostPort() <= 0 {
+			continue
+		}
+		out.Ports = append(out.Ports, network.PortMapping{
+			HostPort: p.GetHostPort(), ContainerPort: p.GetContainerPort(),
+			Protocol: strings.ToLower(p.GetProtocol().String()), HostIP: p.GetHostIp(),
+		})
+	}
+	return out
+}
+
+// bandwidth reads a quantity of bits per second, such as 10M; 0 is no limit.
+// The API server lets no other through.
+func bandwidth(text string) int64 {
+	factor := int64(1)
+	for suffix, f := range map[string]int64{"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40} {
+		if rest, ok := strings.CutSuffix(text, suffix); ok {
+			text, factor = rest, f
+			break
+		}
+	}
+	n, err := strconv.ParseFloat(text, 64)
+	if err != nil || n <= 0 {
+		return 0
+	}
+	return int64(n * float64(factor))
+}

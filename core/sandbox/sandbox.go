@@ -1,0 +1,88 @@
+// Package sandbox is the room where pods are set up and taken down: a pause
+// container that holds the namespaces, the network attached to them, and the
+// files that every container of the pod finds.
+//
+// It is called by the front desk (core/server) and talks to the Docker Engine
+// and to package network.
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"sync"
+
+	"berth/core/engine"
+	"berth/core/journal"
+	"berth/core/turns"
+	"berth/core/view"
+	"berth/network"
+)
+
+// Config is what an operator can choose about sandboxes.
+type Config struct {
+	// RunDir holds the files of pods, in pods/<sandbox ID>.
+	RunDir string
+	// Bridge leaves the networks of pods to Docker's own bridge
+	// (--network-plugin="").
+	Bridge bool
+}
+
+// A Service does what the kubelet asks about pod sandboxes. What it remembers
+// are steps begun and not finished; those are in the journal too.
+type Service struct {
+	Config
+	docker     *engine.Engine
+	view       *view.View
+	images     images
+	containers containers
+	network    Network
+	intents    *journal.Shelf
+	log        *slog.Logger
+
+	turns     turns.Turns  // by Docker name
+	attaching sync.RWMutex // held to read while a pod is being attached
+
+	mu       sync.Mutex     // guards following
+	detaches map[string]int // failed tries to take the network back, by sandbox ID
+}
+
+// images is the part of the image room that a sandbox needs.
+type images interface {
+	// Pause returns the ID of the pause image.
+	Pause(ctx context.Context) (id string, err error)
+	// ForgetPause tells that the Engine did not have what Pause returned.
+	ForgetPause()
+}
+
+// containers is the part of the container room that a sandbox needs.
+type containers interface {
+	// Kill ends the container at once. One that does not run is no error.
+	Kill(ctx context.Context, id string) error
+	// Remove removes the container, running or not.
+	Remove(ctx context.Context, id string) error
+}
+
+// Network is the part of package network that a sandbox needs. With
+// Config.Bridge it is never asked.
+type Network interface {
+	Plan(pod network.Pod) (network.Plan, error)
+	Bind(id string, pid int) (string, error)
+	Attach(ctx context.Context, plan network.Plan) ([]netip.Addr, error)
+	Detach(ctx context.Context, plan *network.Plan, id string) error
+	Attached() []string
+	Bound() []string
+	GC(ctx context.Context, keep []string) error
+}
+
+// New returns a Service; none of its arguments may be nil.
+func New(cfg Config, docker *engine.Engine, view *view.View, images images, containers containers, network Network,
+	intents *journal.Shelf, log *slog.Logger) *Service {
+	return &Service{
+		Config: cfg, docker: docker, view: view, images: images, containers: containers, network: network,
+		intents: intents, log: log, detaches: map[string]int{},
+	}
+}
+
+// podDir is where the files of the sandbox id are.
+func (s *Service) podDir(id string) string { return Files(s.RunDir).dir(id) }

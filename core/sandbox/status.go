@@ -1,0 +1,39 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/view"
+)
+
+// Status returns what there is to know about the sandbox id; of kind NotFound
+// if there is none.
+func (s *Service) Status(ctx context.Context, id string) (*view.Sandbox, error) {
+	return s.view.Sandbox(ctx, id)
+}
+
+// List returns the sandboxes that match filter; a nil filter matches all.
+func (s *Service) List(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
+	pods, err := s.view.Sandboxes(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]*runtimeapi.PodSandbox, 0, len(pods))
+	for _, pod := range pods {
+		rows = append(rows, pod.Row)
+	}
+	return rows, nil
+}
+
+// Ready returns the sandbox id; of kind FailedPrecondition if it is not ready.
+func (s *Service) Ready(ctx context.Context, id string) (*view.Sandbox, error) {
+	pod, err := s.view.Sandbox(ctx, id)
+	if err == nil && pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		err = fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
+	}
+	return pod, err
+}

@@ -1,0 +1,154 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/view"
+	"berth/network"
+)
+
+const (
+	// stopLimit is how long stopping or removing one pod may take once its
+	// caller has hung up.
+	stopLimit = 4 * time.Minute
+	// detachTries is how often the network of a pod is asked to be taken back
+	// before the pod is let go without: a broken plugin must not keep a node
+	// from ever finishing.
+	detachTries = 10
+)
+
+// Stop kills what runs in the sandbox, takes its network back and ends its
+// pause process. It may be called any number of times; a sandbox that is not
+// there is no error.
+func (s *Service) Stop(ctx context.Context, id string) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	pod, err := s.view.Sandbox(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil // stopped and removed already
+	}
+	if err != nil {
+		return err
+	}
+	done, err := s.turns.Take(ctx, pod.Name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+	defer cancel()
+	return s.stop(work, docker, pod)
+}
+
+// stop does what Stop says; the turn is the caller's.
+func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandbox) error {
+	running, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID()})
+	if err != nil {
+		return err
+	}
+	var all errgroup.Group
+	for _, c := range running {
+		if c.Running {
+			all.Go(func() error { return s.containers.Kill(ctx, c.ID()) })
+		}
+	}
+	if err := all.Wait(); err != nil {
+		return fmt.Errorf("containers of sandbox %s: %w", pod.ID(), err)
+	}
+	// Our own handle keeps the network namespace alive, so that the plugins
+	// can do their work while the pause process goes.
+	all = errgroup.Group{}
+	if !pod.HostNetwork && !pod.Bridged {
+		all.Go(func() error { return s.detach(ctx, nil, pod.ID()) })
+	}
+	if !pod.Gone {
+		all.Go(func() error { return docker.Kill(ctx, pod.ID()) })
+	}
+	err = all.Wait()
+	if pod.Gone {
+		return err
+	}
+	if _, lookErr := s.view.Refresh(ctx, pod.ID()); lookErr != nil && !errdefs.IsNotFound(lookErr) {
+		err = errors.Join(err, lookErr)
+	}
+	return err
+}
+
+// detach takes the network of a pod back, and lets the pod go without after
+// so many failures that another would be no news.
+func (s *Service) detach(ctx context.Context, plan *network.Plan, id string) error {
+	err := s.network.Detach(ctx, plan, id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		delete(s.detaches, id)
+		return nil
+	}
+	s.detaches[id]++
+	if s.detaches[id] < detachTries {
+		return fmt.Errorf("network of sandbox %s: %w", id, err)
+	}
+	s.log.Error("a pod is let go with its network not taken back: its addresses may leak",
+		slog.String("sandbox", id), slog.Int("tries", s.detaches[id]), slog.Any("err", err))
+	return nil
+}
+
+// Remove removes the sandbox and every container in it, stopping it first if
+// need be. A sandbox that is not there is no error.
+func (s *Service) Remove(ctx context.Context, id string) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	pod, err := s.view.Sandbox(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	done, err := s.turns.Take(ctx, pod.Name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
+	defer cancel()
+	if err := s.stop(work, docker, pod); err != nil {
+		return err
+	}
+	inside, err := s.view.Containers(work, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID()})
+	if err != nil {
+		return err
+	}
+	var all errgroup.Group
+	for _, c := range inside {
+		all.Go(func() error { return s.containers.Remove(work, c.ID()) })
+	}
+	if err := all.Wait(); err != nil {
+		return fmt.Errorf("containers of sandbox %s: %w", pod.ID(), err)
+	}
+	if err := docker.Discard(work, pod.ID()); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.podDir(pod.ID())); err != nil {
+		return err
+	}
+	s.view.Forget(pod.ID())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.detaches, pod.ID())
+	return nil
+}

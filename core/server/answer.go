@@ -1,0 +1,135 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"runtime/debug"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"berth/core/engine"
+)
+
+// answer gives every call its one log line and every error its gRPC code.
+func answer(log *slog.Logger) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		start := time.Now()
+		var resp any
+		err := survive(log, func() (err error) {
+			resp, err = next(ctx, req)
+			return err
+		})
+		err = coded(err)
+		log.LogAttrs(ctx, level(err), "answered", slog.String("call", path.Base(call.FullMethod)),
+			subject(req), slog.Duration("took", time.Since(start)), problem(err))
+		if err != nil {
+			return nil, err
+		}
+		return resp, nil
+	}
+}
+
+// answerStream is answer for calls whose answer comes in pieces.
+func answerStream(log *slog.Logger) grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		start := time.Now()
+		err := coded(survive(log, func() error { return next(srv, stream) }))
+		log.LogAttrs(stream.Context(), level(err), "answered", slog.String("call", path.Base(call.FullMethod)),
+			slog.Duration("took", time.Since(start)), problem(err))
+		return err
+	}
+}
+
+// survive turns a panic in one call into that call's error: it must not take
+// the answers to all others with it.
+func survive(log *slog.Logger, call func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.Error("a call panicked, which is a bug in berthd", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			err = fmt.Errorf("panic: %v: %w", p, errdefs.ErrInternal)
+		}
+	}()
+	return call()
+}
+
+// kinds is all there is to translating errors: the Engine's client and our own
+// rooms speak errdefs, the kubelet hears gRPC. The first match counts.
+//
+// errgrpc.ToGRPC would do the same, but it looks inside the client's errors
+// instead of asking them, and finds codes.Unknown there (errdefs v1.0.0).
+var kinds = []struct {
+	is   func(error) bool
+	code codes.Code
+}{
+	{func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, codes.DeadlineExceeded},
+	{func(err error) bool { return errors.Is(err, context.Canceled) }, codes.Canceled},
+	{engine.Away, codes.Unavailable},
+	{errdefs.IsNotFound, codes.NotFound},
+	{errdefs.IsInvalidArgument, codes.InvalidArgument},
+	{errdefs.IsAlreadyExists, codes.AlreadyExists},
+	{errdefs.IsConflict, codes.FailedPrecondition},
+	{errdefs.IsFailedPrecondition, codes.FailedPrecondition},
+	{errdefs.IsPermissionDenied, codes.PermissionDenied},
+	{errdefs.IsUnauthorized, codes.Unauthenticated},
+	{errdefs.IsNotImplemented, codes.Unimplemented},
+	{errdefs.IsResourceExhausted, codes.ResourceExhausted},
+	{errdefs.IsInternal, codes.Internal},
+}
+
+// coded returns err with its gRPC code and its text unchanged. An error that
+// is a gRPC status already keeps it.
+func coded(err error) error {
+	if err == nil {
+		return nil
+	}
+	//nolint:errorlint // a status wrapped deeper down is not what is said here
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return err
+	}
+	for _, kind := range kinds {
+		if kind.is(err) {
+			return status.Error(kind.code, err.Error())
+		}
+	}
+	return status.Error(codes.Unknown, err.Error())
+}
+
+// level keeps the kubelet's polling out of the way: what went well is debug,
+// what is not there is what the kubelet asked to find out, and a probe that
+// runs out of time is the container's affair.
+func level(err error) slog.Level {
+	switch status.Code(err) {
+	case codes.OK, codes.NotFound, codes.Unimplemented, codes.Canceled:
+		return slog.LevelDebug
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return slog.LevelInfo
+	default:
+		return slog.LevelError
+	}
+}
+
+// subject names what a request is about.
+func subject(req any) slog.Attr {
+	switch r := req.(type) {
+	case interface{ GetContainerId() string }:
+		return slog.String("container", r.GetContainerId())
+	case interface{ GetPodSandboxId() string }:
+		return slog.String("sandbox", r.GetPodSandboxId())
+	default:
+		return slog.Attr{}
+	}
+}
+
+func problem(err error) slog.Attr {
+	if err == nil {
+		return slog.Attr{}
+	}
+	return slog.Any("err", err)
+}

@@ -1,0 +1,17 @@
+package server
+
+// chunkRows is how many rows go in one message of a streamed list: few enough
+// to stay far below the largest message, whatever annotations they carry.
+const chunkRows = 256
+
+// chunks sends list in pieces. An empty list is no piece at all.
+func chunks[T any](list []T, send func([]T) error) error {
+	for len(list) > 0 {
+		n := min(len(list), chunkRows)
+		if err := send(list[:n]); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}

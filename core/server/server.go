@@ -1,0 +1,89 @@
+// Package server is the front desk: it answers the kubelet's gRPC calls by
+// sending each to the room whose subject it is.
+//
+// A method of Server opens the envelope, asks one room and seals the answer.
+// What it does not do: decide anything, talk to Docker, log, or make errors.
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/container"
+	"berth/core/engine"
+	"berth/core/exec"
+	"berth/core/image"
+	"berth/core/sandbox"
+	"berth/core/view"
+	"berth/streaming"
+)
+
+// maxMessage is the largest message that the kubelet sends or takes.
+const maxMessage = 16 << 20
+
+// stopPatience is how long calls under way may go on when the daemon is told
+// to stop.
+const stopPatience = 10 * time.Second
+
+// Rooms are the rooms a Server sends calls to.
+type Rooms struct {
+	Engine     *engine.Engine
+	View       *view.View
+	Sandboxes  *sandbox.Service
+	Containers *container.Service
+	Images     *image.Service
+	Commands   *exec.Service
+	Streams    *streaming.Server
+	Network    Network
+}
+
+// Network is what Status and UpdateRuntimeConfig ask of the pods' network.
+type Network interface {
+	// Status returns nil if pods can be attached, or what is in the way.
+	Status(ctx context.Context) error
+	SetPodCIDR(cidr string)
+}
+
+// Info is what a Server tells about the daemon itself.
+type Info struct {
+	PauseImage string
+	// Config is the daemon's configuration, without secrets.
+	Config map[string]any
+}
+
+// A Server serves the CRI.
+type Server struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+	Rooms
+	Info
+	log *slog.Logger
+}
+
+// New returns a Server that answers from rooms.
+func New(rooms Rooms, info Info, log *slog.Logger) *Server {
+	return &Server{Rooms: rooms, Info: info, log: log}
+}
+
+// Serve answers the calls that come in on l until ctx ends, and lets those
+// under way finish, for a while.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.UnaryInterceptor(answer(s.log)),
+		grpc.StreamInterceptor(answerStream(s.log)),
+	)
+	runtimeapi.RegisterRuntimeServiceServer(srv, s)
+	runtimeapi.RegisterImageServiceServer(srv, s)
+	defer context.AfterFunc(ctx, func() {
+		defer time.AfterFunc(stopPatience, srv.Stop).Stop()
+		srv.GracefulStop()
+	})()
+	return srv.Serve(l)
+}

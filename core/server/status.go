@@ -1,0 +1,167 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"regexp"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// Who we are to the kubelet: the same as cri-dockerd, for the name becomes
+// part of every container ID that users and their tools see.
+const (
+	criVersion     = "0.1.0"
+	runtimeName    = "docker"
+	runtimeVersion = "v1"
+)
+
+// Reasons of conditions that are not met; tools look for these words.
+const (
+	engineNotReady  = "DockerDaemonNotReady"
+	networkNotReady = "NetworkPluginNotReady"
+)
+
+// statusPatience is how long Status waits for a sign of life: the kubelet
+// calls the node not ready if it hears nothing.
+const statusPatience = time.Second
+
+// Version tells the kubelet what it talks to. While the Engine is away it is
+// the one there was last.
+func (s *Server) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	conn, err := s.Engine.Last()
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.VersionResponse{
+		Version: criVersion, RuntimeName: runtimeName, RuntimeVersion: version(conn.Can.Version), RuntimeApiVersion: runtimeVersion,
+	}, nil
+}
+
+var (
+	semver  = regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]*)?$`)
+	numbers = regexp.MustCompile(`^\d+\.\d+(\.\d+)?`)
+)
+
+// version returns the Engine's version in a form that the kubelet can parse.
+func version(v string) string {
+	if semver.MatchString(v) {
+		return v
+	}
+	if n := numbers.FindString(v); n != "" {
+		return n
+	}
+	return "0.0.0"
+}
+
+// Status tells whether pods can be run, and if not, why not.
+func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	resp := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			condition(runtimeapi.RuntimeReady, engineNotReady, s.alive(ctx)),
+			condition(runtimeapi.NetworkReady, networkNotReady, s.Network.Status(ctx)),
+		}},
+		Features: &runtimeapi.RuntimeFeatures{},
+	}
+	conn, err := s.Engine.Last()
+	if err == nil {
+		resp.RuntimeHandlers = handlers(conn.Can)
+	}
+	if r.GetVerbose() {
+		facts := map[string]any{"config": s.config(), "golang": runtime.Version()}
+		if err == nil {
+			facts["engine"] = conn.Can
+		}
+		resp.Info = map[string]string{}
+		for k, v := range facts {
+			text, err := json.Marshal(v)
+			if err != nil {
+				return nil, err
+			}
+			resp.Info[k] = string(text)
+		}
+	}
+	return resp, nil
+}
+
+// alive returns nil if pods can be run now, or why not.
+func (s *Server) alive(ctx context.Context) error {
+	conn, err := s.Engine.Use()
+	if err != nil {
+		return err
+	}
+	if _, err := conn.Ping(ctx); err != nil {
+		return fmt.Errorf("no sign of life: %w", err)
+	}
+	return s.View.Ready(ctx)
+}
+
+// config is the daemon's configuration as Status tells it; kubeadm compares
+// the sandbox image with its own.
+func (s *Server) config() map[string]any {
+	config := maps.Clone(s.Config)
+	if config == nil {
+		config = map[string]any{}
+	}
+	config["sandboxImage"] = s.PauseImage
+	return config
+}
+
+func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
+	if err == nil {
+		return &runtimeapi.RuntimeCondition{Type: kind, Status: true}
+	}
+	return &runtimeapi.RuntimeCondition{Type: kind, Reason: reason, Message: "docker: " + err.Error()}
+}
+
+// handlers lists the Engine's runtimes, and "" for its default one.
+func handlers(can engine.Record) []*runtimeapi.RuntimeHandler {
+	list := []*runtimeapi.RuntimeHandler{handler("", can.Runtimes[can.DefaultRuntime])}
+	for _, name := range slices.Sorted(maps.Keys(can.Runtimes)) {
+		list = append(list, handler(name, can.Runtimes[name]))
+	}
+	return list
+}
+
+func handler(name string, r engine.Runtime) *runtimeapi.RuntimeHandler {
+	return &runtimeapi.RuntimeHandler{
+		Name:     name,
+		Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: r.RecursiveReadOnly},
+	}
+}
+
+// RuntimeConfig tells the kubelet which cgroup driver to use.
+func (s *Server) RuntimeConfig(ctx context.Context, _ *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	conn, err := s.Engine.Last()
+	if err != nil {
+		return nil, err
+	}
+	linux := &runtimeapi.LinuxRuntimeConfiguration{}
+	switch driver := conn.Can.CgroupDriver; driver {
+	case "systemd":
+		linux.CgroupDriver = runtimeapi.CgroupDriver_SYSTEMD
+	case "cgroupfs":
+		linux.CgroupDriver = runtimeapi.CgroupDriver_CGROUPFS
+	default:
+		return nil, fmt.Errorf("docker uses cgroup driver %q, which no kubelet can: %w", driver, errdefs.ErrFailedPrecondition)
+	}
+	return &runtimeapi.RuntimeConfigResponse{Linux: linux}, nil
+}
+
+// UpdateRuntimeConfig takes the address range that the node's pods are to have.
+func (s *Server) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
+		s.Network.SetPodCIDR(cidr)
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+}

@@ -1,0 +1,115 @@
+package todocker
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// minMemory is the least memory, in bytes, that an Engine lets itself be asked
+// for. Less is written to the cgroup directly.
+const minMemory = 6 << 20
+
+// swapKey is the file that says on cgroup v2 how much may be swapped.
+const swapKey = "memory.swap.max"
+
+// resources says in the Engine's words what it can be told of r.
+func resources(r *runtimeapi.LinuxContainerResources, can engine.Record) (container.Resources, error) {
+	out := container.Resources{
+		CPUShares:  r.GetCpuShares(),
+		CPUQuota:   r.GetCpuQuota(),
+		CPUPeriod:  r.GetCpuPeriod(),
+		CpusetCpus: r.GetCpusetCpus(),
+		CpusetMems: r.GetCpusetMems(),
+	}
+	memory := r.GetMemoryLimitInBytes()
+	if memory < 0 || r.GetMemorySwapLimitInBytes() < -1 {
+		return out, invalid("memory limit %d with swap limit %d", memory, r.GetMemorySwapLimitInBytes())
+	}
+	if memory < minMemory {
+		return out, nil
+	}
+	out.Memory = memory
+	// The Engine takes an unsaid swap limit for as much again as the memory.
+	out.MemorySwap = memory
+	if limit := r.GetMemorySwapLimitInBytes(); limit != 0 {
+		out.MemorySwap = limit
+	} else if word, ok := r.GetUnified()[swapKey]; ok && can.CgroupVersion == 2 {
+		swap, err := bytesOrMax(word)
+		if err != nil {
+			return out, invalid("unified %s %q", swapKey, word)
+		}
+		if out.MemorySwap = -1; swap >= 0 {
+			out.MemorySwap = memory + swap
+		}
+	}
+	return out, nil
+}
+
+// bytesOrMax reads a number of bytes; "max" is -1.
+func bytesOrMax(word string) (int64, error) {
+	if word == "max" {
+		return -1, nil
+	}
+	n, err := strconv.ParseInt(word, 10, 64)
+	if err == nil && n < 0 {
+		err = strconv.ErrRange
+	}
+	return n, err
+}
+
+// A Knob is a cgroup file and what is to stand in it.
+type Knob struct {
+	Controller string // of cgroup v1: the hierarchy that File is in; "" on v2
+	File       string
+	Value      string
+	// Optional knobs say what holds anyway where the file is missing.
+	Optional bool
+}
+
+// Knobs returns what of r the Engine cannot be told and must be written to the
+// container's cgroup, in the order to write it in.
+func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, error) {
+	v2 := can.CgroupVersion == 2
+	var knobs []Knob
+	if m := r.GetMemoryLimitInBytes(); m > 0 && m < minMemory {
+		if v2 {
+			knobs = append(knobs, Knob{File: "memory.max", Value: strconv.FormatInt(m, 10)})
+		} else {
+			knobs = append(knobs, Knob{Controller: "memory", File: "memory.limit_in_bytes", Value: strconv.FormatInt(m, 10)})
+		}
+	}
+	for _, h := range r.GetHugepageLimits() {
+		if h.GetPageSize() == "" || strings.ContainsAny(h.GetPageSize(), "/.") {
+			return nil, invalid("hugepage size %q", h.GetPageSize())
+		}
+		k := Knob{Value: strconv.FormatUint(h.GetLimit(), 10), Optional: h.GetLimit() == 0}
+		if v2 {
+			k.File = fmt.Sprintf("hugetlb.%s.max", h.GetPageSize())
+		} else {
+			k.Controller, k.File = "hugetlb", fmt.Sprintf("hugetlb.%s.limit_in_bytes", h.GetPageSize())
+		}
+		knobs = append(knobs, k)
+	}
+	unified := r.GetUnified()
+	if len(unified) > 0 && !v2 {
+		return nil, invalid("unified resources on a node with cgroup v1")
+	}
+	for _, file := range slices.Sorted(maps.Keys(unified)) {
+		if file == "" || strings.Contains(file, "/") || !strings.Contains(file, ".") {
+			return nil, invalid("unified resource %q is no cgroup file", file)
+		}
+		if file == swapKey && r.GetMemoryLimitInBytes() >= minMemory {
+			continue // the Engine has been told
+		}
+		knobs = append(knobs, Knob{File: file, Value: unified[file]})
+	}
+	return knobs, nil
+}

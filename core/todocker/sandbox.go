@@ -1,0 +1,241 @@
+// Package todocker writes the orders we give the Docker Engine from what the
+// kubelet asked for. It is pure: values in, values out, no I/O.
+//
+// Its counterpart is package tocri.
+package todocker
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/labels"
+	"berth/core/names"
+)
+
+// An Order is what ContainerCreate needs.
+type Order struct {
+	Name   names.Name
+	Config *container.Config
+	Host   *container.HostConfig
+}
+
+// SandboxAsk is what is asked of a sandbox, and what the Engine can do.
+type SandboxAsk struct {
+	Pod     *runtimeapi.PodSandboxConfig
+	Handler string        // as the kubelet names it
+	Image   string        // ID of the pause image
+	Can     engine.Record // of the Engine that gets the order
+	Seccomp string        // content of the profile that SeccompFile names
+	// Bridge leaves the pod's network to Docker's own bridge.
+	Bridge bool
+	// OOMScore is the oom_score_adj of the pause process.
+	OOMScore int
+}
+
+// PauseOOMScore is the oom_score_adj that a pause process should have: the
+// same as other runtimes give, just above what must never be killed.
+const PauseOOMScore = -998
+
+// Sandbox orders the pause container that holds a pod's namespaces.
+func Sandbox(ask SandboxAsk) (Order, error) {
+	pod, m := ask.Pod, ask.Pod.GetMetadata()
+	if m.GetName() == "" || m.GetNamespace() == "" || m.GetUid() == "" {
+		return Order{}, invalid("sandbox without a name, namespace or uid in its metadata")
+	}
+	if dir := pod.GetLogDirectory(); dir != "" && !path.IsAbs(dir) {
+		return Order{}, invalid("log_directory %q is not absolute", dir)
+	}
+	if err := oneLine("hostname", pod.GetHostname()); err != nil {
+		return Order{}, err
+	}
+	runtime, err := Runtime(ask.Handler, ask.Can)
+	if err != nil {
+		return Order{}, err
+	}
+	parent, err := cgroupParent(pod.GetLinux().GetCgroupParent(), ask.Can)
+	if err != nil {
+		return Order{}, err
+	}
+	sc := pod.GetLinux().GetSecurityContext()
+	ns := sc.GetNamespaceOptions()
+	if err := namespaces(ns, true); err != nil {
+		return Order{}, err
+	}
+	// The pause process itself is never privileged; the word only tells that
+	// containers of the pod may be.
+	options, err := securityOptions(sc, false, ask.Can, ask.Seccomp)
+	if err != nil {
+		return Order{}, err
+	}
+	user, err := user(sc.GetRunAsUser(), "", sc.GetRunAsGroup())
+	if err != nil {
+		return Order{}, err
+	}
+	config, err := sandboxJSON(pod)
+	if err != nil {
+		return Order{}, err
+	}
+
+	order := Order{
+		Name: names.Name{Container: names.Pod, Pod: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(), Attempt: m.GetAttempt()},
+		Config: &container.Config{
+			Image:       ask.Image,
+			User:        user,
+			Hostname:    hostname(pod.GetHostname()),
+			Healthcheck: noHealthcheck(),
+			Labels: labels.Set{
+				Kind:        labels.Sandbox,
+				Labels:      pod.GetLabels(),
+				Annotations: pod.GetAnnotations(),
+				Config:      config,
+				Handler:     ask.Handler,
+			}.Encode(),
+		},
+		Host: &container.HostConfig{
+			IpcMode:        container.IPCModeShareable,
+			CgroupnsMode:   cgroupns(ask.Can, false),
+			Runtime:        runtime,
+			RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
+			LogConfig:      container.LogConfig{Type: "none"}, // it prints nothing
+			OomScoreAdj:    max(ask.OOMScore, ask.Can.LowestOOMScore),
+			SecurityOpt:    append(options, "no-new-privileges=true"),
+			ReadonlyRootfs: sc.GetReadonlyRootfs(),
+			GroupAdd:       groups(sc.GetSupplementalGroups()),
+			Sysctls:        pod.GetLinux().GetSysctls(),
+			Resources:      container.Resources{CgroupParent: parent, CPUShares: 2},
+			Init:           new(bool),
+			UsernsMode:     userns(ask.Can),
+		},
+	}
+	switch {
+	case ns.GetNetwork() == runtimeapi.NamespaceMode_NODE:
+		order.Host.NetworkMode = network(hostMode)
+		order.Host.UTSMode = hostMode
+		order.Config.Hostname = "" // the Engine refuses one beside the host's own
+	case ask.Bridge:
+		order.Host.NetworkMode = "default"
+	default:
+		// The fast form: the low-level runtime makes the network namespace, with
+		// lo up, and the Engine's own network code stays out of the way.
+		order.Config.NetworkDisabled = true
+		order.Host.NetworkMode = "none"
+	}
+	if ns.GetPid() == runtimeapi.NamespaceMode_NODE {
+		order.Host.PidMode = hostMode
+	}
+	if ns.GetIpc() == runtimeapi.NamespaceMode_NODE {
+		order.Host.IpcMode = hostMode
+	}
+	return order, nil
+}
+
+const hostMode = "host"
+
+func network(mode string) container.NetworkMode { return container.NetworkMode(mode) }
+
+// Runtime returns the Engine's runtime for a runtime handler: empty, which is
+// the Engine's default, for "" and, as cri-dockerd has it, "docker".
+func Runtime(handler string, can engine.Record) (string, error) {
+	if _, ok := can.Runtimes[handler]; ok {
+		return handler, nil
+	}
+	if handler == "" || handler == "docker" {
+		return "", nil
+	}
+	return "", invalid("runtime handler %q is not among the runtimes of Docker: add it to runtimes in daemon.json", handler)
+}
+
+// HostNetwork reports whether a pod lives in the network of its node.
+func HostNetwork(pod *runtimeapi.PodSandboxConfig) bool {
+	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+// hostname cuts a name to what the kernel takes (HOST_NAME_MAX).
+func hostname(name string) string {
+	const most = 63
+	if len(name) > most {
+		return strings.TrimRight(name[:most], "-.")
+	}
+	return name
+}
+
+// cgroupParent says where the container's cgroup goes. Under systemd the
+// Engine wants the name of a slice and finds its ancestors itself; the kubelet
+// sends the whole path.
+func cgroupParent(parent string, can engine.Record) (string, error) {
+	if parent == "" || can.CgroupDriver != "systemd" {
+		return parent, nil
+	}
+	slice := path.Base(parent)
+	if !strings.HasSuffix(slice, ".slice") {
+		return "", invalid("cgroup_parent %q is no slice, and Docker uses the systemd cgroup driver: set cgroupDriver: systemd in the kubelet's configuration", parent)
+	}
+	return slice, nil
+}
+
+// cgroupns is said in so many words, so that daemon.json cannot say otherwise.
+func cgroupns(can engine.Record, privileged bool) container.CgroupnsMode {
+	if can.CgroupVersion == 2 && !privileged {
+		return container.CgroupnsModePrivate
+	}
+	return container.CgroupnsModeHost
+}
+
+// userns keeps pods out of the remapped user namespace that an Engine with
+// userns-remap would give them: host paths would belong to somebody else.
+func userns(can engine.Record) container.UsernsMode {
+	if can.UserNSRemap {
+		return hostMode
+	}
+	return ""
+}
+
+// namespaces refuses what no Docker container can have.
+func namespaces(ns *runtimeapi.NamespaceOption, sandbox bool) error {
+	if u := ns.GetUsernsOptions(); u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
+		return invalid("user namespaces for single pods (hostUsers: false) are not to be had from Docker")
+	}
+	switch mode := ns.GetNetwork(); mode {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE:
+	default:
+		return invalid("network namespace mode %v", mode)
+	}
+	switch mode := ns.GetIpc(); {
+	case mode == runtimeapi.NamespaceMode_POD, mode == runtimeapi.NamespaceMode_NODE:
+	case mode == runtimeapi.NamespaceMode_CONTAINER && !sandbox:
+	default:
+		return invalid("ipc namespace mode %v", mode)
+	}
+	if mode := ns.GetPid(); mode == runtimeapi.NamespaceMode_TARGET && (sandbox || ns.GetTargetId() == "") {
+		return invalid("pid namespace mode TARGET needs a container and the target's id")
+	}
+	return nil
+}
+
+// noHealthcheck turns off the one that the image may have: probes are the
+// kubelet's.
+func noHealthcheck() *container.HealthConfig {
+	return &container.HealthConfig{Test: []string{"NONE"}}
+}
+
+// oneLine refuses text that would break out of the file it is written to.
+func oneLine(what, text string) error {
+	if strings.ContainsAny(text, "\n\r\x00") {
+		return invalid("%s %q has a line break in it", what, text)
+	}
+	return nil
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+func failed(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrFailedPrecondition)...)
+}

@@ -1,0 +1,167 @@
+package todocker
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// A securityContext is what those of sandboxes and containers have in common.
+type securityContext interface {
+	GetSeccomp() *runtimeapi.SecurityProfile
+	GetSeccompProfilePath() string
+	GetApparmor() *runtimeapi.SecurityProfile
+	GetSelinuxOptions() *runtimeapi.SELinuxOption
+}
+
+// Words of the deprecated seccomp_profile_path and apparmor_profile.
+const (
+	wordDefault    = "runtime/default"
+	wordDocker     = "docker/default"
+	wordUnconfined = "unconfined"
+	wordLocalhost  = "localhost/"
+)
+
+// profile reads a security profile in its new form or, if there is none, in
+// its deprecated one; nil stands for none at all.
+func profile(p *runtimeapi.SecurityProfile, old string) (*runtimeapi.SecurityProfile, error) {
+	if p != nil {
+		if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && p.GetLocalhostRef() == "" {
+			return nil, invalid("security profile of type Localhost without localhost_ref")
+		}
+		return p, nil
+	}
+	ref, local := strings.CutPrefix(old, wordLocalhost)
+	switch {
+	case old == "":
+		return nil, nil
+	case old == wordDefault, old == wordDocker:
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
+	case old == wordUnconfined:
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
+	case local && ref != "":
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}, nil
+	default:
+		return nil, invalid("security profile %q", old)
+	}
+}
+
+// SeccompFile returns the file whose content goes into the order, or "" if
+// none does.
+func SeccompFile(sc securityContext, privileged bool) (string, error) {
+	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	if err != nil || privileged || p.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+		return "", err
+	}
+	if !strings.HasPrefix(p.GetLocalhostRef(), "/") {
+		return "", invalid("seccomp profile %q is not an absolute path", p.GetLocalhostRef())
+	}
+	return p.GetLocalhostRef(), nil
+}
+
+// securityOptions says which seccomp and AppArmor profiles and which SELinux
+// label a container runs under. content is that of a seccomp file, if one is
+// asked for.
+func securityOptions(sc securityContext, privileged bool, can engine.Record, content string) ([]string, error) {
+	var options []string
+
+	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	switch {
+	case err != nil:
+		return nil, err
+	case privileged, p == nil, p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
+		// The CRI has it that no profile means no filter. Said of privileged
+		// containers too, for Engines from 23 on would filter those.
+		options = append(options, "seccomp=unconfined")
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		options = append(options, "seccomp="+content)
+	case can.SeccompBuiltin:
+		options = append(options, "seccomp=builtin")
+	}
+
+	var old string
+	if withPath, ok := sc.(interface{ GetApparmorProfile() string }); ok {
+		old = withPath.GetApparmorProfile()
+	}
+	p, err = profile(sc.GetApparmor(), old)
+	switch {
+	case err != nil:
+		return nil, err
+	case privileged && p == nil, p != nil && p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
+		options = append(options, "apparmor=unconfined")
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && !can.AppArmor:
+		return nil, invalid("AppArmor profile %q asked for, but Docker has no AppArmor on this node", p.GetLocalhostRef())
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		options = append(options, "apparmor="+strings.TrimPrefix(p.GetLocalhostRef(), wordLocalhost))
+	}
+
+	if se := sc.GetSelinuxOptions(); se != nil {
+		for _, part := range []struct{ key, value string }{
+			{"user", se.GetUser()}, {"role", se.GetRole()}, {"type", se.GetType()}, {"level", se.GetLevel()},
+		} {
+			if part.value != "" {
+				options = append(options, "label="+part.key+":"+part.value)
+			}
+		}
+	}
+	return options, nil
+}
+
+// capabilities settles add and drop before the Engine does, for it and the CRI
+// differ where a capability is in both: here the drop wins.
+func capabilities(c *runtimeapi.Capability) (add, drop []string, err error) {
+	if len(c.GetAddAmbientCapabilities()) > 0 {
+		return nil, nil, invalid("ambient capabilities cannot be given by Docker")
+	}
+	const all = "ALL"
+	add, drop = capNames(c.GetAddCapabilities()), capNames(c.GetDropCapabilities())
+	add = slices.DeleteFunc(add, func(name string) bool {
+		return name != all && slices.Contains(drop, name)
+	})
+	if slices.Contains(add, all) && slices.Contains(drop, all) {
+		add = slices.DeleteFunc(add, func(name string) bool { return name == all })
+	}
+	return add, drop, nil
+}
+
+// capNames returns names as the Engine writes them: CAP_X, or ALL.
+func capNames(names []string) []string {
+	var out []string
+	for _, name := range names {
+		name = strings.ToUpper(name)
+		if name != "ALL" && !strings.HasPrefix(name, "CAP_") {
+			name = "CAP_" + name
+		}
+		out = append(out, name)
+	}
+	return out
+}
+
+// user returns who a container runs as, in the Engine's words; "" leaves it to
+// the image.
+func user(uid *runtimeapi.Int64Value, name string, gid *runtimeapi.Int64Value) (string, error) {
+	who := name
+	if uid != nil {
+		who = strconv.FormatInt(uid.GetValue(), 10)
+	}
+	switch {
+	case gid == nil:
+		return who, nil
+	case who == "":
+		return "", invalid("run_as_group without run_as_user or run_as_username")
+	default:
+		return who + ":" + strconv.FormatInt(gid.GetValue(), 10), nil
+	}
+}
+
+func groups(ids []int64) []string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, strconv.FormatInt(id, 10))
+	}
+	return out
+}

@@ -1,0 +1,54 @@
+// Package turns lets calls about the same thing take turns, while calls about
+// different things go on side by side.
+package turns
+
+import (
+	"context"
+	"sync"
+)
+
+// Turns are taken by key. The zero Turns is ready to use.
+type Turns struct {
+	mu    sync.Mutex // guards queue
+	queue map[string]*turn
+}
+
+// A turn is a key that somebody has or waits for.
+type turn struct {
+	free  chan struct{} // holds one token while nobody has the turn
+	users int
+}
+
+// Take waits for the turn of key and returns how to give it back. It fails
+// only with the error of ctx.
+func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
+	t.mu.Lock()
+	if t.queue == nil {
+		t.queue = map[string]*turn{}
+	}
+	w := t.queue[key]
+	if w == nil {
+		w = &turn{free: make(chan struct{}, 1)}
+		w.free <- struct{}{}
+		t.queue[key] = w
+	}
+	w.users++
+	t.mu.Unlock()
+
+	select {
+	case <-w.free:
+		return sync.OnceFunc(func() { w.free <- struct{}{}; t.leave(key, w) }), nil
+	case <-ctx.Done():
+		t.leave(key, w)
+		return nil, ctx.Err()
+	}
+}
+
+// leave drops the key once nobody has or waits for it.
+func (t *Turns) leave(key string, w *turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.users--; w.users == 0 {
+		delete(t.queue, key)
+	}
+}

@@ -1,0 +1,59 @@
+package turns_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	"berth/core/turns"
+)
+
+func TestOneAtATimePerKey(t *testing.T) {
+	var all turns.Turns
+	var wg sync.WaitGroup
+	counts := map[string]*int{"a": new(int), "b": new(int)}
+	for key, n := range counts {
+		for range 50 {
+			wg.Go(func() {
+				done, err := all.Take(t.Context(), key)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer done()
+				*n++ // the race detector is the judge
+			})
+		}
+	}
+	wg.Wait()
+	for key, n := range counts {
+		if *n != 50 {
+			t.Errorf("%s: %d turns, want 50", key, *n)
+		}
+	}
+}
+
+func TestAWaitEndsWithItsContext(t *testing.T) {
+	var all turns.Turns
+	done, err := all.Take(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := all.Take(ctx, "a"); !errors.Is(err, context.Canceled) {
+		t.Errorf("err = %v, want canceled", err)
+	}
+	other, err := all.Take(t.Context(), "b")
+	if err != nil {
+		t.Errorf("another key had to wait: %v", err)
+	}
+	other()
+	done()
+	again, err := all.Take(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}

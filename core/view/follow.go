@@ -1,0 +1,346 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"golang.org/x/sync/errgroup"
+
+	"berth/core/engine"
+	"berth/core/labels"
+)
+
+const (
+	// auditEvery is how often the Engine's list is compared with the view. An
+	// Engine drops events of a listener that it finds slow, and says nothing.
+	auditEvery = 30 * time.Second
+	// looksAtOnce bounds how many containers a fresh look inspects at a time.
+	looksAtOnce = 8
+	// firstLook is how long a fresh look waits for one container. One that
+	// hangs must not hide the others.
+	firstLook = 5 * time.Second
+	// lookAgain is the pause before another try at a container that could not
+	// be looked at.
+	lookAgain = 2 * time.Second
+	// rememberRemoved is how long a removed ID is remembered: longer than any
+	// look at it can take.
+	rememberRemoved = 10 * time.Minute
+)
+
+// Run keeps the view current until ctx ends.
+func (v *View) Run(ctx context.Context) error {
+	for {
+		conn, err := v.docker.Wait(ctx)
+		if err != nil {
+			return nil // ctx has ended
+		}
+		err = v.follow(ctx, conn)
+		if ctx.Err() != nil {
+			return nil
+		}
+		v.docker.Lost(conn, err)
+	}
+}
+
+// follow looks at everything once and then at what events tell of. It returns
+// when the event stream breaks.
+func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
+	// Whatever is still looking when the stream breaks is called off and
+	// waited for.
+	g, ctx := errgroup.WithContext(ctx)
+	desk := &desk{looks: map[string]bool{}}
+	g.Go(func() error {
+		// Listen first, look second: nothing can happen in between.
+		news, broken := conn.Events(ctx, events.ListOptions{Filters: filters.NewArgs(
+			filters.Arg("type", string(events.ContainerEventType)),
+			filters.Arg("label", labels.Set{}.Filter()[0]),
+		)})
+		if err := v.sync(ctx, conn, g, desk); err != nil {
+			return err
+		}
+		v.settle(conn)
+		audit := time.NewTicker(auditEvery)
+		defer audit.Stop()
+		for {
+			select {
+			case m := <-news:
+				v.hear(ctx, conn, g, desk, m)
+			case err := <-broken:
+				if err == nil {
+					err = errors.New("the event stream ended")
+				}
+				return fmt.Errorf("docker events: %w", err)
+			case <-audit.C:
+				if err := v.audit(ctx, conn, g, desk); err != nil {
+					return err
+				}
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// settle publishes that the view is that of conn.
+func (v *View) settle(conn *engine.Conn) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.synced = conn
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+// hear acts on one event. It must not wait: the Engine drops the events of a
+// slow listener.
+func (v *View) hear(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, m events.Message) {
+	action, _, _ := strings.Cut(string(m.Action), ":") // exec_create: <command>
+	switch events.Action(action) {
+	case events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionOOM, events.ActionPause,
+		events.ActionUnPause, events.ActionRename, events.ActionUpdate, events.ActionStop, events.ActionRestart:
+		v.lookSoon(ctx, conn, g, d, m.Actor.ID)
+	case events.ActionDestroy:
+		v.missing(m.Actor.ID, v.tickets.Add(1))
+	default:
+	}
+}
+
+// A desk knows which looks are under way, so that a container is never looked
+// at twice at a time, however many events it has.
+type desk struct {
+	mu    sync.Mutex      // guards looks
+	looks map[string]bool // by ID; true if one more is due afterwards
+}
+
+// begin reports whether the caller is to look at id; if not, another look is
+// under way and will be followed by one more.
+func (d *desk) begin(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if _, busy := d.looks[id]; busy {
+		d.looks[id] = true
+		return false
+	}
+	d.looks[id] = false
+	return true
+}
+
+// again reports whether id is to be looked at once more.
+func (d *desk) again(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.looks[id] {
+		d.looks[id] = false
+		return true
+	}
+	delete(d.looks, id)
+	return false
+}
+
+// lookSoon looks at id in the background, until it has been seen or is gone.
+func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, id string) {
+	if !d.begin(id) {
+		return
+	}
+	g.Go(func() error {
+		for {
+			_, err := v.look(ctx, conn, id)
+			switch {
+			case err == nil, errdefs.IsNotFound(err):
+				if !d.again(id) {
+					return nil
+				}
+			case ctx.Err() != nil:
+				return nil
+			case errors.Is(err, errUnreadable):
+				v.log.Warn("left out of all answers", slog.String("container", id), slog.Any("err", err))
+				if !d.again(id) {
+					return nil
+				}
+			default:
+				v.log.Warn("cannot look at a container, trying again", slog.String("container", id), slog.Any("err", err))
+				wait(ctx, lookAgain)
+			}
+		}
+	})
+}
+
+// sync looks at everything that is ours.
+func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk) error {
+	ticket := v.tickets.Add(1)
+	list, err := v.list(ctx, conn)
+	if err != nil {
+		return err
+	}
+	var all errgroup.Group
+	all.SetLimit(looksAtOnce)
+	for _, row := range list {
+		all.Go(func() error {
+			short, cancel := context.WithTimeout(ctx, firstLook)
+			defer cancel()
+			_, err := v.look(short, conn, row.ID)
+			switch {
+			case err == nil, errdefs.IsNotFound(err):
+				return nil
+			case errors.Is(err, errUnreadable):
+				v.log.Warn("left out of all answers", slog.String("container", row.ID), slog.Any("err", err))
+				return nil
+			case engine.Away(err):
+				return err
+			}
+			// Not hidden for that: what the list says must do until it can be
+			// looked at.
+			v.log.Warn("cannot look at a container, going by the list", slog.String("container", row.ID), slog.Any("err", err))
+			if err := v.put(ctx, fromList(row), ticket); err != nil {
+				v.log.Warn("a container that cannot be understood", slog.String("container", row.ID), slog.Any("err", err))
+			}
+			v.lookSoon(ctx, conn, g, d, row.ID)
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return err
+	}
+	v.sweep(list, ticket)
+	return nil
+}
+
+// audit compares the Engine's list with the view and looks at what differs.
+func (v *View) audit(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk) error {
+	ticket := v.tickets.Add(1)
+	list, err := v.list(ctx, conn)
+	if err != nil {
+		return err
+	}
+	v.mu.RLock()
+	var differ []string
+	for _, row := range list {
+		running := row.State == container.StateRunning
+		s, isSandbox := v.sandboxes[row.ID]
+		c, isContainer := v.containers[row.ID]
+		_, gone := v.removed[row.ID]
+		switch {
+		case gone:
+		case isSandbox && s.seen.Running == running, isContainer && c.seen.Running == running:
+		default:
+			differ = append(differ, row.ID)
+		}
+	}
+	v.mu.RUnlock()
+	for _, id := range differ {
+		v.lookSoon(ctx, conn, g, d, id)
+	}
+	v.sweep(list, ticket)
+	return nil
+}
+
+// list asks the Engine for all that is ours.
+func (v *View) list(ctx context.Context, conn *engine.Conn) ([]container.Summary, error) {
+	ctx, cancel := conn.Short(ctx)
+	defer cancel()
+	list, err := conn.ContainerList(ctx, container.ListOptions{
+		All:     true,
+		Filters: filters.NewArgs(filters.Arg("label", labels.Set{}.Filter()[0])),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	return list, nil
+}
+
+// sweep takes out what is not in a list that was asked for at ticket.
+func (v *View) sweep(list []container.Summary, ticket uint64) {
+	there := make(map[string]bool, len(list))
+	for _, row := range list {
+		there[row.ID] = true
+	}
+	v.mu.RLock()
+	var gone []string
+	for id := range v.sandboxes {
+		if !there[id] {
+			gone = append(gone, id)
+		}
+	}
+	for id := range v.containers {
+		if !there[id] {
+			gone = append(gone, id)
+		}
+	}
+	v.mu.RUnlock()
+	for _, id := range gone {
+		v.missing(id, ticket)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for id, at := range v.removed {
+		if time.Since(at) > rememberRemoved {
+			delete(v.removed, id)
+		}
+	}
+}
+
+// fromList makes do with what a list says of a container that cannot be
+// inspected.
+func fromList(row container.Summary) container.InspectResponse {
+	name := ""
+	if len(row.Names) > 0 {
+		name = row.Names[0]
+	}
+	state := &container.State{Status: row.State}
+	at := time.Unix(row.Created, 0).UTC().Format(time.RFC3339Nano)
+	switch row.State {
+	case container.StateRunning, container.StatePaused, container.StateRestarting:
+		state.Running, state.StartedAt = true, at
+	case container.StateExited, container.StateDead, container.StateRemoving:
+		state.StartedAt, state.FinishedAt = at, at
+	default:
+	}
+	return container.InspectResponse{
+		ContainerJSONBase: &container.ContainerJSONBase{
+			ID: row.ID, Name: name, Created: at, Image: row.ImageID, State: state,
+			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(row.HostConfig.NetworkMode)},
+		},
+		Config: &container.Config{Image: row.Image, Labels: row.Labels},
+	}
+}
+
+// wait waits for d or the end of ctx.
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// Each calls do once for every connection to the Engine, as soon as the view
+// is up to date with it, and again every second until it succeeds. It returns
+// when ctx ends.
+func (v *View) Each(ctx context.Context, what string, do func(context.Context, *engine.Conn) error) error {
+	for {
+		conn, err := v.docker.Wait(ctx)
+		if err != nil {
+			return nil // ctx has ended
+		}
+		if err = v.Ready(ctx); err == nil {
+			err = do(ctx, conn)
+		}
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			v.docker.Gone(ctx, conn)
+		default:
+			v.log.Warn("could not catch up after connecting to docker, trying again", slog.String("with", what), slog.Any("err", err))
+			wait(ctx, time.Second)
+		}
+	}
+}

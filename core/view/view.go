@@ -1,0 +1,488 @@
+// Package view holds every sandbox and container in memory, as the kubelet
+// asks about them once a second.
+//
+// It is kept current by the Engine's events, by what rooms tell it to look at
+// again, and by a fresh look at everything after each break of the event
+// stream. It is a cache that can be thrown away at any moment: the truth is in
+// the Engine. Rooms read it; nobody answers from it what the Engine has not
+// said.
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/journal"
+	"berth/core/labels"
+	"berth/core/tocri"
+)
+
+// A Sandbox is a pod's pause container as last seen. It is never changed, only
+// replaced.
+type Sandbox struct {
+	Row    *runtimeapi.PodSandbox
+	Status *runtimeapi.PodSandboxStatus
+	Config *runtimeapi.PodSandboxConfig // but for labels and annotations
+
+	Name         string // in Docker
+	Pid          int    // of the pause process, 0 if it does not run
+	Running      bool
+	Runtime      string // in the Engine's words
+	CgroupParent string // in the Engine's words
+	HostNetwork  bool
+	Bridged      bool // on Docker's own network
+	Ours         bool // created by berth rather than taken over
+	// Gone tells that the container was removed behind our back. The sandbox
+	// stays, not ready, until the kubelet has had it stopped and removed.
+	Gone bool
+}
+
+// ID returns the ID of the sandbox.
+func (s *Sandbox) ID() string { return s.Row.GetId() }
+
+// A Container is a container of a pod as last seen. It is never changed, only
+// replaced.
+type Container struct {
+	Row    *runtimeapi.Container
+	Status *runtimeapi.ContainerStatus
+
+	Name     string // in Docker
+	Pid      int    // of its first process, 0 if it does not run
+	Running  bool
+	TTY      bool
+	JSONPath string // the Engine's own log file
+	Ours     bool   // created by berth rather than taken over
+}
+
+// ID returns the ID of the container.
+func (c *Container) ID() string { return c.Row.GetId() }
+
+// Network is what the view asks about the networks of pods.
+type Network interface {
+	// Addresses returns the addresses of a pod and whether it is attached.
+	Addresses(id string) (addrs []netip.Addr, attached bool)
+	// Same reports whether the process pid is still in the network namespace
+	// that the pod was attached in.
+	Same(id string, pid int) bool
+}
+
+// Config is what the view is told at the start.
+type Config struct {
+	Network Network
+	// Failures is the shelf where the times of failed starts are kept.
+	Failures *journal.Shelf
+	// Settle, if set, is called before the exit of a container is told, so
+	// that its log can be finished first. It must respect its context.
+	Settle func(ctx context.Context, id string)
+}
+
+// A View is the node in memory. Run keeps it current.
+type View struct {
+	Config
+	docker *engine.Engine
+	log    *slog.Logger
+
+	tickets atomic.Uint64 // order in which looks at the Engine began
+
+	mu         sync.RWMutex // guards following
+	sandboxes  map[string]*entry[*Sandbox]
+	containers map[string]*entry[*Container]
+	removed    map[string]time.Time // IDs that are gone for good, so that no late look brings them back
+	building   map[string]int       // Docker names of what is half made
+	synced     *engine.Conn         // the connection whose Engine has been looked at as a whole
+	changed    chan struct{}        // closed when synced changes
+}
+
+// An entry is something seen and when that look began.
+type entry[T any] struct {
+	seen   T
+	ticket uint64
+}
+
+// New returns a View that knows nothing until Run has looked at the Engine.
+func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
+	return &View{
+		Config:     cfg,
+		docker:     docker,
+		log:        log,
+		sandboxes:  map[string]*entry[*Sandbox]{},
+		containers: map[string]*entry[*Container]{},
+		removed:    map[string]time.Time{},
+		building:   map[string]int{},
+		changed:    make(chan struct{}),
+	}
+}
+
+// syncPatience is how long a question waits for the first look at an Engine
+// that has just (re)appeared.
+const syncPatience = 5 * time.Second
+
+// Ready returns nil once the view is that of the Engine as it is connected
+// now. While the Engine is away the error is of kind Unavailable.
+func (v *View) Ready(ctx context.Context) error {
+	conn, err := v.docker.Use()
+	if err != nil {
+		return err
+	}
+	v.mu.RLock()
+	synced := v.synced
+	v.mu.RUnlock()
+	if synced == conn {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, syncPatience)
+	defer cancel()
+	for {
+		v.mu.RLock()
+		synced, changed := v.synced, v.changed
+		v.mu.RUnlock()
+		conn, err := v.docker.Use()
+		switch {
+		case err != nil:
+			return err
+		case synced == conn:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("docker: %w: still looking at its containers", errdefs.ErrUnavailable)
+		}
+	}
+}
+
+// Build hides what has the Docker name until done is called: what is half made
+// must not be found by the kubelet's garbage collector.
+func (v *View) Build(name string) (done func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.building[name]++
+	return sync.OnceFunc(func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.building[name]--; v.building[name] <= 0 {
+			delete(v.building, name)
+		}
+	})
+}
+
+// Sandboxes returns the sandboxes that match filter, the newest first; a nil
+// filter matches all.
+func (v *View) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*Sandbox, error) {
+	if err := v.Ready(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var list []*Sandbox
+	for id, e := range v.sandboxes {
+		s := e.seen
+		if strings.HasPrefix(id, filter.GetId()) &&
+			(filter.GetState() == nil || filter.GetState().GetState() == s.Row.GetState()) &&
+			selects(filter.GetLabelSelector(), s.Row.GetLabels()) && v.building[s.Name] == 0 {
+			list = append(list, s)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Sandbox) int {
+		return newestFirst(a.Row.GetCreatedAt(), b.Row.GetCreatedAt(), a.ID(), b.ID())
+	})
+	return list, nil
+}
+
+// Containers returns the containers that match filter, the newest first; a nil
+// filter matches all.
+func (v *View) Containers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*Container, error) {
+	if err := v.Ready(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var list []*Container
+	for id, e := range v.containers {
+		c := e.seen
+		if strings.HasPrefix(id, filter.GetId()) &&
+			strings.HasPrefix(c.Row.GetPodSandboxId(), filter.GetPodSandboxId()) &&
+			(filter.GetState() == nil || filter.GetState().GetState() == c.Row.GetState()) &&
+			selects(filter.GetLabelSelector(), c.Row.GetLabels()) && v.building[c.Name] == 0 {
+			list = append(list, c)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Container) int {
+		return newestFirst(a.Row.GetCreatedAt(), b.Row.GetCreatedAt(), a.ID(), b.ID())
+	})
+	return list, nil
+}
+
+// newestFirst compares by time and, for an order that does not jump about, by ID.
+func newestFirst(a, b int64, idA, idB string) int {
+	switch {
+	case a > b:
+		return -1
+	case a < b:
+		return 1
+	default:
+		return strings.Compare(idA, idB)
+	}
+}
+
+// selects reports whether have holds every pair of want.
+func selects(want, have map[string]string) bool {
+	for k, v := range want {
+		if got, ok := have[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Sandbox returns the sandbox with the ID, or with the only ID that begins so.
+// The error is of kind NotFound if there is none.
+func (v *View) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
+	if err := v.Ready(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return find("sandbox", v.sandboxes, id)
+}
+
+// Container returns the container with the ID, or with the only ID that begins
+// so. The error is of kind NotFound if there is none.
+func (v *View) Container(ctx context.Context, id string) (*Container, error) {
+	if err := v.Ready(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return find("container", v.containers, id)
+}
+
+func find[T any](what string, in map[string]*entry[T], id string) (T, error) {
+	var found T
+	if e, ok := in[id]; ok {
+		return e.seen, nil
+	}
+	n := 0
+	for full, e := range in {
+		if id != "" && strings.HasPrefix(full, id) {
+			found = e.seen
+			n++
+		}
+	}
+	switch n {
+	case 1:
+		return found, nil
+	case 0:
+		return found, fmt.Errorf("no %s %q: %w", what, id, errdefs.ErrNotFound)
+	default:
+		var none T
+		return none, fmt.Errorf("%d are called %s %q: %w", n, what, id, errdefs.ErrInvalidArgument)
+	}
+}
+
+// Refresh looks at the Docker container id now, so that what the caller has
+// just done to it is in the next answer. It returns what it saw; of kind
+// NotFound if the container is gone.
+func (v *View) Refresh(ctx context.Context, id string) (container.InspectResponse, error) {
+	docker, err := v.docker.Use()
+	if err != nil {
+		return container.InspectResponse{}, err
+	}
+	return v.look(ctx, docker, id)
+}
+
+// look inspects id and puts what it saw into the view, unless a later look has
+// been quicker.
+func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (container.InspectResponse, error) {
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	ticket := v.tickets.Add(1)
+	c, err := docker.ContainerInspect(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		v.missing(id, ticket)
+		return c, fmt.Errorf("inspect: %w", err)
+	case err != nil:
+		return c, fmt.Errorf("inspect %s: %w", id, err)
+	}
+	if err := v.put(ctx, c, ticket); err != nil {
+		return c, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	return c, nil
+}
+
+// errUnreadable is the kind of what will not get better by looking again.
+var errUnreadable = errors.New("a container that cannot be understood")
+
+// put takes c, inspected at ticket, into the view.
+func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint64) error {
+	if c.ContainerJSONBase == nil || c.Config == nil {
+		return errors.New("the Engine's answer is not whole")
+	}
+	switch labels.Kind(labels.Decode(c.Config.Labels).Kind) {
+	case labels.Sandbox:
+		s, err := v.sandbox(c)
+		if err != nil {
+			return err
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		store(v, v.sandboxes, c.ID, s, ticket)
+	case labels.Container:
+		k, err := v.container(c)
+		if err != nil {
+			return err
+		}
+		if v.exits(k) {
+			v.Settle(ctx, c.ID)
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		store(v, v.containers, c.ID, k, ticket)
+	}
+	return nil
+}
+
+// exits reports whether c is the first sight of an exit that must be settled.
+func (v *View) exits(c *Container) bool {
+	if v.Settle == nil || c.Row.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
+		return false
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	before, known := v.containers[c.ID()]
+	return known && before.seen.Row.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED
+}
+
+// store is called with v.mu held.
+func store[T any](v *View, in map[string]*entry[T], id string, seen T, ticket uint64) {
+	if _, gone := v.removed[id]; gone {
+		return
+	}
+	if e, ok := in[id]; ok && e.ticket > ticket {
+		return
+	}
+	in[id] = &entry[T]{seen, ticket}
+}
+
+// sandbox makes what the view keeps of a pause container.
+func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
+	config, err := tocri.SandboxConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	s := &Sandbox{
+		Config:       config,
+		Name:         strings.TrimPrefix(c.Name, "/"),
+		Pid:          c.State.Pid,
+		Running:      c.State.Running,
+		Runtime:      c.HostConfig.Runtime,
+		CgroupParent: c.HostConfig.CgroupParent,
+		HostNetwork:  c.HostConfig.NetworkMode.IsHost(),
+		Bridged:      !c.HostConfig.NetworkMode.IsHost() && !c.HostConfig.NetworkMode.IsNone() && !c.Config.NetworkDisabled,
+		Ours:         labels.Decode(c.Config.Labels).Ours(),
+	}
+	var network tocri.Network
+	switch {
+	case s.HostNetwork:
+		network.Ready = true
+	case s.Bridged:
+		network = bridged(c)
+	case s.Running:
+		network.Addrs, network.Ready = v.Network.Addresses(c.ID)
+		network.Ready = network.Ready && v.Network.Same(c.ID, s.Pid)
+	}
+	s.Row, s.Status, err = tocri.Sandbox(c, network)
+	return s, err
+}
+
+// bridged reads the addresses that Docker's own network has given.
+func bridged(c container.InspectResponse) tocri.Network {
+	network := tocri.Network{Ready: true}
+	if c.NetworkSettings == nil {
+		return network
+	}
+	for _, n := range c.NetworkSettings.Networks {
+		for _, text := range []string{n.IPAddress, n.GlobalIPv6Address} {
+			if addr, err := netip.ParseAddr(text); err == nil {
+				network.Addrs = append(network.Addrs, addr)
+			}
+		}
+	}
+	return network
+}
+
+// container makes what the view keeps of a container.
+func (v *View) container(c container.InspectResponse) (*Container, error) {
+	var failedAt time.Time
+	if c.State.StartedAt == "" || c.State.ExitCode != 0 || c.State.Error != "" {
+		v.Failures.Get(c.ID, &failedAt)
+	}
+	row, status, err := tocri.Container(c, failedAt)
+	if err != nil {
+		return nil, err
+	}
+	return &Container{
+		Row:      row,
+		Status:   status,
+		Name:     strings.TrimPrefix(c.Name, "/"),
+		Pid:      c.State.Pid,
+		Running:  c.State.Running,
+		TTY:      c.Config.Tty,
+		JSONPath: c.LogPath,
+		Ours:     labels.Decode(c.Config.Labels).Ours(),
+	}, nil
+}
+
+// missing takes note that a look that began at ticket did not find id.
+func (v *View) missing(id string, ticket uint64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if e, ok := v.containers[id]; ok && e.ticket < ticket {
+		delete(v.containers, id)
+		v.removed[id] = time.Now()
+	}
+	if e, ok := v.sandboxes[id]; ok && e.ticket < ticket && !e.seen.Gone {
+		v.sandboxes[id] = &entry[*Sandbox]{ghost(e.seen), ticket}
+	}
+}
+
+// ghost returns s as it is after its container was removed behind our back.
+func ghost(s *Sandbox) *Sandbox {
+	g := *s
+	g.Gone, g.Running, g.Pid = true, false, 0
+	g.Row = &runtimeapi.PodSandbox{
+		Id: s.Row.GetId(), Metadata: s.Row.GetMetadata(), State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY,
+		CreatedAt: s.Row.GetCreatedAt(), Labels: s.Row.GetLabels(), Annotations: s.Row.GetAnnotations(),
+		RuntimeHandler: s.Row.GetRuntimeHandler(),
+	}
+	g.Status = &runtimeapi.PodSandboxStatus{
+		Id: s.Row.GetId(), Metadata: s.Row.GetMetadata(), State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY,
+		CreatedAt: s.Row.GetCreatedAt(), Labels: s.Row.GetLabels(), Annotations: s.Row.GetAnnotations(),
+		RuntimeHandler: s.Row.GetRuntimeHandler(), Network: &runtimeapi.PodSandboxNetworkStatus{}, Linux: s.Status.GetLinux(),
+	}
+	return &g
+}
+
+// Forget tells the view that the Docker container id is gone for good, and all
+// that belonged to it.
+func (v *View) Forget(id string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	delete(v.sandboxes, id)
+	delete(v.containers, id)
+	v.removed[id] = time.Now()
+}

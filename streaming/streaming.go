@@ -1,0 +1,99 @@
+// Package streaming serves the byte streams of exec, attach and port-forward
+// over HTTP, for the kubelet to connect to. The protocols, SPDY and WebSocket,
+// are those of k8s.io/cri-streaming.
+//
+// It knows nothing of Docker: what a stream is joined to is somebody else's
+// affair, given as a Runtime.
+package streaming
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming"
+)
+
+// A Runtime joins streams to containers and pods.
+type Runtime = streaming.Runtime
+
+// loopback is where the server listens unless told otherwise, and what URLs
+// name where it listens everywhere: the kubelet is on the same node.
+const loopback = "127.0.0.1"
+
+// A Server serves streams at URLs that are good for one use within a minute.
+type Server struct {
+	listener net.Listener
+	server   streaming.Server
+}
+
+// Listen returns a Server that listens on addr: a host, a host and port, or ""
+// for any port of loopback. Nobody is answered before Run.
+func Listen(addr string, runtime Runtime) (*Server, error) {
+	l, err := net.Listen("tcp", withPort(addr))
+	if err != nil {
+		return nil, fmt.Errorf("streaming address %q: %w", addr, err)
+	}
+	config := streaming.DefaultConfig
+	config.StreamIdleTimeout = 0 // a shell may be left alone for as long as its user likes
+	config.BaseURL = baseURL(l.Addr())
+	server, err := streaming.NewServer(config, runtime)
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return &Server{listener: l, server: server}, nil
+}
+
+// withPort completes an address.
+func withPort(addr string) string {
+	if addr == "" {
+		addr = loopback
+	}
+	if _, _, err := net.SplitHostPort(addr); err == nil {
+		return addr
+	}
+	return net.JoinHostPort(addr, "0")
+}
+
+// baseURL is absolute, with a scheme and a host that can be dialled: kubelets
+// from 1.36 on dial it themselves, and take a URL without a scheme for https.
+func baseURL(addr net.Addr) *url.URL {
+	host, port, err := net.SplitHostPort(addr.String())
+	if ip := net.ParseIP(host); err != nil || ip == nil || ip.IsUnspecified() {
+		host = loopback
+	}
+	return &url.URL{Scheme: "http", Host: net.JoinHostPort(host, port)}
+}
+
+// URL is where the server is reached.
+func (s *Server) URL() string { return baseURL(s.listener.Addr()).String() }
+
+// Exec prepares an exec and tells where it is to be had.
+func (s *Server) Exec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	return s.server.GetExec(r)
+}
+
+// Attach prepares an attach and tells where it is to be had.
+func (s *Server) Attach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	return s.server.GetAttach(r)
+}
+
+// PortForward prepares a port-forward and tells where it is to be had.
+func (s *Server) PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	return s.server.GetPortForward(r)
+}
+
+// Run serves until ctx ends. Streams that are open then are cut.
+func (s *Server) Run(ctx context.Context) error {
+	srv := &http.Server{Handler: s.server, ReadHeaderTimeout: 30 * time.Second}
+	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve streams: %w", err)
+	}
+	return nil
+}
