@@ -15,15 +15,15 @@ import (
 	"berth/core/engine"
 )
 
-// maxOutput is how much of each stream Sync returns, in bytes: what fits into
-// the answer to the kubelet.
-const maxOutput = 16 << 20
+// maxOutput is how much of both streams together Sync returns, in bytes: what
+// fits into one answer, of which the kubelet takes 16 MiB.
+const maxOutput = 16<<20 - 64<<10
 
 // killPatience is how long a command that was killed may take to be gone.
 const killPatience = 10 * time.Second
 
-// Sync runs cmd in the container id and returns what it wrote, cut at 16 MiB a
-// stream, and its exit code. A command that could not be run is an error.
+// Sync runs cmd in the container id and returns what it wrote, cut at just
+// below 16 MiB in all, and its exit code. A command that could not be run is an error.
 //
 // After timeout, 0 for none, or when the caller hangs up, the command is
 // killed with all it has begun, and the error is that of a context.
@@ -57,7 +57,8 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 		return nil, nil, 0, fmt.Errorf("exec: %w", err)
 	}
 	defer streams.Close()
-	out, errs := &capped{limit: maxOutput}, &capped{limit: maxOutput}
+	room := maxOutput
+	out, errs := &capped{room: &room}, &capped{room: &room}
 	copied := make(chan error, 1)
 	go func() {
 		_, err := stdcopy.StdCopy(out, errs, streams.Reader)
@@ -108,16 +109,16 @@ func (s *Service) kill(ctx context.Context, docker *engine.Conn, id, session str
 	}
 }
 
-// capped keeps the first bytes that are written to it and takes the rest
-// without keeping it, so that the command is never held up.
+// capped keeps what is written to it while there is room, which it may share,
+// and takes the rest without keeping it, so that the command is never held up.
 type capped struct {
 	bytes.Buffer
-	limit int
+	room *int
 }
 
 func (c *capped) Write(p []byte) (int, error) {
-	if room := c.limit - c.Len(); room > 0 {
-		c.Buffer.Write(p[:min(room, len(p))])
-	}
+	n := min(*c.room, len(p))
+	*c.room -= n
+	c.Buffer.Write(p[:n])
 	return len(p), nil
 }

@@ -1,0 +1,150 @@
+package tocri
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/google/go-cmp/cmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/labels"
+)
+
+func TestContainerState(t *testing.T) {
+	const done, started = "2026-11-23T07:00:00.5Z", "2026-11-23T06:00:00Z"
+	const (
+		created = runtimeapi.ContainerState_CONTAINER_CREATED
+		running = runtimeapi.ContainerState_CONTAINER_RUNNING
+		exited  = runtimeapi.ContainerState_CONTAINER_EXITED
+	)
+	for name, tt := range map[string]struct {
+		docker container.State
+		state  runtimeapi.ContainerState
+		reason string
+	}{
+		"not started":            {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp}, created, ""},
+		"could not run":          {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, ExitCode: 127}, exited, "StartError"},
+		"could not run, no code": {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "x"}, exited, "StartError"},
+		"running":                {container.State{Running: true, StartedAt: started}, running, ""},
+		"paused":                 {container.State{Running: true, Paused: true, StartedAt: started}, running, ""},
+		"succeeded":              {container.State{StartedAt: started, FinishedAt: done}, exited, "Completed"},
+		"failed":                 {container.State{StartedAt: started, FinishedAt: done, ExitCode: 3}, exited, "Error"},
+		"out of memory":          {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137, OOMKilled: true}, exited, "OOMKilled"},
+		"a child out of memory":  {container.State{StartedAt: started, FinishedAt: done, OOMKilled: true}, exited, "Completed"},
+		"killed":                 {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137}, exited, "Error"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if state, reason := containerState(&tt.docker); state != tt.state || reason != tt.reason {
+				t.Errorf("got %v %q, want %v %q", state, reason, tt.state, tt.reason)
+			}
+		})
+	}
+}
+
+func inspected(state container.State, set labels.Set, name string) container.InspectResponse {
+	return container.InspectResponse{
+		ContainerJSONBase: &container.ContainerJSONBase{
+			ID: "c1", Name: name, Image: "sha256:1", Created: "2026-11-23T05:00:00.123456789Z", State: &state,
+			HostConfig: &container.HostConfig{Resources: container.Resources{CPUShares: 2}},
+		},
+		Config: &container.Config{Image: "sha256:1", Labels: set.Encode()},
+	}
+}
+
+func TestAFailedStartHasATime(t *testing.T) {
+	c := inspected(container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "no"}, labels.Set{
+		Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox",
+	}, "/x")
+	at := time.Unix(1_800_000_000, 5)
+	_, s, err := Container(c, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.GetFinishedAt() != at.UnixNano() || s.GetExitCode() != 128 || s.GetStartedAt() != 0 || s.GetCreatedAt()%1e9 != 123456789 {
+		t.Errorf("got %v", s)
+	}
+	if _, s, _ = Container(c, time.Time{}); s.GetFinishedAt() != s.GetCreatedAt() {
+		t.Errorf("without a note: finished %d, created %d", s.GetFinishedAt(), s.GetCreatedAt())
+	}
+	if s.GetImage().GetImage() != "busybox" || s.GetImageId() != "sha256:1" || s.GetImageRef() == "" {
+		t.Errorf("image %v, %s, %s", s.GetImage(), s.GetImageId(), s.GetImageRef())
+	}
+}
+
+func TestContainerThatCriDockerdHasMade(t *testing.T) {
+	c := inspected(container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}, labels.Set{
+		Kind: labels.Container, SandboxID: "s1", Labels: map[string]string{"a": "b"},
+	}, "/k8s_nginx_web-0_default_u1_3")
+	row, s, err := Container(c, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if row.GetMetadata().GetName() != "nginx" || row.GetMetadata().GetAttempt() != 3 || row.GetPodSandboxId() != "s1" || s.GetResources().GetLinux().GetCpuShares() != 2 {
+		t.Errorf("row %v\nstatus %v", row, s)
+	}
+	c.Name = "/somebody"
+	if _, _, err := Container(c, time.Time{}); err == nil {
+		t.Error("a name of no scheme is understood")
+	}
+}
+
+func TestSandbox(t *testing.T) {
+	set := labels.Set{Kind: labels.Sandbox, Handler: "runsc", Config: `{"metadata":{"name":"web","namespace":"d","uid":"u","attempt":2},"newer":1}`}
+	running := container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}
+	addrs := []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}
+	for name, tt := range map[string]struct {
+		state   container.State
+		network Network
+		want    runtimeapi.PodSandboxState
+		ip      string
+	}{
+		"up and attached":    {running, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_READY, "10.0.0.2"},
+		"not attached":       {running, Network{}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
+		"ended":              {container.State{StartedAt: "2026-11-23T06:00:00Z"}, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
+		"paused":             {container.State{Running: true, Paused: true}, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
+		"the node's network": {running, Network{Ready: true}, runtimeapi.PodSandboxState_SANDBOX_READY, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			row, s, err := Sandbox(inspected(tt.state, set, "/x"), tt.network)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if row.GetState() != tt.want || s.GetState() != tt.want || s.GetNetwork().GetIp() != tt.ip || s.GetRuntimeHandler() != "runsc" ||
+				s.GetMetadata().GetAttempt() != 2 || s.GetLinux().GetNamespaces().GetOptions() == nil {
+				t.Errorf("row %v\nstatus %v", row, s)
+			}
+		})
+	}
+}
+
+func TestImage(t *testing.T) {
+	got := Image(ImageFacts{
+		ID: "sha256:1", Tags: []string{"<none>:<none>", "a:1", "a@sha256:2"}, Digests: []string{"<none>@<none>", "a@sha256:2"}, User: "1000:1000",
+	})
+	want := []string{"a:1"}
+	if diff := cmp.Diff(want, got.GetRepoTags()); diff != "" {
+		t.Errorf("tags (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"a@sha256:2"}, got.GetRepoDigests()); diff != "" {
+		t.Errorf("digests (-want +got):\n%s", diff)
+	}
+	if got.GetUid().GetValue() != 1000 || got.GetUsername() != "" || got.GetSize() != 1 {
+		t.Errorf("got %v", got)
+	}
+	if got := Image(ImageFacts{User: "www:www"}); got.GetUsername() != "www" || got.GetUid() != nil {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	for name, want := range map[string]runtimeapi.Signal{
+		"": runtimeapi.Signal_SIGNAL_SIGTERM, "SIGQUIT": runtimeapi.Signal_SIGNAL_SIGQUIT, "int": runtimeapi.Signal_SIGNAL_SIGINT,
+		"SIGRTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "37": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT,
+	} {
+		if got := stopSignal(name); got != want {
+			t.Errorf("%q: %v, want %v", name, got, want)
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package todocker
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/google/go-cmp/cmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/labels"
+)
+
+// asked is an ask for a plain container, with changes.
+func asked(can engine.Record, change ...func(*runtimeapi.ContainerConfig, *runtimeapi.LinuxContainerSecurityContext)) ContainerAsk {
+	c := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: "nginx", Attempt: 1},
+		Image:    &runtimeapi.ImageSpec{Image: "sha256:1"},
+		Command:  []string{"run"},
+		LogPath:  "nginx/1.log",
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources:       &runtimeapi.LinuxContainerResources{},
+			SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: modeContainer}},
+		},
+	}
+	for _, f := range change {
+		f(c, c.Linux.SecurityContext)
+	}
+	return ContainerAsk{
+		Pod: pod(), Config: c, SandboxID: "s1", ImageID: "sha256:1", ImageName: "nginx:1", Can: can,
+		Files: []File{{"/run/p/hosts", "/etc/hosts"}, {"/run/p/resolv.conf", "/etc/resolv.conf"}},
+	}
+}
+
+type (
+	config   = *runtimeapi.ContainerConfig
+	security = *runtimeapi.LinuxContainerSecurityContext
+)
+
+func TestContainer(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ask  ContainerAsk
+		want func(Order) bool
+	}{
+		"names and labels": {asked(old, func(c config, _ security) { c.Labels = map[string]string{"annotation.a": "label"} }), func(o Order) bool {
+			said := labels.Decode(o.Config.Labels)
+			return o.Name.String() == "k8s_nginx_web-0_default_u1_1" && said.LogPath == "/var/log/pods/web/nginx/1.log" &&
+				said.SandboxID == "s1" && said.Labels["annotation.a"] == "label" && len(said.Annotations) == 0
+		}},
+		"the sandbox's namespaces": {asked(old), func(o Order) bool {
+			return o.Host.NetworkMode == "container:s1" && o.Host.IpcMode == "container:s1" && o.Host.PidMode == ""
+		}},
+		"a shared pid namespace": {asked(old, func(_ config, s security) { s.NamespaceOptions = nil }), func(o Order) bool {
+			return o.Host.PidMode == "container:s1"
+		}},
+		"another container's pid namespace": {asked(old, func(_ config, s security) {
+			s.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget, TargetId: "c2"}
+		}), func(o Order) bool { return o.Host.PidMode == "container:c2" }},
+		"variables": {asked(old, func(c config, _ security) {
+			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("b=c")}, {Key: "EMPTY"}}
+		}), func(o Order) bool { return slices.Equal(o.Config.Env, []string{"A=b=c", "EMPTY="}) }},
+		"no variable is kept in a label": {asked(old, func(c config, _ security) {
+			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("secret")}}
+		}), func(o Order) bool { return !strings.Contains(labels.Decode(o.Config.Labels).Config, "secret") }},
+		"paths: none are none, not Docker's": {asked(old), func(o Order) bool {
+			return o.Host.MaskedPaths != nil && len(o.Host.MaskedPaths) == 0 && o.Host.ReadonlyPaths != nil
+		}},
+		"user and group": {asked(old, func(_ config, s security) {
+			s.RunAsUser, s.RunAsGroup = &runtimeapi.Int64Value{Value: 7}, &runtimeapi.Int64Value{Value: 8}
+			s.SupplementalGroups = []int64{9}
+		}), func(o Order) bool { return o.Config.User == "7:8" && slices.Equal(o.Host.GroupAdd, []string{"9"}) }},
+		"a drop wins over an add": {asked(old, func(_ config, s security) {
+			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"net_admin", "CAP_SYS_TIME"}, DropCapabilities: []string{"NET_ADMIN"}}
+		}), func(o Order) bool {
+			return slices.Equal(o.Host.CapAdd, []string{"CAP_SYS_TIME"}) && slices.Equal(o.Host.CapDrop, []string{"CAP_NET_ADMIN"})
+		}},
+		"no new privileges is always said": {asked(old), func(o Order) bool {
+			return slices.Contains(o.Host.SecurityOpt, "no-new-privileges=false")
+		}},
+		"memory without swap": {asked(old, func(c config, _ security) { c.Linux.Resources.MemoryLimitInBytes = 64 << 20 }), func(o Order) bool {
+			return o.Host.Memory == 64<<20 && o.Host.MemorySwap == 64<<20
+		}},
+		"swap on cgroup v2": {asked(recent, func(c config, _ security) {
+			c.Linux.Resources.MemoryLimitInBytes = 64 << 20
+			c.Linux.Resources.Unified = map[string]string{"memory.swap.max": "1024"}
+		}), func(o Order) bool { return o.Host.MemorySwap == 64<<20+1024 }},
+		"a signal by the Engine's name": {asked(old, func(c config, _ security) { c.StopSignal = runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3 }), func(o Order) bool {
+			return o.Config.StopSignal == "SIGRTMIN+3"
+		}},
+		"CDI devices": {asked(recent, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), func(o Order) bool {
+			return len(o.Host.DeviceRequests) == 1 && o.Host.DeviceRequests[0].Driver == "cdi" && o.Host.DeviceRequests[0].DeviceIDs[0] == "v/gpu=0"
+		}},
+		"the pod's files, but for those it brings": {asked(old, func(c config, _ security) {
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: "/kubelet/hosts"}}
+		}), func(o Order) bool {
+			return len(o.Host.Mounts) == 2 && o.Host.Mounts[0].Source == "/kubelet/hosts" && o.Host.Mounts[1].Target == "/etc/resolv.conf"
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := Container(tt.ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !tt.want(got) {
+				t.Errorf("got %+v\n%+v", got.Config, got.Host)
+			}
+		})
+	}
+}
+
+func TestPrivileged(t *testing.T) {
+	ask := asked(recent, func(_ config, s security) {
+		s.Privileged, s.MaskedPaths = true, []string{"/proc/kcore"}
+		s.Seccomp = &runtimeapi.SecurityProfile{}
+	})
+	if _, err := Container(ask); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("in a sandbox that is not: %v, want an invalid argument", err)
+	}
+	ask.Pod.Linux.SecurityContext.Privileged = true
+	got, err := Container(ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := got.Host; !h.Privileged || h.MaskedPaths != nil || !slices.Contains(h.SecurityOpt, "seccomp=unconfined") || h.CgroupnsMode != "host" {
+		t.Errorf("got %+v", h)
+	}
+}
+
+func TestContainerRefuses(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ask  ContainerAsk
+		kind func(error) bool
+	}{
+		"no name":                    {asked(old, func(c config, _ security) { c.Metadata = nil }), errdefs.IsInvalidArgument},
+		"nothing to run":             {asked(old, func(c config, _ security) { c.Command = nil }), errdefs.IsInvalidArgument},
+		"a variable that is no text": {asked(old, func(c config, _ security) { c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte{0xff}}} }), errdefs.IsInvalidArgument},
+		"a log outside":              {asked(old, func(c config, _ security) { c.LogPath = "../../etc/passwd" }), errdefs.IsInvalidArgument},
+		"a group without a user":     {asked(old, func(_ config, s security) { s.RunAsGroup = &runtimeapi.Int64Value{Value: 1} }), errdefs.IsInvalidArgument},
+		"ambient capabilities": {asked(old, func(_ config, s security) {
+			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
+		}), errdefs.IsInvalidArgument},
+		"strict groups":                {asked(old, func(_ config, s security) { s.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict }), errdefs.IsInvalidArgument},
+		"unified on cgroup v1":         {asked(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsInvalidArgument},
+		"a unified path":               {asked(recent, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"../memory.high": "1"} }), errdefs.IsInvalidArgument},
+		"CDI without an Engine for it": {asked(old, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), errdefs.IsFailedPrecondition},
+		"a Localhost profile without a name": {asked(old, func(_ config, s security) {
+			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost}
+		}), errdefs.IsInvalidArgument},
+		"AppArmor without AppArmor": {asked(old, func(_ config, s security) {
+			s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "p"}
+		}), errdefs.IsInvalidArgument},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := Container(tt.ask); !tt.kind(err) {
+				t.Errorf("err = %v", err)
+			}
+		})
+	}
+}
+
+func TestMounts(t *testing.T) {
+	private, slave, shared := runtimeapi.MountPropagation_PROPAGATION_PRIVATE, runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	bindOf := func(o *mount.BindOptions, readonly bool) *mount.Mount {
+		return &mount.Mount{Type: mount.TypeBind, Source: "/data", Target: "/d", ReadOnly: readonly, BindOptions: o}
+	}
+	for name, tt := range map[string]struct {
+		can  engine.Record
+		in   *runtimeapi.Mount
+		want *mount.Mount // nil: refused
+	}{
+		"private":       {old, &runtimeapi.Mount{HostPath: "/data", Propagation: private}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, false)},
+		"from the host": {old, &runtimeapi.Mount{HostPath: "/data", Propagation: slave}, bindOf(&mount.BindOptions{Propagation: "rslave"}, false)},
+		"both ways":     {old, &runtimeapi.Mount{HostPath: "/data", Propagation: shared}, bindOf(&mount.BindOptions{Propagation: "rshared"}, false)},
+		"of Docker's own data": {old, &runtimeapi.Mount{HostPath: "/var/lib"}, &mount.Mount{
+			Type: mount.TypeBind, Source: "/var/lib", Target: "/d", BindOptions: &mount.BindOptions{},
+		}},
+		"read-only, not deep, on 20.10": {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, true)},
+		"read-only, not deep, from 25 on": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true},
+			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyNonRecursive: true}, true)},
+		"read-only and deep": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true},
+			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyForceRecursive: true}, true)},
+		"deep where it cannot be": {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true}, nil},
+		"deep but not read-only":  {recent, &runtimeapi.Mount{HostPath: "/data", RecursiveReadOnly: true}, nil},
+		"deep but not private":    {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: slave}, nil},
+		"a relative source":       {old, &runtimeapi.Mount{HostPath: "data"}, nil},
+		"options":                 {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"noexec"}}, nil},
+		"an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "a/b"}, &mount.Mount{
+			Type: mount.TypeImage, Source: "sha256:f", Target: "/d", ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: "a/b"},
+		}},
+		"an image on an old Engine":  {old, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil},
+		"an image to write to":       {recent, &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil},
+		"a sub-path out of an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "../x"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tt.in.ContainerPath = "/d"
+			ask := asked(tt.can, func(c config, _ security) { c.Mounts = []*runtimeapi.Mount{tt.in} })
+			ask.Files, ask.ImageIDs = nil, map[string]string{"files:1": "sha256:f"}
+			got, err := Container(ask)
+			if tt.want == nil {
+				if err == nil {
+					t.Errorf("got %+v, want an error", got.Host.Mounts)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff([]mount.Mount{*tt.want}, got.Host.Mounts); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestKnobs(t *testing.T) {
+	r := &runtimeapi.LinuxContainerResources{
+		MemoryLimitInBytes: 4 << 20,
+		HugepageLimits:     []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}},
+	}
+	got, err := Knobs(r, old)
+	want := []Knob{
+		{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304"},
+		{Controller: "hugetlb", File: "hugetlb.2MB.limit_in_bytes", Value: "0", Optional: true},
+		{Controller: "hugetlb", File: "hugetlb.1GB.limit_in_bytes", Value: "1073741824"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("v1: %v (-want +got):\n%s", err, diff)
+	}
+	r.Unified = map[string]string{"memory.oom.group": "1", "memory.high": "5"}
+	got, err = Knobs(r, recent)
+	want = []Knob{
+		{File: "memory.max", Value: "4194304"},
+		{File: "hugetlb.2MB.max", Value: "0", Optional: true},
+		{File: "hugetlb.1GB.max", Value: "1073741824"},
+		{File: "memory.high", Value: "5"},
+		{File: "memory.oom.group", Value: "1"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("v2: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestEverySignalHasAName(t *testing.T) {
+	for n, name := range runtimeapi.Signal_name {
+		got, err := SignalName(runtimeapi.Signal(n))
+		if err != nil || (got == "") != (name == "SIGNAL_RUNTIME_DEFAULT") || strings.Contains(got, "PLUS") || strings.Contains(got, "MINUS") {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if _, err := SignalName(9999); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("9999: %v", err)
+	}
+}

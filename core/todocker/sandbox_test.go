@@ -1,0 +1,191 @@
+package todocker
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/labels"
+)
+
+const (
+	modeNode      = runtimeapi.NamespaceMode_NODE
+	modeContainer = runtimeapi.NamespaceMode_CONTAINER
+	modeTarget    = runtimeapi.NamespaceMode_TARGET
+)
+
+// old and recent are the records of two Engines far apart.
+var (
+	old = engine.Record{
+		CgroupDriver: "cgroupfs", CgroupVersion: 1, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
+		Runtimes: map[string]engine.Runtime{"runc": {}},
+	}
+	recent = engine.Record{
+		CgroupDriver: "systemd", CgroupVersion: 2, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
+		Runtimes: map[string]engine.Runtime{"runc": {RecursiveReadOnly: true}, "runsc": {}},
+		CDI:      true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
+	}
+)
+
+func pod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxConfig {
+	p := &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "web-0", Namespace: "default", Uid: "u1", Attempt: 2},
+		Hostname:     "web-0",
+		LogDirectory: "/var/log/pods/web",
+		Labels:       map[string]string{"app": "web"},
+		Annotations:  map[string]string{"note": "x"},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{
+			CgroupParent:    "/kubepods.slice/kubepods-podu1.slice",
+			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: modeContainer}},
+		},
+	}
+	for _, c := range change {
+		c(p)
+	}
+	return p
+}
+
+func TestSandboxInTheFastForm(t *testing.T) {
+	got, err := Sandbox(SandboxAsk{Pod: pod(), Image: "sha256:pause", Can: old, OOMScore: PauseOOMScore})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name := got.Name.String(); name != "k8s_POD_web-0_default_u1_2" {
+		t.Errorf("name %s", name)
+	}
+	h := got.Host
+	if !got.Config.NetworkDisabled || !h.NetworkMode.IsNone() || !h.IpcMode.IsShareable() || h.PidMode != "" || h.OomScoreAdj != -998 ||
+		h.CgroupParent != "/kubepods.slice/kubepods-podu1.slice" || h.CgroupnsMode != "host" || h.RestartPolicy.Name != "no" ||
+		h.Init == nil || *h.Init || h.LogConfig.Type != "none" {
+		t.Errorf("config %+v\nhost %+v", got.Config, h)
+	}
+	said := labels.Decode(got.Config.Labels)
+	if said.Kind != labels.Sandbox || said.Labels["app"] != "web" || said.Annotations["note"] != "x" || strings.Contains(said.Config, "note") {
+		t.Errorf("labels %+v", said)
+	}
+}
+
+func TestSandboxVariants(t *testing.T) {
+	security := func(p *runtimeapi.PodSandboxConfig) *runtimeapi.LinuxSandboxSecurityContext {
+		return p.Linux.SecurityContext
+	}
+	for name, tt := range map[string]struct {
+		ask  SandboxAsk
+		want func(Order) bool
+	}{
+		"host network": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
+			func(o Order) bool {
+				return o.Host.NetworkMode.IsHost() && o.Host.UTSMode.IsHost() && o.Config.Hostname == "" && !o.Config.NetworkDisabled
+			},
+		},
+		"host pid and ipc": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+				security(p).NamespaceOptions.Pid, security(p).NamespaceOptions.Ipc = modeNode, modeNode
+			})},
+			func(o Order) bool { return o.Host.PidMode.IsHost() && o.Host.IpcMode.IsHost() },
+		},
+		"Docker's bridge": {
+			SandboxAsk{Can: old, Pod: pod(), Bridge: true},
+			func(o Order) bool { return o.Host.NetworkMode.IsDefault() && !o.Config.NetworkDisabled },
+		},
+		"systemd wants a slice": {
+			SandboxAsk{Can: recent, Pod: pod()},
+			func(o Order) bool {
+				return o.Host.CgroupParent == "kubepods-podu1.slice" && o.Host.CgroupnsMode == "private"
+			},
+		},
+		"a score that cannot be given": {
+			SandboxAsk{Can: engine.Record{LowestOOMScore: -500}, Pod: pod(), OOMScore: PauseOOMScore},
+			func(o Order) bool { return o.Host.OomScoreAdj == -500 },
+		},
+		"a long hostname": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 62) + "-" + "tail" })},
+			func(o Order) bool { return o.Config.Hostname == strings.Repeat("a", 62) },
+		},
+		"another handler": {
+			SandboxAsk{Can: recent, Pod: pod(), Handler: "runsc"},
+			func(o Order) bool { return o.Host.Runtime == "runsc" },
+		},
+		"cri-dockerd's word for the default": {
+			SandboxAsk{Can: old, Pod: pod(), Handler: "docker"},
+			func(o Order) bool { return o.Host.Runtime == "" },
+		},
+		"the default seccomp profile, where it can be said": {
+			SandboxAsk{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
+		},
+		"no seccomp profile": {
+			SandboxAsk{Can: recent, Pod: pod()},
+			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := Sandbox(tt.ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !tt.want(got) {
+				t.Errorf("got %+v\n%+v", got.Config, got.Host)
+			}
+		})
+	}
+}
+
+func TestSandboxRefuses(t *testing.T) {
+	for name, ask := range map[string]SandboxAsk{
+		"no metadata":               {Can: old, Pod: &runtimeapi.PodSandboxConfig{}},
+		"an unknown handler":        {Can: old, Pod: pod(), Handler: "kata"},
+		"a cgroup that is no slice": {Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/podu1" })},
+		"a relative log directory":  {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
+		"a user namespace": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
+		})},
+		"a group without a user": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
+		})},
+		"a line break in the hostname": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = "a\nb" })},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := Sandbox(ask); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("got %+v, %v; want an invalid argument", got, err)
+			}
+		})
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	node := []byte("nameserver 9.9.9.9\n")
+	for name, tt := range map[string]struct {
+		dns  *runtimeapi.DNSConfig
+		want string
+	}{
+		"none is the node's own":  {nil, "nameserver 9.9.9.9\n"},
+		"empty is empty":          {&runtimeapi.DNSConfig{}, ""},
+		"servers alone":           {&runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}}, "nameserver 10.0.0.10\n"},
+		"everything, in one line": {&runtimeapi.DNSConfig{Servers: []string{"a", "b"}, Searches: []string{"x.y", "y"}, Options: []string{"ndots:5"}}, "nameserver a\nnameserver b\nsearch x.y y\noptions ndots:5\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := ResolvConf(tt.dns, node); err != nil || string(got) != tt.want {
+				t.Errorf("got %q, %v; want %q", got, err, tt.want)
+			}
+		})
+	}
+	if _, err := ResolvConf(&runtimeapi.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}}, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a line break: %v, want an invalid argument", err)
+	}
+}
+
+func TestHosts(t *testing.T) {
+	got := string(Hosts(pod(), []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}))
+	for _, line := range []string{"127.0.0.1\tlocalhost\n", "10.1.2.3\tweb-0\n", "fd00::3\tweb-0\n"} {
+		if !strings.Contains(got, line) {
+			t.Errorf("%q is not in %q", line, got)
+		}
+	}
+}
