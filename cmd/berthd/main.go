@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 
@@ -44,7 +45,7 @@ func start(ctx context.Context, args []string) error {
 	defer stop()
 	log := newLog(os.Stderr, cfg)
 	for _, w := range cfg.warnings {
-		log.Warn(w)
+		log.Warn("a flag that does nothing", slog.String("why", w))
 	}
 	l, err := listen(cfg.Endpoint)
 	if err != nil {

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # critest.sh [critest flags]: runs the conformance tests of the CRI against
 # bin/berthd on a private Docker Engine, in a box of its own (box.sh).
-# ENGINE_FLAGS are further flags of dockerd.
+# ENGINE_FLAGS are further flags of dockerd. With KEEP=1 all logs are kept.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
-	exec "$e2e/box.sh" "$0" --boxed "$@"
+	w=$(mktemp -d /tmp/berth-critest.XXXXXX)
+	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # once the box and its mounts are gone
+	BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed "$@"
+	exit
 fi
 shift
-w=$(mktemp -d /tmp/berth-critest.XXXXXX)
+w=$BERTH_E2E_WORK
 engine_pid='' berthd_pid=''
 finish() {
 	[ -z "$berthd_pid" ] || kill "$berthd_pid" 2>/dev/null || true
@@ -16,7 +19,6 @@ finish() {
 		kill "$engine_pid" 2>/dev/null || true
 		for _ in $(seq 100); do kill -0 "$engine_pid" 2>/dev/null || break; sleep 0.1; done
 	fi
-	[ -n "${KEEP:-}" ] || rm -rf "$w" 2>/dev/null || true
 }
 trap finish EXIT
 
@@ -45,7 +47,6 @@ code=0
 "$cache/bin/critest" -ginkgo.no-color -ginkgo.junit-report="$w/junit.xml" \
 	-runtime-endpoint "unix://$w/cri.sock" -image-endpoint "unix://$w/cri.sock" "$@" >"$w/critest.log" 2>&1 || code=$?
 [ -s "$w/junit.xml" ] || { tail -40 "$w/critest.log"; die "critest did not run"; }
-[ -z "${KEEP:-}" ] || cp "$w/critest.log" "$w/berthd.log" "$w/junit.xml" "$w/engine/log" "$KEEP/"
 (cd "$e2e" && go run ./verdict -known "$e2e/critest.known" "$w/junit.xml") || {
 	grep -E 'level=(WARN|ERROR)' "$w/berthd.log" | tail -20
 	exit 1

@@ -10,9 +10,11 @@ need_cni
 need busybox=busybox-static
 
 w=$(mktemp -d /tmp/berth-demo.XXXXXX)
-engine_pid='' berthd_pid='' pod='' sock=''
+engine_pid='' berthd_pid='' pod=''
 quiet() { "$@" >/dev/null 2>&1 || true; }
-cri() { "$cache/bin/crictl" --runtime-endpoint "unix://$w/cri.sock" --image-endpoint "unix://$w/cri.sock" "$@"; }
+cri() { # without its advice on configuration files
+	"$cache/bin/crictl" --config "$w/crictl.yaml" "$@" 2> >(grep -v level=warning >&2)
+}
 # state: all that a pod could leave behind.
 state() {
 	docker ps -aq --no-trunc | sort
@@ -32,7 +34,7 @@ finish() {
 	if [ -n "$engine_pid" ]; then
 		kill "$engine_pid" 2>/dev/null || true
 		wait "$engine_pid" 2>/dev/null || true
-		grep " $w/" /proc/self/mounts | awk '{print $2}' | sort -r | while read -r m; do quiet umount "$m"; done
+		awk -v w="$w/" 'index($2, w) == 1 {print $2}' /proc/self/mounts | sort -r | while read -r m; do quiet umount "$m"; done
 	fi
 	rm -rf "$w"
 	exit "$code"
@@ -73,6 +75,7 @@ cni_conf "$w/net.d" 10.89.0.0/24 berthdemo0
 	>"$w/berthd.log" 2>&1 &
 berthd_pid=$!
 wait_for "$w/cri.sock"
+printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\n' "$w" "$w" >"$w/crictl.yaml"
 for _ in $(seq 50); do
 	if cri version >/dev/null 2>&1; then break; fi
 	sleep 0.1

@@ -13,11 +13,14 @@ if [ "${1:-}" != --boxed ]; then
 	build_berthd
 	build_tools
 	say "tests on a real Docker Engine"
-	"$e2e/box.sh" "$0" --boxed
-	exec "$e2e/critest.sh"
+	w=$(mktemp -d /tmp/berth-test.XXXXXX)
+	trap 'rm -rf "$w"' EXIT # once the box and its mounts are gone
+	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed
+	"$e2e/critest.sh"
+	exit
 fi
 
-w=$(mktemp -d /tmp/berth-test.XXXXXX)
+w=$BERTH_E2E_WORK
 engine_pid=''
 finish() {
 	docker ps -aq 2>/dev/null | xargs -r docker rm -fv >/dev/null 2>&1 || true
@@ -25,7 +28,6 @@ finish() {
 		kill "$engine_pid" 2>/dev/null || true
 		for _ in $(seq 100); do kill -0 "$engine_pid" 2>/dev/null || break; sleep 0.1; done
 	fi
-	rm -rf "$w" 2>/dev/null || true
 }
 trap finish EXIT
 start_engine "$w/engine"

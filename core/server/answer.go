@@ -89,7 +89,7 @@ func coded(err error) error {
 	if err == nil {
 		return nil
 	}
-	//nolint:errorlint // a status wrapped deeper down is not what is said here
+	// A status wrapped deeper down is not what is said here.
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}

@@ -332,7 +332,7 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 	if c.ContainerJSONBase == nil || c.Config == nil {
 		return errors.New("the Engine's answer is not whole")
 	}
-	switch labels.Kind(labels.Decode(c.Config.Labels).Kind) {
+	switch labels.Decode(c.Config.Labels).Kind {
 	case labels.Sandbox:
 		s, err := v.sandbox(c)
 		if err != nil {
