@@ -3,7 +3,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build demo test test-unit test-engine lint clean
+.PHONY: help build demo test test-unit test-engine test-engines lint clean
 
 help: ## this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ test-unit: ## go vet and unit tests; needs neither root nor Docker
 
 test-engine: ## tests on a private Docker Engine, and critest (root)
 	contrib/e2e/test.sh
+
+test-engines: ## what test-engine does, on Docker 26.1 and 28.5 as well (root)
+	contrib/e2e/engines.sh
 
 lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...

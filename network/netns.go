@@ -1,109 +1,129 @@
 package network
 
 import (
-	"context"
+	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
+	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
+	"strings"
+	"syscall"
 
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/utils"
 	"golang.org/x/sys/unix"
 )
 
-// path is our own handle on the network namespace of the pod id.
-func (n *CNI) path(id string) string {
-	return filepath.Join(n.cfg.RunDir, "netns", id)
-}
+// prefix tells our bind mounts in NetNSDir from those of others.
+const prefix = "berth-"
 
-// Bind keeps a handle on the network namespace that the process pid lives in,
-// so that it outlives the process, and returns its path.
+// path is where the network namespace of the pod id is bound.
+func (n *CNI) path(id string) string { return filepath.Join(n.netnsDir, prefix+id) }
+
+// OfProcess is the path of the network namespace that the process pid lives in.
+func OfProcess(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
+
+// Bind keeps the network namespace of the process pid for the pod id, by a
+// bind mount that outlives the process, and returns its path. Binding it again
+// changes nothing; binding another one lets go of the first. The namespace
+// must not be the one the daemon itself lives in.
 func (n *CNI) Bind(id string, pid int) (string, error) {
-	path := n.path(id)
-	if err := n.mountpoint(filepath.Dir(path)); err != nil {
-		return "", fmt.Errorf("netns: %w", err)
+	if wrong := utils.ValidateContainerID(id); wrong != nil {
+		return "", fmt.Errorf("pod id %q: %w: %w", id, wrong, errdefs.ErrInvalidArgument)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	if err := n.prepare(); err != nil {
+		return "", fmt.Errorf("prepare %s for network namespaces: %w", n.netnsDir, err)
+	}
+	// An open file stays the same namespace, whoever has the pid next.
+	source, err := os.Open(OfProcess(pid))
 	if err != nil {
-		return "", fmt.Errorf("netns: %w", err)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return "", fmt.Errorf("the process %d of pod %s has ended: %w", pid, id, errdefs.ErrFailedPrecondition)
+		}
+		return "", fmt.Errorf("network namespace of pod %s: %w", id, err)
 	}
-	if err := f.Close(); err != nil {
+	defer source.Close()
+	info, err := source.Stat()
+	if err != nil {
 		return "", err
 	}
-	if err := unix.Mount(OfProcess(pid), path, "", unix.MS_BIND, ""); err != nil {
-		return "", errors.Join(fmt.Errorf("netns of process %d: bind to %s: %w", pid, path, err), os.Remove(path))
+	its := identify(info)
+	if own, err := stat("/proc/self/ns/net"); err != nil || own == its {
+		return "", fmt.Errorf("the process %d of pod %s has no network namespace of its own: %w", pid, id, errdefs.ErrFailedPrecondition)
+	}
+	path := n.path(id)
+	if bound(path) {
+		if ours, err := stat(path); err == nil && ours == its {
+			return path, nil
+		}
+	}
+	if err := n.unbind(id); err != nil {
+		return "", err
+	}
+	target, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
+	if err != nil {
+		return "", fmt.Errorf("bind network namespace: %w", err)
+	}
+	if err := target.Close(); err != nil {
+		return "", err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", source.Fd()), path, "", unix.MS_BIND, ""); err != nil {
+		return "", errors.Join(fmt.Errorf("bind network namespace to %s: %w", path, err), os.Remove(path))
 	}
 	return path, nil
 }
 
-// mountpoint makes dir a shared mount point, as ip-netns(8) does with its own,
-// so that what is bound in it is seen, and gone, in every mount namespace.
-func (n *CNI) mountpoint(dir string) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	err := unix.Mount("", dir, "", unix.MS_SHARED, "")
-	if err == nil || !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	// EINVAL: no mount point yet.
-	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-		return err
-	}
-	return unix.Mount("", dir, "", unix.MS_SHARED, "")
-}
-
-// bound reports whether a network namespace is bound to path, rather than only
-// a file left where one was.
-func bound(path string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
-}
-
-// unbind lets go of the handle on the network namespace of the pod id.
+// unbind lets go of the network namespace of the pod id, bound or not.
 func (n *CNI) unbind(id string) error {
 	path := n.path(id)
-	for bound(path) {
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+	for {
+		err := os.Remove(path)
+		switch {
+		case err == nil, errors.Is(err, fs.ErrNotExist):
+			return nil
+		case !errors.Is(err, unix.EBUSY):
+			return err
+		}
+		// Something is mounted there.
+		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", path, err)
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
-// Bound returns the IDs of all pods whose network namespaces have a handle.
+// Bound returns the ids of all pods whose network namespaces have been bound
+// and not let go of.
 func (n *CNI) Bound() []string {
-	entries, err := os.ReadDir(n.path(""))
-	if err != nil {
-		return nil
+	entries, err := os.ReadDir(n.netnsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Warn("bound network namespaces cannot be listed", slog.Any("err", err))
 	}
 	var ids []string
 	for _, e := range entries {
-		ids = append(ids, e.Name())
+		if id, ok := strings.CutPrefix(e.Name(), prefix); ok {
+			ids = append(ids, id)
+		}
 	}
 	return ids
 }
 
-// Same reports whether the process pid lives in the network namespace that the
-// pod id was attached in. Of a pod without a handle, which cri-dockerd has
-// attached, that is taken for granted.
+// Same reports whether the process pid lives in the network namespace that is
+// bound for the pod id. It is taken for granted where none is: cri-dockerd
+// bound none.
 func (n *CNI) Same(id string, pid int) bool {
 	path := n.path(id)
 	if !bound(path) {
 		return true
 	}
-	var ours, its unix.Stat_t
-	return unix.Stat(path, &ours) == nil &&
-		unix.Stat(OfProcess(pid), &its) == nil &&
-		ours.Ino == its.Ino && ours.Dev == its.Dev
+	ours, err := stat(path)
+	if err != nil {
+		return false
+	}
+	its, err := stat(OfProcess(pid))
+	return err == nil && ours == its
 }
 
 // NetNS returns a path of the network namespace of the pod id, in which the
@@ -115,54 +135,103 @@ func (n *CNI) NetNS(id string, pid int) string {
 	return OfProcess(pid)
 }
 
-// OfProcess is the path of the network namespace that the process pid lives in.
-func OfProcess(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
-
-// Dial connects to a port on the loopback of a network namespace, IPv4 first,
-// then IPv6; netns "" is that of this process.
-func Dial(ctx context.Context, netns string, port int) (net.Conn, error) {
-	if netns == "" {
-		return dialLoopback(ctx, port)
-	}
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		// The thread is never unlocked and so ends with this goroutine: nobody
-		// else can find itself in the pod's namespace.
-		runtime.LockOSThread()
-		conn, err := dialIn(ctx, netns, port)
-		done <- result{conn, err}
-	}()
-	r := <-done
-	return r.conn, r.err
+// bound reports whether path is a network namespace, rather than a file left
+// where one was, or nothing.
+func bound(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-func dialIn(ctx context.Context, netns string, port int) (net.Conn, error) {
-	f, err := os.Open(netns)
+// An identity tells a namespace from all others that exist at the same time.
+type identity struct{ dev, ino uint64 }
+
+func stat(path string) (identity, error) {
+	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return identity{}, err
+	}
+	return identify(info), nil
+}
+
+func identify(info fs.FileInfo) identity {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return identity{}
+	}
+	return identity{st.Dev, st.Ino}
+}
+
+// prepare makes sure, once, that what is mounted in netnsDir is seen, and
+// gone, wherever the directory is: in the mount namespaces of agents that run
+// in containers. Where the mount it lies on is shared that is so already;
+// otherwise it becomes a shared mount of its own.
+func (n *CNI) prepare() error {
+	n.mounting.Lock()
+	defer n.mounting.Unlock()
+	if n.mounted {
+		return nil
+	}
+	if err := os.MkdirAll(n.netnsDir, 0o755); err != nil {
+		return err
+	}
+	ok, err := shared(n.netnsDir)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		err := unix.Mount("", n.netnsDir, "", unix.MS_SHARED|unix.MS_REC, "")
+		if errors.Is(err, unix.EINVAL) { // it is no mount point
+			if err = unix.Mount(n.netnsDir, n.netnsDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+				return fmt.Errorf("make it a mount point: %w", err)
+			}
+			err = unix.Mount("", n.netnsDir, "", unix.MS_SHARED|unix.MS_REC, "")
+		}
+		if err != nil {
+			return fmt.Errorf("share it: %w", err)
+		}
+	}
+	n.mounted = true
+	return nil
+}
+
+// shared reports whether the mount that dir lies on is shared.
+func shared(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
 	}
 	defer f.Close()
-	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, fmt.Errorf("enter %s: %w", netns, err)
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", f.Fd()))
+	if err != nil {
+		return false, err
 	}
-	return dialLoopback(ctx, port)
-}
-
-// dialLoopback uses plain addresses, one after the other: a name, or both at
-// once, would take the dial to other threads.
-func dialLoopback(ctx context.Context, port int) (net.Conn, error) {
-	dialer := net.Dialer{FallbackDelay: -1}
-	conn, err4 := dialer.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-	if err4 == nil {
-		return conn, nil
+	mount := ""
+	for line := range strings.Lines(string(info)) {
+		if id, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			mount = strings.TrimSpace(id)
+		}
 	}
-	conn, err6 := dialer.DialContext(ctx, "tcp6", net.JoinHostPort("::1", strconv.Itoa(port)))
-	if err6 == nil {
-		return conn, nil
+	mounts, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
 	}
-	return nil, err4
+	defer mounts.Close()
+	lines := bufio.NewScanner(mounts)
+	for lines.Scan() {
+		// id parent dev root mountpoint options [optional ...] - type source options
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 7 || fields[0] != mount {
+			continue
+		}
+		for _, field := range fields[6:] {
+			if field == "-" {
+				break
+			}
+			if strings.HasPrefix(field, "shared:") {
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	return false, lines.Err()
 }

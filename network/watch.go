@@ -11,160 +11,163 @@ import (
 	"slices"
 	"time"
 
-	"github.com/containernetworking/cni/libcni"
 	"github.com/fsnotify/fsnotify"
 )
 
 const (
-	// settleTime is how long a directory must be quiet before it is read: an
-	// editor or a pod that installs a plugin writes several times.
-	settleTime = 200 * time.Millisecond
-	// askEvery is how often the plugins are asked for their status at most.
-	askEvery = 5 * time.Second
-	askLimit = 800 * time.Millisecond
+	// settle is how long to wait after a change before reading: whoever
+	// installs a network writes several times.
+	settle = 100 * time.Millisecond
+	// retry is how often to look where watching is impossible: nodes do run out
+	// of inotify instances.
+	retry = 5 * time.Second
 )
 
-// load reads the configuration as it is now.
-func (n *CNI) load() {
-	network, err := n.read()
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	before, was := n.network, n.missing
-	n.network, n.missing, n.asked = network, err, time.Time{}
-	switch {
-	case err != nil && (was == nil || was.Error() != err.Error()):
-		n.log.Warn("no network for pods", slog.Any("err", err))
-	case err == nil && (before == nil || was != nil || string(before.Bytes) != string(network.Bytes)):
-		n.log.Info("pods get their network from", slog.String("network", network.Name))
-	}
-}
-
-// read finds the first valid network configuration. The network is returned
-// beside an error where only plugins are missing.
-func (n *CNI) read() (*libcni.NetworkConfigList, error) {
-	files, err := libcni.ConfFiles(n.cfg.ConfDir, []string{".conf", ".conflist", ".json"})
-	if err != nil {
-		return nil, fmt.Errorf("CNI configuration: %w", err)
-	}
-	slices.Sort(files)
-	var bad error
-	for _, file := range files {
-		network, err := libcni.NetworkConfFromFile(file)
-		if err == nil && len(network.Plugins) == 0 {
-			err = errors.New("no plugins")
+// Run keeps the configuration current until ctx ends.
+func (n *CNI) Run(ctx context.Context) error {
+	told := false
+	for ctx.Err() == nil {
+		err := n.watch(ctx)
+		if ctx.Err() != nil {
+			break
 		}
-		if err != nil {
-			bad = errors.Join(bad, fmt.Errorf("%s: %w", file, err))
-			continue
+		if !told {
+			n.log.Warn("the network configuration cannot be watched, looking every few seconds instead",
+				slog.String("dir", n.confDir), slog.Any("err", err))
+			told = true
 		}
-		return network, n.plugins(file, network)
-	}
-	if bad != nil {
-		return nil, fmt.Errorf("no valid CNI configuration: %w", bad)
-	}
-	return nil, fmt.Errorf("no CNI configuration in %s: install a network add-on, or put a .conflist there", n.cfg.ConfDir)
-}
-
-// plugins returns an error that names the first plugin that is not installed.
-func (n *CNI) plugins(file string, network *libcni.NetworkConfigList) error {
-	for _, p := range network.Plugins {
-		if !slices.ContainsFunc(n.cfg.BinDirs, func(dir string) bool {
-			info, err := os.Stat(filepath.Join(dir, p.Network.Type))
-			return err == nil && info.Mode().IsRegular()
-		}) {
-			return fmt.Errorf("CNI plugin %q, which %s names, is not in %v", p.Network.Type, file, n.cfg.BinDirs)
-		}
+		n.reload()
+		_ = sleep(ctx, retry) // ctx is what the loop asks
 	}
 	return nil
 }
 
-// Status returns nil if pods can be attached, or what is in the way.
-func (n *CNI) Status(ctx context.Context) error {
-	n.mu.Lock()
-	network, missing, asked, answer := n.network, n.missing, n.asked, n.answer
-	n.mu.Unlock()
-	if missing != nil && network != nil {
-		n.load() // a plugin may have been installed, and nobody watches those
-		n.mu.Lock()
-		network, missing = n.network, n.missing
-		n.mu.Unlock()
+// watch reloads the configuration whenever it has changed. It returns why it
+// cannot go on.
+func (n *CNI) watch(ctx context.Context) (err error) {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
 	}
-	switch {
-	case missing != nil:
-		return missing
-	case !atLeast11(network.CNIVersion):
-		return nil
-	case time.Since(asked) < askEvery:
-		return answer
+	defer func() { err = errors.Join(err, w.Close()) }()
+	for {
+		if _, err := n.follow(w); err != nil {
+			return err
+		}
+		n.reload()
+		// The configuration names more places to watch, which may have changed
+		// between being read and being watched.
+		more, err := n.follow(w)
+		if err != nil {
+			return err
+		}
+		if more {
+			n.reload()
+		}
+		if err := n.change(ctx, w); err != nil {
+			return err
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
-	defer cancel()
-	if answer = n.cni.GetStatusNetworkList(ctx, network); answer != nil {
-		answer = fmt.Errorf("CNI network %q is not ready: %w", network.Name, answer)
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.asked, n.answer = time.Now(), answer
-	return answer
 }
 
-// Run keeps the configuration current until ctx ends.
-func (n *CNI) Run(ctx context.Context) error {
-	watcher, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch %s: %w", n.cfg.ConfDir, err)
-	}
-	defer watcher.Close()
-	var quiet <-chan time.Time
+// change returns once something that matters has changed and settled.
+func (n *CNI) change(ctx context.Context, w *fsnotify.Watcher) error {
 	for {
-		if n.follow(watcher) {
-			n.load()
-		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case _, ok := <-watcher.Events:
+			return ctx.Err()
+		case event, ok := <-w.Events:
 			if !ok {
-				return errors.New("the watch on the CNI configuration ended")
+				return fsnotify.ErrClosed
 			}
-			if quiet == nil {
-				quiet = time.After(settleTime)
+			if n.matters(event) {
+				return sleep(ctx, settle)
 			}
-		case err := <-watcher.Errors:
-			n.log.Warn("watching the CNI configuration", slog.Any("err", err))
-			n.load()
-		case <-quiet:
-			quiet = nil
-			n.load()
+		case err := <-w.Errors:
+			if err == nil {
+				return fsnotify.ErrClosed
+			}
+			// Events were lost, or a directory went away while it was looked
+			// at: who knows what has changed.
+			n.log.Debug("watching the network configuration", slog.Any("err", err))
+			return sleep(ctx, settle)
 		}
 	}
 }
 
-// follow watches the directory of the configuration or, while it is not there,
-// the nearest one above it. It reports whether it has moved.
-func (n *CNI) follow(watcher *fsnotify.Watcher) (moved bool) {
-	dir := n.cfg.ConfDir
+// matters reports whether event may change what reload finds: it is about a
+// file in the configuration directory or below, or about a directory on the
+// way there.
+func (n *CNI) matters(event fsnotify.Event) bool {
+	return event.Op != fsnotify.Chmod && (within(event.Name, n.confDir) || within(n.confDir, event.Name))
+}
+
+// within reports whether path is dir or lies in it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
+}
+
+// follow makes w watch what there is to watch now, and returns whether that is
+// more than before.
+func (n *CNI) follow(w *fsnotify.Watcher) (more bool, err error) {
+	added := map[string]bool{}
 	for {
-		if slices.Contains(watcher.WatchList(), dir) {
-			if _, err := os.Stat(dir); err == nil {
-				return moved
+		want, have := n.places(), w.WatchList()
+		for _, dir := range have {
+			if !slices.Contains(want, dir) {
+				_ = w.Remove(dir) // if it fails, the directory is gone and the watch with it
 			}
-			_ = watcher.Remove(dir) // the directory of that name is another one now, or none
 		}
-		err := watcher.Add(dir)
-		if err == nil {
-			for _, old := range watcher.WatchList() {
-				if old != dir {
-					_ = watcher.Remove(old)
-				}
+		stable := true
+		for _, dir := range want {
+			if slices.Contains(have, dir) || added[dir] {
+				continue
 			}
-			return true
+			stable = false
+			err := w.Add(dir)
+			switch {
+			case err == nil:
+				added[dir], more = true, true
+			case !errors.Is(err, fs.ErrNotExist):
+				return more, fmt.Errorf("watch %s: %w", dir, err)
+			}
 		}
-		parent := filepath.Dir(dir)
-		if !errors.Is(err, fs.ErrNotExist) || parent == dir {
-			n.log.Warn("cannot watch the CNI configuration", slog.String("dir", dir), slog.Any("err", err))
-			return moved
+		// What appeared before its watch did is seen in the next round.
+		if stable {
+			return more, nil
 		}
-		dir = parent
 	}
+}
+
+// places returns the directories to watch: that of the configuration and the
+// one it is in, or, while it does not exist, the nearest above it that does;
+// and those that networks keep more plugins in.
+func (n *CNI) places() []string {
+	dir := n.confDir
+	for !isDir(dir) {
+		up := filepath.Dir(dir)
+		if up == dir {
+			break
+		}
+		dir = up
+	}
+	if dir != n.confDir {
+		return []string{dir}
+	}
+	places := []string{dir}
+	if up := filepath.Dir(dir); up != dir {
+		places = append(places, up)
+	}
+	for _, nw := range n.found.Load().networks {
+		if sub := filepath.Join(dir, nw.list.Name); isDir(sub) && !slices.Contains(places, sub) {
+			places = append(places, sub)
+		}
+	}
+	return places
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # critest.sh [critest flags]: runs the conformance tests of the CRI against
 # bin/berthd on a private Docker Engine, in a box of its own (box.sh).
-# ENGINE_FLAGS are further flags of dockerd. With KEEP=1 all logs are kept.
+# ENGINE=SUITE takes the Docker of another Debian, ENGINE_FLAGS are further flags of
+# dockerd. With KEEP=1 all logs are kept.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	w=$(mktemp -d /tmp/berth-critest.XXXXXX)
@@ -22,14 +23,14 @@ finish() {
 }
 trap finish EXIT
 
-say "a private Docker Engine (logs in $w)"
+say "a registry on loopback, and a private Docker Engine (logs in $w)"
+"$e2e/registry.sh" "$cache/registry"
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 start_engine "$w/engine" "${engine_flags[@]}"
 docker -H "unix://$w/engine/docker.sock" version --format '{{.Server.Version}}, API {{.Server.APIVersion}}'
 
-say "the images of critest, from a registry on loopback"
-"$e2e/registry.sh" "$cache/registry"
 if [ ! -f "$cache/registry/complete" ]; then
+	say "making the images of critest"
 	"$e2e/images.sh" "unix://$w/engine/docker.sock"
 	touch "$cache/registry/complete"
 fi

@@ -45,16 +45,44 @@ may_lower_oom() {
 	[ $((0x$caps >> 24 & 1)) = 1 ]
 }
 
+# engine_root SUITE: a Debian of another suite in the cache, for its Docker.
+engine_root() {
+	local root=$cache/root-$1 scripts=/usr/share/debootstrap/scripts
+	if [ ! -e "$root/.complete" ]; then
+		need debootstrap=debootstrap
+		say "installing Docker of Debian $1" >&2
+		rm -rf "$root"
+		[ -e "$scripts/$1" ] || ln -s sid "$scripts/$1"
+		debootstrap --variant=minbase --include=docker.io,iptables,ca-certificates "$1" "$root" >/dev/null
+		touch "$root/.complete"
+	fi
+	echo "$root"
+}
+
 # start_engine DIR [dockerd flags]: a Docker Engine of its own, at
-# unix://DIR/docker.sock. Its process is $engine_pid.
+# unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
+# that of another Debian, in a chroot; only inside a box (box.sh).
 start_engine() {
-	local dir=$1 flags=()
+	local dir=$1 flags=() enter=() root m
 	shift
 	mkdir -p "$dir"
-	if ! may_lower_oom; then
-		flags+=(--add-runtime "clamp=$cache/bin/runc-clamp" --default-runtime clamp)
+	if [ -n "${ENGINE:-}" ]; then
+		root=$cache/root-$ENGINE
+		mount --bind "$root" "$root" # layers can be unpacked below mount points only
+		for m in proc sys dev run tmp; do mount --rbind "/$m" "$root/$m"; done
+		for m in hosts resolv.conf; do touch "$root/etc/$m"; mount --bind "/etc/$m" "$root/etc/$m"; done
+		mkdir -p /etc/docker "$root/etc/docker"
+		mount --rbind /etc/docker "$root/etc/docker"
+		enter=(chroot "$root")
 	fi
-	PATH=$PATH:/usr/sbin:/sbin dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
+	if ! may_lower_oom; then
+		[ -z "${ENGINE:-}" ] || cp "$cache/bin/runc-clamp" "$root/usr/local/bin/"
+		[ -n "${ENGINE:-}" ] || install -D "$cache/bin/runc-clamp" "$dir/runc-clamp"
+		m=$dir/runc-clamp
+		[ -z "${ENGINE:-}" ] || m=/usr/local/bin/runc-clamp
+		flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
+	fi
+	PATH=$PATH:/usr/sbin:/sbin "${enter[@]}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
 		-H "unix://$dir/docker.sock" --bridge none --iptables=false --ip-masq=false "${flags[@]}" "$@" >"$dir/log" 2>&1 &
 	engine_pid=$!
 	for _ in $(seq 300); do

@@ -1,43 +1,16 @@
 #!/usr/bin/env bash
 # test.sh: installs what is missing, then runs what needs a real Docker Engine:
-# the tests behind -docker, and critest. Everything runs in a box (box.sh), so
+# the tests behind -docker, and critest. Everything runs in boxes (box.sh), so
 # that nothing is left on the machine but installed packages and a cache.
 . "$(dirname "$0")/lib.sh"
-if [ "${1:-}" != --boxed ]; then
-	[ "$(id -u)" = 0 ] || die "tests on a real Docker Engine need root"
-	need_engine
-	need_cni
-	need docker-registry=docker-registry busybox=busybox-static nginx=nginx-light openssl=openssl curl=curl gcc=build-essential
-	"$e2e/busybox.sh"
-	say "building"
-	build_berthd
-	build_tools
-	say "tests on a real Docker Engine"
-	w=$(mktemp -d /tmp/berth-test.XXXXXX)
-	trap 'rm -rf "$w"' EXIT # once the box and its mounts are gone
-	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed
-	"$e2e/critest.sh"
-	exit
-fi
-
-w=$BERTH_E2E_WORK
-engine_pid=''
-finish() {
-	docker ps -aq 2>/dev/null | xargs -r docker rm -fv >/dev/null 2>&1 || true
-	if [ -n "$engine_pid" ]; then
-		kill "$engine_pid" 2>/dev/null || true
-		for _ in $(seq 100); do kill -0 "$engine_pid" 2>/dev/null || break; sleep 0.1; done
-	fi
-}
-trap finish EXIT
-start_engine "$w/engine"
-export DOCKER_HOST=unix://$w/engine/docker.sock
-mkdir -p "$w/bb/bin" "$w/bb/etc" "$w/bb/tmp"
-cp "$cache/busybox" "$w/bb/bin/"
-for a in $("$cache/busybox" --list | grep -vx busybox); do ln "$w/bb/bin/busybox" "$w/bb/bin/$a"; done
-printf 'root:x:0:0:root:/:/bin/sh\n' >"$w/bb/etc/passwd"
-printf 'root:x:0:\n' >"$w/bb/etc/group"
-tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth-test:1 >/dev/null
-cd "$top"
-# -p 1: they share the Engine and its processors.
-go test -count=1 -p 1 ./contrib/live/... -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)"
+[ "$(id -u)" = 0 ] || die "tests on a real Docker Engine need root"
+need_engine
+need_cni
+need docker-registry=docker-registry busybox=busybox-static nginx=nginx-light openssl=openssl curl=curl gcc=build-essential
+"$e2e/busybox.sh"
+say "building"
+build_berthd
+build_tools
+say "tests on a real Docker Engine"
+"$e2e/live.sh"
+"$e2e/critest.sh"

@@ -144,20 +144,15 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 	return errors.Join(errs...)
 }
 
-// collect has the plugins clean up what no pod needs. Attachments that others
-// on this node have made in the same cache are not ours to judge.
+// collect has the plugins clean up what no pod needs.
 func (s *Service) collect(ctx context.Context) error {
-	if !s.attaching.TryLock() {
-		return nil // no pod waits for this; the next connection is soon enough
-	}
-	defer s.attaching.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, gcLimit)
 	defer cancel()
-	keep := s.network.Attached()
 	pods, err := s.view.Sandboxes(ctx, nil)
 	if err != nil {
 		return err
 	}
+	var keep []string
 	for _, pod := range pods {
 		keep = append(keep, pod.ID())
 	}

@@ -257,8 +257,6 @@ func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtime
 
 // attach gives the started sandbox its network.
 func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, made *intent) ([]netip.Addr, error) {
-	s.attaching.RLock()
-	defer s.attaching.RUnlock()
 	short, cancel := docker.Short(ctx)
 	defer cancel()
 	seen, err := docker.ContainerInspect(short, made.ID)

@@ -40,8 +40,7 @@ type Service struct {
 	intents    *journal.Shelf
 	log        *slog.Logger
 
-	turns     turns.Turns  // by Docker name
-	attaching sync.RWMutex // held to read while a pod is being attached
+	turns turns.Turns // by Docker name
 
 	mu       sync.Mutex     // guards following
 	detaches map[string]int // failed tries to take the network back, by sandbox ID
@@ -70,6 +69,7 @@ type Network interface {
 	Bind(id string, pid int) (string, error)
 	Attach(ctx context.Context, plan network.Plan) ([]netip.Addr, error)
 	Detach(ctx context.Context, plan *network.Plan, id string) error
+	Forget(ctx context.Context, id string) error
 	Attached() []string
 	Bound() []string
 	GC(ctx context.Context, keep []string) error

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -68,7 +69,12 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 		return fmt.Errorf("containers of sandbox %s: %w", pod.ID(), err)
 	}
 	// Our own handle keeps the network namespace alive, so that the plugins
-	// can do their work while the pause process goes.
+	// can do their work while the pause process goes. cri-dockerd leaves none.
+	if !pod.HostNetwork && !pod.Bridged && pod.Running && !slices.Contains(s.network.Bound(), pod.ID()) {
+		if _, err := s.network.Bind(pod.ID(), pod.Pid); err != nil {
+			s.log.Warn("no handle on the network namespace of a pod", slog.String("sandbox", pod.ID()), slog.Any("err", err))
+		}
+	}
 	all = errgroup.Group{}
 	if !pod.HostNetwork && !pod.Bridged {
 		all.Go(func() error { return s.detach(ctx, nil, pod.ID()) })
@@ -102,7 +108,7 @@ func (s *Service) detach(ctx context.Context, plan *network.Plan, id string) err
 	}
 	s.log.Error("a pod is let go with its network not taken back: its addresses may leak",
 		slog.String("sandbox", id), slog.Int("tries", s.detaches[id]), slog.Any("err", err))
-	return nil
+	return s.network.Forget(ctx, id)
 }
 
 // Remove removes the sandbox and every container in it, stopping it first if

@@ -1,0 +1,193 @@
+package network
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+)
+
+// list returns a .conflist of the network name with one plugin.
+func list(name, plugin string) string {
+	return `{"cniVersion": "1.0.0", "name": "` + name + `", "plugins": [{"type": "` + plugin + `", "notes": "NOTES"}]}`
+}
+
+func TestWhichNetwork(t *testing.T) {
+	for name, tt := range map[string]struct {
+		files map[string]string
+		want  string // network
+		why   string // without any; DIR and BIN stand for directories
+	}{
+		"no file": {
+			why: "no CNI network: there is no .conflist, .conf or .json file in DIR",
+		},
+		"other files": {
+			files: map[string]string{"README": "x", "10-a.conflist.bak": list("a", "fake")},
+			why:   "no CNI network: there is no .conflist, .conf or .json file in DIR",
+		},
+		"a list": {
+			files: map[string]string{"10-a.conflist": list("a", "fake")},
+			want:  "a",
+		},
+		"a single plugin": {
+			files: map[string]string{"10-a.conf": `{"cniVersion": "0.4.0", "name": "single", "type": "fake"}`},
+			want:  "single",
+		},
+		"a single plugin in .json": {
+			files: map[string]string{"10-a.json": `{"name": "single", "type": "fake"}`},
+			want:  "single",
+		},
+		"the first by file name": {
+			files: map[string]string{"20-b.conflist": list("b", "fake"), "10-c.conflist": list("c", "fake")},
+			want:  "c",
+		},
+		"the first that is valid": {
+			files: map[string]string{
+				"10-a.conflist": `{"name": "a", `, "11-b.conf": `{"name": "b"}`, "12-c.conflist": `{"name": "c/d", "plugins": [{"type": "fake"}]}`,
+				"13-d.conflist": `{"name": "d", "plugins": []}`, "14-e.conflist": list("e", "fake"),
+			},
+			want: "e",
+		},
+		"the first that is complete": {
+			files: map[string]string{"10-a.conflist": list("a", "nowhere"), "20-b.conflist": list("b", "fake")},
+			want:  "b",
+		},
+		"a broken file": {
+			files: map[string]string{"10-a.conflist": `{"name": "a", `},
+			why:   "no CNI network: DIR/10-a.conflist is not valid: error parsing configuration list: unexpected end of JSON input",
+		},
+		"a list in a .conf": {
+			files: map[string]string{"10-a.conf": list("a", "fake")},
+			why: "no CNI network: DIR/10-a.conf is not valid: error parsing configuration: missing 'type'" +
+				" (a list of plugins belongs into a .conflist file)",
+		},
+		"no plugins": {
+			files: map[string]string{"10-a.conflist": `{"name": "a"}`},
+			why:   "no CNI network: DIR/10-a.conflist is not valid: it names no plugins",
+		},
+		"from the future": {
+			files: map[string]string{"10-a.conflist": `{"cniVersion": "2.0.0", "name": "a", "plugins": [{"type": "fake"}]}`},
+			why:   "no CNI network: DIR/10-a.conflist is not valid: cniVersion 2.0.0 is newer than 1.1.0, the newest known here",
+		},
+		"a plugin is missing": {
+			files: map[string]string{"10-a.conflist": list("a", "nowhere")},
+			why:   `CNI network "a" of DIR/10-a.conflist: there is no plugin "nowhere" in BIN/bin or BIN/more`,
+		},
+		"a plugin is a path": {
+			files: map[string]string{"10-a.conflist": list("a", "../fake")},
+			why:   `CNI network "a" of DIR/10-a.conflist: there is no plugin "../fake" in BIN/bin or BIN/more`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newNode(t, "fake")
+			for file, text := range tt.files {
+				d.conf(file, text)
+			}
+			n := d.new()
+			plan, planErr := n.Plan(Pod{ID: "pod"})
+			statusErr := n.Status(t.Context())
+			for what, err := range map[string]error{"Plan": planErr, "Status": statusErr} {
+				got := ""
+				if err != nil {
+					got = strings.NewReplacer(d.cfg.ConfDir, "DIR", d.dir, "BIN").Replace(err.Error())
+					if !errdefs.IsUnavailable(err) {
+						t.Errorf("%s: the error %v is not of kind Unavailable", what, err)
+					}
+				}
+				if got != tt.why {
+					t.Errorf("%s says\n got %s\nwant %s", what, got, tt.why)
+				}
+			}
+			if plan.Network != tt.want {
+				t.Errorf("got network %q, want %q", plan.Network, tt.want)
+			}
+		})
+	}
+}
+
+func TestNoDirectory(t *testing.T) {
+	d := newNode(t, "fake")
+	if err := os.Remove(d.cfg.ConfDir); err != nil {
+		t.Fatal(err)
+	}
+	err := d.new().Status(t.Context())
+	want := "no CNI network: the directory " + d.cfg.ConfDir + " does not exist"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestPluginThatCannotBeExecutedIsMissing(t *testing.T) {
+	d := newNode(t)
+	if err := os.WriteFile(filepath.Join(d.dir, "bin", "fake"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.conf("10-a.conflist", list("a", "fake"))
+	if err := d.new().Status(t.Context()); err == nil || !strings.Contains(err.Error(), `no plugin "fake"`) {
+		t.Errorf("got %v, want that the plugin is missing", err)
+	}
+}
+
+// A plugin that is installed later is noticed without an event.
+func TestPluginInstalledLater(t *testing.T) {
+	d := newNode(t)
+	d.conf("10-a.conflist", list("a", "fake"))
+	n := d.new()
+	if err := n.Status(t.Context()); err == nil {
+		t.Fatal("ready without its plugin")
+	}
+	d.install("fake")
+	if err := n.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.Plan(Pod{ID: "pod"}); err != nil {
+		t.Error(err)
+	}
+}
+
+// While a plugin is being replaced no pod must land on the next network.
+func TestPluginReplaced(t *testing.T) {
+	d := newNode(t, "fake", "other")
+	d.conf("10-a.conflist", list("a", "fake"))
+	d.conf("20-b.conflist", list("b", "other"))
+	n := d.new()
+	if _, err := n.Plan(Pod{ID: "pod"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(d.dir, "bin", "fake")); err != nil {
+		t.Fatal(err)
+	}
+	n.reload()
+	plan, err := n.Plan(Pod{ID: "pod"})
+	if err != nil || plan.Network != "a" {
+		t.Errorf("got network %q, %v, want a", plan.Network, err)
+	}
+	if err := n.Status(t.Context()); err == nil {
+		t.Error("ready without its plugin")
+	}
+}
+
+// Plugins in a directory named after the network become part of the plan.
+func TestPluginsInAFolder(t *testing.T) {
+	d := newNode(t, "fake", "extra")
+	d.conf("10-a.conflist", list("a", "fake"))
+	d.conf("a/10-extra.conf", `{"type": "extra", "capabilities": {"dns": true}}`)
+	d.conf("20-b.conflist", list("b", "fake"))
+	plan, err := d.new().Plan(Pod{ID: "pod"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Plugins []struct{ Type string }
+	}
+	if err := json.Unmarshal(plan.Config, &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]struct{ Type string }{{"fake"}, {"extra"}}, got.Plugins); diff != "" {
+		t.Errorf("plugins of the plan (-want +got):\n%s", diff)
+	}
+}

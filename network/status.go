@@ -1,0 +1,92 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+const (
+	// askLimit is how long the plugins may take to say how they are: callers
+	// must be answered before they lose patience with the whole daemon.
+	askLimit = 800 * time.Millisecond
+	// goodFor and badFor are how long an answer is believed.
+	goodFor = 5 * time.Second
+	badFor  = time.Second
+)
+
+// health is what the plugins of a network have last said about themselves.
+type health struct {
+	asking chan struct{} // holds one token while somebody asks; guards following
+	until  time.Time
+	err    error
+}
+
+func newHealth() health { return health{asking: make(chan struct{}, 1)} }
+
+// Status returns nil if pods can be attached. If not, the error, one line of
+// kind Unavailable, says what is in the way.
+//
+// Plugins that can (CNI 1.1) are asked, and what they say is believed for some
+// seconds, so that Status may be called often.
+func (n *CNI) Status(ctx context.Context) error {
+	nw, err := n.choose()
+	if err != nil {
+		return err
+	}
+	if plugin := n.missing(nw); plugin != "" {
+		return n.lacks(nw, plugin)
+	}
+	if !speaks11(nw.list) {
+		return nil
+	}
+	h := &nw.health
+	limited, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	select {
+	case h.asking <- struct{}{}:
+		defer func() { <-h.asking }()
+	case <-limited.Done():
+		return unwell(nw, limited.Err())
+	}
+	if time.Now().Before(h.until) {
+		return h.err
+	}
+	err = n.ask(limited, nw)
+	if ctx.Err() != nil {
+		return unwell(nw, ctx.Err()) // the caller's doing says nothing about the plugins
+	}
+	h.err, h.until = nil, time.Now().Add(goodFor)
+	if err != nil {
+		h.err, h.until = unwell(nw, err), time.Now().Add(badFor)
+	}
+	return h.err
+}
+
+// ask asks each plugin of nw for its status.
+func (n *CNI) ask(ctx context.Context, nw *network) error {
+	for i := range nw.list.Plugins {
+		one := *nw.list
+		one.Plugins = nw.list.Plugins[i : i+1]
+		err := n.lib.GetStatusNetworkList(ctx, &one)
+		var said *types.Error
+		if errors.As(err, &said) && said.Code == types.ErrInvalidEnvironmentVariables {
+			continue // so answers a plugin that does not know the command
+		}
+		if err != nil {
+			return fmt.Errorf("plugin %q: %w", nw.list.Plugins[i].Network.Type, err)
+		}
+	}
+	return nil
+}
+
+func unwell(nw *network, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer within %v", askLimit)
+	}
+	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("CNI network %q of %s is not ready: %v", nw.list.Name, nw.file, err))
+}
