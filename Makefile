@@ -3,7 +3,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build demo test test-unit test-engine test-engines lint clean
+.PHONY: help build demo test test-unit test-engine test-engines bench lint clean
 
 help: ## this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ test-engine: ## tests on a private Docker Engine, and critest (root)
 
 test-engines: ## what test-engine does, on Docker 26.1 and 28.5 as well (root)
 	contrib/e2e/engines.sh
+
+bench: ## how long a pod takes beside bare calls to Docker (root)
+	LIVE_FLAGS="-run=none -bench=. -benchtime=20x" contrib/e2e/live.sh
 
 lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...

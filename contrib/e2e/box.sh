@@ -5,7 +5,11 @@
 set -euo pipefail
 if [ "${1:-}" = --inside ]; then
 	shift
-	mount --make-rshared /
+	# What is mounted below /tmp is seen in both directions. The root itself must
+	# be private: nobody can pivot_root out of a chroot on a shared one.
+	mount --make-rprivate /
+	mount --bind /tmp /tmp
+	mount --make-shared /tmp
 	ip link set lo up
 	# Names that the tests pull by lead to the registry of the box.
 	hosts=$(mktemp)

@@ -29,5 +29,7 @@ printf 'root:x:0:0:root:/:/bin/sh\n' >"$w/bb/etc/passwd"
 printf 'root:x:0:\n' >"$w/bb/etc/group"
 tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth-test:1 >/dev/null
 cd "$top"
-# -p 1: they share the Engine and its processors.
-go test -count=1 -p 1 ./contrib/live/... -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)"
+
+# LIVE_FLAGS are further flags of go test, such as -run or -bench.
+read -ra live_flags <<<"${LIVE_FLAGS:-}"
+go test -count=1 -timeout 20m "${live_flags[@]}" ./contrib/live -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)"

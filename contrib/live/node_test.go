@@ -59,7 +59,7 @@ func TestMain(m *testing.M) {
 // A node is a berthd with directories of its own and a proxy between it and
 // Docker.
 type node struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	docker *client.Client // not through the proxy
 	proxy  *proxy
@@ -90,7 +90,7 @@ func (b *lockedBuffer) String() string {
 }
 
 // newNode starts a berthd, or skips where there is no Engine.
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	if *host == "" {
 		t.Skip("needs root and a Docker Engine: -docker unix:///...")
@@ -309,7 +309,7 @@ func (n *node) remove(id string) {
 // A proxy stands between berthd and Docker. It counts requests, and can be
 // told to do something at the n-th.
 type proxy struct {
-	t    *testing.T
+	t    testing.TB
 	path string
 	rev  *httputil.ReverseProxy
 
@@ -323,7 +323,7 @@ type proxy struct {
 	seen   string                                                    // the request acted on
 }
 
-func newProxy(t *testing.T, path string) *proxy {
+func newProxy(t testing.TB, path string) *proxy {
 	t.Helper()
 	real := strings.TrimPrefix(*host, "unix://")
 	p := &proxy{t: t, path: path, calls: map[string]int{}}
