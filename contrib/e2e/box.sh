@@ -6,7 +6,7 @@ set -euo pipefail
 if [ "${1:-}" = --inside ]; then
 	shift
 	# What is mounted below /tmp is seen in both directions. The root itself must
-	# be private: nobody can pivot_root out of a chroot on a shared one.
+	# be private: pivot_root (pivot.sh, and every runc) refuses a shared one.
 	mount --make-rprivate /
 	mount --bind /tmp /tmp
 	mount --make-shared /tmp

@@ -61,7 +61,7 @@ engine_root() {
 
 # start_engine DIR [dockerd flags]: a Docker Engine of its own, at
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
-# that of another Debian, in a chroot; only inside a box (box.sh).
+# that of another Debian; only inside a box (box.sh).
 start_engine() {
 	local dir=$1 flags=() enter=() root m
 	shift
@@ -73,10 +73,10 @@ start_engine() {
 		for m in hosts resolv.conf; do touch "$root/etc/$m"; mount --bind "/etc/$m" "$root/etc/$m"; done
 		mkdir -p /etc/docker "$root/etc/docker"
 		mount --rbind /etc/docker "$root/etc/docker"
-		enter=(chroot "$root")
+		enter=(unshare --mount --propagation unchanged "$e2e/pivot.sh" "$root")
 	fi
 	if ! may_lower_oom; then
-		[ -z "${ENGINE:-}" ] || cp "$cache/bin/runc-clamp" "$root/usr/local/bin/"
+		[ -z "${ENGINE:-}" ] || install "$cache/bin/runc-clamp" "$root/usr/local/bin/"
 		[ -n "${ENGINE:-}" ] || install -D "$cache/bin/runc-clamp" "$dir/runc-clamp"
 		m=$dir/runc-clamp
 		[ -z "${ENGINE:-}" ] || m=/usr/local/bin/runc-clamp
