@@ -42,7 +42,11 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	pods := podNetwork(cfg, log)
+	node, err := notes.Shelf("node")
+	if err != nil {
+		return err
+	}
+	pods := podNetwork(cfg, node, log)
 	seen := view.New(view.Config{Network: pods, Failures: failures}, docker, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, logs.New(), sandbox.Files(cfg.RunDir), failures, log)
@@ -86,13 +90,36 @@ func tell(log *slog.Logger, state string) {
 }
 
 // podNetwork returns what gives pods their network.
-func podNetwork(cfg Config, log *slog.Logger) networks {
+func podNetwork(cfg Config, node *journal.Shelf, log *slog.Logger) networks {
 	if cfg.NetworkPlugin == noCNI {
 		return bridge{}
 	}
-	return network.New(network.Config{
-		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, PodCIDR: cfg.PodCIDR,
-	}, log)
+	cidr := cfg.PodCIDR
+	if cidr == "" {
+		node.Get(podCIDRKey, &cidr)
+	}
+	return lasting{network.New(network.Config{
+		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, PodCIDR: cidr,
+	}, log), node, log}
+}
+
+// podCIDRKey is where the address range that the kubelet has sent is kept.
+const podCIDRKey = "pod-cidr"
+
+// lasting is a network of pods whose address range outlives the daemon: the
+// kubelet sends it when it changes, and not again.
+type lasting struct {
+	*network.CNI
+	node *journal.Shelf
+	log  *slog.Logger
+}
+
+// SetPodCIDR takes the range and keeps it.
+func (l lasting) SetPodCIDR(cidr string) {
+	if err := l.node.Put(podCIDRKey, cidr); err != nil {
+		l.log.Warn("the address range of pods could not be kept", slog.Any("err", err))
+	}
+	l.CNI.SetPodCIDR(cidr)
 }
 
 // networks is what all rooms together need of a network of pods.

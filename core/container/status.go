@@ -45,15 +45,35 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 }
 
 // Resume goes on with the logs of the containers that were there before the
-// daemon was, after every connection to the Engine. It returns when ctx ends.
+// daemon was, and forgets notes on those that are no more, after every
+// connection to the Engine. It returns when ctx ends.
 func (s *Service) Resume(ctx context.Context) error {
-	return s.view.Each(ctx, "container logs", func(ctx context.Context, _ *engine.Conn) error {
+	return s.view.Each(ctx, "containers", func(ctx context.Context, _ *engine.Conn) error {
 		list, err := s.view.Containers(ctx, nil)
+		if err != nil {
+			return err
+		}
 		for _, c := range list {
 			s.resume(c)
 		}
-		return err
+		return s.forget(ctx)
 	})
+}
+
+// forget drops the notes on containers that were removed behind our back.
+func (s *Service) forget(ctx context.Context) error {
+	noted, err := s.failures.Names()
+	if err != nil {
+		return err
+	}
+	for _, id := range noted {
+		if _, err := s.view.Container(ctx, id); errdefs.IsNotFound(err) {
+			if err := s.failures.Delete(id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // resume opens the log of one container.

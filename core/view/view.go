@@ -84,9 +84,6 @@ type Config struct {
 	Network Network
 	// Failures is the shelf where the times of failed starts are kept.
 	Failures *journal.Shelf
-	// Settle, if set, is called before the exit of a container is told, so
-	// that its log can be finished first. It must respect its context.
-	Settle func(ctx context.Context, id string)
 }
 
 // A View is the node in memory. Run keeps it current.
@@ -318,7 +315,7 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 	case err != nil:
 		return c, fmt.Errorf("inspect %s: %w", id, err)
 	}
-	if err := v.put(ctx, c, ticket); err != nil {
+	if err := v.put(c, ticket); err != nil {
 		return c, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return c, nil
@@ -328,7 +325,7 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 var errUnreadable = errors.New("a container that cannot be understood")
 
 // put takes c, inspected at ticket, into the view.
-func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint64) error {
+func (v *View) put(c container.InspectResponse, ticket uint64) error {
 	if c.ContainerJSONBase == nil || c.Config == nil {
 		return errors.New("the Engine's answer is not whole")
 	}
@@ -346,25 +343,11 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		if err != nil {
 			return err
 		}
-		if v.exits(k) {
-			v.Settle(ctx, c.ID)
-		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		store(v, v.containers, c.ID, k, ticket)
 	}
 	return nil
-}
-
-// exits reports whether c is the first sight of an exit that must be settled.
-func (v *View) exits(c *Container) bool {
-	if v.Settle == nil || c.Row.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
-		return false
-	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	before, known := v.containers[c.ID()]
-	return known && before.seen.Row.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED
 }
 
 // store is called with v.mu held.

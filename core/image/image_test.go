@@ -1,0 +1,148 @@
+package image
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/registry"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestAuthInEveryForm(t *testing.T) {
+	packed := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }
+	for name, tt := range map[string]struct {
+		given *runtimeapi.AuthConfig
+		want  registry.AuthConfig
+	}{
+		"none":              {nil, registry.AuthConfig{}},
+		"an address alone":  {&runtimeapi.AuthConfig{ServerAddress: "r.io"}, registry.AuthConfig{}},
+		"user and password": {&runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: "r.io"}, registry.AuthConfig{Username: "u", Password: "p", ServerAddress: "r.io"}},
+		"packed":            {&runtimeapi.AuthConfig{Auth: packed("u:p:with:colons")}, registry.AuthConfig{Username: "u", Password: "p:with:colons"}},
+		"packed, with NULs": {&runtimeapi.AuthConfig{Auth: packed("u:p\x00\x00")}, registry.AuthConfig{Username: "u", Password: "p"}},
+		"identity token":    {&runtimeapi.AuthConfig{IdentityToken: "t"}, registry.AuthConfig{IdentityToken: "t"}},
+		"registry token":    {&runtimeapi.AuthConfig{RegistryToken: "t"}, registry.AuthConfig{RegistryToken: "t"}},
+		"Docker Hub":        {&runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: "https://docker.io/"}, registry.AuthConfig{Username: "u", Password: "p", ServerAddress: hubServer}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := authConfig(tt.given); err != nil || got != tt.want {
+				t.Errorf("got %+v, %v; want %+v", got, err, tt.want)
+			}
+		})
+	}
+	for _, bad := range []string{"%%%", packed("no-colon-secret")} {
+		_, err := authConfig(&runtimeapi.AuthConfig{Auth: bad})
+		if !errdefs.IsInvalidArgument(err) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v, want an invalid argument that quotes no secret", bad, err)
+		}
+	}
+}
+
+func TestServerOf(t *testing.T) {
+	for ref, want := range map[string]string{
+		"busybox": hubServer, "docker.io/library/busybox:1": hubServer, "r.io:5000/a/b@sha256:" + strings.Repeat("a", 64): "r.io:5000", "localhost/x": "localhost",
+	} {
+		if got, err := serverOf(ref); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", ref, got, err, want)
+		}
+	}
+	for _, bad := range []string{"UPPER", "sha256:" + strings.Repeat("a", 64)} {
+		if got, err := serverOf(bad); err == nil {
+			t.Errorf("%s: %q, want an error", bad, got)
+		}
+	}
+}
+
+func TestPullFailures(t *testing.T) {
+	for text, tt := range map[string]struct {
+		prefix string
+		kind   func(error) bool
+	}{
+		"manifest for a:1 not found: manifest unknown":                  {"pull image", errdefs.IsNotFound},
+		"pull access denied for a, repository does not exist":           {"pull image", func(err error) bool { return !errdefs.IsNotFound(err) }},
+		"toomanyrequests: You have reached your pull rate limit":        {"RegistryUnavailable: ", nil},
+		"received unexpected HTTP status: 503 Service Unavailable":      {"RegistryUnavailable: ", nil},
+		"Get \"https://r.io/v2/\": dial tcp: lookup r.io: no such host": {"RegistryUnavailable: ", nil},
+		"something else": {"pull image", nil},
+	} {
+		err := pullFailure("a:1", errors.New(text))
+		if !strings.HasPrefix(err.Error(), tt.prefix) || tt.kind != nil && !tt.kind(err) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+func TestOnePullForAll(t *testing.T) {
+	all := pulls{running: map[string]*pull{}}
+	var begun, ended sync.WaitGroup
+	release := make(chan struct{})
+	count := 0
+	begun.Add(1)
+	begin := func(ctx context.Context) (string, error) {
+		count++
+		begun.Done()
+		select {
+		case <-release:
+			return "id", nil
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	a, b := all.join(t.Context(), "k", begin), all.join(t.Context(), "k", begin)
+	begun.Wait()
+	all.leave(a) // one hangs up: the other goes on
+	ended.Go(func() {
+		<-b.done
+		if b.id != "id" || b.err != nil || count != 1 {
+			t.Errorf("got %q, %v from %d pulls", b.id, b.err, count)
+		}
+	})
+	close(release)
+	ended.Wait()
+
+	begun.Add(1)
+	release = make(chan struct{})
+	c := all.join(t.Context(), "k", begin)
+	begun.Wait()
+	all.leave(c) // the last hangs up: it is called off
+	<-c.done
+	if !errors.Is(c.err, context.Canceled) {
+		t.Errorf("err = %v, want canceled", c.err)
+	}
+}
+
+func TestFollow(t *testing.T) {
+	for stream, want := range map[string]string{
+		`{"status":"Pulling"}{"status":"Done"}`:                             "",
+		`{"status":"Pulling"}{"errorDetail":{"message":"no"},"error":"no"}`: "no",
+		`{"status":"Pul`: "unexpected EOF",
+	} {
+		err := follow(strings.NewReader(stream), func() {})
+		if got := fmt.Sprint(err); want == "" && err != nil || want != "" && got != want {
+			t.Errorf("%s: %v, want %q", stream, err, want)
+		}
+	}
+}
+
+func TestRepoDigest(t *testing.T) {
+	a, b := "a.io/x@sha256:"+strings.Repeat("1", 64), "b.io/x@sha256:"+strings.Repeat("1", 64)
+	for _, tt := range []struct {
+		digests []string
+		user    string
+		want    string
+	}{
+		{nil, "a.io/x:1", "sha256:id"},
+		{[]string{a, b}, "b.io/x:1", b},
+		{[]string{a, b}, "c.io/x:1", a},
+		{[]string{"<none>@<none>"}, "c.io/x:1", "sha256:id"},
+	} {
+		if got := repoDigest(tt.digests, tt.user, "sha256:id"); got != tt.want {
+			t.Errorf("%v of %s: %s, want %s", tt.digests, tt.user, got, tt.want)
+		}
+	}
+}

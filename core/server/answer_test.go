@@ -1,0 +1,79 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestCodes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		want codes.Code
+	}{
+		"nothing":             {nil, codes.OK},
+		"not found":           {fmt.Errorf("x: %w", errdefs.ErrNotFound), codes.NotFound},
+		"bad request":         {fmt.Errorf("x: %w", errdefs.ErrInvalidArgument), codes.InvalidArgument},
+		"in the way":          {fmt.Errorf("x: %w", errdefs.ErrConflict), codes.FailedPrecondition},
+		"out of time":         {fmt.Errorf("x: %w", context.DeadlineExceeded), codes.DeadlineExceeded},
+		"the Engine is away":  {fmt.Errorf("x: %w: %w", errdefs.ErrUnavailable, errors.New("y")), codes.Unavailable},
+		"the Engine hung up":  {fmt.Errorf("x: %w", io.ErrUnexpectedEOF), codes.Unavailable},
+		"a status of its own": {status.Error(codes.ResourceExhausted, "x"), codes.ResourceExhausted},
+		"nobody knows":        {errors.New("x"), codes.Unknown},
+		"not found and some":  {errors.Join(errdefs.ErrNotFound, errors.New("x")), codes.NotFound},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := coded(tt.err)
+			if status.Code(got) != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestOneLineAndNoPanicPerCall(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	call := &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/ContainerStatus"}
+	req := &runtimeapi.ContainerStatusRequest{ContainerId: "c1"}
+	_, err := answer(log)(t.Context(), req, call, func(context.Context, any) (any, error) { return nil, errdefs.ErrNotFound })
+	if status.Code(err) != codes.NotFound || strings.Count(out.String(), "\n") != 1 || !strings.Contains(out.String(), "container=c1") {
+		t.Errorf("%v\n%s", err, &out)
+	}
+	_, err = answer(log)(t.Context(), req, call, func(context.Context, any) (any, error) { panic("a bug") })
+	if status.Code(err) != codes.Internal {
+		t.Errorf("a panic: %v, want Internal", err)
+	}
+}
+
+func TestVersionsCanBeParsed(t *testing.T) {
+	for in, want := range map[string]string{
+		"20.10.24+dfsg1": "20.10.24+dfsg1", "29.0.0-rc.1": "29.0.0-rc.1", "26.1": "26.1", "28.5.2 (build x)": "28.5.2", "dev": "0.0.0",
+	} {
+		if got := version(in); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestChunks(t *testing.T) {
+	var sizes []int
+	list := make([]int, 2*chunkRows+1)
+	if err := chunks(list, func(part []int) error { sizes = append(sizes, len(part)); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(sizes) != fmt.Sprint([]int{chunkRows, chunkRows, 1}) {
+		t.Errorf("sizes %v", sizes)
+	}
+}
