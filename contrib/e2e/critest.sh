@@ -45,7 +45,8 @@ wait_for "$w/cri.sock"
 
 say "critest"
 code=0
-"$cache/bin/critest" -ginkgo.no-color -ginkgo.junit-report="$w/junit.xml" \
+# A spec that fails and then passes is named as flaky in the log.
+"$cache/bin/critest" -ginkgo.no-color -ginkgo.flake-attempts=2 -ginkgo.junit-report="$w/junit.xml" \
 	-runtime-endpoint "unix://$w/cri.sock" -image-endpoint "unix://$w/cri.sock" "$@" >"$w/critest.log" 2>&1 || code=$?
 [ -s "$w/junit.xml" ] || { tail -40 "$w/critest.log"; die "critest did not run"; }
 (cd "$e2e" && go run ./verdict -known "$e2e/critest.known" "$w/junit.xml") || {

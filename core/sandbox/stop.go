@@ -32,13 +32,25 @@ const (
 // pause process. It may be called any number of times; a sandbox that is not
 // there is no error.
 func (s *Service) Stop(ctx context.Context, id string) error {
+	return s.inTurn(ctx, id, s.stop)
+}
+
+// Remove removes the sandbox and every container in it, stopping it first if
+// need be. A sandbox that is not there is no error.
+func (s *Service) Remove(ctx context.Context, id string) error {
+	return s.inTurn(ctx, id, s.remove)
+}
+
+// inTurn takes the turn of the sandbox id and does its part, to the end even
+// if the caller hangs up. Where there is no such sandbox nothing is to be done.
+func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context, *engine.Conn, *view.Sandbox) error) error {
 	docker, err := s.docker.Use()
 	if err != nil {
 		return err
 	}
 	pod, err := s.view.Sandbox(ctx, id)
 	if errdefs.IsNotFound(err) {
-		return nil // stopped and removed already
+		return nil
 	}
 	if err != nil {
 		return err
@@ -50,7 +62,7 @@ func (s *Service) Stop(ctx context.Context, id string) error {
 	defer done()
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
 	defer cancel()
-	return s.stop(work, docker, pod)
+	return do(work, docker, pod)
 }
 
 // stop does what Stop says; the turn is the caller's.
@@ -111,42 +123,23 @@ func (s *Service) detach(ctx context.Context, plan *network.Plan, id string) err
 	return s.network.Forget(ctx, id)
 }
 
-// Remove removes the sandbox and every container in it, stopping it first if
-// need be. A sandbox that is not there is no error.
-func (s *Service) Remove(ctx context.Context, id string) error {
-	docker, err := s.docker.Use()
-	if err != nil {
+// remove does what Remove says; the turn is the caller's.
+func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.Sandbox) error {
+	if err := s.stop(ctx, docker, pod); err != nil {
 		return err
 	}
-	pod, err := s.view.Sandbox(ctx, id)
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	done, err := s.turns.Take(ctx, pod.Name)
-	if err != nil {
-		return err
-	}
-	defer done()
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopLimit)
-	defer cancel()
-	if err := s.stop(work, docker, pod); err != nil {
-		return err
-	}
-	inside, err := s.view.Containers(work, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID()})
+	inside, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID()})
 	if err != nil {
 		return err
 	}
 	var all errgroup.Group
 	for _, c := range inside {
-		all.Go(func() error { return s.containers.Remove(work, c.ID()) })
+		all.Go(func() error { return s.containers.Remove(ctx, c.ID()) })
 	}
 	if err := all.Wait(); err != nil {
 		return fmt.Errorf("containers of sandbox %s: %w", pod.ID(), err)
 	}
-	if err := docker.Discard(work, pod.ID()); err != nil {
+	if err := docker.Discard(ctx, pod.ID()); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(s.podDir(pod.ID())); err != nil {
