@@ -195,9 +195,9 @@ func (n *CNI) report(before, found *findings) {
 	if len(found.networks) > 0 {
 		is = found.networks[0]
 	}
-	switch {
-	case is == was:
-	case is == nil:
+	switch is {
+	case was:
+	case nil:
 		n.log.Warn("network configuration is gone", slog.String("dir", n.confDir))
 	default:
 		n.log.Info("network configuration", slog.String("network", is.list.Name), slog.String("file", is.file),
