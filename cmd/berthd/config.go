@@ -9,35 +9,39 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
-	"k8s.io/klog/v2"
 )
 
-// Config is everything that an operator can choose. The keys of the file are
-// the names of the flags.
+// Config is everything that an operator can choose. Where each field comes from
+// is in the table of options.
 type Config struct {
-	Endpoint       string
-	DockerEndpoint string
+	Endpoint       string // unix:///PATH, fd:// or fd://NAME
+	DockerEndpoint string // empty for the environment's
 	PauseImage     string
-	NetworkPlugin  string
+	NetworkPlugin  string // cni or noCNI
 	CNIConfDir     string
 	CNIBinDirs     []string
 	CNICacheDir    string
-	PodCIDR        string
+	PodCIDR        string // address ranges with commas, or empty
 	RootDir        string
 	RunDir         string
 	PullProgress   time.Duration
 	RequestTimeout time.Duration
-	StreamingAddr  string
-	LogLevel       string
-	LogFormat      string
+	StreamingAddr  string // host and port; port 0 for any
+	LogLevel       string // a key of levels
+	LogFormat      string // text or json
 
-	warnings []string
+	warnings []warning
+}
+
+// A warning tells of an option that was given and has no effect.
+type warning struct{ option, from, why string }
+
+func (w warning) attrs() []slog.Attr {
+	return []slog.Attr{slog.String("option", w.option), slog.String("given", w.from), slog.String("why", w.why)}
 }
 
 // A usageError is what the operator did that makes no sense.
@@ -50,115 +54,132 @@ func misuse(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
 }
 
-// Where a configuration is looked for unless --config says otherwise.
+// defaultConfigFile is where a configuration is looked for unless --config says otherwise.
 const defaultConfigFile = "/etc/berth/config.yaml"
 
-// readFile sets the flags that the configuration file at path names, but for
-// those that the command line has set.
-func readFile(flags *pflag.FlagSet, path string) error {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && path == defaultConfigFile && !flags.Changed("config") {
-		return nil
+// readFiles sets the options that the configuration file at path gives, and then
+// those of the drop-ins beside it. It need not exist unless it must.
+func readFiles(table []group, path string, must bool) error {
+	byName := map[string]*option{}
+	for _, o := range all(table) {
+		byName[o.name] = o
 	}
-	if err != nil {
-		return misuse("--config: %v", err)
+	err := readFile(byName, path)
+	if err != nil && (must || !errors.Is(err, fs.ErrNotExist)) {
+		return err
 	}
-	var doc yaml.Node
-	if err := yaml.NewDecoder(bytes.NewReader(text)).Decode(&doc); errors.Is(err, io.EOF) {
-		return nil // an empty file says nothing
-	} else if err != nil {
-		return misuse("%s: %v", path, err)
+	dropIns := filepath.Join(filepath.Dir(path), "config.d")
+	entries, err := os.ReadDir(dropIns) // by name
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return misuse("drop-ins of the configuration: %w", err)
 	}
-	root := doc.Content[0]
-	if root.Kind != yaml.MappingNode {
-		return misuse("%s:%d: not a mapping of options to values", path, root.Line)
-	}
-	seen := map[string]bool{}
-	for i := 0; i+1 < len(root.Content); i += 2 {
-		key, value := root.Content[i], root.Content[i+1]
-		f := flags.Lookup(key.Value)
-		switch {
-		case f == nil || !slices.Contains(fileKeys(flags), key.Value):
-			return misuse("%s:%d: unknown option %q", path, key.Line, key.Value)
-		case seen[key.Value]:
-			return misuse("%s:%d: option %q stands twice", path, key.Line, key.Value)
-		case flags.Changed(key.Value):
-			seen[key.Value] = true
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") || filepath.Ext(e.Name()) != ".yaml" {
 			continue
 		}
-		seen[key.Value] = true
-		word, err := scalar(value)
+		if err := readFile(byName, filepath.Join(dropIns, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readFile sets the options that one file gives. What it says of an error begins
+// with the file and, where there is one, the line.
+func readFile(byName map[string]*option, path string) error {
+	text, err := os.ReadFile(path)
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		return misuse("configuration file %s: %w", path, at.Err)
+	}
+	if err != nil {
+		return misuse("configuration file %s: %w", path, err)
+	}
+	var doc yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	if err := decoder.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil // an empty file says nothing
+	} else if err != nil {
+		return misuse("%s: %w", path, err)
+	}
+	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return misuse("%s: one YAML document is expected, and nothing after it", path)
+	}
+	root := doc.Content[0]
+	if root.Kind == yaml.ScalarNode && root.Tag == "!!null" {
+		return nil // comments only
+	}
+	if root.Kind != yaml.MappingNode {
+		return misuse("%s:%d: must be options as KEY: VALUE", path, root.Line)
+	}
+	seen := map[string]int{}
+	for i := 0; i+1 < len(root.Content); i += 2 {
+		key, node := root.Content[i], root.Content[i+1]
+		o, known := byName[key.Value]
+		if !known {
+			return misuse("%s:%d: unknown option %q (--help tells what there is)", path, key.Line, key.Value)
+		}
+		if before, twice := seen[o.name]; twice {
+			return misuse("%s:%d: option %q is given in line %d already", path, key.Line, o.name, before)
+		}
+		seen[o.name] = key.Line
+		words, err := plainWords(node, o.value)
 		if err != nil {
-			return misuse("%s:%d: option %q: %v", path, value.Line, key.Value, err)
+			return misuse("%s:%d: option %q: %w", path, node.Line, o.name, err)
 		}
-		if err := f.Value.Set(word); err != nil {
-			return misuse("%s:%d: option %q: %q is no valid value: %v", path, value.Line, key.Value, word, err)
+		if err := o.value.Set(words); err != nil {
+			return misuse("%s:%d: option %q: %q: %w", path, node.Line, o.name, words, err)
 		}
+		o.from = fmt.Sprintf("%s:%d", path, key.Line)
 	}
 	return nil
 }
 
-// scalar reads a value, or a list of them as one with commas.
-func scalar(n *yaml.Node) (string, error) {
-	switch n.Kind {
-	case yaml.ScalarNode:
+// plainWords reads a value as it would stand on the command line.
+func plainWords(n *yaml.Node, v value) (string, error) {
+	_, isList := v.plain().([]string)
+	switch {
+	case n.Kind == yaml.ScalarNode && n.Tag == "!!null":
+		return "", errors.New(`has no value; write "" if it shall be empty`)
+	case n.Kind == yaml.ScalarNode:
 		return n.Value, nil
-	case yaml.SequenceNode:
-		var words []string
-		for _, item := range n.Content {
-			if item.Kind != yaml.ScalarNode {
-				return "", errors.New("a list of plain values is wanted")
-			}
-			words = append(words, item.Value)
-		}
-		return strings.Join(words, ","), nil
-	default:
-		return "", errors.New("a plain value is wanted")
+	case n.Kind != yaml.SequenceNode, !isList:
+		return "", errors.New("must be a single plain value")
 	}
+	var words []string
+	for _, item := range n.Content {
+		if item.Kind != yaml.ScalarNode {
+			return "", errors.New("must be a list of plain values")
+		}
+		words = append(words, item.Value)
+	}
+	return strings.Join(words, ","), nil
 }
 
-// check says what is wrong with the values, each in itself a valid one.
-func (c *Config) check() error {
-	for _, p := range []struct{ flag, value string }{
-		{"cni-conf-dir", c.CNIConfDir}, {"cni-cache-dir", c.CNICacheDir},
-		{"cri-dockerd-root-directory", c.RootDir}, {"run-dir", c.RunDir},
-	} {
-		if !filepath.IsAbs(p.value) {
-			return misuse("--%s: %q is not an absolute path", p.flag, p.value)
+// printConfig writes the options in force, as a configuration file that says the same, and
+// behind each that is not the default where it was given.
+func printConfig(out io.Writer, table []group, warnings []warning) error {
+	root := &yaml.Node{Kind: yaml.MappingNode}
+	for _, o := range all(table) {
+		if o.idle != "" {
+			continue
 		}
-	}
-	for _, dir := range c.CNIBinDirs {
-		if !filepath.IsAbs(dir) {
-			return misuse("--cni-bin-dir: %q is not an absolute path", dir)
+		key, node := new(yaml.Node), new(yaml.Node)
+		key.SetString(o.name)
+		if err := node.Encode(o.value.plain()); err != nil {
+			return err
 		}
+		node.Style |= yaml.FlowStyle
+		node.LineComment = o.from
+		root.Content = append(root.Content, key, node)
 	}
-	if c.PullProgress <= 0 {
-		return misuse("--image-pull-progress-deadline: %v is not a time to wait", c.PullProgress)
+	text, err := yaml.Marshal(root)
+	if err != nil {
+		return err
 	}
-	if c.RequestTimeout < 0 {
-		return misuse("--runtime-request-timeout: %v is not a time to wait", c.RequestTimeout)
+	for _, w := range warnings {
+		text = fmt.Appendf(text, "# %s (%s) has no effect: %s\n", w.option, w.from, w.why)
 	}
-	if c.PauseImage == "" {
-		return misuse("--pod-infra-container-image: empty; leave it out for the default")
-	}
-	return nil
-}
-
-// newLog returns the daemon's log. What libraries say goes there too.
-func newLog(w io.Writer, cfg Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: levels[cfg.LogLevel]}
-	var handler slog.Handler = slog.NewTextHandler(w, options)
-	if cfg.LogFormat == "json" {
-		handler = slog.NewJSONHandler(w, options)
-	}
-	log := slog.New(handler)
-	klog.SetSlogLogger(log)
-	return log
-}
-
-// levels are those of cri-dockerd, which logs with other words.
-var levels = map[string]slog.Level{
-	"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo,
-	"warn": slog.LevelWarn, "warning": slog.LevelWarn,
-	"error": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
+	_, err = out.Write(text)
+	return err
 }

@@ -3,118 +3,203 @@ package main
 import (
 	"fmt"
 	"io"
-	"maps"
-	"net"
-	"net/netip"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
-	"time"
 
-	"github.com/docker/docker/client"
 	"github.com/spf13/pflag"
 )
 
-// The words for running pods on Docker's own bridge.
-const noCNI = "no-op"
+// An option is one thing that an operator can choose, with a flag or with a key of
+// that name in a configuration file.
+type option struct {
+	name    string
+	short   string // one letter, if any
+	value   value
+	initial string // the default, as one would write it
+	usage   string
 
-// bind makes the flags that set cfg. Their names and defaults are those of
-// cri-dockerd, whose units and drop-ins must go on working.
-func bind(cfg *Config) *pflag.FlagSet {
-	f := pflag.NewFlagSet("berthd", pflag.ContinueOnError)
-	f.SortFlags = false
-	text := func(to *string, name, value, usage string, valid func(string) (string, error)) {
-		*to = value
-		f.Var(&word{to, valid}, name, usage)
+	// idle, for an option that is only taken so that old command lines go on
+	// working, says why it has no effect or what has it instead.
+	idle string
+
+	from string // where the value was given; empty for the default
+}
+
+// A group of options is a section of the help.
+type group struct {
+	title   string
+	options []*option
+}
+
+// options is the table of all there is to choose, into cfg. The names and
+// defaults of cri-dockerd's are cri-dockerd's, whose units and drop-ins must go
+// on working.
+func options(cfg *Config) []group {
+	return []group{
+		{"Docker and the kubelet", []*option{
+			{name: "container-runtime-endpoint", value: set(&cfg.Endpoint, anEndpoint), initial: "unix:///var/run/cri-dockerd.sock",
+				usage: "where the kubelet finds us: unix:///`PATH`, or fd:// or fd://NAME for the first socket or the one of that name that systemd passes"},
+			{name: "docker-endpoint", value: set(&cfg.DockerEndpoint, aDockerHost), initial: "unix:///var/run/docker.sock",
+				usage: "where Docker listens: unix:///`PATH` or tcp://HOST:PORT; empty for what DOCKER_HOST and its like in the environment say"},
+			{name: "runtime-request-timeout", value: set(&cfg.RequestTimeout, aTimeout), initial: "0s",
+				usage: "how long calls to Docker that should be short may take; 0 for 1m59s"},
+			{name: "streaming-bind-addr", value: set(&cfg.StreamingAddr, anAddress), initial: "",
+				usage: "`IP` or IP:PORT to serve exec, attach and port-forward on; empty for 127.0.0.1 (unlike cri-dockerd's all addresses); without a port any free one"},
+		}},
+		{"Pods and images", []*option{
+			{name: "pod-infra-container-image", value: set(&cfg.PauseImage, anImage), initial: "registry.k8s.io/pause:3.10",
+				usage: "`IMAGE` of the process that holds a pod; where it cannot be pulled, a built-in one serves"},
+			{name: "image-pull-progress-deadline", value: set(&cfg.PullProgress, aWait), initial: "1m0s",
+				usage: "how long a pull may make no progress before it is given up"},
+		}},
+		{"Network", []*option{
+			{name: "network-plugin", value: set(&cfg.NetworkPlugin, aPlugin), initial: "cni",
+				usage: "what gives pods their network: cni, or \"\" or no-op for Docker's own bridge"},
+			{name: "cni-conf-dir", value: set(&cfg.CNIConfDir, aDir), initial: "/etc/cni/net.d",
+				usage: "`DIR` of CNI configurations; the first valid one by name counts"},
+			{name: "cni-bin-dir", value: set(&cfg.CNIBinDirs, someDirs), initial: "/opt/cni/bin",
+				usage: "`DIRS` of CNI plugins, separated by commas"},
+			{name: "cni-cache-dir", value: set(&cfg.CNICacheDir, aDir), initial: "/var/lib/cni/cache",
+				usage: "`DIR` where it is kept what CNI plugins have answered"},
+			{name: "pod-cidr", value: set(&cfg.PodCIDR, someCIDRs), initial: "",
+				usage: "`CIDRS` for CNI plugins that ask for address ranges, separated by commas, until the kubelet sends some"},
+		}},
+		{"Files and log", []*option{
+			{name: "cri-dockerd-root-directory", value: set(&cfg.RootDir, aDir), initial: "/var/lib/cri-dockerd",
+				usage: "`DIR` of what must outlive a reboot"},
+			{name: "run-dir", value: set(&cfg.RunDir, aDir), initial: "/run/berth",
+				usage: "`DIR` of the network namespaces and files of pods that run"},
+			{name: "log-level", value: set(&cfg.LogLevel, aLogLevel), initial: "info",
+				usage: "the least that is logged: trace, debug, info, warn, error, fatal or panic"},
+			{name: "log-format", value: set(&cfg.LogFormat, oneOf("text", "json")), initial: "text",
+				usage: "text or json"},
+		}},
+		{"Without effect, taken with a warning", []*option{
+			{name: "ipv6-dual-stack", value: set(new(bool), strconv.ParseBool), initial: "false",
+				idle: "all addresses that CNI gives to a pod are reported"},
+			{name: "network-plugin-mtu", value: set(new(int), strconv.Atoi), initial: "0",
+				idle: "it was for kubenet; set the MTU in the CNI configuration"},
+			{name: "hairpin-mode", value: set(new(string), oneOf("none", "hairpin-veth", "promiscuous-bridge")), initial: "none",
+				idle: "it was for kubenet; set hairpinMode in the CNI configuration"},
+			{name: "runtime-cgroups", value: set(new(string), anything), initial: "",
+				idle: "Docker's cgroup is left to its service manager"},
+			{name: "network-plugin-dir", value: set(new(string), anything), initial: "",
+				idle: "use cni-bin-dir"},
+			{name: "non-masquerade-cidr", value: set(new(string), anything), initial: "",
+				idle: "it was for kubenet; set ipMasq in the CNI configuration"},
+			{name: "experimental-dockershim-root-directory", value: set(new(string), anything), initial: "",
+				idle: "use cri-dockerd-root-directory"},
+			{name: "docker-exec-handler", value: set(new(string), anything), initial: "",
+				idle: "commands are always run by Docker itself"},
+			{name: "cgroup-driver", value: set(new(string), anything), initial: "",
+				idle: "it is Docker's own, and the kubelet is told"},
+		}},
 	}
-	text(&cfg.Endpoint, "container-runtime-endpoint", "unix:///var/run/cri-dockerd.sock", "where the kubelet finds us: unix://PATH, or fd:// for a socket of systemd's", anEndpoint)
-	text(&cfg.DockerEndpoint, "docker-endpoint", "unix:///var/run/docker.sock", "where Docker listens; empty for what DOCKER_HOST says", aDockerHost)
-	text(&cfg.PauseImage, "pod-infra-container-image", "registry.k8s.io/pause:3.10", "image of the process that holds a pod; where it cannot be pulled, a built-in one serves", nil)
-	text(&cfg.NetworkPlugin, "network-plugin", "cni", `what gives pods their network: cni, or "" for Docker's own bridge`, aPlugin)
-	text(&cfg.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "directory of CNI configurations; the first valid one counts", nil)
-	cfg.CNIBinDirs = []string{"/opt/cni/bin"}
-	f.StringSliceVar(&cfg.CNIBinDirs, "cni-bin-dir", cfg.CNIBinDirs, "directories of CNI plugins, with commas")
-	text(&cfg.CNICacheDir, "cni-cache-dir", "/var/lib/cni/cache", "directory of what CNI plugins have answered", nil)
-	text(&cfg.PodCIDR, "pod-cidr", "", "address ranges for CNI plugins that ask for them, with commas", someCIDRs)
-	text(&cfg.RootDir, "cri-dockerd-root-directory", "/var/lib/cri-dockerd", "directory of what must outlive a restart", nil)
-	text(&cfg.RunDir, "run-dir", "/run/berth", "directory of network namespaces and files of pods that run", nil)
-	f.DurationVar(&cfg.PullProgress, "image-pull-progress-deadline", time.Minute, "how long a pull may make no progress before it is given up")
-	f.DurationVar(&cfg.RequestTimeout, "runtime-request-timeout", 0, "how long short calls to Docker may take; 0 for 1m59s")
-	text(&cfg.StreamingAddr, "streaming-bind-addr", "", "address for exec, attach and port-forward: HOST or HOST:PORT; empty for any port of 127.0.0.1", anAddress)
-	text(&cfg.LogLevel, "log-level", "info", "trace, debug, info, warn, error, fatal or panic", oneOf(slices.Sorted(maps.Keys(levels))...))
-	text(&cfg.LogFormat, "log-format", "text", "text or json", oneOf("text", "json"))
-
-	// What cri-dockerd knew and what has no meaning any more: a value must still
-	// be one, and using it is answered with a warning.
-	f.Bool("ipv6-dual-stack", false, "no meaning any more: all addresses that CNI gives are reported")
-	f.Int("network-plugin-mtu", 0, "no meaning any more: it was for kubenet")
-	hairpin := "none"
-	f.Var(&word{&hairpin, oneOf("none", "hairpin-veth", "promiscuous-bridge")}, "hairpin-mode", "no meaning any more: it was for kubenet; CNI plugins have their own option")
-	f.String("runtime-cgroups", "", "no meaning any more: Docker's cgroup is its service manager's")
-
-	f.String("config", defaultConfigFile, "file of options, as YAML; flags win over it")
-	f.Bool("version", false, "print the version")
-	f.Bool("buildinfo", false, "print what this was built from")
-	f.BoolP("help", "h", false, "print this")
-	return f
 }
 
-// retired are the flags that are taken and do nothing, and why.
-var retired = map[string]string{
-	"ipv6-dual-stack":    "--ipv6-dual-stack has no meaning any more: all addresses that CNI gives to a pod are reported",
-	"network-plugin-mtu": "--network-plugin-mtu has no meaning any more: set the MTU in the configuration of the CNI plugin",
-	"hairpin-mode":       "--hairpin-mode has no meaning any more: set hairpinMode in the configuration of the CNI plugin",
-	"runtime-cgroups":    "--runtime-cgroups has no meaning any more: Docker's cgroup is its service manager's",
+// A call is how the program was called.
+type call struct {
+	name string // it goes by
+	args []string
+	file string // of the configuration, unless args name another
+	out  io.Writer
 }
 
-// fileKeys are the flags that may stand in a configuration file.
-func fileKeys(f *pflag.FlagSet) []string {
-	var keys []string
-	f.VisitAll(func(flag *pflag.Flag) {
-		if !slices.Contains([]string{"config", "version", "buildinfo", "help"}, flag.Name) {
-			keys = append(keys, flag.Name)
+// parse returns what the operator has chosen: flags win over configuration files, and they over
+// defaults. It is done when all that was wanted has been written to c.out.
+// What makes no sense is a usageError.
+func parse(c call) (cfg Config, done bool, err error) {
+	table := options(&cfg)
+	var file string
+	var showHelp, showVersion, showBuildinfo bool
+	general := group{"General", []*option{
+		{name: "config", value: set(&file, aFile), initial: c.file, usage: "`FILE` of options"},
+		{name: "help", short: "h", value: set(&showHelp, strconv.ParseBool), initial: "false", usage: "print this"},
+		{name: "version", value: set(&showVersion, strconv.ParseBool), initial: "false", usage: "print the version"},
+		{name: "buildinfo", value: set(&showBuildinfo, strconv.ParseBool), initial: "false", usage: "print what this was built from"},
+	}}
+	flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
+	flags.Usage = func() {} // an error is one line
+	for _, g := range append(table, general) {
+		set, err := g.flags()
+		if err != nil {
+			return cfg, false, err
 		}
-	})
-	return keys
-}
+		flags.AddFlagSet(set)
+	}
 
-// parse reads the command line and the configuration file. It is done when all
-// that was wanted has been printed to out.
-func parse(name string, args []string, out io.Writer) (cfg Config, done bool, err error) {
-	f := bind(&cfg)
-	f.Usage = func() {}
-	if err := f.Parse(args); err != nil {
-		return cfg, false, misuse("%v (see --help)", err)
+	if err := flags.Parse(c.args); err != nil {
+		return cfg, false, misuse("%v (--help tells what there is)", err)
 	}
-	given := func(flag string) bool {
-		on, err := f.GetBool(flag)
-		return err == nil && on
-	}
+	verb := strings.Join(flags.Args(), " ")
 	switch {
-	case given("help"):
-		return cfg, true, help(out, program(name), f)
-	case given("version"):
-		_, err := fmt.Fprintf(out, "%s %s (%s)\n", program(name), version, commit)
-		return cfg, true, err
-	case given("buildinfo"):
-		return cfg, true, buildinfo(out, program(name))
-	case f.NArg() > 0:
-		return cfg, false, misuse("%q: no argument is expected (see --help)", f.Arg(0))
+	case showHelp:
+		return cfg, true, printHelp(c, append(table, general))
+	case showVersion:
+		return cfg, true, printVersion(c.out, c.name)
+	case showBuildinfo:
+		return cfg, true, printBuildinfo(c.out, c.name)
+	case verb != "" && verb != verbPrint:
+		return cfg, false, misuse("unexpected argument %q (--help tells what there is)", flags.Arg(0))
 	}
-	path, err := f.GetString("config")
-	if err != nil {
-		return cfg, false, err
-	}
-	if err := readFile(f, path); err != nil {
-		return cfg, false, err
-	}
-	// What the file has set counts as changed only to us.
-	f.VisitAll(func(flag *pflag.Flag) {
-		if why, ok := retired[flag.Name]; ok && flag.Value.String() != flag.DefValue || ok && flag.Changed {
-			cfg.warnings = append(cfg.warnings, why)
+
+	given := map[*option]string{}
+	for _, o := range all(table) {
+		if flags.Changed(o.name) {
+			given[o] = o.value.String()
 		}
-	})
-	return cfg, false, cfg.check()
+	}
+	if err := readFiles(table, file, flags.Changed("config")); err != nil {
+		return cfg, false, err
+	}
+	for o, said := range given {
+		if err := o.value.Set(said); err != nil {
+			return cfg, false, misuse("--%s %q: %w", o.name, said, err)
+		}
+		o.from = "command line"
+	}
+	for _, o := range all(table) {
+		if o.idle != "" && o.from != "" {
+			cfg.warnings = append(cfg.warnings, warning{o.name, o.from, o.idle})
+		}
+	}
+	if verb == verbPrint {
+		return cfg, true, printConfig(c.out, table, cfg.warnings)
+	}
+	return cfg, false, nil
+}
+
+// verbPrint prints what is in force instead of serving.
+const verbPrint = "config print"
+
+// all returns the options of all groups.
+func all(table []group) (found []*option) {
+	for _, g := range table {
+		found = append(found, g.options...)
+	}
+	return found
+}
+
+// flags gives the options of the group their defaults and returns their flags.
+func (g group) flags() (*pflag.FlagSet, error) {
+	set := pflag.NewFlagSet(g.title, pflag.ContinueOnError)
+	set.SortFlags = false
+	for _, o := range g.options {
+		if err := o.value.Set(o.initial); err != nil {
+			return nil, fmt.Errorf("default of --%s: %w", o.name, err)
+		}
+		usage := o.usage
+		if o.idle != "" {
+			usage = o.idle
+		}
+		f := set.VarPF(o.value, o.name, o.short, usage)
+		f.DefValue = o.initial
+		if o.value.Type() == "bool" {
+			f.NoOptDefVal = "true"
+		}
+	}
+	return set, nil
 }
 
 // program is what we are called: by our own name, or cri-dockerd's where a
@@ -126,115 +211,45 @@ func program(arg0 string) string {
 	return "berthd"
 }
 
-func help(out io.Writer, name string, f *pflag.FlagSet) error {
-	_, err := fmt.Fprintf(out, `%s lets Kubernetes run its pods on Docker Engine.
+// printHelp keeps each flag on one line, with its default: scripts look for that.
+func printHelp(c call, table []group) error {
+	var text strings.Builder
+	fmt.Fprintf(&text, `%[1]s lets Kubernetes run its pods on Docker Engine. It serves the Container
+Runtime Interface for a kubelet:
 
-Usage: %s [flags]
-
-It serves the Container Runtime Interface for a kubelet:
   kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock
 
-Flags (also as keys of %s):
-%s`, name, name, defaultConfigFile, f.FlagUsagesWrapped(100))
-	return err
-}
-
-// A word is a flag whose value must be a certain kind of word.
-type word struct {
-	to    *string
-	valid func(string) (string, error)
-}
-
-func (w *word) String() string {
-	if w.to == nil {
-		return ""
-	}
-	return *w.to
-}
-
-func (w *word) Type() string { return "string" }
-
-// Set takes s, or says what it should have been.
-func (w *word) Set(s string) error {
-	if w.valid != nil {
-		var err error
-		if s, err = w.valid(s); err != nil {
+Usage:
+  %[1]s [flags]                serve until told to stop
+  %[1]s config print [flags]   print the options in force, and where they were given
+`, c.name)
+	for _, g := range table {
+		set, err := g.flags()
+		if err != nil {
 			return err
 		}
+		fmt.Fprintf(&text, "\n%s:\n%s", g.title, set.FlagUsages())
 	}
-	*w.to = s
-	return nil
-}
+	fmt.Fprintf(&text, `
+Files:
+  %[1]s may hold any option but the general ones, as YAML with the names
+  of the flags as keys. Files config.d/*.yaml beside it are read after it, by name,
+  and the last one to say something wins; flags win over all of them. What --config names
+  must exist; by default nothing need.
 
-func oneOf(words ...string) func(string) (string, error) {
-	return func(s string) (string, error) {
-		if !slices.Contains(words, s) {
-			return "", fmt.Errorf("must be one of %s", strings.Join(words, ", "))
-		}
-		return s, nil
-	}
-}
+    log-level: debug
+    cni-bin-dir: [/opt/cni/bin, /usr/lib/cni]
 
-func anEndpoint(s string) (string, error) {
-	path, isUnix := strings.CutPrefix(s, "unix://")
-	switch {
-	case isUnix && filepath.IsAbs(path):
-	case strings.HasPrefix(s, "fd://"):
-	case filepath.IsAbs(s):
-		return "unix://" + s, nil
-	case strings.HasPrefix(s, "tcp://"):
-		return "", fmt.Errorf("the CRI has no authentication and is served on Unix sockets only")
-	default:
-		return "", fmt.Errorf("must be unix:///PATH or fd://")
-	}
-	return s, nil
-}
+Signals:
+  TERM, INT   stop; pods go on, and are known again after the next start
+  HUP         read the configuration again and take over its log-level; all else
+              takes a restart
 
-func aDockerHost(s string) (string, error) {
-	if s == "" {
-		return s, nil
-	}
-	if _, err := client.ParseHostURL(s); err != nil {
-		return "", fmt.Errorf("must be like unix:///var/run/docker.sock or tcp://HOST:PORT")
-	}
-	return s, nil
-}
-
-func aPlugin(s string) (string, error) {
-	switch s {
-	case "cni":
-		return s, nil
-	case "", noCNI:
-		return noCNI, nil
-	case "kubenet":
-		return "", fmt.Errorf("kubenet has left Kubernetes: use cni with the bridge plugin")
-	default:
-		return "", fmt.Errorf(`must be cni or ""`)
-	}
-}
-
-func someCIDRs(s string) (string, error) {
-	if s == "" {
-		return s, nil
-	}
-	for cidr := range strings.SplitSeq(s, ",") {
-		if _, err := netip.ParsePrefix(strings.TrimSpace(cidr)); err != nil {
-			return "", fmt.Errorf("%q is no address range like 10.244.0.0/24", cidr)
-		}
-	}
-	return s, nil
-}
-
-func anAddress(s string) (string, error) {
-	if s == "" {
-		return s, nil
-	}
-	host, _, err := net.SplitHostPort(s)
-	if err != nil {
-		host = s
-	}
-	if net.ParseIP(host) == nil && host != "localhost" {
-		return "", fmt.Errorf("must be an IP address, or one with a port")
-	}
-	return s, nil
+Exit codes:
+  0   stopped when told to
+  1   could not do its work
+  2   a flag, an argument or a configuration file makes no sense
+`, c.file)
+	_, err := io.WriteString(c.out, text.String())
+	return err
 }

@@ -18,62 +18,85 @@ import (
 // root on the node.
 const socketMode = 0o660
 
-// listen opens the socket that endpoint names.
-func listen(endpoint string) (net.Listener, error) {
+// listen opens the socket that endpoint names: unix:///PATH, fd:// or
+// fd://NAME.
+func listen(endpoint string) (l net.Listener, err error) {
 	if name, ok := strings.CutPrefix(endpoint, "fd://"); ok {
-		return activated(name)
+		l, err = passed(name)
+	} else {
+		l, err = open(strings.TrimPrefix(endpoint, "unix://"))
 	}
-	path := strings.TrimPrefix(endpoint, "unix://")
-	if err := clear(path); err != nil {
-		return nil, fmt.Errorf("--container-runtime-endpoint %s: %w", endpoint, err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("--container-runtime-endpoint %s: %w", endpoint, err)
-	}
-	// Nobody else may come in between listening and chmod.
-	old := unix.Umask(0o777 &^ socketMode)
-	l, err := net.Listen("unix", path)
-	unix.Umask(old)
 	if err != nil {
-		return nil, fmt.Errorf("--container-runtime-endpoint %s: %w", endpoint, err)
+		return nil, fmt.Errorf("listen at %s (--container-runtime-endpoint): %w", endpoint, err)
 	}
 	return l, nil
 }
 
-// activated returns a socket that systemd has opened: the one called name, or
-// the first.
-func activated(name string) (net.Listener, error) {
-	byName, err := activation.ListenersWithNames()
-	if err != nil {
-		return nil, fmt.Errorf("sockets of systemd: %w", err)
+// open makes a socket at path. It is removed again when the listener closes.
+func open(path string) (net.Listener, error) {
+	if err := removeStale(path); err != nil {
+		return nil, err
 	}
-	for called, sockets := range byName {
-		if len(sockets) > 0 && (name == "" || called == name) {
-			return sockets[0], nil
-		}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
 	}
-	if name != "" {
-		return nil, fmt.Errorf("--container-runtime-endpoint fd://%s: systemd has passed no socket of that name", name)
-	}
-	return nil, errors.New("--container-runtime-endpoint fd://: systemd has passed no socket: start berth.socket, or use unix://PATH")
+	// The mode is right from the beginning: nobody else comes in before a chmod.
+	// Nothing else of ours runs yet that the umask could concern.
+	old := unix.Umask(0o777 &^ socketMode)
+	defer unix.Umask(old)
+	return net.Listen("unix", path)
 }
 
-// clear removes a socket that nobody listens on any more.
-func clear(path string) error {
+// passed returns a socket that systemd has opened for us: the one called name, or
+// for "" the first.
+func passed(name string) (net.Listener, error) {
+	files := activation.Files(true) // and CNI plugins shall not think they are theirs
+	defer func() {
+		for _, f := range files {
+			f.Close() // a listener has its own descriptor
+		}
+	}()
+	var names []string
+	for _, f := range files {
+		if name != "" && f.Name() != name {
+			names = append(names, f.Name())
+			continue
+		}
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, fmt.Errorf("the socket %s of systemd: %w", f.Name(), err)
+		}
+		if l.Addr().Network() != "unix" {
+			return nil, errors.Join(
+				fmt.Errorf("the socket %s of systemd is at %s; the CRI has no authentication and is served on Unix sockets only", f.Name(), l.Addr()),
+				l.Close())
+		}
+		return l, nil
+	}
+	if len(names) > 0 {
+		return nil, fmt.Errorf("systemd has passed no socket of that name, but %s (FileDescriptorName= in the socket unit)", strings.Join(names, ", "))
+	}
+	return nil, errors.New("systemd has passed no socket: start the socket unit, or use unix:///PATH")
+}
+
+// removeStale removes a socket that nobody listens on any more.
+func removeStale(path string) error {
 	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
-	}
-	if info.Mode()&fs.ModeSocket == 0 {
-		return errors.New("there is a file that is no socket")
+	case info.Mode()&fs.ModeSocket == 0:
+		return errors.New("there is a file that is no socket: remove it or name another path")
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		conn.Close()
-		return errors.New("somebody listens there already: another berthd, or cri-dockerd?")
+	switch {
+	case err == nil:
+		return errors.Join(errors.New("somebody serves there already: stop that berthd or cri-dockerd first"), conn.Close())
+	case errors.Is(err, unix.ECONNREFUSED):
+		return os.Remove(path)
+	default:
+		return fmt.Errorf("find out whether somebody serves there: %w", err)
 	}
-	return os.Remove(path)
 }

@@ -6,50 +6,69 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
 // Exit codes.
 const (
+	exitStopped = 0 // was told to stop, and did
 	exitFailed  = 1 // could not do its work
 	exitMisused = 2 // was told what makes no sense
 )
 
 func main() {
-	err := start(context.Background(), os.Args)
-	if err == nil {
-		return
-	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", program(os.Args[0]), err)
-	var misuse *usageError
-	if errors.As(err, &misuse) {
-		os.Exit(exitMisused)
-	}
-	os.Exit(exitFailed)
+	c := call{name: program(os.Args[0]), args: os.Args[1:], file: defaultConfigFile, out: os.Stdout}
+	os.Exit(start(context.Background(), c, os.Stderr))
 }
 
-// start reads what the operator wants, listens and serves.
-func start(ctx context.Context, args []string) error {
-	cfg, done, err := parse(args[0], args[1:], os.Stdout)
+// start does what c asks for and returns the exit code. What went wrong is one
+// line for the operator; all else that it writes to stderr is the log.
+func start(ctx context.Context, c call, stderr io.Writer) int {
+	version, commit = built()
+	err := do(ctx, c, stderr)
+	if err == nil {
+		return exitStopped
+	}
+	fmt.Fprintf(stderr, "%s: %v\n", c.name, err)
+	var misuse *usageError
+	if errors.As(err, &misuse) {
+		return exitMisused
+	}
+	return exitFailed
+}
+
+// do reads what the operator wants, listens and serves.
+func do(ctx context.Context, c call, stderr io.Writer) error {
+	// From here on a hang-up, which units send to reload, no longer ends us.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, unix.SIGHUP)
+	defer signal.Stop(hangups)
+
+	cfg, done, err := parse(c)
 	if err != nil || done {
 		return err
 	}
-	// A reload is a restart, which pods do not notice; the signal itself must
-	// not end the daemon, for units have it as ExecReload.
-	signal.Ignore(unix.SIGHUP)
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	log := newLog(os.Stderr, cfg)
+	log, level := newLog(stderr, cfg)
 	for _, w := range cfg.warnings {
-		log.Warn("a flag that does nothing", slog.String("why", w))
+		log.LogAttrs(ctx, slog.LevelWarn, "option without effect", w.attrs()...)
 	}
 	l, err := listen(cfg.Endpoint)
 	if err != nil {
 		return err
 	}
+	defer l.Close()
+
+	var aside sync.WaitGroup
+	defer aside.Wait()
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // whoever asks a second time does not want to wait
+	aside.Go(func() { reload(ctx, hangups, c, cfg, level, log) })
 	return run(ctx, cfg, l, log)
 }

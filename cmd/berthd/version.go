@@ -1,19 +1,45 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"runtime"
+	"runtime/debug"
+	"strings"
 )
 
 // Set by the build: -X main.version=... -X main.commit=...
 var (
-	version = "0.0.0-dev"
-	commit  = "unknown"
+	version string
+	commit  string
 )
 
-// buildinfo prints what this was built from, in cri-dockerd's form.
-func buildinfo(out io.Writer, name string) error {
-	_, err := fmt.Fprintf(out, "Program: %s\nVersion: %s\nGitCommit: %s\nGo: %s\n", name, version, commit, runtime.Version())
+// built returns which version this is, of which commit. A build that was not told
+// knows it from Go, or not at all.
+func built() (v, c string) {
+	v, c = version, commit
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if info.Main.Version != "(devel)" {
+			v = cmp.Or(v, info.Main.Version)
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				c = cmp.Or(c, s.Value[:min(len(s.Value), 8)])
+			}
+		}
+	}
+	return strings.TrimPrefix(cmp.Or(v, "0.0.0-dev"), "v"), cmp.Or(c, "unknown")
+}
+
+// printVersion prints what scripts read that were written for cri-dockerd.
+func printVersion(out io.Writer, name string) error {
+	_, err := fmt.Fprintf(out, "%s %s (%s)\n", name, version, commit)
+	return err
+}
+
+// printBuildinfo prints what this was built from, in cri-dockerd's form.
+func printBuildinfo(out io.Writer, name string) error {
+	_, err := fmt.Fprintf(out, "Program: %s\nVersion: %s (%s)\nGitCommit: %s\nGo version: %s\n", name, version, commit, commit, runtime.Version())
 	return err
 }

@@ -33,3 +33,4 @@ cd "$top"
 # LIVE_FLAGS are further flags of go test, such as -run or -bench.
 read -ra live_flags <<<"${LIVE_FLAGS:-}"
 go test -count=1 -timeout 20m "${live_flags[@]}" ./contrib/live -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)"
+[ -n "${LIVE_FLAGS:-}" ] || go test -count=1 ./core/pause -args -docker "$DOCKER_HOST" -image berth-test:1

@@ -16,10 +16,19 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Ref is the name that the built-in image has in the Engine. The .local domain
-// keeps anybody from pulling it.
-const Ref = "berth.local/pause:1"
+// Ref is the name that the built-in image has in the Engine. No registry
+// answers for .local, so nobody can be served another image under it, and an
+// operator who finds it in docker images sees whose it is. An Engine that has it
+// is not given it again: with other bytes it gets another tag.
+const Ref = name + ":" + version
 
+const (
+	name    = "berth.local/pause"
+	version = "1" // also in src/build.sh
+)
+
+// The programs, as src/build.sh makes them.
+//
 //go:embed pause-amd64
 var amd64 []byte
 
@@ -58,7 +67,10 @@ func Archive(arch string) ([]byte, error) {
 			"Entrypoint": []string{"/pause"},
 			"User":       "65535:65535",
 			"WorkingDir": "/",
-			"Labels":     map[string]string{"org.opencontainers.image.title": "berth built-in pause"},
+			"Labels": map[string]string{
+				"org.opencontainers.image.title":   "berth built-in pause",
+				"org.opencontainers.image.version": version,
+			},
 		},
 		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + digest(layer)}},
 		"history": []map[string]any{{"created": epoch.Format(time.RFC3339), "created_by": "berth core/pause"}},
@@ -79,6 +91,7 @@ func Archive(arch string) ([]byte, error) {
 // epoch is when everything in the image was made, so that it is always the same.
 var epoch = time.Unix(0, 0).UTC()
 
+// A file is one in an archive.
 type file struct {
 	name string
 	mode int64
@@ -106,6 +119,7 @@ func pack(files []file) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// digest returns the SHA-256 of data in hexadecimal.
 func digest(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])

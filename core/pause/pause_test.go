@@ -1,74 +1,336 @@
 package pause_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
 
 	"berth/core/pause"
 )
 
-func TestArchiveIsSmallAndAlwaysTheSame(t *testing.T) {
-	for _, arch := range []string{"amd64", "arm64"} {
-		a, err := pause.Archive(arch)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, _ := pause.Archive(arch)
-		if !bytes.Equal(a, b) {
-			t.Errorf("%s: two archives differ", arch)
-		}
-		if len(a) > 1<<20 {
-			t.Errorf("%s: %d bytes, want less than 1 MiB", arch, len(a))
-		}
-	}
-	if _, err := pause.Archive("vax"); !errdefs.IsNotImplemented(err) {
-		t.Errorf("err = %v, want not implemented", err)
+// The image keeps its ID: where one of these changes, Ref needs a new tag.
+var ids = map[string]string{
+	"amd64": "949347e79082454dc39f344a0f1258da860ceafbe1a123aeff01466bbac6b9db",
+	"arm64": "5c378a8fbf1954457dce132e72c530e23ecdfab42012a2910e635f76a2166247",
+}
+
+func TestArchive(t *testing.T) {
+	for arch, id := range ids {
+		t.Run(arch, func(t *testing.T) {
+			a, err := pause.Archive(arch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, _ := pause.Archive(arch); !bytes.Equal(a, b) {
+				t.Error("two archives differ")
+			}
+			if len(a) > 1<<20 {
+				t.Errorf("%d bytes, want less than 1 MiB", len(a))
+			}
+
+			files := unpack(t, a)
+			var manifest []struct {
+				Config           string
+				RepoTags, Layers []string
+			}
+			decode(t, files["manifest.json"], &manifest)
+			if len(manifest) != 1 || len(manifest[0].Layers) != 1 {
+				t.Fatalf("manifest %s, want one image of one layer", files["manifest.json"])
+			}
+			if got, want := manifest[0].RepoTags, []string{pause.Ref}; !cmp.Equal(got, want) {
+				t.Errorf("tags %q, want %q", got, want)
+			}
+			configBytes, layer := files[manifest[0].Config], files[manifest[0].Layers[0]]
+			if got := digest(configBytes); got != id {
+				t.Errorf("the image's ID is %s, want %s: has Ref got a new tag?", got, id)
+			}
+
+			type execConfig struct {
+				Entrypoint []string
+				User       string
+				Labels     map[string]string
+			}
+			var config struct {
+				Architecture, OS string
+				Config           execConfig
+				RootFS           struct {
+					DiffIDs []string `json:"diff_ids"`
+				}
+			}
+			decode(t, configBytes, &config)
+			if config.Architecture != arch || config.OS != "linux" {
+				t.Errorf("for %s/%s, want linux/%s", config.OS, config.Architecture, arch)
+			}
+			if got, want := config.RootFS.DiffIDs, []string{"sha256:" + digest(layer)}; !cmp.Equal(got, want) {
+				t.Errorf("layers %q, want %q", got, want)
+			}
+			want := execConfig{
+				Entrypoint: []string{"/pause"},
+				User:       "65535:65535",
+				Labels: map[string]string{
+					"org.opencontainers.image.title":   "berth built-in pause",
+					"org.opencontainers.image.version": "1",
+				},
+			}
+			if diff := cmp.Diff(want, config.Config); diff != "" {
+				t.Errorf("config (-want +got):\n%s", diff)
+			}
+
+			program, err := os.ReadFile("pause-" + arch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := unpack(t, layer)["pause"]; !bytes.Equal(got, program) {
+				t.Error("the layer holds another program")
+			}
+		})
 	}
 }
 
-func TestProgramsAreThoseOfTheSource(t *testing.T) {
-	for _, tool := range []string{"gcc", "aarch64-linux-gnu-gcc"} {
+func TestNoArchiveForOtherArchitectures(t *testing.T) {
+	_, err := pause.Archive("vax")
+	if !errdefs.IsNotImplemented(err) {
+		t.Errorf("err = %v, want not implemented", err)
+	}
+	if err == nil || !strings.Contains(err.Error(), "vax") {
+		t.Errorf("err = %v, want it to name the architecture", err)
+	}
+}
+
+// Whoever changes the source must build the programs again.
+func TestProgramsWereBuiltFromTheSource(t *testing.T) {
+	for line := range strings.Lines(read(t, "built-from")) {
+		sum, name, ok := strings.Cut(strings.TrimSpace(line), "  ")
+		if !ok {
+			continue // a compiler's
+		}
+		if got := digest([]byte(read(t, filepath.Join("src", name)))); got != sum {
+			t.Errorf("src/%s is not what the programs were built from: run src/build.sh", name)
+		}
+	}
+}
+
+func TestProgramsAreReproducible(t *testing.T) {
+	for _, tool := range []string{"gcc", "ld", "objcopy", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-ld"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)
 		}
 	}
 	dir := t.TempDir()
 	if out, err := exec.Command("./src/build.sh", dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("build.sh: %v\n%s", err, out)
 	}
-	for _, arch := range []string{"amd64", "arm64"} {
-		want, err := os.ReadFile("pause-" + arch)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := os.ReadFile(filepath.Join(dir, "pause-"+arch)); err != nil || !bytes.Equal(got, want) {
-			t.Skipf("%s: other bytes from this compiler than from gcc 12 (%v)", arch, err)
+	if diff := cmp.Diff(read(t, "built-from"), read(t, filepath.Join(dir, "built-from"))); diff != "" {
+		t.Skipf("needs the compilers that the programs were built with (-want +got):\n%s", diff)
+	}
+	for arch := range ids {
+		if read(t, "pause-"+arch) != read(t, filepath.Join(dir, "pause-"+arch)) {
+			t.Errorf("%s: other bytes from the same source and compiler", arch)
 		}
 	}
 }
 
+func TestTellsItsVersion(t *testing.T) {
+	_, tag, _ := strings.Cut(pause.Ref, ":")
+	want := fmt.Sprintf("pause %s (berth)\n", tag)
+	for arch := range ids {
+		t.Run(arch, func(t *testing.T) {
+			out, err := command(t, arch, "-v").Output()
+			if got := string(out); err != nil || got != want {
+				t.Errorf("printed %q (%v), want %q", got, err, want)
+			}
+		})
+	}
+}
+
 func TestEndsWhenTold(t *testing.T) {
-	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		cmd := exec.Command("./pause-" + runtime.GOARCH)
-		if err := cmd.Start(); err != nil {
-			t.Skipf("cannot run it here: %v", err)
+	for arch := range ids {
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			t.Run(fmt.Sprint(arch, " ", sig), func(t *testing.T) {
+				cmd := command(t, arch, "any", "other", "arguments")
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				asleep(t, cmd.Process.Pid)
+				began := time.Now()
+				if err := cmd.Process.Signal(sig); err != nil {
+					t.Fatal(err)
+				}
+				timer := time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() })
+				defer timer.Stop()
+				if err := cmd.Wait(); err != nil {
+					t.Errorf("%v, want exit code 0", err)
+				}
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("took %v, want less than a second", took)
+				}
+			})
 		}
-		time.Sleep(50 * time.Millisecond)
-		if err := cmd.Process.Signal(sig); err != nil {
+	}
+}
+
+// A child that ends before the program runs, and one that ends while it sleeps:
+// the shell leaves both to it.
+func TestReapsAndUsesNoProcessor(t *testing.T) {
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Skip("needs sleep")
+	}
+	program := command(t, runtime.GOARCH).Path
+	cmd := exec.Command("/bin/sh", "-c", `"$1" 0 & "$1" 0.3 & exec "$2"`, "sh", sleep, program)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	pid := cmd.Process.Pid
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if stat(t, pid).comm == filepath.Base(program) && len(children(t, pid)) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("children %v are left, want none", children(t, pid))
+		}
+	}
+	asleep(t, pid)
+	before := stat(t, pid).ticks
+	time.Sleep(300 * time.Millisecond)
+	if used := stat(t, pid).ticks - before; used > 0 {
+		t.Errorf("used %d ticks of processor time while asleep", used)
+	}
+}
+
+// command runs the program for arch, with an emulator where that is needed.
+func command(t *testing.T, arch string, args ...string) *exec.Cmd {
+	t.Helper()
+	program, err := filepath.Abs("pause-" + arch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if arch == runtime.GOARCH {
+		return exec.Command(program, args...)
+	}
+	emulator := map[string]string{"arm64": "qemu-aarch64-static", "amd64": "qemu-x86_64-static"}[arch]
+	path, err := exec.LookPath(emulator)
+	if err != nil {
+		t.Skipf("needs %s", emulator)
+	}
+	return exec.Command(path, append([]string{program}, args...)...)
+}
+
+// asleep waits until the process waits for something, and does not just wait
+// for a moment, as an emulator does while it starts.
+func asleep(t *testing.T, pid int) {
+	t.Helper()
+	row := 0
+	for range 500 {
+		if row++; stat(t, pid).state != "S" {
+			row = 0
+		}
+		if row == 5 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("the program does not sleep")
+}
+
+type process struct {
+	comm, state   string
+	parent, ticks int
+}
+
+// stat reads what the kernel knows of a process.
+func stat(t *testing.T, pid int) (p process) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+		return process{}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, end := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
+	p.comm = string(text[open+1 : end])
+	var user, system, ignore int
+	if _, err := fmt.Sscan(string(text[end+1:]), &p.state, &p.parent, &ignore, &ignore, &ignore, &ignore,
+		&ignore, &ignore, &ignore, &ignore, &ignore, &user, &system); err != nil {
+		t.Fatal(err)
+	}
+	p.ticks = user + system
+	return p
+}
+
+// children lists the children of a process, dead ones too.
+func children(t *testing.T, pid int) (found []process) {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		var child int
+		if _, err := fmt.Sscan(filepath.Base(dir), &child); err != nil {
 			t.Fatal(err)
 		}
-		timer := time.AfterFunc(5*time.Second, func() { cmd.Process.Kill() })
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("%v: %v, want exit code 0", sig, err)
+		if p := stat(t, child); p.parent == pid {
+			found = append(found, p)
 		}
-		timer.Stop()
 	}
+	return found
+}
+
+func unpack(t *testing.T, archive []byte) map[string][]byte {
+	t.Helper()
+	files := map[string][]byte{}
+	r := tar.NewReader(bytes.NewReader(archive))
+	for {
+		header, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return files
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if files[header.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func decode(t *testing.T, text []byte, to any) {
+	t.Helper()
+	if err := json.Unmarshal(text, to); err != nil {
+		t.Fatalf("%q: %v", text, err)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
 }
