@@ -29,6 +29,7 @@ type Config struct {
 	RootDir        string
 	RunDir         string
 	PullProgress   time.Duration
+	ContainerLogs  string // cri, symlink or follow
 	RequestTimeout time.Duration
 	StreamingAddr  string // host and port; port 0 for any
 	LogLevel       string // a key of levels

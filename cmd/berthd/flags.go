@@ -53,6 +53,10 @@ func options(cfg *Config) []group {
 			{name: "image-pull-progress-deadline", value: set(&cfg.PullProgress, aWait), initial: "1m0s",
 				usage: "how long a pull may make no progress before it is given up"},
 		}},
+		{"Logs of containers", []*option{
+			{name: "container-logs", value: set(&cfg.ContainerLogs, oneOf("cri", "symlink", "follow")), initial: "cri",
+				usage: "how new containers get the log file that the kubelet reads: cri, written by us from Docker's json-file and rotated by the kubelet; symlink, a link to the json-file; or follow, written by us from Docker's log stream, whatever log-driver daemon.json names"},
+		}},
 		{"Network", []*option{
 			{name: "network-plugin", value: set(&cfg.NetworkPlugin, aPlugin), initial: "cni",
 				usage: "what gives pods their network: cni, or \"\" or no-op for Docker's own bridge"},

@@ -57,6 +57,7 @@ func TestDefaults(t *testing.T) {
 		CNIConfDir:     "/etc/cni/net.d",
 		CNIBinDirs:     []string{"/opt/cni/bin"},
 		CNICacheDir:    "/var/lib/cni/cache",
+		ContainerLogs:  "cri",
 		RootDir:        "/var/lib/cri-dockerd",
 		RunDir:         "/run/berth",
 		PullProgress:   time.Minute,

@@ -47,9 +47,14 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		return err
 	}
 	pods := podNetwork(cfg, node, log)
-	seen := view.New(view.Config{Network: pods, Failures: failures}, docker, log)
+	positions, err := notes.Shelf("logs")
+	if err != nil {
+		return err
+	}
+	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
+	seen := view.New(view.Config{Network: pods, Failures: failures, Logs: output}, docker, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress}, docker, log)
-	containers := container.New(docker, seen, resolver{images}, logs.New(), sandbox.Files(cfg.RunDir), failures, log)
+	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI},
 		docker, seen, images, containers, pods, intents, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
@@ -69,7 +74,8 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return pods.Run(ctx) })
 	g.Go(func() error { return images.Run(ctx) })
 	g.Go(func() error { return sandboxes.KeepClean(ctx) })
-	g.Go(func() error { return containers.Resume(ctx) })
+	g.Go(func() error { return containers.KeepClean(ctx) })
+	g.Go(func() error { return output.Run(ctx) })
 	g.Go(func() error { return streams.Run(ctx) })
 	g.Go(func() error { return desk.Serve(ctx, l) })
 	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("streams", streams.URL()), slog.String("version", version))

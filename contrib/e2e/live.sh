@@ -30,7 +30,9 @@ printf 'root:x:0:\n' >"$w/bb/etc/group"
 tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth-test:1 >/dev/null
 cd "$top"
 
-# LIVE_FLAGS are further flags of go test, such as -run or -bench.
+# LIVE_FLAGS are further flags of go test, such as -run or -bench; LIVE_ARGS are
+# further flags of the tests, such as -lines.
 read -ra live_flags <<<"${LIVE_FLAGS:-}"
-go test -count=1 -timeout 20m "${live_flags[@]}" ./contrib/live -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)"
+read -ra live_args <<<"${LIVE_ARGS:-}"
+go test -count=1 -timeout 20m "${live_flags[@]}" ./contrib/live -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)" "${live_args[@]}"
 [ -n "${LIVE_FLAGS:-}" ] || go test -count=1 ./core/pause -args -docker "$DOCKER_HOST" -image berth-test:1

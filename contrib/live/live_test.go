@@ -68,7 +68,7 @@ func TestPod(t *testing.T) {
 	}
 	n.until(5*time.Second, "no log", func() bool {
 		log, err := os.ReadFile(n.path("logs", "story", "web", "0.log"))
-		return err == nil && strings.Contains(string(log), "hello")
+		return err == nil && strings.HasSuffix(string(log), " stdout F hello\n")
 	})
 
 	// A restart of the daemon is nothing to the pod.

@@ -61,6 +61,7 @@ func TestMain(m *testing.M) {
 type node struct {
 	t      testing.TB
 	dir    string
+	flags  []string
 	docker *client.Client // not through the proxy
 	proxy  *proxy
 	log    *lockedBuffer
@@ -89,8 +90,8 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
-// newNode starts a berthd, or skips where there is no Engine.
-func newNode(t testing.TB) *node {
+// newNode starts a berthd, with further flags, or skips where there is no Engine.
+func newNode(t testing.TB, flags ...string) *node {
 	t.Helper()
 	if *host == "" {
 		t.Skip("needs root and a Docker Engine: -docker unix:///...")
@@ -104,7 +105,7 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, docker: docker, log: &lockedBuffer{}}
+	n := &node{t: t, dir: dir, flags: flags, docker: docker, log: &lockedBuffer{}}
 	n.proxy = newProxy(t, filepath.Join(dir, "docker.sock"))
 	if err := os.MkdirAll(n.path("net.d"), 0o755); err != nil {
 		t.Fatal(err)
@@ -143,11 +144,11 @@ func (n *node) path(elem ...string) string { return filepath.Join(append([]strin
 // start starts berthd and waits until it is ready.
 func (n *node) start() {
 	n.t.Helper()
-	n.cmd = exec.Command(program,
-		"--container-runtime-endpoint", "unix://"+n.path("cri.sock"), "--docker-endpoint", "unix://"+n.path("docker.sock"),
+	n.cmd = exec.Command(program, append([]string{
+		"--container-runtime-endpoint", "unix://" + n.path("cri.sock"), "--docker-endpoint", "unix://" + n.path("docker.sock"),
 		"--cni-conf-dir", n.path("net.d"), "--cni-bin-dir", *cniBin, "--cni-cache-dir", n.path("cache"),
 		"--cri-dockerd-root-directory", n.path("root"), "--run-dir", n.path("run"), "--log-level", "debug",
-		"--pod-infra-container-image", "berth.local/pause:1")
+		"--pod-infra-container-image", "berth.local/pause:1"}, n.flags...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)
@@ -218,7 +219,7 @@ func (n *node) leftovers() []string {
 		left = append(left, "container "+c.Names[0]+" "+c.State)
 	}
 	for _, pattern := range []string{
-		n.path("run", "netns", "*"), n.path("run", "pods", "*"), n.path("root", "berth", "v1", "[fs]*", "*"),
+		n.path("run", "netns", "*"), n.path("run", "pods", "*"), n.path("root", "berth", "v1", "[fls]*", "*"),
 		n.path("ipam", "live", "*.*.*.*"), n.path("ipam", "live", "*:*"), n.path("cache", "results", "*"),
 	} {
 		found, err := filepath.Glob(pattern)

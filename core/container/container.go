@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/docker/docker/api/types/container"
+
 	"berth/core/engine"
 	"berth/core/journal"
 	"berth/core/todocker"
@@ -53,8 +55,15 @@ type logs interface {
 	// Open makes path the log of the container id, of which the Engine's own
 	// file is source.
 	Open(id, source, path string) error
-	Reopen(id string) error
-	Close(id string) error
+	// Reopen begins a new file at the path of a log that runs.
+	Reopen(ctx context.Context, id string) error
+	// Close ends the log of a container that is being removed.
+	Close(ctx context.Context, id, source, path string) error
+	// Forget drops what is kept on containers that known does not know.
+	Forget(known func(id string) bool) error
+	// Driver is the log driver of containers and its options; of no type for
+	// the Engine's default.
+	Driver() container.LogConfig
 }
 
 // files is the part of the sandbox room that a container needs.

@@ -68,11 +68,12 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id) })
+	path := labels.Decode(order.Config.Labels).LogPath
+	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path) })
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	if path := labels.Decode(order.Config.Labels).LogPath; path != "" {
+	if path != "" {
 		if err := s.logs.Open(id, jsonFile(docker, id), path); err != nil {
 			return "", fmt.Errorf("log of container %s: %w", id, err)
 		}
@@ -93,7 +94,10 @@ func jsonFile(docker *engine.Conn, id string) string {
 func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerAsk, error) {
 	ask := todocker.ContainerAsk{
 		Pod: pod.Config, Config: c, SandboxID: pod.ID(), Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), ImageIDs: map[string]string{}, Can: docker.Can,
+		Files: s.files.Of(pod.ID()), ImageIDs: map[string]string{}, Can: docker.Can, Log: s.logs.Driver(),
+	}
+	if ask.Log.Type == "" && docker.Can.LoggingDriver == "none" {
+		return ask, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
 	}
 	ask.Can.LowestOOMScore = docker.OOMFloor()
 	if !pod.Ours && given.GetMetadata().GetName() != "" {
@@ -193,7 +197,7 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todoc
 		return false, fmt.Errorf("container %s is this attempt already, and runs: %w", holder.ID, errdefs.ErrAlreadyExists)
 	}
 	s.log.Info("removing an earlier try at a container", slog.String("container", holder.ID), slog.String("name", name))
-	if err := s.discard(ctx, docker, holder.ID); err != nil {
+	if err := s.discard(ctx, docker, holder.ID, said.LogPath); err != nil {
 		return false, fmt.Errorf("make the name %s free: %w", name, err)
 	}
 	return true, nil

@@ -2,8 +2,8 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"log/slog"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -44,19 +44,14 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 	return statuses, nil
 }
 
-// Resume goes on with the logs of the containers that were there before the
-// daemon was, and forgets notes on those that are no more, after every
+// KeepClean forgets notes on containers that are no more, after every
 // connection to the Engine. It returns when ctx ends.
-func (s *Service) Resume(ctx context.Context) error {
+func (s *Service) KeepClean(ctx context.Context) error {
 	return s.view.Each(ctx, "containers", func(ctx context.Context, _ *engine.Conn) error {
-		list, err := s.view.Containers(ctx, nil)
-		if err != nil {
-			return err
-		}
-		for _, c := range list {
-			s.resume(c)
-		}
-		return s.forget(ctx)
+		return errors.Join(s.forget(ctx), s.logs.Forget(func(id string) bool {
+			_, err := s.view.Container(ctx, id)
+			return !errdefs.IsNotFound(err)
+		}))
 	})
 }
 
@@ -76,24 +71,13 @@ func (s *Service) forget(ctx context.Context) error {
 	return nil
 }
 
-// resume opens the log of one container.
-func (s *Service) resume(c *view.Container) {
-	path := c.Status.GetLogPath()
-	if path == "" || c.JSONPath == "" {
-		return
-	}
-	if err := s.logs.Open(c.ID(), c.JSONPath, path); err != nil {
-		s.log.Warn("the log of a container could not be opened", slog.String("container", c.ID()), slog.Any("err", err))
-	}
-}
-
 // Reopen begins a new log file for a running container.
 func (s *Service) Reopen(ctx context.Context, id string) error {
 	c, err := s.Running(ctx, id)
 	if err != nil {
 		return err
 	}
-	return s.logs.Reopen(c.ID())
+	return s.logs.Reopen(ctx, c.ID())
 }
 
 // Running returns the container id; of kind FailedPrecondition if it does not

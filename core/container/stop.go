@@ -141,13 +141,13 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return s.discard(work, docker, c.ID())
+	return s.discard(work, docker, c.ID(), c.Status.GetLogPath())
 }
 
-// discard leaves nothing of a container but the kubelet's log file.
-func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string) error {
+// discard leaves nothing of a container but the kubelet's log file at logPath.
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath string) error {
 	// Before the Engine's own file goes with the container.
-	if err := s.logs.Close(id); err != nil {
+	if err := s.logs.Close(ctx, id, jsonFile(docker, id), logPath); err != nil {
 		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))
 	}
 	if err := docker.Discard(ctx, id); err != nil {

@@ -1,38 +1,409 @@
 // Package logs is the room of the kubelet's log files.
 //
-// In this form a log file is a link to the json-file of the Engine, as
-// cri-dockerd makes it: the kubelet reads it, and the Engine bounds it by the
-// log-opts of daemon.json.
+// In its usual form the Engine writes what a container prints to a json-file
+// of its own, which serves as a buffer that outlives us, and a pump copies it
+// from there, line by line, to the file that the kubelet reads and rotates, in
+// the format of the CRI. Where we are is kept in the journal, so that after
+// a crash no line is missing and none is there twice.
+//
+// Two more forms exist: a link to the json-file, as cri-dockerd makes it, and
+// the Engine's log stream, for Engines whose operator insists on another log
+// driver.
+//
+// It is called by the view, which shows no container as ended before its last
+// line is written, and by the container room.
 package logs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sync/errgroup"
+
+	"berth/core/engine"
+	"berth/core/journal"
+	"berth/core/view"
 )
 
-// A Service keeps the links.
+// A Mode is how containers created from now on get their log files. Those that
+// are there already keep what they have.
+type Mode string
+
+// The modes there are.
+const (
+	CRI    Mode = "cri"     // copied from the Engine's json-file
+	Link   Mode = "symlink" // a link to the Engine's json-file
+	Follow Mode = "follow"  // read from the Engine, whatever its log driver
+)
+
+// drainLimit is how long the end of a container is kept from the kubelet
+// while its last lines are being written.
+const drainLimit = 2 * time.Second
+
+// A Service writes log files. Run does the work.
 type Service struct {
-	mu    sync.Mutex        // guards paths
-	paths map[string]string // of links, by container ID
+	mode      Mode
+	docker    *engine.Engine
+	positions *journal.Shelf
+	log       *slog.Logger
+
+	awake chan struct{} // told when there is something in due
+	over  chan struct{} // closed when Run has returned
+
+	mu    sync.Mutex       // guards following, and what is said to be in pumps
+	pumps map[string]*pump // by container ID
+	files map[string]*pump // those that wait for their source to change, by its path
+	due   []*pump          // those that are to run
 }
 
-// New returns a Service without links.
-func New() *Service {
-	return &Service{paths: map[string]string{}}
+// New returns a Service that writes as mode says and keeps on positions where
+// it is. docker is asked for log streams only.
+func New(mode Mode, docker *engine.Engine, positions *journal.Shelf, log *slog.Logger) *Service {
+	return &Service{
+		mode: mode, docker: docker, positions: positions, log: log,
+		awake: make(chan struct{}, 1), over: make(chan struct{}),
+		pumps: map[string]*pump{}, files: map[string]*pump{},
+	}
 }
 
-// Open links path to source, the Engine's own file of the container id, which
-// need not be there yet. What was at path is replaced.
-func (s *Service) Open(id, source, path string) error {
+// Driver returns the log driver that containers are to have, and its options;
+// of no type for what the Engine's operator has chosen.
+func (s *Service) Driver() container.LogConfig {
+	switch s.mode {
+	case CRI:
+		// What the Engine keeps is how much can be caught up with after we were away.
+		return container.LogConfig{Type: jsonFile, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false"}}
+	case Link:
+		return container.LogConfig{Type: jsonFile}
+	default:
+		return container.LogConfig{}
+	}
+}
+
+// jsonFile is the Engine's log driver that writes the files we read.
+const jsonFile = "json-file"
+
+// Run writes until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	defer close(s.over)
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		// A node may have run out of inotify instances.
+		s.log.Warn("log files are looked at twice a second, for they cannot be watched", slog.Any("err", err))
+		watcher = &fsnotify.Watcher{}
+	}
+	defer func() {
+		if watcher.Events != nil {
+			_ = watcher.Close() // there is nothing left to watch
+		}
+	}()
+	var g errgroup.Group
+	for {
+		s.mu.Lock()
+		due := s.due
+		s.due = nil
+		s.mu.Unlock()
+		for _, p := range due {
+			g.Go(func() error { s.pump(ctx, watcher, p); return nil })
+		}
+		select {
+		case e := <-watcher.Events:
+			s.changed(watcher, e.Name)
+		case err := <-watcher.Errors:
+			// Events were lost, and nobody knows whose.
+			s.log.Debug("log files: looking at all", slog.Any("err", err))
+			s.changed(watcher, "")
+		case <-s.awake:
+		case <-ctx.Done():
+			return g.Wait()
+		}
+	}
+}
+
+// changed wakes the pump whose source is called name, or all if name is empty.
+func (s *Service) changed(watcher *fsnotify.Watcher, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.paths[id] = path
+	paths := []string{name}
+	if name == "" {
+		paths = slices.Collect(maps.Keys(s.files))
+	}
+	for _, path := range paths {
+		// A watch tells of every line; until the pump has caught up one is enough.
+		_ = watcher.Remove(path) // it ends by itself when the file goes
+		if p, ok := s.files[path]; ok {
+			delete(s.files, path)
+			s.wake(p)
+		}
+	}
+}
+
+// wake lets p run, once more if it does already. s.mu is held.
+func (s *Service) wake(p *pump) {
+	if p.running {
+		p.again = true
+		select {
+		case p.nudge <- struct{}{}:
+		default:
+		}
+		return
+	}
+	p.running = true
+	s.due = append(s.due, p)
+	select {
+	case s.awake <- struct{}{}:
+	default:
+	}
+}
+
+// Open makes path the log of the container id, which is about to be created or
+// has just been, and of which the Engine's own file is source. The file need
+// not be there yet.
+func (s *Service) Open(id, source, path string) error {
+	if s.mode == Link {
+		return link(source, path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if _, err := os.Readlink(path); err == nil {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	f, err := openLog(path)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	_, err = s.know(id, source, path)
+	return err
+}
+
+// know returns the pump of a container, and makes it if need be.
+func (s *Service) know(id, source, path string) (*pump, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.pumps[id]
+	if ok {
+		return p, nil
+	}
+	p = &pump{id: id, path: path, source: source, nudge: make(chan struct{}, 1)}
+	if !s.positions.Get(id, &p.at) {
+		p.at = position{Follow: s.mode == Follow || source == ""}
+		// From now on a pump is known to write this file, also to another daemon.
+		if err := s.positions.Put(id, p.at); err != nil {
+			return nil, err
+		}
+	}
+	p.complete = p.at.Complete
+	s.pumps[id] = p
+	return p, nil
+}
+
+// Keep sees to the log of a container that has just been looked at. It returns
+// when the log of one that has ended is complete, or at least has had the time
+// to be: then the rest follows as soon as it can.
+func (s *Service) Keep(ctx context.Context, c *view.Container) {
+	path, started := c.Status.GetLogPath(), c.Status.GetStartedAt() != 0
+	if path == "" || !started {
+		return
+	}
+	s.mu.Lock()
+	p, known := s.pumps[c.ID()]
+	s.mu.Unlock()
+	if !known {
+		if s.linked(c, path) {
+			return
+		}
+		var err error
+		if p, err = s.know(c.ID(), c.JSONPath, path); err != nil {
+			s.log.Warn("the log of a container is not written", slog.String("container", c.ID()), slog.Any("err", err))
+			return
+		}
+	}
+	s.mu.Lock()
+	p.tty = c.TTY
+	if c.Running {
+		p.ended, p.complete = false, false // Docker may have been told to start it again
+		if !p.running && s.files[p.source] != p {
+			s.wake(p)
+		}
+	}
+	p.ended = !c.Running
+	wait := p.ended && !p.complete
+	s.mu.Unlock()
+	if wait {
+		s.drain(ctx, p)
+	}
+}
+
+// linked reports whether the log of c is a link to the Engine's file, and
+// keeps it one.
+func (s *Service) linked(c *view.Container, path string) bool {
+	switch {
+	case c.JSONPath == "":
+		return false
+	case c.Ours:
+		target, err := os.Readlink(path)
+		return err == nil && target == c.JSONPath
+	}
+	// What cri-dockerd has made keeps its link: nobody has bounded its file, and
+	// the kubelet may have read it for days.
+	if err := link(c.JSONPath, path); err != nil {
+		s.log.Warn("the log of a container cannot be linked", slog.String("container", c.ID()), slog.Any("err", err))
+	}
+	return true
+}
+
+// drain waits, but not for long, until all that was there when it was called
+// has been written.
+func (s *Service) drain(ctx context.Context, p *pump) {
+	if s.isOver() {
+		return
+	}
+	done := s.ask(p, drained)
+	ctx, cancel := context.WithTimeout(ctx, drainLimit)
+	defer cancel()
+	select {
+	case <-done:
+	case <-s.over:
+	case <-ctx.Done():
+		s.log.Warn("the end of a container is told before its last lines are written", slog.String("container", p.id))
+		s.mu.Lock()
+		p.complete = true // and is not waited for again
+		s.mu.Unlock()
+	}
+}
+
+func (s *Service) isOver() bool {
+	select {
+	case <-s.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// ask has p do something before it reads on. What comes back is its error.
+func (s *Service) ask(p *pump, what asked) <-chan error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	done := make(chan error, 1)
+	if p.gone {
+		done <- fmt.Errorf("container %s: %w", p.id, errdefs.ErrNotFound)
+		return done
+	}
+	p.asks = append(p.asks, ask{what, done})
+	s.wake(p)
+	return done
+}
+
+// Reopen begins a new file at the path of a container's log, the old one
+// having been moved away. Nothing is written to that any more once Reopen has
+// returned.
+func (s *Service) Reopen(ctx context.Context, id string) error {
+	s.mu.Lock()
+	p, ok := s.pumps[id]
+	s.mu.Unlock()
+	if !ok {
+		return fmt.Errorf("the log of container %s is Docker's json-file and rotated by Docker (max-size in log-opts of daemon.json): %w", id, errdefs.ErrFailedPrecondition)
+	}
+	select {
+	case err := <-s.ask(p, reopened):
+		if err != nil {
+			return fmt.Errorf("log of container %s: %w", id, err)
+		}
+		return nil
+	case <-s.over:
+		return fmt.Errorf("log of container %s: shutting down: %w", id, errdefs.ErrUnavailable)
+	case <-ctx.Done():
+		return fmt.Errorf("log of container %s: %w", id, ctx.Err())
+	}
+}
+
+// Close ends the writing of the log of a container that is being removed. The
+// file stays, for it is the kubelet's, unless nothing was ever written to it; a
+// link goes with source, which it leads to.
+func (s *Service) Close(ctx context.Context, id, source, path string) error {
+	s.mu.Lock()
+	p, ok := s.pumps[id]
+	s.mu.Unlock()
+	if ok {
+		ctx, cancel := context.WithTimeout(ctx, drainLimit)
+		defer cancel()
+		select {
+		case <-s.ask(p, closed):
+		case <-s.over:
+		case <-ctx.Done():
+		}
+	}
+	s.Drop(id)
+	if target, err := os.Readlink(path); err != nil || target != source {
+		return nil // a file, or the kubelet has taken it away
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Drop lets go of the log of a container that is no more.
+func (s *Service) Drop(id string) {
+	s.mu.Lock()
+	p, ok := s.pumps[id]
+	delete(s.pumps, id)
+	s.mu.Unlock()
+	if ok {
+		s.ask(p, closed)
+	}
+	if err := s.positions.Delete(id); err != nil {
+		s.log.Warn("the position in a log could not be forgotten", slog.String("container", id), slog.Any("err", err))
+	}
+}
+
+// Forget drops what is kept on containers that known does not know.
+func (s *Service) Forget(known func(id string) bool) error {
+	noted, err := s.positions.Names()
+	if err != nil {
+		return err
+	}
+	for _, id := range noted {
+		if !known(id) {
+			s.Drop(id)
+		}
+	}
+	return nil
+}
+
+// trouble logs err, unless it is the one that was logged last.
+func (s *Service) trouble(p *pump, err error) {
+	if err == nil {
+		p.told = ""
+		return
+	}
+	if text := err.Error(); text != p.told {
+		p.told = text
+		s.log.Warn("the log of a container cannot be written, trying again", slog.String("container", p.id), slog.Any("err", err))
+	}
+}
+
+// link makes path a link to source. What was at path is replaced.
+func link(source, path string) error {
 	if target, err := os.Readlink(path); err == nil && target == source {
 		return nil
 	}
@@ -43,28 +414,4 @@ func (s *Service) Open(id, source, path string) error {
 		return err
 	}
 	return os.Symlink(source, path)
-}
-
-// Reopen refuses: a link to a file that the Engine writes cannot be rotated.
-func (s *Service) Reopen(id string) error {
-	return fmt.Errorf("the log of container %s is Docker's json-file and rotated by Docker (max-size in log-opts of daemon.json): %w", id, errdefs.ErrFailedPrecondition)
-}
-
-// Close removes the link of the container id, if there is one and it still is
-// a link: it leads nowhere once the container is gone.
-func (s *Service) Close(id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	path, ok := s.paths[id]
-	if !ok {
-		return nil
-	}
-	delete(s.paths, id)
-	if _, err := os.Readlink(path); err != nil {
-		return nil // moved away, or the kubelet's own
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

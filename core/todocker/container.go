@@ -33,6 +33,7 @@ type ContainerAsk struct {
 
 	Files   []File // of the pod, mounted where the container brings none of its own
 	Seccomp string // content of the profile that SeccompFile names
+	Log     container.LogConfig
 	Can     engine.Record
 }
 
@@ -152,7 +153,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 		CgroupnsMode:   cgroupns(can, privileged),
 		Runtime:        ask.Runtime,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
-		LogConfig:      container.LogConfig{Type: "json-file"},
+		LogConfig:      ask.Log,
 		OomScoreAdj:    max(int(c.GetLinux().GetResources().GetOomScoreAdj()), can.LowestOOMScore),
 		Privileged:     privileged,
 		SecurityOpt:    options,

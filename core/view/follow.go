@@ -198,7 +198,7 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 			// Not hidden for that: what the list says must do until it can be
 			// looked at.
 			v.log.Warn("cannot look at a container, going by the list", slog.String("container", row.ID), slog.Any("err", err))
-			if err := v.put(fromList(row), ticket); err != nil {
+			if err := v.put(ctx, fromList(row), ticket); err != nil {
 				v.log.Warn("a container that cannot be understood", slog.String("container", row.ID), slog.Any("err", err))
 			}
 			v.lookSoon(ctx, conn, g, d, row.ID)

@@ -84,6 +84,18 @@ type Config struct {
 	Network Network
 	// Failures is the shelf where the times of failed starts are kept.
 	Failures *journal.Shelf
+	// Logs sees to the log files of containers.
+	Logs Logs
+}
+
+// Logs is what sees to the log files of containers.
+type Logs interface {
+	// Keep is called with what has been seen of a container before anybody else
+	// is told. It returns, soon in any case, when the log of one that has ended is
+	// complete.
+	Keep(ctx context.Context, c *Container)
+	// Drop is called when a container is gone.
+	Drop(id string)
 }
 
 // A View is the node in memory. Run keeps it current.
@@ -315,7 +327,7 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 	case err != nil:
 		return c, fmt.Errorf("inspect %s: %w", id, err)
 	}
-	if err := v.put(c, ticket); err != nil {
+	if err := v.put(ctx, c, ticket); err != nil {
 		return c, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return c, nil
@@ -325,7 +337,7 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 var errUnreadable = errors.New("a container that cannot be understood")
 
 // put takes c, inspected at ticket, into the view.
-func (v *View) put(c container.InspectResponse, ticket uint64) error {
+func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint64) error {
 	if c.ContainerJSONBase == nil || c.Config == nil {
 		return errors.New("the Engine's answer is not whole")
 	}
@@ -343,6 +355,7 @@ func (v *View) put(c container.InspectResponse, ticket uint64) error {
 		if err != nil {
 			return err
 		}
+		v.Logs.Keep(ctx, k)
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		store(v, v.containers, c.ID, k, ticket)
@@ -432,6 +445,7 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 
 // missing takes note that a look that began at ticket did not find id.
 func (v *View) missing(id string, ticket uint64) {
+	v.Logs.Drop(id)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if e, ok := v.containers[id]; ok && e.ticket < ticket {
