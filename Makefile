@@ -24,7 +24,7 @@ test-unit: ## go vet and unit tests; needs neither root nor Docker
 test-engine: ## tests on a private Docker Engine, and critest (root)
 	contrib/e2e/test.sh
 
-test-engines: ## what test-engine does, on Docker 26.1 and 28.5 as well (root)
+test-engines: ## what test-engine does, on Docker 26.1, 28.5 and 29 as well (root)
 	contrib/e2e/engines.sh
 
 bench: ## how long a pod takes beside bare calls to Docker (root)

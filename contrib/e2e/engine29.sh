@@ -19,4 +19,11 @@ for c in containerd containerd-shim-runc-v2; do
 	go install -ldflags '-s -w' "github.com/containerd/containerd/v2/cmd/$c@v2.3.4"
 done
 CGO_ENABLED=1 go install -ldflags '-s -w' -tags seccomp github.com/opencontainers/runc@v1.4.0
+# The client of Debian 13 talks to it; that of Debian 12 is too old.
+root=$(engine_root trixie)
+cat >"$out/docker" <<-E
+	#!/bin/sh
+	exec $root/lib64/ld-linux-x86-64.so.2 --library-path $root/usr/lib/x86_64-linux-gnu $root/usr/bin/docker "\$@"
+E
+chmod +x "$out/docker"
 echo "$versions" >"$out/.complete"

@@ -47,26 +47,30 @@ may_lower_oom() {
 
 # engine_root SUITE: a Debian of another suite in the cache, for its Docker.
 engine_root() {
-	local root=$cache/root-$1 scripts=/usr/share/debootstrap/scripts
-	if [ ! -e "$root/.complete" ]; then
+	local root=$cache/root-$1 scripts=/usr/share/debootstrap/scripts packages=docker.io,docker-cli,iptables,ca-certificates
+	if [ "$(cat "$root/.complete" 2>/dev/null)" != "$packages" ]; then
 		need debootstrap=debootstrap
 		say "installing Docker of Debian $1" >&2
 		rm -rf "$root"
 		[ -e "$scripts/$1" ] || ln -s sid "$scripts/$1"
-		debootstrap --variant=minbase --include=docker.io,iptables,ca-certificates "$1" "$root" >/dev/null
-		touch "$root/.complete"
+		debootstrap --variant=minbase --include="$packages" "$1" "$root" >/dev/null
+		echo "$packages" >"$root/.complete"
 	fi
 	echo "$root"
 }
 
 # start_engine DIR [dockerd flags]: a Docker Engine of its own, at
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
-# that of another Debian; only inside a box (box.sh).
+# that of another Debian, with ENGINE=29 the one that engine29.sh builds; these
+# only inside a box (box.sh).
 start_engine() {
 	local dir=$1 flags=() enter=() root m
 	shift
 	mkdir -p "$dir"
-	if [ -n "${ENGINE:-}" ]; then
+	if [ "${ENGINE:-}" = 29 ]; then
+		# Its client as well: 29 does not talk to that of 20.10.
+		export PATH=$cache/engine-29:$PATH
+	elif [ -n "${ENGINE:-}" ]; then
 		root=$cache/root-$ENGINE
 		mount --bind "$root" "$root" # layers can be unpacked below mount points only
 		for m in proc sys dev run tmp; do mount --rbind "/$m" "$root/$m"; done
@@ -76,10 +80,9 @@ start_engine() {
 		enter=(unshare --mount --propagation unchanged "$e2e/pivot.sh" "$root")
 	fi
 	if ! may_lower_oom; then
-		[ -z "${ENGINE:-}" ] || install "$cache/bin/runc-clamp" "$root/usr/local/bin/"
-		[ -n "${ENGINE:-}" ] || install -D "$cache/bin/runc-clamp" "$dir/runc-clamp"
 		m=$dir/runc-clamp
-		[ -z "${ENGINE:-}" ] || m=/usr/local/bin/runc-clamp
+		[ -z "${root:-}" ] || m=/usr/local/bin/runc-clamp
+		install -D "$cache/bin/runc-clamp" "${root:-}$m"
 		flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
 	fi
 	PATH=$PATH:/usr/sbin:/sbin "${enter[@]}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
