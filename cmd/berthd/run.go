@@ -19,6 +19,7 @@ import (
 	"berth/core/logs"
 	"berth/core/sandbox"
 	"berth/core/server"
+	"berth/core/stats"
 	"berth/core/view"
 	"berth/network"
 	"berth/streaming"
@@ -53,7 +54,8 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	}
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
 	seen := view.New(view.Config{Network: pods, Failures: failures, Logs: output}, docker, log)
-	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress}, docker, log)
+	used := stats.New(docker, seen, log)
+	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI},
 		docker, seen, images, containers, pods, intents, log)
@@ -64,7 +66,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	}
 	desk := server.New(server.Rooms{
 		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: containers, Images: images,
-		Commands: commands, Streams: streams, Network: pods,
+		Commands: commands, Stats: used, Streams: streams, Network: pods,
 	}, server.Info{PauseImage: cfg.PauseImage, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
 
 	// Every goroutine that outlives a call is started here and waited for here.
@@ -76,6 +78,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return sandboxes.KeepClean(ctx) })
 	g.Go(func() error { return containers.KeepClean(ctx) })
 	g.Go(func() error { return output.Run(ctx) })
+	g.Go(func() error { return used.Run(ctx) })
 	g.Go(func() error { return streams.Run(ctx) })
 	g.Go(func() error { return desk.Serve(ctx, l) })
 	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("streams", streams.URL()), slog.String("version", version))

@@ -6,19 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 
+	"berth/core/cgroup"
 	"berth/core/todocker"
 )
 
-// cgroupRoot is where cgroups are mounted.
-const cgroupRoot = "/sys/fs/cgroup"
-
 // turn writes knobs to the cgroup of the process pid.
 func turn(knobs []todocker.Knob, pid int) error {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	g, err := cgroup.Of(pid)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // over before it could matter
 	}
@@ -26,7 +21,7 @@ func turn(knobs []todocker.Knob, pid int) error {
 		return err
 	}
 	for _, k := range knobs {
-		dir, ok := cgroupDir(string(text), k.Controller)
+		dir, ok := g.Dir(k.Controller)
 		if !ok {
 			if k.Optional {
 				continue
@@ -47,22 +42,4 @@ func turn(knobs []todocker.Knob, pid int) error {
 		}
 	}
 	return nil
-}
-
-// cgroupDir finds the directory of a process's cgroup in what its
-// /proc/<pid>/cgroup says; controller is "" for cgroup v2.
-func cgroupDir(text, controller string) (string, bool) {
-	for line := range strings.Lines(text) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(fields) != 3 {
-			continue
-		}
-		switch {
-		case controller == "" && fields[0] == "0" && fields[1] == "":
-			return filepath.Join(cgroupRoot, fields[2]), true
-		case controller != "" && slices.Contains(strings.Split(fields[1], ","), controller):
-			return filepath.Join(cgroupRoot, controller, fields[2]), true
-		}
-	}
-	return "", false
 }

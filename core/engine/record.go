@@ -222,3 +222,12 @@ func firstError(errs ...error) error {
 	}
 	return nil
 }
+
+// ImageFS returns a directory on the device that images and the writable
+// layers of containers are on.
+func (r Record) ImageFS() string {
+	if r.Snapshotter && r.ContainerdRoot != "" {
+		return r.ContainerdRoot
+	}
+	return r.RootDir
+}

@@ -32,6 +32,8 @@ type Config struct {
 	PauseImage string
 	// PullProgress is how long a pull may make no progress before it is given up.
 	PullProgress time.Duration
+	// Written tells how many bytes and inodes all containers have written.
+	Written func() (bytes, inodes uint64)
 }
 
 // A Service does what the kubelet asks about images.

@@ -41,26 +41,18 @@ func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.File
 		if err != nil {
 			return nil, nil, err
 		}
-		mountpoint, at = mountpointOf(docker.Can), time.Now()
+		mountpoint, at = docker.Can.ImageFS(), time.Now()
 	}
-	entry := func(used uint64) []*runtimeapi.FilesystemUsage {
+	entry := func(used, inodes uint64) []*runtimeapi.FilesystemUsage {
 		return []*runtimeapi.FilesystemUsage{{
 			Timestamp:  at.UnixNano(),
 			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: mountpoint},
 			UsedBytes:  &runtimeapi.UInt64Value{Value: used},
-			InodesUsed: &runtimeapi.UInt64Value{},
+			InodesUsed: &runtimeapi.UInt64Value{Value: inodes},
 		}}
 	}
 	// The same mountpoint in both, or the kubelet takes the disk for split.
-	return entry(bytes), entry(0), nil
-}
-
-// mountpointOf is a directory on the device that images are on.
-func mountpointOf(can engine.Record) string {
-	if can.Snapshotter && can.ContainerdRoot != "" {
-		return can.ContainerdRoot
-	}
-	return can.RootDir
+	return entry(bytes, 0), entry(s.Written()), nil
 }
 
 // Run measures, now and then, until ctx ends.
@@ -72,7 +64,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}
 		if bytes, err := measure(ctx, docker); err == nil {
 			s.usage.mu.Lock()
-			s.usage.at, s.usage.images, s.usage.mountpoint = time.Now(), bytes, mountpointOf(docker.Can)
+			s.usage.at, s.usage.images, s.usage.mountpoint = time.Now(), bytes, docker.Can.ImageFS()
 			s.usage.mu.Unlock()
 		} else if ctx.Err() == nil {
 			s.log.Info("the room that images take could not be measured", slog.Any("err", err))

@@ -19,6 +19,7 @@ import (
 	"berth/core/exec"
 	"berth/core/image"
 	"berth/core/sandbox"
+	"berth/core/stats"
 	"berth/core/view"
 	"berth/streaming"
 )
@@ -38,6 +39,7 @@ type Rooms struct {
 	Containers *container.Service
 	Images     *image.Service
 	Commands   *exec.Service
+	Stats      *stats.Service
 	Streams    *streaming.Server
 	Network    Network
 }

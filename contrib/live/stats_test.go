@@ -1,0 +1,131 @@
+package live
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// near reports whether got is within 5 % of want, as far as the margin allows
+// for what a shell does besides.
+func near(got, want, margin uint64) bool {
+	slack := want/20 + margin
+	return got+slack >= want && got <= want+slack
+}
+
+// TestStatsAreTrue has a container use known amounts of everything.
+func TestStatsAreTrue(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("stats")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mib = 1 << 20
+	id := n.create(pod, config, shell("c", `
+		dd if=/dev/urandom of=/cache bs=1M count=256 2>/dev/null
+		cat /cache /cache >/dev/null
+		awk 'BEGIN { s = sprintf("%67108864s", ""); while (1) system("sleep 1000") }' &
+		while :; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 0.05; done`))
+	// A second one is only there to be told apart.
+	other := n.create(pod, config, shell("other", "exec sleep 1000"))
+	stats := func() *runtimeapi.ContainerStats {
+		r, err := n.runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetStats()
+	}
+	n.until(30*time.Second, "nothing cached", func() bool { return stats().GetMemory().GetRssBytes().GetValue() > 64*mib })
+	time.Sleep(1100 * time.Millisecond) // rates are taken from here on
+	first := stats()
+	time.Sleep(5 * time.Second)
+	second := stats()
+	took := uint64(second.GetCpu().GetTimestamp() - first.GetCpu().GetTimestamp())
+	used := second.GetCpu().GetUsageCoreNanoSeconds().GetValue() - first.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+	if cores := second.GetCpu().GetUsageNanoCores().GetValue(); !near(cores, used*1e9/took, 3e7) {
+		t.Errorf("%d nano cores, but %d ns of CPU in %d", cores, used, took)
+	}
+	m := second.GetMemory()
+	if rss := m.GetRssBytes().GetValue(); !near(rss, 64*mib, 2*mib) {
+		t.Errorf("rss %d MiB, want 64", rss/mib)
+	}
+	if all := m.GetUsageBytes().GetValue(); !near(all, 320*mib, 12*mib) {
+		t.Errorf("usage %d MiB, want 320", all/mib)
+	}
+	if set := m.GetWorkingSetBytes().GetValue(); set > m.GetUsageBytes().GetValue() || set < 64*mib {
+		t.Errorf("working set %d MiB", set/mib)
+	}
+	n.until(30*time.Second, "what was written is not measured", func() bool {
+		return near(stats().GetWritableLayer().GetUsedBytes().GetValue(), 256*mib, 0)
+	})
+	if fs := stats().GetWritableLayer(); fs.GetFsId().GetMountpoint() == "" || fs.GetInodesUsed().GetValue() == 0 {
+		t.Errorf("writable layer %v", fs)
+	}
+
+	pods, err := n.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "stats"}}})
+	if err != nil || len(pods.GetStats()) != 1 || len(pods.GetStats()[0].GetLinux().GetContainers()) != 2 {
+		t.Fatalf("pods: %v, %v", pods, err)
+	}
+	before := pods.GetStats()[0].GetLinux().GetNetwork().GetDefaultInterface()
+	n.exec(other, "sh", "-c", "cat /dev/zero | head -c 20000000 | nc -w 1 10.87.0.1 9 || true; ping -c 50 -i 0.01 -s 10000 10.87.0.1 >/dev/null")
+	one, err := n.runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	linux := one.GetStats().GetLinux()
+	after := linux.GetNetwork().GetDefaultInterface()
+	if got := after.GetRxBytes().GetValue() - before.GetRxBytes().GetValue(); after.GetName() != "eth0" || !near(got, 50*10000, 40000) {
+		t.Errorf("%s has received %d bytes, want half a million", after.GetName(), got)
+	}
+	if n := linux.GetProcess().GetProcessCount().GetValue(); n < 5 || n > 12 {
+		t.Errorf("%d processes", n)
+	}
+	if linux.GetMemory().GetUsageBytes().GetValue() < 320*mib || linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() < used {
+		t.Errorf("the pod uses less than its container: %v, %v", linux.GetCpu(), linux.GetMemory())
+	}
+
+	list, err := n.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"container": "other"}}})
+	if err != nil || len(list.GetStats()) != 1 || list.GetStats()[0].GetAttributes().GetId() != other {
+		t.Errorf("by label: %v, %v", list, err)
+	}
+	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: other}); err != nil {
+		t.Fatal(err)
+	}
+	list, err = n.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{})
+	if err != nil || len(list.GetStats()) != 1 || list.GetStats()[0].GetAttributes().GetId() != id {
+		t.Errorf("after one has ended: %v, %v", list, err)
+	}
+	n.remove(pod)
+}
+
+// Stats come from files, not from Docker.
+func TestStatsAskDockerNothing(t *testing.T) {
+	n := newNode(t)
+	for i := range 5 {
+		config := n.pod(fmt.Sprintf("quiet-%d", i))
+		pod, err := n.run(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.create(pod, config, shell("c", "exec sleep 1000"))
+	}
+	n.proxy.reset()
+	begin := time.Now()
+	const rounds = 20
+	for range rounds {
+		if list, err := n.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(list.GetStats()) != 5 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		if list, err := n.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(list.GetStats()) != 5 {
+			t.Fatalf("%v, %v", list, err)
+		}
+	}
+	t.Logf("stats of 5 containers and 5 pods: %v", time.Since(begin)/rounds)
+	if n, what := n.proxy.total(); n > 0 {
+		t.Errorf("%d requests to Docker: %s", n, what)
+	}
+	n.removeAll()
+}

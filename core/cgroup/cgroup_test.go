@@ -1,0 +1,78 @@
+package cgroup
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestGroups(t *testing.T) {
+	for name, tt := range map[string]struct {
+		text string
+		v2   bool
+		want Group
+	}{
+		"v2": {"0::/kubepods/pod1/abc\n", true, Group{V2: "/sys/fs/cgroup/kubepods/pod1/abc"}},
+		"v1": {"5:cpu,cpuacct:/docker/abc\n3:memory:/docker/abc\n1:name=systemd:/docker/abc\n", false, Group{V1: map[string]string{
+			"cpu": "/sys/fs/cgroup/cpu/docker/abc", "cpuacct": "/sys/fs/cgroup/cpuacct/docker/abc",
+			"memory": "/sys/fs/cgroup/memory/docker/abc", "name=systemd": "/sys/fs/cgroup/systemd/docker/abc",
+		}}},
+		"v1 with an empty v2 beside it": {"3:memory:/a:b\n0::/system.slice\n", false, Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory/a:b"}}},
+		"nothing":                       {"", false, Group{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, parse(tt.text, tt.v2)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestParent(t *testing.T) {
+	v1 := Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory/pod1/abc"}}
+	if dir, ok := v1.Parent().Dir("memory"); !ok || dir != "/sys/fs/cgroup/memory/pod1" {
+		t.Errorf("parent in %q, %v", dir, ok)
+	}
+	if dir, ok := v1.Dir("memory"); !ok || dir != "/sys/fs/cgroup/memory/pod1/abc" {
+		t.Errorf("asking for the parent has changed the group: %q, %v", dir, ok)
+	}
+	if dir, _ := (Group{V2: "/sys/fs/cgroup/pod1/abc"}).Parent().Dir("memory"); dir != "/sys/fs/cgroup/pod1" {
+		t.Errorf("parent in %q", dir)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"one": "4096\n", "max": "max\n", "bad": "x\n", "stat": "anon 10\nfile 20\nodd\nworse x\n",
+		"psi": "some avg10=1.50 avg60=0.25 avg300=0.00 total=123\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := Number(dir, "one"); err != nil || n != 4096 {
+		t.Errorf("one: %d, %v", n, err)
+	}
+	if n, err := Number(dir, "max"); err != nil || n != Unlimited {
+		t.Errorf("max: %d, %v", n, err)
+	}
+	if _, err := Number(dir, "bad"); err == nil {
+		t.Error("a number was read where there is none")
+	}
+	if _, err := Number(dir, "none"); !os.IsNotExist(err) {
+		t.Errorf("no file: %v", err)
+	}
+	if got, err := Numbers(dir, "stat"); err != nil || !cmp.Equal(got, map[string]uint64{"anon": 10, "file": 20}) {
+		t.Errorf("stat: %v, %v", got, err)
+	}
+	some, full, err := Pressures(dir, "psi")
+	if err != nil || !cmp.Equal(some, &Pressure{Avg10: 1.5, Avg60: 0.25, Total: 123_000}) || !cmp.Equal(full, &Pressure{Total: 7000}) {
+		t.Errorf("pressure: %v, %v, %v", some, full, err)
+	}
+	if some, full, err := Pressures(dir, "none"); some != nil || full != nil || err != nil {
+		t.Errorf("no pressure: %v, %v, %v", some, full, err)
+	}
+}

@@ -1,0 +1,154 @@
+package stats
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cgroup"
+)
+
+// files makes a cgroup's directory.
+func files(t *testing.T, content map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range content {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func expect(t *testing.T, got, want map[string]uint64) {
+	t.Helper()
+	for name, n := range want {
+		if got[name] != n {
+			t.Errorf("%s = %d, want %d", name, got[name], n)
+		}
+	}
+}
+
+func numbers(m *runtimeapi.MemoryUsage, s *runtimeapi.SwapUsage) map[string]uint64 {
+	return map[string]uint64{
+		"usage": m.GetUsageBytes().GetValue(), "working set": m.GetWorkingSetBytes().GetValue(), "available": m.GetAvailableBytes().GetValue(),
+		"rss": m.GetRssBytes().GetValue(), "faults": m.GetPageFaults().GetValue(), "major faults": m.GetMajorPageFaults().GetValue(),
+		"swap": s.GetSwapUsageBytes().GetValue(),
+	}
+}
+
+func TestMemoryV1(t *testing.T) {
+	dir := files(t, map[string]string{
+		"memory.usage_in_bytes": "1000000\n", "memory.limit_in_bytes": "2000000\n",
+		"memory.memsw.usage_in_bytes": "1000100\n", "memory.memsw.limit_in_bytes": "2000000\n",
+		"memory.stat": "inactive_file 1\ntotal_inactive_file 300000\ntotal_rss 500000\ntotal_pgfault 70\ntotal_pgmajfault 7\n",
+	})
+	m, s, err := memoryV1(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, numbers(m, s), map[string]uint64{
+		"usage": 1000000, "working set": 700000, "available": 1300000, "rss": 500000, "faults": 70, "major faults": 7, "swap": 100,
+	})
+}
+
+func TestMemoryWithoutALimit(t *testing.T) {
+	for name, read := range map[string]func() (*runtimeapi.MemoryUsage, *runtimeapi.SwapUsage, error){
+		"v1": func() (*runtimeapi.MemoryUsage, *runtimeapi.SwapUsage, error) {
+			return memoryV1(files(t, map[string]string{"memory.usage_in_bytes": "10", "memory.limit_in_bytes": "9223372036854771712", "memory.stat": "total_inactive_file 20\n"}))
+		},
+		"v2": func() (*runtimeapi.MemoryUsage, *runtimeapi.SwapUsage, error) {
+			return memoryV2(files(t, map[string]string{"memory.current": "10", "memory.max": "max", "memory.stat": "inactive_file 20\n"}))
+		},
+	} {
+		m, s, err := read()
+		if err != nil || m.GetAvailableBytes() != nil || m.GetWorkingSetBytes() == nil || m.GetWorkingSetBytes().GetValue() != 0 || s.GetSwapUsageBytes() == nil {
+			t.Errorf("%s: %v, %v, %v", name, m, s, err)
+		}
+	}
+}
+
+func TestMemoryV2(t *testing.T) {
+	dir := files(t, map[string]string{
+		"memory.current": "1000000\n", "memory.max": "2000000\n", "memory.swap.current": "100\n", "memory.swap.max": "0\n",
+		"memory.stat":     "anon 500000\nfile 400000\ninactive_file 300000\npgfault 70\npgmajfault 7\n",
+		"memory.pressure": "some avg10=1.00 avg60=0.00 avg300=0.00 total=5\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
+	})
+	m, s, err := memoryV2(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, numbers(m, s), map[string]uint64{
+		"usage": 1000000, "working set": 700000, "available": 1300000, "rss": 500000, "faults": 70, "major faults": 7, "swap": 100,
+	})
+	if p := m.GetPsi(); p.GetSome().GetTotal() != 5000 || p.GetSome().GetAvg10() != 1 || p.GetFull() == nil {
+		t.Errorf("pressure %v", p)
+	}
+	if s.GetSwapAvailableBytes().GetValue() != 0 {
+		t.Errorf("swap available %d", s.GetSwapAvailableBytes().GetValue())
+	}
+}
+
+func TestCPU(t *testing.T) {
+	v2 := cgroup.Group{V2: files(t, map[string]string{"cpu.stat": "usage_usec 1500\nuser_usec 1000\n"})}
+	v1 := cgroup.Group{V1: map[string]string{"cpuacct": files(t, map[string]string{"cpuacct.usage": "1500000\n"})}}
+	for _, g := range []cgroup.Group{v1, v2} {
+		if n, err := cpuTime(g); err != nil || n != 1_500_000 {
+			t.Errorf("%v: %d, %v", g, n, err)
+		}
+	}
+	if _, err := cpuTime(cgroup.Group{V1: map[string]string{}}); err == nil || gone(err) {
+		t.Errorf("without the controller: %v", err)
+	}
+}
+
+func TestSpeed(t *testing.T) {
+	s := New(nil, nil, nil)
+	at := time.Unix(1000, 0)
+	for _, step := range []struct {
+		after time.Duration
+		count uint64
+		want  string
+	}{
+		{0, 100, "<nil>"},
+		{500 * time.Millisecond, 200, "<nil>"},                 // too soon to tell
+		{2 * time.Second, 1_000_000_100, "value:500000000"},    // half a core
+		{2100 * time.Millisecond, 1e12, "value:500000000"},     // too soon to tell anew
+		{10 * time.Second, 1_000_000_100, ""},                  // at rest
+		{20 * time.Second, 50, "<nil>"},                        // another process
+		{30 * time.Second, 10_000_000_050, "value:1000000000"}, // a whole core
+	} {
+		got := "<nil>"
+		if n := s.speed("c", at.Add(step.after), step.count); n != nil {
+			got = n.String()
+		}
+		if got != step.want {
+			t.Errorf("after %v: %s, want %s", step.after, got, step.want)
+		}
+	}
+}
+
+func TestWalk(t *testing.T) {
+	dir := t.TempDir()
+	big := filepath.Join(dir, "sub", "big")
+	if err := os.Mkdir(filepath.Dir(big), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(big, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(big, filepath.Join(dir, "again")); err != nil {
+		t.Fatal(err)
+	}
+	var l layer
+	if err := walk(t.Context(), dir, &l); err != nil {
+		t.Fatal(err)
+	}
+	// Two directories and a file of a megabyte, though it has two names.
+	if l.inodes != 3 || l.bytes < 1<<20 || l.bytes > 1<<20+64<<10 {
+		t.Errorf("%d bytes, %d inodes", l.bytes, l.inodes)
+	}
+}

@@ -1,0 +1,26 @@
+package network
+
+import (
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestTraffic(t *testing.T) {
+	got, err := parseTraffic([]byte(`Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     500       5    0    0    0     0          0         0      500       5    0    0    0     0       0          0
+  eth0: 1234567      89    1    2    0     0          0         0   765432      98    3    4    0     0       0          0
+`))
+	want := []Counters{{Name: "eth0", RxBytes: 1234567, RxPackets: 89, RxErrors: 1, RxDropped: 2, TxBytes: 765432, TxPackets: 98, TxErrors: 3, TxDropped: 4}}
+	if err != nil || !cmp.Equal(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := parseTraffic([]byte("eth0: 1 2\n")); err == nil {
+		t.Error("a torn line was read")
+	}
+	if _, err := Traffic(os.Getpid()); err != nil {
+		t.Error(err)
+	}
+}
