@@ -64,12 +64,13 @@ type Server struct {
 	runtimeapi.UnimplementedImageServiceServer
 	Rooms
 	Info
-	log *slog.Logger
+	log    *slog.Logger
+	ending chan struct{} // closed when the daemon is told to stop
 }
 
 // New returns a Server that answers from rooms.
 func New(rooms Rooms, info Info, log *slog.Logger) *Server {
-	return &Server{Rooms: rooms, Info: info, log: log}
+	return &Server{Rooms: rooms, Info: info, log: log, ending: make(chan struct{})}
 }
 
 // Serve answers the calls that come in on l until ctx ends, and lets those
@@ -84,6 +85,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	runtimeapi.RegisterRuntimeServiceServer(srv, s)
 	runtimeapi.RegisterImageServiceServer(srv, s)
 	defer context.AfterFunc(ctx, func() {
+		close(s.ending)
 		defer time.AfterFunc(stopPatience, srv.Stop).Stop()
 		srv.GracefulStop()
 	})()

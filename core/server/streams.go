@@ -2,9 +2,31 @@ package server
 
 import (
 	"context"
+	"errors"
+	"sync"
 
+	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+// GetContainerEvents tells of every change of a sandbox or container, for as
+// long as both sides live: a kubelet comes back only a few times after an end.
+func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	var over sync.WaitGroup
+	defer func() { cancel(); over.Wait() }()
+	over.Go(func() {
+		defer cancel()
+		select {
+		case <-s.ending:
+		case <-ctx.Done():
+		}
+	})
+	if err := s.View.Tell(ctx, stream.Send); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
 
 // Exec prepares to run a command in a container and tells where to stream.
 func (s *Server) Exec(ctx context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {

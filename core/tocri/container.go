@@ -176,6 +176,13 @@ func never(stamp string) bool {
 	return stamp == "" || stamp == neverTimestamp
 }
 
+// Times returns when the process of a Docker container was created, started
+// and ended the last time, in Unix nanoseconds, 0 for not.
+func Times(c container.InspectResponse) (created, started, finished int64, err error) {
+	t, err := parseTimes(c)
+	return t.created, t.started, t.finished, err
+}
+
 type times struct{ created, started, finished int64 } // Unix nanoseconds, 0 for never
 
 func parseTimes(c container.InspectResponse) (times, error) {

@@ -93,7 +93,7 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 func (v *View) settle(conn *engine.Conn) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.synced = conn
+	v.synced, v.known = conn, true
 	close(v.changed)
 	v.changed = make(chan struct{})
 }

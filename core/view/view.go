@@ -45,6 +45,8 @@ type Sandbox struct {
 	HostNetwork  bool
 	Bridged      bool // on Docker's own network
 	Ours         bool // created by berth rather than taken over
+
+	StartedAt, FinishedAt int64 // Unix nanoseconds, 0 for not
 	// Gone tells that the container was removed behind our back. The sandbox
 	// stays, not ready, until the kubelet has had it stopped and removed.
 	Gone bool
@@ -113,6 +115,9 @@ type View struct {
 	building   map[string]int       // Docker names of what is half made
 	synced     *engine.Conn         // the connection whose Engine has been looked at as a whole
 	changed    chan struct{}        // closed when synced changes
+	known      bool                 // whether an Engine has been looked at as a whole, ever
+
+	subscribers map[*subscriber]bool
 }
 
 // An entry is something seen and when that look began.
@@ -132,6 +137,8 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
 		removed:    map[string]time.Time{},
 		building:   map[string]int{},
 		changed:    make(chan struct{}),
+
+		subscribers: map[*subscriber]bool{},
 	}
 }
 
@@ -349,7 +356,9 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		store(v, v.sandboxes, c.ID, s, ticket)
+		if before, ok := store(v, v.sandboxes, c.ID, s, ticket); ok {
+			v.tell(c.ID, c.ID, v.since(before, s.life()))
+		}
 	case labels.Container:
 		k, err := v.container(c)
 		if err != nil {
@@ -358,20 +367,38 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		v.Logs.Keep(ctx, k)
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		store(v, v.containers, c.ID, k, ticket)
+		if before, ok := store(v, v.containers, c.ID, k, ticket); ok {
+			v.tell(c.ID, k.Row.GetPodSandboxId(), v.since(before, k.life()))
+		}
 	}
 	return nil
 }
 
-// store is called with v.mu held.
-func store[T any](v *View, in map[string]*entry[T], id string, seen T, ticket uint64) {
+// store puts seen where it belongs, unless something newer is there, and
+// returns what was there before. v.mu is held.
+func store[T interface{ life() life }](v *View, in map[string]*entry[T], id string, seen T, ticket uint64) (before *life, ok bool) {
 	if _, gone := v.removed[id]; gone {
-		return
+		return nil, false
 	}
-	if e, ok := in[id]; ok && e.ticket > ticket {
-		return
+	e, known := in[id]
+	if known && e.ticket > ticket {
+		return nil, false
 	}
 	in[id] = &entry[T]{seen, ticket}
+	if known {
+		l := e.seen.life()
+		before = &l
+	}
+	return before, true
+}
+
+// since returns what is news of something looked at. The first look at all
+// there is is none. v.mu is held.
+func (v *View) since(before *life, now life) []moment {
+	if before == nil && !v.known {
+		return nil
+	}
+	return between(before, now)
 }
 
 // sandbox makes what the view keeps of a pause container.
@@ -380,7 +407,13 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	_, started, finished, err := tocri.Times(c)
+	if err != nil {
+		return nil, err
+	}
 	s := &Sandbox{
+		StartedAt:    started,
+		FinishedAt:   finished,
 		Config:       config,
 		Name:         strings.TrimPrefix(c.Name, "/"),
 		Pid:          c.State.Pid,
@@ -449,11 +482,12 @@ func (v *View) missing(id string, ticket uint64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if e, ok := v.containers[id]; ok && e.ticket < ticket {
-		delete(v.containers, id)
-		v.removed[id] = time.Now()
+		v.forget(id)
 	}
 	if e, ok := v.sandboxes[id]; ok && e.ticket < ticket && !e.seen.Gone {
-		v.sandboxes[id] = &entry[*Sandbox]{ghost(e.seen), ticket}
+		before, g := e.seen.life(), ghost(e.seen)
+		v.sandboxes[id] = &entry[*Sandbox]{g, ticket}
+		v.tell(id, id, between(&before, g.life()))
 	}
 }
 
@@ -461,6 +495,9 @@ func (v *View) missing(id string, ticket uint64) {
 func ghost(s *Sandbox) *Sandbox {
 	g := *s
 	g.Gone, g.Running, g.Pid = true, false, 0
+	if g.FinishedAt == 0 {
+		g.FinishedAt = time.Now().UnixNano()
+	}
 	g.Row = &runtimeapi.PodSandbox{
 		Id: s.Row.GetId(), Metadata: s.Row.GetMetadata(), State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY,
 		CreatedAt: s.Row.GetCreatedAt(), Labels: s.Row.GetLabels(), Annotations: s.Row.GetAnnotations(),
@@ -479,7 +516,18 @@ func ghost(s *Sandbox) *Sandbox {
 func (v *View) Forget(id string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	delete(v.sandboxes, id)
-	delete(v.containers, id)
+	v.forget(id)
+}
+
+// forget is Forget with v.mu held.
+func (v *View) forget(id string) {
 	v.removed[id] = time.Now()
+	if e, ok := v.containers[id]; ok {
+		delete(v.containers, id)
+		v.tell(id, e.seen.Row.GetPodSandboxId(), end(e.seen.life()))
+	}
+	if e, ok := v.sandboxes[id]; ok {
+		v.tell(id, id, end(e.seen.life()))
+		delete(v.sandboxes, id)
+	}
 }

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# kube.sh: builds Kubernetes and etcd from their Go modules into the cache, for
+# the tests with a real kubelet. It takes a quarter of an hour the first time.
+. "$(dirname "$0")/lib.sh"
+kube=1.37.2 etcd=3.7.3
+out=$cache/kube
+versions="kubernetes $kube, etcd $etcd"
+[ "$(cat "$out/.complete" 2>/dev/null)" != "$versions" ] || exit 0
+say "building $versions into $out"
+mkdir -p "$out/src/kube" "$out/src/etcd"
+cd "$out/src/kube"
+# Kubernetes' own modules ask for each other as v0.0.0.
+dir=$(go mod download -json "k8s.io/kubernetes@v$kube" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+{
+	printf 'module kube\n\ngo 1.26.0\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$kube"
+	sed -n "s|^\s*\(k8s.io/[a-z-]*\) v0\.0\.0$|\t\1 => \1 v0.${kube#*.}|p" "$dir/go.mod" | sort -u
+	printf ')\n'
+} >go.mod
+v=k8s.io/component-base/version
+for c in kubelet kube-apiserver kubectl kubeadm kube-controller-manager kube-scheduler kube-proxy; do
+	CGO_ENABLED=0 go build -mod=mod -ldflags "-s -w -X $v.gitVersion=v$kube -X $v.gitMajor=1 -X $v.gitMinor=${kube:2:2} -X k8s.io/client-go/pkg/version.gitVersion=v$kube" \
+		-o "$out/" "k8s.io/kubernetes/cmd/$c"
+done
+cd "$out/src/etcd"
+printf 'module etcd\n\ngo 1.26.0\n\nrequire go.etcd.io/etcd/server/v3 v%s\n' "$etcd" >go.mod
+cat >main.go <<'E'
+package main
+
+import (
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() { etcdmain.Main(os.Args) }
+E
+CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/etcd" .
+echo "$versions" >"$out/.complete"
