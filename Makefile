@@ -28,7 +28,7 @@ test-engines: ## what test-engine does, on Docker 26.1, 28.5 and 29 as well (roo
 	contrib/e2e/engines.sh
 
 bench: ## how long a pod takes beside bare calls to Docker (root)
-	LIVE_FLAGS="-run=none -bench=. -benchtime=20x" contrib/e2e/live.sh
+	LIVE_ONLY=contrib/live LIVE_FLAGS="-run=none -bench=. -benchtime=20x" contrib/e2e/live.sh
 
 lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...

@@ -31,8 +31,13 @@ tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth-test:1 >/dev/null
 cd "$top"
 
 # LIVE_FLAGS are further flags of go test, such as -run or -bench; LIVE_ARGS are
-# further flags of the tests, such as -lines.
+# further flags of the tests, such as -lines; LIVE_ONLY is the one package to test.
 read -ra live_flags <<<"${LIVE_FLAGS:-}"
 read -ra live_args <<<"${LIVE_ARGS:-}"
-go test -count=1 -timeout 20m "${live_flags[@]}" ./contrib/live -args -docker "$DOCKER_HOST" -image berth-test:1 -cni "$(cni_dir)" "${live_args[@]}"
-[ -n "${LIVE_FLAGS:-}" ] || go test -count=1 ./core/pause -args -docker "$DOCKER_HOST" -image berth-test:1
+on() { # on PACKAGE [flags of its tests]
+	[ "${LIVE_ONLY:-$1}" = "$1" ] || return 0
+	go test -count=1 -timeout 20m "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}"
+}
+on core/engine/enginetest
+on core/pause
+on contrib/live -cni "$(cni_dir)" "${live_args[@]}"

@@ -1,0 +1,111 @@
+package enginetest
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+
+	"github.com/docker/docker/api/types/events"
+)
+
+// A taken is a connection that was taken over from HTTP.
+type taken struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (t *taken) Read(p []byte) (int, error) { return t.r.Read(p) }
+
+// hijack takes the connection over, as clients ask for with Upgrade.
+func (c *call) hijack(mediaType string) (*taken, error) {
+	conn, buf, err := http.NewResponseController(c.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, err
+	}
+	c.begun = true
+	status, header := "200 OK", "Content-Type: application/vnd.docker.raw-stream\r\n"
+	if c.Request.Header.Get("Upgrade") != "" {
+		status, header = "101 UPGRADED", "Content-Type: "+mediaType+"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+	}
+	if _, err := fmt.Fprintf(conn, "HTTP/1.1 %s\r\n%s\r\n", status, header); err != nil {
+		return nil, err
+	}
+	return &taken{conn, buf.Reader}, nil
+}
+
+// attach is POST /containers/{id}/attach.
+func (e *Engine) attach(c *call) error {
+	e.mu.Lock()
+	b, err := e.find(c.name)
+	if err == nil && b.state.Paused {
+		err = refusal(http.StatusConflict, "Container %s is paused, unpause the container before attach.", c.name)
+	}
+	multiplexed := e.since("1.42")
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	conn, err := c.hijack(streamType(b.config.Tty, multiplexed))
+	if err != nil {
+		return errHangUp
+	}
+	defer conn.Close()
+	f := &follower{hangUp: func() { _ = conn.Close() }, over: make(chan struct{})}
+	out, errs := streams(conn, b.config.Tty)
+	if c.flag("stdout") {
+		f.out = out
+	}
+	if c.flag("stderr") {
+		f.err = errs
+	}
+	if c.flag("logs") {
+		b.out.replay(f)
+	}
+	if !c.flag("stream") {
+		return nil
+	}
+	b.out.follow(f)
+	defer b.out.leave(f)
+	e.mu.Lock()
+	e.tell(b, events.ActionAttach, nil)
+	// One that has ended has nothing more to say; one that was never started
+	// will.
+	ended, input := b.process == nil && b.state.StartedAt != never, b.input
+	e.mu.Unlock()
+	if ended {
+		return nil
+	}
+	go func() {
+		if !c.flag("stdin") || !b.config.OpenStdin {
+			_, _ = io.Copy(io.Discard, conn)
+			return
+		}
+		_, _ = io.Copy(input, conn)
+		if b.config.StdinOnce {
+			input.end()
+		}
+	}()
+	select {
+	case <-f.over:
+	case <-b.gone:
+	case <-c.run.ctx.Done():
+	}
+	return nil
+}
+
+// replay gives f what is in the log already.
+func (o *output) replay(f *follower) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range o.lines {
+		w := f.out
+		if l.Stream == stderr {
+			w = f.err
+		}
+		if w != nil {
+			_, _ = io.WriteString(w, l.Log)
+		}
+	}
+}

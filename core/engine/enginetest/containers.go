@@ -1,0 +1,524 @@
+package enginetest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/storage"
+)
+
+// never is when what has not happened has happened.
+const never = "0001-01-01T00:00:00Z"
+
+// stamp is how Engines write a time.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// A box is a container. Engine.mu guards it, but for what never changes: id,
+// created, config, image, path, args, files, gone, out.
+type box struct {
+	id, name string
+	created  time.Time
+	config   *container.Config
+	host     *container.HostConfig
+	image    string // ID
+	path     string
+	args     []string
+	files    map[string]string // of its image, by path
+
+	state    container.State
+	process  *Process      // nil while none runs
+	input    *pipe         // of the process that runs, or of the next one
+	over     chan struct{} // closed when the process that runs has ended; nil before the first
+	gone     chan struct{} // closed when it is removed
+	removing bool
+	stuck    bool  // see Unkillable
+	pending  []int // signals that wait for the end of a pause
+	out      *output
+	sizes    [][2]uint
+
+	hostname                  string // while it shares that of another
+	hosts, hostnameFile, dns  string // files
+	sandboxID, endpoint, logs string
+}
+
+// words is the command of b.
+func (b *box) words() []string { return append([]string{b.path}, b.args...) }
+
+// find looks a container up by ID, name, or the beginning of its ID. e.mu is
+// held.
+func (e *Engine) find(name string) (*box, error) {
+	if b, ok := e.boxes[name]; ok {
+		return b, nil
+	}
+	var found []*box
+	for _, b := range e.boxes {
+		if b.name == strings.TrimPrefix(name, "/") {
+			return b, nil
+		}
+		if strings.HasPrefix(b.id, name) {
+			found = append(found, b)
+		}
+	}
+	switch {
+	case len(found) == 0 || name == "":
+		return nil, refusal(http.StatusNotFound, "No such container: %s", name)
+	case len(found) == 1:
+		return found[0], nil
+	default:
+		return nil, refusal(http.StatusBadRequest, "multiple IDs found with provided prefix: %s", name)
+	}
+}
+
+func (e *Engine) boxDir(id string) string { return filepath.Join(e.RootDir, "containers", id) }
+
+func (e *Engine) layerDir(id string) string {
+	return filepath.Join(e.RootDir, "overlay2", sum("layer of "+id))
+}
+
+// inspect is GET /containers/{id}/json.
+func (e *Engine) inspect(c *call) error {
+	e.mu.Lock()
+	b, err := e.find(c.name)
+	if err != nil {
+		e.mu.Unlock()
+		return err
+	}
+	text, err := json.Marshal(e.look(b))
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, json.RawMessage(text))
+}
+
+// look is all there is to say of b, good as long as e.mu is held.
+func (e *Engine) look(b *box) container.InspectResponse {
+	state, config := b.state, *b.config
+	if b.hostname != "" {
+		config.Hostname = b.hostname
+	}
+	var execs []string
+	for _, s := range e.sessions {
+		if s.box == b && s.process != nil {
+			execs = append(execs, s.id)
+		}
+	}
+	settings := &container.NetworkSettings{Networks: e.endpoints(b)}
+	settings.SandboxID = b.sandboxID
+	if b.sandboxID != "" {
+		settings.SandboxKey = filepath.Join(e.RootDir, "netns", b.sandboxID[:12])
+	}
+	dir, driver := e.layerDir(b.id), e.self().Driver
+	base := &container.ContainerJSONBase{
+		ID: b.id, Created: stamp(b.created), Path: b.path, Args: append([]string{}, b.args...), State: &state, Image: b.image, Name: "/" + b.name,
+		Driver: driver, Platform: "linux",
+		ResolvConfPath: b.dns, HostnamePath: b.hostnameFile, HostsPath: b.hosts, LogPath: b.logs,
+		ExecIDs: execs, HostConfig: b.host,
+		GraphDriver: storage.DriverData{Name: driver, Data: map[string]string{
+			"UpperDir": filepath.Join(dir, "diff"), "MergedDir": filepath.Join(dir, "merged"), "WorkDir": filepath.Join(dir, "work"),
+		}},
+	}
+	return container.InspectResponse{ContainerJSONBase: base, Mounts: b.mounts(), Config: &config, NetworkSettings: settings}
+}
+
+// mounts is how Engines tell the mounts of b.
+func (b *box) mounts() []container.MountPoint {
+	points := []container.MountPoint{}
+	for _, m := range b.host.Mounts {
+		point := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
+		if m.BindOptions != nil {
+			point.Propagation = m.BindOptions.Propagation
+		}
+		if m.Type == mount.TypeBind && point.Propagation == "" {
+			point.Propagation = mount.PropagationRPrivate
+		}
+		points = append(points, point)
+	}
+	return points
+}
+
+// endpoints are the networks that b is on. e.mu is held.
+func (e *Engine) endpoints(b *box) map[string]*network.EndpointSettings {
+	name := string(b.host.NetworkMode)
+	switch {
+	case b.config.NetworkDisabled, b.host.NetworkMode.IsContainer():
+		return map[string]*network.EndpointSettings{}
+	case b.host.NetworkMode.IsDefault():
+		name = network.NetworkBridge
+	}
+	end := &network.EndpointSettings{EndpointID: b.endpoint}
+	if b.state.StartedAt != never || b.state.ExitCode != 0 {
+		end.NetworkID = sum("network " + name)
+	}
+	if name == network.NetworkBridge && b.state.Running {
+		n, _ := strconv.ParseUint(b.id[:2], 16, 8)
+		end.IPAddress, end.IPPrefixLen, end.Gateway = fmt.Sprintf("172.17.0.%d", n%250+2), 16, "172.17.0.1"
+	}
+	return map[string]*network.EndpointSettings{name: end}
+}
+
+// list is GET /containers/json.
+func (e *Engine) list(c *call) error {
+	args, err := c.filters("ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label",
+		"name", "network", "publish", "since", "status", "volume")
+	if err != nil {
+		return err
+	}
+	for _, s := range args.Get("status") {
+		if container.ValidateContainerState(s) != nil {
+			return refusal(http.StatusBadRequest, "Invalid filter 'status=%s'", s)
+		}
+	}
+	limit, err := c.number("limit", 0)
+	if err != nil {
+		return err
+	}
+	all := c.flag("all") || limit > 0 || len(args.Get("status")) > 0
+	rows := []container.Summary{}
+	e.mu.Lock()
+	for _, b := range e.newestFirst() {
+		switch {
+		case !all && !b.state.Running,
+			len(args.Get("id")) > 0 && !args.Match("id", b.id),
+			len(args.Get("name")) > 0 && !args.Match("name", b.name) && !args.Match("name", "/"+b.name),
+			!args.MatchKVList("label", b.config.Labels),
+			!args.ExactMatch("status", b.state.Status),
+			!args.ExactMatch("exited", strconv.Itoa(b.state.ExitCode)):
+			continue
+		}
+		if a := args.Get("ancestor"); len(a) > 0 && !slices.ContainsFunc(a, func(ref string) bool {
+			p, err := e.image(ref)
+			return err == nil && p.ID == b.image
+		}) {
+			continue
+		}
+		if rows = append(rows, e.row(b)); limit > 0 && len(rows) == limit {
+			break
+		}
+	}
+	e.mu.Unlock()
+	return c.answer(http.StatusOK, rows)
+}
+
+// newestFirst lists the containers. e.mu is held.
+func (e *Engine) newestFirst() []*box {
+	list := slices.Collect(maps.Values(e.boxes))
+	sort.Slice(list, func(i, j int) bool { return list[i].created.After(list[j].created) })
+	return list
+}
+
+// row is what a list says of b. e.mu is held.
+func (e *Engine) row(b *box) container.Summary {
+	words := b.words()
+	for i, w := range words {
+		if strings.ContainsAny(w, " '\"") {
+			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+	}
+	row := container.Summary{
+		ID: b.id, Names: []string{"/" + b.name}, Image: b.config.Image, ImageID: b.image, Command: strings.Join(words, " "),
+		Created: b.created.Unix(), Ports: []container.Port{}, Labels: b.config.Labels, State: b.state.Status, Status: condition(b.state),
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: e.endpoints(b)}, Mounts: b.mounts(),
+	}
+	if p, err := e.image(row.Image); err != nil || p.ID != b.image {
+		row.Image = b.image // it is called so no more
+	}
+	row.HostConfig.NetworkMode = string(b.host.NetworkMode)
+	if e.since("1.46") {
+		row.HostConfig.Annotations = b.host.Annotations
+	}
+	return row
+}
+
+// condition is a state in words.
+func condition(s container.State) string {
+	ago := func(at string) string {
+		t, _ := time.Parse(time.RFC3339Nano, at)
+		if d := time.Since(t); d >= time.Second {
+			return d.Round(time.Second).String()
+		}
+		return "Less than a second"
+	}
+	switch {
+	case s.Status == container.StateRemoving:
+		return "Removal In Progress"
+	case s.Dead:
+		return "Dead"
+	case s.Paused:
+		return "Up " + ago(s.StartedAt) + " (Paused)"
+	case s.Running:
+		return "Up " + ago(s.StartedAt)
+	case s.StartedAt == never:
+		return "Created"
+	default:
+		return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, ago(s.FinishedAt))
+	}
+}
+
+// rename is POST /containers/{id}/rename.
+func (e *Engine) rename(c *call) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	name := strings.TrimPrefix(c.query.Get("name"), "/")
+	b, err := e.find(c.name)
+	switch {
+	case name == "":
+		return refusal(http.StatusBadRequest, "Neither old nor new names may be empty")
+	case err != nil:
+		return err
+	case b.name == name:
+		return refusal(http.StatusBadRequest, "Renaming a container with the same name as its current name")
+	}
+	if r := e.nameTaken(name); r != nil {
+		return refusal(r.status, "Error when allocating new name: %s", r.text)
+	}
+	old := b.name
+	b.name = name
+	e.tell(b, events.ActionRename, map[string]string{"oldName": "/" + old})
+	return c.answer(http.StatusNoContent, nil)
+}
+
+// update is POST /containers/{id}/update.
+func (e *Engine) update(c *call) error {
+	var order container.UpdateConfig
+	if err := c.decode(&order); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b, err := e.find(c.name)
+	switch {
+	case err != nil:
+		return err
+	case order.Memory != 0 && order.Memory < leastMemory:
+		return refusal(http.StatusBadRequest, "Minimum memory limit allowed is 6MB")
+	case b.removing || b.state.Dead:
+		return refusal(http.StatusConflict, "Cannot update container %s: Container is marked for removal and cannot be \"update\".", b.id)
+	case order.Memory > b.host.MemorySwap && order.MemorySwap == 0:
+		return refusal(http.StatusConflict, "Cannot update container %s: Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time", b.id)
+	}
+	host := *b.host // the one before may be being told
+	for _, f := range []struct{ have, want *int64 }{
+		{&host.CPUShares, &order.CPUShares}, {&host.CPUPeriod, &order.CPUPeriod}, {&host.CPUQuota, &order.CPUQuota},
+		{&host.Memory, &order.Memory}, {&host.MemorySwap, &order.MemorySwap}, {&host.MemoryReservation, &order.MemoryReservation},
+	} {
+		if *f.want != 0 {
+			*f.have = *f.want
+		}
+	}
+	for _, f := range []struct{ have, want *string }{{&host.CpusetCpus, &order.CpusetCpus}, {&host.CpusetMems, &order.CpusetMems}} {
+		if *f.want != "" {
+			*f.have = *f.want
+		}
+	}
+	if order.PidsLimit != nil {
+		host.PidsLimit = order.PidsLimit
+	}
+	if order.RestartPolicy.Name != "" {
+		host.RestartPolicy = order.RestartPolicy
+	}
+	b.host = &host
+	e.tell(b, events.ActionUpdate, nil)
+	return c.answer(http.StatusOK, container.UpdateResponse{})
+}
+
+// remove is DELETE /containers/{id}.
+func (e *Engine) remove(c *call) error {
+	e.mu.Lock()
+	b, err := e.removable(c.name, c.flag("force"))
+	if err != nil {
+		e.mu.Unlock()
+		return err
+	}
+	b.removing = true
+	takes := e.removeTakes
+	e.mu.Unlock()
+
+	// Done to the end even if the client hangs up.
+	err = e.slay(b, "KILL")
+	if err == nil && takes > 0 {
+		e.mu.Lock()
+		b.state.Status = container.StateRemoving
+		e.mu.Unlock()
+		select {
+		case <-time.After(takes):
+		case <-c.run.ctx.Done():
+		}
+	}
+	e.mu.Lock()
+	if err != nil {
+		b.removing = false
+		e.mu.Unlock()
+		return refusal(http.StatusInternalServerError, "Could not kill running container %s, cannot remove - %v", b.id, err)
+	}
+	e.forget(b)
+	e.mu.Unlock()
+	return c.answer(http.StatusNoContent, nil)
+}
+
+// removable finds a container that may be removed. e.mu is held.
+func (e *Engine) removable(name string, force bool) (*box, error) {
+	b, err := e.find(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case b.removing:
+		return nil, refusal(http.StatusConflict, "removal of container %s is already in progress", name)
+	case force || !b.state.Running:
+		return b, nil
+	case b.state.Paused:
+		return nil, refusal(http.StatusConflict, "You cannot remove a paused container %s. Unpause and then stop the container before attempting removal or force remove", b.id)
+	case e.since("1.44"):
+		return nil, refusal(http.StatusConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+b.name)
+	default:
+		return nil, refusal(http.StatusConflict, "You cannot remove a running container %s. Stop the container before attempting removal or force remove", b.id)
+	}
+}
+
+// forget makes b a container that has been. e.mu is held.
+func (e *Engine) forget(b *box) {
+	if e.boxes[b.id] != b {
+		return
+	}
+	delete(e.boxes, b.id)
+	for id, s := range e.sessions {
+		if s.box == b {
+			delete(e.sessions, id)
+		}
+	}
+	close(b.gone)
+	e.tell(b, events.ActionDestroy, nil)
+	if err := errors.Join(os.RemoveAll(e.boxDir(b.id)), os.RemoveAll(e.layerDir(b.id))); err != nil {
+		e.t.Error(err)
+	}
+}
+
+// resize is POST /containers/{id}/resize.
+func (e *Engine) resize(c *call) error {
+	size, err := c.size()
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b, err := e.find(c.name)
+	if err != nil {
+		return err
+	}
+	if !b.state.Running {
+		return refusal(http.StatusConflict, "Container %s is not running", b.id)
+	}
+	b.sizes = append(b.sizes, size)
+	e.tell(b, events.ActionResize, map[string]string{"height": strconv.Itoa(int(size[0])), "width": strconv.Itoa(int(size[1]))})
+	return c.answer(http.StatusOK, nil)
+}
+
+// size reads height and width of a terminal.
+func (c *call) size() (size [2]uint, err error) {
+	for i, side := range []string{"h", "w"} {
+		n, err := strconv.ParseUint(c.query.Get(side), 10, 16)
+		if err != nil {
+			return size, refusal(http.StatusBadRequest, "%v", err)
+		}
+		size[i] = uint(n)
+	}
+	return size, nil
+}
+
+// Len tells how many containers there are.
+func (e *Engine) Len() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.boxes)
+}
+
+// Container returns what an inspect of the container id, which may also be a
+// name, would say, without being a call; ok is false if there is none.
+func (e *Engine) Container(id string) (found container.InspectResponse, ok bool) {
+	e.t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b, err := e.find(id)
+	if err != nil {
+		return found, false
+	}
+	text, err := json.Marshal(e.look(b))
+	if err == nil {
+		err = json.Unmarshal(text, &found)
+	}
+	if err != nil {
+		e.t.Error(err)
+	}
+	return found, err == nil
+}
+
+// Sizes returns what the terminal of the container id was resized to, height
+// and width each, since it was started.
+func (e *Engine) Sizes(id string) [][2]uint {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b, err := e.find(id)
+	if err != nil {
+		return nil
+	}
+	return slices.Clone(b.sizes)
+}
+
+// edit does something to the container id, which must be there.
+func (e *Engine) edit(id string, do func(*box)) {
+	e.t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	b, err := e.find(id)
+	if err != nil {
+		e.t.Errorf("enginetest: %v", err)
+		return
+	}
+	do(b)
+}
+
+// SetState changes what is said of the state of the container id, for states
+// that do not come by themselves, such as dead. Processes and events are not
+// touched.
+func (e *Engine) SetState(id string, edit func(*container.State)) {
+	e.t.Helper()
+	e.edit(id, func(b *box) { edit(&b.state) })
+}
+
+// Unkillable tells whether the process of the container id withstands SIGKILL,
+// as one does that waits for a disk. Kills, stops and removals then fail with
+// 500.
+func (e *Engine) Unkillable(id string, on bool) {
+	e.t.Helper()
+	e.edit(id, func(b *box) { b.stuck = on })
+}
+
+// LeakName makes name taken by a container that is not there, as Engines do
+// when a create fails badly. It stays so until the Engine restarts.
+func (e *Engine) LeakName(name string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.leakedNames[name] = true
+}
+
+// RemoveTakes makes every removal take d, during which the container is there
+// in state removing, and another removal of it a conflict.
+func (e *Engine) RemoveTakes(d time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.removeTakes = d
+}

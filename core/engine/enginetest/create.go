@@ -1,0 +1,350 @@
+package enginetest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/network"
+)
+
+// leastMemory is the least that Engines let a container have, in bytes.
+const leastMemory = 6 << 20
+
+var (
+	validName  = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+	capability = regexp.MustCompile(`^(ALL|CAP_(AUDIT_(CONTROL|READ|WRITE)|BLOCK_SUSPEND|BPF|CHECKPOINT_RESTORE|CHOWN|DAC_(OVERRIDE|READ_SEARCH)|FOWNER|FSETID|IPC_(LOCK|OWNER)|KILL|LEASE|LINUX_IMMUTABLE|MAC_(ADMIN|OVERRIDE)|MKNOD|NET_(ADMIN|BIND_SERVICE|BROADCAST|RAW)|PERFMON|SET(FCAP|GID|PCAP|UID)|SYS_(ADMIN|BOOT|CHROOT|MODULE|NICE|PACCT|PTRACE|RAWIO|RESOURCE|TIME|TTY_CONFIG)|SYSLOG|WAKE_ALARM))$`)
+)
+
+// What containers may not see or change in /proc and /sys if nobody says
+// otherwise.
+var (
+	maskedPaths = []string{
+		"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+		"/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+	}
+	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+// create is POST /containers/create.
+func (e *Engine) create(c *call) error {
+	var order container.CreateRequest
+	if err := json.NewDecoder(c.Body).Decode(&order); err != nil {
+		status := http.StatusInternalServerError
+		if e.speaks("1.42") {
+			status = http.StatusBadRequest
+		}
+		return refusal(status, "%v", err)
+	}
+	if order.Config == nil {
+		return refusal(http.StatusBadRequest, "Config cannot be empty in order to create a container")
+	}
+	if order.HostConfig == nil {
+		order.HostConfig = &container.HostConfig{}
+	}
+	e.mu.Lock()
+	b, err := e.make(c.query.Get("name"), order.Config, order.HostConfig)
+	if err == nil {
+		e.boxes[b.id] = b
+		e.tell(b, events.ActionCreate, nil)
+	}
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusCreated, container.CreateResponse{ID: b.id, Warnings: []string{}})
+}
+
+// make makes a container as ordered. e.mu is held.
+func (e *Engine) make(name string, config *container.Config, host *container.HostConfig) (*box, error) {
+	if err := errors.Join(checkHost(config, host), e.checkEngine(host), e.checkMounts(host.Mounts)); err != nil {
+		return nil, err
+	}
+	var image string
+	var files map[string]string
+	if config.Image != "" {
+		p, err := e.image(config.Image)
+		if err != nil {
+			return nil, refusal(http.StatusNotFound, "No such image: %s", withTag(config.Image))
+		}
+		image, files = p.ID, p.files()
+		merge(config, p.Config)
+	}
+	argv := slices.Concat([]string(config.Entrypoint), []string(config.Cmd))
+	if len(argv) == 0 || len(argv) == 1 && argv[0] == "" {
+		return nil, refusal(http.StatusBadRequest, "No command specified")
+	}
+	id := e.newID()
+	if name == "" {
+		name = "quiet_" + id[:8]
+	}
+	if r := e.nameTaken(name); r != nil {
+		return nil, r
+	}
+	for _, mode := range []*string{(*string)(&host.IpcMode), (*string)(&host.PidMode)} {
+		if err := e.resolve(mode, true); err != nil {
+			return nil, err
+		}
+	}
+	if err := e.resolve((*string)(&host.NetworkMode), false); err != nil {
+		return nil, err
+	}
+	e.complete(config, host, id)
+	b := &box{
+		id: id, name: strings.TrimPrefix(name, "/"), created: time.Now().UTC(),
+		config: config, host: host, image: image, path: argv[0], args: argv[1:], files: files,
+		state: container.State{Status: container.StateCreated, StartedAt: never, FinishedAt: never},
+		gone:  make(chan struct{}),
+		out:   newOutput(config.Tty),
+		input: newPipe(),
+	}
+	if err := errors.Join(os.MkdirAll(e.boxDir(id), 0o710), os.MkdirAll(filepath.Join(e.layerDir(id), "diff"), 0o755)); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// invalid is how an order is refused that makes no sense.
+func invalid(format string, args ...any) error {
+	return refusal(http.StatusBadRequest, format, args...)
+}
+
+// checkHost refuses what every Engine refuses.
+func checkHost(config *container.Config, host *container.HostConfig) error {
+	for what, list := range map[string][]string{"CapAdd": host.CapAdd, "CapDrop": host.CapDrop} {
+		for _, c := range list {
+			if c = strings.ToUpper(c); c != "ALL" && !strings.HasPrefix(c, "CAP_") {
+				c = "CAP_" + c
+			}
+			if !capability.MatchString(c) {
+				return invalid("invalid %s: unknown capability: %q", what, c)
+			}
+		}
+	}
+	switch {
+	case host.NetworkMode.IsContainer() && config.Hostname != "":
+		return invalid("conflicting options: hostname and the network mode")
+	case host.UTSMode.IsHost() && config.Hostname != "":
+		return invalid("conflicting options: hostname and the UTS mode")
+	case host.Memory != 0 && host.Memory < leastMemory:
+		return invalid("Minimum memory limit allowed is 6MB")
+	case host.Memory > 0 && host.MemorySwap > 0 && host.MemorySwap < host.Memory:
+		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+	case host.Memory == 0 && host.MemorySwap > 0:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case host.OomScoreAdj < -1000 || host.OomScoreAdj > 1000:
+		return invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", host.OomScoreAdj)
+	}
+	if config.StopSignal != "" {
+		if _, err := signalNumber(config.StopSignal); err != nil {
+			return invalid("Invalid signal: %s", config.StopSignal)
+		}
+	}
+	return nil
+}
+
+// checkEngine refuses what this Engine cannot do. e.mu is held.
+func (e *Engine) checkEngine(host *container.HostConfig) error {
+	self := e.self()
+	if _, ok := self.Runtimes[host.Runtime]; host.Runtime != "" && !ok {
+		if e.since("1.44") {
+			return invalid("unknown or invalid runtime name: %s", host.Runtime)
+		}
+		return invalid("Unknown runtime specified %s", host.Runtime)
+	}
+	if p := host.CgroupParent; p != "" && self.CgroupDriver == "systemd" && (!strings.HasSuffix(p, ".slice") || strings.Contains(p, "/")) {
+		return invalid(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
+	}
+	for _, opt := range host.SecurityOpt {
+		key, _, _ := strings.Cut(strings.Replace(opt, ":", "=", 1), "=")
+		switch key {
+		case "no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups":
+		default:
+			return refusal(http.StatusInternalServerError, "invalid --security-opt 2: %q", opt)
+		}
+	}
+	return nil
+}
+
+// checkMounts refuses mounts that cannot be. e.mu is held.
+func (e *Engine) checkMounts(mounts []mount.Mount) error {
+	targets := map[string]bool{}
+	for _, m := range mounts {
+		target := filepath.Clean(m.Target)
+		if !filepath.IsAbs(target) {
+			return invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
+		}
+		if targets[target] {
+			return invalid("Duplicate mount point: %s", m.Target)
+		}
+		targets[target] = true
+		options := m.BindOptions
+		if options == nil {
+			options = &mount.BindOptions{}
+		}
+		switch m.Type {
+		case mount.TypeBind:
+			_, err := os.Stat(m.Source)
+			if errors.Is(err, os.ErrNotExist) && (!options.CreateMountpoint || !e.since("1.42")) {
+				return invalid("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+			}
+			if options.ReadOnlyNonRecursive && !m.ReadOnly {
+				return invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+			}
+		case mount.TypeImage:
+			if !e.since("1.48") {
+				return invalid("invalid mount config for type \"image\": mount type unknown")
+			}
+			if _, err := e.image(m.Source); err != nil {
+				return refusal(http.StatusNotFound, "No such image: %s", withTag(m.Source))
+			}
+		case mount.TypeVolume, mount.TypeTmpfs:
+		default:
+			return invalid("invalid mount config for type %q: mount type unknown", m.Type)
+		}
+	}
+	return nil
+}
+
+// merge adds to an order what only the image says.
+func merge(config *container.Config, image container.Config) {
+	or := func(have *string, otherwise string) {
+		if *have == "" {
+			*have = otherwise
+		}
+	}
+	or(&config.User, image.User)
+	or(&config.WorkingDir, image.WorkingDir)
+	or(&config.StopSignal, image.StopSignal)
+	have := map[string]bool{}
+	for _, kv := range config.Env {
+		k, _, _ := strings.Cut(kv, "=")
+		have[k] = true
+	}
+	for _, kv := range image.Env {
+		if k, _, _ := strings.Cut(kv, "="); !have[k] {
+			config.Env = append(config.Env, kv)
+		}
+	}
+	if len(image.Labels) > 0 {
+		labels := maps.Clone(image.Labels)
+		maps.Copy(labels, config.Labels)
+		config.Labels = labels
+	}
+	if len(config.Entrypoint) == 0 {
+		if len(config.Cmd) == 0 {
+			config.Cmd = image.Cmd
+		}
+		if config.Entrypoint == nil {
+			config.Entrypoint = image.Entrypoint
+		}
+	}
+	if config.Healthcheck == nil {
+		config.Healthcheck = image.Healthcheck
+	}
+	if len(image.Volumes) > 0 && config.Volumes == nil {
+		config.Volumes = maps.Clone(image.Volumes)
+	}
+}
+
+// complete fills in what an order left open. e.mu is held.
+func (e *Engine) complete(config *container.Config, host *container.HostConfig, id string) {
+	self := e.self()
+	if config.Labels == nil {
+		config.Labels = map[string]string{}
+	}
+	if config.Hostname == "" && !host.NetworkMode.IsContainer() {
+		config.Hostname = id[:12]
+		if host.NetworkMode.IsHost() || host.UTSMode.IsHost() {
+			config.Hostname = self.Name
+		}
+	}
+	if host.Runtime == "" {
+		host.Runtime = self.DefaultRuntime
+	}
+	if host.NetworkMode == "" {
+		host.NetworkMode = network.NetworkDefault
+	}
+	if host.IpcMode == "" {
+		host.IpcMode = container.IPCModePrivate
+	}
+	if host.CgroupnsMode == "" {
+		host.CgroupnsMode = container.CgroupnsModeHost
+		if self.CgroupVersion == "2" {
+			host.CgroupnsMode = container.CgroupnsModePrivate
+		}
+	}
+	if host.ShmSize == 0 && !host.IpcMode.IsContainer() {
+		host.ShmSize = 64 << 20
+	}
+	if host.LogConfig.Type == "" {
+		host.LogConfig.Type = self.LoggingDriver
+	}
+	if host.LogConfig.Config == nil {
+		host.LogConfig.Config = map[string]string{}
+	}
+	if host.Memory > 0 && host.MemorySwap == 0 {
+		host.MemorySwap = 2 * host.Memory
+	}
+	if host.OomKillDisable == nil && self.CgroupVersion == "1" {
+		host.OomKillDisable = new(bool)
+	}
+	// null is the default, [] is none; and for the privileged null is none.
+	if !host.Privileged && host.MaskedPaths == nil {
+		host.MaskedPaths = maskedPaths
+	}
+	if !host.Privileged && host.ReadonlyPaths == nil {
+		host.ReadonlyPaths = readonlyPaths
+	}
+	if !e.since("1.43") {
+		host.Annotations = nil
+	}
+}
+
+// nameTaken returns nil if a container may be called name. e.mu is held.
+func (e *Engine) nameTaken(name string) *refused {
+	if !validName.MatchString(name) {
+		return &refused{http.StatusBadRequest, fmt.Sprintf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)}
+	}
+	name = strings.TrimPrefix(name, "/")
+	holder := ""
+	if e.leakedNames[name] {
+		holder = sum("holder of " + name)
+	}
+	for _, b := range e.boxes {
+		if b.name == name {
+			holder = b.id
+		}
+	}
+	if holder == "" {
+		return nil
+	}
+	return &refused{http.StatusConflict, fmt.Sprintf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, holder)}
+}
+
+// resolve puts IDs for names into a mode such as container:web. e.mu is held.
+func (e *Engine) resolve(mode *string, must bool) error {
+	name, ok := strings.CutPrefix(*mode, "container:")
+	if !ok {
+		return nil
+	}
+	b, err := e.find(name)
+	switch {
+	case err == nil:
+		*mode = "container:" + b.id
+	case must:
+		return invalid("No such container: %s", name)
+	}
+	return nil
+}

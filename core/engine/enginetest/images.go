@@ -1,0 +1,411 @@
+package enginetest
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/storage"
+)
+
+// An Image is what there is to say of one. The zero Image runs a shell as
+// nobody in particular.
+type Image struct {
+	ID      string            // made up if empty
+	Config  container.Config  // User, Env, Entrypoint, Cmd, WorkingDir, Labels, StopSignal, Volumes, Healthcheck
+	Size    int64             // bytes; 1 MB if 0
+	Created time.Time         // now if zero
+	Files   map[string]string // by absolute path; a few users are added unless there is an /etc/passwd
+	Arch    string            // amd64 if empty
+}
+
+// A picture is an Image that the Engine has.
+type picture struct {
+	Image
+	tagged time.Time
+}
+
+// files are those of a container that was never started.
+func (p *picture) files() map[string]string {
+	all := map[string]string{
+		"/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+		"/etc/group":  "root:x:0:\nweb:x:1000:\nextra:x:2000:web\nnobody:x:65534:\n",
+	}
+	maps.Copy(all, p.Files)
+	return all
+}
+
+// complete fills in what an Image leaves open; name is for its ID.
+func (i Image) complete(name string) Image {
+	if i.ID == "" {
+		i.ID = "sha256:" + sum("image "+name)
+	}
+	if i.Config.Cmd == nil && i.Config.Entrypoint == nil {
+		i.Config.Cmd = []string{"sh"}
+	}
+	if i.Size == 0 {
+		i.Size = 1e6
+	}
+	if i.Created.IsZero() {
+		i.Created = time.Now()
+	}
+	if i.Arch == "" {
+		i.Arch = "amd64"
+	}
+	return i
+}
+
+// AddImage gives the Engine an image by the names refs, tagged or digested, and
+// returns its ID.
+func (e *Engine) AddImage(img Image, refs ...string) string {
+	e.t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.serial++
+	img = img.complete(fmt.Sprint(e.Host, e.serial, refs))
+	e.keep(img)
+	for _, ref := range refs {
+		named, err := reference.ParseNormalizedNamed(ref)
+		if err != nil {
+			e.t.Errorf("enginetest: image %q: %v", ref, err)
+			continue
+		}
+		e.refs[reference.FamiliarString(reference.TagNameOnly(named))] = img.ID
+	}
+	return img.ID
+}
+
+// HasImage reports whether there is an image that ref names, without being a
+// call.
+func (e *Engine) HasImage(ref string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, err := e.image(ref)
+	return err == nil
+}
+
+// keep adds an image unless it is there. e.mu is held.
+func (e *Engine) keep(img Image) {
+	if _, ok := e.images[img.ID]; ok {
+		return
+	}
+	e.images[img.ID] = &picture{Image: img}
+	dir := e.layerNotes(img.ID)
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "size"), fmt.Append(nil, img.Size), 0o600)
+	}
+	if err != nil {
+		e.t.Error(err)
+	}
+}
+
+// layerNotes is where the Engine notes the size of the one layer of an image.
+func (e *Engine) layerNotes(id string) string {
+	return filepath.Join(e.RootDir, "image", "overlay2", "layerdb", "sha256", layer(id))
+}
+
+func layer(id string) string { return sum("layer of image " + id) }
+
+// hexOf is an ID without its algorithm.
+func hexOf(id string) string { return strings.TrimPrefix(id, "sha256:") }
+
+// short is an ID as Engines abbreviate it.
+func short(id string) string { return hexOf(id)[:12] }
+
+// withTag is ref as Engines repeat it.
+func withTag(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
+}
+
+// repository is a name without tag and digest.
+func repository(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return named.Name()
+}
+
+// image finds an image by tag, digest or ID, or by the beginning of an ID if it
+// is no name. e.mu is held.
+func (e *Engine) image(ref string) (*picture, error) {
+	hex := hexOf(ref)
+	isHex := hex != "" && strings.Trim(hex, "0123456789abcdef") == ""
+	if isHex && len(hex) == 64 {
+		if p, ok := e.images["sha256:"+hex]; ok {
+			return p, nil
+		}
+		return nil, refusal(http.StatusNotFound, "No such image: %s", ref)
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err == nil {
+		names := []reference.Named{reference.TagNameOnly(named)}
+		// name:tag@digest is what the digest says.
+		if digested, ok := named.(reference.Canonical); ok {
+			if bare, err := reference.WithDigest(reference.TrimNamed(named), digested.Digest()); err == nil {
+				names = append(names, bare)
+			}
+		}
+		for _, n := range names {
+			if id, ok := e.refs[reference.FamiliarString(n)]; ok {
+				return e.images[id], nil
+			}
+		}
+	}
+	if isHex {
+		var found []*picture
+		for id, p := range e.images {
+			if strings.HasPrefix(id, "sha256:"+hex) {
+				found = append(found, p)
+			}
+		}
+		if len(found) == 1 {
+			return found[0], nil
+		}
+	}
+	return nil, refusal(http.StatusNotFound, "No such image: %s", withTag(ref))
+}
+
+// names are the tags and digests of an image, sorted. e.mu is held.
+func (e *Engine) names(id string) (tags, digests []string) {
+	for ref, of := range e.refs {
+		switch {
+		case of != id:
+		case strings.Contains(ref, "@"):
+			digests = append(digests, ref)
+		default:
+			tags = append(tags, ref)
+		}
+	}
+	slices.Sort(tags)
+	slices.Sort(digests)
+	return tags, digests
+}
+
+// imageRow is what a list says of p. e.mu is held.
+func (e *Engine) imageRow(p *picture) image.Summary {
+	tags, digests := e.names(p.ID)
+	if len(tags)+len(digests) == 0 && !e.since("1.43") {
+		tags, digests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
+	}
+	if e.since("1.43") { // before, what is not there is null
+		tags, digests = append([]string{}, tags...), append([]string{}, digests...)
+	}
+	row := image.Summary{
+		ID: p.ID, RepoTags: tags, RepoDigests: digests, Created: p.Created.Unix(), Size: p.Size,
+		Labels: p.Config.Labels, SharedSize: -1, Containers: -1,
+	}
+	if !e.since("1.44") {
+		row.VirtualSize = p.Size //nolint:staticcheck // older Engines send it
+	}
+	return row
+}
+
+// imageList is GET /images/json.
+func (e *Engine) imageList(c *call) error {
+	args, err := c.filters("before", "dangling", "label", "reference", "since", "until")
+	if err != nil {
+		return err
+	}
+	rows := []image.Summary{}
+	e.mu.Lock()
+	for _, p := range e.images {
+		row := e.imageRow(p)
+		if !args.MatchKVList("label", p.Config.Labels) {
+			continue
+		}
+		if patterns := args.Get("reference"); len(patterns) > 0 {
+			row.RepoTags = slices.DeleteFunc(row.RepoTags, func(ref string) bool { return !matches(patterns, ref) })
+			if len(row.RepoTags) == 0 {
+				continue
+			}
+		}
+		tags, _ := e.names(p.ID)
+		if want := args.Get("dangling"); len(want) > 0 && (want[0] == "true" || want[0] == "1") != (len(tags) == 0) {
+			continue
+		}
+		rows = append(rows, row)
+	}
+	e.mu.Unlock()
+	sort.Slice(rows, func(i, j int) bool { return rows[i].Created > rows[j].Created })
+	return c.answer(http.StatusOK, rows)
+}
+
+// matches reports whether ref is as one of patterns says.
+func matches(patterns []string, ref string) bool {
+	named, err := reference.ParseNormalizedNamed(ref)
+	return err == nil && slices.ContainsFunc(patterns, func(pattern string) bool {
+		ok, err := reference.FamiliarMatch(pattern, named)
+		return err == nil && ok
+	})
+}
+
+// imageInspect is GET /images/{name}/json.
+func (e *Engine) imageInspect(c *call) error {
+	e.mu.Lock()
+	p, err := e.image(c.name)
+	if err != nil {
+		e.mu.Unlock()
+		return err
+	}
+	tags, digests := e.names(p.ID)
+	text, err := json.Marshal(struct {
+		image.InspectResponse
+		Config container.Config
+	}{image.InspectResponse{
+		ID: p.ID, RepoTags: append([]string{}, tags...), RepoDigests: append([]string{}, digests...), Created: stamp(p.Created),
+		DockerVersion: serverVersion(e.api), Architecture: p.Arch, Os: "linux", Size: p.Size,
+		GraphDriver: storage.DriverData{Name: e.self().Driver, Data: map[string]string{
+			"UpperDir": filepath.Join(e.RootDir, "overlay2", layer(p.ID), "diff"),
+		}},
+		RootFS:   image.RootFS{Type: "layers", Layers: []string{"sha256:" + layer(p.ID)}},
+		Metadata: image.Metadata{LastTagTime: p.tagged},
+	}, p.Config})
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, json.RawMessage(text))
+}
+
+// imageTag is POST /images/{name}/tag.
+func (e *Engine) imageTag(c *call) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p, err := e.image(c.name)
+	if err != nil {
+		return err
+	}
+	ref := c.query.Get("repo")
+	if tag := c.query.Get("tag"); tag != "" {
+		ref += ":" + tag
+	}
+	if _, err := reference.ParseNormalizedNamed(ref); err != nil {
+		return invalid("%v", err)
+	}
+	e.refs[withTag(ref)] = p.ID
+	p.tagged = time.Now().UTC()
+	e.tellImage(events.ActionTag, p, withTag(ref))
+	return c.answer(http.StatusCreated, nil)
+}
+
+// tellImage makes it known what has happened to an image. e.mu is held.
+func (e *Engine) tellImage(action events.Action, p *picture, name string) {
+	attributes := map[string]string{}
+	maps.Copy(attributes, p.Config.Labels)
+	attributes["name"] = name
+	e.publish(events.Message{
+		Status: string(action), ID: p.ID,
+		Type: events.ImageEventType, Action: action, Actor: events.Actor{ID: p.ID, Attributes: attributes},
+	})
+}
+
+// imageRemove is DELETE /images/{name}.
+func (e *Engine) imageRemove(c *call) error {
+	e.mu.Lock()
+	done, err := e.removeImage(c.name, c.flag("force"))
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return c.answer(http.StatusOK, done)
+}
+
+// removeImage removes a name of an image, and with the last one the image, or
+// the image with all its names if ref is an ID. e.mu is held.
+func (e *Engine) removeImage(ref string, force bool) ([]image.DeleteResponse, error) {
+	p, err := e.image(ref)
+	if err != nil {
+		return nil, err
+	}
+	conflict := func(format string, args ...any) error {
+		return refusal(http.StatusConflict, "conflict: "+format, args...)
+	}
+	var done []image.DeleteResponse
+	untag := func(name string) {
+		delete(e.refs, name)
+		done = append(done, image.DeleteResponse{Untagged: name})
+		e.tellImage(events.ActionUnTag, p, p.ID)
+	}
+	user, running := e.userOf(p.ID)
+	tags, digests := e.names(p.ID)
+	all := slices.Concat(tags, digests)
+
+	if name := withTag(ref); slices.Contains(all, name) || strings.Contains(ref, "@") {
+		if !force && user != "" && len(all) == 1 {
+			return nil, conflict("unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, short(user), short(p.ID))
+		}
+		untag(name)
+		// Digests go with the last tag of their repository.
+		inRepo := func(r string) bool { return repository(r) == repository(name) }
+		tags, digests = e.names(p.ID)
+		if !strings.Contains(name, "@") && !slices.ContainsFunc(tags, inRepo) {
+			for _, d := range digests {
+				if inRepo(d) {
+					untag(d)
+				}
+			}
+		}
+		tags, digests = e.names(p.ID)
+		if len(tags)+len(digests) > 0 || user != "" && (running || !force) {
+			return done, nil // it stays, perhaps without a name
+		}
+	} else {
+		repos := map[string]bool{}
+		for _, r := range all {
+			repos[repository(r)] = true
+		}
+		switch {
+		case running:
+			return nil, conflict("unable to delete %s (cannot be forced) - image is being used by running container %s", short(p.ID), short(user))
+		case !force && (len(tags) > 1 || len(repos) > 1):
+			return nil, conflict("unable to delete %s (must be forced) - image is referenced in multiple repositories", short(p.ID))
+		case !force && user != "":
+			return nil, conflict("unable to delete %s (must be forced) - image is being used by stopped container %s", short(p.ID), short(user))
+		}
+		for _, name := range all {
+			untag(name)
+		}
+	}
+	delete(e.images, p.ID)
+	done = append(done, image.DeleteResponse{Deleted: p.ID})
+	e.tellImage(events.ActionDelete, p, p.ID)
+	if user == "" { // else the layer is in use
+		done = append(done, image.DeleteResponse{Deleted: "sha256:" + layer(p.ID)})
+		if err := os.RemoveAll(e.layerNotes(p.ID)); err != nil {
+			e.t.Error(err)
+		}
+	}
+	return done, nil
+}
+
+// userOf returns a container that uses the image id, one that runs if there is
+// one. e.mu is held.
+func (e *Engine) userOf(id string) (user string, running bool) {
+	for _, b := range e.boxes {
+		if b.image != id {
+			continue
+		}
+		if b.state.Running {
+			return b.id, true
+		}
+		user = b.id
+	}
+	return user, false
+}

@@ -1,0 +1,438 @@
+package enginetest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/client"
+	"github.com/docker/docker/pkg/stdcopy"
+)
+
+// Laws checks what this project relies on in a Docker Engine: each law is
+// something that was once found out the hard way, and both a real Engine and
+// the one made of maps must keep it. docker is a client that has agreed on a
+// version, ref an image with a busybox or what passes for one.
+func Laws(t *testing.T, docker *client.Client, ref string) {
+	for _, law := range []struct {
+		name  string
+		check func(*court)
+	}{
+		{"what is created has neither begun nor ended", createdNotBegun},
+		{"a name is taken by one container", nameTaken},
+		{"a container starts once", startsOnce},
+		{"a start that fails leaves a container that never began", failedStart},
+		{"stop sends the signal of the container and waits", stops},
+		{"what does not run cannot be killed but stopped", atRest},
+		{"what is not there is not found", notThere},
+		{"wait tells the exit code", waits},
+		{"a container that runs is removed by force only", removal},
+		{"labels select containers", labelsSelect},
+		{"events come in the order of a life", eventsInOrder},
+		{"an ended container's log is whole", logWhole},
+		{"a pause container without the Engine's network can be joined", joined},
+		{"what has ended cannot be joined", notJoined},
+		{"exec tells its streams apart and its exit code", execs},
+		{"an exec of what is not there exits with 126 or 127", execMissing},
+		{"nothing is run in what does not run", execAtRest},
+		{"an attached client hears what comes from then on", attaches},
+		{"limits change while a container runs", updates},
+		{"an image goes by its name and its ID", imageNames},
+		{"an image that is used is not removed", imageInUse},
+		{"an image that is not there is not found", imageNotThere},
+	} {
+		t.Run(law.name, func(t *testing.T) {
+			c := &court{T: t, docker: docker, ref: ref, ctx: t.Context()}
+			law.check(c)
+		})
+	}
+}
+
+// A court is where one law is checked.
+type court struct {
+	*testing.T
+	docker *client.Client
+	ref    string
+	ctx    context.Context //nolint:containedctx // that of the test
+	made   int
+}
+
+// name returns a name for the n-th container of this test.
+func (c *court) name() string {
+	c.made++
+	return fmt.Sprintf("law-%d-%d-%d", os.Getpid(), time.Now().UnixNano(), c.made)
+}
+
+// must ends the test if err is an error.
+func (c *court) must(err error) {
+	c.Helper()
+	if err != nil {
+		c.Fatal(err)
+	}
+}
+
+// create makes a container of a command, which goes when the test ends.
+func (c *court) create(change func(*container.Config, *container.HostConfig), command ...string) string {
+	c.Helper()
+	config := &container.Config{Image: c.ref, Entrypoint: command, NetworkDisabled: true, Labels: map[string]string{"law": c.Name()}}
+	host := &container.HostConfig{LogConfig: container.LogConfig{Type: jsonLogDriver}}
+	if change != nil {
+		change(config, host)
+	}
+	made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
+	c.must(err)
+	c.Cleanup(func() {
+		err := c.docker.ContainerRemove(context.WithoutCancel(c.ctx), made.ID, container.RemoveOptions{Force: true})
+		if err != nil && !errdefs.IsNotFound(err) {
+			c.Error(err)
+		}
+	})
+	return made.ID
+}
+
+// start makes a container of a command and starts it.
+func (c *court) start(command ...string) string {
+	c.Helper()
+	id := c.create(nil, command...)
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	return id
+}
+
+func (c *court) inspect(id string) container.InspectResponse {
+	c.Helper()
+	found, err := c.docker.ContainerInspect(c.ctx, id)
+	c.must(err)
+	return found
+}
+
+// ended waits until a container does not run and returns its exit code.
+func (c *court) ended(id string) int64 {
+	c.Helper()
+	ctx, cancel := context.WithTimeout(c.ctx, 20*time.Second)
+	defer cancel()
+	codes, errs := c.docker.ContainerWait(ctx, id, container.WaitConditionNotRunning)
+	select {
+	case code := <-codes:
+		return code.StatusCode
+	case err := <-errs:
+		c.Fatal(err)
+		return -1
+	}
+}
+
+// is reports an error that is not of the wanted kind.
+func (c *court) is(what string, err error, kind func(error) bool) {
+	c.Helper()
+	if !kind(err) {
+		c.Errorf("%s: %v, which is of another kind", what, err)
+	}
+}
+
+// notYet reports whether stamp stands for a time that has not come.
+func notYet(stamp string) bool { return stamp == "" || stamp == never }
+
+func createdNotBegun(c *court) {
+	s := c.inspect(c.create(nil, "true")).State
+	if s.Status != container.StateCreated || s.Running || s.Pid != 0 || s.ExitCode != 0 || !notYet(s.StartedAt) || !notYet(s.FinishedAt) {
+		c.Errorf("state %+v", s)
+	}
+}
+
+func nameTaken(c *court) {
+	id := c.create(nil, "true")
+	name := strings.TrimPrefix(c.inspect(id).Name, "/")
+	_, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref}, nil, nil, nil, name)
+	c.is("the same name again", err, errdefs.IsConflict)
+	if found := c.inspect(name); found.ID != id {
+		c.Errorf("%s is %s, want %s", name, found.ID, id)
+	}
+}
+
+func startsOnce(c *court) {
+	id := c.start("sleep", "1000")
+	before := c.inspect(id).State
+	if !before.Running || before.Pid == 0 || notYet(before.StartedAt) {
+		c.Errorf("state %+v", before)
+	}
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	if after := c.inspect(id).State; after.StartedAt != before.StartedAt {
+		c.Error("another start has started it again")
+	}
+}
+
+func failedStart(c *court) {
+	id := c.create(nil, "missing")
+	if err := c.docker.ContainerStart(c.ctx, id, container.StartOptions{}); err == nil {
+		c.Error("what is not there was started")
+	}
+	s := c.inspect(id).State
+	if s.Running || s.Status != container.StateCreated || s.ExitCode != exitNotFound || s.Error == "" || !notYet(s.StartedAt) {
+		c.Errorf("state %+v", s)
+	}
+}
+
+func stops(c *court) {
+	id := c.start("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done")
+	time.Sleep(500 * time.Millisecond) // until the trap is set
+	limit := 10
+	begin := time.Now()
+	c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{Timeout: &limit}))
+	s := c.inspect(id).State
+	if s.Running || s.ExitCode != 3 || notYet(s.FinishedAt) || s.Status != container.StateExited || time.Since(begin) > 8*time.Second {
+		c.Errorf("state %+v after %v", s, time.Since(begin))
+	}
+}
+
+func atRest(c *court) {
+	for state, id := range map[string]string{"created": c.create(nil, "true"), "ended": c.start("true")} {
+		if state == "ended" {
+			c.ended(id)
+		}
+		c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{}))
+		c.is("kill what is "+state, c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsConflict)
+	}
+}
+
+func notThere(c *court) {
+	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	_, err := c.docker.ContainerInspect(c.ctx, id)
+	c.is("inspect", err, errdefs.IsNotFound)
+	c.is("start", c.docker.ContainerStart(c.ctx, id, container.StartOptions{}), errdefs.IsNotFound)
+	c.is("stop", c.docker.ContainerStop(c.ctx, id, container.StopOptions{}), errdefs.IsNotFound)
+	c.is("kill", c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsNotFound)
+	c.is("remove", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true}), errdefs.IsNotFound)
+	_, err = c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: []string{"true"}})
+	c.is("exec", err, errdefs.IsNotFound)
+}
+
+func waits(c *court) {
+	if code := c.ended(c.start("sh", "-c", "exit 7")); code != 7 {
+		c.Errorf("exit code %d, want 7", code)
+	}
+	id := c.start("sleep", "1000")
+	c.must(c.docker.ContainerKill(c.ctx, id, "KILL"))
+	if code := c.ended(id); code != exitKilled {
+		c.Errorf("exit code %d of what was killed, want %d", code, exitKilled)
+	}
+}
+
+func removal(c *court) {
+	id := c.start("sleep", "1000")
+	c.is("remove what runs", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}), errdefs.IsConflict)
+	c.must(c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}))
+	_, err := c.docker.ContainerInspect(c.ctx, id)
+	c.is("inspect what was removed", err, errdefs.IsNotFound)
+}
+
+func labelsSelect(c *court) {
+	mark := c.name()
+	mine := c.create(func(config *container.Config, _ *container.HostConfig) { config.Labels["mark"] = mark }, "true")
+	c.create(nil, "true")
+	list, err := c.docker.ContainerList(c.ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", "mark="+mark))})
+	c.must(err)
+	if len(list) != 1 || list[0].ID != mine || list[0].State != container.StateCreated || list[0].Labels["mark"] != mark {
+		c.Errorf("found %+v", list)
+	}
+}
+
+func eventsInOrder(c *court) {
+	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
+	defer cancel()
+	mark := c.name()
+	news, broken := c.docker.Events(ctx, events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("label", "mark="+mark))})
+	id := c.create(func(config *container.Config, _ *container.HostConfig) { config.Labels["mark"] = mark }, "sleep", "1000")
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	c.must(c.docker.ContainerKill(c.ctx, id, "KILL"))
+	c.ended(id)
+	c.must(c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}))
+	var got []string
+	for len(got) == 0 || got[len(got)-1] != "destroy" {
+		select {
+		case m := <-news:
+			if m.Actor.ID != id || m.Actor.Attributes["mark"] != mark || m.TimeNano == 0 {
+				c.Errorf("an event of another: %+v", m)
+			}
+			if m.Action == events.ActionDie && m.Actor.Attributes["exitCode"] != "137" {
+				c.Errorf("died with %q", m.Actor.Attributes["exitCode"])
+			}
+			got = append(got, string(m.Action))
+		case err := <-broken:
+			c.Fatalf("after %v: %v", got, err)
+		}
+	}
+	if want := []string{"create", "start", "kill", "die", "destroy"}; !slices.Equal(got, want) {
+		c.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func logWhole(c *court) {
+	id := c.start("sh", "-c", "echo out; echo err >&2")
+	c.ended(id)
+	body, err := c.docker.ContainerLogs(c.ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
+	c.must(err)
+	defer body.Close()
+	var out, errs bytes.Buffer
+	_, err = stdcopy.StdCopy(&out, &errs, body)
+	c.must(err)
+	if out.String() != "out\n" || errs.String() != "err\n" {
+		c.Errorf("stdout %q, stderr %q", out.String(), errs.String())
+	}
+	if path := c.inspect(id).LogPath; !strings.HasSuffix(path, "/containers/"+id+"/"+id+"-json.log") {
+		c.Errorf("its file is %q", path)
+	}
+}
+
+// pause makes what others can join.
+func (c *court) pause() string {
+	c.Helper()
+	id := c.create(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = container.IPCModeShareable }, "sleep", "1000")
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	return id
+}
+
+// join makes a container in the namespaces of another.
+func (c *court) join(id string, command ...string) string {
+	c.Helper()
+	return c.create(func(config *container.Config, host *container.HostConfig) {
+		config.NetworkDisabled = false
+		host.NetworkMode, host.IpcMode = container.NetworkMode("container:"+id), container.IpcMode("container:"+id)
+	}, command...)
+}
+
+func joined(c *court) {
+	pause := c.pause()
+	id := c.join(pause, "sleep", "1000")
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	if found := c.inspect(id); !found.State.Running || string(found.HostConfig.NetworkMode) != "container:"+pause {
+		c.Errorf("state %+v, network %s", found.State, found.HostConfig.NetworkMode)
+	}
+}
+
+func notJoined(c *court) {
+	pause := c.pause()
+	id := c.join(pause, "sleep", "1000")
+	c.must(c.docker.ContainerKill(c.ctx, pause, "KILL"))
+	c.ended(pause)
+	if err := c.docker.ContainerStart(c.ctx, id, container.StartOptions{}); err == nil {
+		c.Error("the network of what has ended was joined")
+	}
+	if s := c.inspect(id).State; s.Running || s.Error == "" {
+		c.Errorf("state %+v", s)
+	}
+}
+
+// exec runs a command in a container and returns what it wrote.
+func (c *court) exec(id string, command ...string) (stdout, stderr string, found container.ExecInspect) {
+	c.Helper()
+	made, err := c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: command, AttachStdout: true, AttachStderr: true})
+	c.must(err)
+	stream, err := c.docker.ContainerExecAttach(c.ctx, made.ID, container.ExecAttachOptions{})
+	c.must(err)
+	defer stream.Close()
+	var out, errs bytes.Buffer
+	_, err = stdcopy.StdCopy(&out, &errs, stream.Reader)
+	c.must(err)
+	for range 200 {
+		found, err = c.docker.ContainerExecInspect(c.ctx, made.ID)
+		c.must(err)
+		if !found.Running {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return out.String(), errs.String(), found
+}
+
+func execs(c *court) {
+	id := c.start("sleep", "1000")
+	out, errs, found := c.exec(id, "sh", "-c", "echo out; echo err >&2; exit 7")
+	if out != "out\n" || errs != "err\n" || found.ExitCode != 7 || found.Running || found.ContainerID != id {
+		c.Errorf("stdout %q, stderr %q, %+v", out, errs, found)
+	}
+}
+
+func execMissing(c *court) {
+	id := c.start("sleep", "1000")
+	if _, _, found := c.exec(id, "missing"); found.ExitCode != exitNotRun && found.ExitCode != exitNotFound || found.Pid != 0 {
+		c.Errorf("%+v", found)
+	}
+}
+
+func execAtRest(c *court) {
+	_, err := c.docker.ContainerExecCreate(c.ctx, c.create(nil, "true"), container.ExecOptions{Cmd: []string{"true"}})
+	c.is("exec in what was not started", err, errdefs.IsConflict)
+}
+
+func attaches(c *court) {
+	id := c.create(func(config *container.Config, _ *container.HostConfig) {
+		config.OpenStdin, config.StdinOnce = true, true
+	}, "cat")
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	stream, err := c.docker.ContainerAttach(c.ctx, id, container.AttachOptions{Stream: true, Stdin: true, Stdout: true, Stderr: true})
+	c.must(err)
+	defer stream.Close()
+	_, err = io.WriteString(stream.Conn, "hello\n")
+	c.must(err)
+	c.must(stream.CloseWrite())
+	var out, errs bytes.Buffer
+	_, err = stdcopy.StdCopy(&out, &errs, stream.Reader)
+	c.must(err)
+	if code := c.ended(id); out.String() != "hello\n" || code != 0 {
+		c.Errorf("heard %q, exit code %d", out.String(), code)
+	}
+}
+
+func updates(c *court) {
+	id := c.start("sleep", "1000")
+	_, err := c.docker.ContainerUpdate(c.ctx, id, container.UpdateConfig{Resources: container.Resources{CPUShares: 512}})
+	c.must(err)
+	if got := c.inspect(id).HostConfig.CPUShares; got != 512 {
+		c.Errorf("shares %d, want 512", got)
+	}
+}
+
+func imageNames(c *court) {
+	found, err := c.docker.ImageInspect(c.ctx, c.ref)
+	c.must(err)
+	again, err := c.docker.ImageInspect(c.ctx, found.ID)
+	c.must(err)
+	if found.ID != again.ID || !strings.HasPrefix(found.ID, "sha256:") || !slices.Contains(found.RepoTags, c.ref) {
+		c.Errorf("%s is %s with tags %v, which is %s", c.ref, found.ID, found.RepoTags, again.ID)
+	}
+	list, err := c.docker.ImageList(c.ctx, image.ListOptions{})
+	c.must(err)
+	if !slices.ContainsFunc(list, func(row image.Summary) bool { return row.ID == found.ID && slices.Contains(row.RepoTags, c.ref) }) {
+		c.Errorf("%s is not listed", c.ref)
+	}
+	if seen := c.inspect(c.create(nil, "true")); seen.Image != found.ID {
+		c.Errorf("a container of it is of %s, want %s", seen.Image, found.ID)
+	}
+}
+
+func imageInUse(c *court) {
+	c.start("sleep", "1000")
+	found, err := c.docker.ImageInspect(c.ctx, c.ref)
+	c.must(err)
+	_, err = c.docker.ImageRemove(c.ctx, found.ID, image.RemoveOptions{})
+	c.is("remove an image that is used", err, errdefs.IsConflict)
+}
+
+func imageNotThere(c *court) {
+	_, err := c.docker.ImageInspect(c.ctx, "berth.local/no-such:1")
+	c.is("inspect", err, errdefs.IsNotFound)
+	_, err = c.docker.ImageRemove(c.ctx, "berth.local/no-such:1", image.RemoveOptions{})
+	c.is("remove", err, errdefs.IsNotFound)
+	_, err = c.docker.ContainerCreate(c.ctx, &container.Config{Image: "berth.local/no-such:1"}, nil, nil, nil, c.name())
+	c.is("create", err, errdefs.IsNotFound)
+}

@@ -1,0 +1,276 @@
+package enginetest
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/docker/docker/pkg/stdcopy"
+)
+
+const (
+	stdout = "stdout"
+	stderr = "stderr"
+	// longestLine is where Engines cut a line of a log, in bytes.
+	longestLine = 16 << 10
+)
+
+// An output is what a container writes: to its log and to those attached.
+type output struct {
+	tty bool
+
+	mu      sync.Mutex // guards following; held while those attached are written to
+	file    *os.File   // json-file; nil without one
+	lines   []logLine
+	partial map[string]*bytes.Buffer // by stream
+	changed chan struct{}            // closed and replaced at every change
+	running bool
+
+	fmu       sync.Mutex // guards followers; never held while writing
+	followers []*follower
+}
+
+// A logLine is one line of a log, with its end if it has one.
+type logLine struct {
+	Log    string    `json:"log"`
+	Stream string    `json:"stream"`
+	Time   time.Time `json:"time"`
+}
+
+// A follower is a client attached to an output.
+type follower struct {
+	out, err io.Writer // nil for those not wanted
+	hangUp   func()
+	over     chan struct{} // closed when there is no more
+}
+
+func newOutput(tty bool) *output {
+	return &output{tty: tty, partial: map[string]*bytes.Buffer{stdout: {}, stderr: {}}, changed: make(chan struct{})}
+}
+
+// open begins the log of a process, in the file at path too unless it is "".
+func (o *output) open(path string) (err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.running = true
+	o.stir()
+	if path != "" {
+		o.file, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
+	}
+	return err
+}
+
+// stir wakes those who wait for something new. o.mu is held.
+func (o *output) stir() {
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+// close ends the log of a process and lets those attached go.
+func (o *output) close() {
+	o.fmu.Lock()
+	followers := o.followers
+	o.followers = nil
+	o.fmu.Unlock()
+	for _, f := range followers {
+		f.hangUp() // a write to one that does not read would keep o.mu
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.flush(stdout)
+	o.flush(stderr)
+	if o.file != nil {
+		_ = o.file.Close()
+		o.file = nil
+	}
+	o.running = false
+	o.stir()
+	for _, f := range followers {
+		close(f.over)
+	}
+}
+
+// follow has f get all that is written from now on.
+func (o *output) follow(f *follower) {
+	o.fmu.Lock()
+	defer o.fmu.Unlock()
+	o.followers = append(o.followers, f)
+}
+
+// leave takes f off again.
+func (o *output) leave(f *follower) {
+	o.fmu.Lock()
+	defer o.fmu.Unlock()
+	o.followers = slices.DeleteFunc(o.followers, func(g *follower) bool { return f == g })
+}
+
+// writer is the end at which a process writes. As with a real Engine, one
+// attached client that does not read holds up all of it.
+func (o *output) writer(stream string) io.Writer {
+	if o.tty {
+		stream = stdout
+	}
+	return writerFunc(func(given []byte) (int, error) {
+		p := given
+		if o.tty {
+			p = bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if !o.running {
+			return 0, io.ErrClosedPipe
+		}
+		buf := o.partial[stream]
+		for _, b := range p {
+			buf.WriteByte(b)
+			if b == '\n' || buf.Len() == longestLine {
+				o.flush(stream)
+			}
+		}
+		o.stir()
+		o.fmu.Lock()
+		followers := slices.Clone(o.followers)
+		o.fmu.Unlock()
+		for _, f := range followers {
+			w := f.out
+			if stream == stderr {
+				w = f.err
+			}
+			if w == nil {
+				continue
+			}
+			if _, err := w.Write(p); err != nil {
+				o.leave(f)
+			}
+		}
+		return len(given), nil
+	})
+}
+
+// flush writes down what there is of a line. o.mu is held.
+func (o *output) flush(stream string) {
+	buf := o.partial[stream]
+	if buf.Len() == 0 {
+		return
+	}
+	line := logLine{Log: buf.String(), Stream: stream, Time: time.Now().UTC()}
+	buf.Reset()
+	o.lines = append(o.lines, line)
+	if o.file != nil {
+		_ = json.NewEncoder(o.file).Encode(line)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// logs is GET /containers/{id}/logs.
+func (e *Engine) logs(c *call) error {
+	wants := map[string]bool{stdout: c.flag("stdout"), stderr: c.flag("stderr")}
+	if !wants[stdout] && !wants[stderr] {
+		return refusal(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")
+	}
+	e.mu.Lock()
+	b, err := e.find(c.name)
+	if err != nil {
+		e.mu.Unlock()
+		return err
+	}
+	driver, multiplexed := b.host.LogConfig.Type, e.since("1.42")
+	e.mu.Unlock()
+	if driver == "none" {
+		return refusal(http.StatusNotImplemented, "configured logging driver does not support reading")
+	}
+	since, _, err := moment(c.query.Get("since"))
+	if err != nil {
+		return refusal(http.StatusBadRequest, "%v", err)
+	}
+	c.begun = true
+	c.Header().Set("Content-Type", streamType(b.config.Tty, multiplexed))
+	c.WriteHeader(http.StatusOK)
+	flush := http.NewResponseController(c.ResponseWriter)
+	out, errs := streams(c.ResponseWriter, b.config.Tty)
+	for at := -1; ; {
+		b.out.mu.Lock()
+		lines, changed, running := b.out.lines, b.out.changed, b.out.running
+		b.out.mu.Unlock()
+		if at < 0 {
+			at = 0
+			if n, err := strconv.Atoi(c.query.Get("tail")); err == nil {
+				at = max(0, len(lines)-n)
+			}
+		}
+		for _, l := range lines[at:] {
+			if !wants[l.Stream] || l.Time.Before(since) {
+				continue
+			}
+			w, text := out, l.Log
+			if l.Stream == stderr {
+				w = errs
+			}
+			if c.flag("timestamps") {
+				text = stamp(l.Time) + " " + text
+			}
+			if _, err := io.WriteString(w, text); err != nil {
+				return errHangUp
+			}
+		}
+		at = len(lines)
+		if err := flush.Flush(); err != nil {
+			return errHangUp
+		}
+		if !c.flag("follow") || !running {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-b.gone:
+			return nil
+		case <-c.Context().Done():
+			return errHangUp
+		case <-c.run.ctx.Done():
+			return errHangUp
+		}
+	}
+}
+
+// streams are the two streams of a process on one connection.
+func streams(w io.Writer, tty bool) (out, errs io.Writer) {
+	if tty {
+		return w, w
+	}
+	return stdcopy.NewStdWriter(w, stdcopy.Stdout), stdcopy.NewStdWriter(w, stdcopy.Stderr)
+}
+
+// streamType is the media type of such a connection.
+func streamType(tty, multiplexed bool) string {
+	if tty || !multiplexed {
+		return "application/vnd.docker.raw-stream"
+	}
+	return "application/vnd.docker.multiplexed-stream"
+}
+
+// Log returns what the container id has written to its log, without being a call.
+func (e *Engine) Log(id string) string {
+	e.t.Helper()
+	var o *output
+	e.edit(id, func(b *box) { o = b.out })
+	if o == nil {
+		return ""
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var text strings.Builder
+	for _, l := range o.lines {
+		text.WriteString(l.Log)
+	}
+	return text.String()
+}

@@ -1,0 +1,268 @@
+package enginetest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Program is what runs when a command is started: it returns the exit code.
+// It must return soon after the context of its process has ended; what it
+// returns then counts no more.
+type Program func(*Process) int
+
+// A Process is a Program that runs, as the first one of a container or in an
+// exec session.
+type Process struct {
+	ID        string // of the container or the exec session
+	Container string // ID
+	Args      []string
+	Env       []string
+	Tty       bool
+	Stdin     io.Reader // at its end at once if nobody opened it
+	Stdout    io.Writer
+	Stderr    io.Writer
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	first  bool // of its container: signals that it does not handle are ignored
+	input  *pipe
+	ended  func(code int)
+	once   sync.Once
+
+	mu       sync.Mutex // guards handlers
+	handlers map[int]chan string
+}
+
+// newProcess makes a process that nothing has begun yet.
+func (e *Engine) newProcess(b *box, input *pipe, args, env []string, tty bool) *Process {
+	ctx, cancel := context.WithCancel(e.ctx)
+	return &Process{
+		ID: b.id, Container: b.id, Args: args, Env: env, Tty: tty,
+		Stdin: strings.NewReader(""), Stdout: io.Discard, Stderr: io.Discard,
+		ctx: ctx, cancel: cancel, input: input, handlers: map[int]chan string{},
+	}
+}
+
+// Context ends when the process is killed.
+func (p *Process) Context() context.Context { return p.ctx }
+
+// Notify makes p handle the named signals, for example "TERM", and returns where
+// their names arrive.
+func (p *Process) Notify(signals ...string) <-chan string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	arrive := make(chan string, 16)
+	for _, s := range signals {
+		if n, err := signalNumber(s); err == nil {
+			p.handlers[n] = arrive
+		}
+	}
+	return arrive
+}
+
+// signal delivers a signal other than KILL.
+func (p *Process) signal(number int) {
+	p.mu.Lock()
+	handler := p.handlers[number]
+	p.mu.Unlock()
+	if handler != nil {
+		select {
+		case handler <- strings.TrimPrefix(unix.SignalName(unix.Signal(number)), "SIG"):
+		default:
+		}
+		return
+	}
+	if p.first {
+		return // the kernel protects it
+	}
+	switch unix.Signal(number) {
+	case unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH, unix.SIGCONT:
+	default:
+		p.finish(128 + number)
+	}
+}
+
+// finish ends p with code, unless it has ended. Engine.mu must not be held.
+func (p *Process) finish(code int) {
+	p.once.Do(func() {
+		p.cancel()
+		p.input.end()
+		p.ended(code)
+	})
+}
+
+// sleep waits for d or the end of p.
+func (p *Process) sleep(d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-p.ctx.Done():
+	}
+}
+
+// signalNumber reads a signal as Engines do: TERM, SIGTERM, 15, RTMIN+3.
+func signalNumber(name string) (int, error) {
+	if n, err := strconv.Atoi(name); err == nil {
+		if n < 1 || n > 64 {
+			return 0, fmt.Errorf("invalid signal: %s", name)
+		}
+		return n, nil
+	}
+	name = strings.TrimPrefix(strings.ToUpper(name), "SIG")
+	if n := unix.SignalNum("SIG" + name); n != 0 {
+		return int(n), nil
+	}
+	for base, at := range map[string]int{"RTMIN": 34, "RTMAX": 64} {
+		rest, ok := strings.CutPrefix(name, base)
+		if !ok {
+			continue
+		}
+		if rest == "" {
+			return at, nil
+		}
+		if n, err := strconv.Atoi(rest); err == nil && at+n >= 34 && at+n <= 64 {
+			return at + n, nil
+		}
+	}
+	return 0, fmt.Errorf("invalid signal: %s", name)
+}
+
+// Program has commands run program: those whose first word, or its last path
+// element, is name, or whose words joined by spaces are.
+func (e *Engine) Program(name string, program Program) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.programs[name] = program
+	delete(e.startFailures, name)
+}
+
+// Prints makes a Program that writes and, after d, ends with code.
+func Prints(out, err string, code int, d time.Duration) Program {
+	return func(p *Process) int {
+		_, _ = io.WriteString(p.Stdout, out)
+		_, _ = io.WriteString(p.Stderr, err)
+		p.sleep(d)
+		return code
+	}
+}
+
+// A StartFailure is why a command cannot be run.
+type StartFailure struct {
+	Code   int    // exit code: 127 not found, 126 not allowed, 128 other
+	Status int    // of the answer to the start of a container; 400 if 0
+	Text   string // what runc says, for example `exec: "x": permission denied`; made up if empty
+}
+
+// FailStart makes containers and exec sessions of the command name, as in
+// Program, fail to start. The commands missing and denied do so from the
+// beginning.
+func (e *Engine) FailStart(name string, failure StartFailure) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.startFailures[name] = failure
+}
+
+func startFailures() map[string]StartFailure {
+	return map[string]StartFailure{"missing": {Code: exitNotFound}, "denied": {Code: exitNotRun}, "/": {Code: exitNotRun}}
+}
+
+// program returns what runs args, or why nothing does. A container may be of
+// any command: one that is not known runs until it is asked to end, as a
+// well-behaved daemon does. In an exec session it is not found. e.mu is held.
+func (e *Engine) program(args []string, first bool) (Program, *StartFailure) {
+	for _, name := range []string{strings.Join(args, " "), args[0], path.Base(args[0])} {
+		if failure, ok := e.startFailures[name]; ok {
+			return nil, failure.of(args[0])
+		}
+		if program, ok := e.programs[name]; ok {
+			return program, nil
+		}
+	}
+	if first {
+		return daemon, nil
+	}
+	return nil, StartFailure{Code: exitNotFound}.of(args[0])
+}
+
+// of completes f for a command.
+func (f StartFailure) of(command string) *StartFailure {
+	if f.Text == "" {
+		switch {
+		case f.Code == exitNotRun:
+			f.Text = fmt.Sprintf("exec: %q: permission denied", command)
+		case strings.Contains(command, "/"):
+			f.Text = fmt.Sprintf("exec: %q: stat %s: no such file or directory", command, command)
+		default:
+			f.Text = fmt.Sprintf("exec: %q: executable file not found in $PATH", command)
+		}
+	}
+	if f.Status == 0 {
+		f.Status = 400
+	}
+	return &f
+}
+
+// A pipe is a standard input: what is written waits to be read, without bound.
+type pipe struct {
+	mu   sync.Mutex // guards following
+	data []byte
+	over bool
+	more chan struct{} // has one element if there is something new
+}
+
+func newPipe() *pipe { return &pipe{more: make(chan struct{}, 1)} }
+
+func (p *pipe) wake() {
+	select {
+	case p.more <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pipe) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return 0, io.ErrClosedPipe
+	}
+	p.data = append(p.data, b...)
+	p.wake()
+	return len(b), nil
+}
+
+// end is the end of what can be read, after what there is.
+func (p *pipe) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	p.wake()
+}
+
+func (p *pipe) Read(b []byte) (int, error) {
+	for {
+		p.mu.Lock()
+		n, over := copy(b, p.data), p.over
+		p.data = p.data[n:]
+		p.mu.Unlock()
+		switch {
+		case n > 0 || len(b) == 0:
+			return n, nil
+		case over:
+			p.wake()
+			return 0, io.EOF
+		}
+		<-p.more
+	}
+}

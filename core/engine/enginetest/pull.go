@@ -1,0 +1,211 @@
+package enginetest
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/registry"
+)
+
+// A Remote is what a registry has under a name, or what goes wrong when it is
+// asked for it. The zero Remote is an image that anybody can pull.
+type Remote struct {
+	Image  Image
+	Digest string // of the manifest, sha256:...; made up if empty
+
+	// Allow decides whether credentials do; nil lets all in, also those that
+	// have none. Others get what Docker Hub tells them.
+	Allow func(registry.AuthConfig) bool
+
+	// Error is what goes wrong. With a Status it is the answer; without one it
+	// comes in the stream, after all went well so far.
+	Error  string
+	Status int
+
+	Pace  time.Duration // between two messages of progress
+	Steps int           // messages of progress while downloading; 2 if 0
+	Stall bool          // no message ever comes after the first
+}
+
+// A Pull is an order to pull.
+type Pull struct {
+	Ref  string // normalized
+	Auth registry.AuthConfig
+	// Header is the whole of the X-Registry-Auth header, "" without one.
+	Header   string
+	Platform string
+}
+
+// Registry puts something into a registry under the name ref, in place of what
+// is there. What is in no registry is not found.
+func (e *Engine) Registry(ref string, r Remote) {
+	e.t.Helper()
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		e.t.Errorf("enginetest: registry: %v", err)
+		return
+	}
+	named = reference.TagNameOnly(named)
+	r.Image = r.Image.complete(named.String())
+	if r.Digest == "" {
+		r.Digest = "sha256:" + sum("manifest "+r.Image.ID)
+	}
+	if canonical, ok := named.(reference.Canonical); ok {
+		r.Digest = canonical.Digest().String()
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.remote[named.String()] = &r
+}
+
+// Pulls lists the pulls that were ordered.
+func (e *Engine) Pulls() []Pull {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.pulls)
+}
+
+// lookUp finds what a registry has under a name. e.mu is held.
+func (e *Engine) lookUp(named reference.Named) *Remote {
+	if r, ok := e.remote[named.String()]; ok {
+		return r
+	}
+	canonical, ok := named.(reference.Canonical)
+	if !ok {
+		return nil
+	}
+	for name, r := range e.remote {
+		if repository(name) == named.Name() && r.Digest == canonical.Digest().String() {
+			return r
+		}
+	}
+	return nil
+}
+
+// imagePull is POST /images/create.
+func (e *Engine) imagePull(c *call) error {
+	ref := c.query.Get("fromImage")
+	if tag := c.query.Get("tag"); strings.Contains(tag, ":") {
+		ref += "@" + tag
+	} else if tag != "" {
+		ref += ":" + tag
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return invalid("%v", err)
+	}
+	named = reference.TagNameOnly(named)
+	order := Pull{Ref: named.String(), Header: c.Request.Header.Get(registry.AuthHeader), Platform: c.query.Get("platform")}
+	if order.Header != "" {
+		auth, err := registry.DecodeAuthConfig(order.Header)
+		if err != nil {
+			return invalid("%v", err)
+		}
+		order.Auth = *auth
+	}
+	e.mu.Lock()
+	e.pulls = append(e.pulls, order)
+	r := e.lookUp(named)
+	e.mu.Unlock()
+	switch {
+	case r == nil:
+		return refusal(http.StatusNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(named))
+	case r.Allow != nil && !r.Allow(order.Auth):
+		return refusal(http.StatusNotFound, "pull access denied for %s, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", reference.FamiliarName(named))
+	case r.Status != 0:
+		return refusal(r.Status, "%s", r.Error)
+	}
+	return e.download(c, named, r)
+}
+
+// A progress is a message about a pull.
+type progress struct {
+	Status string            `json:"status,omitempty"`
+	Amount *amount           `json:"progressDetail,omitempty"`
+	Error  string            `json:"error,omitempty"`
+	Detail map[string]string `json:"errorDetail,omitempty"`
+	ID     string            `json:"id,omitempty"`
+}
+
+type amount struct {
+	Current int64 `json:"current,omitempty"`
+	Total   int64 `json:"total,omitempty"`
+}
+
+// download plays a pull that began well.
+func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
+	e.mu.Lock()
+	_, there := e.images[r.Image.ID]
+	e.mu.Unlock()
+	send := c.stream()
+	for _, m := range script(named, r, there) {
+		if err := send(m); err != nil {
+			return errHangUp
+		}
+		pace := time.After(r.Pace)
+		if r.Stall {
+			pace = nil
+		}
+		select {
+		case <-pace:
+		case <-c.Context().Done():
+			return errHangUp // and the pull is off
+		case <-c.run.ctx.Done():
+			return errHangUp
+		}
+	}
+	if r.Error != "" {
+		return send(progress{Error: r.Error, Detail: map[string]string{"message": r.Error}})
+	}
+	familiar := reference.FamiliarString(named)
+	e.mu.Lock()
+	e.keep(r.Image)
+	if _, digested := named.(reference.Canonical); !digested {
+		e.refs[familiar] = r.Image.ID
+		e.images[r.Image.ID].tagged = time.Now().UTC()
+	}
+	e.refs[reference.FamiliarName(named)+"@"+r.Digest] = r.Image.ID
+	e.publish(events.Message{
+		Status: string(events.ActionPull), ID: familiar, Type: events.ImageEventType, Action: events.ActionPull,
+		Actor: events.Actor{ID: familiar, Attributes: map[string]string{"name": reference.FamiliarName(named)}},
+	})
+	e.mu.Unlock()
+	if err := send(progress{Status: "Digest: " + r.Digest}); err != nil {
+		return errHangUp
+	}
+	outcome := "Downloaded newer image"
+	if there {
+		outcome = "Image is up to date"
+	}
+	return send(progress{Status: "Status: " + outcome + " for " + familiar})
+}
+
+// script is what is told of a pull before its outcome.
+func script(named reference.Named, r *Remote, there bool) []progress {
+	which := reference.FamiliarString(named)
+	if tagged, ok := named.(reference.Tagged); ok {
+		which = tagged.Tag()
+	}
+	all := []progress{{Status: "Pulling from " + reference.Path(named), ID: which}}
+	if there || r.Error != "" {
+		return all
+	}
+	id, size := layer(r.Image.ID)[:12], r.Image.Size
+	steps := int64(r.Steps)
+	if steps == 0 {
+		steps = 2
+	}
+	all = append(all, progress{Status: "Pulling fs layer", Amount: &amount{}, ID: id})
+	for i := range steps {
+		all = append(all, progress{Status: "Downloading", Amount: &amount{size * (i + 1) / steps, size}, ID: id})
+	}
+	return append(all,
+		progress{Status: "Verifying Checksum", Amount: &amount{}, ID: id},
+		progress{Status: "Download complete", Amount: &amount{}, ID: id},
+		progress{Status: "Extracting", Amount: &amount{size, size}, ID: id},
+		progress{Status: "Pull complete", Amount: &amount{}, ID: id})
+}

@@ -1,0 +1,186 @@
+package enginetest
+
+import (
+	"net/http"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/docker/docker/api/types"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/api/types/system"
+	"github.com/docker/docker/api/types/versions"
+	"github.com/docker/docker/api/types/volume"
+)
+
+// Name is what the Engine says its host is called, so that Laws can tell it
+// from a real one.
+const Name = "enginetest"
+
+// kernel is the release that the Engine says it runs on.
+const kernel = "6.1.0-18-amd64"
+
+// serverVersion is an Engine that speaks API versions up to api.
+func serverVersion(api string) string {
+	switch api {
+	case "1.41":
+		return "20.10.24"
+	case "1.42":
+		return "23.0.6"
+	case "1.43":
+		return "24.0.9"
+	case "1.44":
+		return "25.0.5"
+	case "1.45":
+		return "26.1.5"
+	case "1.46", "1.47":
+		return "27.5.1"
+	case "1.48", "1.49", "1.50", "1.51":
+		return "28.5.2"
+	default:
+		if versions.LessThan(api, "1.41") {
+			return "19.03.15"
+		}
+		return "29.7.2"
+	}
+}
+
+// since reports whether the Engine speaks API version v. e.mu is held.
+func (e *Engine) since(v string) bool { return versions.GreaterThanOrEqualTo(e.api, v) }
+
+// speaks is since for those who do not hold e.mu.
+func (e *Engine) speaks(v string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.since(v)
+}
+
+// ping is GET and HEAD /_ping.
+func (e *Engine) ping(c *call) error {
+	c.begun = true
+	c.Header().Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	c.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	c.WriteHeader(http.StatusOK)
+	if c.Method == http.MethodHead {
+		return nil
+	}
+	_, err := c.Write([]byte("OK"))
+	return err
+}
+
+// version is GET /version.
+func (e *Engine) version(c *call) error {
+	e.mu.Lock()
+	api, oldest := e.api, e.minAPI
+	server := e.self().ServerVersion
+	e.mu.Unlock()
+	return c.answer(http.StatusOK, types.Version{
+		Version: server, APIVersion: api, MinAPIVersion: oldest,
+		Components: []types.ComponentVersion{{Name: "Engine", Version: server, Details: map[string]string{
+			"ApiVersion": api, "MinAPIVersion": oldest, "Os": "linux", "Arch": runtime.GOARCH,
+		}}},
+		Os: "linux", Arch: runtime.GOARCH, KernelVersion: kernel, GoVersion: runtime.Version(),
+	})
+}
+
+// info is GET /info.
+func (e *Engine) info(c *call) error {
+	e.mu.Lock()
+	info := e.self()
+	e.mu.Unlock()
+	return c.answer(http.StatusOK, info)
+}
+
+// self is what the Engine says of itself. e.mu is held.
+func (e *Engine) self() system.Info {
+	features := map[string]string{}
+	if e.since("1.44") {
+		features["org.opencontainers.runtime-spec.features"] = `{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOptions":["bind","ro","rbind","rro"]}`
+	}
+	runc := system.RuntimeWithStatus{Runtime: system.Runtime{Path: "runc"}, Status: features}
+	info := system.Info{
+		ID: sum(e.Host)[:36], Name: Name, Images: len(e.images),
+		Driver:       "overlay2",
+		DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
+		Plugins: system.PluginsInfo{
+			Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "local", "none"},
+		},
+		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true,
+		PidsLimit: true, IPv4Forwarding: true, OomKillDisable: true,
+		SystemTime:    stamp(time.Now()),
+		LoggingDriver: jsonLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		NEventsListener: e.listeners(),
+		KernelVersion:   kernel, OperatingSystem: "Maps", OSVersion: "12", OSType: "linux", Architecture: "x86_64",
+		NCPU: 2, MemTotal: 8 << 30, DockerRootDir: e.RootDir, ServerVersion: serverVersion(e.api),
+		Runtimes: map[string]system.RuntimeWithStatus{
+			"io.containerd.runc.v2": runc, "runc": runc,
+		},
+		DefaultRuntime: "runc", Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
+		LiveRestoreEnabled: e.liveRestore, InitBinary: "docker-init",
+		SecurityOptions: []string{"name=seccomp,profile=default"},
+	}
+	if e.since("1.42") {
+		info.SecurityOptions = []string{"name=seccomp,profile=builtin"}
+	}
+	if e.since("1.50") {
+		info.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
+	}
+	for _, b := range e.boxes {
+		info.Containers++
+		switch {
+		case b.state.Paused:
+			info.ContainersPaused++
+		case b.state.Running:
+			info.ContainersRunning++
+		default:
+			info.ContainersStopped++
+		}
+	}
+	for _, edit := range e.editInfo {
+		edit(&info)
+	}
+	return info
+}
+
+// diskUsage is GET /system/df.
+func (e *Engine) diskUsage(c *call) error {
+	return c.answer(http.StatusOK, e.usage(c.query["type"]))
+}
+
+// usage tells how much room is taken by what is of the given kinds. Before API
+// 1.42 nobody could choose.
+func (e *Engine) usage(kinds []string) types.DiskUsage {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	wants := func(kind types.DiskUsageObject) bool {
+		return !e.since("1.42") || len(kinds) == 0 || slices.Contains(kinds, string(kind))
+	}
+	usage := types.DiskUsage{}
+	if wants(types.ImageObject) {
+		usage.Images = []*image.Summary{}
+		for _, p := range e.images {
+			usage.LayersSize += p.Size
+			row := e.imageRow(p)
+			row.SharedSize, row.Containers = 0, 0
+			for _, b := range e.boxes {
+				if b.image == p.ID {
+					row.Containers++
+				}
+			}
+			usage.Images = append(usage.Images, &row)
+		}
+	}
+	if wants(types.ContainerObject) {
+		usage.Containers = []*container.Summary{}
+		for _, b := range e.newestFirst() {
+			row := e.row(b)
+			usage.Containers = append(usage.Containers, &row)
+		}
+	}
+	if wants(types.VolumeObject) {
+		usage.Volumes = []*volume.Volume{}
+	}
+	return usage
+}
