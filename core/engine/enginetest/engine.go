@@ -88,6 +88,7 @@ type Engine struct {
 type run struct {
 	ctx    context.Context
 	cancel context.CancelFunc
+	l      net.Listener
 	srv    *http.Server
 	calls  sync.WaitGroup // handlers under way
 
@@ -198,6 +199,7 @@ func (e *Engine) Stop() {
 	}
 	r.cancel()
 	_ = r.srv.Close()
+	_ = r.l.Close() // the server may not have begun
 	r.mu.Lock()
 	for c := range r.conns {
 		_ = c.Close()
@@ -234,7 +236,7 @@ func (e *Engine) Restart() {
 		e.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(e.ctx)
-	r := &run{ctx: ctx, cancel: cancel, conns: map[net.Conn]struct{}{}}
+	r := &run{ctx: ctx, cancel: cancel, l: l, conns: map[net.Conn]struct{}{}}
 	r.srv = &http.Server{
 		Handler:     e.handler(r),
 		BaseContext: func(net.Listener) context.Context { return ctx },

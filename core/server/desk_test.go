@@ -1,0 +1,625 @@
+package server_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/registry"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	containers "berth/core/container"
+	"berth/core/engine"
+	"berth/core/engine/enginetest"
+	"berth/core/exec"
+	"berth/core/image"
+	"berth/core/journal"
+	"berth/core/logs"
+	"berth/core/sandbox"
+	"berth/core/server"
+	"berth/core/stats"
+	"berth/core/view"
+	"berth/network"
+	"berth/streaming"
+)
+
+const busybox = "busybox:1"
+
+// A house is the whole daemon but its door, on an Engine of maps and with a
+// network of maps.
+type house struct {
+	*testing.T
+	engine  *enginetest.Engine
+	pods    *cables
+	dir     string
+	runtime runtimeapi.RuntimeServiceClient
+	images  runtimeapi.ImageServiceClient
+}
+
+// furnish moves in.
+func furnish(t *testing.T, options ...enginetest.Option) *house {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "desk") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	h := &house{T: t, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h.engine.AddImage(enginetest.Image{}, busybox)
+	log := slog.New(slog.DiscardHandler)
+	notes, err := journal.Open(filepath.Join(dir, "journal"))
+	h.must(err)
+	shelf := func(name string) *journal.Shelf {
+		s, err := notes.Shelf(name)
+		h.must(err)
+		return s
+	}
+	docker, err := engine.New(engine.Config{Host: h.engine.Host}, log)
+	h.must(err)
+	output := logs.New(logs.CRI, docker, shelf("logs"), log)
+	failures := shelf("failed-starts")
+	seen := view.New(view.Config{Network: h.pods, Failures: failures, Logs: output}, docker, log)
+	used := stats.New(docker, seen, log)
+	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 300 * time.Millisecond, Written: used.Written}, docker, log)
+	run := filepath.Join(dir, "run")
+	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, log)
+	sandboxes := sandbox.New(sandbox.Config{RunDir: run}, docker, seen, images, inside, h.pods, shelf("sandboxes"), log)
+	commands := exec.New(docker, seen, nil, log)
+	streams, err := streaming.Listen("127.0.0.1:0", commands)
+	h.must(err)
+	desk := server.New(server.Rooms{
+		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: inside, Images: images,
+		Commands: commands, Stats: used, Streams: streams, Network: h.pods,
+	}, server.Info{}, log)
+	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
+	h.must(err)
+
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	g, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{
+		docker.Run, seen.Run, images.Run, sandboxes.KeepClean, inside.KeepClean, output.Run, streams.Run,
+		func(ctx context.Context) error { return desk.Serve(ctx, l) },
+	} {
+		g.Go(func() error { return run(ctx) })
+	}
+	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	h.must(err)
+	t.Cleanup(func() {
+		conn.Close()
+		cancel()
+		if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	h.runtime, h.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	h.until("not ready", func() bool { return h.ready() })
+	return h
+}
+
+type resolver struct{ images *image.Service }
+
+func (r resolver) Resolve(ctx context.Context, ref, userRef string) (containers.Image, error) {
+	found, err := r.images.Resolve(ctx, ref, userRef)
+	return containers.Image(found), err
+}
+
+func (h *house) must(err error) {
+	h.Helper()
+	if err != nil {
+		h.Fatal(err)
+	}
+}
+
+func (h *house) until(what string, ok func() bool) {
+	h.Helper()
+	for range 1000 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	h.Fatal(what)
+}
+
+func (h *house) ready() bool {
+	s, err := h.runtime.Status(h.Context(), &runtimeapi.StatusRequest{})
+	return err == nil && !slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool { return !c.GetStatus() })
+}
+
+// cables are a network of maps.
+type cables struct {
+	mu       sync.Mutex // guards following
+	attached map[string]bool
+	bound    map[string]bool
+	broken   string // the step that fails
+}
+
+func (c *cables) step(name string, do func()) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken == name {
+		return errors.New("the plugin says no")
+	}
+	do()
+	return nil
+}
+
+// breaks has a step fail from now on, or none.
+func (c *cables) breaks(step string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = step
+}
+
+func (c *cables) Plan(pod network.Pod) (network.Plan, error) {
+	return network.Plan{Pod: pod}, c.step("plan", func() {})
+}
+
+func (c *cables) Bind(id string, _ int) (string, error) {
+	return "/run/netns/" + id, c.step("bind", func() { c.bound[id] = true })
+}
+
+func (c *cables) Attach(_ context.Context, plan network.Plan) ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr("10.1.2.3")}, c.step("attach", func() { c.attached[plan.Pod.ID] = true })
+}
+
+func (c *cables) Detach(_ context.Context, _ *network.Plan, id string) error {
+	return c.step("detach", func() { delete(c.attached, id); delete(c.bound, id) })
+}
+
+func (c *cables) Forget(_ context.Context, id string) error { return c.Detach(nil, nil, id) }
+
+func (c *cables) Attached() (ids []string) {
+	_ = c.step("", func() {
+		for id := range c.attached {
+			ids = append(ids, id)
+		}
+	})
+	return ids
+}
+
+func (c *cables) Bound() (ids []string) {
+	_ = c.step("", func() {
+		for id := range c.bound {
+			ids = append(ids, id)
+		}
+	})
+	return ids
+}
+
+func (c *cables) Addresses(id string) (addrs []netip.Addr, attached bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return []netip.Addr{netip.MustParseAddr("10.1.2.3")}, c.attached[id]
+}
+
+func (c *cables) GC(context.Context, []string) error { return nil }
+func (c *cables) Same(string, int) bool              { return true }
+func (c *cables) Status(context.Context) error       { return nil }
+func (c *cables) SetPodCIDR(string)                  {}
+
+// leftovers lists all that a pod may leave.
+func (h *house) leftovers() []string {
+	left := h.engine.Leftovers()
+	for _, id := range append(h.pods.Attached(), h.pods.Bound()...) {
+		left = append(left, "network of "+id)
+	}
+	for _, pattern := range []string{"run/pods/*", "journal/v1/*/*", "logs/*/*/*"} {
+		files, err := filepath.Glob(filepath.Join(h.dir, pattern))
+		h.must(err)
+		left = append(left, files...)
+	}
+	return left
+}
+
+// clean fails unless nothing is left, once what is under way is done.
+func (h *house) clean() {
+	h.Helper()
+	for range 300 {
+		if len(h.leftovers()) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	h.Errorf("left behind:\n  %s", strings.Join(h.leftovers(), "\n  "))
+}
+
+func (h *house) pod(name string) *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
+		Hostname: name, LogDirectory: filepath.Join(h.dir, "logs", name), Labels: map[string]string{"app": name},
+	}
+}
+
+func command(name string, words ...string) *runtimeapi.ContainerConfig {
+	return &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: busybox},
+		Command: words, LogPath: name + "/0.log",
+	}
+}
+
+// begin runs a pod with one container, as a kubelet does.
+func (h *house) begin(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (sandboxID, id string, err error) {
+	ran, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
+	if err != nil {
+		return "", "", err
+	}
+	made, err := h.runtime.CreateContainer(h.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: ran.GetPodSandboxId(), Config: c, SandboxConfig: pod})
+	if err != nil {
+		return ran.GetPodSandboxId(), "", err
+	}
+	_, err = h.runtime.StartContainer(h.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()})
+	return ran.GetPodSandboxId(), made.GetContainerId(), err
+}
+
+// end takes down a pod; it must work.
+func (h *house) end(id string) {
+	h.Helper()
+	_, err := h.runtime.StopPodSandbox(h.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
+	h.must(err)
+	_, err = h.runtime.RemovePodSandbox(h.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+	h.must(err)
+}
+
+// endAll takes down all pods there are.
+func (h *house) endAll() {
+	h.Helper()
+	list, err := h.runtime.ListPodSandbox(h.Context(), &runtimeapi.ListPodSandboxRequest{})
+	h.must(err)
+	for _, p := range list.GetItems() {
+		h.end(p.GetId())
+	}
+	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
+}
+
+func (h *house) state(id string) runtimeapi.ContainerState {
+	h.Helper()
+	s, err := h.runtime.ContainerStatus(h.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	h.must(err)
+	return s.GetStatus().GetState()
+}
+
+func TestAPod(t *testing.T) {
+	h := furnish(t)
+	pod, id, err := h.begin(h.pod("web"), command("c", "sh", "-c", "echo hello; sleep 1000"))
+	h.must(err)
+	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("state %v", s)
+	}
+	h.until("no log", func() bool {
+		log, err := os.ReadFile(filepath.Join(h.dir, "logs", "web", "c", "0.log"))
+		return err == nil && strings.HasSuffix(string(log), " stdout F hello\n")
+	})
+	said, err := h.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}})
+	if err != nil || string(said.GetStdout()) != "out\n" || string(said.GetStderr()) != "err\n" || said.GetExitCode() != 3 {
+		t.Errorf("exec: %v, %v", said, err)
+	}
+	again, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.pod("web")})
+	if err != nil || again.GetPodSandboxId() != pod {
+		t.Errorf("the same pod again: %v, %v", again, err)
+	}
+	h.engine.ResetCalls()
+	for range 3 {
+		_, err := h.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+		h.must(err)
+		_, err = h.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		h.must(err)
+		_, err = h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
+		h.must(err)
+	}
+	if n := h.engine.Calls(); n > 0 {
+		t.Errorf("lists and status cost %d calls of Docker", n)
+	}
+	for range 2 {
+		_, err := h.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
+		h.must(err)
+	}
+	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_EXITED {
+		t.Errorf("state %v after a stop", s)
+	}
+	for range 2 {
+		h.end(pod)
+	}
+	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
+	h.clean()
+}
+
+// TestEveryCallBroken breaks each call of Docker in turn, before it does
+// anything and after, when making and when taking down a pod.
+func TestEveryCallBroken(t *testing.T) {
+	h := furnish(t)
+	order := command("c", "sleep", "1000")
+	_, _, err := h.begin(h.pod("warm"), order)
+	h.must(err)
+	h.engine.ResetCalls()
+	h.endAll()
+	_, _, err = h.begin(h.pod("count"), order)
+	h.must(err)
+	calls := h.engine.Calls()
+	h.endAll()
+	h.clean()
+	breaks := map[string]func(n int){
+		"refused":  func(n int) { h.engine.FailOnce("", 500, n) },
+		"hung up":  func(n int) { h.engine.FailOnce("", enginetest.HangUp, n) },
+		"not told": func(n int) { h.engine.Lose("", n) },
+	}
+	for name, how := range breaks {
+		t.Run(name, func(t *testing.T) {
+			for n := 1; n <= calls; n++ {
+				pod := h.pod(fmt.Sprintf("p%d", n))
+				how(n)
+				_, _, first := h.begin(pod, order)
+				h.engine.Heal("")
+				h.until("not back", h.ready)
+				if _, _, err := h.begin(pod, order); first != nil && status.Code(err) == codes.AlreadyExists {
+					// The container runs: only the answer was lost.
+				} else if first != nil && err != nil {
+					t.Errorf("call %d: first %v, then %v", n, first, err)
+				}
+				h.endAll()
+				h.clean()
+			}
+		})
+	}
+}
+
+func TestABrokenNetworkLeavesNothing(t *testing.T) {
+	h := furnish(t)
+	for _, step := range []string{"plan", "bind", "attach"} {
+		h.pods.breaks(step)
+		if _, _, err := h.begin(h.pod(step), command("c", "true")); err == nil {
+			t.Errorf("a pod runs without its network: %s", step)
+		}
+		h.pods.breaks("")
+		h.clean()
+	}
+	// A network that cannot be taken back keeps the pod, so that the kubelet
+	// comes back for it.
+	pod, _, err := h.begin(h.pod("stuck"), command("c", "sleep", "1000"))
+	h.must(err)
+	h.pods.breaks("detach")
+	if _, err := h.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err == nil {
+		t.Error("a pod is stopped whose network is still there")
+	}
+	h.pods.breaks("")
+	h.end(pod)
+}
+
+func TestDockerAway(t *testing.T) {
+	h := furnish(t, enginetest.LiveRestore())
+	pod, id, err := h.begin(h.pod("web"), command("c", "sleep", "1000"))
+	h.must(err)
+	h.engine.Stop()
+	h.until("not noticed", func() bool { return !h.ready() })
+	_, err = h.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("list without Docker: %v", err)
+	}
+	if _, _, err := h.begin(h.pod("other"), command("c", "true")); status.Code(err) != codes.Unavailable {
+		t.Errorf("run without Docker: %v", err)
+	}
+	h.engine.Version("1.51") // upgraded meanwhile
+	h.engine.Restart()
+	h.until("not back", h.ready)
+	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("state %v after Docker is back", s)
+	}
+	h.end(pod)
+}
+
+func TestAnEngineTooOld(t *testing.T) {
+	h := furnish(t)
+	h.engine.Stop()
+	h.engine.Version("1.40")
+	h.engine.Restart()
+	h.until("served by an Engine that is too old", func() bool {
+		s, err := h.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		return err == nil && !s.GetStatus().GetConditions()[0].GetStatus() && strings.Contains(s.GetStatus().GetConditions()[0].GetMessage(), "20.10")
+	})
+}
+
+// One container that Docker cannot tell about delays no answer about others.
+func TestOneHungContainer(t *testing.T) {
+	h := furnish(t)
+	_, hung, err := h.begin(h.pod("hung"), command("c", "sleep", "1000"))
+	h.must(err)
+	pod, id, err := h.begin(h.pod("fine"), command("c", "sleep", "1000"))
+	h.must(err)
+	release := h.engine.Hang(hung)
+	defer release()
+	h.engine.BreakEvents() // has everything looked at again
+	time.Sleep(50 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	defer cancel()
+	_, err = h.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id})
+	h.must(err)
+	list, err := h.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil || len(list.GetContainers()) != 2 {
+		t.Errorf("%d containers, %v", len(list.GetContainers()), err)
+	}
+	release()
+	h.end(pod)
+}
+
+func TestPulls(t *testing.T) {
+	h := furnish(t)
+	h.engine.Registry("registry.test/a:1", enginetest.Remote{Pace: 20 * time.Millisecond})
+	var all errgroup.Group
+	for range 5 {
+		all.Go(func() error {
+			_, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/a:1"}})
+			return err
+		})
+	}
+	h.must(all.Wait())
+	if n := len(h.engine.Pulls()); n != 1 {
+		t.Errorf("%d pulls of the same image at a time", n)
+	}
+	h.engine.Registry("registry.test/private:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Username == "u" && a.Password == "p" }})
+	private := &runtimeapi.ImageSpec{Image: "registry.test/private:1"}
+	if _, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: private}); err == nil || strings.Contains(err.Error(), "secret") {
+		t.Errorf("without credentials: %v", err)
+	}
+	_, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: private, Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
+	h.must(err)
+	h.engine.Registry("registry.test/stuck:1", enginetest.Remote{Stall: true})
+	begin := time.Now()
+	_, err = h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/stuck:1"}})
+	if err == nil || time.Since(begin) > 5*time.Second {
+		t.Errorf("a pull without progress: %v after %v", err, time.Since(begin))
+	}
+	if _, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/none:1"}}); status.Code(err) != codes.NotFound {
+		t.Errorf("an image that is not there: %v", err)
+	}
+	for range 2 {
+		var all errgroup.Group
+		for range 5 {
+			all.Go(func() error {
+				_, err := h.images.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/a:1"}})
+				return err
+			})
+		}
+		h.must(all.Wait())
+	}
+	if h.engine.HasImage("registry.test/a:1") {
+		t.Error("the image is still there")
+	}
+}
+
+// unimplemented is what no answer can be given to yet (contrib/docs/open.md).
+var unimplemented = []string{
+	"CheckpointContainer", "CheckpointPod", "RestorePod", "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
+	"UpdateContainerResources", "UpdatePodSandboxResources",
+}
+
+// TestEmptyRequests sends every call an empty request, and one about something
+// that is not there: none may panic, and each must say something sensible.
+func TestEmptyRequests(t *testing.T) {
+	h := furnish(t)
+	seen := 0
+	for _, service := range []any{h.runtime, h.images} {
+		v := reflect.ValueOf(service)
+		for i := range v.NumMethod() {
+			name := v.Type().Method(i).Name
+			seen++
+			method := v.Method(i)
+			if method.Type().Out(0).Kind() == reflect.Interface {
+				continue // a stream, see its list
+			}
+			request := reflect.New(method.Type().In(1).Elem())
+			out := method.Call([]reflect.Value{reflect.ValueOf(t.Context()), request})
+			err, _ := out[1].Interface().(error)
+			switch code := status.Code(err); {
+			case (code == codes.Unimplemented) != slices.Contains(unimplemented, name):
+				t.Errorf("%s: %v", name, err)
+			case code == codes.Internal, code == codes.Unknown, code == codes.Unavailable:
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if seen != 43 {
+		t.Errorf("%d calls, want the CRI's 43", seen)
+	}
+}
+
+// TestTheViewNeverLies does thousands of things to pods, half of them behind
+// berth's back and with event streams that break, and compares what is
+// listed with what there is.
+func TestTheViewNeverLies(t *testing.T) {
+	h := furnish(t, enginetest.LiveRestore())
+	rounds := 40
+	if testing.Short() {
+		rounds = 5
+	}
+	docker := h.engine.Client(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	ctx := t.Context()
+	var pods, ids []string
+	one := func(list []string) string { return list[rng.IntN(len(list))] }
+	for round := range rounds {
+		for range 25 {
+			switch n := rng.IntN(100); {
+			case len(ids) < 5 || n < 20 && len(ids) < 60:
+				pod, id, err := h.begin(h.pod(fmt.Sprintf("p%d", len(pods))), command("c", "sleep", "1000"))
+				if err == nil {
+					pods, ids = append(pods, pod), append(ids, id)
+				} else if status.Code(err) != codes.Unavailable {
+					t.Fatal(err)
+				}
+			case n < 40:
+				_, _ = h.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: one(ids)})
+			case n < 50:
+				_, _ = h.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: one(ids)})
+			case n < 65:
+				_ = docker.ContainerKill(ctx, one(ids), "KILL")
+			case n < 75:
+				_ = docker.ContainerRemove(ctx, one(ids), container.RemoveOptions{Force: true})
+			case n < 85:
+				_ = docker.ContainerStart(ctx, one(ids), container.StartOptions{})
+			case n < 95:
+				h.engine.BreakEvents()
+			default:
+				h.engine.Restart()
+			}
+		}
+		quiet := time.Now()
+		differ := ""
+		for time.Since(quiet) < 5*time.Second {
+			if differ = h.differ(); differ == "" {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if differ != "" {
+			t.Fatalf("round %d: %s", round, differ)
+		}
+	}
+}
+
+// differ compares what is listed with what the Engine has.
+func (h *house) differ() string {
+	list, err := h.runtime.ListContainers(h.Context(), &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return err.Error()
+	}
+	docker := h.engine.Client(h.T)
+	all, err := docker.ContainerList(h.Context(), container.ListOptions{All: true})
+	if err != nil {
+		return err.Error()
+	}
+	truth := map[string]bool{}
+	for _, c := range all {
+		if c.Labels["io.kubernetes.docker.type"] == "container" {
+			truth[c.ID] = c.State == container.StateRunning
+		}
+	}
+	for _, c := range list.GetContainers() {
+		running, there := truth[c.GetId()]
+		if !there || running != (c.GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING) {
+			return fmt.Sprintf("%s is listed as %v; there: %v, runs: %v", c.GetId(), c.GetState(), there, running)
+		}
+		delete(truth, c.GetId())
+	}
+	if len(truth) > 0 {
+		return fmt.Sprintf("not listed: %v", truth)
+	}
+	return ""
+}
