@@ -35,6 +35,7 @@ type Config struct {
 	LogLevel       string // a key of levels
 	LogFormat      string // text or json
 
+	verb     string // what to do
 	warnings []warning
 }
 

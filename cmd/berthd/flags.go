@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -54,7 +55,7 @@ func options(cfg *Config) []group {
 				usage: "how long a pull may make no progress before it is given up"},
 		}},
 		{"Logs of containers", []*option{
-			{name: "container-logs", value: set(&cfg.ContainerLogs, oneOf("cri", "symlink", "follow")), initial: "cri",
+			{name: "container-logs", value: choice(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
 				usage: "how new containers get the log file that the kubelet reads: cri, written by us from Docker's json-file and rotated by the kubelet; symlink, a link to the json-file; or follow, written by us from Docker's log stream, whatever log-driver daemon.json names"},
 		}},
 		{"Network", []*option{
@@ -74,9 +75,9 @@ func options(cfg *Config) []group {
 				usage: "`DIR` of what must outlive a reboot"},
 			{name: "run-dir", value: set(&cfg.RunDir, aDir), initial: "/run/berth",
 				usage: "`DIR` of the network namespaces and files of pods that run"},
-			{name: "log-level", value: set(&cfg.LogLevel, aLogLevel), initial: "info",
+			{name: "log-level", value: &setting[string]{to: &cfg.LogLevel, read: aLogLevel, words: levelNames()}, initial: "info",
 				usage: "the least that is logged: trace, debug, info, warn, error, fatal or panic"},
-			{name: "log-format", value: set(&cfg.LogFormat, oneOf("text", "json")), initial: "text",
+			{name: "log-format", value: choice(&cfg.LogFormat, "text", "json"), initial: "text",
 				usage: "text or json"},
 		}},
 		{"Without effect, taken with a warning", []*option{
@@ -84,7 +85,7 @@ func options(cfg *Config) []group {
 				idle: "all addresses that CNI gives to a pod are reported"},
 			{name: "network-plugin-mtu", value: set(new(int), strconv.Atoi), initial: "0",
 				idle: "it was for kubenet; set the MTU in the CNI configuration"},
-			{name: "hairpin-mode", value: set(new(string), oneOf("none", "hairpin-veth", "promiscuous-bridge")), initial: "none",
+			{name: "hairpin-mode", value: choice(new(string), "none", "hairpin-veth", "promiscuous-bridge"), initial: "none",
 				idle: "it was for kubenet; set hairpinMode in the CNI configuration"},
 			{name: "runtime-cgroups", value: set(new(string), anything), initial: "",
 				idle: "Docker's cgroup is left to its service manager"},
@@ -136,7 +137,7 @@ func parse(c call) (cfg Config, done bool, err error) {
 	if err := flags.Parse(c.args); err != nil {
 		return cfg, false, misuse("%v (--help tells what there is)", err)
 	}
-	verb := strings.Join(flags.Args(), " ")
+	cfg.verb = strings.Join(flags.Args(), " ")
 	switch {
 	case showHelp:
 		return cfg, true, printHelp(c, append(table, general))
@@ -144,8 +145,12 @@ func parse(c call) (cfg Config, done bool, err error) {
 		return cfg, true, printVersion(c.out, c.name)
 	case showBuildinfo:
 		return cfg, true, printBuildinfo(c.out, c.name)
-	case verb != "" && verb != verbPrint:
+	case !slices.ContainsFunc(verbs, func(v verb) bool { return v.words == cfg.verb }):
 		return cfg, false, misuse("unexpected argument %q (--help tells what there is)", flags.Arg(0))
+	case cfg.verb == verbCompletion:
+		return cfg, true, printCompletion(c, append(table, general))
+	case cfg.verb == verbMan:
+		return cfg, true, printManual(c, append(table, general))
 	}
 
 	given := map[*option]string{}
@@ -168,14 +173,28 @@ func parse(c call) (cfg Config, done bool, err error) {
 			cfg.warnings = append(cfg.warnings, warning{o.name, o.from, o.idle})
 		}
 	}
-	if verb == verbPrint {
+	if cfg.verb == verbPrint {
 		return cfg, true, printConfig(c.out, table, cfg.warnings)
 	}
 	return cfg, false, nil
 }
 
-// verbPrint prints what is in force instead of serving.
-const verbPrint = "config print"
+// A verb is what the program does, by the words that ask for it.
+type verb struct{ words, usage string }
+
+const (
+	verbServe      = ""
+	verbPrint      = "config print"
+	verbCompletion = "completion bash"
+	verbMan        = "man"
+)
+
+var verbs = []verb{
+	{verbServe, "serve until told to stop"},
+	{verbPrint, "print the options in force, and where they were given"},
+	{verbCompletion, "print what lets bash complete commands"},
+	{verbMan, "print the manual page"},
+}
 
 // all returns the options of all groups.
 func all(table []group) (found []*option) {
@@ -224,9 +243,11 @@ Runtime Interface for a kubelet:
   kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock
 
 Usage:
-  %[1]s [flags]                serve until told to stop
-  %[1]s config print [flags]   print the options in force, and where they were given
 `, c.name)
+	for _, v := range verbs {
+		call := strings.Join(strings.Fields(c.name+" "+v.words+" [flags]"), " ")
+		fmt.Fprintf(&text, "  %-32s%s\n", call, v.usage)
+	}
 	for _, g := range table {
 		set, err := g.flags()
 		if err != nil {

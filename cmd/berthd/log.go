@@ -33,6 +33,11 @@ func aLogLevel(s string) (string, error) {
 	return s, nil
 }
 
+// levelNames returns the levels as one would write them.
+func levelNames() []string {
+	return []string{"trace", "debug", "info", "warn", "error", "fatal", "panic"}
+}
+
 // newLog returns the daemon's log, and its level for who wants to change it.
 // What libraries say goes there too.
 func newLog(w io.Writer, cfg Config) (*slog.Logger, *slog.LevelVar) {

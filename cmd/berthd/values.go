@@ -26,15 +26,23 @@ type value interface {
 	pflag.Value
 	// plain returns the value as one would write it in YAML.
 	plain() any
+	// choices returns all there is to choose from, where that is a few words.
+	choices() []string
 }
 
 // set returns a value that goes to *to as read makes it of the operator's
 // words. What read says of others completes "VALUE: ...".
-func set[T any](to *T, read func(string) (T, error)) value { return &setting[T]{to, read} }
+func set[T any](to *T, read func(string) (T, error)) value { return &setting[T]{to: to, read: read} }
+
+// choice returns a value that goes to *to and is one of those words.
+func choice(to *string, words ...string) value {
+	return &setting[string]{to: to, read: oneOf(words...), words: words}
+}
 
 type setting[T any] struct {
-	to   *T
-	read func(string) (T, error)
+	to    *T
+	read  func(string) (T, error)
+	words []string
 }
 
 // Set takes over what the operator has written.
@@ -71,6 +79,8 @@ func (s *setting[T]) Type() string {
 		return "string"
 	}
 }
+
+func (s *setting[T]) choices() []string { return s.words }
 
 func (s *setting[T]) plain() any {
 	if list, ok := any(*s.to).([]string); ok {
