@@ -1,15 +1,19 @@
 # make help tells what there is.
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build demo test test-unit test-engine test-engines bench lint clean
+.PHONY: help build packages test-packages demo test test-unit test-engine test-engines bench lint clean
 
 help: ## this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## bin/berthd, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berthd ./cmd/berthd
+
+packages: ## dist/packages: deb and rpm for amd64 and arm64, SBOM, SHA256SUMS
+	cd packaging && go run . -version '$(VERSION)' -commit '$(COMMIT)' -date '$(DATE)' -out ../dist
 
 demo: ## runs a pod on this machine's Docker through CRI, and cleans up (root)
 	contrib/e2e/demo.sh
@@ -27,6 +31,9 @@ test-engine: ## tests on a private Docker Engine, and critest (root)
 test-engines: ## what test-engine does, on Docker 26.1, 28.5 and 29 as well (root)
 	contrib/e2e/engines.sh
 
+test-packages: packages ## packages are reproducible, clean, and install, upgrade and remove (root)
+	VERSION='$(VERSION)' COMMIT='$(COMMIT)' DATE='$(DATE)' packaging/test.sh
+
 bench: ## how long a pod takes beside bare calls to Docker (root)
 	LIVE_ONLY=contrib/live LIVE_FLAGS="-run=none -bench=. -benchtime=20x" contrib/e2e/live.sh
 
@@ -34,4 +41,4 @@ lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...
 
 clean: ## what a build leaves here
-	rm -rf bin
+	rm -rf bin dist

@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# test.sh: looks into the packages that `make packages` has made: that another build
+# of the same sources gives the same bytes, that lintian has nothing to say, and
+# what installing, upgrading and removing them does, in roots of their own. There,
+# systemctl and its like only write down what they are asked for; how units
+# behave is tested in a VM (make test-vm). With FULL=1 the other build compiles
+# everything again, instead of only linking it.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+top=$(cd "$here/.." && pwd)
+. "$top/contrib/e2e/lib.sh"
+[ "$(id -u)" = 0 ] || die "installing in a root of its own needs root"
+need lintian=lintian rpm=rpm rpmbuild=rpm busybox=busybox-static
+dist=$top/dist/packages
+w=$(mktemp -d /tmp/berth-packages.XXXXXX)
+trap 'rm -rf "$w"' EXIT
+deb=$(ls "$dist"/berth_*_amd64.deb)
+rpm=$(ls "$dist"/berth-*.x86_64.rpm)
+want() { # want WHAT COMMAND...
+	local what=$1
+	shift
+	"$@" || die "$what"
+	echo "ok: $what"
+}
+not() { ! "$@"; }
+
+say "checksums, and what the packages are made of"
+(cd "$dist" && sha256sum --check --quiet SHA256SUMS)
+for machine in amd64 arm64; do
+	parts=$(go version -m "$top/dist/stage/berthd-$machine" | grep -cE '^\s+dep\s')
+	listed=$(grep -c '"purl"' "$dist"/berth_*_"$machine".spdx.json)
+	want "SBOM for $machine lists all $parts modules, and Go" [ "$listed" = $((parts + 1)) ]
+	want "berthd for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berthd-$machine" 2>/dev/null || echo 'statically linked, stripped')
+done
+
+say "the same sources elsewhere, at another time, with another umask"
+mkdir "$w/tree"
+tar -C "$top" --exclude ./dist --exclude ./bin --exclude ./.git -c . | tar -C "$w/tree" -x --no-same-permissions
+find "$w/tree" -exec touch -d 2001-02-03 {} +
+(
+	umask 077
+	export TZ=Asia/Tokyo
+	[ -z "${FULL:-}" ] || export GOFLAGS="${GOFLAGS:-} -a"
+	make -s -C "$w/tree" packages VERSION="${VERSION:?}" COMMIT="${COMMIT:?}" DATE="${DATE:?}"
+)
+want "two builds give the same bytes" diff -r "$dist" "$w/tree/dist/packages"
+
+say "lintian"
+want "lintian has nothing to say" lintian --allow-root --fail-on error,warning "$deb"
+
+# root DIR: a root with a shell, and commands that write down how they are called.
+root() {
+	mkdir -p "$1"/{bin,dev,usr/bin,usr/lib/systemd/system,run/systemd/system,etc,tmp,var/lib/rpm}
+	mknod -m 666 "$1/dev/null" c 1 3
+	ln -s usr/lib "$1/lib" # as distributions have it today
+	cp "$(command -v busybox)" "$1/bin/busybox"
+	for a in sh cat mkdir rm ln echo test env readlink; do ln -s busybox "$1/bin/$a"; done
+	for a in systemctl deb-systemd-invoke deb-systemd-helper systemd-sysusers; do
+		printf '#!/bin/sh\necho "%s $*" >>/calls\n' "$a" >"$1/usr/bin/$a"
+		chmod +x "$1/usr/bin/$a"
+	done
+	: >"$1/calls"
+}
+called() { # called ROOT TEXT, and forget
+	grep -qxF -- "$2" "$1/calls" || { echo "calls were:"; cat "$1/calls"; return 1; }
+}
+units_in_place() {
+	local u
+	for u in berth.service berth.socket cri-docker.service cri-docker.socket cri-dockerd.service cri-dockerd.socket; do
+		[ -e "$1/usr/lib/systemd/system/$u" ] || { echo "$u is not there"; return 1; }
+	done
+	[ "$(readlink "$1/usr/lib/systemd/system/cri-docker.socket")" = berth.socket ]
+}
+no_stop() { not grep -E ' (stop|restart|kill)( |$)' "$1/calls"; }
+runs() { [[ $(chroot "$1" "/usr/bin/$2" --version) == "$2 "* ]]; }
+
+say "deb: over cri-dockerd, upgraded, removed, purged"
+r=$w/deb
+root "$r"
+mkdir -p "$r/var/lib/dpkg/info" "$r/var/lib/dpkg/updates" && : >"$r/var/lib/dpkg/status"
+pkg() { dpkg --root="$r" --log=/dev/null --force-depends --force-confdef --force-confold "$@" >"$w/dpkg.log" 2>&1 || { cat "$w/dpkg.log"; return 1; }; }
+old=$w/cri-dockerd
+mkdir -p "$old/DEBIAN" "$old/usr/bin" "$old/lib/systemd/system"
+printf 'Package: cri-dockerd\nVersion: 0.3.15.3-0~debian-bookworm\nArchitecture: amd64\nMaintainer: x <x@y.invalid>\nDescription: the one before\n' >"$old/DEBIAN/control"
+printf '#!/bin/sh\necho cri-dockerd 0.3.15\n' >"$old/usr/bin/cri-dockerd"
+chmod +x "$old/usr/bin/cri-dockerd"
+echo '[Unit]' | tee "$old/lib/systemd/system/cri-docker.service" >"$old/lib/systemd/system/cri-docker.socket"
+printf '#!/bin/sh\n[ "$1" != remove ] || deb-systemd-helper mask cri-docker.service\n' >"$old/DEBIAN/postrm"
+chmod 755 "$old/DEBIAN/postrm"
+dpkg-deb --root-owner-group -b "$old" "$w/cri-dockerd.deb" >/dev/null
+want "a node with cri-dockerd" pkg -i "$w/cri-dockerd.deb"
+want "berth installs over cri-dockerd" pkg -i --auto-deconfigure --force-conflicts "$deb"
+want "cri-dockerd is gone" not grep -q '^Status: install ok installed' <(grep -A1 '^Package: cri-dockerd$' "$r/var/lib/dpkg/status")
+want "all units are there, and none was taken along" units_in_place "$r"
+want "both names run" runs "$r" berthd
+want "both names run (cri-dockerd)" runs "$r" cri-dockerd
+want "the mask of cri-dockerd is taken off" called "$r" "deb-systemd-helper unmask cri-docker.service"
+want "the service is enabled" called "$r" "deb-systemd-helper enable berth.service"
+want "and started" called "$r" "deb-systemd-invoke start berth.socket berth.service"
+want "manual page and completion are there" test -s "$r/usr/share/man/man8/berthd.8.gz" -a -s "$r/usr/share/bash-completion/completions/cri-dockerd"
+: >"$r/calls"
+echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
+want "upgrade" pkg -i "$deb"
+want "the upgrade restarts the service in one step" called "$r" "deb-systemd-invoke try-restart berth.service"
+want "and stops nothing" no_stop "$r"
+want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
+: >"$r/calls"
+mkdir -p "$r/var/lib/cri-dockerd/sandbox"
+want "removal" pkg -r berth
+want "the service is stopped" called "$r" "deb-systemd-invoke stop berth.socket berth.service"
+want "the configuration stays" test -f "$r/etc/berth/config.yaml"
+want "no unit and no program stays" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/bin/cri-dockerd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
+want "purge" pkg -P berth
+want "the configuration is gone" test ! -e "$r/etc/berth"
+want "what is known of pods stays" test -d "$r/var/lib/cri-dockerd/sandbox"
+: >"$r/calls"
+mkdir -p "$r/etc/systemd/system"
+echo '[Unit]' >"$r/etc/systemd/system/cri-docker.service"
+want "beside units made by hand" pkg -i "$deb"
+want "it is not started" not grep -q 'invoke start' "$r/calls"
+want "and says what is in the way" grep -q '/etc/systemd/system/cri-docker.service is in the way' "$w/dpkg.log"
+
+say "rpm: over cri-dockerd with Epoch 3, upgraded, removed"
+r=$w/rpm
+root "$r"
+cat >"$w/cri-dockerd.spec" <<-'S'
+	Name: cri-dockerd
+	Epoch: 3
+	Version: 99.0
+	Release: 3
+	Summary: the one before
+	License: ASL 2.0
+	%description
+	The one before.
+	%install
+	mkdir -p %{buildroot}/usr/bin %{buildroot}/usr/lib/systemd/system
+	printf '#!/bin/sh\necho cri-dockerd 99.0\n' >%{buildroot}/usr/bin/cri-dockerd
+	chmod 755 %{buildroot}/usr/bin/cri-dockerd
+	echo '[Unit]' >%{buildroot}/usr/lib/systemd/system/cri-docker.service
+	echo '[Unit]' >%{buildroot}/usr/lib/systemd/system/cri-docker.socket
+	%preun
+	if [ $1 = 0 ]; then systemctl --no-reload disable --now cri-docker.service; fi
+	%files
+	/usr/bin/cri-dockerd
+	/usr/lib/systemd/system/cri-docker.service
+	/usr/lib/systemd/system/cri-docker.socket
+S
+cat >"$w/wants.spec" <<-'S'
+	Name: wants-cri
+	Version: 1
+	Release: 1
+	Summary: needs an adapter
+	License: ASL 2.0
+	Requires: cri-dockerd >= 3:0.3
+	%description
+	Needs an adapter.
+	%files
+S
+sed -i 's/^\t//' "$w"/*.spec
+for spec in cri-dockerd wants; do
+	rpmbuild -bb --quiet --target x86_64-linux --define "_topdir $w/rpmbuild" --define '_build_id_links none' "$w/$spec.spec" >"$w/rpmbuild.log" 2>&1 || { cat "$w/rpmbuild.log"; die "rpmbuild"; }
+done
+rp() { rpm --root "$r" --nosignature "$@" >"$w/rpm.log" 2>&1 || { cat "$w/rpm.log"; return 1; }; }
+rpm --root "$r" --initdb
+built=$w/rpmbuild/RPMS/x86_64
+# The shell is no package here, so its name is not to be had.
+want "a node with cri-dockerd 3:99.0, and a package that needs it" rp -i --nodeps "$built"/cri-dockerd-99.0-3.x86_64.rpm "$built"/wants-cri-1-1.x86_64.rpm
+: >"$r/calls"
+cp "$rpm" "$w/berth.rpm"
+want "all that berth needs is a shell" not grep -v '/bin/sh\|^rpmlib' <(rpm -qp --nosignature --requires "$rpm")
+want "berth replaces it" rp -U "$w/berth.rpm"
+want "cri-dockerd is gone" not rpm --root "$r" -q cri-dockerd
+want "who needs it has berth" rp -V --nofiles --noscripts wants-cri
+want "all units are there" units_in_place "$r"
+want "both names run" runs "$r" cri-dockerd
+want "after cri-dockerd has disabled its units" test "$(grep -n 'disable --now cri-docker.service' "$r/calls" | cut -d: -f1)" -lt "$(grep -n 'start berth.socket berth.service' "$r/calls" | cut -d: -f1)"
+want "the service is enabled" called "$r" "systemctl enable berth.socket berth.service"
+want "cri-dockerd cannot be installed beside it" not rpm --root "$r" --nosignature -i "$built"/cri-dockerd-99.0-3.x86_64.rpm
+: >"$r/calls"
+echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
+want "upgrade" rp -U --replacepkgs --replacefiles "$w/berth.rpm"
+cp "$r/calls" "$w/calls"
+want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
+want "the upgrade stops nothing" no_stop "$r"
+: >"$r/calls"
+want "removal" rp -e --nodeps berth
+want "the service is stopped and disabled" called "$r" "systemctl --no-reload disable --now berth.socket berth.service"
+want "the operator's edit is kept beside" test -f "$r/etc/berth/config.yaml.rpmsave"
+want "no unit and no program stays" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
+
+say "the example configuration"
+berthd=$top/dist/stage/berthd-$(go env GOARCH)
+want "makes sense as it is" "$berthd" config print --config "$here/config.yaml"
+sed 's/^# \([a-z-]*: \)/\1/' "$here/config.yaml" >"$w/all.yaml"
+want "and with all that is commented out" "$berthd" config print --config "$w/all.yaml"
+say "packages are as they should be"
