@@ -36,6 +36,7 @@ type Config struct {
 	LogFormat      string // text or json
 
 	verb     string // what to do
+	doctor   doctorConfig
 	warnings []warning
 }
 

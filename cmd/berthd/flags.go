@@ -118,6 +118,10 @@ func parse(c call) (cfg Config, done bool, err error) {
 	table := options(&cfg)
 	var file string
 	var showHelp, showVersion, showBuildinfo bool
+	doctor := group{"For doctor", []*option{
+		{name: "json", value: set(&cfg.doctor.json, strconv.ParseBool), initial: "false", usage: "tell it as JSON"},
+		{name: "root", value: set(&cfg.doctor.root, aDir), initial: "/", usage: "`DIR` where the files of the node are"},
+	}}
 	general := group{"General", []*option{
 		{name: "config", value: set(&file, aFile), initial: c.file, usage: "`FILE` of options"},
 		{name: "help", short: "h", value: set(&showHelp, strconv.ParseBool), initial: "false", usage: "print this"},
@@ -126,7 +130,7 @@ func parse(c call) (cfg Config, done bool, err error) {
 	}}
 	flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
 	flags.Usage = func() {} // an error is one line
-	for _, g := range append(table, general) {
+	for _, g := range append(table, doctor, general) {
 		set, err := g.flags()
 		if err != nil {
 			return cfg, false, err
@@ -140,17 +144,19 @@ func parse(c call) (cfg Config, done bool, err error) {
 	cfg.verb = strings.Join(flags.Args(), " ")
 	switch {
 	case showHelp:
-		return cfg, true, printHelp(c, append(table, general))
+		return cfg, true, printHelp(c, append(table, doctor, general))
 	case showVersion:
 		return cfg, true, printVersion(c.out, c.name)
 	case showBuildinfo:
 		return cfg, true, printBuildinfo(c.out, c.name)
 	case !slices.ContainsFunc(verbs, func(v verb) bool { return v.words == cfg.verb }):
 		return cfg, false, misuse("unexpected argument %q (--help tells what there is)", flags.Arg(0))
+	case cfg.verb != verbDoctor && (flags.Changed("json") || flags.Changed("root")):
+		return cfg, false, misuse("--json and --root are for doctor")
 	case cfg.verb == verbCompletion:
-		return cfg, true, printCompletion(c, append(table, general))
+		return cfg, true, printCompletion(c, append(table, doctor, general))
 	case cfg.verb == verbMan:
-		return cfg, true, printManual(c, append(table, general))
+		return cfg, true, printManual(c, append(table, doctor, general))
 	}
 
 	given := map[*option]string{}
@@ -185,6 +191,7 @@ type verb struct{ words, usage string }
 const (
 	verbServe      = ""
 	verbPrint      = "config print"
+	verbDoctor     = "doctor"
 	verbCompletion = "completion bash"
 	verbMan        = "man"
 )
@@ -192,6 +199,7 @@ const (
 var verbs = []verb{
 	{verbServe, "serve until told to stop"},
 	{verbPrint, "print the options in force, and where they were given"},
+	{verbDoctor, "look over this node, and tell what is wrong and what to do; --json for programs"},
 	{verbCompletion, "print what lets bash complete commands"},
 	{verbMan, "print the manual page"},
 }
@@ -272,7 +280,7 @@ Signals:
 
 Exit codes:
   0   stopped when told to
-  1   could not do its work
+  1   could not do its work; doctor: something is wrong
   2   a flag, an argument or a configuration file makes no sense
 `, c.file)
 	_, err := io.WriteString(c.out, text.String())

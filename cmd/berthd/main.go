@@ -54,6 +54,9 @@ func do(ctx context.Context, c call, stderr io.Writer) error {
 	if err != nil || done {
 		return err
 	}
+	if cfg.verb == verbDoctor {
+		return doctor(ctx, cfg, c.out)
+	}
 	log, level := newLog(stderr, cfg)
 	for _, w := range cfg.warnings {
 		log.LogAttrs(ctx, slog.LevelWarn, "option without effect", w.attrs()...)

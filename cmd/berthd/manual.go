@@ -63,7 +63,7 @@ is stopped, restarted or upgraded.
 .SH COMMANDS
 @commands@
 .SH OPTIONS
-Each option but the general ones may stand, without the dashes, in a configuration file too.
+Each option but those for doctor and the general ones may stand, without the dashes, in a configuration file too.
 An option on the command line wins.
 @options@
 .SH SIGNALS
@@ -79,7 +79,9 @@ Read the configuration again and take over its log\-level; all else takes a rest
 Stopped when told to.
 .TP
 .B 1
-Could not do its work.
+Could not do its work, or
+.B doctor
+has found something wrong.
 .TP
 .B 2
 An option, an argument or a configuration file makes no sense.
@@ -106,6 +108,7 @@ Where Docker listens, if docker\-endpoint is empty.
 .SH EXAMPLES
 .nf
 systemctl status berth.service
+berthd doctor
 berthd config print
 kubeadm init \-\-cri\-socket unix:///var/run/cri\-dockerd.sock
 .fi

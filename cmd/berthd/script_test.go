@@ -53,6 +53,8 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ends":           ends,
+			"docker-engine":  dockerEngine,
+			"await-healthy":  awaitHealthy,
 			"await":          await,
 			"await-text":     awaitText,
 			"signal":         sendSignal,

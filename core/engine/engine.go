@@ -303,6 +303,15 @@ func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
 	return conn, nil
 }
 
+// Ask reaches the Engine once and returns its record.
+func (e *Engine) Ask(ctx context.Context) (Record, error) {
+	conn, err := e.dial(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	return conn.Can, conn.Close()
+}
+
 // Away reports whether err says that the Engine could not be reached or hung
 // up, rather than that it refused.
 func Away(err error) bool {
