@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"net"
 	"net/http"
 	"os/exec"
@@ -50,7 +51,8 @@ func awaitHealthy(ts *testscript.TestScript, neg bool, args []string) {
 		if err == nil {
 			return
 		}
-		if _, ended := err.(*exec.ExitError); !ended {
+		var ended *exec.ExitError
+		if !errors.As(err, &ended) {
 			ts.Fatalf("%v", err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -37,11 +38,9 @@ func (p *patient) checkKubelet() {
 		return
 	case told == nil:
 		do := "kubeadm init --cri-socket " + ours
-		for _, other := range otherSockets {
-			if _, err := os.Stat(p.path(other)); err == nil {
-				do += " (it must be said: there is a " + other + " too)"
-				break
-			}
+		other := slices.IndexFunc(otherSockets, func(path string) bool { _, err := os.Stat(p.path(path)); return err == nil })
+		if other >= 0 {
+			do += " (it must be said: there is a " + otherSockets[other] + " too)"
 		}
 		p.tell("kubelet", doubt, "it was not set up yet, or not by kubeadm", do)
 		return

@@ -1,0 +1,193 @@
+#!/bin/bash
+# vm-story.sh: run by vm.sh, for `make test-vm`. The story of a node on which the deb
+# is installed: units, pods on cgroup v2 with the systemd driver, restarts of all
+# that can be restarted, an upgrade, a reboot, removal.
+set -euo pipefail
+say() { printf '\n==> %s\n' "$*"; }
+die() {
+	echo "error: $*" >&2
+	systemctl --no-pager --full status berth.service berth.socket || true
+	journalctl --no-pager -u berth.service | tail -40
+	exit 1
+}
+want() { # want WHAT COMMAND...
+	local what=$1
+	shift
+	"$@" || die "$what"
+	echo "ok: $what"
+}
+not() { ! "$@"; }
+is() { [ "$1" = "$2" ] || { echo "got $1, want $2"; return 1; }; }
+cri() { ./crictl --config "$PWD/crictl.yaml" "$@" 2> >(grep -v level=warning >&2); }
+soon() { # soon COMMAND...: within a minute
+	for _ in $(seq 120); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.5; done
+	"$@"
+}
+export PATH=$PATH:/usr/sbin
+printf 'runtime-endpoint: unix:///run/cri-dockerd.sock\nimage-endpoint: unix:///run/cri-dockerd.sock\ntimeout: 60s\n' >crictl.yaml
+deb=$(echo ./berth_*_amd64.deb)
+
+# run NAME: a pod with a container. Sets $pod and $container.
+run() {
+	cat >"$1-pod.json" <<-P
+		{"metadata": {"name": "$1", "namespace": "default", "uid": "uid-$1"}, "hostname": "$1", "log_directory": "/var/log/pods/$1",
+		 "linux": {"cgroup_parent": "kubepods.slice/kubepods-besteffort.slice"}}
+	P
+	cat >"$1-container.json" <<-P
+		{"metadata": {"name": "web"}, "image": {"image": "berth.local/busybox:1"}, "log_path": "web/0.log",
+		 "linux": {"resources": {"memory_limit_in_bytes": 67108864}}, "command": ["sh", "-c", "echo hello from \$(hostname); exec sleep 86400"]}
+	P
+	pod=$(cri runp "$1-pod.json")
+	container=$(cri create "$pod" "$1-container.json" "$1-pod.json")
+	cri start "$container" >/dev/null
+}
+pid() { docker inspect -f '{{.State.Pid}}' "$container"; }
+state() { cri inspectp -o go-template --template '{{.status.state}}' "$pod"; }
+address() { cri inspectp -o go-template --template '{{.status.network.ip}}' "$pod"; }
+leased() { [ -e "/var/lib/cni/networks/vm/$1" ]; }
+alive() { # alive WHAT: the pod is as it was
+	want "$1: the pod is ready" is "$(state)" SANDBOX_READY
+	want "$1: its process is the same" is "$(pid)" "$was"
+	want "$1: exec works" is "$(cri exec "$container" hostname)" story
+}
+
+first() {
+	say "the machine"
+	. /etc/os-release
+	echo "$PRETTY_NAME, $(systemctl --version | head -1), Docker $(docker version -f '{{.Server.Version}}'), cgroup $(docker info -f '{{.CgroupVersion}}, driver {{.CgroupDriver}}')"
+	want "cgroup v2 with the systemd driver" is "$(docker info -f '{{.CgroupVersion}} {{.CgroupDriver}}')" "2 systemd"
+	echo '{"live-restore": true}' >/etc/docker/daemon.json
+	systemctl reload docker
+	tar -C bb -c . | docker import -c 'CMD ["sh"]' - berth.local/busybox:1 >/dev/null
+
+	say "apt install $deb"
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$deb" | grep -v '^(Reading'
+	want "berthd runs under both names" is "$(berthd --version | cut -d' ' -f1) $(cri-dockerd --version | cut -d' ' -f1)" "berthd cri-dockerd"
+
+	say "units"
+	for u in berth.socket berth.service cri-docker.socket cri-docker.service cri-dockerd.socket cri-dockerd.service; do
+		want "$u is active" systemctl --quiet is-active "$u"
+	done
+	want "the socket and the service come at boot" is "$(systemctl is-enabled berth.socket berth.service | tr '\n' ' ')" "enabled enabled "
+	want "the socket is for root and the group docker" is "$(stat -c '%a %U %G' /run/cri-dockerd.sock)" "660 root docker"
+	# What minikube and most guides do.
+	want "cri-docker.socket can be enabled" systemctl --quiet enable cri-docker.socket
+	want "cri-docker.service can be enabled and restarted" systemctl enable --quiet cri-docker.service
+	want "cri-docker can be restarted" systemctl restart cri-docker
+	want "journalctl -u cri-docker shows it" grep -q 'msg=serving' <(journalctl --no-pager -u cri-docker)
+	systemd-analyze --no-pager security berth.service | tail -1
+	want "systemd finds nothing wrong in the units" is "$(systemd-analyze verify --man=no berth.service berth.socket 2>&1 | grep berth || true)" ""
+
+	say "a network for pods"
+	cri info | grep -A3 NetworkReady || true
+	mkdir -p /etc/cni/net.d
+	cat >/etc/cni/net.d/10-vm.conflist <<-C
+		{"cniVersion": "1.0.0", "name": "vm", "plugins": [
+		  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
+		   "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+		  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+	C
+	ready() { cri info -o go-template --template '{{range .status.conditions}}{{.type}}={{.status}} {{end}}' | grep -q 'NetworkReady=true'; }
+	want "the network is ready without a restart" soon ready
+
+	say "a pod"
+	run story
+	was=$(pid)
+	ip=$(address)
+	echo "pod $pod at $ip"
+	alive "started"
+	want "its log" soon grep -q ' stdout F hello from story' /var/log/pods/story/web/0.log
+	want "crictl logs" is "$(cri logs "$container")" "hello from story"
+	want "its cgroup is where the kubelet wants it" grep -q '^0::/kubepods.slice/kubepods-besteffort.slice/docker-' "/proc/$was/cgroup"
+	want "its memory limit" is "$(cat "/sys/fs/cgroup$(cut -d: -f3 "/proc/$was/cgroup")/memory.max")" 67108864
+	want "it has the address" grep -q "$ip" <(cri exec "$container" ip addr show eth0)
+	want "the address is leased" leased "$ip"
+	cri stats --id "$container" || true
+
+	say "restarts"
+	systemctl restart berth.service
+	alive "service restarted"
+	kill -9 "$(systemctl show -P MainPID berth.service)"
+	want "a killed berthd comes back" soon systemctl --quiet is-active berth.service
+	alive "berthd killed"
+	systemctl stop berth.service 2>/dev/null
+	want "the service is stopped, the socket is not" is "$(systemctl is-active berth.service berth.socket | tr '\n' ' ')" "inactive active "
+	alive "a call has started it again"
+	for _ in 1 2 3; do systemctl restart berth.service; done &
+	asked=0
+	while kill -0 $! 2>/dev/null; do
+		cri version >/dev/null || die "a call during a restart failed"
+		asked=$((asked + 1))
+	done
+	wait
+	echo "ok: $asked calls during restarts, all answered"
+	systemctl restart docker
+	want "after a restart of Docker" soon is "$(docker ps -q --no-trunc | grep -c "$container")" 1
+	soon cri version
+	alive "Docker restarted, with live-restore"
+	systemctl stop docker.socket docker.service 2>/dev/null
+	sleep 2
+	want "berthd stays when Docker goes" systemctl --quiet is-active berth.service
+	want "and says so" grep -q DockerDaemonNotReady <(cri info)
+	systemctl start docker.service
+	soon cri version
+	alive "Docker stopped and started"
+
+	say "a drop-in as minikube writes it"
+	mkdir -p /etc/systemd/system/cri-docker.service.d
+	printf '[Service]\nExecStart=\nExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint fd:// --pod-infra-container-image=registry.k8s.io/pause:3.9 --network-plugin=cni --hairpin-mode=hairpin-veth\n' >/etc/systemd/system/cri-docker.service.d/10-cni.conf
+	systemctl daemon-reload
+	systemctl restart cri-docker
+	want "berthd runs as it says" grep -q -- '--hairpin-mode=hairpin-veth' <(tr '\0' ' ' </proc/"$(systemctl show -P MainPID berth.service)"/cmdline)
+	alive "under a drop-in"
+	rm -r /etc/systemd/system/cri-docker.service.d
+	systemctl daemon-reload
+
+	say "an upgrade"
+	before=$(systemctl show -P MainPID berth.service)
+	apt-get install -y --no-install-recommends --reinstall "$deb" >/dev/null
+	want "berthd is another process" not is "$(systemctl show -P MainPID berth.service)" "$before" >/dev/null
+	alive "upgraded"
+
+	say "berthd doctor"
+	berthd doctor || true
+
+	echo "$pod $container $ip" >story
+	say "reboot"
+	exit 100
+}
+
+second() {
+	read -r pod container ip <story
+	say "after the reboot"
+	want "the service is up" soon systemctl --quiet is-active berth.service
+	soon cri version
+	want "the old pod is known, and not ready" is "$(state)" SANDBOX_NOTREADY
+	want "its container has exited" is "$(cri inspect -o go-template --template '{{.status.state}}' "$container")" CONTAINER_EXITED
+	cri stopp "$pod" >/dev/null
+	want "its address is free again" not leased "$ip"
+	run story2
+	want "a new pod runs" is "$(cri exec "$container" hostname)" story2
+	cri rmp -f "$(head -c 64 story)" >/dev/null
+	want "the old one is gone" is "$(docker ps -aq | wc -l)" 2
+	was=$(pid)
+
+	say "removal"
+	apt-get remove -y berth >/dev/null
+	want "no socket is left" test ! -e /run/cri-dockerd.sock
+	want "the pod goes on" is "$(pid)" "$was"
+	apt-get install -y --no-install-recommends "$deb" >/dev/null
+	soon cri version
+	want "installed again, the pod is known" is "$(state)" SANDBOX_READY
+	want "and its process is the same" is "$(pid)" "$was"
+	cri rmp -f "$pod" >/dev/null
+	want "nothing is left of it" is "$(docker ps -aq | wc -l) $(find /run/berth/netns /run/berth/pods -mindepth 1 | wc -l) $(find /var/lib/cni/networks/vm -name '10.*' | wc -l)" "0 0 0"
+	apt-get purge -y berth >/dev/null
+	want "purged" test ! -e /etc/berth
+	say "the end"
+}
+
+case $1 in
+1) first ;;
+2) second ;;
+esac

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# vm-test.sh: make test-vm: the deb of dist/packages in a VM (vm.sh), by vm-story.sh.
+. "$(dirname "$0")/lib.sh"
+need busybox=busybox-static
+[ -x "$cache/bin/crictl" ] || build_tools
+w=$(mktemp -d /tmp/berth-vm.XXXXXX)
+trap 'rm -rf "$w"' EXIT
+mkdir -p "$w/bb/bin" "$w/bb/tmp"
+cp "$(command -v busybox)" "$w/bb/bin/busybox"
+for a in sh sleep hostname ip echo cat; do ln -s busybox "$w/bb/bin/$a"; done
+"$e2e/vm.sh" "$e2e/vm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb"
