@@ -11,6 +11,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"berth/core/checkpoint"
 	"berth/core/container"
 	"berth/core/engine"
 	"berth/core/exec"
@@ -57,7 +58,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI},
+	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox"))},
 		docker, seen, images, containers, pods, intents, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
 	streams, err := streaming.Listen(cfg.StreamingAddr, commands)

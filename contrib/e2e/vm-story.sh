@@ -24,7 +24,7 @@ soon() { # soon COMMAND...: within a minute
 	"$@"
 }
 export PATH=$PATH:/usr/sbin
-printf 'runtime-endpoint: unix:///run/cri-dockerd.sock\nimage-endpoint: unix:///run/cri-dockerd.sock\ntimeout: 60s\n' >crictl.yaml
+printf 'runtime-endpoint: unix:///run/cri-dockerd.sock\nimage-endpoint: unix:///run/cri-dockerd.sock\ntimeout: 60\n' >crictl.yaml
 deb=$(echo ./berth_*_amd64.deb)
 
 # run NAME: a pod with a container. Sets $pod and $container.

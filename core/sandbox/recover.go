@@ -49,7 +49,7 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 	if !s.Bridge && (plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id)) {
 		errs = append(errs, s.detach(ctx, plan, id))
 	}
-	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)))
+	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -113,9 +113,12 @@ func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key stri
 // cleanOrphans lets go of network namespaces and files of sandboxes whose
 // containers are no more.
 func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
-	var orphans []string
+	orphans, err := s.Checkpoints.IDs()
+	if err != nil {
+		return err
+	}
 	if !s.Bridge {
-		orphans = s.network.Bound()
+		orphans = append(orphans, s.network.Bound()...)
 	}
 	entries, err := os.ReadDir(filepath.Join(s.RunDir, "pods"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

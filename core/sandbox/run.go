@@ -142,7 +142,10 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 		switch {
 		case err == nil:
 			made.ID = created.ID
-			return "", s.intents.Put(made.Name, made)
+			if err := s.intents.Put(made.Name, made); err != nil {
+				return "", err
+			}
+			return "", s.Checkpoints.Write(made.ID, checkpointOf(ask.Pod))
 		case errdefs.IsNotFound(err) && try < nameTries:
 			s.images.ForgetPause() // removed under our feet: look for it again
 		case errdefs.IsConflict(err) && try < nameTries:
@@ -194,7 +197,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 		return err
 	}
 	first := err
-	if err := docker.Discard(ctx, made.ID); err != nil {
+	if err := errors.Join(docker.Discard(ctx, made.ID), s.Checkpoints.Remove(made.ID)); err != nil {
 		return errors.Join(first, err)
 	}
 	s.view.Forget(made.ID)
@@ -210,7 +213,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 		return errors.Join(first, err)
 	}
 	made.ID = created.ID
-	if err := s.intents.Put(made.Name, made); err != nil {
+	if err := errors.Join(s.intents.Put(made.Name, made), s.Checkpoints.Write(made.ID, checkpointOf(ask.Pod))); err != nil {
 		return err
 	}
 	if err := startContainer(ctx, docker, made.ID); err != nil {

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"sync"
 
+	"berth/core/checkpoint"
 	"berth/core/engine"
 	"berth/core/journal"
 	"berth/core/turns"
@@ -26,6 +27,8 @@ type Config struct {
 	// Bridge leaves the networks of pods to Docker's own bridge
 	// (--network-plugin="").
 	Bridge bool
+	// Checkpoints is where cri-dockerd keeps, and looks for, its checkpoints.
+	Checkpoints checkpoint.Dir
 }
 
 // A Service does what the kubelet asks about pod sandboxes. What it remembers

@@ -89,7 +89,7 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 	}
 	all = errgroup.Group{}
 	if !pod.HostNetwork && !pod.Bridged {
-		all.Go(func() error { return s.detach(ctx, nil, pod.ID()) })
+		all.Go(func() error { return s.detach(ctx, s.recalled(pod.ID()), pod.ID()) })
 	}
 	if !pod.Gone {
 		all.Go(func() error { return docker.Kill(ctx, pod.ID()) })
@@ -142,7 +142,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 	if err := docker.Discard(ctx, pod.ID()); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.podDir(pod.ID())); err != nil {
+	if err := errors.Join(os.RemoveAll(s.podDir(pod.ID())), s.Checkpoints.Remove(pod.ID())); err != nil {
 		return err
 	}
 	s.view.Forget(pod.ID())

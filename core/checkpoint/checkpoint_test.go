@@ -1,0 +1,107 @@
+package checkpoint
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// Files as cri-dockerd 0.4.3 has written them.
+var written = map[string]struct {
+	means Checkpoint
+	text  string
+}{
+	"no ports": {
+		Checkpoint{Name: "web-0", Namespace: "default"},
+		`{"version":"v1","name":"web-0","namespace":"default","data":{},"checksum":2305795928}`,
+	},
+	"on the node's network": {
+		Checkpoint{Name: "web-0", Namespace: "default", HostNetwork: true},
+		`{"version":"v1","name":"web-0","namespace":"default","data":{"host_network":true},"checksum":12315789}`,
+	},
+	"two ports": {
+		Checkpoint{Name: "web-0", Namespace: "default", Ports: []Port{
+			{Protocol: "tcp", ContainerPort: 80, HostPort: 8080}, {Protocol: "udp", ContainerPort: 53, HostPort: 5353, HostIP: "127.0.0.1"},
+		}},
+		`{"version":"v1","name":"web-0","namespace":"default","data":{"port_mappings":[{"protocol":"tcp","container_port":80,"host_port":8080},` +
+			`{"protocol":"udp","container_port":53,"host_port":5353,"host_ip":"127.0.0.1"}]},"checksum":799796452}`,
+	},
+}
+
+func TestAsCriDockerd(t *testing.T) {
+	for name, c := range written {
+		t.Run(name, func(t *testing.T) {
+			text, err := Encode(c.means)
+			if err != nil || string(text) != c.text {
+				t.Errorf("got  %s, %v\nwant %s", text, err, c.text)
+			}
+			means, err := Decode([]byte(c.text))
+			if diff := cmp.Diff(c.means, means); err != nil || diff != "" {
+				t.Errorf("%v, (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+func TestDecodeOthers(t *testing.T) {
+	// dockershim's checksums are of other words.
+	if c, err := Decode([]byte(`{"version":"v1","name":"a","namespace":"b","data":{},"checksum":1}`)); err != nil || c.Name != "a" {
+		t.Errorf("%v, %v", c, err)
+	}
+	for _, text := range []string{"", "{", "null", `{"version":"v2","name":"a"}`, `{"version":"v1"}`} {
+		if c, err := Decode([]byte(text)); err == nil {
+			t.Errorf("%q: got %v, want an error", text, c)
+		}
+	}
+}
+
+func TestDir(t *testing.T) {
+	d := Dir(filepath.Join(t.TempDir(), "sandbox"))
+	id := strings.Repeat("0a", 32)
+	if ids, err := d.IDs(); len(ids) != 0 || err != nil {
+		t.Errorf("before the first: %v, %v", ids, err)
+	}
+	want := written["two ports"].means
+	if err := d.Write(id, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(string(d), ".123"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := d.IDs(); err != nil || cmp.Diff([]string{id}, ids) != "" {
+		t.Errorf("got %v, %v", ids, err)
+	}
+	if got, ok := d.Read(id); !ok || cmp.Diff(want, got) != "" {
+		t.Errorf("got %v, %t", got, ok)
+	}
+	for range 2 {
+		if err := d.Remove(id); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, ok := d.Read(id); ok {
+		t.Error("it is still there")
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, c := range written {
+		f.Add([]byte(c.text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, err := Decode(text)
+		if err != nil {
+			return
+		}
+		again, err := Encode(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c2, err := Decode(again); err != nil || cmp.Diff(c, c2) != "" {
+			t.Errorf("%v became %v, %v", c, c2, err)
+		}
+	})
+}
