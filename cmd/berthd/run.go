@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
@@ -81,7 +82,14 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return output.Run(ctx) })
 	g.Go(func() error { return used.Run(ctx) })
 	g.Go(func() error { return streams.Run(ctx) })
-	g.Go(func() error { return desk.Serve(ctx, l) })
+	g.Go(func() error {
+		// A call that has waited in the socket while we were restarted must not
+		// be told that Docker is away before anybody has looked.
+		first, cancel := context.WithTimeout(ctx, firstLook)
+		docker.Settled(first)
+		cancel()
+		return desk.Serve(ctx, l)
+	})
 	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("streams", streams.URL()), slog.String("version", version))
 	tell(log, daemon.SdNotifyReady)
 	defer context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping) })()
@@ -91,6 +99,10 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	log.Info("stopped; pods go on without us")
 	return nil
 }
+
+// firstLook is how long a Docker that does not answer may keep the kubelet waiting
+// after a start.
+const firstLook = 2 * time.Second
 
 // tell lets the service manager know, if there is one.
 func tell(log *slog.Logger, state string) {

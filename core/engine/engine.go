@@ -98,7 +98,7 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	return &Engine{
 		cfg:     cfg,
 		log:     log,
-		away:    errors.New("not connected yet"),
+		away:    errNotYet,
 		changed: make(chan struct{}),
 	}, nil
 }
@@ -117,6 +117,24 @@ func hostOption(host string) client.Opt {
 		}
 	}
 	return client.WithHost(host)
+}
+
+// errNotYet is why there is no connection before the first try.
+var errNotYet = errors.New("not connected yet")
+
+// Settled returns once it is known whether the Engine is there, or ctx has
+// ended.
+func (e *Engine) Settled(ctx context.Context) {
+	e.mu.Lock()
+	known, changed := e.conn != nil || !errors.Is(e.away, errNotYet), e.changed
+	e.mu.Unlock()
+	if known {
+		return
+	}
+	select {
+	case <-changed:
+	case <-ctx.Done():
+	}
 }
 
 // Use returns the connection to work with now. While the Engine is away the
