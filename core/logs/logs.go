@@ -263,7 +263,11 @@ func (s *Service) linked(c *view.Container, path string) bool {
 		return err == nil && target == c.JSONPath
 	}
 	// What cri-dockerd has made keeps its link: nobody has bounded its file, and
-	// the kubelet may have read it for days.
+	// the kubelet may have read it for days. That of one that has ended is not
+	// made again: a late look must not undo a removal.
+	if !c.Running {
+		return true
+	}
 	if err := link(c.JSONPath, path); err != nil {
 		s.log.Warn("the log of a container cannot be linked", slog.String("container", c.ID()), slog.Any("err", err))
 	}
