@@ -13,7 +13,8 @@
 //	            network                         CNI and network namespaces
 //	            streaming                       HTTP streams
 //	cellar      core/labels core/names          the words we write on containers
-//	            core/journal core/pause         small files; the pause image
+//	            core/journal core/checkpoint    small files
+//	            core/pause                      the pause image
 //	            core/undo core/turns            small tools
 //
 // Imports point down this list, never up and never sideways.

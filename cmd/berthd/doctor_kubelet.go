@@ -61,10 +61,10 @@ func (p *patient) checkKubelet() {
 		case driver == p.engine.CgroupDriver:
 			p.tell("kubelet cgroups", fine, driver+", as Docker", "")
 		case told.CgroupDriver == "":
-			p.tell("kubelet cgroups", doubt, "its configuration names no cgroupDriver: before 1.34 it takes cgroupfs, Docker uses "+p.engine.CgroupDriver,
+			p.tell("kubelet cgroups", doubt, "its configuration names no cgroupDriver: before 1.31 it takes cgroupfs, Docker uses "+p.engine.CgroupDriver,
 				fmt.Sprintf("set cgroupDriver: %s in %s", p.engine.CgroupDriver, kubeletConfig))
 		default:
-			p.tell("kubelet cgroups", wrong, fmt.Sprintf("it was told %s, Docker uses %s", driver, p.engine.CgroupDriver),
+			p.tell("kubelet cgroups", wrong, fmt.Sprintf("it was told %s, Docker uses %s (from 1.31 on it asks berthd instead)", driver, p.engine.CgroupDriver),
 				fmt.Sprintf("set cgroupDriver: %s in %s and: systemctl restart kubelet", p.engine.CgroupDriver, kubeletConfig))
 		}
 	}
