@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/checkpoint"
 	containers "berth/core/container"
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
@@ -81,7 +82,7 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 300 * time.Millisecond, Written: used.Written}, docker, log)
 	run := filepath.Join(dir, "run")
 	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: run}, docker, seen, images, inside, h.pods, shelf("sandboxes"), log)
+	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), log)
 	commands := exec.New(docker, seen, nil, log)
 	streams, err := streaming.Listen("127.0.0.1:0", commands)
 	h.must(err)
@@ -222,7 +223,7 @@ func (h *house) leftovers() []string {
 	for _, id := range append(h.pods.Attached(), h.pods.Bound()...) {
 		left = append(left, "network of "+id)
 	}
-	for _, pattern := range []string{"run/pods/*", "journal/v1/*/*", "logs/*/*/*"} {
+	for _, pattern := range []string{"run/pods/*", "checkpoints/*", "journal/v1/*/*", "logs/*/*/*"} {
 		files, err := filepath.Glob(filepath.Join(h.dir, pattern))
 		h.must(err)
 		left = append(left, files...)
