@@ -3,6 +3,7 @@ package server_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -43,6 +44,9 @@ import (
 )
 
 const busybox = "busybox:1"
+
+// rounds is small, for every run of the tests; 400 are ten thousand things done.
+var rounds = flag.Int("rounds", 8, "how many `rounds` TestTheViewNeverLies takes, of 25 things done each")
 
 // A house is the whole daemon but its door, on an Engine of maps and with a
 // network of maps.
@@ -546,19 +550,15 @@ func TestEmptyRequests(t *testing.T) {
 // listed with what there is.
 func TestTheViewNeverLies(t *testing.T) {
 	h := furnish(t, enginetest.LiveRestore())
-	rounds := 40
-	if testing.Short() {
-		rounds = 5
-	}
 	docker := h.engine.Client(t)
 	rng := rand.New(rand.NewPCG(1, 2))
 	ctx := t.Context()
 	var pods, ids []string
 	one := func(list []string) string { return list[rng.IntN(len(list))] }
-	for round := range rounds {
+	for round := range *rounds {
 		for range 25 {
 			switch n := rng.IntN(100); {
-			case len(ids) < 5 || n < 20 && len(ids) < 60:
+			case len(ids) < 5 || n < 20 && len(ids) < 15:
 				pod, id, err := h.begin(h.pod(fmt.Sprintf("p%d", len(pods))), command("c", "sleep", "1000"))
 				if err == nil {
 					pods, ids = append(pods, pod), append(ids, id)
@@ -575,10 +575,12 @@ func TestTheViewNeverLies(t *testing.T) {
 				_ = docker.ContainerRemove(ctx, one(ids), container.RemoveOptions{Force: true})
 			case n < 85:
 				_ = docker.ContainerStart(ctx, one(ids), container.StartOptions{})
-			case n < 95:
+			case n < 88:
 				h.engine.BreakEvents()
-			default:
+			case n < 90:
 				h.engine.Restart()
+			default:
+				_, _ = h.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: one(ids)})
 			}
 		}
 		quiet := time.Now()
