@@ -50,17 +50,21 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		return err
 	}
 	pods := podNetwork(cfg, node, log)
+	updates, err := notes.Shelf("updates")
+	if err != nil {
+		return err
+	}
 	positions, err := notes.Shelf("logs")
 	if err != nil {
 		return err
 	}
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
-	seen := view.New(view.Config{Network: pods, Failures: failures, Logs: output}, docker, log)
+	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
-	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, log)
+	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox"))},
-		docker, seen, images, containers, pods, intents, log)
+		docker, seen, images, containers, pods, intents, updates, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
 	streams, err := streaming.Listen(cfg.StreamingAddr, commands)
 	if err != nil {

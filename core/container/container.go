@@ -28,6 +28,7 @@ type Service struct {
 	logs     logs
 	files    files
 	failures *journal.Shelf
+	updates  *journal.Shelf
 	log      *slog.Logger
 
 	turns turns.Turns // by ID
@@ -73,9 +74,9 @@ type files interface {
 }
 
 // New returns a Service; none of its arguments may be nil.
-func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures *journal.Shelf, log *slog.Logger) *Service {
+func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures, updates *journal.Shelf, log *slog.Logger) *Service {
 	return &Service{
-		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, log: log,
+		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, log: log,
 		stopping: map[string]int{},
 	}
 }

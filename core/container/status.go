@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/journal"
 	"berth/core/view"
 )
 
@@ -57,13 +58,18 @@ func (s *Service) KeepClean(ctx context.Context) error {
 
 // forget drops the notes on containers that were removed behind our back.
 func (s *Service) forget(ctx context.Context) error {
-	noted, err := s.failures.Names()
-	if err != nil {
-		return err
-	}
-	for _, id := range noted {
-		if _, err := s.view.Container(ctx, id); errdefs.IsNotFound(err) {
-			if err := s.failures.Delete(id); err != nil {
+	for _, shelf := range []*journal.Shelf{s.failures, s.updates} {
+		noted, err := shelf.Names()
+		if err != nil {
+			return err
+		}
+		for _, id := range noted {
+			_, noContainer := s.view.Container(ctx, id)
+			_, noSandbox := s.view.Sandbox(ctx, id) // they have updates too
+			if !errdefs.IsNotFound(noContainer) || !errdefs.IsNotFound(noSandbox) {
+				continue
+			}
+			if err := shelf.Delete(id); err != nil {
 				return err
 			}
 		}

@@ -154,5 +154,5 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath 
 		return err
 	}
 	s.view.Forget(id)
-	return s.failures.Delete(id)
+	return errors.Join(s.failures.Delete(id), s.updates.Delete(id))
 }

@@ -49,7 +49,7 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 	if !s.Bridge && (plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id)) {
 		errs = append(errs, s.detach(ctx, plan, id))
 	}
-	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id))
+	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id), s.updates.Delete(id))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ type Service struct {
 	containers containers
 	network    Network
 	intents    *journal.Shelf
+	updates    *journal.Shelf
 	log        *slog.Logger
 
 	turns turns.Turns // by Docker name
@@ -80,10 +81,10 @@ type Network interface {
 
 // New returns a Service; none of its arguments may be nil.
 func New(cfg Config, docker *engine.Engine, view *view.View, images images, containers containers, network Network,
-	intents *journal.Shelf, log *slog.Logger) *Service {
+	intents, updates *journal.Shelf, log *slog.Logger) *Service {
 	return &Service{
 		Config: cfg, docker: docker, view: view, images: images, containers: containers, network: network,
-		intents: intents, log: log, detaches: map[string]int{},
+		intents: intents, updates: updates, log: log, detaches: map[string]int{},
 	}
 }
 

@@ -142,7 +142,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 	if err := docker.Discard(ctx, pod.ID()); err != nil {
 		return err
 	}
-	if err := errors.Join(os.RemoveAll(s.podDir(pod.ID())), s.Checkpoints.Remove(pod.ID())); err != nil {
+	if err := errors.Join(os.RemoveAll(s.podDir(pod.ID())), s.Checkpoints.Remove(pod.ID()), s.updates.Delete(pod.ID())); err != nil {
 		return err
 	}
 	s.view.Forget(pod.ID())

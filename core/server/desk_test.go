@@ -80,13 +80,13 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	docker, err := engine.New(engine.Config{Host: h.engine.Host}, log)
 	h.must(err)
 	output := logs.New(logs.CRI, docker, shelf("logs"), log)
-	failures := shelf("failed-starts")
-	seen := view.New(view.Config{Network: h.pods, Failures: failures, Logs: output}, docker, log)
+	failures, updates := shelf("failed-starts"), shelf("updates")
+	seen := view.New(view.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 300 * time.Millisecond, Written: used.Written}, docker, log)
 	run := filepath.Join(dir, "run")
-	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), log)
+	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, log)
+	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), updates, log)
 	commands := exec.New(docker, seen, nil, log)
 	streams, err := streaming.Listen("127.0.0.1:0", commands)
 	h.must(err)
@@ -512,7 +512,6 @@ func TestPulls(t *testing.T) {
 // unimplemented is what no answer can be given to yet (contrib/docs/open.md).
 var unimplemented = []string{
 	"CheckpointContainer", "CheckpointPod", "RestorePod", "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
-	"UpdateContainerResources", "UpdatePodSandboxResources",
 }
 
 // TestEmptyRequests sends every call an empty request, and one about something

@@ -127,6 +127,16 @@ func (s *Server) StreamContainers(r *runtimeapi.StreamContainersRequest, stream 
 	})
 }
 
+// UpdateContainerResources changes what a container may use.
+func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	return &runtimeapi.UpdateContainerResourcesResponse{}, s.Containers.Update(ctx, r.GetContainerId(), r.GetLinux())
+}
+
+// UpdatePodSandboxResources takes note of what a pod may use.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.Sandboxes.Update(ctx, r)
+}
+
 // ReopenContainerLog begins a new log file after the kubelet has moved the old
 // one out of the way.
 func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {

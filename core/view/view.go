@@ -22,6 +22,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -86,6 +88,9 @@ type Config struct {
 	Network Network
 	// Failures is the shelf where the times of failed starts are kept.
 	Failures *journal.Shelf
+	// Updates is the shelf where resources are kept that have been changed since
+	// a container or sandbox was created.
+	Updates *journal.Shelf
 	// Logs sees to the log files of containers.
 	Logs Logs
 }
@@ -407,6 +412,13 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	updated := &runtimeapi.UpdatePodSandboxResourcesRequest{}
+	if v.updated(c.ID, updated) {
+		if config.Linux == nil {
+			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+		}
+		config.Linux.Resources, config.Linux.Overhead = updated.GetResources(), updated.GetOverhead()
+	}
 	_, started, finished, err := tocri.Times(c)
 	if err != nil {
 		return nil, err
@@ -438,6 +450,13 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 	return s, err
 }
 
+// updated reads what was changed since id was created, and returns whether
+// anything was.
+func (v *View) updated(id string, into proto.Message) bool {
+	text, ok := v.Updates.Load(id)
+	return ok && protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, into) == nil
+}
+
 // bridged reads the addresses that Docker's own network has given.
 func bridged(c container.InspectResponse) tocri.Network {
 	network := tocri.Network{Ready: true}
@@ -463,6 +482,10 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 	row, status, err := tocri.Container(c, failedAt)
 	if err != nil {
 		return nil, err
+	}
+	updated := &runtimeapi.LinuxContainerResources{}
+	if v.updated(c.ID, updated) {
+		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
 	}
 	return &Container{
 		Row:      row,

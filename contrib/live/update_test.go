@@ -1,0 +1,159 @@
+package live
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// knob reads a file of the cgroup of a container, by its name on v1 or v2.
+func (n *node) knob(id, controller, v1, v2 string) string {
+	n.t.Helper()
+	seen, err := n.docker.ContainerInspect(n.t.(*testing.T).Context(), id)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(seen.State.Pid), "cgroup"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		file := ""
+		if fields[0] == "0" && fields[1] == "" && v2 != "" {
+			file = filepath.Join("/sys/fs/cgroup", fields[2], v2)
+		}
+		for _, c := range strings.Split(fields[1], ",") {
+			if c == controller {
+				file = filepath.Join("/sys/fs/cgroup", controller, fields[2], v1)
+			}
+		}
+		if value, err := os.ReadFile(file); err == nil {
+			return strings.TrimSpace(string(value))
+		}
+	}
+	return "no such file"
+}
+
+// TestUpdate changes what a container may use, and reads the truth from its
+// cgroup.
+func TestUpdate(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("update")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := shell("c", "exec sleep 1000")
+	const mib = 1 << 20
+	order.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mib, CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 200, OomScoreAdj: 500}
+	id := n.create(pod, config, order)
+	update := func(change *runtimeapi.LinuxContainerResources) error {
+		_, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: change})
+		return err
+	}
+	check := func(what string, memory, quota, score string) {
+		t.Helper()
+		pid := 0
+		if seen, err := n.docker.ContainerInspect(t.Context(), id); err == nil {
+			pid = seen.State.Pid
+		}
+		if got := n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != memory && !(memory == "max" && len(got) > 15) {
+			t.Errorf("%s: memory limit %s, want %s", what, got, memory)
+		}
+		if got, _, _ := strings.Cut(n.knob(id, "cpu", "cpu.cfs_quota_us", "cpu.max"), " "); got != quota && !(quota == "-1" && got == "max") {
+			t.Errorf("%s: quota %s, want %s", what, got, quota)
+		}
+		if got, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")); err != nil || strings.TrimSpace(string(got)) != score {
+			t.Errorf("%s: score %s, %v, want %s", what, got, err, score)
+		}
+	}
+	check("created", "67108864", "20000", "500")
+	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 128 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	check("more memory", "134217728", "20000", "500")
+	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 * mib, CpuQuota: 50000, OomScoreAdj: 700}); err != nil {
+		t.Fatal(err)
+	}
+	check("less memory, more CPU", "33554432", "50000", "700")
+	if err := update(&runtimeapi.LinuxContainerResources{CpusetCpus: "0"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.knob(id, "cpuset", "cpuset.cpus", "cpuset.cpus"); got != "0" {
+		t.Errorf("CPUs %s, want 0", got)
+	}
+	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -1, CpuQuota: -1}); err != nil {
+		t.Fatal(err)
+	}
+	check("no limits", "max", "-1", "700")
+	if err := update(&runtimeapi.LinuxContainerResources{CpuShares: 300}); err != nil {
+		t.Fatal(err)
+	}
+	check("another update of none of these", "max", "-1", "700")
+	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	check("less than Docker takes", "4194304", "-1", "700")
+
+	// What cannot be is refused, and nothing of it is in effect.
+	if err := update(&runtimeapi.LinuxContainerResources{CpuShares: 500, CpusetCpus: "4096"}); err == nil {
+		t.Error("a CPU that there is not was given")
+	}
+	if got := n.knob(id, "cpu", "cpu.shares", ""); got != "300" && got != "no such file" {
+		t.Errorf("shares %s after an update that failed, want 300", got)
+	}
+	n.kill()
+	n.start()
+	seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := seen.GetStatus().GetResources().GetLinux()
+	if r.GetMemoryLimitInBytes() != 4*mib || r.GetCpuQuota() != -1 || r.GetCpuShares() != 300 || r.GetCpusetCpus() != "0" || r.GetOomScoreAdj() != 700 {
+		t.Errorf("status after a restart of berthd: %v", r)
+	}
+
+	// One that is created and not started has it from its first instruction on.
+	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: shell("later", "exec sleep 1000"), SandboxConfig: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id = made.GetContainerId()
+	if err := update(&runtimeapi.LinuxContainerResources{CpusetCpus: "1", MemoryLimitInBytes: 64 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if cpus, memory := n.knob(id, "cpuset", "cpuset.cpus", "cpuset.cpus"), n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); cpus != "1" || memory != "67108864" {
+		t.Errorf("CPUs %s, memory %s", cpus, memory)
+	}
+	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	if err := update(&runtimeapi.LinuxContainerResources{CpuShares: 500}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("update of what has ended: %v", err)
+	}
+	id = "0123456789ab"
+	if err := update(&runtimeapi.LinuxContainerResources{CpuShares: 500}); status.Code(err) != codes.NotFound {
+		t.Errorf("update of what is not there: %v", err)
+	}
+
+	if _, err := n.runtime.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 777}}); err != nil {
+		t.Error(err)
+	}
+	verbose, err := n.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
+	if err != nil || !strings.Contains(verbose.GetInfo()["info"], "777") {
+		t.Errorf("the pod's resources are not told: %v, %v", verbose.GetInfo(), err)
+	}
+	n.remove(pod)
+	os.RemoveAll(n.path("logs"))
+	n.clean()
+}

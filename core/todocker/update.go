@@ -1,0 +1,119 @@
+package todocker
+
+import (
+	"maps"
+
+	"github.com/docker/docker/api/types/container"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// unlimited asks for no limit of memory or CPU time.
+const unlimited = -1
+
+// An Update is an order to change the resources of a container.
+type Update struct {
+	// Engine is what the Engine can be told.
+	Engine container.UpdateConfig
+	// Knobs are to be written to the cgroup after that.
+	Knobs []Knob
+	// Result is what the container has in the end.
+	Result *runtimeapi.LinuxContainerResources
+}
+
+// UpdateContainer orders what turns a container that has old into one that has
+// what change says. What change leaves open, with 0 or an empty word, stays as it is;
+// limits of -1 are taken away.
+func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine.Record) (Update, error) {
+	result := merged(old, change)
+	u := Update{Result: result}
+	told, err := resources(result, can)
+	if err != nil {
+		return u, err
+	}
+	u.Engine.Resources = told
+	// All knobs must be such as there can be, but only those that change are turned.
+	if _, err := Knobs(result, can); err != nil {
+		return u, err
+	}
+	turned := &runtimeapi.LinuxContainerResources{HugepageLimits: change.GetHugepageLimits(), Unified: change.GetUnified()}
+	if change.GetMemoryLimitInBytes() > 0 {
+		turned.MemoryLimitInBytes = change.GetMemoryLimitInBytes()
+	}
+	if u.Knobs, err = Knobs(turned, can); err != nil {
+		return u, err
+	}
+	if change.GetMemoryLimitInBytes() == unlimited {
+		// The Engine takes no word for it.
+		if can.CgroupVersion == 2 {
+			u.Knobs = append([]Knob{{File: "memory.max", Value: "max"}}, u.Knobs...)
+		} else {
+			u.Knobs = append([]Knob{
+				{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: "-1", Optional: true},
+				{Controller: "memory", File: "memory.limit_in_bytes", Value: "-1"},
+			}, u.Knobs...)
+		}
+	}
+	return u, nil
+}
+
+// merged returns old with what change says.
+func merged(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	out := &runtimeapi.LinuxContainerResources{}
+	if old != nil {
+		out, _ = proto.Clone(old).(*runtimeapi.LinuxContainerResources) // it clones what it is given
+	}
+	for _, f := range []struct {
+		to   *int64
+		word int64
+	}{
+		{&out.CpuPeriod, change.GetCpuPeriod()},
+		{&out.CpuQuota, change.GetCpuQuota()},
+		{&out.CpuShares, change.GetCpuShares()},
+		{&out.MemorySwapLimitInBytes, change.GetMemorySwapLimitInBytes()},
+		{&out.OomScoreAdj, change.GetOomScoreAdj()},
+	} {
+		if f.word != 0 {
+			*f.to = f.word
+		}
+	}
+	switch memory := change.GetMemoryLimitInBytes(); {
+	case memory == unlimited:
+		out.MemoryLimitInBytes, out.MemorySwapLimitInBytes = 0, 0
+	case memory != 0:
+		if out.GetMemorySwapLimitInBytes() == old.GetMemoryLimitInBytes() && change.GetMemorySwapLimitInBytes() == 0 {
+			out.MemorySwapLimitInBytes = 0 // no swap before, and none now
+		}
+		out.MemoryLimitInBytes = memory
+	}
+	if change.GetCpusetCpus() != "" {
+		out.CpusetCpus = change.GetCpusetCpus()
+	}
+	if change.GetCpusetMems() != "" {
+		out.CpusetMems = change.GetCpusetMems()
+	}
+	if len(change.GetHugepageLimits()) > 0 {
+		sizes := map[string]bool{}
+		for _, h := range change.GetHugepageLimits() {
+			sizes[h.GetPageSize()] = true
+		}
+		limits := change.GetHugepageLimits()
+		for _, h := range old.GetHugepageLimits() {
+			if !sizes[h.GetPageSize()] {
+				limits = append(limits[:len(limits):len(limits)], h)
+			}
+		}
+		out.HugepageLimits = limits
+	}
+	if len(change.GetUnified()) > 0 {
+		unified := maps.Clone(old.GetUnified())
+		if unified == nil {
+			unified = map[string]string{}
+		}
+		maps.Copy(unified, change.GetUnified())
+		out.Unified = unified
+	}
+	return out
+}

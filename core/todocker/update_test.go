@@ -1,0 +1,91 @@
+package todocker
+
+import (
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+func TestUpdateContainer(t *testing.T) {
+	const mib = 1 << 20
+	type r = runtimeapi.LinuxContainerResources
+	v1, v2 := engine.Record{CgroupVersion: 1}, engine.Record{CgroupVersion: 2}
+	for name, tt := range map[string]struct {
+		can         engine.Record
+		old, change *r
+		engine      container.Resources
+		knobs       []Knob
+		result      *r
+	}{
+		"nothing": {v1, nil, nil, container.Resources{}, nil, &r{}},
+		"only CPUs of a set": {
+			v1, &r{CpuShares: 100, MemoryLimitInBytes: 64 * mib}, &r{CpusetCpus: "1"},
+			container.Resources{CPUShares: 100, CpusetCpus: "1", Memory: 64 * mib, MemorySwap: 64 * mib}, nil,
+			&r{CpuShares: 100, MemoryLimitInBytes: 64 * mib, CpusetCpus: "1"},
+		},
+		"more memory": {
+			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: 128 * mib},
+			container.Resources{Memory: 128 * mib, MemorySwap: 128 * mib}, nil, &r{MemoryLimitInBytes: 128 * mib},
+		},
+		"more memory, where swap was as much": {
+			v1, &r{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: 128 * mib},
+			container.Resources{Memory: 128 * mib, MemorySwap: 128 * mib}, nil, &r{MemoryLimitInBytes: 128 * mib},
+		},
+		"no CPU quota any more": {
+			v2, &r{CpuQuota: 50000, CpuPeriod: 100000}, &r{CpuQuota: -1},
+			container.Resources{CPUQuota: -1, CPUPeriod: 100000}, nil, &r{CpuQuota: -1, CpuPeriod: 100000},
+		},
+		"no memory limit any more, v1": {
+			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{},
+			[]Knob{{"memory", "memory.memsw.limit_in_bytes", "-1", true}, {"memory", "memory.limit_in_bytes", "-1", false}}, &r{},
+		},
+		"no memory limit any more, v2": {
+			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{},
+			[]Knob{{File: "memory.max", Value: "max"}}, &r{},
+		},
+		"less than the Engine takes": {
+			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: mib}, container.Resources{},
+			[]Knob{{File: "memory.max", Value: "1048576"}}, &r{MemoryLimitInBytes: mib},
+		},
+		"cgroup files": {
+			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
+			container.Resources{}, []Knob{{File: "memory.high", Value: "2"}}, &r{Unified: map[string]string{"memory.high": "2", "memory.oom.group": "1"}},
+		},
+		"huge pages": {
+			v1, &r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
+			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}}, container.Resources{},
+			[]Knob{{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false}},
+			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}, {PageSize: "1GB"}}},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := UpdateContainer(tt.old, tt.change, tt.can)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.engine, got.Engine.Resources); diff != "" {
+				t.Errorf("the Engine is told (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.knobs, got.Knobs); diff != "" {
+				t.Errorf("knobs (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.result, got.Result, protocmp.Transform()); diff != "" {
+				t.Errorf("result (-want +got):\n%s", diff)
+			}
+		})
+	}
+	for name, change := range map[string]*r{
+		"negative memory":     {MemoryLimitInBytes: -2},
+		"no file of a cgroup": {Unified: map[string]string{"../x": "1"}},
+		"unified on v1":       {Unified: map[string]string{"memory.high": "1"}},
+	} {
+		if _, err := UpdateContainer(nil, change, v1); err == nil {
+			t.Errorf("%s is taken", name)
+		}
+	}
+}
