@@ -178,9 +178,9 @@ func dialer(pods networks) exec.Dial {
 }
 
 // resolver tells the container room about images: rooms do not know each other.
-type resolver struct{ images *image.Service }
+type resolver struct{ *image.Service }
 
 func (r resolver) Resolve(ctx context.Context, ref, userRef string) (container.Image, error) {
-	found, err := r.images.Resolve(ctx, ref, userRef)
+	found, err := r.Service.Resolve(ctx, ref, userRef)
 	return container.Image(found), err
 }

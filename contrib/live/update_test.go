@@ -29,7 +29,7 @@ func (n *node) knob(id, controller, v1, v2 string) string {
 		if fields[0] == "0" && fields[1] == "" && v2 != "" {
 			file = filepath.Join("/sys/fs/cgroup", fields[2], v2)
 		}
-		for _, c := range strings.Split(fields[1], ",") {
+		for c := range strings.SplitSeq(fields[1], ",") {
 			if c == controller {
 				file = filepath.Join("/sys/fs/cgroup", controller, fields[2], v1)
 			}
@@ -64,10 +64,10 @@ func TestUpdate(t *testing.T) {
 		if seen, err := n.docker.ContainerInspect(t.Context(), id); err == nil {
 			pid = seen.State.Pid
 		}
-		if got := n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != memory && !(memory == "max" && len(got) > 15) {
+		if got := n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != memory && (memory != "max" || len(got) <= 15) {
 			t.Errorf("%s: memory limit %s, want %s", what, got, memory)
 		}
-		if got, _, _ := strings.Cut(n.knob(id, "cpu", "cpu.cfs_quota_us", "cpu.max"), " "); got != quota && !(quota == "-1" && got == "max") {
+		if got, _, _ := strings.Cut(n.knob(id, "cpu", "cpu.cfs_quota_us", "cpu.max"), " "); got != quota && (quota != "-1" || got != "max") {
 			t.Errorf("%s: quota %s, want %s", what, got, quota)
 		}
 		if got, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")); err != nil || strings.TrimSpace(string(got)) != score {

@@ -42,6 +42,7 @@ type Image struct {
 	ID         string
 	Ref        string // repository@digest if there is one, else the ID
 	HasCommand bool   // whether it has an entrypoint or a command
+	User       string // whom it runs as if nobody says otherwise
 }
 
 // images is the part of the image room that a container needs.
@@ -49,6 +50,8 @@ type images interface {
 	// Resolve finds the local image ref, which the user has called userRef; the
 	// error is of kind NotFound if there is none.
 	Resolve(ctx context.Context, ref, userRef string) (Image, error)
+	// Accounts returns the users and groups of the image with the ID.
+	Accounts(ctx context.Context, id string) (todocker.Accounts, error)
 }
 
 // logs is the part of the log room that a container needs.

@@ -114,7 +114,10 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 	if err != nil {
 		return ask, err
 	}
-	ask.ImageID, ask.ImageRef, ask.HasCommand = image.ID, image.Ref, image.HasCommand
+	ask.ImageID, ask.ImageRef, ask.HasCommand, ask.ImageUser = image.ID, image.Ref, image.HasCommand, image.User
+	if ask.Accounts, err = s.images.Accounts(ctx, image.ID); err != nil {
+		return ask, err
+	}
 	for _, m := range c.GetMounts() {
 		if ref := m.GetImage().GetImage(); ref != "" {
 			volume, err := s.images.Resolve(ctx, ref, ref)

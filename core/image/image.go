@@ -22,6 +22,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/tocri"
+	"berth/core/todocker"
 	"berth/core/turns"
 )
 
@@ -43,9 +44,13 @@ type Service struct {
 	log    *slog.Logger
 
 	removals turns.Turns // by image ID
+	reading  turns.Turns // of accounts, by image ID
 	pulls    pulls
 	pause    pauseImage
 	usage    usage
+
+	accountsMu sync.Mutex // guards accounts
+	accounts   map[string]todocker.Accounts
 
 	mu    sync.Mutex        // guards users
 	users map[string]string // whom images run as, by ID; that of an ID never changes
@@ -54,7 +59,7 @@ type Service struct {
 // New returns a Service; none of its arguments may be nil.
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	return &Service{
-		Config: cfg, docker: docker, log: log,
+		Config: cfg, docker: docker, log: log, accounts: map[string]todocker.Accounts{},
 		pulls: pulls{running: map[string]*pull{}},
 		users: map[string]string{},
 	}
@@ -182,6 +187,7 @@ type Found struct {
 	ID         string
 	Ref        string // repository@digest, of the repository asked for if it has one; else the ID
 	HasCommand bool   // whether it has an entrypoint or a command
+	User       string // whom it runs as if nobody says otherwise
 }
 
 // Resolve finds a local image for somebody who runs it. It is of kind NotFound
@@ -200,6 +206,7 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, erro
 	out := Found{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID)}
 	if found.Config != nil {
 		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
+		out.User = found.Config.User
 	}
 	return out, nil
 }

@@ -30,10 +30,15 @@ const (
 	imageRefKey    = ownPrefix + "image-ref"
 	labelsKey      = ownPrefix + "labels"
 	annotationsKey = ownPrefix + "annotations"
+	userKey        = ownPrefix + "user"
 	// labelPrefix goes before the pod labels that would otherwise read as ours:
 	// a pod may well carry a label "annotation.x".
 	labelPrefix = ownPrefix + "label."
 )
+
+// LookKey is on containers that are made to look into an image, and are no
+// pod's.
+const LookKey = ownPrefix + "look"
 
 // podName is what stands in nameKey of a sandbox.
 const podName = "POD"
@@ -61,6 +66,7 @@ type Set struct {
 	Handler  string // runtime handler of a sandbox
 	Image    string // of a container, as its user wrote it
 	ImageRef string // of a container, with the repository's digest if there was one
+	User     string // of a container, whom it runs as, as JSON of the CRI; empty if not known
 }
 
 // Ours reports whether berth itself has created the container.
@@ -83,6 +89,7 @@ func (s Set) Encode() map[string]string {
 		handlerKey:  s.Handler,
 		imageKey:    s.Image,
 		imageRefKey: s.ImageRef,
+		userKey:     s.User,
 	} {
 		if v != "" {
 			out[k] = v
@@ -119,6 +126,7 @@ func Decode(labels map[string]string) Set {
 		Handler:     labels[handlerKey],
 		Image:       labels[imageKey],
 		ImageRef:    labels[imageRefKey],
+		User:        labels[userKey],
 		Labels:      map[string]string{},
 		Annotations: map[string]string{},
 	}

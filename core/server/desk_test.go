@@ -119,10 +119,10 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	return h
 }
 
-type resolver struct{ images *image.Service }
+type resolver struct{ *image.Service }
 
 func (r resolver) Resolve(ctx context.Context, ref, userRef string) (containers.Image, error) {
-	found, err := r.images.Resolve(ctx, ref, userRef)
+	found, err := r.Service.Resolve(ctx, ref, userRef)
 	return containers.Image(found), err
 }
 
@@ -190,7 +190,7 @@ func (c *cables) Detach(_ context.Context, _ *network.Plan, id string) error {
 	return c.step("detach", func() { delete(c.attached, id); delete(c.bound, id) })
 }
 
-func (c *cables) Forget(_ context.Context, id string) error { return c.Detach(nil, nil, id) }
+func (c *cables) Forget(ctx context.Context, id string) error { return c.Detach(ctx, nil, id) }
 
 func (c *cables) Attached() (ids []string) {
 	_ = c.step("", func() {

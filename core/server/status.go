@@ -71,7 +71,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 			condition(runtimeapi.RuntimeReady, engineNotReady, s.alive(ctx)),
 			condition(runtimeapi.NetworkReady, networkNotReady, s.Network.Status(ctx)),
 		}},
-		Features: &runtimeapi.RuntimeFeatures{},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
 	conn, err := s.Engine.Last()
 	if err == nil {

@@ -91,6 +91,13 @@ func Container(c container.InspectResponse, failedAt time.Time) (*runtimeapi.Con
 		LogPath:     said.LogPath,
 		StopSignal:  stopSignal(c.Config.StopSignal),
 	}
+	if said.User != "" {
+		user := &runtimeapi.LinuxContainerUser{}
+		if err := fromJSON(c.ID, said.User, user); err != nil {
+			return nil, nil, err
+		}
+		status.User = &runtimeapi.ContainerUser{Linux: user}
+	}
 	if r := config.GetLinux().GetResources(); r != nil {
 		status.Resources = &runtimeapi.ContainerResources{Linux: r}
 	}

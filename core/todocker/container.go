@@ -9,6 +9,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/strslice"
+	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -30,6 +31,8 @@ type ContainerAsk struct {
 	ImageRef   string            // with the repository's digest if there is one
 	ImageIDs   map[string]string // IDs of images that are mounted, by the words they are asked for with
 	HasCommand bool              // whether the image has an entrypoint or command
+	ImageUser  string            // whom the image runs as if nobody says otherwise
+	Accounts   Accounts          // of the image
 
 	Files   []File // of the pod, mounted where the container brings none of its own
 	Seccomp string // content of the profile that SeccompFile names
@@ -72,14 +75,23 @@ func Container(ask ContainerAsk) (Order, error) {
 	if err != nil {
 		return Order{}, err
 	}
+	who, err := identify(sc, ask.ImageUser, ask.Accounts)
+	if err != nil {
+		return Order{}, err
+	}
+	told := ""
+	if who.told != nil {
+		text, err := protojson.Marshal(who.told)
+		if err != nil {
+			return Order{}, err
+		}
+		told = string(text)
+	}
 	host, err := containerHost(ask)
 	if err != nil {
 		return Order{}, err
 	}
-	who, err := user(sc.GetRunAsUser(), sc.GetRunAsUsername(), sc.GetRunAsGroup())
-	if err != nil {
-		return Order{}, err
-	}
+	host.GroupAdd = who.groups
 
 	return Order{
 		Name: names.Name{Container: m.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: m.GetAttempt()},
@@ -89,7 +101,7 @@ func Container(ask ContainerAsk) (Order, error) {
 			Cmd:         strslice.StrSlice(c.GetArgs()),
 			Env:         env,
 			WorkingDir:  c.GetWorkingDir(),
-			User:        who,
+			User:        who.user,
 			OpenStdin:   c.GetStdin(),
 			StdinOnce:   c.GetStdinOnce(),
 			Tty:         c.GetTty(),
@@ -104,6 +116,7 @@ func Container(ask ContainerAsk) (Order, error) {
 				Config:      config,
 				Image:       ask.ImageName,
 				ImageRef:    ask.ImageRef,
+				User:        told,
 			}.Encode(),
 		},
 		Host: host,
@@ -118,9 +131,6 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 	ns := sc.GetNamespaceOptions()
 	if err := namespaces(ns, false); err != nil {
 		return nil, err
-	}
-	if sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict {
-		return nil, invalid("supplemental_groups_policy Strict is not supported by this version")
 	}
 	add, drop, err := capabilities(sc.GetCapabilities())
 	if err != nil {
@@ -160,7 +170,6 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 		CapAdd:         add,
 		CapDrop:        drop,
 		ReadonlyRootfs: sc.GetReadonlyRootfs(),
-		GroupAdd:       groups(sc.GetSupplementalGroups()),
 		Mounts:         mounts,
 		Resources:      res,
 		Init:           new(bool),

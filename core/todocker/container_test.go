@@ -142,7 +142,6 @@ func TestContainerRefuses(t *testing.T) {
 		"ambient capabilities": {asked(old, func(_ config, s security) {
 			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
 		}), errdefs.IsInvalidArgument},
-		"strict groups":                {asked(old, func(_ config, s security) { s.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict }), errdefs.IsInvalidArgument},
 		"unified on cgroup v1":         {asked(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsInvalidArgument},
 		"a unified path":               {asked(recent, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"../memory.high": "1"} }), errdefs.IsInvalidArgument},
 		"CDI without an Engine for it": {asked(old, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), errdefs.IsFailedPrecondition},

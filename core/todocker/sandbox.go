@@ -73,7 +73,7 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 	if err != nil {
 		return Order{}, err
 	}
-	user, err := user(sc.GetRunAsUser(), "", sc.GetRunAsGroup())
+	user, err := pauseUser(sc.GetRunAsUser(), sc.GetRunAsGroup())
 	if err != nil {
 		return Order{}, err
 	}

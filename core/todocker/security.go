@@ -141,22 +141,22 @@ func capNames(names []string) []string {
 	return out
 }
 
-// user returns who a container runs as, in the Engine's words; "" leaves it to
-// the image.
-func user(uid *runtimeapi.Int64Value, name string, gid *runtimeapi.Int64Value) (string, error) {
-	who := name
-	if uid != nil {
-		who = strconv.FormatInt(uid.GetValue(), 10)
-	}
+// pauseUser returns who the pause process runs as, in the Engine's words.
+func pauseUser(uid, gid *runtimeapi.Int64Value) (string, error) {
 	switch {
+	case uid == nil && gid != nil:
+		return "", errGroupAlone
+	case uid == nil:
+		return "", nil
 	case gid == nil:
-		return who, nil
-	case who == "":
-		return "", invalid("run_as_group without run_as_user or run_as_username")
+		return strconv.FormatInt(uid.GetValue(), 10), nil
 	default:
-		return who + ":" + strconv.FormatInt(gid.GetValue(), 10), nil
+		return strconv.FormatInt(uid.GetValue(), 10) + ":" + strconv.FormatInt(gid.GetValue(), 10), nil
 	}
 }
+
+// errGroupAlone is about a security context that the CRI does not allow.
+var errGroupAlone = invalid("run_as_group without run_as_user or run_as_username")
 
 func groups(ids []int64) []string {
 	var out []string
