@@ -1,0 +1,182 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/system"
+
+	"berth/core/engine"
+	"berth/core/engine/enginetest"
+)
+
+func TestComesAndGoes(t *testing.T) {
+	e := enginetest.New(t)
+	docker := e.Connect(t)
+	first, err := docker.Use()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() {
+		docker.Gone(t.Context(), first)
+		close(gone)
+	}()
+	e.Stop()
+	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := docker.Use(); return err != nil })
+	<-gone
+	if _, err := docker.Use(); !errdefs.IsUnavailable(err) || !engine.Away(err) {
+		t.Errorf("while it is away: %v, want Unavailable", err)
+	}
+	if last, err := docker.Last(); last != first || err != nil {
+		t.Errorf("the last connection is %v, %v; want %v", last, err, first)
+	}
+
+	// Back, and upgraded: another version is agreed on.
+	e.Version("1.51")
+	e.Restart()
+	back := time.Now()
+	conn, err := docker.Wait(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(back); took > 3*time.Second {
+		t.Errorf("connected again after %v", took)
+	}
+	if first.Can.API != "1.41" || conn.Can.API != "1.51" || conn.ClientVersion() != "1.51" || !conn.Can.ImageMounts || first.Can.ImageMounts {
+		t.Errorf("API %s, then %s; want 1.41 and 1.51", first.Can.API, conn.Can.API)
+	}
+}
+
+func TestAHungCallDoesNotLookLikeADeadEngine(t *testing.T) {
+	e := enginetest.New(t)
+	docker := e.Connect(t)
+	conn, err := docker.Use()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := e.Hang("GET /containers/json")
+	defer release()
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	if _, err := conn.ContainerList(ctx, container.ListOptions{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("list: %v, want that it takes too long", err)
+	}
+	if now, err := docker.Use(); now != conn || err != nil {
+		t.Errorf("the connection is %v, %v; want the same as before", now, err)
+	}
+}
+
+func TestRefusesWhatItCannotServe(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spoil func(*enginetest.Engine)
+		want  string
+	}{
+		"too old":       {func(e *enginetest.Engine) { e.Version("1.40") }, "needs 1.41 or newer"},
+		"rootless":      {func(e *enginetest.Engine) { e.SetInfo(rootless) }, "rootless"},
+		"no answer":     {func(e *enginetest.Engine) { e.Fail("GET /info", http.StatusInternalServerError) }, "docker info"},
+		"no connection": {(*enginetest.Engine).Stop, "Cannot connect"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := enginetest.New(t)
+			tt.spoil(e)
+			docker, err := engine.New(engine.Config{Host: e.Host}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			enginetest.Background(t, docker.Run)
+			enginetest.Until(t, "it does not say why", func() bool {
+				_, err = docker.Use()
+				return strings.Contains(err.Error(), tt.want)
+			})
+			if _, last := docker.Last(); !errdefs.IsUnavailable(err) || !errdefs.IsUnavailable(last) {
+				t.Errorf("%v, %v; want Unavailable", err, last)
+			}
+		})
+	}
+}
+
+func rootless(info *system.Info) {
+	info.SecurityOptions = append(info.SecurityOptions, "name=rootless")
+}
+
+func TestKillAndDiscard(t *testing.T) {
+	e := enginetest.New(t)
+	e.AddImage(enginetest.Image{}, "server")
+	conn, err := e.Connect(t).Use()
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := conn.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}}, nil, nil, nil, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"only made", "that runs", "that has ended"} {
+		if err := conn.Kill(t.Context(), made.ID); err != nil {
+			t.Errorf("kill of one %s: %v", what, err)
+		}
+		if what == "only made" {
+			if err := conn.ContainerStart(t.Context(), made.ID, container.StartOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if c, _ := e.Container("web"); c.State.ExitCode != 137 {
+		t.Errorf("state %+v, want killed", c.State)
+	}
+	// Somebody else removes it: Discard returns once that is over.
+	e.FailOnce("DELETE /containers/{id}", http.StatusConflict, 1)
+	for range 2 {
+		if err := conn.Discard(t.Context(), made.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := conn.Kill(t.Context(), made.ID); err != nil {
+		t.Errorf("kill of what is not there: %v", err)
+	}
+	if left := e.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestAway(t *testing.T) {
+	e := enginetest.New(t)
+	conn, err := e.Connect(t).Use()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func() error { _, err := conn.ContainerInspect(t.Context(), "web"); return err }
+	if err := ask(); engine.Away(err) {
+		t.Errorf("not found is not away: %v", err)
+	}
+	e.Fail("GET /containers/{id}/json", http.StatusInternalServerError)
+	if err := ask(); engine.Away(err) {
+		t.Errorf("refused is not away: %v", err)
+	}
+	e.Heal("GET /containers/{id}/json")
+	// Not one that only asks: that is asked again on another connection.
+	e.FailOnce("POST /containers/{id}/start", enginetest.HangUp, 1)
+	if err := conn.ContainerStart(t.Context(), "web", container.StartOptions{}); !engine.Away(err) {
+		t.Errorf("cut off is away: %v", err)
+	}
+	e.Stop()
+	if err := ask(); !engine.Away(err) {
+		t.Errorf("gone is away: %v", err)
+	}
+	for _, err := range []error{nil, context.Canceled, errors.New("EOF")} {
+		if engine.Away(err) {
+			t.Errorf("%v is not away", err)
+		}
+	}
+	if !engine.Away(io.ErrUnexpectedEOF) {
+		t.Error("an answer cut short is away")
+	}
+}

@@ -1,0 +1,404 @@
+package view_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/engine/enginetest"
+	"berth/core/journal"
+	"berth/core/labels"
+	"berth/core/names"
+	"berth/core/view"
+)
+
+// attached is a network that every pod is on.
+type attached struct{}
+
+func (attached) Addresses(string) ([]netip.Addr, bool) {
+	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, true
+}
+func (attached) Same(string, int) bool { return true }
+
+// noLogs keeps none.
+type noLogs struct{}
+
+func (noLogs) Keep(context.Context, *view.Container) {}
+func (noLogs) Drop(string)                           {}
+
+// A node is a view of an Engine.
+type node struct {
+	*testing.T
+	engine *enginetest.Engine
+	docker *engine.Engine
+	client *client.Client
+	view   *view.View
+}
+
+func newNode(t *testing.T, before ...func(*node)) *node {
+	n := &node{T: t, engine: enginetest.New(t)}
+	n.engine.AddImage(enginetest.Image{}, "server")
+	n.client = n.engine.Client(t)
+	for _, do := range before {
+		do(n)
+	}
+	n.docker = n.engine.Connect(t)
+	notes, err := journal.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	failures, err := notes.Shelf("failures")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.view = view.New(view.Config{Network: attached{}, Failures: failures, Logs: noLogs{}}, n.docker, slog.New(slog.DiscardHandler))
+	enginetest.Background(t, n.view.Run)
+	return n
+}
+
+// sandbox makes a sandbox in the Engine, behind the view's back.
+func (n *node) sandbox(pod string) string {
+	n.Helper()
+	return n.make(names.Name{Container: names.Pod, Pod: pod, Namespace: "ns", UID: "u"}, labels.Set{
+		Kind: labels.Sandbox, Config: fmt.Sprintf(`{"metadata":{"name":%q,"namespace":"ns","uid":"u"}}`, pod), Labels: map[string]string{"app": pod},
+	})
+}
+
+// container makes a container in a sandbox, behind the view's back.
+func (n *node) container(sandbox, name string) string {
+	n.Helper()
+	return n.make(names.Name{Container: name, Pod: sandbox[:12], Namespace: "ns", UID: "u"}, labels.Set{
+		Kind: labels.Container, SandboxID: sandbox, Config: fmt.Sprintf(`{"metadata":{"name":%q}}`, name), Labels: map[string]string{"app": name},
+	})
+}
+
+func (n *node) make(name names.Name, said labels.Set) string {
+	n.Helper()
+	made, err := n.client.ContainerCreate(n.Context(), &container.Config{
+		Image: "server", Cmd: []string{"serve"}, Labels: said.Encode(), NetworkDisabled: true,
+	}, nil, nil, nil, name.String())
+	if err != nil {
+		n.Fatal(err)
+	}
+	return made.ID
+}
+
+func (n *node) start(id string) {
+	n.Helper()
+	if err := n.client.ContainerStart(n.Context(), id, container.StartOptions{}); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// remove removes a container, behind the view's back.
+func (n *node) remove(id string) {
+	n.Helper()
+	if err := n.client.ContainerRemove(n.Context(), id, container.RemoveOptions{Force: true}); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// state is what the view says of a container, "" if it has none.
+func (n *node) state(id string) string {
+	c, err := n.view.Container(n.Context(), id)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimPrefix(c.Row.GetState().String(), "CONTAINER_")
+}
+
+// becomes waits for the view to say so.
+func (n *node) becomes(id, state string) {
+	n.Helper()
+	enginetest.Until(n, fmt.Sprintf("container %s is %q, want %q", id, n.state(id), state), func() bool { return n.state(id) == state })
+}
+
+func TestEventsAreFollowed(t *testing.T) {
+	n := newNode(t)
+	pod := n.sandbox("web")
+	id := n.container(pod, "a")
+	n.becomes(id, "CREATED")
+	n.start(id)
+	n.becomes(id, "RUNNING")
+	n.engine.OOM(id)
+	n.becomes(id, "EXITED")
+	c, err := n.view.Container(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := c.Status; s.GetReason() != "OOMKilled" || s.GetExitCode() != 137 || s.GetFinishedAt() == 0 {
+		t.Errorf("status %v, want killed for want of memory", s)
+	}
+	n.remove(id)
+	n.becomes(id, "")
+
+	// A sandbox that goes behind our back is not ready, until it is forgotten.
+	n.start(pod)
+	ready := func() string {
+		s, err := n.view.Sandbox(t.Context(), pod)
+		if err != nil {
+			return err.Error()
+		}
+		return fmt.Sprintf("%v gone=%v", s.Row.GetState(), s.Gone)
+	}
+	enginetest.Until(t, "the sandbox does not get ready", func() bool { return ready() == "SANDBOX_READY gone=false" })
+	n.remove(pod)
+	enginetest.Until(t, "the sandbox stays ready", func() bool { return ready() == "SANDBOX_NOTREADY gone=true" })
+	n.view.Forget(pod)
+	if _, err := n.view.Sandbox(t.Context(), pod); !errdefs.IsNotFound(err) {
+		t.Errorf("a forgotten sandbox: %v, want NotFound", err)
+	}
+}
+
+func TestAsksNothingOfTheEngine(t *testing.T) {
+	n := newNode(t)
+	pod := n.sandbox("web")
+	id := n.container(pod, "a")
+	n.becomes(id, "CREATED")
+	enginetest.Until(t, "no sandbox", func() bool { _, err := n.view.Sandbox(t.Context(), pod); return err == nil })
+	before := n.engine.Calls()
+	for range 100 {
+		for _, err := range []error{
+			second(n.view.Containers(t.Context(), nil)), second(n.view.Sandboxes(t.Context(), nil)),
+			second(n.view.Container(t.Context(), id)), second(n.view.Sandbox(t.Context(), pod)),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if calls := n.engine.Calls() - before; calls != 0 {
+		t.Errorf("%d calls to the Engine, want none", calls)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestFilters(t *testing.T) {
+	n := newNode(t)
+	pod, other := n.sandbox("web"), n.sandbox("db")
+	a, b, c := n.container(pod, "a"), n.container(pod, "b"), n.container(other, "c")
+	n.start(b)
+	n.becomes(a, "CREATED")
+	n.becomes(b, "RUNNING")
+	n.becomes(c, "CREATED")
+	running := &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
+	for name, tt := range map[string]struct {
+		filter *runtimeapi.ContainerFilter
+		want   []string
+	}{
+		"all":                  {nil, []string{c, b, a}},
+		"by ID":                {&runtimeapi.ContainerFilter{Id: a}, []string{a}},
+		"by part of an ID":     {&runtimeapi.ContainerFilter{Id: a[:10]}, []string{a}},
+		"by sandbox":           {&runtimeapi.ContainerFilter{PodSandboxId: pod}, []string{b, a}},
+		"by state":             {&runtimeapi.ContainerFilter{State: running}, []string{b}},
+		"by label":             {&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"app": "c"}}, []string{c}},
+		"by sandbox and label": {&runtimeapi.ContainerFilter{PodSandboxId: pod, LabelSelector: map[string]string{"app": "c"}}, nil},
+		"by what is not there": {&runtimeapi.ContainerFilter{Id: "nothing"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			list, err := n.view.Containers(t.Context(), tt.filter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, c := range list {
+				got = append(got, c.ID())
+			}
+			if fmt.Sprint(got) != fmt.Sprint(tt.want) {
+				t.Errorf("got %v, want %v, the newest first", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestResyncAfterABrokenStream(t *testing.T) {
+	n := newNode(t)
+	pod := n.sandbox("web")
+	stays, dies, goes := n.container(pod, "stays"), n.container(pod, "dies"), n.container(pod, "goes")
+	for _, id := range []string{stays, dies, goes} {
+		n.start(id)
+		n.becomes(id, "RUNNING")
+	}
+	// All this while nobody listens.
+	list := n.engine.Hang("GET /containers/json")
+	n.engine.BreakEvents()
+	listening := func() bool { return n.engine.Listeners() > 0 }
+	n.engine.Die(dies, 3)
+	n.remove(goes)
+	list()
+	enginetest.Until(t, "nobody listens again", listening)
+	n.becomes(dies, "EXITED")
+	n.becomes(goes, "")
+	n.becomes(stays, "RUNNING")
+}
+
+func TestNoOldAnswersAfterTheEngineWasAway(t *testing.T) {
+	n := newNode(t)
+	n.engine.SetLiveRestore(true)
+	id := n.container(n.sandbox("web"), "a")
+	n.start(id)
+	n.becomes(id, "RUNNING")
+	n.engine.Stop()
+	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := n.docker.Use(); return err != nil })
+	if _, err := n.view.Containers(t.Context(), nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("list while the Engine is away: %v, want Unavailable", err)
+	}
+	n.engine.Die(id, 4)
+	n.engine.Restart()
+	if _, err := n.docker.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// The first answer after it is back is that of the Engine as it is now.
+	c, err := n.view.Container(t.Context(), id)
+	if err != nil || c.Status.GetExitCode() != 4 {
+		t.Errorf("status %v, %v; want exit code 4", c, err)
+	}
+}
+
+func TestReadYourWrites(t *testing.T) {
+	n := newNode(t)
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	n.engine.LoseEvents(true)
+	for range 20 {
+		n.start(id)
+		if _, err := n.view.Refresh(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if s := n.state(id); s != "RUNNING" {
+			t.Fatalf("state %s right after the start, want RUNNING", s)
+		}
+		n.engine.Die(id, 0)
+		if _, err := n.view.Refresh(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if s := n.state(id); s != "EXITED" {
+			t.Fatalf("state %s right after the end, want EXITED", s)
+		}
+	}
+	n.remove(id)
+	if _, err := n.view.Refresh(t.Context(), id); !errdefs.IsNotFound(err) || n.state(id) != "" {
+		t.Errorf("refresh of what is gone: %v, state %q", err, n.state(id))
+	}
+}
+
+// A slow look must not put back what a later one, or a removal, has replaced.
+func TestLateLooksCountForNothing(t *testing.T) {
+	n := newNode(t)
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	n.remove(id)
+	n.becomes(id, "")
+	n.view.Forget(id)
+	if _, err := n.view.Refresh(t.Context(), id); !errdefs.IsNotFound(err) {
+		t.Errorf("%v, want NotFound", err)
+	}
+	if s := n.state(id); s != "" {
+		t.Errorf("a removed container is %s", s)
+	}
+}
+
+func TestOneHungContainerDelaysNoOther(t *testing.T) {
+	var hung, other string
+	var release func()
+	n := newNode(t, func(n *node) {
+		pod := n.sandbox("web")
+		hung, other = n.container(pod, "hung"), n.container(pod, "other")
+		n.start(hung)
+		release = n.engine.Hang("GET /containers/" + hung + "/json")
+	})
+	defer release()
+	// While it runs: the others are told of at once.
+	enginetest.Until(t, "no view", func() bool { return n.view.Ready(t.Context()) == nil })
+	began := time.Now()
+	n.start(other)
+	n.becomes(other, "RUNNING")
+	n.engine.Die(other, 1)
+	n.becomes(other, "EXITED")
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("another container's news took %v", took)
+	}
+	// The hung one is not hidden: the list has told of it.
+	if s := n.state(hung); s != "RUNNING" {
+		t.Errorf("the hung one is %q, want RUNNING, as the list says", s)
+	}
+	release()
+	enginetest.Until(t, "the hung one is never looked at", func() bool {
+		c, err := n.view.Container(t.Context(), hung)
+		return err == nil && c.Pid > 0
+	})
+}
+
+func TestAFailedLookIsTriedAgain(t *testing.T) {
+	n := newNode(t)
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	n.engine.FailOnce("GET /containers/"+id+"/json", http.StatusInternalServerError, 1)
+	n.start(id)
+	n.becomes(id, "RUNNING")
+}
+
+func TestHalfMadeThingsAreHidden(t *testing.T) {
+	n := newNode(t)
+	done := n.view.Build(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
+	id := n.sandbox("web")
+	if _, err := n.view.Refresh(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := n.view.Sandboxes(t.Context(), nil); err != nil || len(list) != 0 {
+		t.Errorf("list %v, %v; want none", list, err)
+	}
+	done()
+	done() // no harm
+	if list, err := n.view.Sandboxes(t.Context(), nil); err != nil || len(list) != 1 {
+		t.Errorf("list %v, %v; want one", list, err)
+	}
+}
+
+func TestWhatIsNotOursIsNotSeen(t *testing.T) {
+	n := newNode(t)
+	made, err := n.client.ContainerCreate(t.Context(), &container.Config{Image: "server"}, nil, nil, nil, "mine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.view.Refresh(t.Context(), made.ID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.view.Container(t.Context(), made.ID); !errdefs.IsNotFound(err) {
+		t.Errorf("%v, want NotFound", err)
+	}
+}
+
+func TestEachRunsOnceAConnection(t *testing.T) {
+	n := newNode(t)
+	tries := make(chan *engine.Conn, 10)
+	failed := errors.New("not yet")
+	enginetest.Background(t, func(ctx context.Context) error {
+		return n.view.Each(ctx, "test", func(_ context.Context, conn *engine.Conn) error {
+			tries <- conn
+			err := failed
+			failed = nil
+			return err
+		})
+	})
+	first, again := <-tries, <-tries // the first one failed
+	n.engine.Stop()
+	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := n.docker.Use(); return err != nil })
+	n.engine.Restart()
+	if third := <-tries; first != again || third == first {
+		t.Errorf("connections %p, %p, %p", first, again, third)
+	}
+}
