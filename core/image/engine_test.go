@@ -1,0 +1,330 @@
+package image_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/registry"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine/enginetest"
+	"berth/core/image"
+	"berth/core/pause"
+)
+
+const stall = 300 * time.Millisecond
+
+// TestMain gives the tests a configuration of Docker's own. Where that is is
+// looked up once in the life of a process.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "docker")
+	if err == nil {
+		err = os.Setenv("DOCKER_CONFIG", dir)
+	}
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	m.Run()
+}
+
+// newRoom returns the image room and its Engine.
+func newRoom(t *testing.T, pauseImage string) (*image.Service, *enginetest.Engine) {
+	t.Helper()
+	e := enginetest.New(t)
+	room := image.New(image.Config{
+		PauseImage: pauseImage, PullProgress: stall, Written: func() (uint64, uint64) { return 70, 7 },
+	}, e.Connect(t), slog.New(slog.DiscardHandler))
+	return room, e
+}
+
+func TestPullsShareOne(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.Registry("r.test/a:1", enginetest.Remote{Steps: 5, Pace: 100 * time.Millisecond})
+	var all errgroup.Group
+	impatient, hangUp := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer hangUp()
+	all.Go(func() error {
+		if _, err := room.Pull(impatient, "r.test/a:1", nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("one who hung up: %v, want DeadlineExceeded", err)
+		}
+		return nil
+	})
+	for range 4 {
+		all.Go(func() error { _, err := room.Pull(t.Context(), "r.test/a:1", nil); return err })
+	}
+	// Others with other credentials have a pull of their own.
+	all.Go(func() error {
+		_, err := room.Pull(t.Context(), "r.test/a:1", &runtimeapi.AuthConfig{Username: "u", Password: "p"})
+		return err
+	})
+	if err := all.Wait(); err != nil {
+		t.Error(err)
+	}
+	if n := len(e.Pulls()); n != 2 {
+		t.Errorf("%d pulls, want one for each credentials", n)
+	}
+}
+
+func TestAPullThatNobodyWaitsForIsOff(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.Registry("r.test/a:1", enginetest.Remote{Steps: 10, Pace: 100 * time.Millisecond})
+	var all errgroup.Group
+	ctx, hangUp := context.WithCancel(t.Context())
+	for range 3 {
+		all.Go(func() error { _, err := room.Pull(ctx, "r.test/a:1", nil); return err })
+	}
+	enginetest.Until(t, "no pull", func() bool { return len(e.Pulls()) == 1 })
+	hangUp()
+	if err := all.Wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want Canceled", err)
+	}
+	time.Sleep(1500 * time.Millisecond) // as long as it would take
+	if e.HasImage("r.test/a:1") {
+		t.Error("it was pulled all the same")
+	}
+	if _, err := room.Pull(t.Context(), "r.test/a:1", nil); err != nil || len(e.Pulls()) != 2 {
+		t.Errorf("the next try: %v, %d pulls", err, len(e.Pulls()))
+	}
+}
+
+func TestWatchdog(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.Registry("r.test/slow:1", enginetest.Remote{Steps: 8, Pace: stall / 3})
+	began := time.Now()
+	if _, err := room.Pull(t.Context(), "r.test/slow:1", nil); err != nil || time.Since(began) < stall {
+		t.Errorf("slow but sure: %v after %v", err, time.Since(began))
+	}
+	e.Registry("r.test/stuck:1", enginetest.Remote{Stall: true})
+	began = time.Now()
+	_, err := room.Pull(t.Context(), "r.test/stuck:1", nil)
+	if err == nil || !strings.Contains(err.Error(), "no progress") || !strings.HasPrefix(err.Error(), "RegistryUnavailable") || time.Since(began) > 5*time.Second {
+		t.Errorf("stuck: %v after %v", err, time.Since(began))
+	}
+	release := e.Hang("POST /images/create")
+	defer release()
+	if _, err := room.Pull(t.Context(), "r.test/slow:2", nil); err == nil || !strings.Contains(err.Error(), "no progress") {
+		t.Errorf("no answer at all: %v", err)
+	}
+}
+
+func TestPullFails(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.Registry("r.test/torn:1", enginetest.Remote{Error: "unexpected EOF"})
+	e.Registry("r.test/away:1", enginetest.Remote{Status: http.StatusInternalServerError, Error: "Get https://r.test/v2/: dial tcp: lookup r.test: no such host"})
+	e.Registry("r.test/private:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Password == "right" }})
+	for name, tt := range map[string]struct {
+		ref  string
+		auth *runtimeapi.AuthConfig
+		want string
+		is   func(error) bool
+	}{
+		"no such image":       {"r.test/none:1", nil, "manifest unknown", errdefs.IsNotFound},
+		"no name":             {"", nil, "no image named", errdefs.IsInvalidArgument},
+		"a name that is none": {"UPPER:1", nil, "UPPER", errdefs.IsInvalidArgument},
+		"torn in the middle":  {"r.test/torn:1", nil, "RegistryUnavailable: ", nil},
+		"registry away":       {"r.test/away:1", nil, "RegistryUnavailable: ", nil},
+		"wrong password":      {"r.test/private:1", &runtimeapi.AuthConfig{Username: "u", Password: "wrong-secret"}, "denied", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			id, err := room.Pull(t.Context(), tt.ref, tt.auth)
+			if id != "" || err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !tt.is(err) || strings.Contains(err.Error(), "secret") {
+				t.Errorf("%q, %v", id, err)
+			}
+		})
+	}
+}
+
+func TestCredentials(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.Registry("r.test/a:1", enginetest.Remote{})
+	for name, tt := range map[string]struct {
+		given *runtimeapi.AuthConfig
+		file  string
+		want  registry.AuthConfig
+	}{
+		"none":          {nil, `{}`, registry.AuthConfig{}},
+		"the kubelet's": {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "u", Password: "p"}},
+		"the node's":    {nil, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "x", Password: "y", ServerAddress: "r.test"}},
+		"of another":    {nil, `{"auths":{"other.test":{"auth":"eDp5"}}}`, registry.AuthConfig{}},
+		"unreadable":    {nil, `{"auths":`, registry.AuthConfig{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(os.Getenv("DOCKER_CONFIG"), "config.json")
+			if err := os.WriteFile(file, []byte(tt.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			defer os.Remove(file)
+			if _, err := room.Pull(t.Context(), "r.test/a:1", tt.given); err != nil {
+				t.Fatal(err)
+			}
+			pulls := e.Pulls()
+			got := pulls[len(pulls)-1].Auth
+			got.Auth = ""
+			if got != tt.want {
+				t.Errorf("got %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestOneIdentity(t *testing.T) {
+	room, e := newRoom(t, "")
+	digest := "sha256:" + strings.Repeat("d", 64)
+	e.Registry("r.test/a:1", enginetest.Remote{Digest: digest, Image: enginetest.Image{Config: container.Config{User: "7:8"}, Size: 5000}})
+	id, err := room.Pull(t.Context(), "r.test/a:1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{"r.test/a:1", "r.test/a@" + digest, "r.test/a:1@" + digest, id, strings.TrimPrefix(id, "sha256:")} {
+		found, info, err := room.Status(t.Context(), ref, true)
+		if err != nil || found.GetId() != id || found.GetUid().GetValue() != 7 || found.GetSize() != 5000 || len(info) == 0 {
+			t.Errorf("status of %s: %v, %v", ref, found, err)
+		}
+		list, err := room.List(t.Context(), &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: ref}})
+		if err != nil || len(list) != 1 || list[0].GetId() != id {
+			t.Errorf("list of %s: %v, %v", ref, list, err)
+		}
+	}
+	for range 2 {
+		list, err := room.List(t.Context(), nil)
+		if err != nil || len(list) != 1 || list[0].GetId() != id || list[0].GetUid().GetValue() != 7 ||
+			len(list[0].GetRepoTags()) != 1 || list[0].GetRepoDigests()[0] != "r.test/a@"+digest {
+			t.Errorf("list: %v, %v", list, err)
+		}
+	}
+	found, err := room.Resolve(t.Context(), id, "r.test/a:1")
+	if err != nil || found.ID != id || found.Ref != "r.test/a@"+digest || !found.HasCommand {
+		t.Errorf("resolved to %+v, %v", found, err)
+	}
+	// What begins an ID is no name.
+	hex := strings.TrimPrefix(id, "sha256:")[:8]
+	for _, ref := range []string{hex, "r.test/b:1", ""} {
+		if found, _, err := room.Status(t.Context(), ref, false); found != nil || err != nil {
+			t.Errorf("status of %q: %v, %v; want none", ref, found, err)
+		}
+		if err := room.Remove(t.Context(), ref); err != nil || !e.HasImage(id) {
+			t.Errorf("removal of %q: %v", ref, err)
+		}
+	}
+}
+
+func TestRemoveFiveAtOnce(t *testing.T) {
+	room, e := newRoom(t, "")
+	id := e.AddImage(enginetest.Image{}, "a:1", "b:1")
+	e.Delay("DELETE /images/{name}", 50*time.Millisecond)
+	var all errgroup.Group
+	for _, ref := range []string{"a:1", "b:1", id, "a:1", "docker.io/library/a:1"} {
+		all.Go(func() error { return room.Remove(t.Context(), ref) })
+	}
+	if err := all.Wait(); err != nil {
+		t.Error(err)
+	}
+	if e.HasImage(id) {
+		t.Error("it is still there")
+	}
+}
+
+func TestRemoveOfWhatIsUsed(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.AddImage(enginetest.Image{}, "a:1")
+	docker := e.Client(t)
+	made, err := docker.ContainerCreate(t.Context(), &container.Config{Image: "a:1", Cmd: []string{"serve"}}, nil, nil, nil, "user")
+	if err == nil {
+		err = docker.ContainerStart(t.Context(), made.ID, container.StartOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := room.Remove(t.Context(), "a:1"); !errdefs.IsConflict(err) {
+		t.Errorf("%v, want Conflict", err)
+	}
+}
+
+func TestPause(t *testing.T) {
+	t.Run("there", func(t *testing.T) {
+		room, e := newRoom(t, "pause:3")
+		id := e.AddImage(enginetest.Image{}, "pause:3")
+		for range 3 {
+			if got, err := room.Pause(t.Context()); got != id || err != nil {
+				t.Errorf("%s, %v; want %s", got, err, id)
+			}
+		}
+		if n := e.Calls("GET /images/{name}/json"); n != 1 {
+			t.Errorf("looked for %d times, want once", n)
+		}
+		if found, _, err := room.Status(t.Context(), id, false); err != nil || !found.GetPinned() {
+			t.Errorf("it is not pinned: %v, %v", found, err)
+		}
+	})
+	t.Run("to be pulled", func(t *testing.T) {
+		room, e := newRoom(t, "r.test/pause:3")
+		e.Registry("r.test/pause:3", enginetest.Remote{})
+		if got, err := room.Pause(t.Context()); err != nil || !e.HasImage("r.test/pause:3") {
+			t.Errorf("%s, %v", got, err)
+		}
+	})
+	t.Run("without a registry", func(t *testing.T) {
+		room, e := newRoom(t, "r.test/pause:3")
+		id, err := room.Pause(t.Context())
+		if err != nil || !e.HasImage(pause.Ref) {
+			t.Fatalf("%s, %v; want the built-in one", id, err)
+		}
+		// Removed: loaded again, without another try to pull.
+		if err := room.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		room.ForgetPause()
+		if again, err := room.Pause(t.Context()); again != id || err != nil || len(e.Pulls()) != 1 {
+			t.Errorf("%s, %v, %d pulls; want %s and one", again, err, len(e.Pulls()), id)
+		}
+		if found, _, err := room.Status(t.Context(), id, false); err != nil || !found.GetPinned() {
+			t.Errorf("it is not pinned: %v, %v", found, err)
+		}
+	})
+	t.Run("without an Engine", func(t *testing.T) {
+		room, e := newRoom(t, "r.test/pause:3")
+		e.Fail("POST /images/create", enginetest.HangUp)
+		e.Fail("POST /images/load", enginetest.HangUp)
+		if id, err := room.Pause(t.Context()); err == nil {
+			t.Errorf("%s, no error", id)
+		}
+	})
+}
+
+func TestFsInfo(t *testing.T) {
+	room, e := newRoom(t, "")
+	e.AddImage(enginetest.Image{Size: 1000}, "a:1")
+	e.AddImage(enginetest.Image{Size: 234}, "b:1")
+	enginetest.Background(t, room.Run)
+	var images, containers []*runtimeapi.FilesystemUsage
+	enginetest.Until(t, "not measured", func() bool {
+		var err error
+		images, containers, err = room.FsInfo(t.Context())
+		return err == nil && images[0].GetUsedBytes().GetValue() > 0
+	})
+	if got := images[0]; got.GetUsedBytes().GetValue() != 1234 || got.GetFsId().GetMountpoint() == "" || got.GetTimestamp() == 0 {
+		t.Errorf("images %v", got)
+	}
+	if got := containers[0]; got.GetUsedBytes().GetValue() != 70 || got.GetInodesUsed().GetValue() != 7 ||
+		got.GetFsId().GetMountpoint() != images[0].GetFsId().GetMountpoint() {
+		t.Errorf("containers %v", got)
+	}
+	if n := e.Calls("GET /system/df"); n != 0 {
+		t.Errorf("%d calls of the slow system df", n)
+	}
+	e.Stop()
+	if again, _, err := room.FsInfo(t.Context()); err != nil || again[0].GetUsedBytes().GetValue() != 1234 {
+		t.Errorf("while the Engine is away: %v, %v", again, err)
+	}
+}
