@@ -3,9 +3,11 @@ package enginetest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -16,8 +18,11 @@ import (
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/client"
 	"github.com/docker/docker/pkg/stdcopy"
+
+	"berth/core/pause"
 )
 
 // Laws checks what this project relies on in a Docker Engine: each law is
@@ -36,21 +41,30 @@ func Laws(t *testing.T, docker *client.Client, ref string) {
 		{"stop sends the signal of the container and waits", stops},
 		{"what does not run cannot be killed but stopped", atRest},
 		{"what is not there is not found", notThere},
+		{"an order that makes no sense is refused", refuses},
 		{"wait tells the exit code", waits},
+		{"wait is over at once for what does not run, and when it is removed", waitsForNothing},
+		{"a stop kills when its time is over", killsInTheEnd},
+		{"an end leaves its time", endTime},
 		{"a container that runs is removed by force only", removal},
 		{"labels select containers", labelsSelect},
 		{"events come in the order of a life", eventsInOrder},
 		{"an ended container's log is whole", logWhole},
+		{"a log file is lines of JSON", logLines},
 		{"a pause container without the Engine's network can be joined", joined},
 		{"what has ended cannot be joined", notJoined},
+		{"a PID namespace ends with its first process", endsTogether},
 		{"exec tells its streams apart and its exit code", execs},
 		{"an exec of what is not there exits with 126 or 127", execMissing},
 		{"nothing is run in what does not run", execAtRest},
+		{"an exec ends with its container", execEnds},
 		{"an attached client hears what comes from then on", attaches},
 		{"limits change while a container runs", updates},
 		{"an image goes by its name and its ID", imageNames},
 		{"an image that is used is not removed", imageInUse},
 		{"an image that is not there is not found", imageNotThere},
+		{"a removed image leaves no name", imageRemoved},
+		{"a client that is too new is refused", tooNew},
 	} {
 		t.Run(law.name, func(t *testing.T) {
 			c := &court{T: t, docker: docker, ref: ref, ctx: t.Context()}
@@ -424,8 +438,12 @@ func imageInUse(c *court) {
 	c.start("sleep", "1000")
 	found, err := c.docker.ImageInspect(c.ctx, c.ref)
 	c.must(err)
-	_, err = c.docker.ImageRemove(c.ctx, found.ID, image.RemoveOptions{})
-	c.is("remove an image that is used", err, errdefs.IsConflict)
+	for _, force := range []bool{false, true} {
+		_, err = c.docker.ImageRemove(c.ctx, found.ID, image.RemoveOptions{Force: force, PruneChildren: true})
+		c.is(fmt.Sprintf("remove an image that is used, force %v", force), err, errdefs.IsConflict)
+	}
+	_, err = c.docker.ImageInspect(c.ctx, c.ref)
+	c.must(err)
 }
 
 func imageNotThere(c *court) {
@@ -435,4 +453,155 @@ func imageNotThere(c *court) {
 	c.is("remove", err, errdefs.IsNotFound)
 	_, err = c.docker.ContainerCreate(c.ctx, &container.Config{Image: "berth.local/no-such:1"}, nil, nil, nil, c.name())
 	c.is("create", err, errdefs.IsNotFound)
+}
+
+func refuses(c *court) {
+	order := func(change func(*container.Config, *container.HostConfig)) error {
+		config, host := &container.Config{Image: c.ref, Cmd: []string{"true"}}, &container.HostConfig{}
+		change(config, host)
+		made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
+		if err == nil {
+			c.must(c.docker.ContainerRemove(c.ctx, made.ID, container.RemoveOptions{}))
+		}
+		return err
+	}
+	c.is("an unknown runtime", order(func(_ *container.Config, host *container.HostConfig) { host.Runtime = "no-such" }), errdefs.IsInvalidArgument)
+	c.is("a bind of nothing", order(func(_ *container.Config, host *container.HostConfig) {
+		host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: "/no/such/path", Target: "/mnt"}}
+	}), errdefs.IsInvalidArgument)
+	c.is("a hostname in the network of another", order(func(config *container.Config, host *container.HostConfig) {
+		config.Hostname, host.NetworkMode = "web", container.NetworkMode("container:"+c.create(nil, "true"))
+	}), errdefs.IsInvalidArgument)
+	if order(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = "container:no-such" }) == nil {
+		c.Error("IPC of what is not there is not refused")
+	}
+	_, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref}, nil, nil, nil, "no good name")
+	c.is("a name with spaces", err, errdefs.IsInvalidArgument)
+}
+
+func waitsForNothing(c *court) {
+	id := c.create(nil, "sleep", "1000")
+	if code := c.ended(id); code != 0 {
+		c.Errorf("exit code %d of what was never started", code)
+	}
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	codes, errs := c.docker.ContainerWait(c.ctx, id, container.WaitConditionNotRunning)
+	c.must(c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true}))
+	select {
+	case code := <-codes:
+		if code.StatusCode != exitKilled {
+			c.Errorf("exit code %d of what was removed, want %d", code.StatusCode, exitKilled)
+		}
+	case err := <-errs:
+		c.Error(err)
+	}
+	_, errs = c.docker.ContainerWait(c.ctx, id, container.WaitConditionNotRunning)
+	c.is("wait for what is not there", <-errs, errdefs.IsNotFound)
+}
+
+func killsInTheEnd(c *court) {
+	id := c.start("sleep", "1000") // which as a first process ignores SIGTERM
+	limit := 1
+	begin := time.Now()
+	c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{Timeout: &limit}))
+	if s := c.inspect(id).State; s.ExitCode != exitKilled || time.Since(begin) < 900*time.Millisecond {
+		c.Errorf("state %+v after %v", s, time.Since(begin))
+	}
+}
+
+func endTime(c *court) {
+	id := c.start("sh", "-c", "exit 3")
+	c.ended(id)
+	s := c.inspect(id).State
+	began, err := time.Parse(time.RFC3339Nano, s.StartedAt)
+	c.must(err)
+	ended, err := time.Parse(time.RFC3339Nano, s.FinishedAt)
+	c.must(err)
+	// What ends at once may have ended before it began, by a few milliseconds:
+	// the two times are taken by different programs.
+	if ended.Before(began.Add(-time.Second)) || s.Pid != 0 || s.Status != container.StateExited {
+		c.Errorf("state %+v", s)
+	}
+}
+
+func logLines(c *court) {
+	id := c.start("sh", "-c", "echo out; echo err >&2")
+	c.ended(id)
+	text, err := os.ReadFile(c.inspect(id).LogPath)
+	c.must(err)
+	var got []string
+	for line := range strings.Lines(string(text)) {
+		var l struct{ Log, Stream, Time string }
+		c.must(json.Unmarshal([]byte(line), &l))
+		_, err := time.Parse(time.RFC3339Nano, l.Time)
+		c.must(err)
+		got = append(got, l.Stream+" "+l.Log)
+	}
+	slices.Sort(got) // two streams have no order
+	if want := []string{"stderr err\n", "stdout out\n"}; !slices.Equal(got, want) {
+		c.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func endsTogether(c *court) {
+	pause := c.pause()
+	id := c.create(func(_ *container.Config, host *container.HostConfig) {
+		host.PidMode = container.PidMode("container:" + pause)
+	}, "sleep", "1000")
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	c.must(c.docker.ContainerKill(c.ctx, pause, "KILL"))
+	if code := c.ended(id); code != exitKilled {
+		c.Errorf("exit code %d, want %d", code, exitKilled)
+	}
+}
+
+func execEnds(c *court) {
+	id := c.start("sleep", "1000")
+	time.AfterFunc(300*time.Millisecond, func() { _ = c.docker.ContainerKill(c.ctx, id, "KILL") })
+	if _, _, found := c.exec(id, "sleep", "1000"); found.Running || found.ExitCode != exitKilled {
+		c.Errorf("%+v", found)
+	}
+}
+
+func imageRemoved(c *court) {
+	archive, err := pause.Archive(runtime.GOARCH)
+	c.must(err)
+	var id string
+	for range 2 { // the second time is no news
+		said, err := c.docker.ImageLoad(c.ctx, bytes.NewReader(archive))
+		c.must(err)
+		text, err := io.ReadAll(said.Body)
+		c.must(err)
+		_ = said.Body.Close()
+		found, err := c.docker.ImageInspect(c.ctx, pause.Ref)
+		if err != nil {
+			c.Fatalf("%v; load said %s", err, text)
+		}
+		if id != "" && id != found.ID {
+			c.Errorf("loaded twice it is %s, then %s", id, found.ID)
+		}
+		id = found.ID
+	}
+	for _, ref := range []string{id, strings.TrimPrefix(id, "sha256:")} {
+		if found, err := c.docker.ImageInspect(c.ctx, ref); err != nil || found.ID != id || found.Config.User != "65535:65535" {
+			c.Errorf("%s: %v", ref, err)
+		}
+	}
+	_, err = c.docker.ImageRemove(c.ctx, id, image.RemoveOptions{Force: true, PruneChildren: true})
+	c.must(err)
+	for _, ref := range []string{id, pause.Ref} {
+		_, err := c.docker.ImageInspect(c.ctx, ref)
+		c.is("inspect "+ref, err, errdefs.IsNotFound)
+	}
+}
+
+func tooNew(c *court) {
+	docker, err := client.NewClientWithOpts(client.WithHost(c.docker.DaemonHost()), client.WithVersion("1.99"))
+	c.must(err)
+	defer docker.Close()
+	_, err = docker.Info(c.ctx)
+	c.is("API 1.99", err, errdefs.IsInvalidArgument)
+	if pong, err := docker.Ping(c.ctx); err != nil || pong.APIVersion == "" {
+		c.Errorf("ping: %+v, %v; want that it tells a version", pong, err)
+	}
 }
