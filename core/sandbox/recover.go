@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth/core/engine"
+	"berth/core/labels"
 	"berth/network"
 )
 
@@ -30,6 +31,9 @@ func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *inten
 			return s.intents.Delete(made.Name)
 		case err != nil:
 			return fmt.Errorf("look for sandbox %s: %w", made.Name, err)
+		case labels.Decode(found.Config.Labels).Kind != labels.Sandbox:
+			// It may have been why this intent came to nothing.
+			return s.intents.Delete(made.Name)
 		case found.State.Running:
 			// The ID is written down before the start: what runs is no work of
 			// this intent, but of an earlier one that was finished.

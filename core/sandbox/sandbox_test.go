@@ -1,0 +1,533 @@
+package sandbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/client"
+	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine/enginetest"
+	"berth/core/journal"
+	"berth/core/names"
+	"berth/core/sandbox"
+	"berth/core/view"
+	"berth/network"
+)
+
+// cables are a network of maps. Every step is written down and can be made to
+// fail, or to do something else first.
+type cables struct {
+	mu       sync.Mutex // guards following
+	bound    map[string]bool
+	attached map[string]bool
+	broken   map[string]bool
+	before   map[string]func()
+	steps    []string
+}
+
+func newCables() *cables {
+	return &cables{bound: map[string]bool{}, attached: map[string]bool{}, broken: map[string]bool{}, before: map[string]func(){}}
+}
+
+var errCut = errors.New("the cable is cut")
+
+func (c *cables) step(name string, do func()) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.steps = append(c.steps, name)
+	if first := c.before[name]; first != nil {
+		first()
+	}
+	if c.broken[name] {
+		return errCut
+	}
+	do()
+	return nil
+}
+
+func (c *cables) Plan(pod network.Pod) (network.Plan, error) {
+	return network.Plan{Pod: pod, Network: "maps"}, c.step("plan", func() {})
+}
+
+func (c *cables) Bind(id string, _ int) (string, error) {
+	return "/run/netns/" + id, c.step("bind", func() { c.bound[id] = true })
+}
+
+func (c *cables) Attach(_ context.Context, plan network.Plan) ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("fd00::7")}, c.step("attach", func() { c.attached[plan.Pod.ID] = true })
+}
+
+func (c *cables) Detach(_ context.Context, _ *network.Plan, id string) error {
+	return c.step("detach", func() { c.forget(id) })
+}
+
+func (c *cables) Forget(_ context.Context, id string) error {
+	return c.step("forget", func() { c.forget(id) })
+}
+
+func (c *cables) forget(id string) {
+	delete(c.attached, id)
+	delete(c.bound, id)
+}
+
+func (c *cables) GC(context.Context, []string) error { return c.step("gc", func() {}) }
+
+func (c *cables) keys(m map[string]bool) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var ids []string
+	for id := range m {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func (c *cables) Attached() []string { return c.keys(c.attached) }
+func (c *cables) Bound() []string    { return c.keys(c.bound) }
+
+func (c *cables) Addresses(id string) ([]netip.Addr, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, c.attached[id]
+}
+
+func (c *cables) Same(string, int) bool { return true }
+
+// breaks has steps fail from now on, and no others.
+func (c *cables) breaks(steps ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken, c.steps = map[string]bool{}, nil
+	for _, s := range steps {
+		c.broken[s] = true
+	}
+}
+
+// took returns the steps since the last breaks.
+func (c *cables) took() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return strings.Join(c.steps, " ")
+}
+
+// simple stands for the rooms next door: one pause image, no logs, and
+// containers that Docker itself ends.
+type simple struct {
+	docker *client.Client
+}
+
+func (simple) Pause(context.Context) (string, error) { return "pause", nil }
+func (simple) ForgetPause()                          {}
+func (simple) Keep(context.Context, *view.Container) {}
+func (simple) Drop(string)                           {}
+func (s simple) Kill(ctx context.Context, id string) error {
+	return s.docker.ContainerKill(ctx, id, "KILL")
+}
+func (s simple) Remove(ctx context.Context, id string) error {
+	return s.docker.ContainerRemove(ctx, id, container.RemoveOptions{Force: true})
+}
+
+// A room is the sandbox room with what it works on.
+type room struct {
+	*testing.T
+	engine *enginetest.Engine
+	client *client.Client
+	cables *cables
+	view   *view.View
+	dir    string
+	*sandbox.Service
+}
+
+func newRoom(t *testing.T) *room {
+	r := &room{T: t, engine: enginetest.New(t), cables: newCables(), dir: t.TempDir()}
+	r.engine.AddImage(enginetest.Image{Config: container.Config{Entrypoint: []string{"pause"}}}, "pause")
+	r.client = r.engine.Client(t)
+	docker := r.engine.Connect(t)
+	notes, err := journal.Open(filepath.Join(r.dir, "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shelf := func(name string) *journal.Shelf {
+		s, err := notes.Shelf(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	log := slog.New(slog.DiscardHandler)
+	next := simple{docker: r.client}
+	r.view = view.New(view.Config{Network: r.cables, Failures: shelf("failures"), Logs: next}, docker, log)
+	enginetest.Background(t, r.view.Run)
+	r.Service = sandbox.New(sandbox.Config{RunDir: filepath.Join(r.dir, "run")}, docker, r.view, next, next, r.cables, shelf("intents"), log)
+	enginetest.Until(t, "no view", func() bool { return r.view.Ready(t.Context()) == nil })
+	return r
+}
+
+// Run is that of the room, not that of the test.
+func (r *room) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	return r.Service.Run(ctx, pod, handler)
+}
+
+func pod() *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata: &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: "ns", Uid: "u"}, Hostname: "web",
+	}
+}
+
+var nameOf = names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String()
+
+func (r *room) run() string {
+	r.Helper()
+	id, err := r.Run(r.Context(), pod(), "")
+	if err != nil {
+		r.Fatal(err)
+	}
+	return id
+}
+
+// leftovers lists all that a pod may leave.
+func (r *room) leftovers() []string {
+	left := r.engine.Leftovers()
+	for _, id := range r.cables.Bound() {
+		left = append(left, "namespace of "+id)
+	}
+	for _, id := range r.cables.Attached() {
+		left = append(left, "attachment of "+id)
+	}
+	for _, pattern := range []string{"run/pods/*", "journal/*/*/*"} {
+		files, err := filepath.Glob(filepath.Join(r.dir, pattern))
+		if err != nil {
+			r.Fatal(err)
+		}
+		left = append(left, files...)
+	}
+	return left
+}
+
+func (r *room) clean(after string) {
+	r.Helper()
+	if left := r.leftovers(); len(left) > 0 {
+		r.Errorf("after %s there is left: %v", after, left)
+	}
+	if list, err := r.List(r.Context(), nil); err == nil && len(list) > 0 {
+		r.Errorf("after %s there are listed: %v", after, list)
+	}
+}
+
+func TestALife(t *testing.T) {
+	r := newRoom(t)
+	ctx := t.Context()
+	id := r.run()
+	s, err := r.Status(ctx, id)
+	if err != nil || s.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || s.Status.GetNetwork().GetIp() != "10.0.0.7" {
+		t.Errorf("status %v, %v", s, err)
+	}
+	if got := r.cables.took(); got != "plan bind attach" {
+		t.Errorf("network steps %q", got)
+	}
+	hosts, err := os.ReadFile(filepath.Join(r.dir, "run", "pods", id, "hosts"))
+	if err != nil || !strings.Contains(string(hosts), "10.0.0.7\tweb") || !strings.Contains(string(hosts), "fd00::7\tweb") {
+		t.Errorf("hosts %q, %v", hosts, err)
+	}
+	if again := r.run(); again != id {
+		t.Errorf("the same pod again is %s, want %s", again, id)
+	}
+	for range 2 {
+		if err := r.Stop(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := r.Status(ctx, id); err != nil || s.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			t.Errorf("status %v, %v", s, err)
+		}
+	}
+	for range 2 {
+		if err := r.Remove(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.Status(ctx, id); !errdefs.IsNotFound(err) {
+		t.Errorf("status: %v, want NotFound", err)
+	}
+	r.clean("a whole life")
+	if err := errors.Join(r.Stop(ctx, "nothing"), r.Remove(ctx, "nothing")); err != nil {
+		t.Errorf("stop and removal of what is not there: %v", err)
+	}
+}
+
+const noRoom = "no room for files"
+
+func TestRunLeavesNothing(t *testing.T) {
+	refuse := func(route string) func(*room, func()) {
+		return func(r *room, _ func()) { r.engine.FailOnce(route, http.StatusInternalServerError, 1) }
+	}
+	lose := func(route string) func(*room, func()) { return func(r *room, _ func()) { r.engine.Lose(route, 1) } }
+	hangUpAt := func(route string) func(*room, func()) {
+		return func(r *room, hangUp func()) { r.engine.On(route, hangUp) }
+	}
+	cut := func(steps ...string) func(*room, func()) {
+		return func(r *room, _ func()) { r.cables.breaks(steps...) }
+	}
+	hangUpIn := func(step string) func(*room, func()) {
+		return func(r *room, hangUp func()) { r.cables.before[step] = hangUp }
+	}
+	for name, spoil := range map[string]func(r *room, hangUp func()){
+		"create refused":          refuse("POST /containers/create"),
+		"create not answered":     lose("POST /containers/create"),
+		"hung up in create":       hangUpAt("POST /containers/create"),
+		"start refused":           refuse("POST /containers/{id}/start"),
+		"start not answered":      lose("POST /containers/{id}/start"),
+		"hung up in start":        hangUpAt("POST /containers/{id}/start"),
+		"look refused":            refuse("GET /containers/{id}/json"),
+		"hung up in look":         hangUpAt("GET /containers/{id}/json"),
+		"no plan":                 cut("plan"),
+		"no namespace":            cut("bind"),
+		"no network":              cut("attach"),
+		"hung up in attach":       hangUpIn("attach"),
+		"hung up before":          func(_ *room, hangUp func()) { hangUp() },
+		"the pause process ends":  func(r *room, _ func()) { r.engine.Program("pause", func(*enginetest.Process) int { return 1 }) },
+		"the pause cannot be run": func(r *room, _ func()) { r.engine.FailStart("pause", enginetest.StartFailure{Code: 127}) },
+		noRoom:                    func(r *room, _ func()) { block(r.T, filepath.Join(r.dir, "run")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			r.engine.LoseEvents(true) // or the view has looks of its own
+			enginetest.Background(t, r.KeepClean)
+			ctx, hangUp := context.WithCancel(t.Context())
+			defer hangUp()
+			spoil(r, hangUp)
+			if id, err := r.Run(ctx, pod(), ""); err == nil || id != "" {
+				t.Errorf("%q, %v; want an error and no ID", id, err)
+			}
+			if name == noRoom {
+				// Its directory cannot be removed either; the next try does.
+				if err := errors.Join(os.Remove(filepath.Join(r.dir, "run")), r.Remove(t.Context(), r.run())); err != nil {
+					t.Error(err)
+				}
+			}
+			// What could not be taken back at once is later.
+			for limit := time.Now().Add(enginetest.Patience); len(r.leftovers()) > 0 && time.Now().Before(limit); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if left := r.leftovers(); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}
+
+// block makes path a file, in which nothing can be put.
+func block(t *testing.T, path string) {
+	t.Helper()
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAnEngineThatGoesAway has the Engine go in every call of Run, before and
+// after it is done. It cannot be taken back then: KeepClean does it later.
+func TestAnEngineThatGoesAway(t *testing.T) {
+	for _, route := range []string{"POST /containers/create", "POST /containers/{id}/start", "GET /containers/{id}/json"} {
+		t.Run(route, func(t *testing.T) {
+			r := newRoom(t)
+			r.engine.SetLiveRestore(true)
+			r.engine.LoseEvents(true)
+			enginetest.Background(t, r.KeepClean)
+			release := r.engine.Hang(route)
+			done := make(chan error, 1)
+			before := r.engine.Calls(route)
+			go func() { _, err := r.Run(t.Context(), pod(), ""); done <- err }()
+			enginetest.Until(t, "no call", func() bool { return r.engine.Calls(route) > before })
+			r.engine.Stop()
+			if err := <-done; err == nil {
+				t.Error("no error")
+			}
+			release()
+			r.engine.Restart()
+			enginetest.Until(t, fmt.Sprintf("left: %v", r.leftovers()), func() bool { return len(r.leftovers()) == 0 })
+			enginetest.Until(t, "no view", func() bool { return r.view.Ready(t.Context()) == nil })
+			if err := r.Remove(t.Context(), r.run()); err != nil {
+				t.Error(err)
+			}
+			r.clean("another try")
+		})
+	}
+}
+
+// TestARestartInTheMiddle leaves a pod half made, with a note of it, as a
+// daemon that is killed does. The next one asked for the pod makes a whole one.
+func TestARestartInTheMiddle(t *testing.T) {
+	r := newRoom(t)
+	r.cables.breaks("attach", "detach")
+	r.engine.Fail("DELETE /containers/{id}", http.StatusInternalServerError)
+	if _, err := r.Run(t.Context(), pod(), ""); !errors.Is(err, errCut) {
+		t.Fatalf("%v, want that the cable is cut", err)
+	}
+	if left := r.leftovers(); len(left) < 3 {
+		t.Fatalf("left %v, want a container, a namespace and a note", left)
+	}
+	r.cables.breaks()
+	r.engine.Heal("DELETE /containers/{id}")
+	id := r.run()
+	if left := r.engine.Leftovers(); len(left) != 1 {
+		t.Errorf("there are %v", left)
+	}
+	if err := r.Remove(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	r.clean("a second try")
+}
+
+func TestNameConflicts(t *testing.T) {
+	t.Run("a sandbox that has ended", func(t *testing.T) {
+		r := newRoom(t)
+		first := r.run()
+		r.engine.Die(first, 1)
+		if second := r.run(); second == first {
+			t.Error("the one that has ended again")
+		}
+		if left := r.engine.Leftovers(); len(left) != 1 || len(r.cables.Attached()) != 1 {
+			t.Errorf("there are %v, attached %v", left, r.cables.Attached())
+		}
+	})
+	t.Run("a stranger", func(t *testing.T) {
+		r := newRoom(t)
+		if _, err := r.client.ContainerCreate(t.Context(), &container.Config{Image: "pause"}, nil, nil, nil, nameOf); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Run(t.Context(), pod(), ""); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("%v, want AlreadyExists", err)
+		}
+		if left := r.leftovers(); len(left) != 1 {
+			t.Errorf("there are %v, want the stranger alone", left)
+		}
+	})
+	t.Run("nobody", func(t *testing.T) {
+		r := newRoom(t)
+		r.engine.LeakName(nameOf)
+		id := r.run()
+		if c, _ := r.engine.Container(id); !strings.HasPrefix(c.Name, "/"+nameOf+"_") {
+			t.Errorf("it is called %s", c.Name)
+		}
+		if err := r.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		r.clean("a removal")
+	})
+	t.Run("five calls at once", func(t *testing.T) {
+		r := newRoom(t)
+		var all errgroup.Group
+		ids := make([]string, 5)
+		for i := range ids {
+			all.Go(func() (err error) { ids[i], err = r.Run(t.Context(), pod(), ""); return err })
+		}
+		if err := all.Wait(); err != nil || len(slices.Compact(ids)) != 1 {
+			t.Errorf("%v, %v; want one sandbox", ids, err)
+		}
+	})
+}
+
+func TestAnEngineThatMayNotLowerOOMScores(t *testing.T) {
+	r := newRoom(t)
+	r.engine.OOMFloor(-500)
+	id := r.run()
+	if c, _ := r.engine.Container(id); c.HostConfig.OomScoreAdj < -500 || !c.State.Running {
+		t.Errorf("it has %d, running %v", c.HostConfig.OomScoreAdj, c.State.Running)
+	}
+	if err := r.Remove(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	r.clean("a removal")
+	before := r.engine.Calls("POST /containers/create")
+	r.run()
+	if n := r.engine.Calls("POST /containers/create") - before; n != 1 {
+		t.Errorf("%d creates for the next pod, want one: it is known by now", n)
+	}
+}
+
+func TestHostNetworkHasNoCables(t *testing.T) {
+	r := newRoom(t)
+	p := pod()
+	p.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+		NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE},
+	}}
+	id, err := r.Run(t.Context(), p, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(r.Stop(t.Context(), id), r.Remove(t.Context(), id)); err != nil {
+		t.Error(err)
+	}
+	if got := r.cables.took(); got != "" {
+		t.Errorf("network steps %q, want none", got)
+	}
+	r.clean("a removal")
+}
+
+func TestStopKeepsThePodUntilItsNetworkIsTakenBack(t *testing.T) {
+	r := newRoom(t)
+	ctx := t.Context()
+	id := r.run()
+	r.cables.breaks("detach")
+	for try := range 9 {
+		if err := r.Stop(ctx, id); !errors.Is(err, errCut) {
+			t.Fatalf("try %d: %v, want that the cable is cut", try, err)
+		}
+		if err := r.Remove(ctx, id); try == 0 && !errors.Is(err, errCut) {
+			t.Errorf("removal: %v, want that the cable is cut", err)
+		} else if err == nil {
+			break // let go of by now
+		}
+	}
+	if got := r.cables.took(); !strings.HasSuffix(got, "forget") {
+		t.Errorf("network steps %q, want that it is let go in the end", got)
+	}
+	if err := r.Remove(ctx, id); err != nil {
+		t.Error(err)
+	}
+	r.clean("ten tries")
+}
+
+func TestGoneBehindOurBack(t *testing.T) {
+	r := newRoom(t)
+	id := r.run()
+	if err := r.client.ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Until(t, "nobody notices", func() bool { s, err := r.Status(t.Context(), id); return err == nil && s.Gone })
+	if s, err := r.Status(t.Context(), id); err != nil || s.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("status %v, %v; want not ready, so that the kubelet takes it down", s, err)
+	}
+	if err := errors.Join(r.Stop(t.Context(), id), r.Remove(t.Context(), id)); err != nil {
+		t.Error(err)
+	}
+	r.clean("a removal")
+}
+
+func TestStopRefusedKeepsThePod(t *testing.T) {
+	r := newRoom(t)
+	id := r.run()
+	r.engine.Unkillable(id, true)
+	if err := r.Stop(t.Context(), id); err == nil {
+		t.Error("stopped, although it cannot be killed")
+	}
+	r.engine.Unkillable(id, false)
+	if err := errors.Join(r.Stop(t.Context(), id), r.Remove(t.Context(), id)); err != nil {
+		t.Error(err)
+	}
+	r.clean("a removal")
+}
