@@ -31,6 +31,9 @@ const maxMessage = 16 << 20
 // to stop.
 const stopPatience = 10 * time.Second
 
+// greetPatience is how long it may take until all who are in have been greeted.
+const greetPatience = time.Second
+
 // Rooms are the rooms a Server sends calls to.
 type Rooms struct {
 	Engine     *engine.Engine
@@ -84,10 +87,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	)
 	runtimeapi.RegisterRuntimeServiceServer(srv, s)
 	runtimeapi.RegisterImageServiceServer(srv, s)
+	entrance := newDoor(l)
 	defer context.AfterFunc(ctx, func() {
 		close(s.ending)
 		defer time.AfterFunc(stopPatience, srv.Stop).Stop()
+		greeting, cancel := context.WithTimeout(context.WithoutCancel(ctx), greetPatience)
+		defer cancel()
+		if err := entrance.Shut(greeting); err != nil {
+			s.log.Warn("the socket could not be closed", slog.Any("err", err))
+		}
 		srv.GracefulStop()
 	})()
-	return srv.Serve(l)
+	return srv.Serve(entrance)
 }
