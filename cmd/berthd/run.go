@@ -92,6 +92,9 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		first, cancel := context.WithTimeout(ctx, firstLook)
 		docker.Settled(first)
 		cancel()
+		if ctx.Err() != nil {
+			return nil // whoever waits is the next life's
+		}
 		return desk.Serve(ctx, l)
 	})
 	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("streams", streams.URL()), slog.String("version", version))

@@ -220,11 +220,14 @@ func (e *Engine) Run(ctx context.Context) error {
 	wait, told := backoffMin, ""
 	for ctx.Err() == nil {
 		conn, err := e.dial(ctx)
+		if err != nil && ctx.Err() != nil {
+			return nil
+		}
 		if err != nil {
 			e.mu.Lock()
 			e.set(nil, err)
 			e.mu.Unlock()
-			if text := err.Error(); text != told && ctx.Err() == nil {
+			if text := err.Error(); text != told {
 				e.log.Warn("docker is away, trying again", slog.String("endpoint", e.cfg.Host), slog.Any("err", err))
 				told = text
 			}
@@ -239,10 +242,11 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.log.Info("connected to docker", slog.String("version", conn.Can.Version), slog.String("api", conn.Can.API),
 			slog.String("cgroup", conn.Can.CgroupDriver), slog.String("storage", conn.Can.StorageDriver))
 		err = e.watch(ctx, conn)
-		e.Lost(conn, err)
-		if ctx.Err() == nil {
-			e.log.Warn("docker has gone away", slog.Any("err", err))
+		if ctx.Err() != nil {
+			return nil // calls under way may finish, with the connection there is
 		}
+		e.Lost(conn, err)
+		e.log.Warn("docker has gone away", slog.Any("err", err))
 		// Calls under way keep the client; those to come get the next one.
 		_ = conn.Close()
 	}

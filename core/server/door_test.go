@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -32,7 +31,7 @@ func TestRestartsUnderCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	docker, err := engine.New(engine.Config{Host: "unix:///none"}, log)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,172 @@
+#!/bin/bash
+# vm-kubeadm-story.sh: run by vm.sh, for `make test-kubeadm`. The documented way from the package
+# to a node that is Ready, a Deployment on it, and all of it again after a reboot. The
+# machine has no network but an address of its own, and images are made on it.
+set -euo pipefail
+say() { printf '\n==> %s\n' "$*"; }
+die() {
+	echo "error: $*" >&2
+	docker ps -a --format 'table {{.Names}}\t{{.Status}}' || true
+	journalctl --no-pager -u kubelet | tail -30
+	journalctl --no-pager -u berth.service | tail -30
+	exit 1
+}
+want() { # want WHAT COMMAND...
+	local what=$1
+	shift
+	"$@" || die "$what"
+	echo "ok: $what"
+}
+is() { [ "$1" = "$2" ] || { echo "got $1, want $2"; return 1; }; }
+soon() { # soon COMMAND...: within ten minutes, for the processor is emulated
+	for _ in $(seq 200); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 3; done
+	"$@"
+}
+export PATH=$PATH:/usr/sbin KUBECONFIG=/etc/kubernetes/admin.conf
+network() {
+	modprobe dummy || true
+	ip link add node0 type dummy 2>/dev/null || ip link add node0 type bridge
+	ip addr add 10.10.0.10/24 dev node0
+	ip link set node0 up
+	ip route add default via 10.10.0.1
+}
+ready() { kubectl get nodes | grep -q ' Ready '; }
+answers() { [ "$(kubectl get deployment web -o jsonpath='{.status.readyReplicas}')" = 2 ]; }
+look() {
+	want "the node is Ready" soon ready
+	kubectl get nodes -o wide
+	want "its runtime is Docker" grep -q '^docker://26' <(kubectl get nodes -o jsonpath='{.items[0].status.nodeInfo.containerRuntimeVersion}')
+	want "a Deployment runs" soon answers
+	kubectl get pods -A -o wide
+	pod=$(kubectl get pods -l app=web -o jsonpath='{.items[0].metadata.name}')
+	want "kubectl logs" is "$(kubectl logs "$pod" | head -1)" "hello from $pod"
+	want "kubectl exec" is "$(kubectl exec "$pod" -- hostname)" "$pod"
+	kubectl port-forward "$pod" 18080:8080 >/dev/null &
+	forward=$!
+	forwarded() { [ "$(busybox wget -qO- http://127.0.0.1:18080/)" = "it works" ]; }
+	want "kubectl port-forward" soon forwarded
+	kill $forward
+}
+
+first() {
+	say "apt install the package"
+	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ./berth_*_amd64.deb >/dev/null
+	echo '{"live-restore": true}' >/etc/docker/daemon.json
+	systemctl reload docker
+	network
+	say "what Kubernetes' packages bring"
+	cp kube/kubelet kube/kubeadm kube/kubectl crictl /usr/bin/
+	cat >/etc/systemd/system/kubelet.service <<-'U'
+		[Unit]
+		After=network-online.target
+		[Service]
+		Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
+		Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
+		EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
+		ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELET_KUBEADM_ARGS
+		Restart=always
+		RestartSec=5
+		StartLimitInterval=0
+		[Install]
+		WantedBy=multi-user.target
+	U
+	# The network comes before the kubelet at the next boot.
+	printf '#!/bin/bash\n%s\nnetwork\n' "$(declare -f network)" >/usr/local/sbin/node-network
+	chmod +x /usr/local/sbin/node-network
+	printf '[Unit]\nBefore=kubelet.service\n[Service]\nType=oneshot\nExecStart=/usr/local/sbin/node-network\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/node-network.service
+	systemctl daemon-reload
+	systemctl enable --quiet kubelet node-network
+	say "images, which there is no registry for"
+	docker_import() { tar -C "$1" -c . | docker import - "$2" >/dev/null; }
+	for image in $(kubeadm config images list --kubernetes-version v1.37.2 2>/dev/null); do
+		name=${image##*/}
+		name=${name%%:*}
+		rm -rf image
+		mkdir -p image/usr/local/bin image/tmp
+		if [ -e "kube/$name" ]; then cp "kube/$name" image/usr/local/bin/; else cp -r bb/. image/; fi
+		docker_import image "$image"
+	done
+	rm -rf image
+	tar -C bb -c . | docker import -c 'CMD ["sh"]' - registry.k8s.io/berth-test/busybox:1 >/dev/null
+
+	say "berthd doctor, before"
+	echo 1 >/proc/sys/net/ipv4/ip_forward
+	echo net.ipv4.ip_forward=1 >/etc/sysctl.d/99-kubernetes.conf
+	modprobe br_netfilter || true
+	echo br_netfilter >/etc/modules-load.d/kubernetes.conf
+	berthd doctor || true
+
+	say "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock"
+	cat >kubeadm.yaml <<-C
+		apiVersion: kubeadm.k8s.io/v1beta4
+		kind: InitConfiguration
+		nodeRegistration:
+		  criSocket: unix:///var/run/cri-dockerd.sock
+		  taints: []
+		localAPIEndpoint: {advertiseAddress: 10.10.0.10}
+		timeouts: {controlPlaneComponentHealthCheck: 15m, kubeletHealthCheck: 10m, kubernetesAPICall: 5m}
+		---
+		apiVersion: kubeadm.k8s.io/v1beta4
+		kind: ClusterConfiguration
+		kubernetesVersion: v1.37.2
+		networking: {podSubnet: 10.244.0.0/16}
+	C
+	# No proxy and no DNS: there are no images of them here.
+	kubeadm init --config kubeadm.yaml --skip-phases addon/kube-proxy,addon/coredns 2>&1 | tee init.log || die "kubeadm init"
+	want "its preflight has no complaint about the runtime" is "$(grep -i 'warning.*\(cri\|container runtime\|docker\|cgroup\)' init.log || true)" ""
+
+	say "a network for pods"
+	mkdir -p /etc/cni/net.d
+	cat >/etc/cni/net.d/10-vm.conflist <<-C
+		{"cniVersion": "1.0.0", "name": "vm", "plugins": [
+		  {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
+		   "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.244.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+		  {"type": "portmap", "capabilities": {"portMappings": true}}]}
+	C
+	cat >web.yaml <<-D
+		apiVersion: apps/v1
+		kind: Deployment
+		metadata: {name: web}
+		spec:
+		  replicas: 2
+		  selector: {matchLabels: {app: web}}
+		  template:
+		    metadata: {labels: {app: web}}
+		    spec:
+		      terminationGracePeriodSeconds: 1
+		      automountServiceAccountToken: false
+		      containers:
+		      - name: web
+		        image: registry.k8s.io/berth-test/busybox:1
+		        imagePullPolicy: Never
+		        command: [sh, -c, 'echo hello from \$(hostname); echo it works >/tmp/index.html; exec httpd -f -p 8080 -h /tmp']
+	D
+	soon kubectl get serviceaccount default
+	kubectl apply -f web.yaml
+	look
+	say "berthd doctor, after"
+	want "it finds nothing wrong" berthd doctor
+
+	say "an upgrade of the package under running pods"
+	docker ps -q | sort >before
+	apt-get install -y --no-install-recommends --reinstall ./berth_*_amd64.deb >/dev/null
+	sleep 20
+	want "no container was started again" is "$(docker ps -q | sort | tr '\n' ' ')" "$(tr '\n' ' ' <before)"
+	want "the node stays Ready" ready
+	say "reboot"
+	exit 100
+}
+
+second() {
+	say "after the reboot"
+	want "the API is back" soon kubectl get nodes
+	sleep 60 # until the kubelet has told what is no more
+	look
+	want "berthd doctor finds nothing wrong" berthd doctor
+	say "the end"
+}
+
+case $1 in
+1) first ;;
+2) second ;;
+esac

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# vm-kubeadm.sh: make test-kubeadm: from the deb to a node that is Ready, in a VM (vm.sh), by
+# vm-kubeadm-story.sh. Kubernetes is built by kube.sh.
+. "$(dirname "$0")/lib.sh"
+need busybox=busybox-static
+[ -x "$cache/bin/crictl" ] || build_tools
+"$e2e/kube.sh"
+w=$(mktemp -d /tmp/berth-vm.XXXXXX)
+trap 'rm -rf "$w"' EXIT
+mkdir -p "$w/bb/bin" "$w/bb/tmp" "$w/kube"
+cp "$(command -v busybox)" "$w/bb/bin/busybox"
+for a in sh sleep hostname ip echo cat wget httpd; do ln -s busybox "$w/bb/bin/$a"; done
+for b in kubelet kubeadm kubectl kube-apiserver kube-controller-manager kube-scheduler etcd; do cp "$cache/kube/$b" "$w/kube/"; done
+VM_MEM=${VM_MEM:-6144} VM_LIMIT=${VM_LIMIT:-3600} "$e2e/vm.sh" "$e2e/vm-kubeadm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/kube"
