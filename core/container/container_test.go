@@ -73,6 +73,10 @@ func (*shelf) Resolve(_ context.Context, ref, _ string) (container.Image, error)
 	return container.Image{ID: "server", Ref: "server", HasCommand: true}, nil
 }
 
+func (*shelf) Accounts(context.Context, string) (todocker.Accounts, error) {
+	return todocker.Accounts{}, nil
+}
+
 // A room is the container room, with a sandbox in its Engine.
 type room struct {
 	*testing.T
@@ -98,10 +102,14 @@ func newRoom(t *testing.T) *room {
 	if err != nil {
 		t.Fatal(err)
 	}
+	updates, err := notes.Shelf("updates")
+	if err != nil {
+		t.Fatal(err)
+	}
 	log := slog.New(slog.DiscardHandler)
-	r.view = view.New(view.Config{Network: attached{}, Failures: failures, Logs: r.logs}, docker, log)
+	r.view = view.New(view.Config{Network: attached{}, Failures: failures, Updates: updates, Logs: r.logs}, docker, log)
 	enginetest.Background(t, r.view.Run)
-	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, log)
+	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, log)
 
 	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}
 	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{

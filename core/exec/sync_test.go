@@ -43,7 +43,7 @@ func newRoom(t *testing.T) (*exec.Service, *enginetest.Engine, *client.Client, s
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	seen := view.New(view.Config{Network: nothing{}, Failures: failures, Logs: nothing{}}, docker, log)
+	seen := view.New(view.Config{Network: nothing{}, Failures: failures, Updates: failures, Logs: nothing{}}, docker, log)
 	enginetest.Background(t, seen.Run)
 	c := e.Client(t)
 	said := labels.Set{Kind: labels.Container, SandboxID: "pod", Config: `{"metadata":{"name":"c"}}`}

@@ -22,7 +22,7 @@ import (
 	"berth/core/pause"
 )
 
-const stall = 300 * time.Millisecond
+const stall = time.Second
 
 // TestMain gives the tests a configuration of Docker's own. Where that is is
 // looked up once in the life of a process.

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/checkpoint"
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/names"
@@ -170,10 +171,10 @@ func newRoom(t *testing.T) *room {
 		return s
 	}
 	log := slog.New(slog.DiscardHandler)
-	next := simple{docker: r.client}
-	r.view = view.New(view.Config{Network: r.cables, Failures: shelf("failures"), Logs: next}, docker, log)
+	next, updates := simple{docker: r.client}, shelf("updates")
+	r.view = view.New(view.Config{Network: r.cables, Failures: shelf("failures"), Updates: updates, Logs: next}, docker, log)
 	enginetest.Background(t, r.view.Run)
-	r.Service = sandbox.New(sandbox.Config{RunDir: filepath.Join(r.dir, "run")}, docker, r.view, next, next, r.cables, shelf("intents"), log)
+	r.Service = sandbox.New(sandbox.Config{RunDir: filepath.Join(r.dir, "run"), Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints"))}, docker, r.view, next, next, r.cables, shelf("intents"), updates, log)
 	enginetest.Until(t, "no view", func() bool { return r.view.Ready(t.Context()) == nil })
 	return r
 }

@@ -63,7 +63,7 @@ func newNode(t *testing.T, before ...func(*node)) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.view = view.New(view.Config{Network: attached{}, Failures: failures, Logs: noLogs{}}, n.docker, slog.New(slog.DiscardHandler))
+	n.view = view.New(view.Config{Network: attached{}, Failures: failures, Updates: failures, Logs: noLogs{}}, n.docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, n.view.Run)
 	return n
 }
