@@ -81,6 +81,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return seen.Run(ctx) })
 	g.Go(func() error { return pods.Run(ctx) })
 	g.Go(func() error { return images.Run(ctx) })
+	g.Go(func() error { return images.Tidy(ctx) })
 	g.Go(func() error { return sandboxes.KeepClean(ctx) })
 	g.Go(func() error { return containers.KeepClean(ctx) })
 	g.Go(func() error { return output.Run(ctx) })

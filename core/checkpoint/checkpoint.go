@@ -133,10 +133,13 @@ func (d Dir) Read(id string) (Checkpoint, bool) {
 	return c, err == nil
 }
 
-// Remove removes the checkpoint of the sandbox id; it need not be there.
+// Remove removes the checkpoint of the sandbox id, also one that was being
+// written when a daemon died; it need not be there.
 func (d Dir) Remove(id string) error {
-	if err := os.Remove(filepath.Join(string(d), id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("checkpoint: %w", err)
+	for _, name := range []string{"." + id, id} {
+		if err := os.Remove(filepath.Join(string(d), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("checkpoint: %w", err)
+		}
 	}
 	return nil
 }

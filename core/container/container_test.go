@@ -85,8 +85,7 @@ type room struct {
 	view   *view.View
 	logs   *shelf
 	*container.Service
-	pod     string
-	created int
+	pod string
 }
 
 func newRoom(t *testing.T) *room {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"path"
 	"time"
 
@@ -27,6 +28,8 @@ const (
 	// mostRemembered bounds how many images' accounts are kept in memory.
 	mostRemembered = 512
 	removeLimit    = time.Minute
+	tidyEvery      = time.Minute
+	tidySoon       = time.Second
 )
 
 // Accounts returns the users and groups of the image with the ID. They are read
@@ -48,7 +51,7 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 	if err != nil {
 		return todocker.Accounts{}, err
 	}
-	read, err := readAccounts(ctx, docker, id)
+	read, err := s.readAccounts(ctx, docker, id)
 	if err != nil {
 		return todocker.Accounts{}, fmt.Errorf("users of image %s: %w", id, err)
 	}
@@ -61,7 +64,7 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 	return read, nil
 }
 
-func readAccounts(ctx context.Context, docker *engine.Conn, id string) (a todocker.Accounts, err error) {
+func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id string) (a todocker.Accounts, err error) {
 	// Finished even if the caller hangs up: what was begun is removed again.
 	work := context.WithoutCancel(ctx)
 	short, cancel := docker.Short(work)
@@ -73,10 +76,22 @@ func readAccounts(ctx context.Context, docker *engine.Conn, id string) (a todock
 	if err != nil {
 		return a, err
 	}
+	s.accountsMu.Lock()
+	s.looking[made.ID] = true
+	s.accountsMu.Unlock()
 	defer func() {
 		limited, cancel := context.WithTimeout(work, removeLimit)
 		defer cancel()
-		err = errors.Join(err, docker.Discard(limited, made.ID))
+		if err := docker.Discard(limited, made.ID); err != nil {
+			s.log.Info("a container made to look into an image could not be removed, trying again", slog.String("container", made.ID), slog.Any("err", err))
+			select {
+			case s.untidy <- struct{}{}:
+			default:
+			}
+		}
+		s.accountsMu.Lock()
+		defer s.accountsMu.Unlock()
+		delete(s.looking, made.ID)
 	}()
 	if a.Passwd, err = readFile(short, docker, made.ID, "/etc/passwd"); err != nil {
 		return a, err
@@ -126,18 +141,52 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 	}
 }
 
-// tidy removes the containers that a daemon which died has made to look into
-// images.
-func (s *Service) tidy(ctx context.Context, docker *engine.Conn) {
+// tidy removes the containers that were made to look into images, by a daemon
+// that died perhaps, and that nobody looks into now.
+func (s *Service) tidy(ctx context.Context, docker *engine.Conn) error {
 	short, cancel := docker.Short(ctx)
 	defer cancel()
+	// Whoever is being looked into when the list is made is known before.
+	s.accountsMu.Lock()
+	looking := maps.Clone(s.looking)
+	s.accountsMu.Unlock()
 	list, err := docker.ContainerList(short, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labels.LookKey))})
+	if err != nil {
+		return err
+	}
 	for _, c := range list {
-		if time.Since(time.Unix(c.Created, 0)) > removeLimit { // not one that we are looking into
+		s.accountsMu.Lock()
+		busy := looking[c.ID] || s.looking[c.ID]
+		s.accountsMu.Unlock()
+		if !busy {
 			err = errors.Join(err, docker.Discard(ctx, c.ID))
 		}
 	}
-	if err != nil && ctx.Err() == nil {
-		s.log.Info("containers made to look into images could not be removed, trying again", slog.Any("err", err))
+	return err
+}
+
+// Tidy removes the containers that were made to look into images and were left
+// behind, now and then and soon after one could not be removed. It returns when
+// ctx ends.
+func (s *Service) Tidy(ctx context.Context) error {
+	for {
+		docker, err := s.docker.Wait(ctx)
+		if err != nil {
+			return nil // ctx has ended
+		}
+		next := time.After(tidyEvery)
+		if err := s.tidy(ctx, docker); err != nil {
+			next = time.After(tidySoon)
+		}
+		select {
+		case <-next:
+		case <-s.untidy:
+			select {
+			case <-time.After(tidySoon):
+			case <-ctx.Done():
+			}
+		case <-ctx.Done():
+			return nil
+		}
 	}
 }

@@ -49,8 +49,10 @@ type Service struct {
 	pause    pauseImage
 	usage    usage
 
-	accountsMu sync.Mutex // guards accounts
+	accountsMu sync.Mutex // guards following
 	accounts   map[string]todocker.Accounts
+	looking    map[string]bool // IDs of containers made to look into images
+	untidy     chan struct{}   // told when one could not be removed
 
 	mu    sync.Mutex        // guards users
 	users map[string]string // whom images run as, by ID; that of an ID never changes
@@ -59,7 +61,7 @@ type Service struct {
 // New returns a Service; none of its arguments may be nil.
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	return &Service{
-		Config: cfg, docker: docker, log: log, accounts: map[string]todocker.Accounts{},
+		Config: cfg, docker: docker, log: log, accounts: map[string]todocker.Accounts{}, looking: map[string]bool{}, untidy: make(chan struct{}, 1),
 		pulls: pulls{running: map[string]*pull{}},
 		users: map[string]string{},
 	}

@@ -62,7 +62,6 @@ func (s *Service) Run(ctx context.Context) error {
 		if err != nil {
 			return nil // ctx has ended
 		}
-		s.tidy(ctx, docker)
 		if bytes, err := measure(ctx, docker); err == nil {
 			s.usage.mu.Lock()
 			s.usage.at, s.usage.images, s.usage.mountpoint = time.Now(), bytes, docker.Can.ImageFS()

@@ -84,10 +84,14 @@ func (s *Shelf) Load(key string) ([]byte, bool) {
 	return data, err == nil && len(data) > 0
 }
 
-// Delete forgets key; it need not be there.
+// Delete forgets key, also what was being saved when a daemon died; it need not
+// be there.
 func (s *Shelf) Delete(key string) error {
-	if err := os.Remove(s.path(key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("journal: %w", err)
+	path := s.path(key)
+	for _, name := range []string{filepath.Join(s.dir, "."+filepath.Base(path)), path} {
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("journal: %w", err)
+		}
 	}
 	return nil
 }

@@ -100,7 +100,7 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		docker.Run, seen.Run, images.Run, sandboxes.KeepClean, inside.KeepClean, output.Run, streams.Run,
+		docker.Run, seen.Run, images.Run, images.Tidy, sandboxes.KeepClean, inside.KeepClean, output.Run, streams.Run,
 		func(ctx context.Context) error { return desk.Serve(ctx, l) },
 	} {
 		g.Go(func() error { return run(ctx) })

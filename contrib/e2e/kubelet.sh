@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# kubelet.sh: a real kubelet, with an apiserver and etcd, on berthd and a private
+# Docker Engine, in a box of its own (box.sh); what users do with kubectl is done and
+# looked at. ENGINE and ENGINE_FLAGS are as for critest.sh; with KEEP=1 all logs are kept.
+# BIG is how many MiB go through port-forward.
+. "$(dirname "$0")/lib.sh"
+if [ "${1:-}" != --boxed ]; then
+	[ -x "$cache/bin/crictl" ] || build_tools
+	"$e2e/kube.sh"
+	build_berthd
+	"$e2e/busybox.sh"
+	need curl=curl script=bsdutils openssl=openssl
+	w=$(mktemp -d /tmp/berth-kubelet.XXXXXX)
+	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # once the box and its mounts are gone
+	BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed
+	exit
+fi
+w=$BERTH_E2E_WORK big=${BIG:-256} failed=0
+engine_pid='' pids=()
+k() { "$cache/kube/kubectl" --kubeconfig "$w/kubeconfig" "$@"; }
+finish() {
+	[ "$failed" = 0 ] || { grep -E 'level=(WARN|ERROR)' "$w/berthd.log" | tail -20; grep '^E' "$w/kubelet.log" | tail -20; }
+	for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done
+	docker ps -aq 2>/dev/null | xargs -r docker rm -fv >/dev/null 2>&1 || true
+	if [ -n "$engine_pid" ]; then
+		kill "$engine_pid" 2>/dev/null || true
+		for _ in $(seq 100); do kill -0 "$engine_pid" 2>/dev/null || break; sleep 0.1; done
+	fi
+	# The kubelet's cgroups are in no box.
+	find /sys/fs/cgroup -depth -type d -path "*/berth-kubelet*" -exec rmdir {} + 2>/dev/null || true
+}
+trap finish EXIT
+ok() { # ok WHAT COMMAND...: fails the run, but lets the rest be seen
+	local what=$1
+	shift
+	if "$@"; then echo "ok: $what"; else failed=1; echo "FAILED: $what" >&2; fi
+}
+is() { [ "$1" = "$2" ] || { echo "got '$1', want '$2'" >&2; return 1; }; }
+soon() { for _ in $(seq 240); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.5; done; "$@"; }
+
+say "an Engine, berthd and an image"
+read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
+start_engine "$w/engine" "${engine_flags[@]}"
+export DOCKER_HOST=unix://$w/engine/docker.sock
+docker version --format 'Docker {{.Server.Version}}'
+mkdir -p "$w/bb/bin" "$w/bb/etc" "$w/bb/tmp"
+cp "$cache/busybox" "$w/bb/bin/"
+for a in $("$cache/busybox" --list | grep -vx busybox); do ln "$w/bb/bin/busybox" "$w/bb/bin/$a"; done
+printf 'root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n' >"$w/bb/etc/passwd"
+printf 'root:x:0:\nweb:x:1000:\nextra:x:50000:web\n' >"$w/bb/etc/group"
+tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth.local/busybox:1 >/dev/null
+cni_conf "$w/net.d" 10.88.0.0/16
+"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "$DOCKER_HOST" \
+	--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" --pod-infra-container-image berth.local/pause:1 \
+	--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --log-level debug >"$w/berthd.log" 2>&1 &
+pids+=($!)
+wait_for "$w/cri.sock"
+
+say "etcd, apiserver and kubelet"
+ip link add node0 type bridge
+ip addr add 10.77.0.1/24 dev node0
+ip link set node0 up
+# Without a default route the apiserver does not find its own address.
+ip route add default dev node0
+"$cache/kube/etcd" --data-dir "$w/etcd" --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
+	--listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync >"$w/etcd.log" 2>&1 &
+pids+=($!)
+openssl genrsa -out "$w/sa.key" 2048 2>/dev/null
+token=$(openssl rand -hex 16)
+echo "$token,admin,admin,system:masters" >"$w/tokens"
+"$cache/kube/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$w/apiserver" --secure-port 6443 --bind-address 10.77.0.1 \
+	--service-cluster-ip-range 10.96.0.0/16 --token-auth-file "$w/tokens" --authorization-mode AlwaysAllow --kubelet-preferred-address-types InternalIP --disable-admission-plugins ServiceAccount \
+	--service-account-issuer https://kubernetes --service-account-key-file "$w/sa.key" --service-account-signing-key-file "$w/sa.key" >"$w/apiserver.log" 2>&1 &
+pids+=($!)
+cat >"$w/kubeconfig" <<-C
+	apiVersion: v1
+	kind: Config
+	clusters: [{name: c, cluster: {server: "https://10.77.0.1:6443", insecure-skip-tls-verify: true}}]
+	users: [{name: u, user: {token: "$token"}}]
+	contexts: [{name: x, context: {cluster: c, user: u}}]
+	current-context: x
+C
+soon k get --raw /readyz || { tail "$w/apiserver.log"; die "the apiserver does not come up"; }
+for c in $(find /sys/fs/cgroup -maxdepth 1 -type d -printf '%f\n' | grep -vx cgroup); do mkdir -p "/sys/fs/cgroup/$c/berth-kubelet"; done
+for f in cpus mems; do cat "/sys/fs/cgroup/cpuset/cpuset.$f" >"/sys/fs/cgroup/cpuset/berth-kubelet/cpuset.$f" 2>/dev/null || true; done
+cat >"$w/kubelet.yaml" <<-C
+	apiVersion: kubelet.config.k8s.io/v1beta1
+	kind: KubeletConfiguration
+	containerRuntimeEndpoint: unix://$w/cri.sock
+	authentication: {anonymous: {enabled: true}, webhook: {enabled: false}}
+	authorization: {mode: AlwaysAllow}
+	cgroupDriver: cgroupfs
+	cgroupRoot: /berth-kubelet
+	failCgroupV1: false
+	failSwapOn: false
+	featureGates: {KubeletInUserNamespace: true}
+	evictionHard: {memory.available: 1Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}
+	podLogsDir: $w/pods
+	containerLogMaxSize: 200Ki
+	containerLogMaxFiles: 20
+	containerLogMonitorInterval: 3s
+	clusterDNS: [10.96.0.10]
+	resolvConf: ""
+	readOnlyPort: 0
+	shutdownGracePeriod: 0s
+C
+"$cache/kube/kubelet" --config "$w/kubelet.yaml" --kubeconfig "$w/kubeconfig" --root-dir "$w/kubelet" --cert-dir "$w/kubelet-certs" \
+	--hostname-override node --node-ip 10.77.0.1 -v 2 >"$w/kubelet.log" 2>&1 &
+pids+=($!)
+soon k wait --for condition=Ready node/node --timeout 1s || { failed=1; die "the node is not ready"; }
+k get nodes -o wide
+
+# pod NAME [YAML of spec]: a pod on this node that is running.
+pod() {
+	sed 's/^\t*//' <<-P | k apply -f - >/dev/null
+		apiVersion: v1
+		kind: Pod
+		metadata: {name: $1}
+		spec:
+		  nodeName: node
+		  automountServiceAccountToken: false
+		  terminationGracePeriodSeconds: 2
+		  tolerations: [{operator: Exists}]
+		$2
+	P
+}
+running() { k wait --for condition=Ready "pod/$1" --timeout 60s >/dev/null || { k describe "pod/$1"; return 1; }; }
+image='image: berth.local/busybox:1, imagePullPolicy: Never'
+
+say "exec, attach, cp"
+pod web "  containers:
+		  - {name: web, $image, command: [sh, -c, 'echo begun; mkdir -p /www; httpd -p 8080 -h /www; while :; do sleep 0.2; done'], resources: {requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}}"
+ok "a pod runs" running web
+ok "exec" is "$(k exec web -- echo hello)" hello
+code=0; k exec web -- sh -c 'exit 7' 2>/dev/null || code=$?
+ok "the exit code of exec" is "$code" 7
+ok "exec with a terminal" grep -q /dev/pts <<<"$(script -qec "$cache/kube/kubectl --kubeconfig $w/kubeconfig exec -it web -- tty" /dev/null </dev/null)"
+code=0; script -qec "$cache/kube/kubectl --kubeconfig $w/kubeconfig exec -it web -- sh -c 'exit 9'" /dev/null </dev/null >/dev/null || code=$?
+ok "the exit code of exec with a terminal" is "$code" 9
+head -c 100M /dev/urandom >"$w/blob"
+sum=$(sha256sum <"$w/blob")
+ok "100 MiB through exec and back" is "$(k exec -i web -- cat <"$w/blob" | sha256sum)" "$sum"
+ok "cp into the pod" k cp "$w/blob" web:/tmp/blob
+ok "cp out of the pod" k cp web:/tmp/blob "$w/back" >/dev/null
+ok "what was copied is the same" is "$(sha256sum <"$w/back")" "$sum"
+pod echo "  containers: [{name: echo, $image, command: [cat], stdin: true, stdinOnce: true}]
+		  restartPolicy: Never"
+ok "a pod with stdin runs" running echo
+ok "attach" is "$(printf 'one\ntwo\n' | k attach -q -i echo 2>/dev/null)" "$(printf 'one\ntwo')"
+phase() { [ "$(k get pod "$1" -o 'jsonpath={.status.phase}')" = "$2" ]; }
+ok "it ends when its stdin does" soon phase echo Succeeded
+
+say "port-forward"
+k exec web -- sh -c "dd if=/dev/urandom of=/www/big bs=1M count=$big 2>/dev/null; echo small >/www/small"
+k port-forward pod/web 18080:8080 >"$w/forward.log" 2>&1 &
+forward=$!
+soon curl -sf http://127.0.0.1:18080/small
+for i in $(seq 100); do curl -sf http://127.0.0.1:18080/small >"$w/small.$i" & waits[i]=$!; done
+bad=0; for i in $(seq 100); do wait "${waits[i]}" || bad=$((bad + 1)); done
+ok "100 connections at a time" is "$bad $(cat "$w"/small.* | sort | uniq -c | xargs)" "0 100 small"
+ok "$big MiB through port-forward" is "$(curl -sf http://127.0.0.1:18080/big | sha256sum | cut -d' ' -f1)" "$(k exec web -- sha256sum /www/big | cut -d' ' -f1)"
+kill "$forward"
+
+say "logs"
+ok "logs" is "$(k logs web)" begun
+pod talk "  containers: [{name: talk, $image, command: [sh, -c, 'for i in \$(seq 20000); do echo \$i a line that is long enough to have the kubelet rotate its file; [ \$((i % 200)) != 0 ] || sleep 0.1; done; sleep 3']}]
+		  restartPolicy: Never"
+running talk || true
+k logs -f talk >"$w/followed" || true
+ok "logs -f across rotations" is "$(cut -d' ' -f1 "$w/followed" | md5sum)" "$(seq 20000 | md5sum)"
+files=$(find "$w/pods" -path '*talk*' -name '0.log*' | wc -l)
+echo "the kubelet has rotated it into $files files"
+ok "the kubelet rotates" test "$files" -gt 2
+pod again "  containers: [{name: again, $image, command: [sh, -c, 'echo life \$(date +%N); exit 1']}]"
+previous() { k logs --previous again 2>/dev/null | grep -q life; }
+ok "logs --previous" soon previous
+
+say "debug"
+k debug web --image berth.local/busybox:1 --image-pull-policy Never --target web -c look -- sh -c 'ps; cat /proc/1/cmdline' >/dev/null 2>&1 || true
+looked() { k logs web -c look 2>/dev/null | grep -q httpd; }
+ok "a debug container sees the processes of its target" soon looked
+
+say "resize"
+cgroup() { k exec web -- sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max'; }
+quota() { k exec web -- sh -c 'cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d" " -f1 /sys/fs/cgroup/cpu.max'; }
+resize() { k patch pod web --subresource resize --patch "{\"spec\": {\"containers\": [{\"name\": \"web\", \"resources\": {\"requests\": {\"cpu\": \"$1\", \"memory\": \"$2\"}, \"limits\": {\"cpu\": \"$1\", \"memory\": \"$2\"}}}]}}" >/dev/null; }
+limits() { [ "$(cgroup) $(quota)" = "$1" ]; }
+k patch pod web --subresource resize --patch '{"spec": {"containers": [{"name": "web", "resources": {"limits": {"cpu": "500m", "memory": "128Mi"}}}]}}' >/dev/null
+ok "up: the container has more memory and CPU" soon limits "$((128 << 20)) 50000"
+told() { [ "$(k get pod web -o 'jsonpath={.status.containerStatuses[0].resources.limits.memory}')" = "$1" ]; }
+ok "the kubelet says so" soon told 128Mi
+k patch pod web --subresource resize --patch '{"spec": {"containers": [{"name": "web", "resources": {"limits": {"cpu": "300m", "memory": "96Mi"}}}]}}' >/dev/null
+ok "down: the container has less" soon limits "$((96 << 20)) 30000"
+ok "it was not restarted" is "$(k get pod web -o 'jsonpath={.status.containerStatuses[0].restartCount}')" 0
+
+say "security, a sidecar"
+pod tight "  initContainers: [{name: side, $image, restartPolicy: Always, command: [sh, -c, 'echo side; sleep 1000']}]
+		  securityContext: {runAsUser: 1000, runAsGroup: 3000, supplementalGroups: [4000], supplementalGroupsPolicy: Strict, fsGroup: 5000, seccompProfile: {type: RuntimeDefault}}
+		  containers: [{name: tight, $image, command: [sleep, '1000'], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}]"
+ok "the pod runs" running tight
+ok "user and groups" is "$(k exec tight -c tight -- id)" "uid=1000(web) gid=3000 groups=3000,4000,5000"
+ok "no capabilities" is "$(k exec tight -c tight -- grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | tr -s '\t\n' ' ')" "CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 "
+ok "a read-only root" k exec tight -c tight -- sh -c '! touch /x 2>/dev/null'
+ok "the user in the pod's status" is "$(k get pod tight -o 'jsonpath={.status.containerStatuses[0].user.linux.uid}')" 1000
+
+say "stats"
+summary() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -q '"name":"web","startTime".*"workingSetBytes":[1-9]'; }
+ok "the kubelet's summary has the container" soon summary
+
+say "the end"
+ok "pods can be deleted" k delete pod --all --grace-period 1 --timeout 120s >/dev/null
+left() { [ -z "$(docker ps -aq)" ]; }
+ok "no container is left" soon left
+ok "the kubelet has no complaint about the runtime" is "$(grep -cE '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" 0
+[ "$failed" = 0 ] || die "not everything is as it should be"
+say "all is well"
