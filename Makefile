@@ -4,7 +4,7 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages test-packages test-vm demo test test-unit test-engine test-engines test-kubelet bench lint clean
+.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet bench lint clean
 
 help: ## this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ test-vm: packages ## the deb in a virtual machine: units, pods, restarts, an upg
 
 test-kubelet: ## a real kubelet on a private Docker Engine, and what users do with kubectl (root)
 	contrib/e2e/kubelet.sh
+
+test-kubeadm: packages ## kubeadm init from the deb to a Deployment, and a reboot, in a virtual machine (root)
+	contrib/e2e/vm-kubeadm.sh
 
 bench: ## how long a pod takes beside bare calls to Docker (root)
 	LIVE_ONLY=contrib/live LIVE_FLAGS="-run=none -bench=. -benchtime=20x" contrib/e2e/live.sh

@@ -75,16 +75,24 @@ first() {
 	chmod +x /usr/local/sbin/node-network
 	printf '[Unit]\nBefore=kubelet.service\n[Service]\nType=oneshot\nExecStart=/usr/local/sbin/node-network\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/node-network.service
 	systemctl daemon-reload
-	systemctl enable --quiet kubelet node-network
+	systemctl enable --quiet kubelet.service node-network.service
 	say "images, which there is no registry for"
-	docker_import() { tar -C "$1" -c . | docker import - "$2" >/dev/null; }
+	docker_import() { tar -C "$1" -c . | docker import -c "$3" - "$2" >/dev/null; }
 	for image in $(kubeadm config images list --kubernetes-version v1.37.2 2>/dev/null); do
 		name=${image##*/}
 		name=${name%%:*}
 		rm -rf image
 		mkdir -p image/usr/local/bin image/tmp
-		if [ -e "kube/$name" ]; then cp "kube/$name" image/usr/local/bin/; else cp -r bb/. image/; fi
-		docker_import image "$image"
+		case $name in
+		pause) # as ours is built in, so that nothing is asked of a registry
+			cp kube/pause image/pause
+			docker_import image "$image" 'ENTRYPOINT ["/pause"]'
+			;;
+		*)
+			if [ -e "kube/$name" ]; then cp "kube/$name" image/usr/local/bin/; else cp -r bb/. image/; fi
+			docker_import image "$image" 'CMD ["sh"]'
+			;;
+		esac
 	done
 	rm -rf image
 	tar -C bb -c . | docker import -c 'CMD ["sh"]' - registry.k8s.io/berth-test/busybox:1 >/dev/null
@@ -96,6 +104,9 @@ first() {
 	echo br_netfilter >/etc/modules-load.d/kubernetes.conf
 	berthd doctor || true
 
+	echo "pod-infra-container-image: $(kubeadm config images list --kubernetes-version v1.37.2 2>/dev/null | grep pause)" >/etc/berth/config.d/pause.yaml
+	systemctl restart berth.service
+
 	say "kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock"
 	cat >kubeadm.yaml <<-C
 		apiVersion: kubeadm.k8s.io/v1beta4
@@ -104,7 +115,7 @@ first() {
 		  criSocket: unix:///var/run/cri-dockerd.sock
 		  taints: []
 		localAPIEndpoint: {advertiseAddress: 10.10.0.10}
-		timeouts: {controlPlaneComponentHealthCheck: 15m, kubeletHealthCheck: 10m, kubernetesAPICall: 5m}
+		timeouts: {controlPlaneComponentHealthCheck: 15m, kubeletHealthCheck: 10m, kubernetesAPICall: 15m}
 		---
 		apiVersion: kubeadm.k8s.io/v1beta4
 		kind: ClusterConfiguration
