@@ -110,6 +110,10 @@ want "removal" pkg -r berth
 want "the service is stopped" called "$r" "deb-systemd-invoke stop berth.socket berth.service"
 want "the configuration stays" test -f "$r/etc/berth/config.yaml"
 want "no unit and no program stays" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/bin/cri-dockerd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
+: >"$r/calls"
+want "installed again" pkg -i "$deb"
+want "the service is started again" called "$r" "deb-systemd-invoke start berth.socket berth.service"
+want "and removed again" pkg -r berth
 want "purge" pkg -P berth
 want "the configuration is gone" test ! -e "$r/etc/berth"
 want "what is known of pods stays" test -d "$r/var/lib/cri-dockerd/sandbox"
