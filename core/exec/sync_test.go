@@ -38,12 +38,15 @@ func newRoom(t *testing.T) (*exec.Service, *enginetest.Engine, *client.Client, s
 	if err != nil {
 		t.Fatal(err)
 	}
-	failures, err := notes.Shelf("failures")
-	if err != nil {
-		t.Fatal(err)
+	shelf := func(name string) *journal.Shelf {
+		s, err := notes.Shelf(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
 	}
 	log := slog.New(slog.DiscardHandler)
-	seen := view.New(view.Config{Network: nothing{}, Failures: failures, Updates: failures, Logs: nothing{}}, docker, log)
+	seen := view.New(view.Config{Network: nothing{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: nothing{}}, docker, log)
 	enginetest.Background(t, seen.Run)
 	c := e.Client(t)
 	said := labels.Set{Kind: labels.Container, SandboxID: "pod", Config: `{"metadata":{"name":"c"}}`}

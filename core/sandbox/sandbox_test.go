@@ -210,7 +210,7 @@ func (r *room) leftovers() []string {
 	for _, id := range r.cables.Attached() {
 		left = append(left, "attachment of "+id)
 	}
-	for _, pattern := range []string{"run/pods/*", "journal/*/*/*"} {
+	for _, pattern := range []string{"run/pods/*", "journal/*/*/*", "checkpoints/*"} {
 		files, err := filepath.Glob(filepath.Join(r.dir, pattern))
 		if err != nil {
 			r.Fatal(err)

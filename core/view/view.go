@@ -504,6 +504,13 @@ func (v *View) missing(id string, ticket uint64) {
 	v.Logs.Drop(id)
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	_, isContainer := v.containers[id]
+	_, isSandbox := v.sandboxes[id]
+	if !isContainer && !isSandbox {
+		// A look that began before it went may come in yet, and would bring
+		// it back.
+		v.removed[id] = time.Now()
+	}
 	if e, ok := v.containers[id]; ok && e.ticket < ticket {
 		v.forget(id)
 	}
