@@ -121,6 +121,9 @@ func newRoom(t *testing.T) *room {
 	if err := r.client.ContainerStart(t.Context(), r.pod, dockercontainer.StartOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	if err := r.view.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := r.view.Refresh(t.Context(), r.pod); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +261,7 @@ func TestCreateLeavesNothing(t *testing.T) {
 			r.engine.FailOnce("POST /containers/create", http.StatusInternalServerError, 1)
 		}, errdefs.IsInternal},
 		"look refused": {func(r *room, _ func()) {
-			r.engine.FailOnce("GET /containers/{id}/json", http.StatusInternalServerError, 1)
+			r.engine.Fail("GET /containers/{id}/json", http.StatusInternalServerError)
 		}, errdefs.IsInternal},
 		"no log":               {func(r *room, _ func()) { r.logs.broken = errdefs.ErrPermissionDenied }, errdefs.IsPermissionDenied},
 		"hung up while asking": {func(r *room, hangUp func()) { r.engine.On("POST /containers/create", hangUp) }, isCanceled},
@@ -276,6 +279,7 @@ func TestCreateLeavesNothing(t *testing.T) {
 				t.Errorf("%q, %v, which is of another kind", id, err)
 			}
 			r.logs.broken = nil
+			r.engine.Heal("GET /containers/{id}/json")
 			r.clean(name)
 			if list, err := r.List(t.Context(), nil); err != nil || len(list) != 0 {
 				t.Errorf("list %v, %v; want none", list, err)
