@@ -78,8 +78,8 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, id string, grac
 	case <-ended:
 		return nil
 	case err := <-failed:
-		if errors.Is(err, context.DeadlineExceeded) {
-			return docker.Kill(ctx, id)
+		if short.Err() != nil && ctx.Err() == nil {
+			return docker.Kill(ctx, id) // its grace is over
 		}
 		return err
 	}

@@ -159,9 +159,17 @@ func (s *Service) leave(p *pump) {
 	asks := p.asks
 	p.asks, p.gone = nil, true
 	delete(s.files, p.source)
+	renewed := s.pumps[p.id] != nil && s.pumps[p.id] != p
 	s.mu.Unlock()
 	for _, a := range asks {
 		a.done <- fmt.Errorf("container %s: %w", p.id, errdefs.ErrNotFound)
+	}
+	// It may have been noted after Drop had forgotten it.
+	if renewed {
+		return // its successor's
+	}
+	if err := s.positions.Delete(p.id); err != nil {
+		s.trouble(p, err)
 	}
 }
 

@@ -371,9 +371,14 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		}
 		v.Logs.Keep(ctx, k)
 		v.mu.Lock()
-		defer v.mu.Unlock()
-		if before, ok := store(v, v.containers, c.ID, k, ticket); ok {
+		before, ok := store(v, v.containers, c.ID, k, ticket)
+		if ok {
 			v.tell(c.ID, k.Row.GetPodSandboxId(), v.since(before, k.life()))
+		}
+		_, gone := v.removed[c.ID]
+		v.mu.Unlock()
+		if gone {
+			v.Logs.Drop(c.ID) // it was removed while we looked
 		}
 	}
 	return nil
