@@ -105,6 +105,8 @@ echo "log line: $log"
 [ "$log" = "hello from demo" ] || die "that is not what the container printed"
 say "exec: ip addr show eth0"
 cri exec "$container" ip addr show eth0
+say "stats"
+cri stats "$container"
 docker ps --format 'table {{.Names}}\t{{.Status}}'
 
 say "cleaning up"
