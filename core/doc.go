@@ -6,7 +6,7 @@
 //	front desk  core/server                     one method per CRI call
 //	rooms       core/sandbox  core/container    one subject each; rooms
 //	            core/image    core/exec         never import each other
-//	            core/logs
+//	            core/logs     core/stats
 //	landing     core/view                       all that Docker runs, in memory
 //	stairs      core/todocker core/tocri        pure translation, no I/O
 //	ground      core/engine                     the connection to Docker
@@ -14,7 +14,7 @@
 //	            streaming                       HTTP streams
 //	cellar      core/labels core/names          the words we write on containers
 //	            core/journal core/checkpoint    small files
-//	            core/pause                      the pause image
+//	            core/pause    core/cgroup       the pause image; cgroup files
 //	            core/undo core/turns            small tools
 //
 // Imports point down this list, never up and never sideways.

@@ -124,6 +124,7 @@ pod() {
 		$2
 	P
 }
+phase() { [ "$(k get pod "$1" -o 'jsonpath={.status.phase}')" = "$2" ]; }
 running() { k wait --for condition=Ready "pod/$1" --timeout 60s >/dev/null || { k describe "pod/$1"; return 1; }; }
 image='image: berth.local/busybox:1, imagePullPolicy: Never'
 
@@ -147,8 +148,31 @@ pod echo "  containers: [{name: echo, $image, command: [cat], stdin: true, stdin
 		  restartPolicy: Never"
 ok "a pod with stdin runs" running echo
 ok "attach" is "$(printf 'one\ntwo\n' | k attach -q -i echo 2>/dev/null)" "$(printf 'one\ntwo')"
-phase() { [ "$(k get pod "$1" -o 'jsonpath={.status.phase}')" = "$2" ]; }
 ok "it ends when its stdin does" soon phase echo Succeeded
+
+say "clients that do not read, or go away"
+pod loud "  containers: [{name: loud, $image, command: [sh, -c, 'sleep 3; awk \"BEGIN { l = sprintf(\\\"%99s\\\", \\\"\\\"); for (i = 0; i < 500000; i++) print l }\"']}]
+		  restartPolicy: Never"
+soon phase loud Running
+k attach -q loud | sleep 300 &
+stuck=$!
+k exec web -- yes | sleep 300 &
+ok "50 MB are printed beside a client that does not read" soon phase loud Succeeded
+ok "and are all in the log" is "$(zcat -f "$w"/pods/*loud*/loud/0.log* | wc -l)" 500000
+ok "another exec goes on beside one that is not read" is "$(k exec web -- echo hello)" hello
+kill %% "$stuck" 2>/dev/null || true
+pkill -f "kubectl --kubeconfig $w/kubeconfig (exec|attach)" || true
+script -qec "$cache/kube/kubectl --kubeconfig $w/kubeconfig exec -it web -- sleep 7777" /dev/null </dev/null >/dev/null 2>&1 &
+sleeps() { k exec web -- ps | grep -q '[s]leep 7777'; }
+soon sleeps
+pkill -f "kubectl --kubeconfig $w/kubeconfig exec -it web" || true
+ended() { ! sleeps; }
+ok "nothing is left of an exec whose terminal has gone" soon ended
+probes() { for i in $(seq 100); do "$cache/bin/crictl" --config "$w/crictl.yaml" exec -s "$(docker ps -qf label=io.kubernetes.container.name=web)" true || return 1; done; }
+printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\n' "$w" "$w" >"$w/crictl.yaml"
+before=$(k exec web -- ps | wc -l)
+ok "100 probes" probes
+ok "they leave no process" is "$(k exec web -- ps | wc -l)" "$before"
 
 say "port-forward"
 k exec web -- sh -c "dd if=/dev/urandom of=/www/big bs=1M count=$big 2>/dev/null; echo small >/www/small"
@@ -206,6 +230,26 @@ ok "the user in the pod's status" is "$(k get pod tight -o 'jsonpath={.status.co
 say "stats"
 summary() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -q '"name":"web","startTime".*"workingSetBytes":[1-9]'; }
 ok "the kubelet's summary has the container" soon summary
+
+say "Docker goes and comes back"
+cri() { "$cache/bin/crictl" --config "$w/crictl.yaml" "$@"; }
+condition() { [ "$(cri info -o go-template --template '{{range .status.conditions}}{{if eq .type "RuntimeReady"}}{{.status}}{{end}}{{end}}' 2>/dev/null)" = "$1" ]; }
+within() { # within SECONDS COMMAND...
+	local limit=$((SECONDS + $1))
+	shift
+	while ! "$@" >/dev/null 2>&1; do [ $SECONDS -lt $limit ] || return 1; sleep 0.1; done
+}
+kill "$engine_pid"
+while kill -0 "$engine_pid" 2>/dev/null; do sleep 0.05; done
+ok "the status says so within 3 s" within 3 condition false
+ok "calls are answered Unavailable" grep -q Unavailable <<<"$(cri ps 2>&1)"
+start_engine "$w/engine" "${engine_flags[@]}"
+ok "the runtime is ready again within 3 s" within 3 condition true
+printf '{"metadata": {"name": "back", "namespace": "x", "uid": "back"}, "linux": {}}' >"$w/back.json"
+back() { cri runp "$w/back.json" >"$w/back.id"; }
+ok "and runs a pod" within 3 back
+cri rmp -f "$(cat "$w/back.id")" >/dev/null
+ok "the kubelet's pods come back" soon running web
 
 say "the end"
 ok "pods can be deleted" k delete pod --all --grace-period 1 --timeout 120s >/dev/null

@@ -3,6 +3,7 @@ package live
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"net/http"
 	"os"
@@ -291,11 +292,13 @@ func TestDockerAway(t *testing.T) {
 	n.clean()
 }
 
+var manyPods = flag.Int("pods", 20, "how many `pods` TestListsComeFromMemory runs")
+
 // TestListsComeFromMemory counts Docker's part in what the kubelet asks once a
 // second.
 func TestListsComeFromMemory(t *testing.T) {
 	n := newNode(t)
-	const pods = 20
+	pods := *manyPods
 	var wg sync.WaitGroup
 	for i := range pods {
 		wg.Go(func() {

@@ -10,9 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// killTree kills the process pid, which must be one of the container id, and
-// every process that it has begun, whatever session those have made their own.
-func killTree(id string, pid int) error {
+// signalTree sends a signal to the process pid, which must be one of the
+// container id, and to every process that it has begun, whatever session those
+// have made their own.
+func signalTree(id string, pid int, signal unix.Signal) error {
 	// The handle is on this process, not on the next one with its number.
 	handle, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
@@ -30,14 +31,14 @@ func killTree(id string, pid int) error {
 		return fmt.Errorf("process %d is none of this container", pid)
 	}
 	tree := begunBy(pid)
-	err = unix.PidfdSendSignal(handle, unix.SIGKILL, nil, 0)
+	err = unix.PidfdSendSignal(handle, signal, nil, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
 	for _, p := range tree {
 		text, readErr := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p))
 		if readErr == nil && string(text) == string(cgroup) {
-			if killErr := unix.Kill(p, unix.SIGKILL); killErr != nil && !errors.Is(killErr, unix.ESRCH) {
+			if killErr := unix.Kill(p, signal); killErr != nil && !errors.Is(killErr, unix.ESRCH) {
 				err = killErr
 			}
 		}

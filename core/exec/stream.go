@@ -6,15 +6,18 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
+	"berth/core/engine"
 	"berth/streaming"
 )
 
@@ -49,15 +52,19 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reade
 		return fmt.Errorf("exec: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	go resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
-		return docker.ContainerExecResize(ctx, made.ID, size)
+	var sizes sync.WaitGroup
+	defer func() { cancel(); sizes.Wait() }()
+	sizes.Go(func() {
+		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
+			return docker.ContainerExecResize(ctx, made.ID, size)
+		})
+		if tty && resize != nil && ctx.Err() == nil {
+			// Sizes end when the client's connection does: its terminal is gone.
+			s.hangUp(ctx, docker, c.ID(), made.ID)
+		}
 	})
 	// A client that reads slowly holds up this command and no other.
 	if err := join(ctx, streams, in, out, errs, tty); err != nil {
-		if ctx.Err() != nil && tty {
-			s.kill(context.WithoutCancel(ctx), docker, c.ID(), made.ID) // its terminal is gone
-		}
 		return err
 	}
 	code, err := ended(ctx, docker, made.ID, "see its output")
@@ -65,6 +72,18 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reade
 		return err
 	}
 	return exit(code)
+}
+
+// hangupGrace is how long a command may go on after its terminal has gone.
+const hangupGrace = 5 * time.Second
+
+// hangUp does to a command what a terminal that is closed does: it sends
+// SIGHUP. What does not end then is killed. ctx ends when the command has.
+func (s *Service) hangUp(ctx context.Context, docker *engine.Conn, id, session string) {
+	s.kill(ctx, docker, id, session, unix.SIGHUP)
+	if wait(ctx, hangupGrace) == nil {
+		s.kill(ctx, docker, id, session, unix.SIGKILL)
+	}
 }
 
 // Attach joins streams, nil for those not wanted, to those of the container id

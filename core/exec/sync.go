@@ -12,6 +12,8 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
 
+	"golang.org/x/sys/unix"
+
 	"berth/core/engine"
 )
 
@@ -67,7 +69,7 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	select {
 	case err = <-copied:
 	case <-ctx.Done():
-		s.kill(work, docker, c.ID(), made.ID)
+		s.kill(work, docker, c.ID(), made.ID, unix.SIGKILL)
 		streams.Close() // and with it the copy, should the kill have had no effect
 		<-copied
 		return nil, nil, 0, fmt.Errorf("exec: %w", ctx.Err())
@@ -84,18 +86,18 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 
 // kill ends an exec session with all that it has begun. Docker has no word for
 // that, so it is done by process.
-func (s *Service) kill(ctx context.Context, docker *engine.Conn, id, session string) {
+func (s *Service) kill(ctx context.Context, docker *engine.Conn, id, session string, signal unix.Signal) {
 	ctx, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		found, err := docker.ContainerExecInspect(ctx, session)
 		if err != nil {
-			s.log.Warn("an exec that ran out of time could not be found", slog.String("container", id), slog.Any("err", err))
+			s.log.Warn("an exec that is to end could not be found", slog.String("container", id), slog.Any("err", err))
 			return
 		}
 		if found.Pid != 0 {
-			if err := killTree(id, found.Pid); err != nil {
-				s.log.Warn("an exec that ran out of time could not be killed",
+			if err := signalTree(id, found.Pid, signal); err != nil {
+				s.log.Warn("an exec that is to end could not be killed",
 					slog.String("container", id), slog.Int("pid", found.Pid), slog.Any("err", err))
 			}
 			return
