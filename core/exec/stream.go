@@ -120,7 +120,9 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 	}
 	err = join(ctx, streams, in, buffered(out), buffered(errs), c.TTY)
 	for _, b := range buffers {
-		err = errors.Join(err, b.Close())
+		if closeErr := b.Close(); closeErr != nil && !errors.Is(err, closeErr) {
+			err = errors.Join(err, closeErr)
+		}
 	}
 	return err
 }
