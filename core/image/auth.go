@@ -25,12 +25,21 @@ const hubServer = "https://index.docker.io/v1/"
 // given or, if that is nothing, what Docker's own configuration has.
 func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi.AuthConfig) (registry.AuthConfig, error) {
 	auth, err := authConfig(given)
-	if err != nil || auth != (registry.AuthConfig{}) {
+	if err != nil {
 		return auth, err
 	}
 	server, err := serverOf(ref)
 	if err != nil {
 		return registry.AuthConfig{}, fmt.Errorf("image %q: %w: %w", ref, err, errdefs.ErrInvalidArgument)
+	}
+	switch {
+	case auth == (registry.AuthConfig{}):
+	case auth.ServerAddress != "" && hostOf(auth.ServerAddress) != hostOf(server):
+		// As with containerd: what is one registry's secret is not shown to another.
+		s.log.Warn("credentials are another registry's, pulling without", slog.String("image", ref), slog.String("registry", hostOf(auth.ServerAddress)))
+		return registry.AuthConfig{}, nil
+	default:
+		return auth, nil
 	}
 	// A helper is a program, which may hang; a pull without credentials is
 	// better than none.
@@ -44,6 +53,20 @@ func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi
 		return registry.AuthConfig{}, nil
 	case <-ctx.Done():
 		return registry.AuthConfig{}, ctx.Err()
+	}
+}
+
+// hostOf returns the host that a server address names. Docker Hub has several.
+func hostOf(server string) string {
+	if _, rest, ok := strings.Cut(server, "://"); ok {
+		server = rest
+	}
+	host, _, _ := strings.Cut(server, "/")
+	switch host {
+	case "docker.io", "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	default:
+		return host
 	}
 }
 

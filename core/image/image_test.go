@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"testing"
@@ -143,6 +144,28 @@ func TestRepoDigest(t *testing.T) {
 	} {
 		if got := repoDigest(tt.digests, tt.user, "sha256:id"); got != tt.want {
 			t.Errorf("%v of %s: %s, want %s", tt.digests, tt.user, got, tt.want)
+		}
+	}
+}
+
+func TestCredentialsAreForTheirRegistryOnly(t *testing.T) {
+	s := New(Config{}, nil, slog.New(slog.DiscardHandler))
+	for _, tt := range []struct {
+		ref, server string
+		shown       bool
+	}{
+		{"r.test/a:1", "r.test", true},
+		{"r.test/a:1", "https://r.test/v2/", true},
+		{"r.test:5000/a:1", "r.test:5000", true},
+		{"r.test/a:1", "", true},
+		{"busybox", "https://index.docker.io/v1/", true},
+		{"busybox", "docker.io", true},
+		{"r.test/a:1", "other.test", false},
+		{"busybox", "r.test", false},
+	} {
+		got, err := s.credentials(t.Context(), tt.ref, &runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: tt.server})
+		if err != nil || (got.Username == "u") != tt.shown {
+			t.Errorf("%s with credentials of %q: shown %v, %v; want %v", tt.ref, tt.server, got.Username == "u", err, tt.shown)
 		}
 	}
 }
