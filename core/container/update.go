@@ -53,7 +53,7 @@ func (s *Service) Update(ctx context.Context, id string, change *runtimeapi.Linu
 	if err != nil {
 		return err
 	}
-	back, err := todocker.UpdateContainer(order.Result, old, docker.Can)
+	back, err := todocker.UpdateContainer(order.Result, todocker.Revert(old, order.Result), docker.Can)
 	if err != nil {
 		return err
 	}

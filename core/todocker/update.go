@@ -13,6 +13,22 @@ import (
 // unlimited asks for no limit of memory or CPU time.
 const unlimited = -1
 
+// noLimit is more memory, in bytes, than there is.
+const noLimit = 1 << 60
+
+// Revert returns the change that turns a container that has result back into one
+// that has old.
+func Revert(old, result *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	back := merged(old, nil)
+	if old.GetMemoryLimitInBytes() == 0 && result.GetMemoryLimitInBytes() != 0 {
+		back.MemoryLimitInBytes = unlimited
+	}
+	if old.GetCpuQuota() == 0 && result.GetCpuQuota() > 0 {
+		back.CpuQuota = unlimited
+	}
+	return back
+}
+
 // An Update is an order to change the resources of a container.
 type Update struct {
 	// Engine is what the Engine can be told.
@@ -39,14 +55,16 @@ func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine
 		return u, err
 	}
 	turned := &runtimeapi.LinuxContainerResources{HugepageLimits: change.GetHugepageLimits(), Unified: change.GetUnified()}
-	if change.GetMemoryLimitInBytes() > 0 {
-		turned.MemoryLimitInBytes = change.GetMemoryLimitInBytes()
+	if m := result.GetMemoryLimitInBytes(); m < minMemory {
+		turned.MemoryLimitInBytes = m // in any case: the Engine may write what it was told before
 	}
 	if u.Knobs, err = Knobs(turned, can); err != nil {
 		return u, err
 	}
 	if change.GetMemoryLimitInBytes() == unlimited {
-		// The Engine takes no word for it.
+		// The Engine takes no word for it, but remembers a limit that is none: it
+		// would write the old one again with the next update of anything (28.5).
+		u.Engine.Memory, u.Engine.MemorySwap = noLimit, noLimit
 		if can.CgroupVersion == 2 {
 			u.Knobs = append([]Knob{{File: "memory.max", Value: "max"}}, u.Knobs...)
 		} else {

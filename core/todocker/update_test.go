@@ -41,16 +41,20 @@ func TestUpdateContainer(t *testing.T) {
 			container.Resources{CPUQuota: -1, CPUPeriod: 100000}, nil, &r{CpuQuota: -1, CpuPeriod: 100000},
 		},
 		"no memory limit any more, v1": {
-			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{},
+			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{Memory: noLimit, MemorySwap: noLimit},
 			[]Knob{{"memory", "memory.memsw.limit_in_bytes", "-1", true}, {"memory", "memory.limit_in_bytes", "-1", false}}, &r{},
 		},
 		"no memory limit any more, v2": {
-			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{},
+			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{Memory: noLimit, MemorySwap: noLimit},
 			[]Knob{{File: "memory.max", Value: "max"}}, &r{},
 		},
 		"less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: mib}, container.Resources{},
 			[]Knob{{File: "memory.max", Value: "1048576"}}, &r{MemoryLimitInBytes: mib},
+		},
+		"another update of less than the Engine takes": {
+			v2, &r{MemoryLimitInBytes: mib}, &r{CpuShares: 5}, container.Resources{CPUShares: 5},
+			[]Knob{{File: "memory.max", Value: "1048576"}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
 		},
 		"cgroup files": {
 			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
