@@ -239,8 +239,11 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 	s.mu.Lock()
 	p.tty = c.TTY
 	if c.Running {
-		p.ended, p.complete = false, false // Docker may have been told to start it again
-		if !p.running && s.files[p.source] != p {
+		// Docker may have been told to start it again, while its pump was about to
+		// rest for good.
+		again := p.ended
+		p.ended, p.complete = false, false
+		if again || !p.running && s.files[p.source] != p {
 			s.wake(p)
 		}
 	}
