@@ -14,6 +14,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/todocker"
+	"berth/core/view"
 )
 
 // Start starts a container that has been created and never started; of kind
@@ -23,18 +24,11 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.view.Container(ctx, id)
-	if err != nil {
-		return err
-	}
-	done, err := s.turns.Take(ctx, c.ID())
+	c, done, err := s.inTurn(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if c, err = s.view.Container(ctx, c.ID()); err != nil {
-		return err
-	}
 	if state := c.Row.GetState(); state != runtimeapi.ContainerState_CONTAINER_CREATED {
 		return fmt.Errorf("container %s is %v and cannot be started: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
 	}
@@ -60,6 +54,22 @@ func (s *Service) Start(ctx context.Context, id string) error {
 		return fmt.Errorf("start container %s: %w", c.ID(), plain{err})
 	}
 	return nil
+}
+
+// inTurn returns the container id as it is once it is this caller's turn, which
+// lasts until done is called.
+func (s *Service) inTurn(ctx context.Context, id string) (c *view.Container, done func(), err error) {
+	if c, err = s.view.Container(ctx, id); err != nil {
+		return nil, nil, err
+	}
+	if done, err = s.turns.Take(ctx, c.ID()); err != nil {
+		return nil, nil, err
+	}
+	if c, err = s.view.Container(ctx, c.ID()); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return c, done, nil
 }
 
 // adjust writes to the cgroup of a running container what the Engine could not

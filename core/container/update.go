@@ -32,18 +32,11 @@ func (s *Service) Update(ctx context.Context, id string, change *runtimeapi.Linu
 	if err != nil {
 		return err
 	}
-	c, err := s.view.Container(ctx, id)
-	if err != nil {
-		return err
-	}
-	done, err := s.turns.Take(ctx, c.ID())
+	c, done, err := s.inTurn(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer done()
-	if c, err = s.view.Container(ctx, c.ID()); err != nil {
-		return err
-	}
 	state := c.Row.GetState()
 	if state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("container %s is %v and cannot be updated: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
