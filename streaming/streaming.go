@@ -8,6 +8,7 @@ package streaming
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"net/url"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming"
 )
@@ -29,12 +31,20 @@ const loopback = "127.0.0.1"
 // A Server serves streams at URLs that are good for one use within a minute.
 type Server struct {
 	listener net.Listener
+	inside   *inside
+	base     *url.URL
 	server   streaming.Server
 }
 
 // Listen returns a Server that listens on addr: a host, a host and port, or ""
-// for any port of loopback. Nobody is answered before Run.
-func Listen(addr string, runtime Runtime) (*Server, error) {
+// for any port of loopback. It serves TLS if there is a pair for it. Nobody is
+// answered before Run.
+func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
+	if pair != (KeyPair{}) {
+		if _, err := pair.load(nil); err != nil {
+			return nil, fmt.Errorf("TLS of streams: %w", err)
+		}
+	}
 	l, err := net.Listen("tcp", withPort(addr))
 	if err != nil {
 		return nil, fmt.Errorf("streaming address %q: %w", addr, err)
@@ -42,11 +52,25 @@ func Listen(addr string, runtime Runtime) (*Server, error) {
 	config := streaming.DefaultConfig
 	config.StreamIdleTimeout = 0 // a shell may be left alone for as long as its user likes
 	config.BaseURL = baseURL(l.Addr())
+	if pair != (KeyPair{}) {
+		config.BaseURL.Scheme = "https"
+		// Connections are taken over, which HTTP/2 does not have.
+		l = tls.NewListener(l, &tls.Config{GetCertificate: pair.load, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+	}
 	server, err := streaming.NewServer(config, runtime)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &Server{listener: l, server: server}, nil
+	return &Server{listener: l, inside: newInside(), base: config.BaseURL, server: server}, nil
+}
+
+// A KeyPair names the files of a certificate and its key. They are read again
+// for each connection, so that they can be renewed.
+type KeyPair struct{ Cert, Key string }
+
+func (p KeyPair) load(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c, err := tls.LoadX509KeyPair(p.Cert, p.Key)
+	return &c, err
 }
 
 // withPort completes an address.
@@ -71,16 +95,24 @@ func baseURL(addr net.Addr) *url.URL {
 }
 
 // URL is where the server is reached.
-func (s *Server) URL() string { return baseURL(s.listener.Addr()).String() }
+func (s *Server) URL() string { return s.base.String() }
 
 // Exec prepares an exec and tells where it is to be had.
 func (s *Server) Exec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	return s.server.GetExec(r)
+	answer, err := s.server.GetExec(r)
+	if err == nil {
+		answer.Url = tell(answer.Url, r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
+	}
+	return answer, err
 }
 
 // Attach prepares an attach and tells where it is to be had.
 func (s *Server) Attach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	return s.server.GetAttach(r)
+	answer, err := s.server.GetAttach(r)
+	if err == nil {
+		answer.Url = tell(answer.Url, r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
+	}
+	return answer, err
 }
 
 // PortForward prepares a port-forward and tells where it is to be had.
@@ -90,9 +122,16 @@ func (s *Server) PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.Port
 
 // Run serves until ctx ends. Streams that are open then are cut.
 func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{Handler: s.server, ReadHeaderTimeout: 30 * time.Second}
+	srv := &http.Server{Handler: translator{s.server, s.inside}, ReadHeaderTimeout: 30 * time.Second}
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
-	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	var g errgroup.Group
+	for _, l := range []net.Listener{s.listener, s.inside} {
+		g.Go(func() error {
+			defer srv.Close() //nolint:errcheck // neither serves without the other
+			return srv.Serve(l)
+		})
+	}
+	if err := g.Wait(); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve streams: %w", err)
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"berth/streaming"
 )
 
 // Config is everything that an operator can choose. Where each field comes from
@@ -32,6 +34,7 @@ type Config struct {
 	ContainerLogs  string // cri, symlink or follow
 	RequestTimeout time.Duration
 	StreamingAddr  string // host and port; port 0 for any
+	StreamingTLS   streaming.KeyPair
 	LogLevel       string // a key of levels
 	LogFormat      string // text or json
 

@@ -47,6 +47,10 @@ func options(cfg *Config) []group {
 				usage: "how long calls to Docker that should be short may take; 0 for 1m59s"},
 			{name: "streaming-bind-addr", value: set(&cfg.StreamingAddr, anAddress), initial: "",
 				usage: "`IP` or IP:PORT to serve exec, attach and port-forward on; empty for 127.0.0.1 (unlike cri-dockerd's all addresses); without a port any free one"},
+			{name: "streaming-tls-cert-file", value: set(&cfg.StreamingTLS.Cert, aPath), initial: "",
+				usage: "`FILE` of the certificate, and those it is signed by, to serve exec, attach and port-forward with; the kubelet must trust it. Empty for no TLS"},
+			{name: "streaming-tls-private-key-file", value: set(&cfg.StreamingTLS.Key, aPath), initial: "",
+				usage: "`FILE` of the key of that certificate"},
 		}},
 		{"Pods and images", []*option{
 			{name: "pod-infra-container-image", value: set(&cfg.PauseImage, anImage), initial: "registry.k8s.io/pause:3.10",
@@ -173,6 +177,9 @@ func parse(c call) (cfg Config, done bool, err error) {
 			return cfg, false, misuse("--%s %q: %w", o.name, said, err)
 		}
 		o.from = "command line"
+	}
+	if (cfg.StreamingTLS.Cert == "") != (cfg.StreamingTLS.Key == "") {
+		return cfg, false, misuse("streaming-tls-cert-file and streaming-tls-private-key-file: one needs the other")
 	}
 	for _, o := range all(table) {
 		if o.idle != "" && o.from != "" {

@@ -66,7 +66,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox"))},
 		docker, seen, images, containers, pods, intents, updates, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
-	streams, err := streaming.Listen(cfg.StreamingAddr, commands)
+	streams, err := streaming.Listen(cfg.StreamingAddr, cfg.StreamingTLS, commands)
 	if err != nil {
 		return err
 	}

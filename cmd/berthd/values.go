@@ -98,6 +98,14 @@ func aFile(s string) (string, error) {
 	return s, nil
 }
 
+// aPath is a file that need not be given.
+func aPath(s string) (string, error) {
+	if s != "" && !filepath.IsAbs(s) {
+		return "", errors.New("must be a file's absolute path")
+	}
+	return s, nil
+}
+
 func oneOf(words ...string) func(string) (string, error) {
 	return func(s string) (string, error) {
 		if !slices.Contains(words, s) {

@@ -14,3 +14,5 @@ build_tools
 say "tests on a real Docker Engine"
 "$e2e/live.sh"
 "$e2e/critest.sh"
+say "streams over WebSocket"
+"$e2e/critest.sh" -websocket-exec -websocket-attach -websocket-portforward -ginkgo.focus=Streaming

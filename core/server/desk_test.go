@@ -88,7 +88,7 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), updates, log)
 	commands := exec.New(docker, seen, nil, log)
-	streams, err := streaming.Listen("127.0.0.1:0", commands)
+	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, commands)
 	h.must(err)
 	desk := server.New(server.Rooms{
 		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: inside, Images: images,
