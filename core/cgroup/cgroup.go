@@ -89,6 +89,64 @@ func (g Group) Parent() Group {
 	return p
 }
 
+// Make makes the cgroup called name, which may be there, where the given
+// controllers are; on v2 it is given them. A controller that the node does not
+// have is left out.
+func Make(name string, controllers []string) (Group, error) {
+	return makeIn(Root, name, controllers, unified())
+}
+
+func makeIn(root, name string, controllers []string, v2 bool) (g Group, err error) {
+	if !v2 {
+		g.V1 = map[string]string{}
+		for _, c := range controllers {
+			if _, err := os.Stat(filepath.Join(root, c)); err != nil {
+				continue
+			}
+			g.V1[c] = filepath.Join(root, c, name)
+			if err := os.MkdirAll(g.V1[c], 0o755); err != nil {
+				return g, err
+			}
+		}
+		return g, nil
+	}
+	g.V2 = filepath.Join(root, name)
+	if err := os.MkdirAll(g.V2, 0o755); err != nil {
+		return g, err
+	}
+	there, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return g, err
+	}
+	controllers = slices.DeleteFunc(slices.Clone(controllers), func(c string) bool { return !slices.Contains(strings.Fields(string(there)), c) })
+	// From the top down, for only what a cgroup has itself can it pass on.
+	dir := root
+	for step := range strings.SplitSeq(strings.Trim(filepath.Clean("/"+name), "/"), "/") {
+		for _, c := range controllers {
+			if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil {
+				return g, err
+			}
+		}
+		dir = filepath.Join(dir, step)
+	}
+	return g, nil
+}
+
+// Remove removes an empty cgroup; one that is not there is no error.
+func (g Group) Remove() error {
+	dirs := slices.Collect(maps.Values(g.V1))
+	if g.V2 != "" {
+		dirs = append(dirs, g.V2)
+	}
+	var errs []error
+	for _, dir := range dirs {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // read reads a file of the kernel's. These files can be polled, so package os
 // would add each to the runtime's poller and take it out again: three times
 // what the reading itself costs, and the kubelet asks for hundreds at a time.

@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -74,5 +75,44 @@ func TestFiles(t *testing.T) {
 	}
 	if some, full, err := Pressures(dir, "none"); some != nil || full != nil || err != nil {
 		t.Errorf("no pressure: %v, %v, %v", some, full, err)
+	}
+}
+
+func TestMake(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{"memory", "hugetlb", "pods/p1"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g, err := makeIn(root, "/pods/p1/c1", []string{"memory", "hugetlb", "nonsense"}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for controller, there := range map[string]bool{"memory": true, "hugetlb": true, "nonsense": false} {
+		if dir, ok := g.Dir(controller); ok != there || ok && dir != filepath.Join(root, controller, "pods/p1/c1") {
+			t.Errorf("%s: %s", controller, dir)
+		}
+	}
+	if err := errors.Join(g.Remove(), g.Remove()); err != nil {
+		t.Error(err)
+	}
+
+	passed := []string{root, root + "/pods", root + "/pods/p1"}
+	if err := os.WriteFile(root+"/cgroup.controllers", []byte("cpu memory io\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range passed {
+		if err := os.WriteFile(dir+"/cgroup.subtree_control", nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g, err = makeIn(root, "/pods/p1/c1", []string{"memory", "nonsense"}, true); err != nil || g.V2 != root+"/pods/p1/c1" {
+		t.Errorf("%+v, %v", g, err)
+	}
+	for _, dir := range passed {
+		if text, err := os.ReadFile(dir + "/cgroup.subtree_control"); string(text) != "+memory" || err != nil {
+			t.Errorf("%s passes on %q, %v", dir, text, err)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"berth/core/cgroup"
 	"berth/core/todocker"
@@ -20,6 +21,38 @@ func turn(knobs []todocker.Knob, pid int) error {
 	if err != nil {
 		return err
 	}
+	return write(knobs, g)
+}
+
+// prepare makes the cgroup that a container will start in and writes knobs there,
+// so that its first instruction runs with them already; the low-level runtime
+// takes the cgroup as it is. undo removes it if the container did not start.
+//
+// With systemd as driver there is none before the start.
+func prepare(knobs []todocker.Knob, parent, id string) (undo func() error, err error) {
+	var early []todocker.Knob
+	var controllers []string
+	for _, k := range knobs {
+		if k.Late {
+			continue
+		}
+		early = append(early, k)
+		if c := k.Of(); c != "" && !slices.Contains(controllers, c) {
+			controllers = append(controllers, c)
+		}
+	}
+	if len(early) == 0 {
+		return func() error { return nil }, nil
+	}
+	g, err := cgroup.Make(filepath.Join("/", parent, id), controllers)
+	if err == nil {
+		err = write(early, g)
+	}
+	return g.Remove, err
+}
+
+// write writes knobs to the files of a cgroup.
+func write(knobs []todocker.Knob, g cgroup.Group) error {
 	for _, k := range knobs {
 		dir, ok := g.Dir(k.Controller)
 		if !ok {

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,12 +36,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 
 	// Docker would go on starting it anyway when the caller hangs up.
 	work := context.WithoutCancel(ctx)
-	short, cancel := docker.Short(work)
-	err = docker.ContainerStart(short, c.ID(), container.StartOptions{})
-	cancel()
-	if err == nil {
-		err = s.adjust(work, docker, c.ID(), c.Status.GetResources().GetLinux())
-	}
+	err = s.launch(work, docker, c)
 	if err != nil && !engine.Away(err) {
 		// The kubelet's back-off counts from this, and the Engine keeps no time.
 		if noteErr := s.failures.Put(c.ID(), time.Now()); noteErr != nil {
@@ -72,12 +68,39 @@ func (s *Service) inTurn(ctx context.Context, id string) (c *view.Container, don
 	return c, done, nil
 }
 
+// launch starts a container with all that it asked for, or not at all.
+func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Container) error {
+	knobs, err := todocker.Knobs(c.Status.GetResources().GetLinux(), docker.Can)
+	if err != nil {
+		return err
+	}
+	remove := func() error { return nil }
+	if len(knobs) > 0 && docker.Can.CgroupDriver == "cgroupfs" {
+		found, err := docker.ContainerInspect(ctx, c.ID())
+		if err != nil {
+			return err
+		}
+		if remove, err = prepare(knobs, cmp.Or(found.HostConfig.CgroupParent, "docker"), c.ID()); err != nil {
+			return errors.Join(err, remove())
+		}
+	}
+	short, cancel := docker.Short(ctx)
+	err = docker.ContainerStart(short, c.ID(), container.StartOptions{})
+	cancel()
+	if err != nil {
+		if !engine.Away(err) { // then it may well run
+			err = errors.Join(err, remove())
+		}
+		return err
+	}
+	return s.adjust(ctx, docker, c.ID(), knobs)
+}
+
 // adjust writes to the cgroup of a running container what the Engine could not
 // be told. A container that cannot have what it asked for does not run.
-func (s *Service) adjust(ctx context.Context, docker *engine.Conn, id string, r *runtimeapi.LinuxContainerResources) error {
-	knobs, err := todocker.Knobs(r, docker.Can)
-	if err != nil || len(knobs) == 0 {
-		return err
+func (s *Service) adjust(ctx context.Context, docker *engine.Conn, id string, knobs []todocker.Knob) error {
+	if len(knobs) == 0 {
+		return nil
 	}
 	found, err := docker.ContainerInspect(ctx, id)
 	if err != nil {

@@ -221,7 +221,7 @@ func TestKnobs(t *testing.T) {
 	}
 	got, err := Knobs(r, old)
 	want := []Knob{
-		{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304"},
+		{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304", Late: true},
 		{Controller: "hugetlb", File: "hugetlb.2MB.limit_in_bytes", Value: "0", Optional: true},
 		{Controller: "hugetlb", File: "hugetlb.1GB.limit_in_bytes", Value: "1073741824"},
 	}
@@ -231,7 +231,7 @@ func TestKnobs(t *testing.T) {
 	r.Unified = map[string]string{"memory.oom.group": "1", "memory.high": "5"}
 	got, err = Knobs(r, recent)
 	want = []Knob{
-		{File: "memory.max", Value: "4194304"},
+		{File: "memory.max", Value: "4194304", Late: true},
 		{File: "hugetlb.2MB.max", Value: "0", Optional: true},
 		{File: "hugetlb.1GB.max", Value: "1073741824"},
 		{File: "memory.high", Value: "5"},

@@ -72,6 +72,22 @@ type Knob struct {
 	Value      string
 	// Optional knobs say what holds anyway where the file is missing.
 	Optional bool
+	// Late knobs can only be turned once the container runs: what starts it
+	// could not live with them.
+	Late bool
+}
+
+// Of returns the controller of cgroup v2 that a knob is of, or of v1; "" if it is
+// of no controller.
+func (k Knob) Of() string {
+	if k.Controller != "" {
+		return k.Controller
+	}
+	name, _, _ := strings.Cut(k.File, ".")
+	if name == "cgroup" {
+		return ""
+	}
+	return name
 }
 
 // Knobs returns what of r the Engine cannot be told and must be written to the
@@ -81,9 +97,9 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 	var knobs []Knob
 	if m := r.GetMemoryLimitInBytes(); m > 0 && m < minMemory {
 		if v2 {
-			knobs = append(knobs, Knob{File: "memory.max", Value: strconv.FormatInt(m, 10)})
+			knobs = append(knobs, Knob{File: "memory.max", Value: strconv.FormatInt(m, 10), Late: true})
 		} else {
-			knobs = append(knobs, Knob{Controller: "memory", File: "memory.limit_in_bytes", Value: strconv.FormatInt(m, 10)})
+			knobs = append(knobs, Knob{Controller: "memory", File: "memory.limit_in_bytes", Value: strconv.FormatInt(m, 10), Late: true})
 		}
 	}
 	for _, h := range r.GetHugepageLimits() {

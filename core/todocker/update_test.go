@@ -42,7 +42,7 @@ func TestUpdateContainer(t *testing.T) {
 		},
 		"no memory limit any more, v1": {
 			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{Memory: noLimit, MemorySwap: noLimit},
-			[]Knob{{"memory", "memory.memsw.limit_in_bytes", "-1", true}, {"memory", "memory.limit_in_bytes", "-1", false}}, &r{},
+			[]Knob{{"memory", "memory.memsw.limit_in_bytes", "-1", true, false}, {"memory", "memory.limit_in_bytes", "-1", false, false}}, &r{},
 		},
 		"no memory limit any more, v2": {
 			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{Memory: noLimit, MemorySwap: noLimit},
@@ -50,11 +50,11 @@ func TestUpdateContainer(t *testing.T) {
 		},
 		"less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: mib}, container.Resources{},
-			[]Knob{{File: "memory.max", Value: "1048576"}}, &r{MemoryLimitInBytes: mib},
+			[]Knob{{File: "memory.max", Value: "1048576", Late: true}}, &r{MemoryLimitInBytes: mib},
 		},
 		"another update of less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: mib}, &r{CpuShares: 5}, container.Resources{CPUShares: 5},
-			[]Knob{{File: "memory.max", Value: "1048576"}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
+			[]Knob{{File: "memory.max", Value: "1048576", Late: true}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
 		},
 		"cgroup files": {
 			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
@@ -63,7 +63,7 @@ func TestUpdateContainer(t *testing.T) {
 		"huge pages": {
 			v1, &r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}}, container.Resources{},
-			[]Knob{{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false}},
+			[]Knob{{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false, false}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}, {PageSize: "1GB"}}},
 		},
 	} {
