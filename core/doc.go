@@ -15,6 +15,7 @@
 //	cellar      core/labels core/names          the words we write on containers
 //	            core/journal core/checkpoint    small files
 //	            core/pause    core/cgroup       the pause image; cgroup files
+//	            core/mounts                     mounts that the Engine cannot be asked for
 //	            core/undo core/turns            small tools
 //
 // Imports point down this list, never up and never sideways.

@@ -19,6 +19,7 @@ import (
 	"berth/core/image"
 	"berth/core/journal"
 	"berth/core/logs"
+	"berth/core/mounts"
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/stats"
@@ -62,7 +63,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
-	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, log)
+	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, mounts.New(filepath.Join(cfg.RunDir, "mounts")), log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox"))},
 		docker, seen, images, containers, pods, intents, updates, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
@@ -84,6 +85,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return images.Tidy(ctx) })
 	g.Go(func() error { return sandboxes.KeepClean(ctx) })
 	g.Go(func() error { return containers.KeepClean(ctx) })
+	g.Go(func() error { return containers.Tidy(ctx) })
 	g.Go(func() error { return output.Run(ctx) })
 	g.Go(func() error { return used.Run(ctx) })
 	g.Go(func() error { return streams.Run(ctx) })

@@ -14,6 +14,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/journal"
+	"berth/core/mounts"
 	"berth/core/todocker"
 	"berth/core/turns"
 	"berth/core/view"
@@ -29,12 +30,14 @@ type Service struct {
 	files    files
 	failures *journal.Shelf
 	updates  *journal.Shelf
+	stages   *mounts.Stage
 	log      *slog.Logger
 
 	turns turns.Turns // by ID
 
 	mu       sync.Mutex // guards following
 	stopping map[string]int
+	staging  map[string]bool // names of staged mounts whose container is being made
 }
 
 // An Image is what a container needs to know of an image.
@@ -43,6 +46,9 @@ type Image struct {
 	Ref        string // repository@digest if there is one, else the ID
 	HasCommand bool   // whether it has an entrypoint or a command
 	User       string // whom it runs as if nobody says otherwise
+	// Layers are the directories that its files are in, the topmost first; none
+	// if the Engine does not tell.
+	Layers []string
 }
 
 // images is the part of the image room that a container needs.
@@ -77,9 +83,9 @@ type files interface {
 }
 
 // New returns a Service; none of its arguments may be nil.
-func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures, updates *journal.Shelf, log *slog.Logger) *Service {
+func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures, updates *journal.Shelf, stages *mounts.Stage, log *slog.Logger) *Service {
 	return &Service{
-		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, log: log,
-		stopping: map[string]int{},
+		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
+		stopping: map[string]int{}, staging: map[string]bool{},
 	}
 }

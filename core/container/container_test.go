@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/labels"
+	"berth/core/mounts"
 	"berth/core/names"
 	"berth/core/todocker"
 	"berth/core/view"
@@ -108,7 +110,7 @@ func newRoom(t *testing.T) *room {
 	log := slog.New(slog.DiscardHandler)
 	r.view = view.New(view.Config{Network: attached{}, Failures: failures, Updates: updates, Logs: r.logs}, docker, log)
 	enginetest.Background(t, r.view.Run)
-	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, log)
+	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, mounts.New(filepath.Join(t.TempDir(), "mounts")), log)
 
 	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}
 	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{

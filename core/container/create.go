@@ -62,14 +62,21 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	// Finished even if the caller hangs up meanwhile: a request that is called
 	// off half-way leaves the Engine with a container that nobody knows.
 	work := context.WithoutCancel(ctx)
+	defer s.beginStaging(ask.Stage)()
 	var steps undo.Stack
 	defer steps.Rollback(work, &err)
+	if len(order.Staged) > 0 {
+		steps.Push(func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
+		if err := s.stage(work, docker, ask, order.Staged); err != nil {
+			return "", err
+		}
+	}
 	id, err := s.create(work, docker, order)
 	if err != nil {
 		return "", err
 	}
 	path := labels.Decode(order.Config.Labels).LogPath
-	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path) })
+	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path, "") })
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
@@ -94,7 +101,7 @@ func jsonFile(docker *engine.Conn, id string) string {
 func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerAsk, error) {
 	ask := todocker.ContainerAsk{
 		Pod: pod.Config, Config: c, SandboxID: pod.ID(), Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), ImageIDs: map[string]string{}, Can: docker.Can, Log: s.logs.Driver(),
+		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: stageName(), Stages: s.stages, Can: docker.Can, Log: s.logs.Driver(),
 	}
 	if ask.Log.Type == "" && docker.Can.LoggingDriver == "none" {
 		return ask, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
@@ -124,7 +131,7 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 			if err != nil {
 				return ask, fmt.Errorf("ImageVolumeMountFailed: %w", err)
 			}
-			ask.ImageIDs[ref] = volume.ID
+			ask.Volumes[ref] = todocker.Volume{ID: volume.ID, Layers: volume.Layers}
 		}
 	}
 	sc := c.GetLinux().GetSecurityContext()
@@ -200,7 +207,7 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todoc
 		return false, fmt.Errorf("container %s is this attempt already, and runs: %w", holder.ID, errdefs.ErrAlreadyExists)
 	}
 	s.log.Info("removing an earlier try at a container", slog.String("container", holder.ID), slog.String("name", name))
-	if err := s.discard(ctx, docker, holder.ID, said.LogPath); err != nil {
+	if err := s.discard(ctx, docker, holder.ID, said.LogPath, said.Stage); err != nil {
 		return false, fmt.Errorf("make the name %s free: %w", name, err)
 	}
 	return true, nil

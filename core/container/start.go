@@ -37,6 +37,13 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	// Docker would go on starting it anyway when the caller hangs up.
 	work := context.WithoutCancel(ctx)
 	err = s.launch(work, docker, c)
+	if !engine.Away(err) {
+		// What runs has mounts of its own. Where ours stayed, a volume could not
+		// be taken away from the node once the container has ended.
+		if dropErr := s.stages.Drop(c.Stage); dropErr != nil {
+			s.log.Warn("staged mounts of a started container could not be taken down, trying again", slog.String("container", c.ID()), slog.Any("err", dropErr))
+		}
+	}
 	if err != nil && !engine.Away(err) {
 		// The kubelet's back-off counts from this, and the Engine keeps no time.
 		if noteErr := s.failures.Put(c.ID(), time.Now()); noteErr != nil {

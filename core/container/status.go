@@ -45,11 +45,11 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 	return statuses, nil
 }
 
-// KeepClean forgets notes on containers that are no more, after every
-// connection to the Engine. It returns when ctx ends.
+// KeepClean forgets notes on containers that are no more, and takes down their
+// staged mounts, after every connection to the Engine. It returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
-	return s.view.Each(ctx, "containers", func(ctx context.Context, _ *engine.Conn) error {
-		return errors.Join(s.forget(ctx), s.logs.Forget(func(id string) bool {
+	return s.view.Each(ctx, "containers", func(ctx context.Context, docker *engine.Conn) error {
+		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.logs.Forget(func(id string) bool {
 			_, err := s.view.Container(ctx, id)
 			return !errdefs.IsNotFound(err)
 		}))

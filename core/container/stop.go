@@ -141,11 +141,12 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return s.discard(work, docker, c.ID(), c.Status.GetLogPath())
+	return s.discard(work, docker, c.ID(), c.Status.GetLogPath(), c.Stage)
 }
 
-// discard leaves nothing of a container but the kubelet's log file at logPath.
-func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath string) error {
+// discard leaves nothing of a container but the kubelet's log file at logPath:
+// neither in the Engine nor, if it has a stage, of its staged mounts.
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath, stage string) error {
 	// Before the Engine's own file goes with the container.
 	if err := s.logs.Close(ctx, id, jsonFile(docker, id), logPath); err != nil {
 		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))
@@ -154,5 +155,5 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath 
 		return err
 	}
 	s.view.Forget(id)
-	return errors.Join(s.failures.Delete(id), s.updates.Delete(id))
+	return errors.Join(s.unstage(ctx, docker, stage), s.failures.Delete(id), s.updates.Delete(id))
 }

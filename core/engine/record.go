@@ -51,6 +51,10 @@ type Record struct {
 	ReadOnlyNonRecursive bool // 1.44: a read-only mount says how deep it is
 	ImageMounts          bool // 1.48: mounts of type image, with a sub-path
 
+	// StagedMounts tells that the kernel lets us prepare mounts that the
+	// Engine cannot be asked for (core/mounts).
+	StagedMounts bool
+
 	// LowestOOMScore is the lowest oom_score_adj that the Engine's processes
 	// may give, as far as can be told from outside.
 	LowestOOMScore int
@@ -128,7 +132,8 @@ func record(info system.Info, api string) Record {
 			r.UserNSRemap = true
 		}
 	}
-	deep := since("1.44") && kernelAtLeast(info.KernelVersion, 5, 12)
+	r.StagedMounts = kernelAtLeast(info.KernelVersion, 5, 12)
+	deep := since("1.44") && r.StagedMounts
 	for name, rt := range info.Runtimes {
 		r.Runtimes[name] = Runtime{RecursiveReadOnly: deep && mounts(rt.Status, "rro")}
 	}

@@ -190,6 +190,9 @@ type Found struct {
 	Ref        string // repository@digest, of the repository asked for if it has one; else the ID
 	HasCommand bool   // whether it has an entrypoint or a command
 	User       string // whom it runs as if nobody says otherwise
+	// Layers are the directories that its files are in, the topmost first; none
+	// if the Engine does not tell.
+	Layers []string
 }
 
 // Resolve finds a local image for somebody who runs it. It is of kind NotFound
@@ -209,6 +212,12 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, erro
 	if found.Config != nil {
 		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
 		out.User = found.Config.User
+	}
+	if data := found.GraphDriver.Data; data["UpperDir"] != "" {
+		out.Layers = []string{data["UpperDir"]}
+		if data["LowerDir"] != "" {
+			out.Layers = append(out.Layers, strings.Split(data["LowerDir"], ":")...)
+		}
 	}
 	return out, nil
 }

@@ -31,6 +31,7 @@ const (
 	labelsKey      = ownPrefix + "labels"
 	annotationsKey = ownPrefix + "annotations"
 	userKey        = ownPrefix + "user"
+	stageKey       = ownPrefix + "stage"
 	// labelPrefix goes before the pod labels that would otherwise read as ours:
 	// a pod may well carry a label "annotation.x".
 	labelPrefix = ownPrefix + "label."
@@ -39,6 +40,11 @@ const (
 // LookKey is on containers that are made to look into an image, and are no
 // pod's.
 const LookKey = ownPrefix + "look"
+
+// HoldKey is on containers that never run and are no pod's: each holds an image
+// whose files a container of a pod has as a volume. Its value is that container's
+// stage.
+const HoldKey = ownPrefix + "hold"
 
 // podName is what stands in nameKey of a sandbox.
 const podName = "POD"
@@ -67,6 +73,7 @@ type Set struct {
 	Image    string // of a container, as its user wrote it
 	ImageRef string // of a container, with the repository's digest if there was one
 	User     string // of a container, whom it runs as, as JSON of the CRI; empty if not known
+	Stage    string // of a container, the name of its staged mounts; empty if it has none
 }
 
 // Ours reports whether berth itself has created the container.
@@ -90,6 +97,7 @@ func (s Set) Encode() map[string]string {
 		imageKey:    s.Image,
 		imageRefKey: s.ImageRef,
 		userKey:     s.User,
+		stageKey:    s.Stage,
 	} {
 		if v != "" {
 			out[k] = v
@@ -127,6 +135,7 @@ func Decode(labels map[string]string) Set {
 		Image:       labels[imageKey],
 		ImageRef:    labels[imageRefKey],
 		User:        labels[userKey],
+		Stage:       labels[stageKey],
 		Labels:      map[string]string{},
 		Annotations: map[string]string{},
 	}

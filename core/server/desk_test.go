@@ -35,6 +35,7 @@ import (
 	"berth/core/image"
 	"berth/core/journal"
 	"berth/core/logs"
+	"berth/core/mounts"
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/stats"
@@ -85,7 +86,7 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 300 * time.Millisecond, Written: used.Written}, docker, log)
 	run := filepath.Join(dir, "run")
-	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, log)
+	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, mounts.New(filepath.Join(run, "mounts")), log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), updates, log)
 	commands := exec.New(docker, seen, nil, log)
 	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, commands)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -76,6 +77,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	conn, err := s.Engine.Last()
 	if err == nil {
 		resp.RuntimeHandlers = handlers(conn.Can)
+		resp.Features.MountOptions = conn.Can.StagedMounts
 	}
 	if r.GetVerbose() {
 		facts := map[string]any{"config": s.config(), "golang": runtime.Version()}
@@ -126,17 +128,18 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 
 // handlers lists the Engine's runtimes, and "" for its default one.
 func handlers(can engine.Record) []*runtimeapi.RuntimeHandler {
-	list := []*runtimeapi.RuntimeHandler{handler("", can.Runtimes[can.DefaultRuntime])}
+	list := []*runtimeapi.RuntimeHandler{handler("", can)}
 	for _, name := range slices.Sorted(maps.Keys(can.Runtimes)) {
-		list = append(list, handler(name, can.Runtimes[name]))
+		list = append(list, handler(name, can))
 	}
 	return list
 }
 
-func handler(name string, r engine.Runtime) *runtimeapi.RuntimeHandler {
+func handler(name string, can engine.Record) *runtimeapi.RuntimeHandler {
+	runtime := cmp.Or(name, can.DefaultRuntime)
 	return &runtimeapi.RuntimeHandler{
 		Name:     name,
-		Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: r.RecursiveReadOnly},
+		Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: can.StagedMounts || can.Runtimes[runtime].RecursiveReadOnly},
 	}
 }
 

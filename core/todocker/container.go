@@ -7,13 +7,13 @@ import (
 	"unicode/utf8"
 
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/api/types/strslice"
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/mounts"
 	"berth/core/names"
 )
 
@@ -29,15 +29,31 @@ type ContainerAsk struct {
 	ImageID    string            // resolved from Config.Image
 	ImageName  string            // as the user wrote it
 	ImageRef   string            // with the repository's digest if there is one
-	ImageIDs   map[string]string // IDs of images that are mounted, by the words they are asked for with
+	Volumes    map[string]Volume // images that are mounted, by the words they are asked for with
 	HasCommand bool              // whether the image has an entrypoint or command
 	ImageUser  string            // whom the image runs as if nobody says otherwise
 	Accounts   Accounts          // of the image
 
 	Files   []File // of the pod, mounted where the container brings none of its own
+	Stage   string // a name for its staged mounts, if it needs some
+	Stages  Stages
 	Seccomp string // content of the profile that SeccompFile names
 	Log     container.LogConfig
 	Can     engine.Record
+}
+
+// Stages tells where staged mounts will be.
+type Stages interface {
+	// Path is where mount i of those called name will be.
+	Path(name string, i int) string
+}
+
+// A Volume is an image of which a container mounts the files.
+type Volume struct {
+	ID string
+	// Layers are where the Engine keeps the files, the topmost first; none if
+	// it does not tell.
+	Layers []string
 }
 
 // A File is one of a pod's own files and where its containers find it.
@@ -87,11 +103,15 @@ func Container(ask ContainerAsk) (Order, error) {
 		}
 		told = string(text)
 	}
-	host, err := containerHost(ask)
+	host, staged, err := containerHost(ask)
 	if err != nil {
 		return Order{}, err
 	}
 	host.GroupAdd = who.groups
+	stage := ""
+	if len(staged) > 0 {
+		stage = ask.Stage
+	}
 
 	return Order{
 		Name: names.Name{Container: m.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: m.GetAttempt()},
@@ -117,28 +137,31 @@ func Container(ask ContainerAsk) (Order, error) {
 				Image:       ask.ImageName,
 				ImageRef:    ask.ImageRef,
 				User:        told,
+				Stage:       stage,
 			}.Encode(),
 		},
-		Host: host,
+		Host:   host,
+		Staged: staged,
 	}, nil
 }
 
-// containerHost is the part of an order that concerns the node.
-func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
+// containerHost is the part of an order that concerns the node, and the mounts
+// that it takes to be staged.
+func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, error) {
 	c, can := ask.Config, ask.Can
 	sc := c.GetLinux().GetSecurityContext()
 	privileged := sc.GetPrivileged()
 	ns := sc.GetNamespaceOptions()
 	if err := namespaces(ns, false); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	add, drop, err := capabilities(sc.GetCapabilities())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	options, err := securityOptions(sc, privileged, can, ask.Seccomp)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if sc.GetNoNewPrivs() {
 		options = append(options, "no-new-privileges=true")
@@ -147,15 +170,15 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 	}
 	res, err := resources(c.GetLinux().GetResources(), can)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if _, err := Knobs(c.GetLinux().GetResources(), can); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	res.CgroupParent = ask.CgroupParent
-	mounts, err := mounts(ask)
+	binds, staged, err := bindings(ask)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	host := &container.HostConfig{
 		NetworkMode:    network("container:" + ask.SandboxID),
@@ -170,7 +193,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 		CapAdd:         add,
 		CapDrop:        drop,
 		ReadonlyRootfs: sc.GetReadonlyRootfs(),
-		Mounts:         mounts,
+		Mounts:         binds,
 		Resources:      res,
 		Init:           new(bool),
 		UsernsMode:     userns(can),
@@ -197,7 +220,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 	if privileged {
 		// It has every device, capability and path already. Lists would win
 		// over that, and the kubelet sends its default ones always.
-		return host, nil
+		return host, staged, nil
 	}
 	host.MaskedPaths = list(sc.GetMaskedPaths())
 	host.ReadonlyPaths = list(sc.GetReadonlyPaths())
@@ -212,7 +235,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 	}
 	if len(c.GetCDIDevices()) > 0 {
 		if !can.CDI {
-			return nil, failed("CDI devices need Docker 28.2 or newer, or features.cdi in daemon.json: this one has none")
+			return nil, nil, failed("CDI devices need Docker 28.2 or newer, or features.cdi in daemon.json: this one has none")
 		}
 		request := container.DeviceRequest{Driver: "cdi"}
 		for _, d := range c.GetCDIDevices() {
@@ -220,7 +243,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, error) {
 		}
 		host.DeviceRequests = append(host.DeviceRequests, request)
 	}
-	return host, nil
+	return host, staged, nil
 }
 
 // list makes an empty list an empty one: the Engine reads nil as its defaults.
@@ -258,126 +281,4 @@ func environment(vars []*runtimeapi.KeyValue) ([]string, error) {
 		out = append(out, v.GetKey()+"="+string(v.GetValue()))
 	}
 	return out, nil
-}
-
-// mounts orders the container's own mounts, then the pod's files.
-func mounts(ask ContainerAsk) ([]mount.Mount, error) {
-	var out []mount.Mount
-	taken := map[string]bool{}
-	for _, m := range ask.Config.GetMounts() {
-		target := m.GetContainerPath()
-		if target == "" {
-			return nil, invalid("mount of %q without a container_path", m.GetHostPath())
-		}
-		if !path.IsAbs(target) {
-			target = "/" + target // as other runtimes have it
-		}
-		target = path.Clean(target)
-		if taken[target] {
-			return nil, invalid("two mounts at %q", target)
-		}
-		taken[target] = true
-		var order mount.Mount
-		var err error
-		if m.GetImage().GetImage() != "" {
-			order, err = imageMount(m, ask)
-		} else {
-			order, err = bind(m, ask)
-		}
-		if err != nil {
-			return nil, err
-		}
-		order.Target = target
-		out = append(out, order)
-	}
-	for _, f := range ask.Files {
-		if !taken[f.Target] {
-			out = append(out, mount.Mount{
-				Type: mount.TypeBind, Source: f.Source, Target: f.Target,
-				ReadOnly:    ask.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
-				BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
-			})
-		}
-	}
-	return out, nil
-}
-
-// bind orders a mount of a path of the node.
-func bind(m *runtimeapi.Mount, ask ContainerAsk) (mount.Mount, error) {
-	if len(m.GetMountOptions()) > 0 {
-		return mount.Mount{}, invalid("mount_options of %q are not supported by this version", m.GetContainerPath())
-	}
-	if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
-		return mount.Mount{}, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", m.GetContainerPath())
-	}
-	if !path.IsAbs(m.GetHostPath()) {
-		return mount.Mount{}, invalid("host_path %q of mount %q is not absolute", m.GetHostPath(), m.GetContainerPath())
-	}
-	out := mount.Mount{
-		Type: mount.TypeBind, Source: path.Clean(m.GetHostPath()), ReadOnly: m.GetReadonly(),
-		BindOptions: &mount.BindOptions{},
-	}
-	switch p := m.GetPropagation(); p {
-	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
-		// The Engine refuses to have its own data mounted private; unsaid, it
-		// chooses what it can bear.
-		if !overlap(out.Source, ask.Can.RootDir) {
-			out.BindOptions.Propagation = mount.PropagationRPrivate
-		}
-	case runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER:
-		out.BindOptions.Propagation = mount.PropagationRSlave
-	case runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
-		out.BindOptions.Propagation = mount.PropagationRShared
-	default:
-		return mount.Mount{}, invalid("propagation %v of mount %q", p, m.GetContainerPath())
-	}
-	switch {
-	case m.GetRecursiveReadOnly() && !m.GetReadonly():
-		return mount.Mount{}, invalid("mount %q is recursive_read_only but not readonly", m.GetContainerPath())
-	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
-		return mount.Mount{}, invalid("mount %q is recursive_read_only but not private", m.GetContainerPath())
-	case m.GetRecursiveReadOnly() && !RecursiveReadOnly(ask.Runtime, ask.Can):
-		return mount.Mount{}, invalid("mount %q is recursive_read_only, which this Docker, its runtime or the kernel cannot do", m.GetContainerPath())
-	case m.GetRecursiveReadOnly():
-		out.BindOptions.ReadOnlyForceRecursive = true
-	case m.GetReadonly() && ask.Can.ReadOnlyNonRecursive:
-		out.BindOptions.ReadOnlyNonRecursive = true // from 25 on the Engine would go deeper
-	}
-	return out, nil
-}
-
-// RecursiveReadOnly reports whether a runtime, "" for the Engine's default,
-// can make a mount read-only with all below it.
-func RecursiveReadOnly(runtime string, can engine.Record) bool {
-	if runtime == "" {
-		runtime = can.DefaultRuntime
-	}
-	return can.Runtimes[runtime].RecursiveReadOnly
-}
-
-// imageMount orders a mount of an image's files.
-func imageMount(m *runtimeapi.Mount, ask ContainerAsk) (mount.Mount, error) {
-	switch sub := m.GetImageSubPath(); {
-	case !ask.Can.ImageMounts:
-		return mount.Mount{}, failed("image volumes need Docker 28 or newer: mount %q", m.GetContainerPath())
-	case !m.GetReadonly():
-		return mount.Mount{}, invalid("image volume %q is not readonly", m.GetContainerPath())
-	case m.GetHostPath() != "":
-		return mount.Mount{}, invalid("mount %q is of an image and of host_path %q", m.GetContainerPath(), m.GetHostPath())
-	case path.IsAbs(sub), slices.Contains(strings.Split(sub, "/"), ".."):
-		return mount.Mount{}, invalid("image_sub_path %q leads out of the image", sub)
-	}
-	out := mount.Mount{Type: mount.TypeImage, Source: ask.ImageIDs[m.GetImage().GetImage()], ReadOnly: true}
-	if sub := m.GetImageSubPath(); sub != "" {
-		out.ImageOptions = &mount.ImageOptions{Subpath: sub}
-	}
-	return out, nil
-}
-
-// overlap reports whether one path is or contains the other.
-func overlap(a, b string) bool {
-	within := func(p, tree string) bool {
-		return p == tree || strings.HasPrefix(p, strings.TrimSuffix(tree, "/")+"/")
-	}
-	return b != "" && (within(a, b) || within(b, a))
 }

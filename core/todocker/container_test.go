@@ -12,6 +12,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/mounts"
 )
 
 // asked is an ask for a plain container, with changes.
@@ -168,36 +169,58 @@ func TestMounts(t *testing.T) {
 	for name, tt := range map[string]struct {
 		can  engine.Record
 		in   *runtimeapi.Mount
-		want *mount.Mount // nil: refused
+		want *mount.Mount // nil: refused, or staged
+		tree *mounts.Tree // nil: refused, or not staged
 	}{
-		"private":       {old, &runtimeapi.Mount{HostPath: "/data", Propagation: private}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, false)},
-		"from the host": {old, &runtimeapi.Mount{HostPath: "/data", Propagation: slave}, bindOf(&mount.BindOptions{Propagation: "rslave"}, false)},
-		"both ways":     {old, &runtimeapi.Mount{HostPath: "/data", Propagation: shared}, bindOf(&mount.BindOptions{Propagation: "rshared"}, false)},
+		"private":       {old, &runtimeapi.Mount{HostPath: "/data", Propagation: private}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, false), nil},
+		"from the host": {old, &runtimeapi.Mount{HostPath: "/data", Propagation: slave}, bindOf(&mount.BindOptions{Propagation: "rslave"}, false), nil},
+		"both ways":     {old, &runtimeapi.Mount{HostPath: "/data", Propagation: shared}, bindOf(&mount.BindOptions{Propagation: "rshared"}, false), nil},
 		"of Docker's own data": {old, &runtimeapi.Mount{HostPath: "/var/lib"}, &mount.Mount{
 			Type: mount.TypeBind, Source: "/var/lib", Target: "/d", BindOptions: &mount.BindOptions{},
-		}},
-		"read-only, not deep, on 20.10": {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, true)},
+		}, nil},
+		"read-only, not deep, on 20.10": {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, true), nil},
 		"read-only, not deep, from 25 on": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true},
-			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyNonRecursive: true}, true)},
+			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyNonRecursive: true}, true), nil},
 		"read-only and deep": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true},
-			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyForceRecursive: true}, true)},
-		"deep where it cannot be": {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true}, nil},
-		"deep but not read-only":  {recent, &runtimeapi.Mount{HostPath: "/data", RecursiveReadOnly: true}, nil},
-		"deep but not private":    {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: slave}, nil},
-		"a relative source":       {old, &runtimeapi.Mount{HostPath: "data"}, nil},
-		"options":                 {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"noexec"}}, nil},
+			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyForceRecursive: true}, true), nil},
+		"deep where it cannot be":  {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true}, nil, nil},
+		"deep but not read-only":   {recent, &runtimeapi.Mount{HostPath: "/data", RecursiveReadOnly: true}, nil, nil},
+		"deep but not private":     {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: slave}, nil, nil},
+		"a relative source":        {old, &runtimeapi.Mount{HostPath: "data"}, nil, nil},
+		"no option of a mount":     {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"size=1"}}, nil, nil},
+		"options on an old kernel": {old, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"noexec"}}, nil, nil},
+		"options": {recent, &runtimeapi.Mount{HostPath: "/data/", MountOptions: []string{"noexec"}}, nil,
+			&mounts.Tree{Source: "/data", Options: []string{"noexec"}}},
+		"options, read-only": {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"rw"}, Readonly: true, Propagation: slave}, nil,
+			&mounts.Tree{Source: "/data", Options: []string{"rw", "ro"}, Propagation: mounts.Slave}},
+		"deep on an old Engine": {staging, &runtimeapi.Mount{HostPath: "/var/lib", Readonly: true, RecursiveReadOnly: true}, nil,
+			&mounts.Tree{Source: "/var/lib", Options: []string{"rro"}}},
+		"options, deep": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"nodev"}}, nil,
+			&mounts.Tree{Source: "/data", Options: []string{"nodev", "rro"}}},
+		"an image, staged": {staging, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "a/b"}, nil,
+			&mounts.Tree{Layers: []string{"/l/2", "/l/1"}, SubPath: "a/b"}},
+		"an image, no layers known": {staging, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "other:1"}}, nil, nil},
+		"an image with options":     {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, MountOptions: []string{"noexec"}}, nil, nil},
 		"an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "a/b"}, &mount.Mount{
 			Type: mount.TypeImage, Source: "sha256:f", Target: "/d", ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: "a/b"},
-		}},
-		"an image on an old Engine":  {old, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil},
-		"an image to write to":       {recent, &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil},
-		"a sub-path out of an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "../x"}, nil},
+		}, nil},
+		"an image on an old Engine":  {old, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil, nil},
+		"an image to write to":       {recent, &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil, nil},
+		"a sub-path out of an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "../x"}, nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tt.in.ContainerPath = "/d"
 			ask := asked(tt.can, func(c config, _ security) { c.Mounts = []*runtimeapi.Mount{tt.in} })
-			ask.Files, ask.ImageIDs = nil, map[string]string{"files:1": "sha256:f"}
+			ask.Files, ask.Stage, ask.Stages = nil, "s", mounts.New("/stages")
+			ask.Volumes = map[string]Volume{"files:1": {ID: "sha256:f", Layers: []string{"/l/2", "/l/1"}}, "other:1": {ID: "sha256:o"}}
 			got, err := Container(ask)
+			if tt.tree != nil && err == nil {
+				tt.want = bindOf(&mount.BindOptions{Propagation: propagations[tt.in.Propagation].engine}, false)
+				tt.want.Source = "/stages/s/0"
+				if diff := cmp.Diff([]mounts.Tree{*tt.tree}, got.Staged); diff != "" || labels.Decode(got.Config.Labels).Stage != "s" {
+					t.Errorf("staged (-want +got):\n%s", diff)
+				}
+			}
 			if tt.want == nil {
 				if err == nil {
 					t.Errorf("got %+v, want an error", got.Host.Mounts)

@@ -15,6 +15,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/mounts"
 	"berth/core/names"
 )
 
@@ -23,6 +24,7 @@ type Order struct {
 	Name   names.Name
 	Config *container.Config
 	Host   *container.HostConfig
+	Staged []mounts.Tree // to be staged before it is created
 }
 
 // SandboxAsk is what is asked of a sandbox, and what the Engine can do.

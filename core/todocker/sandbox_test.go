@@ -28,9 +28,16 @@ var (
 	recent = engine.Record{
 		CgroupDriver: "systemd", CgroupVersion: 2, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
 		Runtimes: map[string]engine.Runtime{"runc": {RecursiveReadOnly: true}, "runsc": {}},
-		CDI:      true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
+		CDI:      true, StagedMounts: true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
 	}
 )
+
+// staging is an old Engine on a newer kernel.
+var staging = func() engine.Record {
+	r := old
+	r.StagedMounts = true
+	return r
+}()
 
 func pod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxConfig {
 	p := &runtimeapi.PodSandboxConfig{

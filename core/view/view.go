@@ -68,6 +68,7 @@ type Container struct {
 	Running  bool
 	TTY      bool
 	JSONPath string // the Engine's own log file
+	Stage    string // name of its staged mounts, if it has some
 	Ours     bool   // created by berth rather than taken over
 }
 
@@ -492,6 +493,7 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 	if v.updated(c.ID, updated) {
 		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
 	}
+	said := labels.Decode(c.Config.Labels)
 	return &Container{
 		Row:      row,
 		Status:   status,
@@ -500,7 +502,8 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 		Running:  c.State.Running,
 		TTY:      c.Config.Tty,
 		JSONPath: c.LogPath,
-		Ours:     labels.Decode(c.Config.Labels).Ours(),
+		Stage:    said.Stage,
+		Ours:     said.Ours(),
 	}, nil
 }
 

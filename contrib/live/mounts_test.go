@@ -1,0 +1,235 @@
+package live
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/build"
+	"github.com/docker/docker/api/types/container"
+	dockerimage "github.com/docker/docker/api/types/image"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// volume makes an image called name of a layer for each of the given files.
+func (n *node) volume(name string, files ...[2]string) {
+	n.t.Helper()
+	var sent bytes.Buffer
+	archive := tar.NewWriter(&sent)
+	put := func(name, text string) {
+		if err := archive.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text))}); err != nil {
+			n.t.Fatal(err)
+		}
+		io.WriteString(archive, text)
+	}
+	script := "FROM scratch\n"
+	for i, f := range files {
+		put(fmt.Sprint(i), f[1])
+		script += fmt.Sprintf("COPY %d %s\n", i, f[0])
+	}
+	put("Dockerfile", script)
+	archive.Close()
+	answer, err := n.docker.ImageBuild(n.t.Context(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if said, err := io.ReadAll(answer.Body); err != nil || bytes.Contains(said, []byte(`"errorDetail"`)) {
+		n.t.Fatalf("%s, %v", said, err)
+	}
+	n.t.Cleanup(func() {
+		n.docker.ImageRemove(context.Background(), name, dockerimage.RemoveOptions{Force: true, PruneChildren: true})
+	})
+}
+
+// mounted is a directory of the node with another file system below it.
+func (n *node) mounted() string {
+	n.t.Helper()
+	dir := n.path("data")
+	for _, d := range []string{dir, dir + "/below"} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			n.t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", d, "tmpfs", 0, ""); err != nil {
+			n.t.Fatal(err)
+		}
+		if err := os.WriteFile(d+"/run.sh", []byte("#!/bin/sh\necho ran\n"), 0o755); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	n.t.Cleanup(func() {
+		unix.Unmount(dir+"/below", unix.MNT_DETACH)
+		unix.Unmount(dir, unix.MNT_DETACH)
+	})
+	return dir
+}
+
+// options returns the options of the mounts that a container has at and below dir,
+// as the kernel lists them there.
+func (n *node) options(id, dir string) map[string]string {
+	n.t.Helper()
+	found := map[string]string{}
+	for line := range strings.Lines(n.exec(id, "cat", "/proc/self/mountinfo")) {
+		f := strings.Fields(line)
+		if f[4] == dir || strings.HasPrefix(f[4], dir+"/") {
+			found[f[4]] = f[5]
+		}
+	}
+	return found
+}
+
+// TestMounts has every kind of mount in one container, and reads in it what they are.
+func TestMounts(t *testing.T) {
+	n := newNode(t)
+	dir := n.mounted()
+	n.volume("berth-files:1", [2]string{"/dir/old", "old"}, [2]string{"/dir/both", "first"}, [2]string{"/dir/both", "second"})
+	status, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !status.GetFeatures().GetMountOptions() || !status.GetRuntimeHandlers()[0].GetFeatures().GetRecursiveReadOnlyMounts() {
+		t.Errorf("not announced: %v", status)
+	}
+	pod := n.pod("mounts")
+	id, err := n.run(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := shell("c", "sleep 3600")
+	volume := &runtimeapi.ImageSpec{Image: "berth-files:1"}
+	config.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/plain", HostPath: dir},
+		{ContainerPath: "/ro", HostPath: dir, Readonly: true},
+		{ContainerPath: "/rro", HostPath: dir, Readonly: true, RecursiveReadOnly: true},
+		{ContainerPath: "/options", HostPath: dir, MountOptions: []string{"noexec", "nosuid", "nodev"}},
+		{ContainerPath: "/deep", HostPath: dir, MountOptions: []string{"rnoexec"}, Readonly: true},
+		{ContainerPath: "/file", HostPath: dir + "/run.sh", MountOptions: []string{"noexec"}},
+		{ContainerPath: "/image", Image: volume, Readonly: true},
+		{ContainerPath: "/sub", Image: volume, ImageSubPath: "dir", Readonly: true},
+	}
+	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := made.GetContainerId()
+	if _, err := n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c}); err != nil {
+		t.Fatal(err)
+	}
+	// Staged mounts would keep a volume on the node when its container has ended.
+	if left, _ := filepath.Glob(n.path("run", "mounts")); len(left) > 0 {
+		t.Errorf("staged mounts of a container that runs: %v", left)
+	}
+	for _, tt := range []struct {
+		at         string
+		has, hasNo []string
+	}{
+		{"/plain", []string{"rw"}, []string{"noexec"}},
+		{"/plain/below", []string{"rw"}, []string{"noexec"}},
+		{"/ro", []string{"ro"}, nil},
+		{"/ro/below", []string{"rw"}, nil},
+		{"/rro", []string{"ro"}, nil},
+		{"/rro/below", []string{"ro"}, nil},
+		{"/options", []string{"rw", "noexec", "nosuid", "nodev"}, nil},
+		{"/options/below", []string{"rw"}, []string{"noexec"}},
+		{"/deep", []string{"ro", "noexec"}, nil},
+		{"/deep/below", []string{"rw", "noexec"}, nil},
+		{"/file", []string{"rw", "noexec"}, nil},
+		{"/image", []string{"ro"}, nil},
+		{"/sub", []string{"ro"}, nil},
+	} {
+		got := strings.Split(n.options(c, tt.at)[tt.at], ",")
+		for _, o := range tt.has {
+			if !slices.Contains(got, o) {
+				t.Errorf("%s is mounted %v: no %s", tt.at, got, o)
+			}
+		}
+		for _, o := range tt.hasNo {
+			if slices.Contains(got, o) {
+				t.Errorf("%s is mounted %v: %s", tt.at, got, o)
+			}
+		}
+	}
+	out := n.exec(c, "sh", "-c", "cat /image/dir/old /image/dir/both /sub/both; /plain/run.sh; /options/run.sh 2>&1; /options/below/run.sh; for d in /ro /rro /rro/below /image /sub; do touch $d/x 2>&1; done; touch /ro/below/x /options/x && echo written")
+	want := "oldsecondsecondran\n"
+	if !strings.HasPrefix(out, want) || strings.Count(out, "Read-only file system") != 5 || strings.Count(out, "ran\n") != 2 ||
+		!strings.Contains(out, "Permission denied") || !strings.HasSuffix(out, "written\n") {
+		t.Errorf("%q", out)
+	}
+	seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range seen.GetStatus().GetMounts() {
+		if strings.HasPrefix(m.GetHostPath(), n.path("run", "mounts")) || m.GetContainerPath() == "/sub" && m.GetImage().GetImage() == "" {
+			t.Errorf("reported as %v", m)
+		}
+	}
+
+	// They survive us.
+	n.kill()
+	n.start()
+	n.waitReady(10 * time.Second)
+	if out := n.exec(c, "cat", "/sub/old", "/image/dir/both"); out != "oldsecond" {
+		t.Errorf("after a restart: %q", out)
+	}
+	n.remove(id)
+	n.clean()
+	if _, err := os.Stat(dir + "/below/run.sh"); err != nil {
+		t.Errorf("the node's own mounts: %v", err)
+	}
+}
+
+// TestStagedMountsOfTheGone removes containers behind our back.
+func TestStagedMountsOfTheGone(t *testing.T) {
+	n := newNode(t)
+	n.volume("berth-files:1", [2]string{"/a", "a"}, [2]string{"/b", "b"})
+	dir := n.mounted()
+	pod := n.pod("gone")
+	id, err := n.run(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := shell("c", "sleep 3600")
+	config.Mounts = []*runtimeapi.Mount{
+		{ContainerPath: "/options", HostPath: dir, MountOptions: []string{"noexec"}},
+		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: "berth-files:1"}, Readonly: true},
+	}
+	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.kill()
+	if err := n.docker.ContainerRemove(t.Context(), made.GetContainerId(), container.RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	n.waitReady(10 * time.Second)
+	n.remove(id)
+	n.clean()
+
+	// What cannot be mounted leaves nothing.
+	if id, err = n.run(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	config.Mounts[1].ImageSubPath = "nothing/here"
+	made, err = n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
+	if err == nil { // Docker itself looks when it starts it
+		_, err = n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()})
+	}
+	if err == nil {
+		t.Error("a sub-path that is not there is mounted")
+	} else {
+		t.Log(err)
+	}
+	n.remove(id)
+	n.clean()
+}

@@ -1,0 +1,280 @@
+package mounts
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// alone runs f among mounts that nobody else has.
+func alone(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with its mounts
+		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
+		}
+		if err != nil {
+			done <- err
+			return
+		}
+		f(t)
+	}()
+	if err := <-done; err != nil {
+		t.Skipf("needs root, for mounts of its own: %v", err)
+	}
+}
+
+// tree returns a tmpfs with another one below it.
+func tree(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Join(dir, "below")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", d, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(dir, "top.txt"), "top")
+	return dir
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flags returns what statvfs says of the mount at path.
+func flags(t *testing.T, path string) int64 {
+	t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Flags
+}
+
+// mounted returns the lines of mountinfo that speak of dir.
+func mounted(t *testing.T, dir string) (lines []string) {
+	t.Helper()
+	info, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(info)) {
+		if strings.Contains(line, " "+dir) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func TestOptions(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		dir := filepath.Join(t.TempDir(), "mounts")
+		s := New(dir)
+		for _, tt := range []struct {
+			options    []string
+			top, below int64
+		}{
+			{[]string{"ro"}, unix.ST_RDONLY, 0},
+			{[]string{"rro"}, unix.ST_RDONLY, unix.ST_RDONLY},
+			{[]string{"noexec", "nosuid", "nodev"}, unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV, 0},
+			{[]string{"rro", "noexec"}, unix.ST_RDONLY | unix.ST_NOEXEC, unix.ST_RDONLY},
+			{[]string{"noexec", "exec"}, 0, 0},
+			{[]string{"rnoexec", "exec"}, 0, unix.ST_NOEXEC},
+			{[]string{"noatime"}, unix.ST_NOATIME, 0},
+			{nil, 0, 0},
+		} {
+			if err := s.Put("c", []Tree{{Source: source, Options: tt.options}}); err != nil {
+				t.Fatalf("%v: %v", tt.options, err)
+			}
+			const looked = unix.ST_RDONLY | unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOATIME
+			top, below := flags(t, s.Path("c", 0))&looked, flags(t, s.Path("c", 0)+"/below")&looked
+			if top != tt.top || below != tt.below {
+				t.Errorf("%v: flags %#x and below %#x, want %#x and %#x", tt.options, top, below, tt.top, tt.below)
+			}
+			if flags(t, source)&looked != 0 {
+				t.Errorf("%v: the source itself changed", tt.options)
+			}
+			if err := s.Drop("c"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if left := mounted(t, dir); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the empty stage stays: %v", err)
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	for option, ok := range map[string]bool{
+		"noexec": true, "rnoexec": true, "relatime": true, "rrelatime": true, "rw": true, "rrw": true,
+		"": false, "r": false, "bind": false, "size=1": false, "NOEXEC": false, "rrro": false,
+	} {
+		if err := Check([]string{option}); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", option, err)
+		}
+	}
+}
+
+func TestFile(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		if err := s.Put("c", []Tree{{Source: source}, {Source: source + "/top.txt", Options: []string{"ro"}}}); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(s.Path("c", 1)); string(text) != "top" || err != nil {
+			t.Errorf("%q, %v", text, err)
+		}
+		if err := s.Drop("c"); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(source + "/top.txt"); err != nil {
+			t.Errorf("what was behind the mount is gone: %v", err)
+		}
+	})
+}
+
+// What is shared with its source must not take the source down.
+func TestSharedSourceSurvives(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		if err := unix.Mount("", source, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+			t.Fatal(err)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		if err := s.Put("c", []Tree{{Source: source, Propagation: Shared}, {Source: source, Propagation: Slave}, {Source: source}}); err != nil {
+			t.Fatal(err)
+		}
+		late := filepath.Join(source, "late")
+		if err := os.Mkdir(late, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", late, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []bool{true, true, false} {
+			if got, err := isMount(filepath.Join(s.Path("c", i), "late")); got != want || err != nil {
+				t.Errorf("tree %d sees a later mount of its source: %v, %v; want %v", i, got, err, want)
+			}
+		}
+		if err := s.Drop("c"); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(mounted(t, source)); n != 3 {
+			t.Errorf("the source has %d of its 3 mounts left", n)
+		}
+	})
+}
+
+// A pod that mounts the node's root mounts no staged mounts.
+func TestStageIsNotCloned(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		root := tree(t)
+		s := New(filepath.Join(root, "run", "mounts"))
+		for _, name := range []string{"a", "b", "c"} {
+			if err := s.Put(name, []Tree{{Source: root}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(mounted(t, root)); n != 2+1+3*2 {
+			t.Errorf("%d mounts:\n%s", n, strings.Join(mounted(t, root), ""))
+		}
+		for _, name := range []string{"a", "b", "c"} {
+			if err := s.Drop(name); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestImage(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		disk := tree(t) // not an overlay itself, as a directory for tests may be
+		lower, upper := filepath.Join(disk, "lower"), filepath.Join(disk, "upper")
+		write(t, lower+"/dir/old", "old")
+		write(t, lower+"/dir/both", "lower")
+		write(t, upper+"/dir/both", "upper")
+		if err := os.Symlink("/dir", upper+"/link"); err != nil {
+			t.Fatal(err)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		two, one := []string{upper, lower}, []string{lower}
+		if err := s.Put("c", []Tree{
+			{Layers: two}, {Layers: one}, {Layers: two, SubPath: "link"}, {Layers: two, SubPath: "dir/both"}, {Layers: one, SubPath: "dir"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			i          int
+			file, want string
+		}{
+			{0, "/dir/both", "upper"}, {0, "/dir/old", "old"}, {1, "/dir/both", "lower"}, {2, "/both", "upper"}, {3, "", "upper"}, {4, "/old", "old"},
+		} {
+			path := s.Path("c", tt.i) + tt.file
+			if got, err := os.ReadFile(path); string(got) != tt.want || err != nil {
+				t.Errorf("%d: %s: %q, %v; want %q", tt.i, tt.file, got, err, tt.want)
+			}
+			if err := os.WriteFile(path, nil, 0); !errors.Is(err, unix.EROFS) {
+				t.Errorf("%d: %s can be written: %v", tt.i, tt.file, err)
+			}
+		}
+		if err := s.Drop("c"); err != nil {
+			t.Fatal(err)
+		}
+		for _, sub := range []string{"nothing", "../../../../../etc/passwd"} {
+			if err := s.Put("d", []Tree{{Layers: two}, {Layers: two, SubPath: sub}}); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %v", sub, err)
+			}
+			if names, err := s.Names(); len(names) > 0 || err != nil {
+				t.Errorf("left behind: %v, %v", names, err)
+			}
+		}
+	})
+}
+
+// An image may have as many layers as the Engine takes, with long names.
+func TestManyLayers(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		disk := tree(t)
+		var layers []string
+		for range 128 {
+			l := filepath.Join(disk, strings.Repeat("x", 64), string(rune('a'+len(layers)/26))+string(rune('a'+len(layers)%26)))
+			write(t, l+"/"+filepath.Base(l), "")
+			layers = append(layers, l)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		if err := s.Put("c", []Tree{{Layers: layers}}); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := os.ReadDir(s.Path("c", 0)); len(all) != 128 || err != nil {
+			t.Errorf("%d files, %v", len(all), err)
+		}
+		if err := s.Drop("c"); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,168 @@
+package todocker
+
+import (
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/docker/docker/api/types/mount"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+	"berth/core/mounts"
+)
+
+// bindings orders the container's own mounts, then the pod's files. What the
+// Engine cannot be asked for is to be staged, and the Engine is asked to bind that.
+func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err error) {
+	taken := map[string]bool{}
+	for _, m := range ask.Config.GetMounts() {
+		target := m.GetContainerPath()
+		if target == "" {
+			return nil, nil, invalid("mount of %q without a container_path", m.GetHostPath())
+		}
+		if !path.IsAbs(target) {
+			target = "/" + target // as other runtimes have it
+		}
+		target = path.Clean(target)
+		if taken[target] {
+			return nil, nil, invalid("two mounts at %q", target)
+		}
+		taken[target] = true
+		var order mount.Mount
+		var tree *mounts.Tree
+		if m.GetImage().GetImage() != "" {
+			order, tree, err = imageMount(m, ask)
+		} else {
+			order, tree, err = bind(m, ask)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if tree != nil {
+			order.Source = ask.Stages.Path(ask.Stage, len(staged))
+			staged = append(staged, *tree)
+		}
+		order.Target = target
+		out = append(out, order)
+	}
+	for _, f := range ask.Files {
+		if !taken[f.Target] {
+			out = append(out, mount.Mount{
+				Type: mount.TypeBind, Source: f.Source, Target: f.Target,
+				ReadOnly:    ask.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
+				BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
+			})
+		}
+	}
+	return out, staged, nil
+}
+
+// propagations are how the CRI's propagations are called.
+var propagations = map[runtimeapi.MountPropagation]struct {
+	engine mount.Propagation
+	staged mounts.Propagation
+}{
+	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           {mount.PropagationRPrivate, mounts.Private},
+	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: {mount.PropagationRSlave, mounts.Slave},
+	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {mount.PropagationRShared, mounts.Shared},
+}
+
+// bind orders a mount of a path of the node, by way of a stage if tree is not
+// nil.
+func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.Tree, err error) {
+	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
+	propagation, known := propagations[m.GetPropagation()]
+	switch {
+	case len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0:
+		return out, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", m.GetContainerPath())
+	case !path.IsAbs(m.GetHostPath()):
+		return out, nil, invalid("host_path %q of mount %q is not absolute", m.GetHostPath(), m.GetContainerPath())
+	case !known:
+		return out, nil, invalid("propagation %v of mount %q", m.GetPropagation(), m.GetContainerPath())
+	case m.GetRecursiveReadOnly() && !m.GetReadonly():
+		return out, nil, invalid("mount %q is recursive_read_only but not readonly", m.GetContainerPath())
+	case m.GetRecursiveReadOnly() && !private:
+		return out, nil, invalid("mount %q is recursive_read_only but not private", m.GetContainerPath())
+	}
+	if err := mounts.Check(m.GetMountOptions()); err != nil {
+		return out, nil, invalid("mount_options of %q: %v", m.GetContainerPath(), err)
+	}
+	out = mount.Mount{
+		Type: mount.TypeBind, Source: path.Clean(m.GetHostPath()), BindOptions: &mount.BindOptions{Propagation: propagation.engine},
+	}
+	native := nativeRecursive(ask.Runtime, ask.Can)
+	if len(m.GetMountOptions()) > 0 || m.GetRecursiveReadOnly() && !native {
+		if !ask.Can.StagedMounts {
+			return out, nil, failed("mount %q: mount_options, and recursive_read_only before Docker 25, need Linux 5.12 or newer", m.GetContainerPath())
+		}
+		tree = &mounts.Tree{Source: out.Source, Propagation: propagation.staged, Options: slices.Clone(m.GetMountOptions())}
+		// The Engine is not asked to make it read-only: that would take away
+		// the options that the stage has given.
+		switch {
+		case m.GetRecursiveReadOnly():
+			tree.Options = append(tree.Options, "rro")
+		case m.GetReadonly():
+			tree.Options = append(tree.Options, "ro")
+		}
+		return out, tree, nil
+	}
+	// The Engine refuses to have its own data mounted private; unsaid, it
+	// chooses what it can bear.
+	if private && overlap(out.Source, ask.Can.RootDir) {
+		out.BindOptions.Propagation = ""
+	}
+	out.ReadOnly = m.GetReadonly()
+	switch {
+	case m.GetRecursiveReadOnly():
+		out.BindOptions.ReadOnlyForceRecursive = true
+	case m.GetReadonly() && ask.Can.ReadOnlyNonRecursive:
+		out.BindOptions.ReadOnlyNonRecursive = true // from 25 on the Engine would go deeper
+	}
+	return out, nil, nil
+}
+
+// nativeRecursive reports whether the Engine and a runtime, "" for its default,
+// can make a mount read-only with all below it.
+func nativeRecursive(runtime string, can engine.Record) bool {
+	if runtime == "" {
+		runtime = can.DefaultRuntime
+	}
+	return can.Runtimes[runtime].RecursiveReadOnly
+}
+
+// imageMount orders a mount of an image's files, by way of a stage if tree is not
+// nil.
+func imageMount(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.Tree, err error) {
+	volume, sub := ask.Volumes[m.GetImage().GetImage()], m.GetImageSubPath()
+	switch {
+	case !m.GetReadonly():
+		return out, nil, invalid("image volume %q is not readonly", m.GetContainerPath())
+	case m.GetHostPath() != "":
+		return out, nil, invalid("mount %q is of an image and of host_path %q", m.GetContainerPath(), m.GetHostPath())
+	case len(m.GetMountOptions()) > 0:
+		return out, nil, invalid("mount_options of image volume %q: Docker mounts images without any", m.GetContainerPath())
+	case path.IsAbs(sub), slices.Contains(strings.Split(sub, "/"), ".."):
+		return out, nil, invalid("image_sub_path %q leads out of the image", sub)
+	case ask.Can.ImageMounts:
+		out = mount.Mount{Type: mount.TypeImage, Source: volume.ID, ReadOnly: true}
+		if sub != "" {
+			out.ImageOptions = &mount.ImageOptions{Subpath: sub}
+		}
+		return out, nil, nil
+	case len(volume.Layers) == 0:
+		return out, nil, failed("image volume %q: before Docker 28 they need the storage driver overlay2, and Docker has %s", m.GetContainerPath(), ask.Can.StorageDriver)
+	case !ask.Can.StagedMounts:
+		return out, nil, failed("image volume %q: before Docker 28 they need Linux 5.12 or newer", m.GetContainerPath())
+	}
+	out = mount.Mount{Type: mount.TypeBind, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
+	return out, &mounts.Tree{Layers: volume.Layers, SubPath: sub}, nil
+}
+
+// overlap reports whether one path is or contains the other.
+func overlap(a, b string) bool {
+	within := func(p, tree string) bool {
+		return p == tree || strings.HasPrefix(p, strings.TrimSuffix(tree, "/")+"/")
+	}
+	return b != "" && (within(a, b) || within(b, a))
+}
