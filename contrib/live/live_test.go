@@ -191,14 +191,19 @@ func (n *node) walk(act func(http.ResponseWriter, *http.Request) bool, check fun
 	}
 }
 
-// whole makes a pod with a container and starts it.
+// whole makes a pod with a container that has staged mounts, and starts it.
 func (n *node) whole(pod *runtimeapi.PodSandboxConfig) (id, c string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if id, err = n.run(ctx, pod); err != nil {
 		return "", "", err
 	}
-	made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: shell("c", "sleep 1000"), SandboxConfig: pod})
+	config := shell("c", "sleep 1000")
+	config.Mounts = []*runtimeapi.Mount{ // with steps of their own, where Docker cannot be asked for them
+		{ContainerPath: "/data", HostPath: n.path("run"), MountOptions: []string{"noexec"}},
+		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: *image}, Readonly: true},
+	}
+	made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
 	if status.Code(err) == codes.AlreadyExists {
 		return id, "", nil // an earlier call got as far as starting it
 	}

@@ -33,27 +33,27 @@ var (
 	host    = flag.String("docker", "", "`endpoint` of a Docker Engine to test on, which nobody else uses; without it these tests are skipped")
 	image   = flag.String("image", "berth-test:1", "an `image` with a busybox that the Engine has")
 	cniBin  = flag.String("cni", "/opt/cni/bin", "`directory` of the CNI plugins")
-	program string // berthd, built once
+	program = flag.String("berthd", "", "`path` of the berthd to test; without it one is built")
 )
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	code := 0
-	if *host != "" {
+	if *host != "" && *program == "" {
 		dir, err := os.MkdirTemp("", "berth-live")
 		if err != nil {
 			panic(err)
 		}
-		program = filepath.Join(dir, "berthd")
-		if out, err := exec.Command("go", "build", "-o", program, "berth/cmd/berthd").CombinedOutput(); err != nil {
+		*program = filepath.Join(dir, "berthd")
+		if out, err := exec.Command("go", "build", "-o", *program, "berth/cmd/berthd").CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build berthd: %v\n%s", err, out)
 			os.Exit(1)
 		}
-		defer os.RemoveAll(dir)
+		code = m.Run()
+		os.RemoveAll(dir)
+		os.Exit(code)
 	}
-	code = m.Run()
-	os.RemoveAll(filepath.Dir(program))
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // A node is a berthd with directories of its own and a proxy between it and
@@ -144,7 +144,7 @@ func (n *node) path(elem ...string) string { return filepath.Join(append([]strin
 // start starts berthd and waits until it is ready.
 func (n *node) start() {
 	n.t.Helper()
-	n.cmd = exec.Command(program, append([]string{
+	n.cmd = exec.Command(*program, append([]string{
 		"--container-runtime-endpoint", "unix://" + n.path("cri.sock"), "--docker-endpoint", "unix://" + n.path("docker.sock"),
 		"--cni-conf-dir", n.path("net.d"), "--cni-bin-dir", *cniBin, "--cni-cache-dir", n.path("cache"),
 		"--cri-dockerd-root-directory", n.path("root"), "--run-dir", n.path("run"), "--log-level", "debug",

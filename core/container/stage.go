@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,10 +17,6 @@ import (
 	"berth/core/mounts"
 	"berth/core/todocker"
 )
-
-// tidyEvery is how often it is looked for staged mounts, and held images, whose
-// container was removed behind our back.
-const tidyEvery = 5 * time.Minute
 
 // stageName returns a name for staged mounts that nobody has. It is made before
 // the container, whose ID is not known then.
@@ -148,25 +142,4 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 		}
 	}
 	return err
-}
-
-// Tidy takes down what was staged for containers that were removed behind our
-// back, now and then. It returns when ctx ends.
-func (s *Service) Tidy(ctx context.Context) error {
-	ticker := time.NewTicker(tidyEvery)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
-		docker, err := s.docker.Use()
-		if err != nil {
-			continue
-		}
-		if err := s.tidyStages(ctx, docker); err != nil && !errdefs.IsUnavailable(err) {
-			s.log.Warn("staged mounts could not be tidied", slog.Any("err", err))
-		}
-	}
 }

@@ -46,7 +46,7 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 }
 
 // KeepClean forgets notes on containers that are no more, and takes down their
-// staged mounts, after every connection to the Engine. It returns when ctx ends.
+// staged mounts, after every connection to the Engine and now and then. It returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
 	return s.view.Each(ctx, "containers", func(ctx context.Context, docker *engine.Conn) error {
 		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.logs.Forget(func(id string) bool {

@@ -72,7 +72,7 @@ func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name str
 	return s.takeDown(ctx, docker, &left)
 }
 
-// KeepClean cleans up after every connection to the Engine: it undoes what was
+// KeepClean cleans up after every connection to the Engine and now and then: it undoes what was
 // begun and not finished, and lets go of what belongs to sandboxes that are no
 // more. It returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {

@@ -321,9 +321,13 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Each calls do once for every connection to the Engine, as soon as the view
-// is up to date with it, and again every second until it succeeds. It returns
-// when ctx ends.
+// eachAgain is how often what is done for each connection is done again while
+// one lasts: something may have failed, or been removed behind our back.
+const eachAgain = 15 * time.Minute
+
+// Each calls do for every connection to the Engine, as soon as the view is up to
+// date with it, again every second until it succeeds, and now and then after
+// that. It returns when ctx ends.
 func (v *View) Each(ctx context.Context, what string, do func(context.Context, *engine.Conn) error) error {
 	for {
 		conn, err := v.docker.Wait(ctx)
@@ -337,7 +341,9 @@ func (v *View) Each(ctx context.Context, what string, do func(context.Context, *
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			v.docker.Gone(ctx, conn)
+			lasting, cancel := context.WithTimeout(ctx, eachAgain)
+			v.docker.Gone(lasting, conn)
+			cancel()
 		default:
 			v.log.Warn("could not catch up after connecting to docker, trying again", slog.String("with", what), slog.Any("err", err))
 			wait(ctx, time.Second)
