@@ -2,7 +2,8 @@
 # kubelet.sh: a real kubelet, with an apiserver and etcd, on berthd and a private
 # Docker Engine, in a box of its own (box.sh); what users do with kubectl is done and
 # looked at. ENGINE and ENGINE_FLAGS are as for critest.sh; with KEEP=1 all logs are kept.
-# BIG is how many times 100 MiB go through port-forward.
+# BIG is how many times 100 MiB go through port-forward. GATES are further feature gates
+# of the kubelet, such as "EventedPLEG: true, PodAndContainerStatsFromCRI: true".
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	[ -x "$cache/bin/crictl" ] || build_tools
@@ -49,6 +50,9 @@ for a in $("$cache/busybox" --list | grep -vx busybox); do ln "$w/bb/bin/busybox
 printf 'root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n' >"$w/bb/etc/passwd"
 printf 'root:x:0:\nweb:x:1000:\nextra:x:50000:web\n' >"$w/bb/etc/group"
 tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth.local/busybox:1 >/dev/null
+printf 'FROM berth.local/busybox:1\nRUN mkdir -p /share/sub && echo from an image >/share/sub/file\n' | DOCKER_BUILDKIT=0 docker build -q -t berth.local/files:1 - >/dev/null 2>&1
+mkdir -p "$w/kubelet/seccomp"
+echo '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}' >"$w/kubelet/seccomp/no-mkdir.json"
 cni_conf "$w/net.d" 10.88.0.0/16
 "$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "$DOCKER_HOST" \
 	--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" --pod-infra-container-image berth.local/pause:1 \
@@ -93,7 +97,7 @@ cat >"$w/kubelet.yaml" <<-C
 	cgroupRoot: /berth-kubelet
 	failCgroupV1: false
 	failSwapOn: false
-	featureGates: {KubeletInUserNamespace: true}
+	featureGates: {KubeletInUserNamespace: true${GATES:+, $GATES}}
 	evictionHard: {memory.available: 1Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}
 	podLogsDir: $w/pods
 	containerLogMaxSize: 200Ki
@@ -226,6 +230,51 @@ ok "user and groups" is "$(k exec tight -c tight -- id)" "uid=1000(web) gid=3000
 ok "no capabilities" is "$(k exec tight -c tight -- grep -E 'CapEff|NoNewPrivs|Seccomp:' /proc/self/status | tr -s '\t\n' ' ')" "CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 "
 ok "a read-only root" k exec tight -c tight -- sh -c '! touch /x 2>/dev/null'
 ok "the user in the pod's status" is "$(k get pod tight -o 'jsonpath={.status.containerStatuses[0].user.linux.uid}')" 1000
+
+pod fields "  hostname: named
+		  subdomain: sub
+		  hostAliases: [{ip: 10.1.2.3, hostnames: [alias]}]
+		  dnsPolicy: None
+		  dnsConfig: {nameservers: [10.9.9.9], searches: [a.test], options: [{name: ndots, value: '3'}]}
+		  shareProcessNamespace: true
+		  securityContext: {sysctls: [{name: net.ipv4.ip_local_port_range, value: '20000 30000'}, {name: kernel.shm_rmid_forced, value: '1'}], fsGroup: 5000, supplementalGroups: [4000]}
+		  volumes: [{name: empty, emptyDir: {}}, {name: image, image: {reference: 'berth.local/files:1', pullPolicy: Never}}, {name: host, hostPath: {path: $w/tree}}]
+		  containers:
+		  - {name: one, $image, command: [sh, -c, 'trap \"echo got it; exit 0\" TERM; while :; do sleep 0.2; done'],
+		     securityContext: {runAsUser: 1000, runAsNonRoot: true, capabilities: {add: [NET_ADMIN]}, seccompProfile: {type: Unconfined}},
+		     volumeMounts: [{name: empty, mountPath: /empty}, {name: image, mountPath: /image}, {name: image, mountPath: /sub, subPath: share/sub}, {name: host, mountPath: /deep, readOnly: true, recursiveReadOnly: Enabled}, {name: host, mountPath: /shallow, readOnly: true}]}
+		  - {name: two, $image, command: [sleep, '1000'], securityContext: {seccompProfile: {type: Localhost, localhostProfile: no-mkdir.json}, appArmorProfile: {type: Unconfined}}}"
+mkdir -p "$w/tree/below"
+mount -t tmpfs tmpfs "$w/tree/below"
+one() { k exec fields -c one -- "$@"; }
+ok "a pod with many fields runs" running fields
+ok "an image volume" is "$(one cat /image/share/sub/file)" "from an image"
+ok "a sub-path of it" is "$(one cat /sub/file)" "from an image"
+ok "it cannot be written to" one sh -c '! touch /image/x 2>/dev/null'
+ok "the kubelet tells of it" is "$(k get pod fields -o 'jsonpath={.status.containerStatuses[0].volumeMounts[?(@.name=="image")].readOnly}')" "true true"
+ok "added capabilities, for root only" is "$(one grep -E 'CapBnd|CapEff' /proc/self/status | tr -s '\t\n' ' ')" "CapEff: 0000000000000000 CapBnd: 00000000a80435fb "
+ok "seccomp: unconfined" is "$(one grep -c 'Seccomp:.0' /proc/self/status)" 1
+ok "seccomp: a profile of the node" k exec fields -c two -- sh -c '! mkdir /x 2>/dev/null'
+ok "fsGroup owns the volume" is "$(one stat -c %g /empty)" 5000
+ok "groups" is "$(one id -G)" "1000 4000 5000 50000"
+ok "sysctls" is "$(one cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kernel/shm_rmid_forced | tr '\t\n' '  ')" "20000 30000 1 "
+ok "hostname" is "$(one hostname)" named
+ok "host aliases" one grep -q '^10.1.2.3.*alias' /etc/hosts
+ok "DNS" is "$(one cat /etc/resolv.conf | tr '\n' ' ')" "nameserver 10.9.9.9 search a.test options ndots:3 "
+ok "one process namespace" one sh -c 'ps | grep -q "[s]leep 1000"'
+ok "read-only with all below" one sh -c 'touch /deep/below/x 2>&1 | grep -q Read-only'
+ok "read-only, and not below" k exec fields -c one -- sh -c 'touch /shallow/x 2>&1 | grep -q Read-only; ! touch /shallow/below/x 2>&1 | grep -q Read-only'
+pod node "  hostNetwork: true
+		  hostPID: true
+		  hostIPC: true
+		  containers: [{name: node, $image, command: [sleep, '1000'], securityContext: {privileged: true}}]"
+ok "a privileged pod on the node's namespaces runs" running node
+same() { is "$(k exec node -- readlink "/proc/self/ns/$1")" "$(readlink "/proc/self/ns/$1")"; }
+for ns in net pid ipc uts; do ok "it has the node's $ns namespace" same "$ns"; done
+ok "and all devices" k exec node -- test -e /dev/kmsg
+pod bad "  containers: [{name: bad, $image, command: [sleep, '1000'], securityContext: {seccompProfile: {type: Localhost, localhostProfile: none.json}}}]"
+told_of() { k describe pod bad | grep -q 'seccomp profile.*none.json'; }
+ok "a profile that is not there is told of, and nothing runs without it" soon told_of
 
 say "stats"
 summary() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -q '"name":"web","startTime".*"workingSetBytes":[1-9]'; }

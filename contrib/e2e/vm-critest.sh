@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# vm-critest.sh [flags of critest]: make test-vm-critest: critest, and the tests of
+# contrib/live, in a VM (vm.sh), by vm-critest-story.sh: with cgroup v2, the systemd
+# driver, AppArmor and every capability, which the machine itself may lack.
+# LIVE_RUN chooses tests of contrib/live, as go test -run does; none with LIVE_RUN=none.
+. "$(dirname "$0")/lib.sh"
+need go=golang busybox=busybox-static
+"$e2e/busybox.sh"
+build_berthd
+build_tools
+[ -f "$cache/registry/complete" ] || die "make test-engine makes the images of critest: run it first"
+w=$(mktemp -d /tmp/berth-vm.XXXXXX)
+trap 'rm -rf "$w"' EXIT
+mkdir -p "$w/cache"
+cp -r "$cache/registry" "$w/cache/"
+cp "$top/bin/berthd" "$cache/bin/critest" "$cache/busybox" "$e2e/registry.sh" "$e2e/critest.known" "$w/"
+(cd "$e2e" && CGO_ENABLED=0 go build -o "$w/verdict" ./verdict)
+(cd "$top" && CGO_ENABLED=0 go test -c -o "$w/live.test" ./contrib/live)
+printf '%s\n' "$@" >"$w/flags"
+echo "${LIVE_RUN:-.}" >"$w/run"
+VM_MEM=${VM_MEM:-6144} VM_LIMIT=${VM_LIMIT:-7200} "$e2e/vm.sh" "$e2e/vm-critest-story.sh" "$w"/*
