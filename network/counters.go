@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"unicode/utf8"
 )
 
 // Counters are what has gone through an interface since it was made.
@@ -39,6 +41,11 @@ func parseTraffic(data []byte) ([]Counters, error) {
 		c := Counters{Name: string(bytes.TrimSpace(name))}
 		if c.Name == "lo" {
 			continue
+		}
+		if !utf8.ValidString(c.Name) {
+			// The kernel takes any bytes from whoever may name an interface, in a
+			// pod too; what hears of it speaks UTF-8 only.
+			c.Name = strings.Trim(strconv.Quote(c.Name), `"`)
 		}
 		fields := bytes.Fields(rest)
 		if len(fields) < 12 {

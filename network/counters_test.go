@@ -24,3 +24,11 @@ func TestTraffic(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Whoever may name an interface may take any bytes.
+func TestTrafficOfAnOddName(t *testing.T) {
+	all, err := parseTraffic([]byte("  a\xff: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"))
+	if err != nil || len(all) != 1 || all[0].Name != `a\xff` || all[0].TxDropped != 8 {
+		t.Errorf("%+v, %v", all, err)
+	}
+}

@@ -77,6 +77,20 @@ func (g Group) Dir(controller string) (string, bool) {
 	return dir, ok
 }
 
+// Path returns what the cgroup is called below where cgroups are mounted, as
+// /kubepods/burstable/pod1/2.
+func (g Group) Path() string {
+	if g.V2 != "" {
+		return "/" + strings.TrimPrefix(strings.TrimPrefix(g.V2, Root), "/")
+	}
+	for _, controller := range []string{"memory", "cpuacct", "pids"} {
+		if dir, ok := g.V1[controller]; ok {
+			return "/" + strings.TrimPrefix(strings.TrimPrefix(dir, filepath.Join(Root, controller)), "/")
+		}
+	}
+	return "/"
+}
+
 // Parent returns the cgroup that g is in.
 func (g Group) Parent() Group {
 	p := Group{V1: maps.Clone(g.V1)}

@@ -70,7 +70,7 @@ func TestVersionsCanBeParsed(t *testing.T) {
 func TestChunks(t *testing.T) {
 	var sizes []int
 	list := make([]int, 2*chunkRows+1)
-	if err := chunks(list, func(part []int) error { sizes = append(sizes, len(part)); return nil }); err != nil {
+	if err := chunks(list, chunkRows, func(part []int) error { sizes = append(sizes, len(part)); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if fmt.Sprint(sizes) != fmt.Sprint([]int{chunkRows, chunkRows, 1}) {

@@ -512,7 +512,7 @@ func TestPulls(t *testing.T) {
 
 // unimplemented is what no answer can be given to yet (contrib/docs/open.md).
 var unimplemented = []string{
-	"CheckpointContainer", "CheckpointPod", "RestorePod", "ListMetricDescriptors", "ListPodSandboxMetrics", "StreamPodSandboxMetrics",
+	"CheckpointContainer", "CheckpointPod", "RestorePod",
 }
 
 // TestEmptyRequests sends every call an empty request, and one about something

@@ -64,7 +64,7 @@ func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, str
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.PodSandbox) error {
+	return chunks(list, chunkRows, func(part []*runtimeapi.PodSandbox) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: part})
 	})
 }
@@ -122,7 +122,7 @@ func (s *Server) StreamContainers(r *runtimeapi.StreamContainersRequest, stream 
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.Container) error {
+	return chunks(list, chunkRows, func(part []*runtimeapi.Container) error {
 		return stream.Send(&runtimeapi.StreamContainersResponse{Containers: part})
 	})
 }

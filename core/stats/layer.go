@@ -113,6 +113,11 @@ func (s *Service) forget(ctx context.Context, list []*view.Container) {
 			delete(s.layers, id)
 		}
 	}
+	for id := range s.opens {
+		if !ids[id] {
+			delete(s.opens, id)
+		}
+	}
 	for key := range s.groups {
 		if !firsts[key] {
 			delete(s.groups, key)

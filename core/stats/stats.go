@@ -32,6 +32,7 @@ type Service struct {
 	groups map[first]cgroup.Group
 	rates  map[string]rate   // by container or sandbox ID
 	layers map[string]*layer // by container ID
+	opens  map[string]*open  // by container ID
 }
 
 // first names the first process of a container or sandbox: the kernel gives
@@ -45,7 +46,7 @@ type first struct {
 func New(docker *engine.Engine, seen *view.View, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: seen, log: log,
-		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, layers: map[string]*layer{},
+		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, layers: map[string]*layer{}, opens: map[string]*open{},
 	}
 }
 
