@@ -52,7 +52,15 @@ func TestConfigurationComesAndGoes(t *testing.T) {
 	d.conf("10-a.conflist", list("a2", "fake"))
 	becomes("a2")
 
-	broken := d.conf("10-a.conflist", `{"name": "a2", `)
+	// At once: half written it would be broken in another way, and told of again.
+	broken := filepath.Join(d.cfg.ConfDir, "10-a.conflist")
+	temp := filepath.Join(d.dir, "temp")
+	if err := os.WriteFile(temp, []byte(`{"name": "a2", `), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(temp, broken); err != nil {
+		t.Fatal(err)
+	}
 	becomes("b")
 	d.conf("30-c.conflist", list("c", "fake")) // one more look at the broken file
 	eventually(t, "the third file is read", func() bool { return len(n.found.Load().networks) == 2 })
@@ -60,7 +68,6 @@ func TestConfigurationComesAndGoes(t *testing.T) {
 		t.Errorf("the broken file was logged %d times, want once", got)
 	}
 
-	temp := filepath.Join(d.dir, "temp")
 	if err := os.WriteFile(temp, []byte(list("moved", "fake")), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ openssl genrsa -out "$w/sa.key" 2048 2>/dev/null
 token=$(openssl rand -hex 16)
 echo "$token,admin,admin,system:masters" >"$w/tokens"
 "$cache/kube/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$w/apiserver" --secure-port 6443 --bind-address 10.77.0.1 \
-	--service-cluster-ip-range 10.96.0.0/16 --token-auth-file "$w/tokens" --authorization-mode AlwaysAllow --kubelet-preferred-address-types InternalIP --disable-admission-plugins ServiceAccount \
+	--service-cluster-ip-range 10.96.0.0/16 --token-auth-file "$w/tokens" --authorization-mode AlwaysAllow --allow-privileged --kubelet-preferred-address-types InternalIP --disable-admission-plugins ServiceAccount \
 	--service-account-issuer https://kubernetes --service-account-key-file "$w/sa.key" --service-account-signing-key-file "$w/sa.key" >"$w/apiserver.log" 2>&1 &
 pids+=($!)
 cat >"$w/kubeconfig" <<-C

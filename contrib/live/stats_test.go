@@ -41,14 +41,19 @@ func TestStatsAreTrue(t *testing.T) {
 	n.until(30*time.Second, "nothing cached", func() bool { return stats().GetMemory().GetRssBytes().GetValue() > 64*mib })
 	time.Sleep(1100 * time.Millisecond) // rates are taken from here on
 	first := stats()
-	time.Sleep(5 * time.Second)
-	second := stats()
-	took := uint64(second.GetCpu().GetTimestamp() - first.GetCpu().GetTimestamp())
-	used := second.GetCpu().GetUsageCoreNanoSeconds().GetValue() - first.GetCpu().GetUsageCoreNanoSeconds().GetValue()
-	if cores := second.GetCpu().GetUsageNanoCores().GetValue(); !near(cores, used*1e9/took, 3e7) {
-		t.Errorf("%d nano cores, but %d ns of CPU in %d", cores, used, took)
-	}
-	m := second.GetMemory()
+	var used uint64
+	// On a machine that is busy with something else not every window is even.
+	n.until(time.Minute, "nano cores are not the CPU time that was used", func() bool {
+		time.Sleep(5 * time.Second)
+		second := stats()
+		took := uint64(second.GetCpu().GetTimestamp() - first.GetCpu().GetTimestamp())
+		used = second.GetCpu().GetUsageCoreNanoSeconds().GetValue() - first.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+		cores := second.GetCpu().GetUsageNanoCores().GetValue()
+		t.Logf("%d nano cores; %d ns of CPU in %d", cores, used, took)
+		first = second
+		return near(cores, used*1e9/took, 3e7)
+	})
+	m := first.GetMemory()
 	if rss := m.GetRssBytes().GetValue(); !near(rss, 64*mib, 2*mib) {
 		t.Errorf("rss %d MiB, want 64", rss/mib)
 	}
@@ -58,7 +63,7 @@ func TestStatsAreTrue(t *testing.T) {
 	if set := m.GetWorkingSetBytes().GetValue(); set > m.GetUsageBytes().GetValue() || set < 64*mib {
 		t.Errorf("working set %d MiB", set/mib)
 	}
-	n.until(30*time.Second, "what was written is not measured", func() bool {
+	n.until(2*time.Minute, "what was written is not measured", func() bool {
 		return near(stats().GetWritableLayer().GetUsedBytes().GetValue(), 256*mib, 0)
 	})
 	if fs := stats().GetWritableLayer(); fs.GetFsId().GetMountpoint() == "" || fs.GetInodesUsed().GetValue() == 0 {
