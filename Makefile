@@ -43,8 +43,8 @@ test-kubelet: ## a real kubelet on a private Docker Engine, and what users do wi
 test-kubeadm: packages ## kubeadm init from the deb to a Deployment, and a reboot, in a virtual machine (root)
 	contrib/e2e/vm-kubeadm.sh
 
-bench: ## how long a pod takes beside bare calls to Docker (root)
-	LIVE_ONLY=contrib/live LIVE_FLAGS="-run=none -bench=. -benchtime=20x" contrib/e2e/live.sh
+bench: ## how fast berthd is beside bare calls to Docker, and PEER=unix:///... (root); BENCH_FLAGS=--help
+	contrib/bench/bench.sh $(BENCH_FLAGS)
 
 lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...

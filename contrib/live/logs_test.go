@@ -5,12 +5,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -284,101 +282,4 @@ func TestLogsFollowed(t *testing.T) {
 	n.remove(pod)
 	os.RemoveAll(n.path("logs"))
 	n.clean()
-}
-
-// BenchmarkLogs measures the CPU that a million lines of 100 bytes cost: the
-// Engine alone with its json-file, and the Engine and berthd with the kubelet's
-// file as well.
-func BenchmarkLogs(b *testing.B) {
-	n := newNode(b)
-	const lines = 1_000_000
-	script := fmt.Sprintf(`awk 'BEGIN { l = sprintf("%%99s", ""); for (i = 0; i < %d; i++) print l }'`, lines)
-	config := n.pod("bench")
-	pod, err := n.run(b.Context(), config)
-	if err != nil {
-		b.Fatal(err)
-	}
-	engine := peer(b, strings.TrimPrefix(*host, "unix://"))
-	var bare, with, ours float64
-	for i := 0; b.Loop(); i++ {
-		before := cpu(b, engine)
-		made, err := n.docker.ContainerCreate(b.Context(), &container.Config{Image: *image, Entrypoint: []string{"sh", "-c", script}},
-			&container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": "32m", "max-file": "3"}}}, nil, nil, "")
-		if err != nil {
-			b.Fatal(err)
-		}
-		if err := n.docker.ContainerStart(b.Context(), made.ID, container.StartOptions{}); err != nil {
-			b.Fatal(err)
-		}
-		ended, failed := n.docker.ContainerWait(b.Context(), made.ID, container.WaitConditionNotRunning)
-		select {
-		case <-ended:
-		case err := <-failed:
-			b.Fatal(err)
-		}
-		bare += cpu(b, engine) - before
-		n.docker.ContainerRemove(b.Context(), made.ID, container.RemoveOptions{})
-
-		before, beforeOurs := cpu(b, engine), cpu(b, n.cmd.Process.Pid)
-		id := n.create(pod, config, shell(fmt.Sprintf("c%d", i), script))
-		n.until(5*time.Minute, "no end", func() bool {
-			seen, err := n.runtime.ContainerStatus(b.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
-			time.Sleep(100 * time.Millisecond)
-			return err == nil && seen.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
-		})
-		with += cpu(b, engine) - before
-		ours += cpu(b, n.cmd.Process.Pid) - beforeOurs
-		data, err := os.ReadFile(n.path("logs", "bench", fmt.Sprintf("c%d", i), "0.log"))
-		if got := bytes.Count(data, []byte{'\n'}); err != nil || got != lines {
-			b.Errorf("%d lines, %v", got, err)
-		}
-	}
-	b.ReportMetric(bare/float64(b.N), "bare-cpu-s")
-	b.ReportMetric(with/float64(b.N), "engine-cpu-s")
-	b.ReportMetric(ours/float64(b.N), "berth-cpu-s")
-	b.ReportMetric((with+ours)/bare, "ratio")
-	b.ReportMetric(0, "ns/op")
-	n.remove(pod)
-}
-
-// peer returns the process that listens on a socket.
-func peer(t testing.TB, socket string) int {
-	t.Helper()
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pid := 0
-	if err := raw.Control(func(fd uintptr) {
-		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
-			pid = int(cred.Pid)
-		}
-	}); err != nil || pid == 0 {
-		t.Fatalf("nobody is known to listen on %s: %v", socket, err)
-	}
-	return pid
-}
-
-// cpu returns the seconds of CPU that a process has used.
-func cpu(t testing.TB, pid int) float64 {
-	t.Helper()
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	user, err := strconv.ParseFloat(fields[11], 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	system, err := strconv.ParseFloat(fields[12], 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return (user + system) / 100
 }

@@ -1,0 +1,335 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/client"
+	"github.com/docker/docker/pkg/stdcopy"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"berth/core/pause"
+	"berth/network"
+)
+
+// A bare is the floor: the calls to the Engine that a pod takes, with the
+// same plugins for its network, and nothing else.
+type bare struct {
+	docker *client.Client
+	pods   *network.CNI
+	image  string
+	netns  string // directory of network namespaces
+	engine []process
+
+	mu    sync.Mutex // guards following
+	plans map[string]network.Plan
+}
+
+// engineAt reaches a Docker Engine.
+func engineAt(ctx context.Context, socket string) (*client.Client, []process, error) {
+	if err := listens(socket); err != nil {
+		return nil, nil, fmt.Errorf("no Docker Engine: %w", err)
+	}
+	docker, err := client.NewClientWithOpts(client.WithHost(socket), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := docker.Ping(ctx); err != nil {
+		return nil, nil, fmt.Errorf("no Docker Engine answers at %s: %w", socket, err)
+	}
+	found, err := engineProcesses(socket)
+	return docker, found, err
+}
+
+func newBare(ctx context.Context, p *plan, docker *client.Client, engine []process, dir string) (*bare, error) {
+	if _, err := docker.ImageInspect(ctx, p.Image); err != nil {
+		return nil, fmt.Errorf("the Engine must have the image %s, and say where another is with --image: %w", p.Image, err)
+	}
+	b := &bare{docker: docker, image: p.Image, engine: engine, netns: filepath.Join(dir, "run", "netns"), plans: map[string]network.Plan{}}
+	b.pods = network.New(network.Config{
+		ConfDir: p.CNIConf, BinDirs: []string{p.CNIBin}, CacheDir: filepath.Join(dir, "cni-cache"), RunDir: filepath.Join(dir, "run"),
+	}, slog.New(slog.DiscardHandler))
+	if _, err := b.pods.Plan(network.Pod{ID: "first", Name: "first", Namespace: "bench", UID: "u"}); err != nil {
+		return nil, fmt.Errorf("pod network for the bare calls (--cni-conf %s, --cni-bin %s): %w", p.CNIConf, p.CNIBin, err)
+	}
+	return b, loadPause(ctx, docker)
+}
+
+// loadPause gives an Engine the pause image.
+func loadPause(ctx context.Context, docker *client.Client) error {
+	if _, err := docker.ImageInspect(ctx, pause.Ref); err == nil {
+		return nil
+	}
+	archive, err := pause.Archive(runtime.GOARCH)
+	if err != nil {
+		return err
+	}
+	r, err := docker.ImageLoad(ctx, bytes.NewReader(archive))
+	if err != nil {
+		return fmt.Errorf("pause image: %w", err)
+	}
+	_, err = io.Copy(io.Discard, r.Body)
+	return keepFirst(err, r.Body.Close())
+}
+
+func keepFirst(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close lets go of the directory of network namespaces.
+func (b *bare) close() {
+	_ = unix.Unmount(b.netns, unix.MNT_DETACH) // not mounted if no pod was run
+}
+
+func (b *bare) name() string    { return "bare" }
+func (b *bare) cost() []process { return b.engine }
+
+// mine marks what the bare calls make.
+const mine = "berth.bench"
+
+func (b *bare) run(ctx context.Context, pod string) (string, error) {
+	// The same fast form that berthd uses: the Engine's own network code stays
+	// out of the way.
+	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: pause.Ref, Hostname: pod, NetworkDisabled: true, Labels: map[string]string{mine: pod}},
+		&container.HostConfig{NetworkMode: "none", IpcMode: container.IPCModeShareable, LogConfig: container.LogConfig{Type: "none"}}, nil, nil, "bare-"+pod)
+	if err != nil {
+		return "", err
+	}
+	if err := b.docker.ContainerStart(ctx, made.ID, container.StartOptions{}); err != nil {
+		return made.ID, err
+	}
+	seen, err := b.docker.ContainerInspect(ctx, made.ID)
+	if err != nil {
+		return made.ID, err
+	}
+	plan, err := b.pods.Plan(network.Pod{ID: made.ID, Name: pod, Namespace: "bench", UID: "u"})
+	if err != nil {
+		return made.ID, err
+	}
+	b.mu.Lock()
+	b.plans[made.ID] = plan
+	b.mu.Unlock()
+	if _, err := b.pods.Bind(made.ID, seen.State.Pid); err != nil {
+		return made.ID, err
+	}
+	_, err = b.pods.Attach(ctx, plan)
+	return made.ID, err
+}
+
+// jsonFile is how berthd has the Engine keep what a container prints.
+func jsonFile() container.LogConfig {
+	return container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false"}}
+}
+
+func (b *bare) create(ctx context.Context, sandbox, pod, name, script string) (string, error) {
+	host := &container.HostConfig{LogConfig: jsonFile()}
+	host.NetworkMode = container.NetworkMode("container:" + sandbox)
+	host.IpcMode = container.IpcMode("container:" + sandbox)
+	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: b.image, Entrypoint: []string{"sh", "-c", script}, Labels: map[string]string{mine: pod}},
+		host, nil, nil, "bare-"+pod+"-"+name)
+	return made.ID, err
+}
+
+func (b *bare) start(ctx context.Context, id string) error {
+	return b.docker.ContainerStart(ctx, id, container.StartOptions{})
+}
+
+func (b *bare) status(ctx context.Context, id string) error {
+	_, err := b.docker.ContainerInspect(ctx, id)
+	return err
+}
+
+func (b *bare) exec(ctx context.Context, id string) error {
+	made, err := b.docker.ContainerExecCreate(ctx, id, container.ExecOptions{AttachStdout: true, AttachStderr: true, Cmd: []string{"true"}})
+	if err != nil {
+		return err
+	}
+	streams, err := b.docker.ContainerExecAttach(ctx, made.ID, container.ExecAttachOptions{})
+	if err != nil {
+		return err
+	}
+	defer streams.Close()
+	if _, err := stdcopy.StdCopy(io.Discard, io.Discard, streams.Reader); err != nil {
+		return err
+	}
+	seen, err := b.docker.ContainerExecInspect(ctx, made.ID)
+	if err == nil && seen.ExitCode != 0 {
+		err = fmt.Errorf("true ends with %d", seen.ExitCode)
+	}
+	return err
+}
+
+func (b *bare) stopContainer(ctx context.Context, id string) error { return b.kill(ctx, id) }
+
+// kill ends a container and waits for its end.
+func (b *bare) kill(ctx context.Context, id string) error {
+	ended, failed := b.docker.ContainerWait(ctx, id, container.WaitConditionNotRunning)
+	// One that has ended by itself cannot be killed; the wait tells.
+	_ = b.docker.ContainerKill(ctx, id, "KILL")
+	select {
+	case <-ended:
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
+func (b *bare) removeContainer(ctx context.Context, id string) error {
+	return b.docker.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+}
+
+func (b *bare) stop(ctx context.Context, sandbox string) error {
+	b.mu.Lock()
+	plan, ok := b.plans[sandbox]
+	delete(b.plans, sandbox)
+	b.mu.Unlock()
+	var both errgroup.Group
+	both.Go(func() error {
+		if !ok {
+			return nil
+		}
+		return b.pods.Detach(ctx, &plan, sandbox)
+	})
+	both.Go(func() error { return b.kill(ctx, sandbox) })
+	return both.Wait()
+}
+
+func (b *bare) remove(ctx context.Context, sandbox string) error {
+	return b.removeContainer(ctx, sandbox)
+}
+
+func (b *bare) ended(ctx context.Context, id string) (bool, error) {
+	seen, err := b.docker.ContainerInspect(ctx, id)
+	return err == nil && !seen.State.Running && seen.State.Status == "exited", err
+}
+
+// logLines counts what the Engine has kept: it drops the oldest.
+func (b *bare) logLines(ctx context.Context, id, _, _ string) (n int, err error) {
+	seen, err := b.docker.ContainerInspect(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	for _, suffix := range []string{"", ".1", ".2"} {
+		f, err := os.Open(seen.LogPath + suffix)
+		if err != nil {
+			continue
+		}
+		more, err := countLines(f)
+		f.Close()
+		if err != nil {
+			return n, err
+		}
+		n += more
+	}
+	return n, nil
+}
+
+// podLabel is how the pause container of a pod and its containers are told
+// apart, by cri-dockerd and berthd alike.
+const podLabel = "io.kubernetes.docker.type="
+
+func (b *bare) list(ctx context.Context, what string) ([]container.Summary, error) {
+	return b.docker.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", podLabel+what))})
+}
+
+func (b *bare) count(what string) func(ctx context.Context) (int, error) {
+	return func(ctx context.Context) (int, error) {
+		list, err := b.list(ctx, what)
+		return len(list), err
+	}
+}
+
+// statsAtOnce is how many containers are asked for their stats at a time.
+const statsAtOnce = 10
+
+func (b *bare) containerStats(ctx context.Context) (int, error) {
+	list, err := b.list(ctx, "container")
+	if err != nil {
+		return 0, err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(statsAtOnce)
+	for _, c := range list {
+		g.Go(func() error {
+			r, err := b.docker.ContainerStatsOneShot(ctx, c.ID)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, r.Body)
+			return keepFirst(err, r.Body.Close())
+		})
+	}
+	return len(list), g.Wait()
+}
+
+func (b *bare) statuses(ctx context.Context) (int, error) {
+	n := 0
+	for _, what := range []string{"podsandbox", "container"} {
+		list, err := b.list(ctx, what)
+		if err != nil {
+			return 0, err
+		}
+		for _, c := range list {
+			if err := b.status(ctx, c.ID); err != nil {
+				return 0, err
+			}
+		}
+		n = len(list)
+	}
+	return n, nil
+}
+
+func (b *bare) lists() []question {
+	return []question{
+		{rowPods, 20, b.count("podsandbox")}, {rowContainers, 20, b.count("container")}, {rowStatuses, 5, b.statuses},
+		{rowStats, 3, b.containerStats},
+	}
+}
+
+func (b *bare) relist(ctx context.Context, second int) error {
+	for _, what := range []string{"podsandbox", "container"} {
+		if _, err := b.list(ctx, what); err != nil {
+			return err
+		}
+	}
+	if _, err := b.docker.Info(ctx); err != nil {
+		return err
+	}
+	if second%statsEvery == 0 {
+		if _, err := b.containerStats(ctx); err != nil {
+			return err
+		}
+	}
+	if second%imagesEvery == 0 {
+		if _, err := b.docker.ImageList(ctx, image.ListOptions{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// describe says what the Engine is.
+func describe(ctx context.Context, docker *client.Client) (string, error) {
+	info, err := docker.Info(ctx)
+	if err != nil {
+		return "", err
+	}
+	return strings.Join([]string{"Docker Engine " + info.ServerVersion, info.Driver, "cgroup v" + info.CgroupVersion, info.CgroupDriver}, ", "), nil
+}

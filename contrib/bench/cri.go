@@ -1,0 +1,287 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// answerIn is how long a runtime may take to answer for the first time.
+const answerIn = 20 * time.Second
+
+// A cri is a side behind a CRI socket: berthd and a peer are asked in the same
+// words.
+type cri struct {
+	called  string
+	version string // as it says itself
+	image   string
+	dir     string // of logs
+	runtime runtimeapi.RuntimeServiceClient
+	images  runtimeapi.ImageServiceClient
+	own     process   // the runtime itself
+	engine  []process // what it has do its work
+}
+
+// dial reaches a runtime and waits until it can run pods.
+func dial(ctx context.Context, called, socket, image, dir string, engine []process) (*cri, error) {
+	if err := listens(socket); err != nil {
+		return nil, fmt.Errorf("%s: %w", called, err)
+	}
+	conn, err := grpc.NewClient("unix:"+strings.TrimPrefix(socket, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as the kubelet does
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", called, err)
+	}
+	c := &cri{
+		called: called, image: image, dir: filepath.Join(dir, called), engine: engine,
+		runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn),
+	}
+	if c.own, err = listener(called, socket); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerIn)
+	defer cancel()
+	v, err := c.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("%s at %s does not speak CRI v1: %w", called, socket, err)
+	}
+	c.version = v.GetRuntimeName() + " " + v.GetRuntimeVersion()
+	if err := c.ready(ctx); err != nil {
+		return nil, fmt.Errorf("%s is not ready: %w", called, err)
+	}
+	return c, c.fetch(ctx)
+}
+
+// ready waits until both conditions hold.
+func (c *cri) ready(ctx context.Context) error {
+	for {
+		s, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{})
+		if err != nil {
+			return err
+		}
+		var lacks []string
+		for _, cond := range s.GetStatus().GetConditions() {
+			if !cond.GetStatus() && (cond.GetType() == runtimeapi.RuntimeReady || cond.GetType() == runtimeapi.NetworkReady) {
+				lacks = append(lacks, cond.GetReason()+": "+cond.GetMessage())
+			}
+		}
+		if len(lacks) == 0 {
+			return nil
+		}
+		if wait(ctx, 100*time.Millisecond) != nil {
+			return fmt.Errorf("%s", strings.Join(lacks, "; "))
+		}
+	}
+}
+
+// fetch pulls the image if it is not there.
+func (c *cri) fetch(ctx context.Context) error {
+	spec := &runtimeapi.ImageSpec{Image: c.image}
+	found, err := c.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+	if err != nil {
+		return fmt.Errorf("%s: image %s: %w", c.called, c.image, err)
+	}
+	if found.GetImage() != nil {
+		return nil
+	}
+	if _, err := c.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec}); err != nil {
+		return fmt.Errorf("%s has no image %s and cannot pull it: %w", c.called, c.image, err)
+	}
+	return nil
+}
+
+func (c *cri) name() string    { return c.called }
+func (c *cri) cost() []process { return append([]process{c.own}, c.engine...) }
+
+// config is a pod to ask for; each name is another pod.
+func (c *cri) config(name string) *runtimeapi.PodSandboxConfig {
+	return &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: "uid-" + name},
+		Hostname:     name,
+		LogDirectory: filepath.Join(c.dir, name),
+		Labels:       map[string]string{"app": name},
+		Annotations:  map[string]string{"note": "an annotation"},
+		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"bench.local"}},
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
+	}
+}
+
+func (c *cri) run(ctx context.Context, pod string) (string, error) {
+	config := c.config(pod)
+	if err := os.MkdirAll(config.GetLogDirectory(), 0o755); err != nil { // as the kubelet does
+		return "", err
+	}
+	r, err := c.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+	return r.GetPodSandboxId(), err
+}
+
+func (c *cri) create(ctx context.Context, sandbox, pod, container, script string) (string, error) {
+	r, err := c.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId: sandbox, SandboxConfig: c.config(pod),
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: container},
+			Image:    &runtimeapi.ImageSpec{Image: c.image},
+			Command:  []string{"sh", "-c", script},
+			LogPath:  container + ".log",
+			Labels:   map[string]string{"container": container},
+			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
+		},
+	})
+	return r.GetContainerId(), err
+}
+
+func (c *cri) start(ctx context.Context, id string) error {
+	_, err := c.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+	return err
+}
+
+func (c *cri) status(ctx context.Context, id string) error {
+	_, err := c.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	return err
+}
+
+func (c *cri) exec(ctx context.Context, id string) error {
+	r, err := c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 20})
+	if err == nil && r.GetExitCode() != 0 {
+		err = fmt.Errorf("true ends with %d", r.GetExitCode())
+	}
+	return err
+}
+
+func (c *cri) stopContainer(ctx context.Context, id string) error {
+	_, err := c.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id})
+	return err
+}
+
+func (c *cri) removeContainer(ctx context.Context, id string) error {
+	_, err := c.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id})
+	return err
+}
+
+func (c *cri) stop(ctx context.Context, sandbox string) error {
+	_, err := c.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox})
+	return err
+}
+
+func (c *cri) remove(ctx context.Context, sandbox string) error {
+	_, err := c.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sandbox})
+	return err
+}
+
+func (c *cri) ended(ctx context.Context, id string) (bool, error) {
+	r, err := c.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	return r.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_EXITED, err
+}
+
+func (c *cri) logLines(_ context.Context, _, pod, container string) (int, error) {
+	f, err := os.Open(filepath.Join(c.dir, pod, container+".log"))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return countLines(f)
+}
+
+func countLines(r io.Reader) (n int, err error) {
+	lines := bufio.NewReaderSize(r, 1<<20)
+	for {
+		if _, err := lines.ReadSlice('\n'); err == io.EOF {
+			return n, nil
+		} else if err != nil {
+			return n, err
+		}
+		n++
+	}
+}
+
+func (c *cri) listSandboxes(ctx context.Context) (int, error) {
+	r, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	return len(r.GetItems()), err
+}
+
+func (c *cri) listContainers(ctx context.Context) (int, error) {
+	r, err := c.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	return len(r.GetContainers()), err
+}
+
+func (c *cri) containerStats(ctx context.Context) (int, error) {
+	r, err := c.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+	return len(r.GetStats()), err
+}
+
+func (c *cri) podStats(ctx context.Context) (int, error) {
+	r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	if status.Code(err) == codes.Unimplemented || status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "not implemented") {
+		return 0, errNotThere
+	}
+	return len(r.GetStats()), err
+}
+
+// statuses asks for the status of each sandbox and container, one by one.
+func (c *cri) statuses(ctx context.Context) (int, error) {
+	pods, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range pods.GetItems() {
+		if _, err := c.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.GetId()}); err != nil {
+			return 0, err
+		}
+	}
+	list, err := c.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range list.GetContainers() {
+		if _, err := c.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: k.GetId()}); err != nil {
+			return 0, err
+		}
+	}
+	return len(list.GetContainers()), nil
+}
+
+func (c *cri) lists() []question {
+	return []question{
+		{rowPods, 100, c.listSandboxes}, {rowContainers, 100, c.listContainers}, {rowStatuses, 10, c.statuses},
+		{rowStats, 10, c.containerStats}, {rowPodStats, 10, c.podStats},
+	}
+}
+
+func (c *cri) relist(ctx context.Context, second int) error {
+	if _, err := c.listSandboxes(ctx); err != nil {
+		return err
+	}
+	if _, err := c.listContainers(ctx); err != nil {
+		return err
+	}
+	if _, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{}); err != nil {
+		return err
+	}
+	if second%statsEvery == 0 {
+		if _, err := c.containerStats(ctx); err != nil {
+			return err
+		}
+	}
+	if second%imagesEvery == 0 {
+		if _, err := c.images.ListImages(ctx, &runtimeapi.ListImagesRequest{}); err != nil {
+			return err
+		}
+		if _, err := c.images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}

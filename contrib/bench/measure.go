@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/docker/docker/client"
+	"golang.org/x/sys/unix"
+)
+
+// wait waits.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// A bench is one run.
+type bench struct {
+	*plan
+	docker *client.Client
+	sides  []side // the floor first
+	bare   *bare
+	report *Report
+	tell   io.Writer // progress
+}
+
+// settle is how long a side is left alone before what it holds is looked at.
+const settle = 3 * time.Second
+
+// measure does one run.
+func measure(ctx context.Context, p *plan, tell io.Writer) (_ *Report, err error) {
+	if os.Getuid() != 0 {
+		return nil, errors.New("the bare calls set up networks and need root")
+	}
+	dir, err := os.MkdirTemp("", "berth-bench")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	docker, engine, err := engineAt(ctx, p.Docker)
+	if err != nil {
+		return nil, err
+	}
+	defer docker.Close()
+	b := &bench{plan: p, docker: docker, report: newReport(p), tell: tell}
+	if b.bare, err = newBare(ctx, p, docker, engine, dir); err != nil {
+		return nil, err
+	}
+	defer b.bare.close()
+	berth, err := dial(ctx, "berth", p.Berthd, p.Image, dir, engine)
+	if err != nil {
+		return nil, err
+	}
+	b.sides = []side{b.bare, berth}
+	runtimes := []*cri{berth}
+	if p.Peer != "" {
+		peer, err := b.peer(ctx, dir)
+		if err != nil {
+			return nil, err
+		}
+		b.sides, runtimes = append(b.sides, peer), append(runtimes, peer)
+	}
+	if err := b.introduce(ctx, runtimes); err != nil {
+		return nil, err
+	}
+	for _, c := range runtimes {
+		if n, err := c.listSandboxes(ctx); err != nil || n > 0 {
+			return nil, errors.Join(err, fmt.Errorf("%s has %d pods already: measure on a node that runs none", c.called, n))
+		}
+	}
+	for _, phase := range []func(context.Context, []*cri) error{b.atRest, b.lives, b.bursts, b.density, b.logs} {
+		if err := phase(ctx, runtimes); err != nil {
+			return nil, err
+		}
+	}
+	return b.report, nil
+}
+
+// peer reaches the other runtime.
+func (b *bench) peer(ctx context.Context, dir string) (*cri, error) {
+	var engine []process
+	if b.PeerEngine != "" {
+		docker, found, err := engineAt(ctx, b.PeerEngine)
+		if err != nil {
+			return nil, fmt.Errorf("the peer's: %w", err)
+		}
+		defer docker.Close()
+		if err := loadPause(ctx, docker); err != nil {
+			return nil, err
+		}
+		engine = found
+	}
+	return dial(ctx, "peer", b.Peer, b.PeerImage, dir, engine)
+}
+
+// introduce notes what is measured, and on what.
+func (b *bench) introduce(ctx context.Context, runtimes []*cri) error {
+	engine, err := describe(ctx, b.docker)
+	if err != nil {
+		return err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return err
+	}
+	b.report.Machine = fmt.Sprintf("%d CPUs, Linux %s", cpus(), unix.ByteSliceToString(uts.Release[:]))
+	b.report.Engine = engine
+	b.report.Sides = map[string]string{"bare": "calls to the Engine and the CNI plugins"}
+	for _, c := range runtimes {
+		b.report.Sides[c.called] = c.version
+	}
+	return nil
+}
+
+// cpus counts the processors.
+func cpus() int {
+	data, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return 0
+	}
+	return strings.Count("\n"+string(data), "\nprocessor")
+}
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.tell, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+}
+
+// timed measures one step of a side.
+func (b *bench) timed(row string, s side, do func() error) error {
+	begin := time.Now()
+	if err := do(); err != nil {
+		return fmt.Errorf("%s of %s: %w", row, s.name(), err)
+	}
+	b.report.add(row, s.name(), float64(time.Since(begin))/float64(time.Millisecond))
+	return nil
+}
+
+// inTurn returns the sides in another order each time, so that none always
+// comes first.
+func (b *bench) inTurn(round int) []side {
+	n := len(b.sides)
+	return append(append([]side{}, b.sides[round%n:]...), b.sides[:round%n]...)
+}
+
+// atRest measures what the runtimes are before they have done anything.
+func (b *bench) atRest(ctx context.Context, runtimes []*cri) error {
+	if err := wait(ctx, settle); err != nil {
+		return err
+	}
+	for _, c := range runtimes {
+		if c.own.pid == 0 {
+			b.say("which process %s is cannot be seen from here: its CPU and memory are left out", c.called)
+			continue
+		}
+		size, err := c.own.binary()
+		if err != nil {
+			return err
+		}
+		b.report.add(rowBinary, c.called, size)
+		if err := b.memory(rowMemoryIdle, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) memory(row string, c *cri) error {
+	if c.own.pid == 0 {
+		return nil
+	}
+	mib, err := c.own.resident()
+	if err != nil {
+		return err
+	}
+	b.report.add(row, c.called, mib)
+	return nil
+}
+
+// lives measures the steps of a pod's life, one pod at a time.
+func (b *bench) lives(ctx context.Context, _ []*cri) error {
+	b.say("%d lives of a pod on each side", b.Rounds)
+	for round := range b.Rounds + 1 {
+		for _, s := range b.inTurn(round) {
+			if err := b.life(ctx, s, fmt.Sprintf("life-%d", round)); err != nil {
+				return err
+			}
+		}
+		if round == 0 {
+			b.report.forget() // what is there only from the first pod on
+		}
+	}
+	return nil
+}
+
+func (b *bench) life(ctx context.Context, s side, name string) (err error) {
+	p := pod{name: name}
+	defer b.takeDown(ctx, s, &err, &p)
+	id := ""
+	steps := []struct {
+		row   string
+		times int
+		do    func() error
+	}{
+		{rowRun, 1, func() (err error) { p.sandbox, err = s.run(ctx, name); return err }},
+		{rowCreate, 1, func() (err error) {
+			if id, err = s.create(ctx, p.sandbox, name, "c0", sleeping); err == nil {
+				p.containers = []string{id}
+			}
+			return err
+		}},
+		{rowStart, 1, func() error { return s.start(ctx, id) }},
+		{rowStatus, 5, func() error { return s.status(ctx, id) }},
+		{rowExec, 3, func() error { return s.exec(ctx, id) }},
+		{rowStopContainer, 1, func() error { return s.stopContainer(ctx, id) }},
+		{rowRemoveContainer, 1, func() error { return s.removeContainer(ctx, id) }},
+		{rowStop, 1, func() error { p.containers = nil; return s.stop(ctx, p.sandbox) }},
+		{rowRemove, 1, func() error {
+			err := s.remove(ctx, p.sandbox)
+			p.sandbox = ""
+			return err
+		}},
+	}
+	for _, step := range steps {
+		for range step.times {
+			if err := b.timed(step.row, s, step.do); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// takeDown removes pods after a failure, whatever has become of ctx.
+func (b *bench) takeDown(ctx context.Context, s side, err *error, pods ...*pod) {
+	if *err == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	for _, p := range pods {
+		if left := down(ctx, s, *p); left != nil {
+			*err = errors.Join(*err, fmt.Errorf("pod %s is left behind: %w", p.name, left))
+		}
+	}
+}
+
+// bursts measures how long it takes until many pods that are asked for at
+// once are up.
+func (b *bench) bursts(ctx context.Context, _ []*cri) error {
+	for round := range b.Bursts {
+		b.say("burst %d of %d: %d pods on each side", round+1, b.Bursts, b.Burst)
+		for _, s := range b.inTurn(round) {
+			begin := time.Now()
+			pods, err := b.fill(ctx, s, fmt.Sprintf("burst-%d", round), 0, b.Burst, b.Wide)
+			if err != nil {
+				return err
+			}
+			b.report.add(rowBurst, s.name(), time.Since(begin).Seconds())
+			if err := b.empty(ctx, s, pods); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// logDir is where the logs of a pod are.
+func (c *cri) logDir(pod string) string { return filepath.Join(c.dir, pod) }
