@@ -279,6 +279,11 @@ ok "a profile that is not there is told of, and nothing runs without it" soon to
 say "stats"
 summary() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -q '"name":"web","startTime".*"workingSetBytes":[1-9]'; }
 ok "the kubelet's summary has the container" soon summary
+if [[ ${GATES:-} = *PodAndContainerStatsFromCRI* ]]; then
+	cadvisor() { k get --raw /api/v1/nodes/node/proxy/metrics/cadvisor | grep "^$1.*pod=\"web\""; }
+	metrics() { cadvisor 'container_memory_working_set_bytes{container="web"' && cadvisor container_cpu_usage_seconds_total && cadvisor container_network_receive_bytes_total; }
+	ok "the kubelet's metrics have the pod, from the CRI" soon metrics
+fi
 
 say "Docker goes and comes back"
 cri() { "$cache/bin/crictl" --config "$w/crictl.yaml" "$@"; }

@@ -144,11 +144,18 @@ func (n *node) path(elem ...string) string { return filepath.Join(append([]strin
 // start starts berthd and waits until it is ready.
 func (n *node) start() {
 	n.t.Helper()
-	n.cmd = exec.Command(*program, append([]string{
+	n.launch(*program, append([]string{"--run-dir", n.path("run")}, n.flags...)...)
+}
+
+// launch starts a berthd, or a cri-dockerd, with what flags both have, and waits
+// until it is ready.
+func (n *node) launch(program string, flags ...string) {
+	n.t.Helper()
+	n.cmd = exec.Command(program, append([]string{
 		"--container-runtime-endpoint", "unix://" + n.path("cri.sock"), "--docker-endpoint", "unix://" + n.path("docker.sock"),
 		"--cni-conf-dir", n.path("net.d"), "--cni-bin-dir", *cniBin, "--cni-cache-dir", n.path("cache"),
-		"--cri-dockerd-root-directory", n.path("root"), "--run-dir", n.path("run"), "--log-level", "debug",
-		"--pod-infra-container-image", "berth.local/pause:1"}, n.flags...)...)
+		"--cri-dockerd-root-directory", n.path("root"), "--log-level", "debug",
+		"--pod-infra-container-image", "berth.local/pause:1"}, flags...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)
