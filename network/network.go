@@ -95,7 +95,9 @@ func New(cfg Config, log *slog.Logger) *CNI {
 		known:    map[string][]netip.Addr{},
 	}
 	n.lib = libcni.NewCNIConfigWithCacheDir(n.binDirs, n.cacheDir, &plugins{log: log})
-	n.SetPodCIDR(cfg.PodCIDR)
+	if err := n.SetPodCIDR(cfg.PodCIDR); err != nil {
+		log.Warn("the address range of pods is not known", slog.Any("err", err))
+	}
 	n.reload()
 	return n
 }

@@ -73,8 +73,9 @@ type Plan struct {
 
 // SetPodCIDR says which addresses pods of this node have, for networks that
 // ask. It is one CIDR, or one per address family with a comma between them;
-// what is no CIDR is left out. Empty means not known.
-func (n *CNI) SetPodCIDR(cidr string) {
+// with what is no CIDR nothing changes, and the error is of kind
+// InvalidArgument. Empty means not known.
+func (n *CNI) SetPodCIDR(cidr string) error {
 	var subnets []netip.Prefix
 	for text := range strings.SplitSeq(cidr, ",") {
 		text = strings.TrimSpace(text)
@@ -83,14 +84,14 @@ func (n *CNI) SetPodCIDR(cidr string) {
 		}
 		subnet, err := netip.ParsePrefix(text)
 		if err != nil {
-			n.log.Warn("this is no CIDR for pods", slog.String("cidr", text), slog.Any("err", err))
-			continue
+			return fmt.Errorf("%q is no CIDR for pods: %w: %w", text, err, errdefs.ErrInvalidArgument)
 		}
 		subnets = append(subnets, subnet.Masked())
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.subnets = subnets
+	return nil
 }
 
 // Plan plans to attach pod to the network that new pods get. If there is none,

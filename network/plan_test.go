@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
@@ -54,7 +55,6 @@ func TestWhatPluginsAreTold(t *testing.T) {
 		"nothing is asked for":  {``, fullPod(), "10.1.0.0/24", `null`, []string{"portMappings", "bandwidth"}},
 		"nothing is wanted":     {allCapabilities, Pod{ID: "pod"}, "", `null`, nil},
 		"declared, but not set": {`"portMappings": false`, fullPod(), "", `null`, []string{"portMappings", "bandwidth"}},
-		"no CIDR":               {`"ipRanges": true`, Pod{ID: "pod"}, "10.1.0.0/24,nonsense", `{"ipRanges": [[{"subnet": "10.1.0.0/24"}]]}`, nil},
 		"one direction": {
 			`"bandwidth": true`, Pod{ID: "pod", Egress: 10}, "", `{"bandwidth": {"egressRate": 10, "egressBurst": 2147483647}}`, nil,
 		},
@@ -64,7 +64,12 @@ func TestWhatPluginsAreTold(t *testing.T) {
 			d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES",
 				"result": {"ips": [{"address": "10.1.0.2/24"}]}, "capabilities": {`+tt.capabilities+`}}]}`)
 			n := d.new()
-			n.SetPodCIDR(tt.cidr)
+			if err := n.SetPodCIDR(tt.cidr); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.SetPodCIDR("10.9.0.0/24,nonsense"); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("no CIDR: %v", err)
+			}
 			plan, err := n.Plan(tt.pod)
 			if err != nil {
 				t.Fatal(err)
@@ -98,7 +103,9 @@ func TestPlanSurvivesJSON(t *testing.T) {
 	d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES",
 		"capabilities": {`+allCapabilities+`}}]}`)
 	n := d.new()
-	n.SetPodCIDR("10.1.0.0/24,fd00:1::/64")
+	if err := n.SetPodCIDR("10.1.0.0/24,fd00:1::/64"); err != nil {
+		t.Fatal(err)
+	}
 	plan, err := n.Plan(fullPod())
 	if err != nil {
 		t.Fatal(err)

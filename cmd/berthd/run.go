@@ -146,11 +146,14 @@ type lasting struct {
 }
 
 // SetPodCIDR takes the range and keeps it.
-func (l lasting) SetPodCIDR(cidr string) {
+func (l lasting) SetPodCIDR(cidr string) error {
+	if err := l.CNI.SetPodCIDR(cidr); err != nil {
+		return err
+	}
 	if err := l.node.Put(podCIDRKey, cidr); err != nil {
 		l.log.Warn("the address range of pods could not be kept", slog.Any("err", err))
 	}
-	l.CNI.SetPodCIDR(cidr)
+	return nil
 }
 
 // networks is what all rooms together need of a network of pods.
@@ -168,7 +171,7 @@ type bridge struct{ sandbox.Network }
 func (bridge) Addresses(string) ([]netip.Addr, bool) { return nil, false }
 func (bridge) Same(string, int) bool                 { return true }
 func (bridge) Status(context.Context) error          { return nil }
-func (bridge) SetPodCIDR(string)                     {}
+func (bridge) SetPodCIDR(string) error               { return nil }
 func (bridge) Run(ctx context.Context) error         { <-ctx.Done(); return nil }
 func (bridge) NetNS(_ string, pid int) string        { return network.OfProcess(pid) }
 

@@ -313,6 +313,43 @@ func TestCreateRefuses(t *testing.T) {
 			t.Errorf("%s: %v, which is of another kind", name, err)
 		}
 	}
+	// Whose processes another container may see.
+	watching := func(target string) error {
+		c := config("serve")
+		c.Metadata.Name = "watcher"
+		c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target},
+		}}
+		_, err := r.Create(t.Context(), r.pod, c, nil)
+		return err
+	}
+	stranger := labels.Set{Kind: labels.Container, SandboxID: "another", Config: `{"metadata":{"name":"c"}}`}
+	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{Image: "server", Cmd: []string{"serve"}, Labels: stranger.Encode()},
+		nil, nil, nil, names.Name{Container: "c", Pod: "other", Namespace: "ns", UID: "o"}.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.view.Refresh(t.Context(), made.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := watching(made.ID); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a target that does not run: %v, want FailedPrecondition", err)
+	}
+	if err := r.client.ContainerStart(t.Context(), made.ID, dockercontainer.StartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.view.Refresh(t.Context(), made.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := watching(made.ID); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a target in another pod: %v, want InvalidArgument", err)
+	}
+	if err := watching("nobody"); !errdefs.IsNotFound(err) {
+		t.Errorf("no such target: %v, want NotFound", err)
+	}
+	if err := r.client.ContainerRemove(t.Context(), made.ID, dockercontainer.RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
 	r.engine.Die(r.pod, 0)
 	if _, err := r.view.Refresh(t.Context(), r.pod); err != nil {
 		t.Fatal(err)

@@ -100,7 +100,7 @@ func jsonFile(docker *engine.Conn, id string) string {
 // ask gathers what an order for a container needs.
 func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerAsk, error) {
 	ask := todocker.ContainerAsk{
-		Pod: pod.Config, Config: c, SandboxID: pod.ID(), Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
+		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
 		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: stageName(), Stages: s.stages, Can: docker.Can, Log: s.logs.Driver(),
 	}
 	if ask.Log.Type == "" && docker.Can.LoggingDriver == "none" {
@@ -131,10 +131,13 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 			if err != nil {
 				return ask, fmt.Errorf("ImageVolumeMountFailed: %w", err)
 			}
-			ask.Volumes[ref] = todocker.Volume{ID: volume.ID, Layers: volume.Layers}
+			ask.Volumes[ref] = todocker.Volume{ID: volume.ID, Ref: volume.Ref, Layers: volume.Layers}
 		}
 	}
 	sc := c.GetLinux().GetSecurityContext()
+	if ask.TargetID, err = s.target(ctx, pod, sc.GetNamespaceOptions()); err != nil {
+		return ask, err
+	}
 	file, err := todocker.SeccompFile(sc, sc.GetPrivileged())
 	if err != nil || file == "" {
 		return ask, err
@@ -145,6 +148,22 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 	}
 	ask.Seccomp = string(content)
 	return ask, nil
+}
+
+// target returns the ID of the container whose processes another one of pod is to
+// see, "" for none.
+func (s *Service) target(ctx context.Context, pod *view.Sandbox, ns *runtimeapi.NamespaceOption) (string, error) {
+	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return "", nil
+	}
+	c, err := s.Running(ctx, ns.GetTargetId())
+	if err != nil {
+		return "", fmt.Errorf("target of the pid namespace: %w", err)
+	}
+	if c.Row.GetPodSandboxId() != pod.ID() {
+		return "", fmt.Errorf("target of the pid namespace: container %s is another pod's: %w", c.ID(), errdefs.ErrInvalidArgument)
+	}
+	return c.ID(), nil
 }
 
 // makeHostPaths makes the directories that are to be mounted and are not

@@ -22,17 +22,21 @@ import (
 )
 
 // Update changes the resources of a container that is created or runs; what
-// change leaves open stays as it is. Either all of it is in effect afterwards
+// r leaves open stays as it is. Either all of it is in effect afterwards
 // or, with an error, nothing.
 //
 // The error is of kind NotFound if there is no container and
 // FailedPrecondition if it has ended.
-func (s *Service) Update(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) (err error) {
+func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (err error) {
 	docker, err := s.docker.Use()
 	if err != nil {
 		return err
 	}
-	c, done, err := s.inTurn(ctx, id)
+	if err := todocker.CheckUpdate(r); err != nil {
+		return err
+	}
+	change := r.GetLinux()
+	c, done, err := s.inTurn(ctx, r.GetContainerId())
 	if err != nil {
 		return err
 	}

@@ -55,17 +55,17 @@ func TestPullsShareOne(t *testing.T) {
 	impatient, hangUp := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer hangUp()
 	all.Go(func() error {
-		if _, err := room.Pull(impatient, "r.test/a:1", nil); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := room.Pull(impatient, "r.test/a:1", "", nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("one who hung up: %v, want DeadlineExceeded", err)
 		}
 		return nil
 	})
 	for range 4 {
-		all.Go(func() error { _, err := room.Pull(t.Context(), "r.test/a:1", nil); return err })
+		all.Go(func() error { _, err := room.Pull(t.Context(), "r.test/a:1", "", nil); return err })
 	}
 	// Others with other credentials have a pull of their own.
 	all.Go(func() error {
-		_, err := room.Pull(t.Context(), "r.test/a:1", &runtimeapi.AuthConfig{Username: "u", Password: "p"})
+		_, err := room.Pull(t.Context(), "r.test/a:1", "", &runtimeapi.AuthConfig{Username: "u", Password: "p"})
 		return err
 	})
 	if err := all.Wait(); err != nil {
@@ -82,7 +82,7 @@ func TestAPullThatNobodyWaitsForIsOff(t *testing.T) {
 	var all errgroup.Group
 	ctx, hangUp := context.WithCancel(t.Context())
 	for range 3 {
-		all.Go(func() error { _, err := room.Pull(ctx, "r.test/a:1", nil); return err })
+		all.Go(func() error { _, err := room.Pull(ctx, "r.test/a:1", "", nil); return err })
 	}
 	enginetest.Until(t, "no pull", func() bool { return len(e.Pulls()) == 1 })
 	hangUp()
@@ -93,7 +93,7 @@ func TestAPullThatNobodyWaitsForIsOff(t *testing.T) {
 	if e.HasImage("r.test/a:1") {
 		t.Error("it was pulled all the same")
 	}
-	if _, err := room.Pull(t.Context(), "r.test/a:1", nil); err != nil || len(e.Pulls()) != 2 {
+	if _, err := room.Pull(t.Context(), "r.test/a:1", "", nil); err != nil || len(e.Pulls()) != 2 {
 		t.Errorf("the next try: %v, %d pulls", err, len(e.Pulls()))
 	}
 }
@@ -102,18 +102,18 @@ func TestWatchdog(t *testing.T) {
 	room, e := newRoom(t, "")
 	e.Registry("r.test/slow:1", enginetest.Remote{Steps: 8, Pace: stall / 3})
 	began := time.Now()
-	if _, err := room.Pull(t.Context(), "r.test/slow:1", nil); err != nil || time.Since(began) < stall {
+	if _, err := room.Pull(t.Context(), "r.test/slow:1", "", nil); err != nil || time.Since(began) < stall {
 		t.Errorf("slow but sure: %v after %v", err, time.Since(began))
 	}
 	e.Registry("r.test/stuck:1", enginetest.Remote{Stall: true})
 	began = time.Now()
-	_, err := room.Pull(t.Context(), "r.test/stuck:1", nil)
+	_, err := room.Pull(t.Context(), "r.test/stuck:1", "", nil)
 	if err == nil || !strings.Contains(err.Error(), "no progress") || !strings.HasPrefix(err.Error(), "RegistryUnavailable") || time.Since(began) > 5*time.Second {
 		t.Errorf("stuck: %v after %v", err, time.Since(began))
 	}
 	release := e.Hang("POST /images/create")
 	defer release()
-	if _, err := room.Pull(t.Context(), "r.test/slow:2", nil); err == nil || !strings.Contains(err.Error(), "no progress") {
+	if _, err := room.Pull(t.Context(), "r.test/slow:2", "", nil); err == nil || !strings.Contains(err.Error(), "no progress") {
 		t.Errorf("no answer at all: %v", err)
 	}
 }
@@ -137,7 +137,7 @@ func TestPullFails(t *testing.T) {
 		"wrong password":      {"r.test/private:1", &runtimeapi.AuthConfig{Username: "u", Password: "wrong-secret"}, "denied", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			id, err := room.Pull(t.Context(), tt.ref, tt.auth)
+			id, err := room.Pull(t.Context(), tt.ref, "", tt.auth)
 			if id != "" || err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !tt.is(err) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%q, %v", id, err)
 			}
@@ -165,7 +165,7 @@ func TestCredentials(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.Remove(file)
-			if _, err := room.Pull(t.Context(), "r.test/a:1", tt.given); err != nil {
+			if _, err := room.Pull(t.Context(), "r.test/a:1", "", tt.given); err != nil {
 				t.Fatal(err)
 			}
 			pulls := e.Pulls()
@@ -182,7 +182,7 @@ func TestOneIdentity(t *testing.T) {
 	room, e := newRoom(t, "")
 	digest := "sha256:" + strings.Repeat("d", 64)
 	e.Registry("r.test/a:1", enginetest.Remote{Digest: digest, Image: enginetest.Image{Config: container.Config{User: "7:8"}, Size: 5000}})
-	id, err := room.Pull(t.Context(), "r.test/a:1", nil)
+	id, err := room.Pull(t.Context(), "r.test/a:1", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/todocker"
 )
 
 // pulls are the pulls under way, by what is pulled and with which credentials.
@@ -34,18 +35,22 @@ type pull struct {
 	err     error
 }
 
-// Pull brings the image ref to the node and returns its ID. Calls for the same
+// Pull brings the image ref to the node, for a runtime handler that Docker has,
+// and returns its ID: images are the same for all handlers. Calls for the same
 // image with the same credentials share one pull, which ends early only when
 // all of them have hung up.
 //
 // An error that begins with RegistryUnavailable tells that another try may
 // succeed; NotFound, that there is no such image.
-func (s *Service) Pull(ctx context.Context, ref string, given *runtimeapi.AuthConfig) (string, error) {
+func (s *Service) Pull(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig) (string, error) {
 	if ref == "" {
 		return "", fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument)
 	}
 	docker, err := s.docker.Use()
 	if err != nil {
+		return "", err
+	}
+	if _, err := todocker.Runtime(handler, docker.Can); err != nil {
 		return "", err
 	}
 	auth, err := s.credentials(ctx, ref, given)

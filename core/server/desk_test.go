@@ -220,7 +220,7 @@ func (c *cables) Addresses(id string) (addrs []netip.Addr, attached bool) {
 func (c *cables) GC(context.Context, []string) error { return nil }
 func (c *cables) Same(string, int) bool              { return true }
 func (c *cables) Status(context.Context) error       { return nil }
-func (c *cables) SetPodCIDR(string)                  {}
+func (c *cables) SetPodCIDR(string) error            { return nil }
 
 // leftovers lists all that a pod may leave.
 func (h *house) leftovers() []string {

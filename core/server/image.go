@@ -9,7 +9,7 @@ import (
 
 // PullImage brings an image to the node.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
-	id, err := s.Images.Pull(ctx, r.GetImage().GetImage(), r.GetAuth())
+	id, err := s.Images.Pull(ctx, r.GetImage().GetImage(), r.GetImage().GetRuntimeHandler(), r.GetAuth())
 	if err != nil {
 		return nil, err
 	}

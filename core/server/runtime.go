@@ -129,7 +129,7 @@ func (s *Server) StreamContainers(r *runtimeapi.StreamContainersRequest, stream 
 
 // UpdateContainerResources changes what a container may use.
 func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	return &runtimeapi.UpdateContainerResourcesResponse{}, s.Containers.Update(ctx, r.GetContainerId(), r.GetLinux())
+	return &runtimeapi.UpdateContainerResourcesResponse{}, s.Containers.Update(ctx, r)
 }
 
 // UpdatePodSandboxResources takes note of what a pod may use.

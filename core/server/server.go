@@ -51,7 +51,7 @@ type Rooms struct {
 type Network interface {
 	// Status returns nil if pods can be attached, or what is in the way.
 	Status(ctx context.Context) error
-	SetPodCIDR(cidr string)
+	SetPodCIDR(cidr string) error
 }
 
 // Info is what a Server tells about the daemon itself.

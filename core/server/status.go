@@ -164,7 +164,9 @@ func (s *Server) RuntimeConfig(ctx context.Context, _ *runtimeapi.RuntimeConfigR
 // UpdateRuntimeConfig takes the address range that the node's pods are to have.
 func (s *Server) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
-		s.Network.SetPodCIDR(cidr)
+		if err := s.Network.SetPodCIDR(cidr); err != nil {
+			return nil, err
+		}
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

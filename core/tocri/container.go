@@ -64,7 +64,10 @@ func Container(c container.InspectResponse, failedAt time.Time) (*runtimeapi.Con
 			exit = exitCannotRun
 		}
 	}
-	image := &runtimeapi.ImageSpec{Image: said.Image, UserSpecifiedImage: said.Image, Annotations: config.GetImage().GetAnnotations()}
+	image := &runtimeapi.ImageSpec{
+		Image: said.Image, UserSpecifiedImage: said.Image,
+		Annotations: config.GetImage().GetAnnotations(), RuntimeHandler: config.GetImage().GetRuntimeHandler(),
+	}
 	if image.Image == "" {
 		image.Image = c.Config.Image
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/labels"
@@ -146,5 +147,27 @@ func TestStopSignal(t *testing.T) {
 		if got := stopSignal(name); got != want {
 			t.Errorf("%q: %v, want %v", name, got, want)
 		}
+	}
+}
+
+func TestContainerImage(t *testing.T) {
+	c := inspected(container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}, labels.Set{
+		Kind: labels.Container, Image: "registry.test/web:1", ImageRef: "registry.test/web@sha256:2",
+		Config: `{"metadata":{"name":"c"},"image":{"image":"sha256:1","annotations":{"a":"b"},"runtimeHandler":"runc"}}`,
+	}, "/x")
+	row, s, err := Container(c, time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &runtimeapi.ImageSpec{
+		Image: "registry.test/web:1", UserSpecifiedImage: "registry.test/web:1", Annotations: map[string]string{"a": "b"}, RuntimeHandler: "runc",
+	}
+	for _, got := range []*runtimeapi.ImageSpec{row.GetImage(), s.GetImage()} {
+		if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+	if row.GetImageRef() != "registry.test/web@sha256:2" || s.GetImageRef() != row.GetImageRef() || row.GetImageId() != "sha256:1" {
+		t.Errorf("row %v\nstatus %v", row, s)
 	}
 }

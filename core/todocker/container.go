@@ -23,6 +23,8 @@ type ContainerAsk struct {
 	Config *runtimeapi.ContainerConfig
 
 	SandboxID    string
+	SandboxLabel string // of the sandbox's process, on a node with SELinux
+	TargetID     string // of the container whose processes it sees, if it asks for that
 	Runtime      string // of the sandbox, in the Engine's words
 	CgroupParent string // of the sandbox, in the Engine's words
 
@@ -50,7 +52,8 @@ type Stages interface {
 
 // A Volume is an image of which a container mounts the files.
 type Volume struct {
-	ID string
+	ID  string
+	Ref string // with the repository's digest if there is one
 	// Layers are where the Engine keeps the files, the topmost first; none if
 	// it does not tell.
 	Layers []string
@@ -66,6 +69,12 @@ func Container(ask ContainerAsk) (Order, error) {
 	c, m, pod := ask.Config, ask.Config.GetMetadata(), ask.Pod.GetMetadata()
 	if m.GetName() == "" {
 		return Order{}, invalid("container without a name in its metadata")
+	}
+	if err := noWindows(c.GetWindows()); err != nil {
+		return Order{}, err
+	}
+	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), ask.Can); err != nil {
+		return Order{}, err
 	}
 	sc := c.GetLinux().GetSecurityContext()
 	privileged := sc.GetPrivileged()
@@ -87,7 +96,7 @@ func Container(ask ContainerAsk) (Order, error) {
 	if err != nil {
 		return Order{}, err
 	}
-	config, err := containerJSON(c)
+	config, err := containerJSON(c, ask.Volumes)
 	if err != nil {
 		return Order{}, err
 	}
@@ -155,11 +164,14 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, erro
 	if err := namespaces(ns, false); err != nil {
 		return nil, nil, err
 	}
+	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !HostNetwork(ask.Pod) {
+		return nil, nil, invalid("a container on the node's network in a pod that has its own")
+	}
 	add, drop, err := capabilities(sc.GetCapabilities())
 	if err != nil {
 		return nil, nil, err
 	}
-	options, err := securityOptions(sc, privileged, can, ask.Seccomp)
+	options, err := securityOptions(sc, privileged, can, ask.Seccomp, ask.SandboxLabel)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -204,7 +216,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, erro
 	case runtimeapi.NamespaceMode_NODE:
 		host.PidMode = hostMode
 	case runtimeapi.NamespaceMode_TARGET:
-		host.PidMode = container.PidMode("container:" + ns.GetTargetId())
+		host.PidMode = container.PidMode("container:" + ask.TargetID)
 	case runtimeapi.NamespaceMode_CONTAINER:
 	}
 	switch ns.GetIpc() {
@@ -217,31 +229,16 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, erro
 	if HostNetwork(ask.Pod) {
 		host.UTSMode = hostMode
 	}
-	if privileged {
-		// It has every device, capability and path already. Lists would win
-		// over that, and the kubelet sends its default ones always.
-		return host, staged, nil
+	if !privileged {
+		// A privileged container has every path. Lists would win over that, and
+		// the kubelet sends its default ones always.
+		host.MaskedPaths, host.ReadonlyPaths = list(sc.GetMaskedPaths()), list(sc.GetReadonlyPaths())
 	}
-	host.MaskedPaths = list(sc.GetMaskedPaths())
-	host.ReadonlyPaths = list(sc.GetReadonlyPaths())
-	for _, d := range c.GetDevices() {
-		permissions := d.GetPermissions()
-		if permissions == "" {
-			permissions = "rwm"
-		}
-		host.Devices = append(host.Devices, container.DeviceMapping{
-			PathOnHost: d.GetHostPath(), PathInContainer: d.GetContainerPath(), CgroupPermissions: permissions,
-		})
+	if host.Devices, err = devices(c.GetDevices(), privileged); err != nil {
+		return nil, nil, err
 	}
-	if len(c.GetCDIDevices()) > 0 {
-		if !can.CDI {
-			return nil, nil, failed("CDI devices need Docker 28.2 or newer, or features.cdi in daemon.json: this one has none")
-		}
-		request := container.DeviceRequest{Driver: "cdi"}
-		for _, d := range c.GetCDIDevices() {
-			request.DeviceIDs = append(request.DeviceIDs, d.GetName())
-		}
-		host.DeviceRequests = append(host.DeviceRequests, request)
+	if host.DeviceRequests, err = cdiDevices(c.GetCDIDevices(), can); err != nil {
+		return nil, nil, err
 	}
 	return host, staged, nil
 }

@@ -32,6 +32,7 @@ func asked(can engine.Record, change ...func(*runtimeapi.ContainerConfig, *runti
 	}
 	return ContainerAsk{
 		Pod: pod(), Config: c, SandboxID: "s1", ImageID: "sha256:1", ImageName: "nginx:1", Can: can,
+		TargetID: "c2full", Volumes: map[string]Volume{"files:1": {ID: "sha256:f", Ref: "files@sha256:f"}},
 		Files: []File{{"/run/p/hosts", "/etc/hosts"}, {"/run/p/resolv.conf", "/etc/resolv.conf"}},
 	}
 }
@@ -59,7 +60,7 @@ func TestContainer(t *testing.T) {
 		}},
 		"another container's pid namespace": {asked(old, func(_ config, s security) {
 			s.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget, TargetId: "c2"}
-		}), func(o Order) bool { return o.Host.PidMode == "container:c2" }},
+		}), func(o Order) bool { return o.Host.PidMode == "container:c2full" }},
 		"variables": {asked(old, func(c config, _ security) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("b=c")}, {Key: "EMPTY"}}
 		}), func(o Order) bool { return slices.Equal(o.Config.Env, []string{"A=b=c", "EMPTY="}) }},
@@ -94,6 +95,17 @@ func TestContainer(t *testing.T) {
 		"CDI devices": {asked(recent, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), func(o Order) bool {
 			return len(o.Host.DeviceRequests) == 1 && o.Host.DeviceRequests[0].Driver == "cdi" && o.Host.DeviceRequests[0].DeviceIDs[0] == "v/gpu=0"
 		}},
+		"devices, with all permissions where none are named": {asked(old, func(c config, _ security) {
+			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/a", ContainerPath: "/dev/b"}, {HostPath: "/dev/c", ContainerPath: "/dev/c", Permissions: "r"}}
+		}), func(o Order) bool {
+			d := o.Host.Devices
+			return len(d) == 2 && d[0].PathOnHost == "/dev/a" && d[0].PathInContainer == "/dev/b" && d[0].CgroupPermissions == "rwm" && d[1].CgroupPermissions == "r"
+		}},
+		"which image a mount turned out to be of": {asked(recent, func(c config, _ security) {
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}}
+		}), func(o Order) bool {
+			return strings.Contains(strings.ReplaceAll(labels.Decode(o.Config.Labels).Config, " ", ""), `"imageRef":"files@sha256:f"`)
+		}},
 		"the pod's files, but for those it brings": {asked(old, func(c config, _ security) {
 			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: "/kubelet/hosts"}}
 		}), func(o Order) bool {
@@ -113,8 +125,10 @@ func TestContainer(t *testing.T) {
 }
 
 func TestPrivileged(t *testing.T) {
-	ask := asked(recent, func(_ config, s security) {
+	ask := asked(recent, func(c config, s security) {
 		s.Privileged, s.MaskedPaths = true, []string{"/proc/kcore"}
+		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/a", ContainerPath: "/dev/a"}, {HostPath: "/dev/a", ContainerPath: "/dev/b"}}
+		c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}}
 		s.Seccomp = &runtimeapi.SecurityProfile{}
 	})
 	if _, err := Container(ask); !errdefs.IsInvalidArgument(err) {
@@ -127,6 +141,10 @@ func TestPrivileged(t *testing.T) {
 	}
 	if h := got.Host; !h.Privileged || h.MaskedPaths != nil || !slices.Contains(h.SecurityOpt, "seccomp=unconfined") || h.CgroupnsMode != "host" {
 		t.Errorf("got %+v", h)
+	}
+	// It has the node's devices by their own names only, and none that CDI makes up.
+	if h := got.Host; len(h.Devices) != 1 || h.Devices[0].PathInContainer != "/dev/b" || len(h.DeviceRequests) != 1 {
+		t.Errorf("devices %+v, %+v", h.Devices, h.DeviceRequests)
 	}
 }
 
@@ -152,6 +170,29 @@ func TestContainerRefuses(t *testing.T) {
 		"AppArmor without AppArmor": {asked(old, func(_ config, s security) {
 			s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "p"}
 		}), errdefs.IsInvalidArgument},
+		"fields for Windows": {asked(old, func(c config, _ security) {
+			c.Windows = &runtimeapi.WindowsContainerConfig{SecurityContext: &runtimeapi.WindowsContainerSecurityContext{RunAsUsername: "u"}}
+		}), errdefs.IsInvalidArgument},
+		"an image for a handler that there is not": {asked(old, func(c config, _ security) { c.Image.RuntimeHandler = "kata" }), errdefs.IsInvalidArgument},
+		"the node's network in a pod with its own": {asked(old, func(_ config, s security) { s.NamespaceOptions.Network = modeNode }), errdefs.IsInvalidArgument},
+		"a pid mode that there is not":             {asked(old, func(_ config, s security) { s.NamespaceOptions.Pid = 9 }), errdefs.IsInvalidArgument},
+		"a policy that there is not":               {asked(old, func(_ config, s security) { s.SupplementalGroupsPolicy = 9 }), errdefs.IsInvalidArgument},
+		"id mappings in the node's user namespace": {asked(old, func(_ config, s security) {
+			s.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: modeNode, Uids: []*runtimeapi.IDMapping{{Length: 1}}}
+		}), errdefs.IsInvalidArgument},
+		"a profile of a type that there is not": {asked(old, func(_ config, s security) { s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: 9} }), errdefs.IsInvalidArgument},
+		"a file for a profile that has none": {asked(old, func(_ config, s security) {
+			s.Seccomp = &runtimeapi.SecurityProfile{LocalhostRef: "/p.json"}
+		}), errdefs.IsInvalidArgument},
+		"a device without a path": {asked(old, func(c config, _ security) { c.Devices = []*runtimeapi.Device{{HostPath: "/dev/a"}} }), errdefs.IsInvalidArgument},
+		"a permission that there is not": {asked(old, func(c config, _ security) {
+			c.Devices = []*runtimeapi.Device{{HostPath: "/a", ContainerPath: "/a", Permissions: "x"}}
+		}), errdefs.IsInvalidArgument},
+		"swap without memory": {asked(old, func(c config, _ security) { c.Linux.Resources.MemorySwapLimitInBytes = 1 << 30 }), errdefs.IsInvalidArgument},
+		"less swap than memory, which it includes": {asked(old, func(c config, _ security) {
+			c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.MemorySwapLimitInBytes = 1<<30, 1<<20
+		}), errdefs.IsInvalidArgument},
+		"a score that there is not": {asked(old, func(c config, _ security) { c.Linux.Resources.OomScoreAdj = 1001 }), errdefs.IsInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := Container(tt.ask); !tt.kind(err) {
@@ -183,12 +224,15 @@ func TestMounts(t *testing.T) {
 			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyNonRecursive: true}, true), nil},
 		"read-only and deep": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true},
 			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyForceRecursive: true}, true), nil},
-		"deep where it cannot be":  {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true}, nil, nil},
-		"deep but not read-only":   {recent, &runtimeapi.Mount{HostPath: "/data", RecursiveReadOnly: true}, nil, nil},
-		"deep but not private":     {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: slave}, nil, nil},
-		"a relative source":        {old, &runtimeapi.Mount{HostPath: "data"}, nil, nil},
-		"no option of a mount":     {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"size=1"}}, nil, nil},
-		"options on an old kernel": {old, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"noexec"}}, nil, nil},
+		"deep where it cannot be":   {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true}, nil, nil},
+		"deep but not read-only":    {recent, &runtimeapi.Mount{HostPath: "/data", RecursiveReadOnly: true}, nil, nil},
+		"deep but not private":      {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: slave}, nil, nil},
+		"with id mappings":          {old, &runtimeapi.Mount{HostPath: "/data", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}}, nil, nil},
+		"an image with id mappings": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, GidMappings: []*runtimeapi.IDMapping{{Length: 1}}}, nil, nil},
+		"a sub-path of no image":    {recent, &runtimeapi.Mount{HostPath: "/data", ImageSubPath: "a"}, nil, nil},
+		"a relative source":         {old, &runtimeapi.Mount{HostPath: "data"}, nil, nil},
+		"no option of a mount":      {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"size=1"}}, nil, nil},
+		"options on an old kernel":  {old, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"noexec"}}, nil, nil},
 		"options": {recent, &runtimeapi.Mount{HostPath: "/data/", MountOptions: []string{"noexec"}}, nil,
 			&mounts.Tree{Source: "/data", Options: []string{"noexec"}}},
 		"options, read-only": {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"rw"}, Readonly: true, Propagation: slave}, nil,
@@ -238,30 +282,50 @@ func TestMounts(t *testing.T) {
 }
 
 func TestKnobs(t *testing.T) {
-	r := &runtimeapi.LinuxContainerResources{
-		MemoryLimitInBytes: 4 << 20,
-		HugepageLimits:     []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}},
+	little := func(swap int64, unified map[string]string) *runtimeapi.LinuxContainerResources {
+		return &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: swap, Unified: unified}
 	}
-	got, err := Knobs(r, old)
-	want := []Knob{
-		{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304", Late: true},
-		{Controller: "hugetlb", File: "hugetlb.2MB.limit_in_bytes", Value: "0", Optional: true},
-		{Controller: "hugetlb", File: "hugetlb.1GB.limit_in_bytes", Value: "1073741824"},
+	limitV1 := func(swap string) []Knob {
+		return []Knob{
+			{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: "-1", Optional: true, Late: true},
+			{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304", Late: true},
+			{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: swap, Optional: true, Late: true},
+		}
 	}
-	if diff := cmp.Diff(want, got); diff != "" || err != nil {
-		t.Errorf("v1: %v (-want +got):\n%s", err, diff)
+	limitV2 := func(swap string) []Knob {
+		return []Knob{
+			{File: "memory.max", Value: "4194304", Late: true},
+			{File: "memory.swap.max", Value: swap, Optional: true, Late: true},
+		}
 	}
-	r.Unified = map[string]string{"memory.oom.group": "1", "memory.high": "5"}
-	got, err = Knobs(r, recent)
-	want = []Knob{
-		{File: "memory.max", Value: "4194304", Late: true},
-		{File: "hugetlb.2MB.max", Value: "0", Optional: true},
-		{File: "hugetlb.1GB.max", Value: "1073741824"},
-		{File: "memory.high", Value: "5"},
-		{File: "memory.oom.group", Value: "1"},
-	}
-	if diff := cmp.Diff(want, got); diff != "" || err != nil {
-		t.Errorf("v2: %v (-want +got):\n%s", err, diff)
+	pages := &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}}}
+	for name, tt := range map[string]struct {
+		in   *runtimeapi.LinuxContainerResources
+		can  engine.Record
+		want []Knob
+	}{
+		"little memory, v1":            {little(0, nil), old, limitV1("4194304")},
+		"little memory, some swap, v1": {little(5<<20, nil), old, limitV1("5242880")},
+		"little memory, any swap, v1":  {little(-1, nil), old, limitV1("-1")},
+		"little memory, v2":            {little(0, nil), recent, limitV2("0")},
+		"little memory, some swap, v2": {little(5<<20, nil), recent, limitV2("1048576")},
+		"little memory, any swap, v2":  {little(-1, nil), recent, limitV2("max")},
+		"little memory, swap in so many words": {little(0, map[string]string{"memory.swap.max": "7"}), recent, []Knob{
+			{File: "memory.max", Value: "4194304", Late: true}, {File: "memory.swap.max", Value: "7"},
+		}},
+		"pages, v1": {pages, old, []Knob{
+			{Controller: "hugetlb", File: "hugetlb.2MB.limit_in_bytes", Value: "0", Optional: true},
+			{Controller: "hugetlb", File: "hugetlb.1GB.limit_in_bytes", Value: "1073741824"},
+		}},
+		"pages, v2": {pages, recent, []Knob{{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.1GB.max", Value: "1073741824"}}},
+		"unified": {&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.oom.group": "1", "memory.high": "5"}}, recent, []Knob{
+			{File: "memory.high", Value: "5"}, {File: "memory.oom.group", Value: "1"},
+		}},
+	} {
+		got, err := Knobs(tt.in, tt.can)
+		if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
 	}
 }
 

@@ -28,6 +28,9 @@ type identity struct {
 // where no group is named. With the policy Merge they belong to the user in any
 // case, with Strict in none.
 func identify(sc *runtimeapi.LinuxContainerSecurityContext, imageUser string, a Accounts) (identity, error) {
+	if err := groupsPolicy(sc.GetSupplementalGroupsPolicy()); err != nil {
+		return identity{}, err
+	}
 	who, group, _ := strings.Cut(imageUser, ":")
 	switch {
 	case sc.GetRunAsUser() != nil:

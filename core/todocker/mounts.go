@@ -29,6 +29,12 @@ func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err er
 			return nil, nil, invalid("two mounts at %q", target)
 		}
 		taken[target] = true
+		if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
+			return nil, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", target)
+		}
+		if m.GetImageSubPath() != "" && m.GetImage().GetImage() == "" {
+			return nil, nil, invalid("image_sub_path of mount %q, which is of no image", target)
+		}
 		var order mount.Mount
 		var tree *mounts.Tree
 		if m.GetImage().GetImage() != "" {
@@ -74,8 +80,6 @@ func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.
 	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 	propagation, known := propagations[m.GetPropagation()]
 	switch {
-	case len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0:
-		return out, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", m.GetContainerPath())
 	case !path.IsAbs(m.GetHostPath()):
 		return out, nil, invalid("host_path %q of mount %q is not absolute", m.GetHostPath(), m.GetContainerPath())
 	case !known:

@@ -18,9 +18,15 @@ func sandboxJSON(pod *runtimeapi.PodSandboxConfig) (string, error) {
 
 // containerJSON is the part of a container's config that is kept as one label:
 // all but what has labels of its own, and the environment, which the Engine
-// keeps anyway and which may hold secrets.
-func containerJSON(c *runtimeapi.ContainerConfig) (string, error) {
+// keeps anyway and which may hold secrets. Of images that are mounted it says
+// which they turned out to be.
+func containerJSON(c *runtimeapi.ContainerConfig, volumes map[string]Volume) (string, error) {
 	kept := proto.CloneOf(c)
+	for _, m := range kept.GetMounts() {
+		if volume, ok := volumes[m.GetImage().GetImage()]; ok && m.GetImage() != nil {
+			m.Image.ImageRef = volume.Ref
+		}
+	}
 	kept.Labels, kept.Annotations, kept.Envs, kept.Command, kept.Args = nil, nil, nil, nil, nil
 	return toJSON(kept)
 }

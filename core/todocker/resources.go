@@ -17,6 +17,12 @@ import (
 // for. Less is written to the cgroup directly.
 const minMemory = 6 << 20
 
+// lowestScore and highestScore are the ends of oom_score_adj.
+const (
+	lowestScore  = -1000
+	highestScore = 1000
+)
+
 // swapKey is the file that says on cgroup v2 how much may be swapped.
 const swapKey = "memory.swap.max"
 
@@ -29,9 +35,17 @@ func resources(r *runtimeapi.LinuxContainerResources, can engine.Record) (contai
 		CpusetCpus: r.GetCpusetCpus(),
 		CpusetMems: r.GetCpusetMems(),
 	}
-	memory := r.GetMemoryLimitInBytes()
-	if memory < 0 || r.GetMemorySwapLimitInBytes() < -1 {
-		return out, invalid("memory limit %d with swap limit %d", memory, r.GetMemorySwapLimitInBytes())
+	if score := r.GetOomScoreAdj(); score < lowestScore || score > highestScore {
+		return out, invalid("oom_score_adj %d", score)
+	}
+	memory, both := r.GetMemoryLimitInBytes(), r.GetMemorySwapLimitInBytes()
+	switch {
+	case memory < 0 || both < unlimited:
+		return out, invalid("memory limit %d with swap limit %d", memory, both)
+	case both > 0 && memory == 0:
+		return out, invalid("memory_swap_limit_in_bytes %d without memory_limit_in_bytes", both)
+	case both > 0 && both < memory:
+		return out, invalid("memory_swap_limit_in_bytes %d is less than memory_limit_in_bytes %d, which it includes", both, memory)
 	}
 	if memory < minMemory {
 		return out, nil
@@ -39,8 +53,8 @@ func resources(r *runtimeapi.LinuxContainerResources, can engine.Record) (contai
 	out.Memory = memory
 	// The Engine takes an unsaid swap limit for as much again as the memory.
 	out.MemorySwap = memory
-	if limit := r.GetMemorySwapLimitInBytes(); limit != 0 {
-		out.MemorySwap = limit
+	if both != 0 {
+		out.MemorySwap = both
 	} else if word, ok := r.GetUnified()[swapKey]; ok && can.CgroupVersion == 2 {
 		swap, err := bytesOrMax(word)
 		if err != nil {
@@ -96,11 +110,7 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 	v2 := can.CgroupVersion == 2
 	var knobs []Knob
 	if m := r.GetMemoryLimitInBytes(); m > 0 && m < minMemory {
-		if v2 {
-			knobs = append(knobs, Knob{File: "memory.max", Value: strconv.FormatInt(m, 10), Late: true})
-		} else {
-			knobs = append(knobs, Knob{Controller: "memory", File: "memory.limit_in_bytes", Value: strconv.FormatInt(m, 10), Late: true})
-		}
+		knobs = littleMemory(m, r, v2)
 	}
 	for _, h := range r.GetHugepageLimits() {
 		if h.GetPageSize() == "" || strings.ContainsAny(h.GetPageSize(), "/.") {
@@ -128,4 +138,32 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 		knobs = append(knobs, Knob{File: file, Value: unified[file]})
 	}
 	return knobs, nil
+}
+
+// littleMemory writes limits that are below what the Engine takes: of memory, and
+// of swap as the Engine would have it.
+func littleMemory(memory int64, r *runtimeapi.LinuxContainerResources, v2 bool) []Knob {
+	both := r.GetMemorySwapLimitInBytes()
+	if both == 0 {
+		both = memory // none unless somebody asks for it
+	}
+	number := strconv.FormatInt(memory, 10)
+	if !v2 {
+		const swap = "memory.memsw.limit_in_bytes"
+		return []Knob{
+			// At no time may the one limit be above the other.
+			{Controller: "memory", File: swap, Value: "-1", Optional: true, Late: true},
+			{Controller: "memory", File: "memory.limit_in_bytes", Value: number, Late: true},
+			{Controller: "memory", File: swap, Value: strconv.FormatInt(both, 10), Optional: true, Late: true},
+		}
+	}
+	knobs := []Knob{{File: "memory.max", Value: number, Late: true}}
+	if _, said := r.GetUnified()[swapKey]; said {
+		return knobs // that counts, and is written with the others
+	}
+	swap := Knob{File: swapKey, Value: strconv.FormatInt(both-memory, 10), Optional: true, Late: true}
+	if both == unlimited {
+		swap.Value = "max"
+	}
+	return append(knobs, swap)
 }

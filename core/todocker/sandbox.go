@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -56,6 +57,12 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 	if err := oneLine("hostname", pod.GetHostname()); err != nil {
 		return Order{}, err
 	}
+	if err := noWindows(pod.GetWindows()); err != nil {
+		return Order{}, err
+	}
+	if err := portMappings(pod.GetPortMappings()); err != nil {
+		return Order{}, err
+	}
 	runtime, err := Runtime(ask.Handler, ask.Can)
 	if err != nil {
 		return Order{}, err
@@ -71,11 +78,11 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 	}
 	// The pause process itself is never privileged; the word only tells that
 	// containers of the pod may be.
-	options, err := securityOptions(sc, false, ask.Can, ask.Seccomp)
+	options, err := securityOptions(sc, false, ask.Can, ask.Seccomp, "")
 	if err != nil {
 		return Order{}, err
 	}
-	user, err := pauseUser(sc.GetRunAsUser(), sc.GetRunAsGroup())
+	user, err := pauseUser(sc)
 	if err != nil {
 		return Order{}, err
 	}
@@ -122,6 +129,7 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 		order.Config.Hostname = "" // the Engine refuses one beside the host's own
 	case ask.Bridge:
 		order.Host.NetworkMode = "default"
+		publish(pod.GetPortMappings(), order)
 	default:
 		// The fast form: the low-level runtime makes the network namespace, with
 		// lo up, and the Engine's own network code stays out of the way.
@@ -200,8 +208,12 @@ func userns(can engine.Record) container.UsernsMode {
 
 // namespaces refuses what no Docker container can have.
 func namespaces(ns *runtimeapi.NamespaceOption, sandbox bool) error {
-	if u := ns.GetUsernsOptions(); u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
+	u := ns.GetUsernsOptions()
+	if u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
 		return invalid("user namespaces for single pods (hostUsers: false) are not to be had from Docker")
+	}
+	if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
+		return invalid("id mappings in the node's user namespace")
 	}
 	switch mode := ns.GetNetwork(); mode {
 	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE:
@@ -214,7 +226,11 @@ func namespaces(ns *runtimeapi.NamespaceOption, sandbox bool) error {
 	default:
 		return invalid("ipc namespace mode %v", mode)
 	}
-	if mode := ns.GetPid(); mode == runtimeapi.NamespaceMode_TARGET && (sandbox || ns.GetTargetId() == "") {
+	mode := ns.GetPid()
+	if _, known := runtimeapi.NamespaceMode_name[int32(mode)]; !known {
+		return invalid("pid namespace mode %v", mode)
+	}
+	if mode == runtimeapi.NamespaceMode_TARGET && (sandbox || ns.GetTargetId() == "") {
 		return invalid("pid namespace mode TARGET needs a container and the target's id")
 	}
 	return nil
@@ -224,6 +240,14 @@ func namespaces(ns *runtimeapi.NamespaceOption, sandbox bool) error {
 // kubelet's.
 func noHealthcheck() *container.HealthConfig {
 	return &container.HealthConfig{Test: []string{"NONE"}}
+}
+
+// noWindows refuses what is meant for Windows: berth runs on Linux.
+func noWindows(m proto.Message) error {
+	if proto.Size(m) > 0 {
+		return invalid("fields for Windows (%s) in a request to a node that runs Linux", m.ProtoReflect().Descriptor().Name())
+	}
+	return nil
 }
 
 // oneLine refuses text that would break out of the file it is written to.

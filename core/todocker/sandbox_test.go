@@ -123,6 +123,37 @@ func TestSandboxVariants(t *testing.T) {
 			SandboxAsk{Can: old, Pod: pod(), Handler: "docker"},
 			func(o Order) bool { return o.Host.Runtime == "" },
 		},
+		"ports on Docker's bridge": {
+			SandboxAsk{Can: old, Bridge: true, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+				p.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: 5353, HostIp: "10.0.0.1"}, {ContainerPort: 80}}
+			})},
+			func(o Order) bool {
+				b := o.Host.PortBindings["53/udp"]
+				_, exposed := o.Config.ExposedPorts["53/udp"]
+				return exposed && len(o.Host.PortBindings) == 1 && len(b) == 1 && b[0].HostIP == "10.0.0.1" && b[0].HostPort == "5353"
+			},
+		},
+		"a user": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+				security(p).RunAsUser, security(p).SupplementalGroups = &runtimeapi.Int64Value{Value: 7}, []int64{8}
+				security(p).ReadonlyRootfs = true
+			})},
+			func(o Order) bool {
+				return o.Config.User == "7" && slices.Equal(o.Host.GroupAdd, []string{"8"}) && o.Host.ReadonlyRootfs
+			},
+		},
+		"a user with no groups of the image": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+				security(p).RunAsUser, security(p).SupplementalGroupsPolicy = &runtimeapi.Int64Value{Value: 7}, runtimeapi.SupplementalGroupsPolicy_Strict
+			})},
+			func(o Order) bool { return o.Config.User == "7:0" },
+		},
+		"a user and a group": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+				security(p).RunAsUser, security(p).RunAsGroup = &runtimeapi.Int64Value{Value: 7}, &runtimeapi.Int64Value{Value: 8}
+			})},
+			func(o Order) bool { return o.Config.User == "7:8" },
+		},
 		"the default seccomp profile, where it can be said": {
 			SandboxAsk{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
@@ -156,6 +187,16 @@ func TestSandboxRefuses(t *testing.T) {
 		"a group without a user": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
 		})},
+		"fields for Windows": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Windows = &runtimeapi.WindowsPodSandboxConfig{SecurityContext: &runtimeapi.WindowsSandboxSecurityContext{HostProcess: true}}
+		})},
+		"a protocol that there is not": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.PortMappings = []*runtimeapi.PortMapping{{Protocol: 9, ContainerPort: 80, HostPort: 80}}
+		})},
+		"a port that there is not": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 70000}}
+		})},
+		"a policy that there is not":   {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.SecurityContext.SupplementalGroupsPolicy = 9 })},
 		"a line break in the hostname": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = "a\nb" })},
 	} {
 		t.Run(name, func(t *testing.T) {

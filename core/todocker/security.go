@@ -30,8 +30,12 @@ const (
 // its deprecated one; nil stands for none at all.
 func profile(p *runtimeapi.SecurityProfile, old string) (*runtimeapi.SecurityProfile, error) {
 	if p != nil {
-		if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && p.GetLocalhostRef() == "" {
-			return nil, invalid("security profile of type Localhost without localhost_ref")
+		kind, local := p.GetProfileType(), p.GetProfileType() == runtimeapi.SecurityProfile_Localhost
+		if _, known := runtimeapi.SecurityProfile_ProfileType_name[int32(kind)]; !known {
+			return nil, invalid("security profile of type %v", kind)
+		}
+		if local != (p.GetLocalhostRef() != "") {
+			return nil, invalid("security profile of type %v with localhost_ref %q", kind, p.GetLocalhostRef())
 		}
 		return p, nil
 	}
@@ -65,8 +69,8 @@ func SeccompFile(sc securityContext, privileged bool) (string, error) {
 
 // securityOptions says which seccomp and AppArmor profiles and which SELinux
 // label a container runs under. content is that of a seccomp file, if one is
-// asked for.
-func securityOptions(sc securityContext, privileged bool, can engine.Record, content string) ([]string, error) {
+// asked for, and podLabel the label of the pod it is in, if it is in one.
+func securityOptions(sc securityContext, privileged bool, can engine.Record, content, podLabel string) ([]string, error) {
 	var options []string
 
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
@@ -99,16 +103,28 @@ func securityOptions(sc securityContext, privileged bool, can engine.Record, con
 		options = append(options, "apparmor="+strings.TrimPrefix(p.GetLocalhostRef(), wordLocalhost))
 	}
 
-	if se := sc.GetSelinuxOptions(); se != nil {
-		for _, part := range []struct{ key, value string }{
-			{"user", se.GetUser()}, {"role", se.GetRole()}, {"type", se.GetType()}, {"level", se.GetLevel()},
-		} {
-			if part.value != "" {
-				options = append(options, "label="+part.key+":"+part.value)
-			}
+	return append(options, labelOptions(sc.GetSelinuxOptions(), podLabel)...), nil
+}
+
+// labelOptions says which SELinux label a container has. One that asks for none
+// gets that of its pod from the Engine, with the pod's IPC namespace.
+func labelOptions(se *runtimeapi.SELinuxOption, podLabel string) (options []string) {
+	for _, part := range []struct{ key, value string }{
+		{"user", se.GetUser()}, {"role", se.GetRole()}, {"type", se.GetType()}, {"level", se.GetLevel()},
+	} {
+		if part.value != "" {
+			options = append(options, "label="+part.key+":"+part.value)
 		}
 	}
-	return options, nil
+	if len(options) > 0 && se.GetLevel() == "" {
+		// The Engine would make up a level, and the container could not read
+		// what the others of its pod have written.
+		const parts = 4 // user:role:type:level, and the level may have colons
+		if label := strings.SplitN(podLabel, ":", parts); len(label) == parts {
+			options = append(options, "label=level:"+label[parts-1])
+		}
+	}
+	return options
 }
 
 // capabilities settles add and drop before the Engine does, for it and the CRI
@@ -142,17 +158,32 @@ func capNames(names []string) []string {
 }
 
 // pauseUser returns who the pause process runs as, in the Engine's words.
-func pauseUser(uid, gid *runtimeapi.Int64Value) (string, error) {
+func pauseUser(sc *runtimeapi.LinuxSandboxSecurityContext) (string, error) {
+	if err := groupsPolicy(sc.GetSupplementalGroupsPolicy()); err != nil {
+		return "", err
+	}
+	uid, gid := sc.GetRunAsUser(), sc.GetRunAsGroup()
 	switch {
 	case uid == nil && gid != nil:
 		return "", errGroupAlone
 	case uid == nil:
 		return "", nil
+	case gid == nil && sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict:
+		// With a group that is named, the Engine adds none of the image's.
+		return strconv.FormatInt(uid.GetValue(), 10) + ":0", nil
 	case gid == nil:
 		return strconv.FormatInt(uid.GetValue(), 10), nil
 	default:
 		return strconv.FormatInt(uid.GetValue(), 10) + ":" + strconv.FormatInt(gid.GetValue(), 10), nil
 	}
+}
+
+// groupsPolicy refuses a policy that there is not.
+func groupsPolicy(p runtimeapi.SupplementalGroupsPolicy) error {
+	if _, known := runtimeapi.SupplementalGroupsPolicy_name[int32(p)]; !known {
+		return invalid("supplemental_groups_policy %v", p)
+	}
+	return nil
 }
 
 // errGroupAlone is about a security context that the CRI does not allow.

@@ -29,6 +29,15 @@ func Revert(old, result *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxCo
 	return back
 }
 
+// CheckUpdate refuses what an update of a container asks for besides the
+// resources of a Linux container.
+func CheckUpdate(r *runtimeapi.UpdateContainerResourcesRequest) error {
+	if len(r.GetAnnotations()) > 0 {
+		return invalid("annotations of an update: berth knows of none that would change a container")
+	}
+	return noWindows(r.GetWindows())
+}
+
 // An Update is an order to change the resources of a container.
 type Update struct {
 	// Engine is what the Engine can be told.
@@ -56,7 +65,15 @@ func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine
 	}
 	turned := &runtimeapi.LinuxContainerResources{HugepageLimits: change.GetHugepageLimits(), Unified: change.GetUnified()}
 	if m := result.GetMemoryLimitInBytes(); m < minMemory {
-		turned.MemoryLimitInBytes = m // in any case: the Engine may write what it was told before
+		// In any case: the Engine may write what it was told before.
+		turned.MemoryLimitInBytes, turned.MemorySwapLimitInBytes = m, result.GetMemorySwapLimitInBytes()
+		if word, ok := result.GetUnified()[swapKey]; ok && can.CgroupVersion == 2 && m > 0 {
+			turned.Unified = maps.Clone(turned.Unified)
+			if turned.Unified == nil {
+				turned.Unified = map[string]string{}
+			}
+			turned.Unified[swapKey] = word
+		}
 	}
 	if u.Knobs, err = Knobs(turned, can); err != nil {
 		return u, err

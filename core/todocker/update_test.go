@@ -3,6 +3,7 @@ package todocker
 import (
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -50,11 +51,21 @@ func TestUpdateContainer(t *testing.T) {
 		},
 		"less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: mib}, container.Resources{},
-			[]Knob{{File: "memory.max", Value: "1048576", Late: true}}, &r{MemoryLimitInBytes: mib},
+			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "0", Optional: true, Late: true}}, &r{MemoryLimitInBytes: mib},
 		},
 		"another update of less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: mib}, &r{CpuShares: 5}, container.Resources{CPUShares: 5},
-			[]Knob{{File: "memory.max", Value: "1048576", Late: true}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
+			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "0", Optional: true, Late: true}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
+		},
+		"another update of little memory with swap": {
+			v2, &r{MemoryLimitInBytes: mib, MemorySwapLimitInBytes: 2 * mib, CpusetMems: "0"}, &r{CpuShares: 5}, container.Resources{CPUShares: 5, CpusetMems: "0"},
+			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "1048576", Optional: true, Late: true}},
+			&r{MemoryLimitInBytes: mib, MemorySwapLimitInBytes: 2 * mib, CpuShares: 5, CpusetMems: "0"},
+		},
+		"another update of little memory with swap in so many words": {
+			v2, &r{MemoryLimitInBytes: mib, Unified: map[string]string{"memory.swap.max": "7"}}, &r{CpuShares: 5}, container.Resources{CPUShares: 5},
+			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "7"}},
+			&r{MemoryLimitInBytes: mib, Unified: map[string]string{"memory.swap.max": "7"}, CpuShares: 5},
 		},
 		"cgroup files": {
 			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
@@ -91,5 +102,19 @@ func TestUpdateContainer(t *testing.T) {
 		if _, err := UpdateContainer(nil, change, v1); err == nil {
 			t.Errorf("%s is taken", name)
 		}
+	}
+}
+
+func TestCheckUpdate(t *testing.T) {
+	for name, r := range map[string]*runtimeapi.UpdateContainerResourcesRequest{
+		"annotations":        {Annotations: map[string]string{"a": "b"}},
+		"fields for Windows": {Windows: &runtimeapi.WindowsContainerResources{CpuCount: 1}},
+	} {
+		if err := CheckUpdate(r); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v, want an invalid argument", name, err)
+		}
+	}
+	if err := CheckUpdate(&runtimeapi.UpdateContainerResourcesRequest{Windows: &runtimeapi.WindowsContainerResources{}}); err != nil {
+		t.Error(err)
 	}
 }

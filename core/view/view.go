@@ -44,6 +44,7 @@ type Sandbox struct {
 	Running      bool
 	Runtime      string // in the Engine's words
 	CgroupParent string // in the Engine's words
+	Label        string // of the pause process, on a node with SELinux
 	HostNetwork  bool
 	Bridged      bool // on Docker's own network
 	Ours         bool // created by berth rather than taken over
@@ -438,6 +439,7 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 		Running:      c.State.Running,
 		Runtime:      c.HostConfig.Runtime,
 		CgroupParent: c.HostConfig.CgroupParent,
+		Label:        c.ProcessLabel,
 		HostNetwork:  c.HostConfig.NetworkMode.IsHost(),
 		Bridged:      !c.HostConfig.NetworkMode.IsHost() && !c.HostConfig.NetworkMode.IsNone() && !c.Config.NetworkDisabled,
 		Ours:         labels.Decode(c.Config.Labels).Ours(),
