@@ -17,6 +17,10 @@ const (
 	// goodFor and badFor are how long an answer is believed.
 	goodFor = 5 * time.Second
 	badFor  = time.Second
+	// slowFor is how long after their last answer plugins are taken to be as they
+	// said. A busy node starts programs slowly; it must not be called not ready for
+	// that, for then it loses its pods.
+	slowFor = time.Minute
 )
 
 // health is what the plugins of a network have last said about themselves.
@@ -24,6 +28,8 @@ type health struct {
 	asking chan struct{} // holds one token while somebody asks; guards following
 	until  time.Time
 	err    error
+	heard  time.Time // when they last answered; zero for never
+	said   error     // what
 }
 
 func newHealth() health { return health{asking: make(chan struct{}, 1)} }
@@ -51,7 +57,7 @@ func (n *CNI) Status(ctx context.Context) error {
 	case h.asking <- struct{}{}:
 		defer func() { <-h.asking }()
 	case <-limited.Done():
-		return unwell(nw, limited.Err())
+		return unwell(nw, limited.Err()) // whoever asks is told soon
 	}
 	if time.Now().Before(h.until) {
 		return h.err
@@ -60,9 +66,18 @@ func (n *CNI) Status(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return unwell(nw, ctx.Err()) // the caller's doing says nothing about the plugins
 	}
-	h.err, h.until = nil, time.Now().Add(goodFor)
-	if err != nil {
-		h.err, h.until = unwell(nw, err), time.Now().Add(badFor)
+	now := time.Now()
+	switch {
+	case err == nil:
+		h.err, h.until = nil, now.Add(goodFor)
+	case limited.Err() != nil && now.Sub(h.heard) < slowFor:
+		h.err, h.until = h.said, now.Add(badFor)
+		return h.err
+	default:
+		h.err, h.until = unwell(nw, err), now.Add(badFor)
+	}
+	if limited.Err() == nil {
+		h.heard, h.said = now, h.err
 	}
 	return h.err
 }

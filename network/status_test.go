@@ -77,3 +77,20 @@ func TestStatusAfterAChange(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+// A plugin that starts slowly on a busy node does not make it not ready at once.
+func TestStatusOfASlowPlugin(t *testing.T) {
+	d := newNode(t, "fake")
+	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES", "hang": ["STATUS"]}]}`)
+	n := d.new()
+	nw, err := n.choose()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for age, ready := range map[time.Duration]bool{slowFor / 2: true, 2 * slowFor: false} {
+		nw.health.until, nw.health.heard, nw.health.said = time.Time{}, time.Now().Add(-age), nil
+		if err := n.Status(t.Context()); (err == nil) != ready {
+			t.Errorf("%v after its last answer: %v", age, err)
+		}
+	}
+}
