@@ -251,7 +251,6 @@ ok "a pod with many fields runs" running fields
 ok "an image volume" is "$(one cat /image/share/sub/file)" "from an image"
 ok "a sub-path of it" is "$(one cat /sub/file)" "from an image"
 ok "it cannot be written to" one sh -c '! touch /image/x 2>/dev/null'
-ok "the kubelet tells of it" is "$(k get pod fields -o 'jsonpath={.status.containerStatuses[0].volumeMounts[?(@.name=="image")].readOnly}')" "true true"
 ok "added capabilities, for root only" is "$(one grep -E 'CapBnd|CapEff' /proc/self/status | tr -s '\t\n' ' ')" "CapEff: 0000000000000000 CapBnd: 00000000a80435fb "
 ok "seccomp: unconfined" is "$(one grep -c 'Seccomp:.0' /proc/self/status)" 1
 ok "seccomp: a profile of the node" k exec fields -c two -- sh -c '! mkdir /x 2>/dev/null'
@@ -262,7 +261,8 @@ ok "hostname" is "$(one hostname)" named
 ok "host aliases" one grep -q '^10.1.2.3.*alias' /etc/hosts
 ok "DNS" is "$(one cat /etc/resolv.conf | tr '\n' ' ')" "nameserver 10.9.9.9 search a.test options ndots:3 "
 ok "one process namespace" one sh -c 'ps | grep -q "[s]leep 1000"'
-ok "read-only with all below" one sh -c 'touch /deep/below/x 2>&1 | grep -q Read-only'
+ok "the kubelet says that it is read-only with all below" is "$(k get pod fields -o 'jsonpath={.status.containerStatuses[0].volumeMounts[?(@.mountPath=="/deep")].recursiveReadOnly}')" Enabled
+ok "and it is" one sh -c 'touch /deep/below/x 2>&1 | grep -q Read-only'
 ok "read-only, and not below" k exec fields -c one -- sh -c 'touch /shallow/x 2>&1 | grep -q Read-only; ! touch /shallow/below/x 2>&1 | grep -q Read-only'
 pod node "  hostNetwork: true
 		  hostPID: true

@@ -144,7 +144,7 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 	}
 	content, err := os.ReadFile(file)
 	if err != nil {
-		return ask, fmt.Errorf("seccomp profile: %w", err)
+		return ask, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	ask.Seccomp = string(content)
 	return ask, nil

@@ -110,7 +110,7 @@ func seccomp(pod *runtimeapi.PodSandboxConfig) (string, error) {
 	}
 	content, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("seccomp profile: %w", err)
+		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	return string(content), nil
 }

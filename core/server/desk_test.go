@@ -328,8 +328,12 @@ func TestAPod(t *testing.T) {
 		h.must(err)
 		_, err = h.runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
 		h.must(err)
-		_, err = h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
+		seen, err := h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 		h.must(err)
+		// A kubelet 1.37 with the gate EventedPLEG would start sidecars again and again.
+		if seen.GetTimestamp() != 0 || len(seen.GetContainersStatuses()) != 1 {
+			t.Errorf("status of the pod: timestamp %d, %d containers", seen.GetTimestamp(), len(seen.GetContainersStatuses()))
+		}
 	}
 	if n := h.engine.Calls(); n > 0 {
 		t.Errorf("lists and status cost %d calls of Docker", n)

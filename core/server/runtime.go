@@ -30,7 +30,6 @@ func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSa
 
 // PodSandboxStatus looks at one pod.
 func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
-	at := time.Now()
 	pod, err := s.Sandboxes.Status(ctx, r.GetPodSandboxId())
 	if err != nil {
 		return nil, err
@@ -39,7 +38,10 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxS
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.PodSandboxStatusResponse{Status: pod.Status, ContainersStatuses: inside, Timestamp: at.UnixNano()}
+	// Without a timestamp, which is for kubelets with the gate EventedPLEG: with one,
+	// 1.37 takes no container for active, and starts sidecars again every few
+	// seconds. It asks for each container's status itself then.
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: pod.Status, ContainersStatuses: inside}
 	if r.GetVerbose() {
 		resp.Info, err = info(map[string]any{
 			"sandboxID": pod.ID(), "pid": pod.Pid, "runtimeHandler": pod.Row.GetRuntimeHandler(), "runtimeType": pod.Runtime,
