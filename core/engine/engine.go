@@ -20,6 +20,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 const (
@@ -44,6 +46,8 @@ type Config struct {
 	// Timeout bounds the calls that should be short (not pulls, stops, waits).
 	// Zero means ShortTimeout.
 	Timeout time.Duration
+	// Metrics is told how the Engine does, unless it is nil.
+	Metrics prometheus.Registerer
 }
 
 // A Conn is one connection to one Engine: its client, with an API version
@@ -55,6 +59,15 @@ type Conn struct {
 
 	timeout  time.Duration
 	oomFloor atomic.Int64
+	meter    *meter
+}
+
+// Close lets go of the connections that are idle.
+func (c *Conn) Close() error {
+	if c.meter != nil {
+		c.meter.next.CloseIdleConnections()
+	}
+	return c.Client.Close()
 }
 
 // OOMFloor returns the lowest oom_score_adj that may be asked of the Engine,
@@ -72,8 +85,9 @@ func (c *Conn) Short(ctx context.Context) (context.Context, context.CancelFunc) 
 
 // An Engine is the Docker Engine as it comes and goes. Run keeps it connected.
 type Engine struct {
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	calls *prometheus.HistogramVec
 
 	mu      sync.Mutex // guards following
 	conn    *Conn      // nil while the Engine is away
@@ -95,12 +109,22 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	if err := c.Close(); err != nil {
 		return nil, err
 	}
-	return &Engine{
+	e := &Engine{
 		cfg:     cfg,
 		log:     log,
+		calls:   newCalls(cfg.Metrics),
 		away:    errNotYet,
 		changed: make(chan struct{}),
-	}, nil
+	}
+	promauto.With(cfg.Metrics).NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "berthd_engine_up", Help: "Whether Docker answers.",
+	}, func() float64 {
+		if _, err := e.Use(); err != nil {
+			return 0
+		}
+		return 1
+	})
+	return e, nil
 }
 
 // hostOption reads the whole environment only when no host is named: a
@@ -297,13 +321,15 @@ func ping(ctx context.Context, conn *Conn) error {
 func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	c, err := client.NewClientWithOpts(hostOption(e.cfg.Host), client.WithAPIVersionNegotiation())
+	conn := &Conn{timeout: e.cfg.Timeout}
+	conn.Client, err = client.NewClientWithOpts(hostOption(e.cfg.Host), client.WithAPIVersionNegotiation(), measured(e.calls, &conn.meter))
 	if err != nil {
 		return nil, err
 	}
+	c := conn.Client
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, c.Close())
+			err = errors.Join(err, conn.Close())
 		}
 	}()
 	// A fresh client every time: one that has agreed on a version never goes
@@ -316,12 +342,10 @@ func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
 		return nil, fmt.Errorf("this Docker Engine speaks API %s, berth needs %s or newer (Docker 20.10): upgrade Docker", pong.APIVersion, MinAPI)
 	}
 	c.NegotiateAPIVersionPing(pong)
-	can, err := inquire(ctx, c, e.cfg.Host)
-	if err != nil {
+	if conn.Can, err = inquire(ctx, c, e.cfg.Host); err != nil {
 		return nil, err
 	}
-	conn := &Conn{Client: c, Can: can, timeout: e.cfg.Timeout}
-	conn.RaiseOOMFloor(can.LowestOOMScore)
+	conn.RaiseOOMFloor(conn.Can.LowestOOMScore)
 	return conn, nil
 }
 

@@ -1,0 +1,104 @@
+package engine_test
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"berth/core/engine"
+	"berth/core/engine/enginetest"
+)
+
+// TestCallsAreMeasured sees each kind of call once, whoever it is about.
+func TestCallsAreMeasured(t *testing.T) {
+	e := enginetest.New(t)
+	reg := prometheus.NewPedanticRegistry()
+	docker, err := engine.New(engine.Config{Host: e.Host, Metrics: reg}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- docker.Run(ctx) }()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	first, stop := context.WithTimeout(ctx, 10*time.Second)
+	defer stop()
+	conn, err := docker.Wait(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	series := func() (n int) {
+		n, err := testutil.GatherAndCount(reg, "berthd_engine_call_duration_seconds")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := series()
+	for _, id := range []string{"one", "two", "three"} {
+		if _, err := conn.ContainerInspect(ctx, id); err == nil {
+			t.Errorf("container %s is there", id)
+		}
+	}
+	if got := series(); got != before+1 {
+		t.Errorf("%d series more, want one", got-before)
+	}
+	up, err := testutil.GatherAndCount(reg, "berthd_engine_up")
+	if err != nil || up != 1 {
+		t.Errorf("%d, %v", up, err)
+	}
+}
+
+// TestCallsOverTCP measures where Docker is on the network, with and without TLS.
+func TestCallsOverTCP(t *testing.T) {
+	reached := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Api-Version", "1.24") // too old to go on
+	})
+	for name, serve := range map[string]func(http.Handler) *httptest.Server{"plain": httptest.NewServer, "TLS": httptest.NewTLSServer} {
+		t.Run(name, func(t *testing.T) {
+			srv := serve(reached)
+			defer srv.Close()
+			if name == "TLS" {
+				dir := t.TempDir()
+				ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+				key, err := x509.MarshalPKCS8PrivateKey(srv.TLS.Certificates[0].PrivateKey)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for file, text := range map[string][]byte{"ca.pem": ca, "cert.pem": ca, "key.pem": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})} {
+					if err := os.WriteFile(filepath.Join(dir, file), text, 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+				t.Setenv("DOCKER_CERT_PATH", dir)
+				t.Setenv("DOCKER_TLS_VERIFY", "1")
+			}
+			t.Setenv("DOCKER_HOST", "tcp://"+srv.Listener.Addr().String())
+			reg := prometheus.NewPedanticRegistry()
+			docker, err := engine.New(engine.Config{Metrics: reg}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := docker.Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
+				t.Errorf("the Engine was not reached: %v", err)
+			}
+			if n, err := testutil.GatherAndCount(reg, "berthd_engine_call_duration_seconds"); err != nil || n == 0 {
+				t.Errorf("%d series, %v", n, err)
+			}
+		})
+	}
+}
