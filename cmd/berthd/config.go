@@ -35,6 +35,8 @@ type Config struct {
 	RequestTimeout time.Duration
 	StreamingAddr  string // host and port; port 0 for any
 	StreamingTLS   streaming.KeyPair
+	MetricsAddr    string // host and port, or empty for none
+	Profiles       bool   // at MetricsAddr
 	LogLevel       string // a key of levels
 	LogFormat      string // text or json
 

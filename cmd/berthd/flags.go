@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -83,6 +84,12 @@ func options(cfg *Config) []group {
 				usage: "the least that is logged: trace, debug, info, warn, error, fatal or panic"},
 			{name: "log-format", value: choice(&cfg.LogFormat, "text", "json"), initial: "text",
 				usage: "text or json"},
+		}},
+		{"Metrics", []*option{
+			{name: "metrics-bind-addr", value: set(&cfg.MetricsAddr, aMetricsAddress), initial: "",
+				usage: "`IP:PORT` to serve /metrics for Prometheus and /healthz on, or only a port for 127.0.0.1; empty for none. Whoever reaches it is told, without authentication"},
+			{name: "profiling", value: set(&cfg.Profiles, strconv.ParseBool), initial: "false",
+				usage: "serve profiles of the daemon itself at /debug/pprof/ of metrics-bind-addr, which must be on the loopback"},
 		}},
 		{"Without effect, taken with a warning", []*option{
 			{name: "ipv6-dual-stack", value: set(new(bool), strconv.ParseBool), initial: "false",
@@ -185,6 +192,12 @@ func parse(c call) (cfg Config, done bool, err error) {
 		if o.idle != "" && o.from != "" {
 			cfg.warnings = append(cfg.warnings, warning{o.name, o.from, o.idle})
 		}
+	}
+	switch host, _, err := net.SplitHostPort(cfg.MetricsAddr); {
+	case cfg.Profiles && cfg.MetricsAddr == "":
+		return cfg, false, misuse("--profiling needs metrics-bind-addr")
+	case cfg.Profiles && (err != nil || !onLoopback(host)):
+		return cfg, false, misuse("--profiling shows what is in memory to whoever asks: metrics-bind-addr must be on the loopback, not %s", cfg.MetricsAddr)
 	}
 	if cfg.verb == verbPrint {
 		return cfg, true, printConfig(c.out, table, cfg.warnings)

@@ -42,7 +42,11 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	docker, err := engine.New(engine.Config{Host: cfg.DockerEndpoint, Timeout: cfg.RequestTimeout}, log)
+	reg, err := newRegistry()
+	if err != nil {
+		return err
+	}
+	docker, err := engine.New(engine.Config{Host: cfg.DockerEndpoint, Timeout: cfg.RequestTimeout, Metrics: reg}, log)
 	if err != nil {
 		return err
 	}
@@ -60,7 +64,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		return err
 	}
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
-	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output}, docker, log)
+	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, Metrics: reg}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, mounts.New(filepath.Join(cfg.RunDir, "mounts")), log)
@@ -74,10 +78,19 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	desk := server.New(server.Rooms{
 		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: containers, Images: images,
 		Commands: commands, Stats: used, Streams: streams, Network: pods,
-	}, server.Info{PauseImage: cfg.PauseImage, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+	}, server.Info{PauseImage: cfg.PauseImage, Metrics: reg, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+
+	if err := errors.Join(output.Export(reg), used.Export(ctx, reg)); err != nil {
+		return err
+	}
+	side, err := observe(cfg, reg, seen, l.Addr(), log)
+	if err != nil {
+		return err
+	}
 
 	// Every goroutine that outlives a call is started here and waited for here.
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return side.Run(ctx) })
 	g.Go(func() error { return docker.Run(ctx) })
 	g.Go(func() error { return seen.Run(ctx) })
 	g.Go(func() error { return pods.Run(ctx) })

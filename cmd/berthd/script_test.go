@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +65,8 @@ func TestScripts(t *testing.T) {
 			"notify-socket":  notifySocket,
 			"await-notified": awaitNotified,
 			"mode":           mode,
+			"free-port":      freePort,
+			"http":           askHTTP,
 		},
 	})
 }
@@ -155,6 +160,34 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 	if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[1] {
 		ts.Fatalf("mode of %s is %s, want %s", args[0], got, args[1])
 	}
+}
+
+// free-port NAME puts a port that nobody listens on into the environment.
+func freePort(ts *testscript.TestScript, neg bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(errors.Join(err, l.Close()))
+	ts.Setenv(args[0], port)
+}
+
+// http CODE URL [TEXT...] waits until that is answered, with the texts in it.
+func askHTTP(ts *testscript.TestScript, neg bool, args []string) {
+	last := ""
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		resp, err := http.Get(args[1])
+		if err != nil {
+			last = err.Error()
+			continue
+		}
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(errors.Join(err, resp.Body.Close()))
+		last = fmt.Sprintf("%d %s", resp.StatusCode, body)
+		if fmt.Sprint(resp.StatusCode) == args[0] && !slices.ContainsFunc(args[2:], func(text string) bool { return !strings.Contains(string(body), text) }) {
+			return
+		}
+	}
+	ts.Fatalf("%s: %s", args[1], last)
 }
 
 // notify-socket stands in for the service manager that a Type=notify unit tells of

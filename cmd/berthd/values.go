@@ -83,10 +83,12 @@ func (s *setting[T]) Type() string {
 func (s *setting[T]) choices() []string { return s.words }
 
 func (s *setting[T]) plain() any {
-	if list, ok := any(*s.to).([]string); ok {
-		return list
+	switch v := any(*s.to).(type) {
+	case []string, bool:
+		return v
+	default:
+		return s.String()
 	}
-	return s.String()
 }
 
 func anything(s string) (string, error) { return s, nil }
@@ -223,6 +225,28 @@ func anAddress(s string) (string, error) {
 		return "", errors.New("must be an IP address, or one and a port like 127.0.0.1:10010")
 	}
 	return s, nil
+}
+
+// aMetricsAddress completes a port to an address on the loopback.
+func aMetricsAddress(s string) (string, error) {
+	if s == "" {
+		return s, nil // none
+	}
+	if _, err := strconv.ParseUint(s, 10, 16); err == nil {
+		s = "127.0.0.1:" + s
+	}
+	if _, _, err := net.SplitHostPort(s); err == nil {
+		if s, err := anAddress(s); err == nil {
+			return s, nil
+		}
+	}
+	return "", errors.New("must be an IP address and a port like 127.0.0.1:9633, or only a port")
+}
+
+// onLoopback reports whether a host is this machine for itself only.
+func onLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 func duration(s string) (time.Duration, error) {

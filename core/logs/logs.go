@@ -160,7 +160,7 @@ func (s *Service) wake(p *pump) {
 		}
 		return
 	}
-	p.running = true
+	p.running, p.caughtUp = true, time.Now()
 	s.due = append(s.due, p)
 	select {
 	case s.awake <- struct{}{}:
@@ -210,7 +210,7 @@ func (s *Service) know(id, source, path string) (*pump, error) {
 			return nil, err
 		}
 	}
-	p.complete = p.at.Complete
+	p.complete, p.follows = p.at.Complete, p.at.Follow
 	s.pumps[id] = p
 	return p, nil
 }

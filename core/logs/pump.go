@@ -62,9 +62,11 @@ type pump struct {
 	again    bool  // whether to look once more before it ends
 	asks     []ask // not seen yet
 	tty      bool
-	ended    bool // whether the container has
-	complete bool // whether all is written, or has been waited for long enough
-	gone     bool // whether nobody runs it any more
+	ended    bool      // whether the container has
+	complete bool      // whether all is written, or has been waited for long enough
+	gone     bool      // whether nobody runs it any more
+	follows  bool      // whether it reads the Engine's log stream
+	caughtUp time.Time // when all that there was had last been written, while it runs
 
 	// The goroutine's own.
 	at      position
@@ -75,6 +77,7 @@ type pump struct {
 	dirty   int64     // how much has been written since
 	told    string    // the last trouble that was logged
 	odd     bool      // whether an unreadable line was logged
+	behind  bool      // whether the last look has left something unwritten
 }
 
 // buffers are a pump's for as long as it reads.
@@ -103,6 +106,7 @@ func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) 
 		// Of one that is being removed the kubelet may have removed the log.
 		if !p.at.Complete && (!end || p.out != nil) {
 			moved, err = s.copy(ctx, p)
+			p.behind = err != nil
 			s.trouble(p, err)
 		}
 		switch {
@@ -147,6 +151,9 @@ func (s *Service) take(p *pump) (asks []ask, ended, end bool) {
 	defer s.mu.Unlock()
 	asks, ended = p.asks, p.ended
 	p.asks, p.again = nil, false
+	if !p.behind {
+		p.caughtUp = time.Now()
+	}
 	for _, a := range asks {
 		end = end || a.what == closed
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -17,8 +19,19 @@ import (
 	"berth/core/engine"
 )
 
-// answer gives every call its one log line and every error its gRPC code.
-func answer(log *slog.Logger) grpc.UnaryServerInterceptor {
+// newCalls makes the measure of how long calls take, known to reg unless that
+// is nil.
+func newCalls(reg prometheus.Registerer) *prometheus.HistogramVec {
+	return promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "berthd_call_duration_seconds",
+		Help:    "Time that calls of the CRI took, by method and gRPC code.",
+		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 120},
+	}, []string{"method", "code"})
+}
+
+// answer gives every call its one log line and its measure, and every error
+// its gRPC code.
+func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		var resp any
@@ -27,8 +40,10 @@ func answer(log *slog.Logger) grpc.UnaryServerInterceptor {
 			return err
 		})
 		err = coded(err)
-		log.LogAttrs(ctx, level(err), "answered", slog.String("call", path.Base(call.FullMethod)),
-			subject(req), slog.Duration("took", time.Since(start)), problem(err))
+		took, method := time.Since(start), path.Base(call.FullMethod)
+		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
+		log.LogAttrs(ctx, level(err), "answered", slog.String("call", method),
+			subject(req), slog.Duration("took", took), problem(err))
 		if err != nil {
 			return nil, err
 		}
@@ -37,12 +52,14 @@ func answer(log *slog.Logger) grpc.UnaryServerInterceptor {
 }
 
 // answerStream is answer for calls whose answer comes in pieces.
-func answerStream(log *slog.Logger) grpc.StreamServerInterceptor {
+func answerStream(log *slog.Logger, calls *prometheus.HistogramVec) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		start := time.Now()
 		err := coded(survive(log, func() error { return next(srv, stream) }))
-		log.LogAttrs(stream.Context(), level(err), "answered", slog.String("call", path.Base(call.FullMethod)),
-			slog.Duration("took", time.Since(start)), problem(err))
+		took, method := time.Since(start), path.Base(call.FullMethod)
+		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
+		log.LogAttrs(stream.Context(), level(err), "answered", slog.String("call", method),
+			slog.Duration("took", took), problem(err))
 		return err
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -45,15 +47,20 @@ func TestCodes(t *testing.T) {
 func TestOneLineAndNoPanicPerCall(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	reg := prometheus.NewPedanticRegistry()
+	calls := newCalls(reg)
 	call := &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/ContainerStatus"}
 	req := &runtimeapi.ContainerStatusRequest{ContainerId: "c1"}
-	_, err := answer(log)(t.Context(), req, call, func(context.Context, any) (any, error) { return nil, errdefs.ErrNotFound })
+	_, err := answer(log, calls)(t.Context(), req, call, func(context.Context, any) (any, error) { return nil, errdefs.ErrNotFound })
 	if status.Code(err) != codes.NotFound || strings.Count(out.String(), "\n") != 1 || !strings.Contains(out.String(), "container=c1") {
 		t.Errorf("%v\n%s", err, &out)
 	}
-	_, err = answer(log)(t.Context(), req, call, func(context.Context, any) (any, error) { panic("a bug") })
+	_, err = answer(log, calls)(t.Context(), req, call, func(context.Context, any) (any, error) { panic("a bug") })
 	if status.Code(err) != codes.Internal {
 		t.Errorf("a panic: %v, want Internal", err)
+	}
+	if n, err := testutil.GatherAndCount(reg, "berthd_call_duration_seconds"); err != nil || n != 2 {
+		t.Errorf("%d series, %v; want one of each code", n, err)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/registry"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -58,6 +59,7 @@ type house struct {
 	dir     string
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
+	told    *prometheus.Registry
 }
 
 // furnish moves in.
@@ -68,7 +70,7 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &house{T: t, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &house{T: t, engine: enginetest.New(t, options...), dir: dir, told: prometheus.NewPedanticRegistry(), pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	log := slog.New(slog.DiscardHandler)
 	notes, err := journal.Open(filepath.Join(dir, "journal"))
@@ -78,11 +80,11 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 		h.must(err)
 		return s
 	}
-	docker, err := engine.New(engine.Config{Host: h.engine.Host}, log)
+	docker, err := engine.New(engine.Config{Host: h.engine.Host, Metrics: h.told}, log)
 	h.must(err)
 	output := logs.New(logs.CRI, docker, shelf("logs"), log)
 	failures, updates := shelf("failed-starts"), shelf("updates")
-	seen := view.New(view.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output}, docker, log)
+	seen := view.New(view.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output, Metrics: h.told}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 300 * time.Millisecond, Written: used.Written}, docker, log)
 	run := filepath.Join(dir, "run")
@@ -94,11 +96,12 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	desk := server.New(server.Rooms{
 		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: inside, Images: images,
 		Commands: commands, Stats: used, Streams: streams, Network: h.pods,
-	}, server.Info{}, log)
+	}, server.Info{Metrics: h.told}, log)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
 	h.must(err)
 
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	h.must(errors.Join(output.Export(h.told), used.Export(ctx, h.told)))
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		docker.Run, seen.Run, images.Run, images.Tidy, sandboxes.KeepClean, inside.KeepClean, output.Run, streams.Run,

@@ -3,6 +3,8 @@ package server_test
 import (
 	"errors"
 	"io"
+	"slices"
+	"strings"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -74,6 +76,37 @@ func TestMetrics(t *testing.T) {
 	}
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the end of the stream: %v", err)
+	}
+
+	// Prometheus is told the same, and what else there is to know.
+	families, err := h.told.Gather()
+	h.must(err)
+	exported := map[string]int{}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			exported[f.GetName()]++
+			if !strings.HasPrefix(f.GetName(), "container_") {
+				continue
+			}
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetName())
+			}
+			want := slices.Sorted(slices.Values(keys[f.GetName()]))
+			if !slices.Equal(labels, want) {
+				t.Errorf("%s has the labels %v, the kubelet is told %v", f.GetName(), labels, want)
+			}
+		}
+	}
+	for _, m := range append(got.GetMetrics(), got.GetContainerMetrics()[0].GetMetrics()...) {
+		if exported[m.GetName()] == 0 {
+			t.Errorf("%s is not exported", m.GetName())
+		}
+	}
+	for _, name := range []string{"berthd_call_duration_seconds", "berthd_engine_call_duration_seconds", "berthd_view_lag_seconds", "berthd_log_lag_seconds", "berthd_engine_up"} {
+		if exported[name] == 0 {
+			t.Errorf("%s is not exported", name)
+		}
 	}
 
 	// One that has ended is left out, and so is its pod.

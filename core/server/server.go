@@ -11,6 +11,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -59,6 +60,8 @@ type Info struct {
 	PauseImage string
 	// Config is the daemon's configuration, without secrets.
 	Config map[string]any
+	// Metrics is told how long calls take, unless it is nil.
+	Metrics prometheus.Registerer
 }
 
 // A Server serves the CRI.
@@ -68,12 +71,13 @@ type Server struct {
 	Rooms
 	Info
 	log    *slog.Logger
+	calls  *prometheus.HistogramVec
 	ending chan struct{} // closed when the daemon is told to stop
 }
 
 // New returns a Server that answers from rooms.
 func New(rooms Rooms, info Info, log *slog.Logger) *Server {
-	return &Server{Rooms: rooms, Info: info, log: log, ending: make(chan struct{})}
+	return &Server{Rooms: rooms, Info: info, log: log, calls: newCalls(info.Metrics), ending: make(chan struct{})}
 }
 
 // Serve answers the calls that come in on l until ctx ends, and lets those
@@ -82,8 +86,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(answer(s.log)),
-		grpc.StreamInterceptor(answerStream(s.log)),
+		grpc.UnaryInterceptor(answer(s.log, s.calls)),
+		grpc.StreamInterceptor(answerStream(s.log, s.calls)),
 	)
 	runtimeapi.RegisterRuntimeServiceServer(srv, s)
 	runtimeapi.RegisterImageServiceServer(srv, s)

@@ -57,6 +57,7 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	// Whatever is still looking when the stream breaks is called off and
 	// waited for.
 	g, ctx := errgroup.WithContext(ctx)
+	defer v.lag.clear() // the next sync sees all that was not seen
 	desk := &desk{looks: map[string]bool{}}
 	g.Go(func() error {
 		// Listen first, look second: nothing can happen in between.
@@ -105,6 +106,7 @@ func (v *View) hear(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 	switch events.Action(action) {
 	case events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionOOM, events.ActionPause,
 		events.ActionUnPause, events.ActionRename, events.ActionUpdate, events.ActionStop, events.ActionRestart:
+		v.lag.heard(m.Actor.ID, time.Unix(0, m.TimeNano))
 		v.lookSoon(ctx, conn, g, d, m.Actor.ID)
 	case events.ActionDestroy:
 		v.missing(m.Actor.ID, v.tickets.Add(1))
@@ -155,6 +157,7 @@ func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Grou
 			switch {
 			case err == nil, errdefs.IsNotFound(err):
 				if !d.again(id) {
+					v.lag.seen(id)
 					return nil
 				}
 			case ctx.Err() != nil:
@@ -162,6 +165,7 @@ func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Grou
 			case errors.Is(err, errUnreadable):
 				v.log.Warn("left out of all answers", slog.String("container", id), slog.Any("err", err))
 				if !d.again(id) {
+					v.lag.seen(id)
 					return nil
 				}
 			default:

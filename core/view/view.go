@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -95,6 +96,8 @@ type Config struct {
 	Updates *journal.Shelf
 	// Logs sees to the log files of containers.
 	Logs Logs
+	// Metrics is told how far the view lags behind, unless it is nil.
+	Metrics prometheus.Registerer
 }
 
 // Logs is what sees to the log files of containers.
@@ -112,6 +115,7 @@ type View struct {
 	Config
 	docker *engine.Engine
 	log    *slog.Logger
+	lag    *lag
 
 	tickets atomic.Uint64 // order in which looks at the Engine began
 
@@ -135,7 +139,7 @@ type entry[T any] struct {
 
 // New returns a View that knows nothing until Run has looked at the Engine.
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
-	return &View{
+	v := &View{
 		Config:     cfg,
 		docker:     docker,
 		log:        log,
@@ -147,6 +151,9 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
 
 		subscribers: map[*subscriber]bool{},
 	}
+	v.lag = newLag(cfg.Metrics)
+	v.export(cfg.Metrics)
+	return v
 }
 
 // syncPatience is how long a question waits for the first look at an Engine

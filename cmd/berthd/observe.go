@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"berth/core/metrics"
+	"berth/core/view"
+)
+
+// newRegistry returns a registry that tells what this is and how the process
+// does; rooms add what they know.
+func newRegistry() (*prometheus.Registry, error) {
+	reg := prometheus.NewRegistry()
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "berthd_build_info", Help: "What this was built from; always 1.",
+		ConstLabels: prometheus.Labels{"version": version, "commit": commit, "goversion": runtime.Version()},
+	})
+	build.Set(1)
+	return reg, errors.Join(reg.Register(build),
+		reg.Register(collectors.NewGoCollector()), reg.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})))
+}
+
+// A runner works until ctx ends.
+type runner interface {
+	Run(ctx context.Context) error
+}
+
+// nobody has nothing to do.
+type nobody struct{}
+
+// Run returns at once.
+func (nobody) Run(context.Context) error { return nil }
+
+// observe opens what tells the operator's tools how we do, if that is wanted.
+func observe(cfg Config, reg *prometheus.Registry, seen *view.View, cri net.Addr, log *slog.Logger) (runner, error) {
+	if cfg.MetricsAddr == "" {
+		return nobody{}, nil
+	}
+	side, err := metrics.Listen(cfg.MetricsAddr, metrics.Config{
+		Gatherer: reg, Profiles: cfg.Profiles,
+		Healthy: func(ctx context.Context) error {
+			if err := answers(ctx, cri); err != nil {
+				return fmt.Errorf("the CRI is not served: %w", err)
+			}
+			// The Engine has answered within the last seconds, and we know all
+			// that it runs.
+			return seen.Ready(ctx)
+		},
+	}, log)
+	if err != nil {
+		return nil, fmt.Errorf("metrics at %s (--metrics-bind-addr): %w", cfg.MetricsAddr, err)
+	}
+	log.Info("metrics", slog.String("address", side.Addr().String()))
+	if host, _, err := net.SplitHostPort(cfg.MetricsAddr); err != nil || !onLoopback(host) {
+		log.Warn("metrics are told to whoever reaches this address", slog.String("metrics-bind-addr", cfg.MetricsAddr))
+	}
+	return side, nil
+}
+
+// answers returns nil if somebody serves at a socket, which a gRPC server shows
+// by speaking first.
+func answers(ctx context.Context, at net.Addr) error {
+	conn, err := new(net.Dialer).DialContext(ctx, at.Network(), at.String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if limit, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(limit); err != nil {
+			return err
+		}
+	}
+	_, err = io.ReadFull(conn, make([]byte, 1))
+	return err
+}

@@ -1,0 +1,51 @@
+package logs_test
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/core/logs"
+)
+
+// The lag grows while a log cannot be written, and is none again after.
+func TestLag(t *testing.T) {
+	n := newNode(t, logs.CRI)
+	reg := prometheus.NewPedanticRegistry()
+	if err := n.logs.Export(reg); err != nil {
+		t.Fatal(err)
+	}
+	lag := func() float64 {
+		list, err := reg.Gather()
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%v, %v", list, err)
+		}
+		return list[0].GetMetric()[0].GetGauge().GetValue()
+	}
+	n.open()
+	if err := os.Remove(n.path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(n.path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.print(3)
+	n.logs.Keep(t.Context(), n.seen(true))
+	limit := time.Now().Add(10 * time.Second)
+	for ; lag() < 0.3; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("nothing is written and yet the lag is %v", lag())
+		}
+	}
+	if err := os.Remove(n.path); err != nil {
+		t.Fatal(err)
+	}
+	n.has(n.path, want(1, 3))
+	for ; lag() != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit.Add(10 * time.Second)) {
+			t.Fatalf("all is written and yet the lag is %v", lag())
+		}
+	}
+}
