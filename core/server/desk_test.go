@@ -53,25 +53,36 @@ var rounds = flag.Int("rounds", 8, "how many `rounds` TestTheViewNeverLies takes
 // A house is the whole daemon but its door, on an Engine of maps and with a
 // network of maps.
 type house struct {
-	*testing.T
+	testing.TB
 	engine  *enginetest.Engine
 	pods    *cables
 	dir     string
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
 	told    *prometheus.Registry
+	leave   func() // ends the daemon
 }
 
 // furnish moves in.
-func furnish(t *testing.T, options ...enginetest.Option) *house {
+func furnish(t testing.TB, options ...enginetest.Option) *house {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "desk") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &house{T: t, engine: enginetest.New(t, options...), dir: dir, told: prometheus.NewPedanticRegistry(), pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &house{TB: t, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
 	h.engine.AddImage(enginetest.Image{}, busybox)
+	t.Cleanup(func() { h.leave() })
+	h.enter()
+	return h
+}
+
+// enter starts the daemon, on what an earlier one has left.
+func (h *house) enter() {
+	h.Helper()
+	dir := h.dir
+	h.told = prometheus.NewPedanticRegistry()
 	log := slog.New(slog.DiscardHandler)
 	notes, err := journal.Open(filepath.Join(dir, "journal"))
 	h.must(err)
@@ -100,7 +111,7 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
 	h.must(err)
 
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(h.Context()))
 	h.must(errors.Join(output.Export(h.told), used.Export(ctx, h.told)))
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
@@ -111,16 +122,15 @@ func furnish(t *testing.T, options ...enginetest.Option) *house {
 	}
 	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	h.must(err)
-	t.Cleanup(func() {
+	h.leave = sync.OnceFunc(func() {
 		conn.Close()
 		cancel()
 		if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-			t.Error(err)
+			h.Error(err)
 		}
 	})
 	h.runtime, h.images = runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
 	h.until("not ready", func() bool { return h.ready() })
-	return h
 }
 
 type resolver struct{ *image.Service }
@@ -610,7 +620,7 @@ func (h *house) differ() string {
 	if err != nil {
 		return err.Error()
 	}
-	docker := h.engine.Client(h.T)
+	docker := h.engine.Client(h.TB)
 	all, err := docker.ContainerList(h.Context(), container.ListOptions{All: true})
 	if err != nil {
 		return err.Error()
