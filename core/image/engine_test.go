@@ -120,6 +120,9 @@ func TestWatchdog(t *testing.T) {
 
 func TestPullFails(t *testing.T) {
 	room, e := newRoom(t, "")
+	if _, err := room.Pull(t.Context(), "r.test/any:1", "kata", nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("for a handler that Docker does not have: %v", err)
+	}
 	e.Registry("r.test/torn:1", enginetest.Remote{Error: "unexpected EOF"})
 	e.Registry("r.test/away:1", enginetest.Remote{Status: http.StatusInternalServerError, Error: "Get https://r.test/v2/: dial tcp: lookup r.test: no such host"})
 	e.Registry("r.test/private:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Password == "right" }})

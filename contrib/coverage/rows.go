@@ -1,0 +1,697 @@
+package main
+
+// windows is said of what no kubelet sends to a node that runs Linux.
+const windows = "berth runs on Linux"
+
+var messages = []message{
+	{"VersionRequest", []row{
+		{"version", nothing, "kubelets of every version get the same answer, and judge it", ""},
+	}},
+	{"VersionResponse", []row{
+		{"version", berth, "0.1.0, as all runtimes say", "e2e.TestCRI"},
+		{"runtime_name", berth, "docker, as cri-dockerd says: it is part of every container ID that users see", "e2e.TestCRI"},
+		{"runtime_version", engine, "`ServerVersion` of info, in a form that kubelets can parse", "server.TestVersionsCanBeParsed"},
+		{"runtime_api_version", berth, "v1", "e2e.TestCRI"},
+	}},
+	{"RunPodSandboxRequest", []row{
+		{"config", engine, "a pause container, made from the fields of the message", "live.TestPod"},
+		{"runtime_handler", engine, "`HostConfig.Runtime`, for the pod's containers too; one that Docker does not have is refused", "todocker.TestSandboxVariants todocker.TestSandboxRefuses"},
+	}},
+	{"PodSandboxConfig", []row{
+		{"metadata", store, "the name of the pause container and the label `berth.config`", "todocker.TestSandboxInTheFastForm names.FuzzRoundTrip"},
+		{"hostname", engine, "`Config.Hostname` of the pause container, cut to 63 bytes, and the pod's hostname file; on the node's network the node's own", "live.TestNamespaces todocker.TestSandboxVariants"},
+		{"log_directory", berth, "where the logs of containers are written", "live.TestPod todocker.TestSandboxRefuses"},
+		{"dns_config", files, "the pod's resolv.conf, and what plugins are told", "live.TestPod todocker.TestResolvConf"},
+		{"port_mappings", plugins, "the capability `portMappings`; with `--network-plugin=\"\"` `HostConfig.PortBindings`; a pod on the node's network has its ports there already", "network.TestRealHostPort network.TestWhatPluginsAreTold todocker.TestSandboxVariants"},
+		{"labels", store, "labels of the pause container", "live.TestPod labels.FuzzRoundTrip"},
+		{"annotations", store, "labels of the pause container, with cri-dockerd's prefix", "live.TestPod labels.FuzzRoundTrip"},
+		{"linux", engine, "see its fields", "todocker.TestSandboxVariants"},
+		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestSandboxRefuses"},
+	}},
+	{"PodSandboxMetadata", []row{
+		{"name", store, "the name of the pause container; refused if empty", "todocker.TestSandboxInTheFastForm todocker.TestSandboxRefuses"},
+		{"uid", store, "the name of the pause container; refused if empty", "todocker.TestSandboxInTheFastForm todocker.TestSandboxRefuses"},
+		{"namespace", store, "the name of the pause container; refused if empty", "todocker.TestSandboxInTheFastForm todocker.TestSandboxRefuses"},
+		{"attempt", store, "the name of the pause container", "todocker.TestSandboxInTheFastForm tocri.TestSandbox"},
+	}},
+	{"DNSConfig", []row{
+		{"servers", files, "lines `nameserver` of the pod's resolv.conf, exactly these", "todocker.TestResolvConf live.TestPod"},
+		{"searches", files, "the line `search`", "todocker.TestResolvConf live.TestPod"},
+		{"options", files, "the line `options`", "todocker.TestResolvConf live.TestPod"},
+	}},
+	{"PortMapping", []row{
+		{"protocol", plugins, "in small letters; refused if the CRI has no such protocol", "network.TestWhatPluginsAreTold network.TestRealHostPort todocker.TestSandboxRefuses"},
+		{"container_port", plugins, "as it is", "network.TestWhatPluginsAreTold network.TestRealHostPort"},
+		{"host_port", plugins, "as it is; a mapping with none maps nothing", "network.TestWhatPluginsAreTold network.TestRealHostPort"},
+		{"host_ip", plugins, "as it is", "network.TestWhatPluginsAreTold"},
+	}},
+	{"LinuxPodSandboxConfig", []row{
+		{"cgroup_parent", engine, "`HostConfig.CgroupParent` of the pause container and of all others; with the systemd driver the name of the slice", "live.TestResources todocker.TestSandboxVariants todocker.TestSandboxRefuses"},
+		{"security_context", engine, "see its fields", "todocker.TestSandboxVariants"},
+		{"sysctls", engine, "`HostConfig.Sysctls` of the pause container, whose namespaces the others join", "live.TestNamespaces e2e.TestCRI"},
+		{"overhead", store, "told in the verbose status; the kubelet itself sets the cgroup of the pod", "live.TestUpdate"},
+		{"resources", store, "told in the verbose status; the kubelet itself sets the cgroup of the pod", "live.TestUpdate"},
+	}},
+	{"LinuxSandboxSecurityContext", []row{
+		{"namespace_options", engine, "see its fields", "todocker.TestSandboxVariants"},
+		{"selinux_options", engine, "`HostConfig.SecurityOpt` of the pause container; its label is that of containers with none", "todocker.TestSecurityOptions"},
+		{"run_as_user", engine, "`Config.User` of the pause container", "todocker.TestSandboxVariants"},
+		{"run_as_group", engine, "`Config.User` of the pause container; refused without a user", "todocker.TestSandboxVariants todocker.TestSandboxRefuses"},
+		{"readonly_rootfs", engine, "`HostConfig.ReadonlyRootfs` of the pause container", "todocker.TestSandboxVariants"},
+		{"supplemental_groups", engine, "`HostConfig.GroupAdd` of the pause container", "todocker.TestSandboxVariants"},
+		{"supplemental_groups_policy", engine, "`Config.User` of the pause container: with Strict it names a group, so that Docker adds none of the image", "todocker.TestSandboxVariants todocker.TestSandboxRefuses"},
+		{"privileged", berth, "lets the pod have privileged containers; the pause process itself never is", "todocker.TestPrivileged"},
+		{"seccomp", engine, "`HostConfig.SecurityOpt` of the pause container", "todocker.TestSandboxVariants todocker.TestSecurityOptions"},
+		{"apparmor", engine, "`HostConfig.SecurityOpt` of the pause container", "todocker.TestSecurityOptions"},
+		{"seccomp_profile_path", engine, "as `seccomp`, where that is not set", "todocker.TestSecurityOptions"},
+	}},
+	{"NamespaceOption", []row{
+		{"network", engine, "`HostConfig.NetworkMode`: POD is a namespace that the plugins set up, which containers join, NODE the node's; others are refused, and NODE in a pod that has its own", "todocker.TestSandboxVariants todocker.TestContainer live.TestNamespaces"},
+		{"pid", engine, "`HostConfig.PidMode`: that of the pause container, one of its own, the node's, or that of the target", "todocker.TestContainer live.TestNamespaces"},
+		{"ipc", engine, "`HostConfig.IpcMode`", "todocker.TestContainer live.TestNamespaces"},
+		{"target_id", engine, "`HostConfig.PidMode`; refused if it is no running container of the same pod", "container.TestCreateRefuses live.TestNamespaces"},
+		{"userns_options", refused, "but for NODE: Docker has no user namespaces for single pods, and berth does not announce them", "todocker.TestSandboxRefuses live.TestNamespaces"},
+	}},
+	{"UserNamespace", []row{
+		{"mode", refused, "but for NODE", "todocker.TestSandboxRefuses"},
+		{"uids", refused, "there is nothing to map without a user namespace", "todocker.TestContainerRefuses"},
+		{"gids", refused, "there is nothing to map without a user namespace", "todocker.TestContainerRefuses"},
+	}},
+	{"IDMapping", []row{
+		{"*", refused, "with the user namespace or the mount that has them", "todocker.TestMounts"},
+	}},
+	{"SELinuxOption", []row{
+		{"user", engine, "`label=user:` in `HostConfig.SecurityOpt`", "todocker.TestSecurityOptions"},
+		{"role", engine, "`label=role:` in `HostConfig.SecurityOpt`", "todocker.TestSecurityOptions"},
+		{"type", engine, "`label=type:` in `HostConfig.SecurityOpt`", "todocker.TestSecurityOptions"},
+		{"level", engine, "`label=level:` in `HostConfig.SecurityOpt`; with other parts and no level, that of the pod", "todocker.TestSecurityOptions"},
+	}},
+	{"Int64Value", []row{
+		{"value", engine, "see the field that it is the value of", "todocker.TestContainer"},
+	}},
+	{"SecurityProfile", []row{
+		{"profile_type", engine, "`seccomp=` and `apparmor=` in `HostConfig.SecurityOpt`", "todocker.TestSecurityOptions e2e.TestCRI"},
+		{"localhost_ref", engine, "seccomp: the content of the file; AppArmor: the name; without one, and without AppArmor, refused", "todocker.TestSecurityOptions todocker.TestContainerRefuses e2e.TestCRI"},
+	}},
+	{"LinuxContainerResources", []row{
+		{"cpu_period", engine, "`HostConfig.CpuPeriod`", "live.TestUpdate live.TestResources"},
+		{"cpu_quota", engine, "`HostConfig.CpuQuota`", "live.TestUpdate live.TestResources"},
+		{"cpu_shares", engine, "`HostConfig.CpuShares`", "live.TestUpdate live.TestResources"},
+		{"memory_limit_in_bytes", engine, "`HostConfig.Memory`; less than the 6 MiB that Docker takes is written to the cgroup", "live.TestUpdate todocker.TestKnobs live.TestResources"},
+		{"oom_score_adj", engine, "`HostConfig.OomScoreAdj`, no lower than the Engine may; changes are written to /proc", "live.TestUpdate todocker.TestSandboxVariants live.TestResources"},
+		{"cpuset_cpus", engine, "`HostConfig.CpusetCpus`", "live.TestUpdate live.TestResources"},
+		{"cpuset_mems", engine, "`HostConfig.CpusetMems`", "todocker.TestUpdateContainer live.TestResources"},
+		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`", "todocker.TestKnobs live.TestResources"},
+		{"unified", cgroup, "the files that it names; refused on cgroup v1", "todocker.TestKnobs todocker.TestContainerRefuses live.TestResources"},
+		{"memory_swap_limit_in_bytes", engine, "`HostConfig.MemorySwap`, which is no swap where nothing is said; beside less than 6 MiB of memory, written to the cgroup", "live.TestResources todocker.TestContainer todocker.TestKnobs"},
+	}},
+	{"HugepageLimit", []row{
+		{"page_size", cgroup, "part of the file's name", "todocker.TestKnobs"},
+		{"limit", cgroup, "what is written; a limit of 0 needs no such file", "todocker.TestKnobs"},
+	}},
+	{"WindowsPodSandboxConfig", []row{{"*", refused, windows, "todocker.TestSandboxRefuses"}}},
+	{"WindowsSandboxSecurityContext", []row{{"*", refused, windows, "todocker.TestSandboxRefuses"}}},
+	{"WindowsNamespaceOption", []row{{"*", refused, windows, "todocker.TestSandboxRefuses"}}},
+	{"RunPodSandboxResponse", []row{
+		{"pod_sandbox_id", engine, "the ID of the pause container", "live.TestPod"},
+	}},
+	{"StopPodSandboxRequest", []row{
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPod sandbox.TestALife"},
+	}},
+	{"RemovePodSandboxRequest", []row{
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPod sandbox.TestALife"},
+	}},
+	{"PodSandboxStatusRequest", []row{
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPod"},
+		{"verbose", berth, "adds `info`", "live.TestUpdate"},
+	}},
+	{"PodSandboxStatusResponse", []row{
+		{"status", berth, "from what events have told of the pause container", "live.TestPod"},
+		{"info", berth, "with verbose, under the key that crictl reads: the PID, the config, the runtime", "live.TestUpdate"},
+		{"containers_statuses", berth, "of all containers of the pod", "live.TestPodAsTold"},
+		{"timestamp", berth, "when it was looked at", "live.TestPodAsTold"},
+	}},
+	{"PodSandboxStatus", []row{
+		{"id", engine, "the ID of the pause container", "live.TestPod"},
+		{"metadata", store, "the label `berth.config`; of a pod that cri-dockerd has made, the container's name", "tocri.TestSandbox live.TestTakeover"},
+		{"state", berth, "READY while the pause process runs and the network is attached", "tocri.TestSandbox"},
+		{"created_at", engine, "`Created`", "live.TestPodAsTold"},
+		{"network", plugins, "see its fields", "live.TestPod"},
+		{"linux", store, "see its fields", "tocri.TestSandbox"},
+		{"labels", store, "as they were sent", "live.TestPod labels.FuzzRoundTrip"},
+		{"annotations", store, "as they were sent", "live.TestPod labels.FuzzRoundTrip"},
+		{"runtime_handler", store, "the label `berth.handler`", "tocri.TestSandbox"},
+	}},
+	{"PodSandboxNetworkStatus", []row{
+		{"ip", plugins, "the first address of eth0; none on the node's network", "live.TestPod tocri.TestSandbox"},
+		{"additional_ips", plugins, "the other addresses of eth0", "live.TestPod"},
+	}},
+	{"PodIP", []row{
+		{"ip", plugins, "an address", "live.TestPod"},
+	}},
+	{"LinuxPodSandboxStatus", []row{
+		{"namespaces", store, "see its field", "tocri.TestSandbox"},
+	}},
+	{"Namespace", []row{
+		{"options", store, "as they were sent; of a pod that cri-dockerd has made, from `HostConfig`", "tocri.TestSandbox live.TestTakeover"},
+	}},
+	{"ContainerStatus", []row{
+		{"id", engine, "the ID of the Docker container", "live.TestPod"},
+		{"metadata", store, "the label `berth.config`; of a container that cri-dockerd has made, its name", "tocri.TestContainerThatCriDockerdHasMade live.TestTakeover"},
+		{"state", engine, "`State`", "tocri.TestContainerState"},
+		{"created_at", engine, "`Created`", "tocri.TestAFailedStartHasATime"},
+		{"started_at", engine, "`State.StartedAt`; 0 before a start and after one that failed", "tocri.TestAFailedStartHasATime"},
+		{"finished_at", engine, "`State.FinishedAt`; of a start that failed, from the journal", "tocri.TestAFailedStartHasATime live.TestFailedStart"},
+		{"exit_code", engine, "`State.ExitCode`; 128 for a start that failed without one", "tocri.TestAFailedStartHasATime live.TestFailedStart"},
+		{"image", store, "see ImageSpec", "tocri.TestAFailedStartHasATime"},
+		{"image_ref", store, "the image's digest in the repository of which the user spoke, or the ID", "image.TestRepoDigest tocri.TestAFailedStartHasATime"},
+		{"reason", engine, "Completed, Error, OOMKilled or StartError, from `State`", "tocri.TestContainerState"},
+		{"message", engine, "`State.Error`", "live.TestFailedStart"},
+		{"labels", store, "as they were sent", "labels.FuzzRoundTrip"},
+		{"annotations", store, "as they were sent", "labels.FuzzRoundTrip"},
+		{"mounts", store, "as they were sent, and no others", "live.TestMounts"},
+		{"log_path", store, "log_directory and log_path", "todocker.TestContainer"},
+		{"resources", store, "what was sent with what has been updated since", "live.TestUpdate"},
+		{"image_id", engine, "`Image`, the same ID as in ListImages", "image.TestOneIdentity tocri.TestAFailedStartHasATime"},
+		{"user", store, "the label `berth.user`, as found out when it was created", "todocker.TestIdentify e2e.TestCRI"},
+		{"stop_signal", engine, "`Config.StopSignal`, which is the image's where none was sent", "tocri.TestStopSignal"},
+	}},
+	{"ContainerMetadata", []row{
+		{"name", store, "the name of the Docker container; refused if empty", "todocker.TestContainer todocker.TestContainerRefuses"},
+		{"attempt", store, "the name of the Docker container", "todocker.TestContainer"},
+	}},
+	{"ImageSpec", []row{
+		{"image", engine, "a tag, a digest or an ID; of an image that is mounted, too", "image.TestOneIdentity live.TestMounts"},
+		{"annotations", store, "told again in the status of a container; they pick no other image, for Docker pulls that of the node's platform", "tocri.TestContainerImage live.TestPodAsTold"},
+		{"user_specified_image", store, "the label `berth.image`; what statuses call the image, and whose digest they tell", "tocri.TestAFailedStartHasATime image.TestRepoDigest"},
+		{"runtime_handler", store, "told again in the status of a container; one that Docker does not have is refused. Images are the same for all handlers", "tocri.TestContainerImage todocker.TestContainerRefuses image.TestPullFails"},
+		{"image_ref", store, "only in statuses: the digest of an image that is mounted", "todocker.TestContainer"},
+	}},
+	{"Mount", []row{
+		{"container_path", engine, "`Target` of `HostConfig.Mounts`; refused if it is empty or taken", "todocker.TestMounts live.TestMounts"},
+		{"host_path", engine, "`Source` of `HostConfig.Mounts`; made as a directory if it is not there, as containerd does", "todocker.TestMounts e2e.TestCRI"},
+		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
+		{"selinux_relabel", open, "to be done", ""},
+		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages", "todocker.TestMounts mounts.TestSharedSourceSurvives e2e.TestCRI"},
+		{"uidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
+		{"gidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
+		{"recursive_read_only", engine, "`ReadOnlyForceRecursive`; before 25 a mount that berth stages", "live.TestMounts todocker.TestMounts"},
+		{"image", engine, "a mount of `Type` image; before 28 an overlay of the image's layers that berth stages", "live.TestMounts todocker.TestMounts"},
+		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none", "live.TestMounts todocker.TestMounts"},
+		{"mount_options", mount, "a mount that berth stages; what is no option of a mount is refused", "live.TestMounts mounts.TestCheck"},
+	}},
+	{"ContainerResources", []row{
+		{"linux", store, "what was sent with what has been updated since", "live.TestUpdate"},
+		{"windows", nothing, windows, ""},
+	}},
+	{"WindowsContainerResources", []row{{"*", refused, windows, "todocker.TestCheckUpdate"}}},
+	{"WindowsCpuGroupAffinity", []row{{"*", refused, windows, "todocker.TestCheckUpdate"}}},
+	{"ContainerUser", []row{
+		{"linux", store, "see its fields", "todocker.TestIdentify"},
+	}},
+	{"LinuxContainerUser", []row{
+		{"uid", store, "from the request and the image's files", "todocker.TestIdentify e2e.TestCRI"},
+		{"gid", store, "from the request and the image's files", "todocker.TestIdentify e2e.TestCRI"},
+		{"supplemental_groups", store, "from the request and the image's files, with the group itself", "todocker.TestIdentify e2e.TestCRI"},
+	}},
+	{"ListPodSandboxRequest", []row{
+		{"filter", berth, "see its fields", "view.TestFilters"},
+	}},
+	{"PodSandboxFilter", []row{
+		{"id", berth, "the ID or the beginning of one", "view.TestFilters"},
+		{"state", berth, "see its field", "view.TestFilters"},
+		{"label_selector", berth, "pairs that must all be there", "view.TestFilters"},
+	}},
+	{"PodSandboxStateValue", []row{
+		{"state", berth, "compared", "view.TestFilters"},
+	}},
+	{"ListPodSandboxResponse", []row{
+		{"items", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestTheViewNeverLies"},
+	}},
+	{"PodSandbox", []row{
+		{"id", engine, "as in PodSandboxStatus", "server.TestTheViewNeverLies"},
+		{"metadata", store, "as in PodSandboxStatus", "tocri.TestSandbox"},
+		{"state", berth, "as in PodSandboxStatus", "tocri.TestSandbox"},
+		{"created_at", engine, "as in PodSandboxStatus", "live.TestPodAsTold"},
+		{"labels", store, "as in PodSandboxStatus", "labels.FuzzRoundTrip live.TestPodAsTold"},
+		{"annotations", store, "as in PodSandboxStatus", "labels.FuzzRoundTrip live.TestPodAsTold"},
+		{"runtime_handler", store, "as in PodSandboxStatus", "live.TestPodAsTold"},
+	}},
+	{"StreamPodSandboxesRequest", []row{
+		{"filter", berth, "as in ListPodSandboxRequest", "view.TestFilters"},
+	}},
+	{"StreamPodSandboxesResponse", []row{
+		{"pod_sandboxes", berth, "as ListPodSandboxResponse, in pieces", "server.TestChunks"},
+	}},
+	{"CreateContainerRequest", []row{
+		{"pod_sandbox_id", engine, "found by the ID or by the beginning of one; the pod must be ready", "container.TestCreateRefuses"},
+		{"config", engine, "a Docker container, made from the fields of the message", "live.TestPod"},
+		{"sandbox_config", berth, "what RunPodSandbox was told counts; of a pod that cri-dockerd has made, this does", "live.TestTakeover"},
+	}},
+	{"ContainerConfig", []row{
+		{"metadata", store, "see its fields", "todocker.TestContainer"},
+		{"image", engine, "`Config.Image`, by ID", "container.TestCreateRefuses image.TestOneIdentity"},
+		{"command", engine, "`Config.Entrypoint`", "live.TestPod todocker.TestContainerRefuses"},
+		{"args", engine, "`Config.Cmd`", "live.TestProcess"},
+		{"working_dir", engine, "`Config.WorkingDir`", "live.TestProcess"},
+		{"envs", engine, "`Config.Env`", "todocker.TestContainer live.TestProcess"},
+		{"mounts", engine, "see Mount", "live.TestMounts"},
+		{"devices", engine, "`HostConfig.Devices`; a privileged container has all, and those with another name besides", "live.TestDevices todocker.TestPrivileged"},
+		{"labels", store, "labels of the Docker container", "labels.FuzzRoundTrip"},
+		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix", "labels.FuzzRoundTrip"},
+		{"log_path", berth, "where its log is written; refused if it leads out of log_directory", "live.TestPod todocker.TestContainerRefuses"},
+		{"stdin", engine, "`Config.OpenStdin`", "e2e.TestCRI live.TestProcess"},
+		{"stdin_once", engine, "`Config.StdinOnce`", "e2e.TestCRI live.TestProcess"},
+		{"tty", engine, "`Config.Tty`", "e2e.TestCRI live.TestProcess"},
+		{"linux", engine, "see its fields", "todocker.TestContainer"},
+		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestContainerRefuses"},
+		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; on an Engine without CDI refused", "todocker.TestContainer todocker.TestPrivileged todocker.TestContainerRefuses"},
+		{"stop_signal", engine, "`Config.StopSignal`; unset, that of the image", "todocker.TestEverySignalHasAName live.TestProcess"},
+	}},
+	{"KeyValue", []row{
+		{"key", engine, "`Config.Env`; refused if it is empty or has `=` in it", "todocker.TestContainerRefuses live.TestProcess"},
+		{"value", engine, "`Config.Env`; refused if it is no UTF-8, which is all that Docker carries", "todocker.TestContainerRefuses live.TestProcess"},
+	}},
+	{"Device", []row{
+		{"container_path", engine, "`HostConfig.Devices`", "live.TestDevices"},
+		{"host_path", engine, "`HostConfig.Devices`", "live.TestDevices"},
+		{"permissions", engine, "`HostConfig.Devices`; all where none are named, and refused if it is none of r, w and m", "live.TestDevices todocker.TestContainer todocker.TestContainerRefuses"},
+	}},
+	{"LinuxContainerConfig", []row{
+		{"resources", engine, "see its fields", "live.TestUpdate"},
+		{"security_context", engine, "see its fields", "todocker.TestContainer"},
+	}},
+	{"LinuxContainerSecurityContext", []row{
+		{"capabilities", engine, "see its fields; a privileged container has all", "todocker.TestContainer e2e.TestCRI live.TestSecurity"},
+		{"privileged", engine, "`HostConfig.Privileged`; refused in a pod that may have none", "todocker.TestPrivileged e2e.TestCRI live.TestSecurity"},
+		{"namespace_options", engine, "see its fields", "todocker.TestContainer"},
+		{"selinux_options", engine, "`HostConfig.SecurityOpt`", "todocker.TestSecurityOptions"},
+		{"run_as_user", engine, "`Config.User`", "todocker.TestIdentify e2e.TestCRI live.TestSecurity"},
+		{"run_as_group", engine, "`Config.User`; refused without a user", "todocker.TestIdentify todocker.TestContainerRefuses e2e.TestCRI live.TestSecurity"},
+		{"run_as_username", engine, "`Config.User`", "todocker.TestIdentify e2e.TestCRI live.TestSecurity"},
+		{"readonly_rootfs", engine, "`HostConfig.ReadonlyRootfs`", "e2e.TestCRI live.TestSecurity"},
+		{"supplemental_groups", engine, "`HostConfig.GroupAdd`", "todocker.TestIdentify e2e.TestCRI live.TestSecurity"},
+		{"supplemental_groups_policy", engine, "`Config.User` and `HostConfig.GroupAdd`: Merge adds the groups of the image's own files, Strict does not", "todocker.TestIdentify e2e.TestCRI"},
+		{"no_new_privs", engine, "`no-new-privileges=` in `HostConfig.SecurityOpt`, said either way", "todocker.TestContainer e2e.TestCRI live.TestSecurity"},
+		{"masked_paths", engine, "`HostConfig.MaskedPaths`: none are none; a privileged container has none", "todocker.TestContainer todocker.TestPrivileged e2e.TestCRI live.TestSecurity"},
+		{"readonly_paths", engine, "`HostConfig.ReadonlyPaths`: none are none; a privileged container has none", "todocker.TestContainer todocker.TestPrivileged e2e.TestCRI live.TestSecurity"},
+		{"seccomp", engine, "`HostConfig.SecurityOpt`; none is Unconfined, and so is a privileged container", "todocker.TestSecurityOptions e2e.TestCRI live.TestSecurity"},
+		{"apparmor", engine, "`HostConfig.SecurityOpt`", "todocker.TestSecurityOptions"},
+		{"apparmor_profile", engine, "as `apparmor`, where that is not set", "todocker.TestSecurityOptions"},
+		{"seccomp_profile_path", engine, "as `seccomp`, where that is not set", "todocker.TestSecurityOptions live.TestSecurity"},
+	}},
+	{"Capability", []row{
+		{"add_capabilities", engine, "`HostConfig.CapAdd`; one that is dropped too is not added", "todocker.TestContainer e2e.TestCRI live.TestSecurity"},
+		{"drop_capabilities", engine, "`HostConfig.CapDrop`", "todocker.TestContainer e2e.TestCRI live.TestSecurity"},
+		{"add_ambient_capabilities", refused, "Docker cannot give them", "todocker.TestContainerRefuses"},
+	}},
+	{"WindowsContainerConfig", []row{{"*", refused, windows, "todocker.TestContainerRefuses"}}},
+	{"WindowsContainerSecurityContext", []row{{"*", refused, windows, "todocker.TestContainerRefuses"}}},
+	{"CDIDevice", []row{
+		{"name", engine, "`HostConfig.DeviceRequests`", "todocker.TestContainer"},
+	}},
+	{"CreateContainerResponse", []row{
+		{"container_id", engine, "the ID of the Docker container", "live.TestPod"},
+	}},
+	{"StartContainerRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one", "live.TestPod"},
+	}},
+	{"StopContainerRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestStops"},
+		{"timeout", engine, "the grace of a stop; with none it is killed", "container.TestStops e2e.TestCRI"},
+	}},
+	{"RemoveContainerRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestRemoveAtOnce"},
+	}},
+	{"ListContainersRequest", []row{
+		{"filter", berth, "see its fields", "view.TestFilters"},
+	}},
+	{"ContainerFilter", []row{
+		{"id", berth, "the ID or the beginning of one", "view.TestFilters"},
+		{"state", berth, "see its field", "view.TestFilters"},
+		{"pod_sandbox_id", berth, "the ID or the beginning of one", "view.TestFilters"},
+		{"label_selector", berth, "pairs that must all be there", "view.TestFilters"},
+	}},
+	{"ContainerStateValue", []row{
+		{"state", berth, "compared", "view.TestFilters"},
+	}},
+	{"ListContainersResponse", []row{
+		{"containers", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestTheViewNeverLies"},
+	}},
+	{"Container", []row{
+		{"id", engine, "as in ContainerStatus", "server.TestTheViewNeverLies"},
+		{"pod_sandbox_id", store, "cri-dockerd's label", "tocri.TestContainerThatCriDockerdHasMade"},
+		{"metadata", store, "as in ContainerStatus", "tocri.TestContainerThatCriDockerdHasMade"},
+		{"image", store, "as in ContainerStatus", "tocri.TestContainerImage"},
+		{"image_ref", store, "as in ContainerStatus", "tocri.TestContainerImage"},
+		{"state", engine, "as in ContainerStatus", "server.TestTheViewNeverLies"},
+		{"created_at", engine, "as in ContainerStatus", "live.TestPodAsTold"},
+		{"labels", store, "as in ContainerStatus", "live.TestPodAsTold"},
+		{"annotations", store, "as in ContainerStatus", "live.TestPodAsTold"},
+		{"image_id", engine, "as in ContainerStatus", "tocri.TestContainerImage"},
+	}},
+	{"StreamContainersRequest", []row{
+		{"filter", berth, "as in ListContainersRequest", "view.TestFilters"},
+	}},
+	{"StreamContainersResponse", []row{
+		{"containers", berth, "as ListContainersResponse, in pieces", "server.TestChunks"},
+	}},
+	{"ContainerStatusRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one", "live.TestPod"},
+		{"verbose", berth, "adds `info`", "live.TestPodAsTold"},
+	}},
+	{"ContainerStatusResponse", []row{
+		{"status", berth, "from what events have told of the container", "live.TestFailedStart"},
+		{"info", berth, "with verbose, under the key that crictl reads: the sandbox and the PID", "live.TestPodAsTold"},
+	}},
+	{"UpdateContainerResourcesRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one", "live.TestUpdate"},
+		{"linux", engine, "see its fields; what is left open stays as it is", "live.TestUpdate todocker.TestUpdateContainer"},
+		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestCheckUpdate"},
+		{"annotations", refused, "berth knows of none that would change a container", "todocker.TestCheckUpdate"},
+	}},
+	{"ReopenContainerLogRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "logs.TestTheKubeletRotates e2e.TestCRI"},
+	}},
+	{"ExecSyncRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSync"},
+		{"cmd", engine, "`Cmd` of an exec; refused if empty", "exec.TestSync"},
+		{"timeout", berth, "the command is killed with all it has begun", "live.TestExecTimeout exec.TestSyncRunsOutOfTime"},
+	}},
+	{"ExecSyncResponse", []row{
+		{"stdout", engine, "the output of the exec, cut at 16 MiB together with stderr", "exec.TestSync"},
+		{"stderr", engine, "the output of the exec, cut at 16 MiB together with stdout", "exec.TestSync"},
+		{"exit_code", engine, "`ExitCode` of the exec", "exec.TestSync"},
+	}},
+	{"ExecRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "e2e.TestCRI"},
+		{"cmd", engine, "`Cmd` of an exec", "e2e.TestCRI"},
+		{"tty", engine, "`Tty` of an exec", "e2e.TestCRI"},
+		{"stdin", engine, "`AttachStdin` of an exec", "e2e.TestCRI"},
+		{"stdout", engine, "`AttachStdout` of an exec", "e2e.TestCRI"},
+		{"stderr", engine, "`AttachStderr` of an exec", "e2e.TestCRI"},
+	}},
+	{"ExecResponse", []row{
+		{"url", berth, "where to stream, for one use and a minute", "streaming.TestURLsAreAbsoluteAndCanBeDialled"},
+	}},
+	{"AttachRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "e2e.TestCRI"},
+		{"stdin", engine, "`Stdin` of an attach", "e2e.TestCRI"},
+		{"tty", berth, "how the client's streams are joined; the container's own are as it was created", "e2e.TestCRI"},
+		{"stdout", engine, "`Stdout` of an attach", "e2e.TestCRI"},
+		{"stderr", engine, "`Stderr` of an attach", "e2e.TestCRI"},
+	}},
+	{"AttachResponse", []row{
+		{"url", berth, "where to stream, for one use and a minute", "streaming.TestURLsAreAbsoluteAndCanBeDialled"},
+	}},
+	{"PortForwardRequest", []row{
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one; it must be ready", "e2e.TestCRI"},
+		{"port", berth, "the ports of a WebSocket client that names none; SPDY clients name them in their streams", "streaming.TestPortForwardThroughWebSocket e2e.TestCRI"},
+	}},
+	{"PortForwardResponse", []row{
+		{"url", berth, "where to stream, for one use and a minute", "streaming.TestURLsAreAbsoluteAndCanBeDialled"},
+	}},
+	{"ContainerStatsRequest", []row{
+		{"container_id", berth, "found by the ID or by the beginning of one", "live.TestStatsAreTrue"},
+	}},
+	{"ContainerStatsResponse", []row{
+		{"stats", cgroup, "see its fields", "live.TestStatsAreTrue"},
+	}},
+	{"ContainerStats", []row{
+		{"attributes", berth, "see its fields", "live.TestStatsAreTrue"},
+		{"cpu", cgroup, "see its fields; not of a container that does not run", "live.TestStatsAreTrue"},
+		{"memory", cgroup, "see its fields; not of a container that does not run", "live.TestStatsAreTrue"},
+		{"writable_layer", berth, "see FilesystemUsage", "live.TestStatsAreTrue"},
+		{"swap", cgroup, "see its fields", "stats.TestMemoryV1 stats.TestMemoryV2"},
+		{"io", cgroup, "see its fields; on v2", "stats.TestMemoryV2"},
+	}},
+	{"ContainerAttributes", []row{
+		{"*", berth, "as in Container", "live.TestStatsAreTrue"},
+	}},
+	{"CpuUsage", []row{
+		{"timestamp", berth, "when the files were read", "live.TestStatsAreTrue"},
+		{"usage_core_nano_seconds", cgroup, "`cpuacct.usage`, or `cpu.stat`", "stats.TestCPU live.TestStatsAreTrue"},
+		{"usage_nano_cores", berth, "over a second or more, from the second look on", "stats.TestSpeed"},
+		{"psi", cgroup, "`cpu.pressure` on v2", "cgroup.TestFiles"},
+	}},
+	{"UInt64Value", []row{
+		{"value", berth, "see the field that it is the value of", "live.TestStatsAreTrue"},
+	}},
+	{"PsiStats", []row{
+		{"Full", cgroup, "the line `full`", "cgroup.TestFiles"},
+		{"Some", cgroup, "the line `some`", "cgroup.TestFiles"},
+	}},
+	{"PsiData", []row{
+		{"*", cgroup, "the number of the same name", "cgroup.TestFiles"},
+	}},
+	{"MemoryUsage", []row{
+		{"timestamp", berth, "when the files were read", "live.TestStatsAreTrue"},
+		{"working_set_bytes", cgroup, "usage without inactive files", "stats.TestMemoryV1 stats.TestMemoryV2 live.TestStatsAreTrue"},
+		{"available_bytes", cgroup, "what the limit leaves; without one it is not set", "stats.TestMemoryV1 stats.TestMemoryWithoutALimit"},
+		{"usage_bytes", cgroup, "`memory.usage_in_bytes` or `memory.current`", "stats.TestMemoryV1 stats.TestMemoryV2"},
+		{"rss_bytes", cgroup, "`total_rss` or `anon` of `memory.stat`", "stats.TestMemoryV1 stats.TestMemoryV2"},
+		{"page_faults", cgroup, "`memory.stat`", "stats.TestMemoryV1 stats.TestMemoryV2"},
+		{"major_page_faults", cgroup, "`memory.stat`", "stats.TestMemoryV1 stats.TestMemoryV2"},
+		{"psi", cgroup, "`memory.pressure` on v2", "stats.TestMemoryV2"},
+	}},
+	{"FilesystemUsage", []row{
+		{"timestamp", berth, "when it was measured", "image.TestFsInfo"},
+		{"fs_id", berth, "see its field", "image.TestFsInfo"},
+		{"used_bytes", berth, "of layers and of what containers have written, measured now and then", "stats.TestWalk image.TestFsInfo live.TestStatsAreTrue"},
+		{"inodes_used", berth, "of what containers have written, measured now and then; of images 0: Docker does not tell", "stats.TestWalk"},
+	}},
+	{"FilesystemIdentifier", []row{
+		{"mountpoint", engine, "`DockerRootDir` of info, or where its containerd keeps images: the same for images and containers", "image.TestFsInfo"},
+	}},
+	{"SwapUsage", []row{
+		{"timestamp", berth, "when the files were read", "stats.TestMemoryV1"},
+		{"swap_available_bytes", cgroup, "what the limit and the node leave", "stats.TestMemoryV1 stats.TestMemoryV2"},
+		{"swap_usage_bytes", cgroup, "`memory.memsw.usage_in_bytes` without memory, or `memory.swap.current`", "stats.TestMemoryV1 stats.TestMemoryV2"},
+	}},
+	{"IoUsage", []row{
+		{"timestamp", berth, "when the file was read", "cgroup.TestFiles"},
+		{"psi", cgroup, "`io.pressure` on v2", "cgroup.TestFiles"},
+	}},
+	{"ListContainerStatsRequest", []row{
+		{"filter", berth, "see its fields", "view.TestFilters"},
+	}},
+	{"ContainerStatsFilter", []row{
+		{"*", berth, "as in ContainerFilter; only what runs is listed", "view.TestFilters live.TestStatsAskDockerNothing"},
+	}},
+	{"ListContainerStatsResponse", []row{
+		{"stats", cgroup, "of what runs", "live.TestStatsAreTrue"},
+	}},
+	{"StreamContainerStatsRequest", []row{
+		{"filter", berth, "as in ListContainerStatsRequest", "view.TestFilters"},
+	}},
+	{"StreamContainerStatsResponse", []row{
+		{"container_stats", cgroup, "as ListContainerStatsResponse, in pieces", "server.TestChunks"},
+	}},
+	{"PodSandboxStatsRequest", []row{
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestStatsAreTrue"},
+	}},
+	{"PodSandboxStatsResponse", []row{
+		{"stats", cgroup, "see its fields", "live.TestStatsAreTrue"},
+	}},
+	{"PodSandboxStats", []row{
+		{"attributes", berth, "see its fields", "live.TestStatsAreTrue"},
+		{"linux", cgroup, "see its fields", "live.TestStatsAreTrue"},
+		{"windows", nothing, windows, ""},
+	}},
+	{"PodSandboxAttributes", []row{
+		{"*", berth, "as in PodSandbox", "live.TestStatsAreTrue"},
+	}},
+	{"LinuxPodSandboxStats", []row{
+		{"cpu", cgroup, "of the pod's cgroup; of a pod without one, the sum", "live.TestStatsAreTrue"},
+		{"memory", cgroup, "of the pod's cgroup; of a pod without one, the sum", "live.TestStatsAreTrue"},
+		{"network", proc, "the counters of the pod's interfaces; not of one on the node's network", "network.TestTraffic live.TestStatsAreTrue"},
+		{"process", cgroup, "`pids.current`", "live.TestStatsAreTrue"},
+		{"containers", cgroup, "those that run", "live.TestStatsAreTrue"},
+		{"io", cgroup, "of the pod's cgroup, on v2", "cgroup.TestFiles"},
+	}},
+	{"NetworkUsage", []row{
+		{"timestamp", berth, "when the counters were read", "live.TestStatsAreTrue"},
+		{"default_interface", proc, "eth0", "live.TestStatsAreTrue"},
+		{"interfaces", proc, "the others, but for lo", "network.TestTraffic"},
+	}},
+	{"NetworkInterfaceUsage", []row{
+		{"*", proc, "`/proc/PID/net/dev`", "network.TestTraffic"},
+	}},
+	{"ProcessUsage", []row{
+		{"timestamp", berth, "when the file was read", "live.TestStatsAreTrue"},
+		{"process_count", cgroup, "`pids.current`", "live.TestStatsAreTrue"},
+	}},
+	{"WindowsPodSandboxStats", []row{{"*", nothing, windows, ""}}},
+	{"WindowsCpuUsage", []row{{"*", nothing, windows, ""}}},
+	{"WindowsMemoryUsage", []row{{"*", nothing, windows, ""}}},
+	{"WindowsNetworkUsage", []row{{"*", nothing, windows, ""}}},
+	{"WindowsNetworkInterfaceUsage", []row{{"*", nothing, windows, ""}}},
+	{"WindowsProcessUsage", []row{{"*", nothing, windows, ""}}},
+	{"WindowsContainerStats", []row{{"*", nothing, windows, ""}}},
+	{"WindowsFilesystemUsage", []row{{"*", nothing, windows, ""}}},
+	{"ListPodSandboxStatsRequest", []row{
+		{"filter", berth, "see its fields", "view.TestFilters"},
+	}},
+	{"PodSandboxStatsFilter", []row{
+		{"*", berth, "as in PodSandboxFilter; only what is ready is listed", "view.TestFilters"},
+	}},
+	{"ListPodSandboxStatsResponse", []row{
+		{"stats", cgroup, "of pods that are ready", "live.TestStatsAreTrue"},
+	}},
+	{"StreamPodSandboxStatsRequest", []row{
+		{"filter", berth, "as in ListPodSandboxStatsRequest", "view.TestFilters"},
+	}},
+	{"StreamPodSandboxStatsResponse", []row{
+		{"pod_sandbox_stats", cgroup, "as ListPodSandboxStatsResponse, in pieces", "server.TestChunks"},
+	}},
+	{"UpdateRuntimeConfigRequest", []row{
+		{"runtime_config", plugins, "see its field", "network.TestWhatPluginsAreTold"},
+	}},
+	{"RuntimeConfig", []row{
+		{"network_config", plugins, "see its field", "network.TestWhatPluginsAreTold"},
+	}},
+	{"NetworkConfig", []row{
+		{"pod_cidr", plugins, "the capability `ipRanges` of networks that ask for it; refused if it is no CIDR", "network.TestWhatPluginsAreTold"},
+	}},
+	{"StatusRequest", []row{
+		{"verbose", berth, "adds `info`", "live.TestPodAsTold"},
+	}},
+	{"StatusResponse", []row{
+		{"status", berth, "see its field", "server.TestDockerAway"},
+		{"info", berth, "with verbose: berth's configuration, and what it has found out about Docker", "live.TestPodAsTold"},
+		{"runtime_handlers", engine, "`Runtimes` of info, and the default", "live.TestMounts"},
+		{"features", berth, "see its fields", "live.TestMounts"},
+	}},
+	{"RuntimeStatus", []row{
+		{"conditions", berth, "RuntimeReady and NetworkReady", "server.TestDockerAway"},
+	}},
+	{"RuntimeCondition", []row{
+		{"type", berth, "RuntimeReady or NetworkReady", "server.TestDockerAway"},
+		{"status", berth, "whether Docker answers, and whether the plugins do", "server.TestDockerAway network.TestPluginsAreAskedForTheirStatus"},
+		{"reason", berth, "DockerDaemonNotReady or NetworkPluginNotReady", "server.TestDockerAway"},
+		{"message", berth, "what is in the way", "server.TestAnEngineTooOld"},
+	}},
+	{"RuntimeHandler", []row{
+		{"name", engine, "a key of `Runtimes` of info", "live.TestMounts"},
+		{"features", berth, "see its fields", "live.TestMounts"},
+	}},
+	{"RuntimeHandlerFeatures", []row{
+		{"recursive_read_only_mounts", berth, "whether Docker and the runtime can, or berth can stage mounts", "live.TestMounts engine.TestRecord"},
+		{"user_namespaces", nothing, "never announced: Docker has none for single pods", ""},
+	}},
+	{"RuntimeFeatures", []row{
+		{"supplemental_groups_policy", berth, "always", "e2e.TestCRI"},
+		{"user_namespaces_host_network", nothing, "never announced: Docker has no user namespaces for single pods", ""},
+		{"mount_options", berth, "whether berth can stage mounts", "live.TestMounts"},
+	}},
+	{"CheckpointContainerRequest", []row{
+		{"*", refused, "Unimplemented", "server.TestEmptyRequests"},
+	}},
+	{"CheckpointPodRequest", []row{
+		{"*", refused, "Unimplemented", "server.TestEmptyRequests"},
+	}},
+	{"RestorePodRequest", []row{
+		{"*", refused, "Unimplemented", "server.TestEmptyRequests"},
+	}},
+	{"RestorePodResponse", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"RestoredContainer", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"ContainerEventResponse", []row{
+		{"container_id", engine, "of a container, or of a pause container", "live.TestEvents"},
+		{"container_event_type", engine, "what has happened between two looks", "view.TestBetween live.TestEvents"},
+		{"created_at", engine, "when it happened", "view.TestBetween"},
+		{"pod_sandbox_status", berth, "as it is then", "live.TestEvents"},
+		{"containers_statuses", berth, "as they are then", "live.TestEvents"},
+	}},
+	{"ListMetricDescriptorsResponse", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"MetricDescriptor", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"ListPodSandboxMetricsResponse", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"PodSandboxMetrics", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"Metric", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"ContainerMetrics", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"StreamPodSandboxMetricsResponse", []row{
+		{"*", nothing, "the call is refused", ""},
+	}},
+	{"RuntimeConfigResponse", []row{
+		{"linux", engine, "see its field", "e2e.TestCRI"},
+	}},
+	{"LinuxRuntimeConfiguration", []row{
+		{"cgroup_driver", engine, "`CgroupDriver` of info", "e2e.TestCRI"},
+	}},
+	{"UpdatePodSandboxResourcesRequest", []row{
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestUpdate"},
+		{"overhead", store, "told in the verbose status; the kubelet itself sets the cgroup of the pod", "live.TestUpdate"},
+		{"resources", store, "told in the verbose status; the kubelet itself sets the cgroup of the pod", "live.TestUpdate"},
+	}},
+	{"ListImagesRequest", []row{
+		{"filter", berth, "see its field", "image.TestOneIdentity"},
+	}},
+	{"ImageFilter", []row{
+		{"image", engine, "the one image that it names", "image.TestOneIdentity"},
+	}},
+	{"ListImagesResponse", []row{
+		{"images", engine, "see its fields", "image.TestOneIdentity"},
+	}},
+	{"Image", []row{
+		{"id", engine, "`Id`", "image.TestOneIdentity"},
+		{"repo_tags", engine, "`RepoTags`", "tocri.TestImage"},
+		{"repo_digests", engine, "`RepoDigests`", "tocri.TestImage"},
+		{"size", engine, "`Size`, at least 1", "tocri.TestImage"},
+		{"uid", engine, "`Config.User`, if that is a number", "tocri.TestImage"},
+		{"username", engine, "`Config.User`, if that is a name", "tocri.TestImage"},
+		{"spec", nothing, "an image is the same however it was asked for, and Docker keeps no annotations", ""},
+		{"pinned", berth, "the pause image", "image.TestPause"},
+	}},
+	{"StreamImagesRequest", []row{
+		{"filter", berth, "as in ListImagesRequest", "image.TestOneIdentity"},
+	}},
+	{"StreamImagesResponse", []row{
+		{"images", engine, "as ListImagesResponse, in pieces", "server.TestChunks"},
+	}},
+	{"ImageStatusRequest", []row{
+		{"image", engine, "see its fields", "image.TestOneIdentity"},
+		{"verbose", berth, "adds `info`", "e2e.TestCRI"},
+	}},
+	{"ImageStatusResponse", []row{
+		{"image", engine, "see its fields; an image that is not there is no error", "image.TestOneIdentity"},
+		{"info", engine, "with verbose, what its builder has said", "e2e.TestCRI"},
+	}},
+	{"PullImageRequest", []row{
+		{"image", engine, "see its fields", "image.TestPullsShareOne"},
+		{"auth", engine, "`X-Registry-Auth`; without any, Docker's own configuration is asked", "image.TestCredentials image.TestAuthInEveryForm"},
+		{"sandbox_config", nothing, "Docker pulls an image in the same way for every pod", ""},
+	}},
+	{"AuthConfig", []row{
+		{"username", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm"},
+		{"password", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm"},
+		{"auth", engine, "as user and password, where those are not set", "image.TestAuthInEveryForm"},
+		{"server_address", engine, "`X-Registry-Auth`; credentials of another registry are not shown", "image.TestCredentialsAreForTheirRegistryOnly"},
+		{"identity_token", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm"},
+		{"registry_token", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm"},
+	}},
+	{"PullImageResponse", []row{
+		{"image_ref", engine, "the ID of the image", "image.TestOneIdentity"},
+	}},
+	{"RemoveImageRequest", []row{
+		{"image", engine, "removed with all its names", "image.TestRemoveFiveAtOnce image.TestRemoveOfWhatIsUsed"},
+	}},
+	{"ImageFsInfoResponse", []row{
+		{"image_filesystems", berth, "see FilesystemUsage", "image.TestFsInfo"},
+		{"container_filesystems", berth, "see FilesystemUsage; the same file system", "image.TestFsInfo"},
+	}},
+}
