@@ -29,7 +29,6 @@ const (
 	store   way = "kept"    // a label of the Docker container, or the journal
 	berth   way = "berth"   // berth itself does it, or knows it
 	refused way = "refused" // with an error that says what to do
-	open    way = "ignored" // until it is carried out or refused
 	nothing way = "none"    // there is nothing to do, and the words say why
 )
 

@@ -80,6 +80,9 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
+	if err := s.relabel(work, docker, pod, id, c.GetMounts()); err != nil {
+		return "", err
+	}
 	if path != "" {
 		if err := s.logs.Open(id, jsonFile(docker, id), path); err != nil {
 			return "", fmt.Errorf("log of container %s: %w", id, err)

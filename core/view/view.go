@@ -46,6 +46,7 @@ type Sandbox struct {
 	Runtime      string // in the Engine's words
 	CgroupParent string // in the Engine's words
 	Label        string // of the pause process, on a node with SELinux
+	FileLabel    string // of what that process may write, on a node with SELinux
 	HostNetwork  bool
 	Bridged      bool // on Docker's own network
 	Ours         bool // created by berth rather than taken over
@@ -447,6 +448,7 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 		Runtime:      c.HostConfig.Runtime,
 		CgroupParent: c.HostConfig.CgroupParent,
 		Label:        c.ProcessLabel,
+		FileLabel:    c.MountLabel,
 		HostNetwork:  c.HostConfig.NetworkMode.IsHost(),
 		Bridged:      !c.HostConfig.NetworkMode.IsHost() && !c.HostConfig.NetworkMode.IsNone() && !c.Config.NetworkDisabled,
 		Ours:         labels.Decode(c.Config.Labels).Ours(),
