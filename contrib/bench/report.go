@@ -105,11 +105,13 @@ func (r *Report) judge(row *Row) (v verdict, ok bool) {
 	if !ok || !measured || r.otherwise(row.Name) {
 		return v, false
 	}
-	v.promised, v.here, v.known = number(m.most), m.most, true
+	v.promised = number(m.most)
 	switch m.kind {
+	case fixed:
+		v.here, v.known = m.most, true
 	case times:
 		bare, there := row.median("bare")
-		v.promised, v.here, v.known = number(m.most)+" x bare", m.most*bare, there
+		v.promised, v.here, v.known = v.promised+" x bare", m.most*bare, there
 	case starting, asking:
 		factor := r.slower(m.kind)
 		v.here, v.known = m.most*factor, factor > 0
