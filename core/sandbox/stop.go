@@ -91,12 +91,12 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 	if !pod.HostNetwork && !pod.Bridged {
 		all.Go(func() error { return s.detach(ctx, s.recalled(pod.ID()), pod.ID()) })
 	}
-	if !pod.Gone {
+	if pod.Running {
 		all.Go(func() error { return docker.Kill(ctx, pod.ID()) })
 	}
 	err = all.Wait()
-	if pod.Gone {
-		return err
+	if !pod.Running {
+		return err // as the kubelet was told before: it stops, and then removes
 	}
 	if _, lookErr := s.view.Refresh(ctx, pod.ID()); lookErr != nil && !errdefs.IsNotFound(lookErr) {
 		err = errors.Join(err, lookErr)

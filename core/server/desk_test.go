@@ -365,6 +365,25 @@ func TestAPod(t *testing.T) {
 	h.clean()
 }
 
+// What was stopped is removed without being stopped once more.
+func TestRemoveAfterStop(t *testing.T) {
+	h := furnish(t)
+	pod, _, err := h.begin(h.pod("web"), command("c", "sleep", "1000"))
+	h.must(err)
+	_, err = h.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
+	h.must(err)
+	h.engine.ResetCalls()
+	_, err = h.runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod})
+	h.must(err)
+	for _, call := range []string{"POST /containers/{id}/kill", "POST /containers/{id}/wait"} {
+		if n := h.engine.Calls(call); n > 0 {
+			t.Errorf("%s is called %d times", call, n)
+		}
+	}
+	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
+	h.clean()
+}
+
 // TestEveryCallBroken breaks each call of Docker in turn, before it does
 // anything and after, when making and when taking down a pod.
 func TestEveryCallBroken(t *testing.T) {
