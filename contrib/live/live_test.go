@@ -200,10 +200,17 @@ func (n *node) whole(pod *runtimeapi.PodSandboxConfig) (id, c string, err error)
 	}
 	config := shell("c", "sleep 1000")
 	config.Mounts = []*runtimeapi.Mount{ // with steps of their own, where Docker cannot be asked for them
-		{ContainerPath: "/data", HostPath: n.path("run"), MountOptions: []string{"noexec"}},
 		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: *image}, Readonly: true},
+		{ContainerPath: "/data", HostPath: n.path("run"), MountOptions: []string{"noexec"}},
+	}
+	if n.unstaged {
+		config.Mounts = config.Mounts[:1]
 	}
 	made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
+	if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "mount namespace of its own") {
+		n.unstaged = true // this Docker has mounts of its own
+		return n.whole(pod)
+	}
 	if status.Code(err) == codes.AlreadyExists {
 		return id, "", nil // an earlier call got as far as starting it
 	}

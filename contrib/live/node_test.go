@@ -66,6 +66,8 @@ type node struct {
 	proxy  *proxy
 	log    *lockedBuffer
 
+	unstaged bool // whether mounts cannot be staged for this Docker
+
 	cmd     *exec.Cmd
 	done    chan struct{}
 	conn    *grpc.ClientConn

@@ -15,6 +15,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/mounts"
 	"berth/core/todocker"
 	"berth/core/undo"
 	"berth/core/view"
@@ -67,6 +68,9 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	defer steps.Rollback(work, &err)
 	if len(order.Staged) > 0 {
 		steps.Push(func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
+		if mounts.Foreign(mounts.Parent(pod.Pid)) { // who starts containers
+			return "", fmt.Errorf("mount_options, and what else Docker has no words for, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
+		}
 		if err := s.stage(work, docker, ask, order.Staged); err != nil {
 			return "", err
 		}
@@ -171,8 +175,8 @@ func (s *Service) target(ctx context.Context, pod *view.Sandbox, ns *runtimeapi.
 
 // makeHostPaths makes the directories that are to be mounted and are not
 // there, as the kubelet and other runtimes have it.
-func makeHostPaths(mounts []*runtimeapi.Mount) error {
-	for _, m := range mounts {
+func makeHostPaths(list []*runtimeapi.Mount) error {
+	for _, m := range list {
 		if m.GetImage().GetImage() != "" {
 			continue
 		}

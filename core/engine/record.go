@@ -14,6 +14,8 @@ import (
 	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
+
+	"berth/core/mounts"
 )
 
 // A Record is what one Engine can do and how it is set up, decided once per
@@ -51,8 +53,9 @@ type Record struct {
 	ReadOnlyNonRecursive bool // 1.44: a read-only mount says how deep it is
 	ImageMounts          bool // 1.48: mounts of type image, with a sub-path
 
-	// StagedMounts tells that the kernel lets us prepare mounts that the
-	// Engine cannot be asked for (core/mounts).
+	// StagedMounts tells that we can prepare mounts that the Engine cannot be
+	// asked for (core/mounts): the kernel lets us, and the Engine has no mounts of
+	// its own, as far as can be told.
 	StagedMounts bool
 
 	// LowestOOMScore is the lowest oom_score_adj that the Engine's processes
@@ -78,6 +81,10 @@ func inquire(ctx context.Context, c *client.Client, host string) (Record, error)
 		return Record{}, fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
 	}
 	r.LowestOOMScore = lowestOOMScore(host)
+	if path, ok := strings.CutPrefix(host, "unix://"); ok && r.StagedMounts {
+		pid, err := listener(path)
+		r.StagedMounts = err != nil || !mounts.Foreign(pid)
+	}
 	return r, nil
 }
 
@@ -135,7 +142,7 @@ func record(info system.Info, api string) Record {
 	r.StagedMounts = kernelAtLeast(info.KernelVersion, 5, 12)
 	deep := since("1.44") && r.StagedMounts
 	for name, rt := range info.Runtimes {
-		r.Runtimes[name] = Runtime{RecursiveReadOnly: deep && mounts(rt.Status, "rro")}
+		r.Runtimes[name] = Runtime{RecursiveReadOnly: deep && hasOption(rt.Status, "rro")}
 	}
 	// 1.50 turned CDI on by default; before, the Engine names its directories
 	// only when the feature is on.
@@ -143,9 +150,9 @@ func record(info system.Info, api string) Record {
 	return r
 }
 
-// mounts reports whether the features that a runtime has told of
+// hasOption reports whether the features that a runtime has told of
 // (github.com/opencontainers/runtime-spec/features) name the mount option.
-func mounts(status map[string]string, option string) bool {
+func hasOption(status map[string]string, option string) bool {
 	var features struct {
 		MountOptions []string `json:"mountOptions"`
 	}

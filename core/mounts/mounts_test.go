@@ -139,6 +139,37 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestForeign(t *testing.T) {
+	if Foreign(os.Getpid()) || Foreign(0) {
+		t.Error("we are foreign to ourselves, or nobody is")
+	}
+	if got := Parent(os.Getpid()); got != os.Getppid() {
+		t.Errorf("parent %d, want %d", got, os.Getppid())
+	}
+	if got := Parent(0); got != 0 {
+		t.Errorf("parent of nobody: %d", got)
+	}
+	other := make(chan int)
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		if unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS) != nil {
+			close(other)
+			return
+		}
+		other <- unix.Gettid()
+		<-done
+	}()
+	tid, ok := <-other
+	if !ok {
+		t.Skip("needs root, for mounts of its own")
+	}
+	defer close(done)
+	if !Foreign(tid) {
+		t.Error("a thread with mounts of its own is not foreign")
+	}
+}
+
 func TestFile(t *testing.T) {
 	alone(t, func(t *testing.T) {
 		source := tree(t)

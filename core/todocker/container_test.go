@@ -340,3 +340,28 @@ func TestEverySignalHasAName(t *testing.T) {
 		t.Errorf("9999: %v", err)
 	}
 }
+
+// The Engine takes no two mounts of an image that is asked for in the same words.
+func TestOneImageMountedTwice(t *testing.T) {
+	const id = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+	ask := asked(recent, func(c config, _ security) {
+		for _, target := range []string{"/a", "/b", "/c"} {
+			c.Mounts = append(c.Mounts, &runtimeapi.Mount{ContainerPath: target, Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}})
+		}
+	})
+	ask.Volumes = map[string]Volume{"files:1": {ID: id}}
+	got, err := Container(ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, m := range got.Host.Mounts[:3] {
+		if seen[m.Source] || !strings.HasPrefix(id, m.Source) && !strings.HasPrefix(id, "sha256:"+m.Source) {
+			t.Errorf("source %s", m.Source)
+		}
+		seen[m.Source] = true
+	}
+	if _, err := anotherName(id, 60); err == nil {
+		t.Error("an ID of five digits would do")
+	}
+}

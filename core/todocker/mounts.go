@@ -16,6 +16,7 @@ import (
 // Engine cannot be asked for is to be staged, and the Engine is asked to bind that.
 func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err error) {
 	taken := map[string]bool{}
+	named := map[string]int{} // how often an image is mounted natively
 	for _, m := range ask.Config.GetMounts() {
 		target := m.GetContainerPath()
 		if target == "" {
@@ -48,6 +49,13 @@ func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err er
 		if tree != nil {
 			order.Source = ask.Stages.Path(ask.Stage, len(staged))
 			staged = append(staged, *tree)
+		}
+		if order.Type == mount.TypeImage {
+			id := order.Source
+			if order.Source, err = anotherName(id, named[id]); err != nil {
+				return nil, nil, err
+			}
+			named[id]++
 		}
 		order.Target = target
 		out = append(out, order)
@@ -161,6 +169,22 @@ func imageMount(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *m
 	}
 	out = mount.Mount{Type: mount.TypeBind, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
 	return out, &mounts.Tree{Layers: volume.Layers, SubPath: sub}, nil
+}
+
+// anotherName returns an image's ID in another form for each mount of it in one
+// container: the Engine calls a mount by the words in which its image was asked for, and
+// takes none twice (28.5).
+func anotherName(id string, times int) (string, error) {
+	const shortest = 12 // as users know them
+	digits := strings.TrimPrefix(id, "sha256:")
+	switch {
+	case times == 0:
+		return id, nil
+	case len(digits)-times+1 < shortest:
+		return "", invalid("image %s is mounted more than %d times in one container", id, times)
+	default:
+		return digits[:len(digits)-times+1], nil
+	}
 }
 
 // overlap reports whether one path is or contains the other.
