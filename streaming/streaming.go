@@ -127,7 +127,7 @@ func (s *Server) Run(ctx context.Context) error {
 	var g errgroup.Group
 	for _, l := range []net.Listener{s.listener, s.inside} {
 		g.Go(func() error {
-			defer srv.Close() //nolint:errcheck // neither serves without the other
+			defer srv.Close() // neither serves without the other
 			return srv.Serve(l)
 		})
 	}

@@ -63,7 +63,7 @@ func TestEveryRowNamesItsTests(t *testing.T) {
 			if r.tests == "" && r.way != nothing {
 				t.Errorf("%s.%s: no test shows it", m.name, r.field)
 			}
-			for _, name := range strings.Fields(r.tests) {
+			for name := range strings.FieldsSeq(r.tests) {
 				if !there[name] {
 					t.Errorf("%s.%s: there is no test %s", m.name, r.field, name)
 				}

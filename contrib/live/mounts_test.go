@@ -32,12 +32,12 @@ func (n *node) volume(name string, files ...[2]string) {
 		}
 		io.WriteString(archive, text)
 	}
-	script := "FROM scratch\n"
+	script := []string{"FROM scratch"}
 	for i, f := range files {
 		put(fmt.Sprint(i), f[1])
-		script += fmt.Sprintf("COPY %d %s\n", i, f[0])
+		script = append(script, fmt.Sprintf("COPY %d %s", i, f[0]))
 	}
-	put("Dockerfile", script)
+	put("Dockerfile", strings.Join(script, "\n"))
 	archive.Close()
 	answer, err := n.docker.ImageBuild(n.t.Context(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
 	if err != nil {

@@ -132,7 +132,7 @@ func TestSecurity(t *testing.T) {
 		}), []func(string) string{status("CapEff", "0000000000000400"), says("refused", "mkdir /tmp/d 2>/dev/null || echo refused")}},
 		{"one more and one less, by name, and a file as it was said of old", set(func(s security) {
 			caps("SYS_PTRACE", "CAP_CHOWN")(s)
-			s.SeccompProfilePath, s.RunAsUsername = "localhost/"+noMkdir, "root"
+			s.SeccompProfilePath, s.RunAsUsername = "localhost/"+noMkdir, "root" //nolint:staticcheck // kubelets of before 1.27 say it so
 		}), []func(string) string{
 			status("CapEff", "00000000a80c25fa"), status("Uid", "0 0 0 0"), says("refused", "mkdir /tmp/d 2>/dev/null || echo refused"),
 		}},

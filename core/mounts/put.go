@@ -99,7 +99,7 @@ func assemble(t Tree, target string) error {
 	if err != nil {
 		return fmt.Errorf("image_sub_path %q: %w: %w", t.SubPath, err, errdefs.ErrInvalidArgument)
 	}
-	defer unix.Close(sub) //nolint:errcheck // nothing was written
+	defer unix.Close(sub)
 	return put(Tree{Source: fmt.Sprintf("/proc/self/fd/%d", sub), Options: []string{"ro"}}, target)
 }
 

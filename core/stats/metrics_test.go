@@ -42,7 +42,7 @@ memory_total_active_file_bytes memory_total_inactive_file_bytes`
 
 func TestFamilies(t *testing.T) {
 	var want, got []string
-	for _, name := range strings.Fields(names) {
+	for name := range strings.FieldsSeq(names) {
 		want = append(want, "container_"+name)
 	}
 	for _, f := range families {
