@@ -52,13 +52,18 @@ func (v *View) Run(ctx context.Context) error {
 }
 
 // follow looks at everything once and then at what events tell of. It returns
-// when the event stream breaks.
+// when the event stream breaks, or the Engine has another connection.
 func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	// Whatever is still looking when the stream breaks is called off and
 	// waited for.
 	g, ctx := errgroup.WithContext(ctx)
 	defer v.lag.clear() // the next sync sees all that was not seen
 	desk := &desk{looks: map[string]bool{}}
+	g.Go(func() error {
+		// An Engine that was only slow has a new connection, and breaks no stream.
+		v.docker.Gone(ctx, conn)
+		return errReplaced
+	})
 	g.Go(func() error {
 		// Listen first, look second: nothing can happen in between.
 		news, broken := conn.Events(ctx, events.ListOptions{Filters: filters.NewArgs(
@@ -89,6 +94,9 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	})
 	return g.Wait()
 }
+
+// errReplaced is why a connection that still works is not followed any more.
+var errReplaced = errors.New("there is another connection to docker")
 
 // settle publishes that the view is that of conn.
 func (v *View) settle(conn *engine.Conn) {

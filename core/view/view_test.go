@@ -421,3 +421,27 @@ func TestEachRunsOnceAConnection(t *testing.T) {
 		t.Errorf("connections %p, %p, %p", first, again, third)
 	}
 }
+
+// An Engine that was too busy to answer in time is connected to again, and the
+// stream of the connection before is as good as ever: nothing breaks it.
+func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
+	n := newNode(t)
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	for range 3 {
+		conn, err := n.docker.Use()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.docker.Lost(conn, errors.New("no answer within 5s"))
+		limit := time.Now().Add(10 * time.Second)
+		for n.view.Ready(t.Context()) != nil {
+			if time.Now().After(limit) {
+				t.Fatal("nothing is answered any more")
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	n.start(id)
+	n.becomes(id, "RUNNING")
+}
