@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # live.sh: runs the tests behind -docker on a private Docker Engine, in a box of
-# its own (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh.
+# its own (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh. With HOSTILE=1
+# the Engine has a daemon.json full of defaults that pods must not get.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	w=$(mktemp -d /tmp/berth-test.XXXXXX)
@@ -20,6 +21,13 @@ finish() {
 }
 trap finish EXIT
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
+if [ -n "${HOSTILE:-}" ]; then
+	# An Engine in another root sees /tmp, and not this directory.
+	cp "$e2e/hostile.json" "$e2e/hostile-seccomp.json" "$w/"
+	# With HOSTILE_LOGS=buffered in a way that no container can be kept out of.
+	[ "${HOSTILE_LOGS:-}" != buffered ] || sed -i 's/"mode": "non-blocking"/&, "max-buffer-size": "1k"/' "$w/hostile.json"
+	engine_flags+=(--config-file "$w/hostile.json" --seccomp-profile "$w/hostile-seccomp.json")
+fi
 start_engine "$w/engine" "${engine_flags[@]}"
 export DOCKER_HOST=unix://$w/engine/docker.sock
 mkdir -p "$w/bb/bin" "$w/bb/etc" "$w/bb/tmp"

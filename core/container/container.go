@@ -35,6 +35,8 @@ type Service struct {
 
 	turns turns.Turns // by ID
 
+	warnOnce sync.Once // that logs are not as they should be
+
 	mu       sync.Mutex // guards following
 	stopping map[string]int
 	staging  map[string]bool // names of staged mounts whose container is being made

@@ -62,9 +62,11 @@ func (s *shelf) left() int {
 	return len(s.open)
 }
 
-func (*shelf) Reopen(context.Context, string) error  { return nil }
-func (*shelf) Forget(func(string) bool) error        { return nil }
-func (*shelf) Driver() dockercontainer.LogConfig     { return dockercontainer.LogConfig{} }
+func (*shelf) Reopen(context.Context, string) error { return nil }
+func (*shelf) Forget(func(string) bool) error       { return nil }
+func (*shelf) Driver() dockercontainer.LogConfig {
+	return dockercontainer.LogConfig{Type: "json-file", Config: map[string]string{"mode": "blocking"}}
+}
 func (*shelf) Keep(context.Context, *view.Container) {}
 func (*shelf) Drop(string)                           {}
 func (*shelf) Of(string) []todocker.File             { return nil }
@@ -358,6 +360,40 @@ func TestCreateRefuses(t *testing.T) {
 		t.Errorf("sandbox not ready: %v, want FailedPrecondition", err)
 	}
 	r.clean("refusals")
+}
+
+// An Engine whose daemon.json has a max-buffer-size refuses logs that are not
+// buffered.
+func TestLogsThatAreBuffered(t *testing.T) {
+	const create = "POST /containers/create"
+	r := newRoom(t)
+	driver := func(id string) string {
+		seen, err := r.client.ContainerInspect(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen.HostConfig.LogConfig.Config["mode"]
+	}
+	plain := r.create("serve")
+	if got := driver(plain); got != "blocking" {
+		t.Errorf("logs are %q", got)
+	}
+	if err := r.Remove(t.Context(), plain); err != nil {
+		t.Fatal(err)
+	}
+	r.engine.FailOnce(create, http.StatusBadRequest, 1)
+	other := r.create("serve")
+	if got := driver(other); got != "non-blocking" {
+		t.Errorf("logs are %q where they cannot be blocking", got)
+	}
+	if err := r.Remove(t.Context(), other); err != nil {
+		t.Fatal(err)
+	}
+	r.engine.Fail(create, http.StatusBadRequest)
+	if _, err := r.Create(t.Context(), r.pod, config("serve"), nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("refused for another reason: %v", err)
+	}
+	r.clean("logs that are buffered")
 }
 
 func TestNameConflicts(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -195,11 +196,9 @@ func makeHostPaths(list []*runtimeapi.Mount) error {
 // an earlier try at the same.
 func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order) (string, error) {
 	for try := 0; ; try++ {
-		short, cancel := docker.Short(ctx)
-		created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, order.Name.String())
-		cancel()
+		id, err := s.order(ctx, docker, order)
 		if err == nil {
-			return created.ID, nil
+			return id, nil
 		}
 		if !errdefs.IsConflict(err) || try >= nameTries {
 			return "", fmt.Errorf("create container: %w", err)
@@ -212,6 +211,31 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocke
 			order.Name.Suffix = fmt.Sprintf("%08x", rand.Uint32())
 		}
 	}
+}
+
+// order has the Engine make the container. Where daemon.json has a
+// max-buffer-size among its log-opts, the Engine refuses logs that are not
+// buffered, and no order can take that option away: then it is to be a large one.
+func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker.Order) (string, error) {
+	short, cancel := docker.Short(ctx)
+	defer cancel()
+	created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, order.Name.String())
+	if err == nil || !errdefs.IsInvalidArgument(err) || order.Host.LogConfig.Config["mode"] == "" {
+		return created.ID, err
+	}
+	host := *order.Host
+	host.LogConfig.Config = maps.Clone(host.LogConfig.Config)
+	host.LogConfig.Config["mode"], host.LogConfig.Config["max-buffer-size"] = "non-blocking", "64m"
+	created, again := docker.ContainerCreate(short, order.Config, &host, nil, nil, order.Name.String())
+	if errdefs.IsInvalidArgument(again) {
+		return "", err // it was not that
+	}
+	if again == nil {
+		s.warnOnce.Do(func() {
+			s.log.Warn("daemon.json has max-buffer-size among its log-opts: a container that prints faster than Docker can write loses lines; take it away")
+		})
+	}
+	return created.ID, again
 }
 
 // conflict looks into who has the name of an order, and reports whether it

@@ -84,7 +84,7 @@ func (s *Service) Driver() container.LogConfig {
 	switch s.mode {
 	case CRI:
 		// What the Engine keeps is how much can be caught up with after we were away.
-		return container.LogConfig{Type: jsonFile, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false"}}
+		return container.LogConfig{Type: jsonFile, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false", "mode": "blocking"}}
 	case Link:
 		return container.LogConfig{Type: jsonFile}
 	default:

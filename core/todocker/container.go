@@ -223,7 +223,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, erro
 	case runtimeapi.NamespaceMode_NODE:
 		host.IpcMode = hostMode
 	case runtimeapi.NamespaceMode_CONTAINER:
-		host.IpcMode = container.IPCModePrivate
+		host.IpcMode, host.ShmSize = container.IPCModePrivate, shmSize
 	default:
 	}
 	if HostNetwork(ask.Pod) {

@@ -108,6 +108,7 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 		},
 		Host: &container.HostConfig{
 			IpcMode:        container.IPCModeShareable,
+			ShmSize:        shmSize,
 			CgroupnsMode:   cgroupns(ask.Can, false),
 			Runtime:        runtime,
 			RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
@@ -146,6 +147,10 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 }
 
 const hostMode = "host"
+
+// shmSize is how much a pod may have in /dev/shm, in bytes: what all runtimes
+// give, whatever daemon.json says.
+const shmSize = 64 << 20
 
 func network(mode string) container.NetworkMode { return container.NetworkMode(mode) }
 

@@ -1,0 +1,147 @@
+package live
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/build"
+	dockerimage "github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/volume"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// built makes an image called name from lines of a Dockerfile.
+func (n *node) built(name, lines string) {
+	n.t.Helper()
+	var sent bytes.Buffer
+	archive := tar.NewWriter(&sent)
+	if err := archive.WriteHeader(&tar.Header{Name: "Dockerfile", Mode: 0o644, Size: int64(len(lines))}); err != nil {
+		n.t.Fatal(err)
+	}
+	io.WriteString(archive, lines)
+	archive.Close()
+	answer, err := n.docker.ImageBuild(context.Background(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if said, err := io.ReadAll(answer.Body); err != nil || bytes.Contains(said, []byte(`"errorDetail"`)) {
+		n.t.Fatalf("%s, %v", said, err)
+	}
+	n.t.Cleanup(func() {
+		n.docker.ImageRemove(context.Background(), name, dockerimage.RemoveOptions{Force: true, PruneChildren: true})
+	})
+}
+
+// TestNothingLeaksIn reads that pods are as the CRI has them, whatever daemon.json
+// (contrib/e2e/hostile.json) and the image say of health checks and the like.
+func TestNothingLeaksIn(t *testing.T) {
+	n := newNode(t)
+	n.built("berth-hostile:1", "FROM "+*image+"\n"+`HEALTHCHECK --interval=1s CMD touch /checked
+VOLUME /volume
+ENV WORD=image
+WORKDIR /work
+STOPSIGNAL SIGUSR1
+ENTRYPOINT ["sh", "-c"]
+CMD ["exit 1"]
+`)
+	config := n.pod("hostile")
+	config.Linux.CgroupParent = "/live-hostile"
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := shell("c", "")
+	c.Image.Image = "berth-hostile:1"
+	// The entrypoint of the image stays, its command goes.
+	const lines = 3000
+	c.Command, c.Args = nil, []string{fmt.Sprintf(`trap 'exit 42' USR1; i=0; while [ $i -lt %d ]; do echo "line $i"; i=$((i+1)); done; while :; do sleep 0.1; done`, lines)}
+	id := n.create(pod, config, c)
+	seen, err := n.docker.ContainerInspect(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pause, err := n.docker.ContainerInspect(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs := seen.HostConfig.LogConfig
+	_, buffered := logs.Config["max-buffer-size"]
+	switch {
+	case logs.Type != "json-file" || logs.Config["max-size"] != "32m" || logs.Config["max-file"] != "3":
+		t.Errorf("logs %+v", logs)
+	case buffered && (logs.Config["max-buffer-size"] != "64m" || logs.Config["mode"] != "non-blocking"):
+		t.Errorf("logs that are buffered in any case: %+v", logs)
+	case buffered && !strings.Contains(n.log.String(), "max-buffer-size"):
+		t.Error("no warning that logs are buffered")
+	case !buffered && logs.Config["mode"] != "blocking":
+		t.Errorf("logs %+v", logs)
+	}
+	for what, bad := range map[string]bool{
+		"init":                 seen.HostConfig.Init == nil || *seen.HostConfig.Init || pause.HostConfig.Init == nil || *pause.HostConfig.Init,
+		"a restart policy":     seen.HostConfig.RestartPolicy.Name != "no" || pause.HostConfig.RestartPolicy.Name != "no",
+		"a health check":       seen.State.Health != nil && seen.State.Health.Status != "none",
+		"a log of the pause":   pause.HostConfig.LogConfig.Type != "none",
+		"no new privileges":    n.word(id, "NoNewPrivs") != "0",
+		"its own ipc":          n.proc(id, "ns/ipc") != n.proc(pod, "ns/ipc"),
+		"a cgroup of Docker's": !strings.Contains(n.proc(id, "cgroup"), "/live-hostile/") || !strings.Contains(n.proc(pod, "cgroup"), "/live-hostile/"),
+	} {
+		if bad {
+			t.Errorf("the pod has %s", what)
+		}
+	}
+	if n.info().CgroupVersion == "1" {
+		if here, err := os.Readlink("/proc/self/ns/cgroup"); err != nil || n.proc(id, "ns/cgroup") != here {
+			t.Errorf("cgroup namespace %s, the node's is %s, %v", n.proc(id, "ns/cgroup"), here, err)
+		}
+	}
+	for cmd, want := range map[string]string{
+		"cat /etc/resolv.conf":                       "nameserver 10.0.0.53\nsearch live.local\noptions ndots:5\n",
+		"df -k /dev/shm | awk 'NR == 2 {print $2}'":  "65536\n",
+		"echo $WORD; readlink /proc/1/cwd":           "image\n/work\n",
+		"touch /volume/x && ls /volume":              "x\n",
+		"mkdir /tmp/unconfined && echo made":         "made\n",
+		"tr '\\0' ' ' </proc/1/cmdline | cut -c1-11": "sh -c trap \n",
+	} {
+		if got := n.exec(id, "sh", "-c", cmd); got != want {
+			t.Errorf("%s: %q, want %q", cmd, got, want)
+		}
+	}
+	// No line is lost, though the Engine would keep none of them.
+	n.until(20*time.Second, "lines are missing in the log", func() bool {
+		log, err := os.ReadFile(n.path("logs", "hostile", "c", "0.log"))
+		return err == nil && strings.Count(string(log), " stdout F line ") == lines && strings.Contains(string(log), fmt.Sprintf("line %d\n", lines-1))
+	})
+	time.Sleep(2 * time.Second) // the time of a health check
+	if got := n.exec(id, "sh", "-c", "test -e /checked || echo none"); got != "none\n" {
+		t.Error("the image's health check ran")
+	}
+	volumes := 0
+	for _, m := range seen.Mounts {
+		if m.Type == "volume" {
+			volumes++
+		}
+	}
+	told, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil || len(told.GetStatus().GetMounts()) != 0 || volumes != 1 {
+		t.Errorf("%d volumes, mounts %v, %v", volumes, told.GetStatus().GetMounts(), err)
+	}
+	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 20}); err != nil {
+		t.Fatal(err)
+	}
+	if told, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id}); err != nil || told.GetStatus().GetExitCode() != 42 {
+		t.Errorf("after the image's stop signal: %v, %v", told, err)
+	}
+	n.remove(pod)
+	n.tidy()
+	if left, err := n.docker.VolumeList(t.Context(), volume.ListOptions{}); err != nil || len(left.Volumes) != 0 {
+		t.Errorf("volumes left: %v, %v", left.Volumes, err)
+	}
+}
