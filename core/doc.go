@@ -17,6 +17,7 @@
 //	            core/pause    core/cgroup       the pause image; cgroup files
 //	            core/mounts                     mounts that the Engine cannot be asked for
 //	            core/undo core/turns            small tools
+//	            core/scramble                   messages that no kubelet sends, for tests
 //
 // Imports point down this list, never up and never sideways.
 package core
