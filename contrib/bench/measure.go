@@ -188,6 +188,9 @@ func (b *bench) memory(row string, c *cri) error {
 
 // lives measures the steps of a pod's life, one pod at a time.
 func (b *bench) lives(ctx context.Context, _ []*cri) error {
+	if b.Rounds == 0 {
+		return nil
+	}
 	b.say("%d lives of a pod on each side", b.Rounds)
 	for round := range b.Rounds + 1 {
 		for _, s := range b.inTurn(round) {
