@@ -97,6 +97,13 @@ start_engine() {
 	die "the Docker Engine does not come up; its log is above"
 }
 
+# next_package DIR: a deb of the same program with a higher version, for upgrades.
+next_package() {
+	say "a package of a higher version"
+	(cd "$top/packaging" && go run . -version 99.0.0 -commit upgrade -date 0 -out "$1" >/dev/null)
+	find "$1" -type f ! -name '*_amd64.deb' -delete
+}
+
 # cni_conf DIR SUBNET [BRIDGE]: a bridge network for pods.
 cni_conf() {
 	mkdir -p "$1"

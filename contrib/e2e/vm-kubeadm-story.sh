@@ -160,7 +160,8 @@ first() {
 
 	say "an upgrade of the package under running pods"
 	docker ps -q | sort >before
-	apt-get install -y --no-install-recommends --reinstall ./berth_*_amd64.deb >/dev/null
+	apt-get install -y --no-install-recommends ./next/berth_*_amd64.deb >/dev/null
+	want "the new version runs" grep -q 99.0.0 <(berthd --version)
 	sleep 20
 	want "no container was started again" is "$(docker ps -q | sort | tr '\n' ' ')" "$(tr '\n' ' ' <before)"
 	want "the node stays Ready" ready

@@ -12,4 +12,5 @@ cp "$(command -v busybox)" "$w/bb/bin/busybox"
 for a in sh sleep hostname ip echo cat wget httpd; do ln -s busybox "$w/bb/bin/$a"; done
 for b in kubelet kubeadm kubectl kube-apiserver kube-controller-manager kube-scheduler etcd; do cp "$cache/kube/$b" "$w/kube/"; done
 cp "$top/core/pause/pause-amd64" "$w/kube/pause"
-VM_MEM=${VM_MEM:-6144} VM_LIMIT=${VM_LIMIT:-3600} "$e2e/vm.sh" "$e2e/vm-kubeadm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/kube"
+next_package "$w/next"
+VM_MEM=${VM_MEM:-6144} VM_LIMIT=${VM_LIMIT:-3600} "$e2e/vm.sh" "$e2e/vm-kubeadm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/kube" "$w/next"

@@ -145,7 +145,8 @@ first() {
 
 	say "an upgrade"
 	before=$(systemctl show -P MainPID berth.service)
-	apt-get install -y --no-install-recommends --reinstall "$deb" >/dev/null
+	apt-get install -y --no-install-recommends ./next/berth_*_amd64.deb >/dev/null
+	want "the new version is installed" grep -q 99.0.0 <(berthd --version)
 	want "berthd is another process" not is "$(systemctl show -P MainPID berth.service)" "$before" >/dev/null
 	alive "upgraded"
 

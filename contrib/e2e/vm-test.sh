@@ -8,4 +8,5 @@ trap 'rm -rf "$w"' EXIT
 mkdir -p "$w/bb/bin" "$w/bb/tmp"
 cp "$(command -v busybox)" "$w/bb/bin/busybox"
 for a in sh sleep hostname ip echo cat; do ln -s busybox "$w/bb/bin/$a"; done
-"$e2e/vm.sh" "$e2e/vm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb"
+next_package "$w/next"
+"$e2e/vm.sh" "$e2e/vm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/next"
