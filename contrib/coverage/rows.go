@@ -265,7 +265,7 @@ var messages = []message{
 		{"tty", engine, "`Config.Tty`", "e2e.TestCRI live.TestProcess"},
 		{"linux", engine, "see its fields", "todocker.TestContainer"},
 		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestContainerRefuses"},
-		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; on an Engine without CDI refused", "todocker.TestContainer todocker.TestPrivileged todocker.TestContainerRefuses"},
+		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; on an Engine without CDI refused", "live.TestCDI todocker.TestPrivileged todocker.TestContainerRefuses"},
 		{"stop_signal", engine, "`Config.StopSignal`; unset, that of the image", "todocker.TestEverySignalHasAName live.TestProcess"},
 	}},
 	{"KeyValue", []row{
@@ -607,25 +607,34 @@ var messages = []message{
 		{"containers_statuses", berth, "as they are then", "live.TestEvents"},
 	}},
 	{"ListMetricDescriptorsResponse", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"descriptors", berth, "what this node can tell, the same for as long as it runs", "server.TestMetrics"},
 	}},
 	{"MetricDescriptor", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"name", berth, "cAdvisor's, as CRI-O and containerd have them", "stats.TestFamilies"},
+		{"help", berth, "a sentence", "stats.TestFamilies"},
+		{"label_keys", berth, "in the order of the values", "stats.TestLabelsMatchTheirKeys"},
 	}},
 	{"ListPodSandboxMetricsResponse", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"pod_metrics", berth, "of all pods that run", "server.TestMetrics live.TestMetricsAreTrue"},
 	}},
 	{"PodSandboxMetrics", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"pod_sandbox_id", engine, "the ID of the pause container", "server.TestMetrics"},
+		{"metrics", cgroup, "of the cgroup of the pod, and of its interfaces", "live.TestMetricsAreTrue stats.TestReadings"},
+		{"container_metrics", cgroup, "of its containers that run", "live.TestMetricsAreTrue stats.TestReadings"},
 	}},
 	{"Metric", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"name", berth, "as its descriptor has it", "stats.TestLabelsMatchTheirKeys"},
+		{"timestamp", nothing, "not told, which stands for now", ""},
+		{"metric_type", berth, "counter or gauge", "stats.TestWordsOfTheCRI"},
+		{"label_values", berth, "in the order of the keys", "stats.TestLabelsMatchTheirKeys"},
+		{"value", cgroup, "from cgroup files and /proc; times in whole seconds", "live.TestMetricsAreTrue stats.TestWordsOfTheCRI"},
 	}},
 	{"ContainerMetrics", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"container_id", engine, "of the Docker container", "server.TestMetrics"},
+		{"metrics", cgroup, "of its cgroup and its processes", "live.TestMetricsAreTrue stats.TestReadings"},
 	}},
 	{"StreamPodSandboxMetricsResponse", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"pod_sandbox_metrics", berth, "the list in pieces", "server.TestMetrics"},
 	}},
 	{"RuntimeConfigResponse", []row{
 		{"linux", engine, "see its field", "e2e.TestCRI"},
