@@ -16,6 +16,7 @@
 //	            core/journal core/checkpoint    small files
 //	            core/pause    core/cgroup       the pause image; cgroup files
 //	            core/mounts                     mounts that the Engine cannot be asked for
+//	            core/metrics                    /metrics and /healthz for the operator's tools
 //	            core/undo core/turns            small tools
 //	            core/scramble                   messages that no kubelet sends, for tests
 //

@@ -1,6 +1,12 @@
 package live
 
 import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -162,4 +168,127 @@ func (n *node) has(all map[string]uint64, prefix string) bool {
 		}
 	}
 	return false
+}
+
+// exported reads what Prometheus is told of a pod, as series does, and the
+// rest by name.
+func (n *node) exported(addr, pod string) (all map[string]float64, names map[string]bool) {
+	n.t.Helper()
+	resp, err := http.Get("http://" + addr + "/metrics")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	all, names = map[string]float64{}, map[string]bool{}
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		line := lines.Text()
+		name, rest, labelled := strings.Cut(line, "{")
+		if strings.HasPrefix(line, "#") || !labelled {
+			name, _, _ = strings.Cut(strings.TrimPrefix(line, "# TYPE "), " ")
+			names[name] = true
+			continue
+		}
+		names[name] = true
+		labels, value, _ := strings.Cut(rest, "} ")
+		if !strings.Contains(labels, `pod="`+pod+`"`) {
+			continue
+		}
+		f, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		all[sorted(name, strings.Split(labels, ","))] = f
+	}
+	return all, names
+}
+
+// sorted names a series, but for its id and labels without a value.
+func sorted(name string, labels []string) string {
+	labels = slices.DeleteFunc(labels, func(l string) bool { return strings.HasPrefix(l, "id=") || strings.HasSuffix(l, `=""`) })
+	slices.Sort(labels)
+	return name + "{" + strings.Join(labels, ",") + "}"
+}
+
+// TestBothWaysTellTheSame compares what the kubelet and Prometheus are told.
+func TestBothWaysTellTheSame(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	n := newNode(t, "--metrics-bind-addr", addr)
+	config := n.pod("same")
+	config.Linux.CgroupParent = "/kubepods-live/pod-same"
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.create(pod, config, shell("idle", "exec sleep 1000"))
+	n.create(pod, config, shell("busy", "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 0.05; done"))
+	time.Sleep(3 * time.Second)
+	told := map[string]uint64{}
+	for name, value := range n.series(pod) {
+		head, labels, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
+		told[sorted(head, strings.Split(labels, ","))] = value
+	}
+	exported, names := n.exported(addr, "same")
+	if len(told) != len(exported) || len(told) < 100 {
+		t.Errorf("the kubelet is told %d series, Prometheus %d", len(told), len(exported))
+	}
+	equal := 0
+	for name, want := range told {
+		got, ok := exported[name]
+		if !ok {
+			t.Errorf("%s is not exported", name)
+			continue
+		}
+		if uint64(got) == want {
+			equal++
+			continue
+		}
+		// The second look was a moment later.
+		if idle := strings.Contains(name, `container="idle"`); idle && !strings.Contains(name, "last_seen") {
+			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
+		} else if !near(uint64(got), want, want/10+64<<10) {
+			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
+		}
+	}
+	t.Logf("%d series, %d of them equal to the bit", len(told), equal)
+	for _, name := range []string{
+		"berthd_call_duration_seconds_bucket", "berthd_engine_call_duration_seconds_bucket", "berthd_view_lag_seconds_count",
+		"berthd_view_oldest_change_seconds", "berthd_log_lag_seconds", "berthd_build_info", "go_goroutines", "process_cpu_seconds_total",
+	} {
+		if !names[name] {
+			t.Errorf("%s is not exported", name)
+		}
+	}
+
+	health := func() (int, string) {
+		resp, err := http.Get("http://" + addr + "/healthz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body)
+	}
+	if code, line := health(); code != http.StatusOK || line != "ok\n" {
+		t.Errorf("healthz: %d %q", code, line)
+	}
+	n.proxy.close()
+	n.until(5*time.Second, "healthz does not see that Docker is away", func() bool {
+		code, line := health()
+		return code == http.StatusServiceUnavailable && strings.HasPrefix(line, "docker: ") && strings.Count(line, "\n") == 1
+	})
+	if _, names := n.exported(addr, "same"); !names["berthd_engine_up"] {
+		t.Error("nothing is exported while Docker is away")
+	}
+	n.proxy.open()
+	n.until(10*time.Second, "healthz does not see that Docker is back", func() bool { code, _ := health(); return code == http.StatusOK })
+	n.remove(pod)
+	n.clean()
 }
