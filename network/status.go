@@ -29,7 +29,6 @@ type health struct {
 	until  time.Time
 	err    error
 	heard  time.Time // when they last answered; zero for never
-	said   error     // what
 }
 
 func newHealth() health { return health{asking: make(chan struct{}, 1)} }
@@ -71,13 +70,12 @@ func (n *CNI) Status(ctx context.Context) error {
 	case err == nil:
 		h.err, h.until = nil, now.Add(goodFor)
 	case limited.Err() != nil && now.Sub(h.heard) < slowFor:
-		h.err, h.until = h.said, now.Add(badFor)
-		return h.err
+		h.until = now.Add(badFor) // err is still what they said
 	default:
 		h.err, h.until = unwell(nw, err), now.Add(badFor)
 	}
 	if limited.Err() == nil {
-		h.heard, h.said = now, h.err
+		h.heard = now
 	}
 	return h.err
 }

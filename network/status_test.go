@@ -88,7 +88,7 @@ func TestStatusOfASlowPlugin(t *testing.T) {
 		t.Fatal(err)
 	}
 	for age, ready := range map[time.Duration]bool{slowFor / 2: true, 2 * slowFor: false} {
-		nw.health.until, nw.health.heard, nw.health.said = time.Time{}, time.Now().Add(-age), nil
+		nw.health.until, nw.health.heard, nw.health.err = time.Time{}, time.Now().Add(-age), nil
 		if err := n.Status(t.Context()); (err == nil) != ready {
 			t.Errorf("%v after its last answer: %v", age, err)
 		}

@@ -1,50 +1,21 @@
 package live
 
 import (
-	"archive/tar"
-	"bytes"
-	"context"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/docker/docker/api/types/build"
-	dockerimage "github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/volume"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// built makes an image called name from lines of a Dockerfile.
-func (n *node) built(name, lines string) {
-	n.t.Helper()
-	var sent bytes.Buffer
-	archive := tar.NewWriter(&sent)
-	if err := archive.WriteHeader(&tar.Header{Name: "Dockerfile", Mode: 0o644, Size: int64(len(lines))}); err != nil {
-		n.t.Fatal(err)
-	}
-	io.WriteString(archive, lines)
-	archive.Close()
-	answer, err := n.docker.ImageBuild(context.Background(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	defer answer.Body.Close()
-	if said, err := io.ReadAll(answer.Body); err != nil || bytes.Contains(said, []byte(`"errorDetail"`)) {
-		n.t.Fatalf("%s, %v", said, err)
-	}
-	n.t.Cleanup(func() {
-		n.docker.ImageRemove(context.Background(), name, dockerimage.RemoveOptions{Force: true, PruneChildren: true})
-	})
-}
 
 // TestNothingLeaksIn reads that pods are as the CRI has them, whatever daemon.json
 // (contrib/e2e/hostile.json) and the image say of health checks and the like.
 func TestNothingLeaksIn(t *testing.T) {
 	n := newNode(t)
-	n.built("berth-hostile:1", "FROM "+*image+"\n"+`HEALTHCHECK --interval=1s CMD touch /checked
+	n.build("berth-hostile:1", "FROM "+*image+"\n"+`HEALTHCHECK --interval=1s CMD touch /checked
 VOLUME /volume
 ENV WORD=image
 WORKDIR /work

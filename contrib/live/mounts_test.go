@@ -24,6 +24,18 @@ import (
 // volume makes an image called name of a layer for each of the given files.
 func (n *node) volume(name string, files ...[2]string) {
 	n.t.Helper()
+	script, contents := []string{"FROM scratch"}, []string(nil)
+	for i, f := range files {
+		script = append(script, fmt.Sprintf("COPY %d %s", i, f[0]))
+		contents = append(contents, f[1])
+	}
+	n.build(name, strings.Join(script, "\n"), contents...)
+}
+
+// build makes an image called name from the text of a Dockerfile, for which the
+// contents are files called 0, 1 and so on.
+func (n *node) build(name, dockerfile string, contents ...string) {
+	n.t.Helper()
 	var sent bytes.Buffer
 	archive := tar.NewWriter(&sent)
 	put := func(name, text string) {
@@ -32,12 +44,10 @@ func (n *node) volume(name string, files ...[2]string) {
 		}
 		io.WriteString(archive, text)
 	}
-	script := []string{"FROM scratch"}
-	for i, f := range files {
-		put(fmt.Sprint(i), f[1])
-		script = append(script, fmt.Sprintf("COPY %d %s", i, f[0]))
+	for i, text := range contents {
+		put(fmt.Sprint(i), text)
 	}
-	put("Dockerfile", strings.Join(script, "\n"))
+	put("Dockerfile", dockerfile)
 	archive.Close()
 	answer, err := n.docker.ImageBuild(n.t.Context(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
 	if err != nil {

@@ -7,9 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 
-	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/filters"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -44,7 +43,10 @@ func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.C
 		if !ok || held[volume.ID] || ask.Can.ImageMounts {
 			continue
 		}
-		if err := s.hold(ctx, docker, volume.ID, ask.Stage); err != nil {
+		short, cancel := docker.Short(ctx)
+		_, err := docker.Idle(short, volume.ID, labels.HoldKey, ask.Stage)
+		cancel()
+		if err != nil {
 			return fmt.Errorf("ImageVolumeMountFailed: hold image %s: %w", volume.ID, err)
 		}
 		held[volume.ID] = true
@@ -56,51 +58,31 @@ func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.C
 	return err
 }
 
-// hold makes a container that never runs, of an image that must stay for the sake
-// of a stage.
-func (s *Service) hold(ctx context.Context, docker *engine.Conn, image, stage string) error {
-	short, cancel := docker.Short(ctx)
-	defer cancel()
-	_, err := docker.ContainerCreate(short, &container.Config{
-		Image: image, Entrypoint: []string{"/"}, NetworkDisabled: true, Labels: map[string]string{labels.HoldKey: stage},
-		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
-	}, &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "none"}}, nil, nil, "")
-	return err
-}
-
 // unstage takes down the staged mounts called name, and what holds their images.
 func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name string) error {
 	if name == "" {
 		return nil
 	}
-	held, err := s.holds(ctx, docker)
+	held, err := docker.Labelled(ctx, labels.HoldKey)
 	if err != nil {
-		return err
+		return fmt.Errorf("containers that hold images: %w", err)
 	}
+	return s.release(ctx, docker, name, held)
+}
+
+// release is unstage where it is known already what holds images, and for which
+// stage.
+func (s *Service) release(ctx context.Context, docker *engine.Conn, name string, held map[string]string) error {
+	var errs []error
 	for id, stage := range held {
 		if stage == name {
-			err = errors.Join(err, docker.Discard(ctx, id))
+			errs = append(errs, docker.Discard(ctx, id))
 		}
 	}
-	if err != nil {
+	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return s.stages.Drop(name)
-}
-
-// holds returns the containers that hold images, and for which stage.
-func (s *Service) holds(ctx context.Context, docker *engine.Conn) (map[string]string, error) {
-	short, cancel := docker.Short(ctx)
-	defer cancel()
-	list, err := docker.ContainerList(short, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labels.HoldKey))})
-	if err != nil {
-		return nil, fmt.Errorf("containers that hold images: %w", err)
-	}
-	found := map[string]string{}
-	for _, c := range list {
-		found[c.ID] = c.Labels[labels.HoldKey]
-	}
-	return found, nil
 }
 
 // tidyStages takes down what was staged for containers that have been started
@@ -110,13 +92,12 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	held, err := s.holds(ctx, docker)
+	held, err := docker.Labelled(ctx, labels.HoldKey)
 	if err != nil {
-		return err
+		return fmt.Errorf("containers that hold images: %w", err)
 	}
-	for _, stage := range held {
-		names = append(names, stage)
-	}
+	names = slices.AppendSeq(names, maps.Values(held))
+	slices.Sort(names)
 	// After the names, so that each is being made or its container is in the view
 	// by now; before the view, so that none is in neither.
 	s.mu.Lock()
@@ -130,7 +111,7 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 	for _, c := range all {
 		states[c.Stage] = c.Row.GetState()
 	}
-	for _, name := range names {
+	for _, name := range slices.Compact(names) {
 		state, known := states[name]
 		switch {
 		case making[name], known && state == runtimeapi.ContainerState_CONTAINER_CREATED:
@@ -138,7 +119,7 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 			err = errors.Join(err, s.stages.Drop(name)) // its image stays
 		default:
 			s.log.Info("taking down staged mounts of a container that is no more", slog.String("stage", name))
-			err = errors.Join(err, s.unstage(ctx, docker, name))
+			err = errors.Join(err, s.release(ctx, docker, name, held))
 		}
 	}
 	return err

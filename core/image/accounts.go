@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/filters"
 
 	"berth/core/engine"
 	"berth/core/labels"
@@ -69,21 +67,18 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 	work := context.WithoutCancel(ctx)
 	short, cancel := docker.Short(work)
 	defer cancel()
-	made, err := docker.ContainerCreate(short, &container.Config{
-		Image: id, Entrypoint: []string{"/"}, NetworkDisabled: true, Labels: map[string]string{labels.LookKey: "accounts"},
-		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
-	}, &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "none"}}, nil, nil, "")
+	made, err := docker.Idle(short, id, labels.LookKey, "accounts")
 	if err != nil {
 		return a, err
 	}
 	s.accountsMu.Lock()
-	s.looking[made.ID] = true
+	s.looking[made] = true
 	s.accountsMu.Unlock()
 	defer func() {
 		limited, cancel := context.WithTimeout(work, removeLimit)
 		defer cancel()
-		if err := docker.Discard(limited, made.ID); err != nil {
-			s.log.Info("a container made to look into an image could not be removed, trying again", slog.String("container", made.ID), slog.Any("err", err))
+		if err := docker.Discard(limited, made); err != nil {
+			s.log.Info("a container made to look into an image could not be removed, trying again", slog.String("container", made), slog.Any("err", err))
 			select {
 			case s.untidy <- struct{}{}:
 			default:
@@ -91,12 +86,12 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 		}
 		s.accountsMu.Lock()
 		defer s.accountsMu.Unlock()
-		delete(s.looking, made.ID)
+		delete(s.looking, made)
 	}()
-	if a.Passwd, err = readFile(short, docker, made.ID, "/etc/passwd"); err != nil {
+	if a.Passwd, err = readFile(short, docker, made, "/etc/passwd"); err != nil {
 		return a, err
 	}
-	a.Group, err = readFile(short, docker, made.ID, "/etc/group")
+	a.Group, err = readFile(short, docker, made, "/etc/group")
 	return a, err
 }
 
@@ -144,22 +139,20 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 // tidy removes the containers that were made to look into images, by a daemon
 // that died perhaps, and that nobody looks into now.
 func (s *Service) tidy(ctx context.Context, docker *engine.Conn) error {
-	short, cancel := docker.Short(ctx)
-	defer cancel()
 	// Whoever is being looked into when the list is made is known before.
 	s.accountsMu.Lock()
 	looking := maps.Clone(s.looking)
 	s.accountsMu.Unlock()
-	list, err := docker.ContainerList(short, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", labels.LookKey))})
+	list, err := docker.Labelled(ctx, labels.LookKey)
 	if err != nil {
 		return err
 	}
-	for _, c := range list {
+	for id := range list {
 		s.accountsMu.Lock()
-		busy := looking[c.ID] || s.looking[c.ID]
+		busy := looking[id] || s.looking[id]
 		s.accountsMu.Unlock()
 		if !busy {
-			err = errors.Join(err, docker.Discard(ctx, c.ID))
+			err = errors.Join(err, docker.Discard(ctx, id))
 		}
 	}
 	return err
