@@ -135,7 +135,13 @@ func TestFolderOfPluginsIsWatched(t *testing.T) {
 	d.conf("10-a.conflist", list("a", "fake"))
 	n := d.new()
 	run(t, n)
-	plugins := func() int { return len(n.found.Load().networks[0].list.Plugins) }
+	plugins := func() int {
+		found := n.found.Load().networks
+		if len(found) == 0 {
+			return 0 // a file is half written, and its network not to be had
+		}
+		return len(found[0].list.Plugins)
+	}
 	d.conf("a/10-extra.conf", `{"type": "extra"}`)
 	eventually(t, "there are two plugins", func() bool { return plugins() == 2 })
 	d.conf("a/20-extra.conf", `{"type": "extra"}`)
