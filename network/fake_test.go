@@ -166,6 +166,20 @@ func (d *node) conf(name, text string) string {
 	return path
 }
 
+// place writes a configuration file that is whole as soon as it is there: one that
+// is read half written is broken, and told of as such.
+func (d *node) place(name, text string) string {
+	d.t.Helper()
+	path := filepath.Join(d.cfg.ConfDir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.Rename(d.conf("../half-written", text), path); err != nil {
+		d.t.Fatal(err)
+	}
+	return path
+}
+
 func (d *node) notes() string { return filepath.Join(d.dir, "notes") }
 
 // calls returns what the plugins were called for since the last time.

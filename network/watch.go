@@ -142,7 +142,7 @@ func (n *CNI) follow(w *fsnotify.Watcher) (more bool, err error) {
 
 // places returns the directories to watch: that of the configuration and the
 // one it is in, or, while it does not exist, the nearest above it that does;
-// and those that networks keep more plugins in.
+// and those below it, where networks keep more plugins.
 func (n *CNI) places() []string {
 	dir := n.confDir
 	for !isDir(dir) {
@@ -159,8 +159,14 @@ func (n *CNI) places() []string {
 	if up := filepath.Dir(dir); up != dir {
 		places = append(places, up)
 	}
-	for _, nw := range n.found.Load().networks {
-		if sub := filepath.Join(dir, nw.list.Name); isDir(sub) && !slices.Contains(places, sub) {
+	// Also those of networks that are not to be had now: what mends one may come
+	// there, and one whose files are read half written is mended so.
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return places // it has just gone, which the one above will tell
+	}
+	for _, e := range entries {
+		if sub := filepath.Join(dir, e.Name()); isDir(sub) {
 			places = append(places, sub)
 		}
 	}

@@ -45,29 +45,22 @@ func TestConfigurationComesAndGoes(t *testing.T) {
 		eventually(t, "the network is "+want, func() bool { return current(n) == want })
 	}
 	becomes("")
-	d.conf("20-b.conflist", list("b", "fake"))
+	d.place("20-b.conflist", list("b", "fake"))
 	becomes("b")
-	d.conf("10-a.conflist", list("a", "fake"))
+	d.place("10-a.conflist", list("a", "fake"))
 	becomes("a")
-	d.conf("10-a.conflist", list("a2", "fake"))
+	d.place("10-a.conflist", list("a2", "fake"))
 	becomes("a2")
 
-	// At once: half written it would be broken in another way, and told of again.
-	broken := filepath.Join(d.cfg.ConfDir, "10-a.conflist")
-	temp := filepath.Join(d.dir, "temp")
-	if err := os.WriteFile(temp, []byte(`{"name": "a2", `), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(temp, broken); err != nil {
-		t.Fatal(err)
-	}
+	broken := d.place("10-a.conflist", `{"name": "a2", `)
 	becomes("b")
-	d.conf("30-c.conflist", list("c", "fake")) // one more look at the broken file
+	d.place("30-c.conflist", list("c", "fake")) // one more look at the broken file
 	eventually(t, "the third file is read", func() bool { return len(n.found.Load().networks) == 2 })
 	if got := d.log.count("skipped"); got != 1 {
 		t.Errorf("the broken file was logged %d times, want once", got)
 	}
 
+	temp := filepath.Join(d.dir, "temp")
 	if err := os.WriteFile(temp, []byte(list("moved", "fake")), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -146,6 +139,20 @@ func TestFolderOfPluginsIsWatched(t *testing.T) {
 	eventually(t, "there are two plugins", func() bool { return plugins() == 2 })
 	d.conf("a/20-extra.conf", `{"type": "extra"}`)
 	eventually(t, "there are three plugins", func() bool { return plugins() == 3 })
+}
+
+// A file in the folder that is read half written takes the network away, until
+// the rest of it is there.
+func TestFolderOfABrokenNetworkIsWatched(t *testing.T) {
+	d := newNode(t, "fake", "extra")
+	d.conf("10-a.conflist", list("a", "fake"))
+	n := d.new()
+	run(t, n)
+	d.place("a/10-extra.conf", `{"type": `)
+	eventually(t, "the network is broken", func() bool { return current(n) == "" })
+	time.Sleep(3 * settle) // all that the change has led to is over
+	d.conf("a/10-extra.conf", `{"type": "extra"}`)
+	eventually(t, "it is mended", func() bool { return current(n) == "a" })
 }
 
 // What the configuration directory's parent is full of is none of our business.
