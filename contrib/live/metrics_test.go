@@ -247,10 +247,11 @@ func TestBothWaysTellTheSame(t *testing.T) {
 			equal++
 			continue
 		}
-		// The second look was a moment later.
+		// The second look was a moment later, and the busy one starts a
+		// process twenty times a second: that is up to a megabyte of memory.
 		if idle := strings.Contains(name, `container="idle"`); idle && !strings.Contains(name, "last_seen") {
 			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
-		} else if !near(uint64(got), want, want/10+64<<10) {
+		} else if !near(uint64(got), want, want/10+1<<20) {
 			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
 		}
 	}
