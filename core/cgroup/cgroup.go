@@ -161,30 +161,29 @@ func (g Group) Remove() error {
 	return errors.Join(errs...)
 }
 
-// read reads a file of the kernel's. These files can be polled, so package os
-// would add each to the runtime's poller and take it out again: three times
-// what the reading itself costs, and the kubelet asks for hundreds at a time.
-func read(name string) ([]byte, error) {
+// read reads a file of the kernel's that comes in one piece, as all of a cgroup
+// do but the lists of processes: what does not fill the buffer was all of it. These files can be
+// polled, so package os would add each to the runtime's poller and take it
+// out again: three times what the reading itself costs, and the kubelet asks
+// for hundreds at a time. The contents are put into buffer if they fit.
+func read(name string, buffer []byte) ([]byte, error) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
-	data := make([]byte, 0, 4096)
-	for {
-		if len(data) == cap(data) {
-			data = slices.Grow(data, len(data))
+	for size := 0; ; {
+		n, err := unix.Read(fd, buffer[size:])
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
-		n, err := unix.Read(fd, data[len(data):cap(data)])
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
+		if err != nil {
 			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-		case n == 0:
-			return data, nil
-		default:
-			data = data[:len(data)+n]
 		}
+		if size += n; size < len(buffer) {
+			return buffer[:size], nil
+		}
+		buffer = append(buffer, make([]byte, size)...)
 	}
 }
 
@@ -193,7 +192,7 @@ const Unlimited = ^uint64(0)
 
 // Number reads a file that holds one number, or "max" for Unlimited.
 func Number(dir, file string) (uint64, error) {
-	data, err := read(dir + "/" + file)
+	data, err := read(dir+"/"+file, make([]byte, 64))
 	if err != nil {
 		return 0, err
 	}
@@ -208,21 +207,22 @@ func Number(dir, file string) (uint64, error) {
 	return n, nil
 }
 
-// Numbers reads a file of lines of a name and a number. What is no number is
-// left out.
-func Numbers(dir, file string) (map[string]uint64, error) {
-	data, err := read(dir + "/" + file)
+// Numbers reads a file of lines of a name and a number, and returns those with
+// the given names. What is no number is left out.
+func Numbers(dir, file string, names ...string) (map[string]uint64, error) {
+	data, err := read(dir+"/"+file, make([]byte, 4096))
 	if err != nil {
 		return nil, err
 	}
-	out := make(map[string]uint64, 48)
+	out := make(map[string]uint64, len(names))
 	for line := range bytes.Lines(data) {
-		name, number, ok := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
-		if !ok {
+		name, number, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
+		i := slices.IndexFunc(names, func(s string) bool { return s == string(name) })
+		if i < 0 {
 			continue
 		}
 		if n, err := strconv.ParseUint(string(number), 10, 64); err == nil {
-			out[string(name)] = n
+			out[names[i]] = n
 		}
 	}
 	return out, nil
@@ -237,7 +237,7 @@ type Pressure struct {
 // Pressures reads a pressure stall file of v2: some and full. Both are nil
 // where the kernel does not tell, as it may be switched off.
 func Pressures(dir, file string) (some, full *Pressure, err error) {
-	data, err := read(dir + "/" + file)
+	data, err := read(dir+"/"+file, make([]byte, 256))
 	if errors.Is(err, fs.ErrNotExist) || err != nil && isUnsupported(err) {
 		return nil, nil, nil
 	}
@@ -245,12 +245,10 @@ func Pressures(dir, file string) (some, full *Pressure, err error) {
 		return nil, nil, err
 	}
 	for line := range strings.Lines(string(data)) {
-		var kind string
-		var p Pressure
-		if _, err := fmt.Sscanf(line, "%s avg10=%f avg60=%f avg300=%f total=%d", &kind, &p.Avg10, &p.Avg60, &p.Avg300, &p.Total); err != nil {
+		kind, p, err := parsePressure(line)
+		if err != nil {
 			return nil, nil, fmt.Errorf("%s/%s: %w", dir, file, err)
 		}
-		p.Total *= 1000 // the kernel counts microseconds
 		switch kind {
 		case "some":
 			some = &p
@@ -259,6 +257,32 @@ func Pressures(dir, file string) (some, full *Pressure, err error) {
 		}
 	}
 	return some, full, nil
+}
+
+// parsePressure reads a line: some avg10=0.00 avg60=0.12 avg300=1.50 total=42.
+func parsePressure(line string) (kind string, p Pressure, err error) {
+	for field := range strings.FieldsSeq(line) {
+		name, value, named := strings.Cut(field, "=")
+		switch name {
+		case "avg10":
+			p.Avg10, err = strconv.ParseFloat(value, 64)
+		case "avg60":
+			p.Avg60, err = strconv.ParseFloat(value, 64)
+		case "avg300":
+			p.Avg300, err = strconv.ParseFloat(value, 64)
+		case "total":
+			p.Total, err = strconv.ParseUint(value, 10, 64)
+			p.Total *= 1000 // the kernel counts microseconds
+		default:
+			if !named {
+				kind = name
+			}
+		}
+		if err != nil {
+			return "", p, err
+		}
+	}
+	return kind, p, nil
 }
 
 // isUnsupported reports whether the kernel has the file but not what it tells.

@@ -66,7 +66,7 @@ func TestFiles(t *testing.T) {
 	if _, err := Number(dir, "none"); !os.IsNotExist(err) {
 		t.Errorf("no file: %v", err)
 	}
-	if got, err := Numbers(dir, "stat"); err != nil || !cmp.Equal(got, map[string]uint64{"anon": 10, "file": 20}) {
+	if got, err := Numbers(dir, "stat", "file", "anon", "none"); err != nil || !cmp.Equal(got, map[string]uint64{"anon": 10, "file": 20}) {
 		t.Errorf("stat: %v, %v", got, err)
 	}
 	some, full, err := Pressures(dir, "psi")

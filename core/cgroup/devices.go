@@ -20,7 +20,7 @@ type Device struct {
 // kernel; nothing where that is not counted.
 func Devices(g Group) ([]Device, error) {
 	if g.V2 != "" {
-		data, err := read(g.V2 + "/io.stat")
+		data, err := read(g.V2+"/io.stat", make([]byte, 4096))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
@@ -36,9 +36,9 @@ func Devices(g Group) ([]Device, error) {
 		"blkio.throttle.io_serviced":      func(d *Device) map[string]uint64 { return d.Requests },
 	} {
 		// What is below counts too. Old kernels tell of the group alone.
-		data, err := read(dir + "/" + file + "_recursive")
+		data, err := read(dir+"/"+file+"_recursive", make([]byte, 4096))
 		if errors.Is(err, fs.ErrNotExist) {
-			data, err = read(dir + "/" + file)
+			data, err = read(dir+"/"+file, make([]byte, 4096))
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

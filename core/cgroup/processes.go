@@ -21,7 +21,7 @@ func Processes(g Group) ([]int, error) {
 }
 
 func processes(all []int, dir string) ([]int, error) {
-	data, err := read(dir + "/cgroup.procs")
+	data, err := os.ReadFile(dir + "/cgroup.procs")
 	if err != nil && !isUnsupported(err) { // a group of threads, whose processes are above
 		return nil, err
 	}

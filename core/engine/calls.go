@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/docker/client"
@@ -26,6 +27,7 @@ func newCalls(reg prometheus.Registerer) *prometheus.HistogramVec {
 type meter struct {
 	next  *http.Transport
 	calls *prometheus.HistogramVec
+	heard atomic.Int64 // when the newest answer began, as UnixNano
 }
 
 // RoundTrip sends a request on.
@@ -34,6 +36,7 @@ func (m *meter) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := m.next.RoundTrip(r)
 	status := "error"
 	if err == nil {
+		m.heard.Store(time.Now().UnixNano())
 		status = strconv.Itoa(resp.StatusCode)
 	}
 	m.calls.WithLabelValues(r.Method, pattern(r.URL.Path), status).Observe(time.Since(begin).Seconds())

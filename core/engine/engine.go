@@ -28,8 +28,12 @@ const (
 	// MinAPI is the API version of Docker 20.10, the oldest Engine served.
 	MinAPI = "1.41"
 
-	pingEvery   = time.Second
+	lookEvery   = time.Second
 	pingTimeout = 2 * time.Second
+	// silence is how long an Engine that has answered a call is taken to be
+	// alive. The kubelet and berthd itself want to know all the time, and a ping
+	// costs both sides more than most answers cost berthd.
+	silence     = 3 * time.Second
 	dialTimeout = 10 * time.Second
 	backoffMin  = 100 * time.Millisecond
 	backoffMax  = time.Second
@@ -279,7 +283,7 @@ func (e *Engine) Run(ctx context.Context) error {
 
 // watch returns once conn is no good any more.
 func (e *Engine) watch(ctx context.Context, conn *Conn) error {
-	tick := time.NewTicker(pingEvery)
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for slow := 0; ; {
 		e.mu.Lock()
@@ -295,7 +299,7 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 			continue
 		case <-tick.C:
 		}
-		err := ping(ctx, conn)
+		err := conn.aliveWithin(ctx, pingTimeout)
 		switch {
 		case err == nil:
 			slow = 0
@@ -307,14 +311,22 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 	}
 }
 
-// ping asks an Engine for a sign of life.
-func ping(ctx context.Context, conn *Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	if _, err := conn.Ping(ctx); err != nil {
+// Alive returns nil if the Engine has answered a call within the last three
+// seconds, or does so now, and otherwise why there is no answer.
+func (c *Conn) Alive(ctx context.Context) error {
+	if c.meter != nil && time.Since(time.Unix(0, c.meter.heard.Load())) < silence {
+		return nil
+	}
+	if _, err := c.Ping(ctx); err != nil {
 		return fmt.Errorf("ping: %w", err)
 	}
 	return nil
+}
+
+func (c *Conn) aliveWithin(ctx context.Context, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return c.Alive(ctx)
 }
 
 // dial reaches the Engine, agrees on an API version and makes its record.

@@ -102,7 +102,7 @@ func (s *Server) alive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := conn.Ping(ctx); err != nil {
+	if err := conn.Alive(ctx); err != nil {
 		return fmt.Errorf("no sign of life: %w", err)
 	}
 	return s.View.Ready(ctx)

@@ -9,17 +9,12 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
 	"berth/core/view"
 	"berth/network"
 )
-
-// podsAtOnce bounds how many pods are read at a time: the node's processors
-// are for the pods.
-const podsAtOnce = 2
 
 // A sample is one number of a family.
 type sample struct {
@@ -93,11 +88,7 @@ func metrics(list []sample) []*runtimeapi.Metric {
 
 // sample reads all pods that run, in one pass.
 func (s *Service) sample(ctx context.Context) ([]*samples, error) {
-	list, err := s.view.Sandboxes(ctx, &runtimeapi.PodSandboxFilter{State: ready})
-	if err != nil {
-		return nil, err
-	}
-	inside, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{State: running})
+	list, inside, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{State: ready})
 	if err != nil {
 		return nil, err
 	}
@@ -110,30 +101,15 @@ func (s *Service) sample(ctx context.Context) ([]*samples, error) {
 		// It is not everybody's, and no reason to tell nothing at all.
 		s.log.Debug("no metrics of the file system that containers are on", slog.Any("err", err))
 	}
-	byPod := map[string][]*view.Container{}
-	for _, c := range inside {
-		byPod[c.Row.GetPodSandboxId()] = append(byPod[c.Row.GetPodSandboxId()], c)
-	}
 	can := told(thisHost())
-	all := make([]*samples, len(list))
-	var g errgroup.Group
-	g.SetLimit(podsAtOnce)
-	for i, pod := range list {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			all[i] = s.samplePod(ctx, pod, byPod[pod.ID()], under, can)
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	return unique(slices.DeleteFunc(all, func(p *samples) bool { return p == nil })), nil
+	all := among(list, func(pod *view.Sandbox) *samples {
+		if ctx.Err() != nil {
+			return nil // nobody waits any more
+		}
+		return s.samplePod(ctx, pod, inside[pod.ID()], under, can)
+	})
+	return unique(all), ctx.Err()
 }
-
-var ready = &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
 
 // unique drops what is told of a pod's cgroup a second time, for an older
 // sandbox of the same pod: who collects samples refuses all of them if two

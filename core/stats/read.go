@@ -82,7 +82,7 @@ const clockTick = 10_000_000
 
 func readCPU(g cgroup.Group) (r cpuReading, err error) {
 	if g.V2 != "" {
-		stat, err := cgroup.Numbers(g.V2, "cpu.stat")
+		stat, err := cgroup.Numbers(g.V2, "cpu.stat", "usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec")
 		return cpuReading{
 			total: stat["usage_usec"] * 1000, user: stat["user_usec"] * 1000, system: stat["system_usec"] * 1000,
 			periods: stat["nr_periods"], throttled: stat["nr_throttled"], throttledTime: stat["throttled_usec"] * 1000,
@@ -91,13 +91,13 @@ func readCPU(g cgroup.Group) (r cpuReading, err error) {
 	if r.total, err = cpuTime(g); err != nil {
 		return r, err
 	}
-	times, err := cgroup.Numbers(g.V1["cpuacct"], "cpuacct.stat")
+	times, err := cgroup.Numbers(g.V1["cpuacct"], "cpuacct.stat", "user", "system")
 	if err != nil {
 		return r, err
 	}
 	r.user, r.system = times["user"]*clockTick, times["system"]*clockTick
 	if dir, ok := g.V1["cpu"]; ok {
-		stat, err := cgroup.Numbers(dir, "cpu.stat")
+		stat, err := cgroup.Numbers(dir, "cpu.stat", "nr_periods", "nr_throttled", "throttled_time")
 		if err != nil {
 			return r, err
 		}
@@ -135,7 +135,8 @@ func readMemory(g cgroup.Group) (memoryReading, error) {
 }
 
 func readMemoryV1(dir string) (r memoryReading, err error) {
-	stat, err := cgroup.Numbers(dir, "memory.stat")
+	stat, err := cgroup.Numbers(dir, "memory.stat", "total_rss", "total_cache", "total_mapped_file", "total_active_file", "total_inactive_file",
+		"pgfault", "pgmajfault", "total_pgfault", "total_pgmajfault")
 	if err != nil {
 		return r, err
 	}
@@ -160,7 +161,7 @@ func readMemoryV1(dir string) (r memoryReading, err error) {
 	if r.reserved >= 1<<62 {
 		r.reserved = 0 // version 1 writes the largest number of whole pages for none
 	}
-	control, err := cgroup.Numbers(dir, "memory.oom_control")
+	control, err := cgroup.Numbers(dir, "memory.oom_control", "oom_kill")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return r, err
 	}
@@ -169,7 +170,8 @@ func readMemoryV1(dir string) (r memoryReading, err error) {
 }
 
 func readMemoryV2(dir string) (r memoryReading, err error) {
-	stat, err := cgroup.Numbers(dir, "memory.stat")
+	stat, err := cgroup.Numbers(dir, "memory.stat", "anon", "file", "kernel", "file_mapped", "active_file", "inactive_file", "pgfault", "pgmajfault",
+		"kernel_stack", "slab", "pagetables", "percpu", "sock")
 	if err != nil {
 		return r, err
 	}
@@ -195,7 +197,7 @@ func readMemoryV2(dir string) (r memoryReading, err error) {
 	if r.reserved == cgroup.Unlimited {
 		r.reserved = 0
 	}
-	events, err := cgroup.Numbers(dir, "memory.events")
+	events, err := cgroup.Numbers(dir, "memory.events", "max", "oom_kill")
 	r.failures, r.kills = events["max"], events["oom_kill"]
 	return r, err
 }

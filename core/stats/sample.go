@@ -1,7 +1,6 @@
 package stats
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -50,15 +49,11 @@ func podAttributes(pod *view.Sandbox) *runtimeapi.PodSandboxAttributes {
 	}
 }
 
-// sandbox reads what a pod uses: what its cgroup says, which counts what the
+// sandbox reads what a pod of the containers in list uses: what its cgroup says, which counts what the
 // kubelet does for it as well. A pod without a cgroup of its own, as crictl
 // makes them, uses what its processes do.
-func (s *Service) sandbox(ctx context.Context, pod *view.Sandbox) (*runtimeapi.PodSandboxStats, error) {
+func (s *Service) sandbox(pod *view.Sandbox, list []*view.Container) (*runtimeapi.PodSandboxStats, error) {
 	g, err := s.group(pod.ID(), pod.Pid)
-	if err != nil {
-		return nil, err
-	}
-	list, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID(), State: running})
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +73,6 @@ func (s *Service) sandbox(ctx context.Context, pod *view.Sandbox) (*runtimeapi.P
 	}
 	return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: used}, nil
 }
-
-var running = &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
 
 // ofGroup fills used with what the cgroup of a pod says.
 func (s *Service) ofGroup(used *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *view.Sandbox) (err error) {
@@ -159,7 +152,7 @@ func (s *Service) cpu(g cgroup.Group, id string) (*runtimeapi.CpuUsage, error) {
 // cpuTime returns the CPU time that g has used, in nanoseconds.
 func cpuTime(g cgroup.Group) (uint64, error) {
 	if g.V2 != "" {
-		stat, err := cgroup.Numbers(g.V2, "cpu.stat")
+		stat, err := cgroup.Numbers(g.V2, "cpu.stat", "usage_usec")
 		return stat["usage_usec"] * 1000, err
 	}
 	dir, ok := g.Dir("cpuacct")
@@ -187,7 +180,7 @@ func memoryV1(dir string) (*runtimeapi.MemoryUsage, *runtimeapi.SwapUsage, error
 	if err != nil {
 		return nil, nil, err
 	}
-	stat, err := cgroup.Numbers(dir, "memory.stat")
+	stat, err := cgroup.Numbers(dir, "memory.stat", "total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -223,7 +216,7 @@ func memoryV2(dir string) (*runtimeapi.MemoryUsage, *runtimeapi.SwapUsage, error
 	if err != nil {
 		return nil, nil, err
 	}
-	stat, err := cgroup.Numbers(dir, "memory.stat")
+	stat, err := cgroup.Numbers(dir, "memory.stat", "inactive_file", "anon", "pgfault", "pgmajfault")
 	if err != nil {
 		return nil, nil, err
 	}

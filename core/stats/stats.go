@@ -11,7 +11,9 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -69,7 +71,7 @@ func (s *Service) Container(ctx context.Context, id string) (*runtimeapi.Contain
 func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
 	list, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{
 		Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector(),
-		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+		State: running,
 	})
 	if err != nil {
 		return nil, err
@@ -79,15 +81,59 @@ func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerSt
 
 // each returns what containers use, without those that have ended.
 func (s *Service) each(list []*view.Container) []*runtimeapi.ContainerStats {
-	all := make([]*runtimeapi.ContainerStats, 0, len(list))
-	for _, c := range list {
-		if used, err := s.container(c); err == nil {
-			all = append(all, used)
-		} else if !gone(err) {
+	return among(list, func(c *view.Container) *runtimeapi.ContainerStats {
+		used, err := s.container(c)
+		if err != nil && !gone(err) {
 			s.log.Warn("what a container uses cannot be read, left out", slog.String("container", c.ID()), slog.Any("err", err))
 		}
+		if err != nil {
+			return nil
+		}
+		return used
+	})
+}
+
+// pods returns the pods that match filter, and the containers that run by sandbox.
+func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) (_ []*view.Sandbox, inside map[string][]*view.Container, _ error) {
+	list, err := s.view.Sandboxes(ctx, filter)
+	if err != nil {
+		return nil, nil, err
 	}
-	return all
+	all, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{State: running})
+	if err != nil {
+		return nil, nil, err
+	}
+	inside = map[string][]*view.Container{}
+	for _, c := range all {
+		inside[c.Row.GetPodSandboxId()] = append(inside[c.Row.GetPodSandboxId()], c)
+	}
+	return list, inside, nil
+}
+
+var (
+	ready   = &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+	running = &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
+)
+
+// readers bounds how many pods or containers are read at a time: the node's
+// processors are for the pods.
+const readers = 2
+
+// among returns what read makes of each of list, in their order and without
+// nils.
+func among[T, R any](list []T, read func(T) *R) []*R {
+	all := make([]*R, len(list))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(len(list), readers) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
+				all[i] = read(list[i])
+			}
+		})
+	}
+	wg.Wait()
+	return slices.DeleteFunc(all, func(one *R) bool { return one == nil })
 }
 
 // Sandbox returns what the pod of the sandbox id uses; of kind NotFound if
@@ -97,7 +143,11 @@ func (s *Service) Sandbox(ctx context.Context, id string) (*runtimeapi.PodSandbo
 	if err != nil {
 		return nil, err
 	}
-	used, err := s.sandbox(ctx, pod)
+	inside, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID(), State: running})
+	if err != nil {
+		return nil, err
+	}
+	used, err := s.sandbox(pod, inside)
 	if gone(err) {
 		return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: &runtimeapi.LinuxPodSandboxStats{}}, nil
 	}
@@ -107,22 +157,20 @@ func (s *Service) Sandbox(ctx context.Context, id string) (*runtimeapi.PodSandbo
 // Sandboxes returns what the pods that run and match filter use; a nil filter
 // matches all. Those that end meanwhile are left out.
 func (s *Service) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
-	list, err := s.view.Sandboxes(ctx, &runtimeapi.PodSandboxFilter{
-		Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(),
-		State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY},
-	})
+	list, inside, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(), State: ready})
 	if err != nil {
 		return nil, err
 	}
-	all := make([]*runtimeapi.PodSandboxStats, 0, len(list))
-	for _, pod := range list {
-		if used, err := s.sandbox(ctx, pod); err == nil {
-			all = append(all, used)
-		} else if !gone(err) {
+	return among(list, func(pod *view.Sandbox) *runtimeapi.PodSandboxStats {
+		used, err := s.sandbox(pod, inside[pod.ID()])
+		if err != nil && !gone(err) {
 			s.log.Warn("what a pod uses cannot be read, left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))
 		}
-	}
-	return all, nil
+		if err != nil {
+			return nil
+		}
+		return used
+	}), nil
 }
 
 // gone reports whether err says that a process or its cgroup is no more.
