@@ -333,3 +333,8 @@ func describe(ctx context.Context, docker *client.Client) (string, error) {
 	}
 	return strings.Join([]string{"Docker Engine " + info.ServerVersion, info.Driver, "cgroup v" + info.CgroupVersion, info.CgroupDriver}, ", "), nil
 }
+
+func (b *bare) empty(ctx context.Context) error {
+	_, err := b.docker.Ping(ctx)
+	return err
+}

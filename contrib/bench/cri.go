@@ -285,3 +285,8 @@ func (c *cri) relist(ctx context.Context, second int) error {
 	}
 	return nil
 }
+
+func (c *cri) empty(ctx context.Context) error {
+	_, err := c.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	return err
+}

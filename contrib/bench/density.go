@@ -145,17 +145,28 @@ func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
 	return nil
 }
 
-// relists asks what a kubelet asks, every second, and measures the CPU.
+// relists asks what a kubelet asks, every second, and measures the CPU; then
+// the same number of calls that do nothing, which is the least that it can be.
 func (b *bench) relists(ctx context.Context, s side) error {
 	if b.Relist == 0 {
 		return nil
 	}
 	b.say("what a kubelet asks of %s, for %v", s.name(), b.Relist)
+	if err := b.everySecond(ctx, s, rowRelist, s.relist); err != nil {
+		return err
+	}
+	b.say("as many calls of %s that do nothing", s.name())
+	return b.everySecond(ctx, s, rowEmpty, func(ctx context.Context, _ int) error {
+		return errors.Join(s.empty(ctx), s.empty(ctx), s.empty(ctx))
+	})
+}
+
+func (b *bench) everySecond(ctx context.Context, s side, row string, ask func(ctx context.Context, second int) error) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	return b.costs(s, rowRelist, func() error {
+	return b.costs(s, row, func() error {
 		for second := range int(b.Relist / time.Second) {
-			if err := s.relist(ctx, second); err != nil {
+			if err := ask(ctx, second); err != nil {
 				return fmt.Errorf("what a kubelet asks of %s: %w", s.name(), err)
 			}
 			select {

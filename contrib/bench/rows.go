@@ -24,6 +24,7 @@ const (
 	rowPodStats        = "ListPodSandboxStats"
 	rowStatuses        = "status of all pods and containers"
 	rowRelist          = "CPU under a kubelet's relist"
+	rowEmpty           = "CPU under as many empty calls"
 	rowProbe           = "exec probe"
 	rowProbes          = "CPU under exec probes"
 	rowLeftProcesses   = "left of probes: processes"
@@ -49,7 +50,7 @@ func unitOf(row string) string {
 		return "s"
 	case whole == rowLogs:
 		return "CPU s"
-	case whole == rowRelist, whole == rowIdle, whole == rowProbes:
+	case whole == rowRelist, whole == rowEmpty, whole == rowIdle, whole == rowProbes:
 		return "% of a core"
 	case isMemory(row):
 		return "MiB"

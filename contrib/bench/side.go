@@ -23,6 +23,8 @@ type side interface {
 	lists() []question
 	// relist is what a kubelet asks in the given second.
 	relist(ctx context.Context, second int) error
+	// empty is a call that does nothing.
+	empty(ctx context.Context) error
 	// cost is what may be running on behalf of the side.
 	cost() []process
 }

@@ -101,7 +101,8 @@ start_engine() {
 next_package() {
 	say "a package of a higher version"
 	(cd "$top/packaging" && go run . -version 99.0.0 -commit upgrade -date 0 -out "$1" >/dev/null)
-	find "$1" -type f ! -name '*_amd64.deb' -delete
+	mv "$1"/packages/*_amd64.deb "$1/"
+	rm -r "$1/packages"
 }
 
 # cni_conf DIR SUBNET [BRIDGE]: a bridge network for pods.

@@ -155,7 +155,7 @@ first() {
 
 	echo "$pod $container $ip" >story
 	say "reboot"
-	exit 100
+	exit 42
 }
 
 second() {

@@ -2,7 +2,7 @@
 # vm.sh SCRIPT [FILE...]: boots Debian 13 from a clean disk, with systemd, cgroup v2, Docker
 # 26.1 and every capability, in a virtual machine without a network. There SCRIPT is
 # run as root, in a directory with the files, when all is up; its argument is the
-# number of the boot. Ends it with 100, the machine is booted again, and SCRIPT run again.
+# number of the boot. Ends it with 42, the machine is booted again, and SCRIPT run again.
 # What it prints comes out here, and its last exit code is that of vm.sh.
 #
 # The processor is emulated: a boot takes about 45 s. VM_MEM is in MiB, VM_DISK as
@@ -51,7 +51,7 @@ code=$?
 sync
 echo "=== end $code"
 case $code in
-100) systemctl reboot ;;
+42) systemctl reboot ;;
 *) systemctl poweroff ;;
 esac
 B
@@ -93,7 +93,7 @@ for n in 1 2 3 4 5 6 7 8 9; do
 		</dev/null | stdbuf -oL tr -d "\r" | tee "$w/log"
 	end=$(sed -n 's/^=== end //p' "$w/log" | tail -1)
 	case $end in
-	100) ;;
+	42) ;;
 	'') die "boot $n has ended by itself, or after VM_LIMIT" ;;
 	*) exit "$end" ;;
 	esac

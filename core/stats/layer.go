@@ -35,6 +35,8 @@ const (
 type layer struct {
 	at            time.Time
 	bytes, inodes uint64
+	of            first
+	dir           string // where of's files are, "" if only the Engine knows
 }
 
 // writable tells what the container id has written; no bytes before the first
@@ -141,27 +143,30 @@ func (s *Service) measure(ctx context.Context, c *view.Container) error {
 	}
 	s.speed(c.ID(), at, used)
 	s.mu.Lock()
-	l := s.layers[c.ID()]
+	last := s.layers[c.ID()]
 	s.mu.Unlock()
-	if l != nil && time.Since(l.at) < measureEvery {
+	if last != nil && time.Since(last.at) < measureEvery {
 		return nil
 	}
-	l = &layer{}
-	if dir, err := upperDir(c.Pid); err != nil {
+	l := &layer{of: first{c.ID(), c.Pid}}
+	if last != nil && last.of == l.of {
+		l.dir = last.dir
+	} else if l.dir, err = upperDir(c.Pid); err != nil {
 		return err
-	} else if dir != "" {
-		err = walk(ctx, dir, l)
-		if err != nil {
-			return err
-		}
-	} else if err := s.sizeOf(ctx, c.ID(), l); err != nil {
+	}
+	if l.dir != "" {
+		err = walk(ctx, l.dir, l)
+	} else {
+		err = s.sizeOf(ctx, c.ID(), l)
+	}
+	if err != nil {
 		return err
 	}
 	l.at = time.Now()
 	s.mu.Lock()
 	s.layers[c.ID()] = l
 	s.mu.Unlock()
-	rest := time.NewTimer(restFactor * time.Since(at))
+	rest := time.NewTimer(restFactor * l.at.Sub(at))
 	defer rest.Stop()
 	select {
 	case <-rest.C:
