@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # box.sh COMMAND...: runs a command in mount, network and PID namespaces of its
-# own. Whatever it mounts, sets up or leaves running is gone when it ends, and
-# the ports of its loopback are its own.
+# own. Whatever it mounts, sets up or leaves running is gone when it ends, with the
+# cgroups that have come meanwhile; the ports of its loopback are its own.
 set -euo pipefail
 if [ "${1:-}" = --inside ]; then
 	shift
@@ -11,10 +11,36 @@ if [ "${1:-}" = --inside ]; then
 	mount --bind /tmp /tmp
 	mount --make-shared /tmp
 	ip link set lo up
+	# What counts huge pages is in the kernel, and not mounted on every machine.
+	if grep -Eq '^hugetlb\s.*\s1$' /proc/cgroups && [ -d /sys/fs/cgroup/memory ] && [ ! -d /sys/fs/cgroup/hugetlb ]; then
+		groups=$(mktemp -d)
+		mount --rbind /sys/fs/cgroup "$groups"
+		mount -t tmpfs -o mode=755 cgroups /sys/fs/cgroup
+		for g in "$groups"/*; do
+			to=/sys/fs/cgroup/${g##*/}
+			if [ -L "$g" ]; then cp -P "$g" "$to"; else mkdir "$to" && mount --bind "$g" "$to"; fi
+		done
+		mkdir /sys/fs/cgroup/hugetlb
+		mount -t cgroup -o hugetlb hugetlb /sys/fs/cgroup/hugetlb
+		umount -R "$groups"
+		rmdir "$groups"
+	fi
 	# Names that the tests pull by lead to the registry of the box.
 	hosts=$(mktemp)
 	{ cat /etc/hosts; echo '127.0.0.1 registry.k8s.io gcr.io k8s.gcr.io'; } >"$hosts"
 	mount --bind "$hosts" /etc/hosts
-	exec "$@"
+	rm "$hosts"
+	cgroups() { find /sys/fs/cgroup -mindepth 2 -type d | sort -r; }
+	before=$(cgroups)
+	code=0
+	"$@" || code=$?
+	# All that still runs here ends, and then its cgroups can go.
+	kill -KILL -1 2>/dev/null || true
+	for _ in 1 2 3 4 5; do
+		left=$(comm -13 <(sort <<<"$before") <(cgroups | sort) | sort -r)
+		[ -n "$left" ] || break
+		xargs rmdir 2>/dev/null <<<"$left" || sleep 0.2
+	done
+	exit "$code"
 fi
 exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" --inside "$@"

@@ -415,6 +415,40 @@ func TestResources(t *testing.T) {
 	n.tidy()
 }
 
+// TestFirstInstruction has a container read, before anything else, a setting that Docker
+// has no word for. With systemd as driver it comes right after the start.
+func TestFirstInstruction(t *testing.T) {
+	n := newNode(t)
+	info := n.info()
+	if info.CgroupDriver != "cgroupfs" {
+		t.Skipf("the cgroup driver is %s: there is no cgroup before the start", info.CgroupDriver)
+	}
+	resources, file, want := &runtimeapi.LinuxContainerResources{}, "", "33554432"
+	switch counted, _ := filepath.Glob("/sys/fs/cgroup/hugetlb*"); {
+	case info.CgroupVersion == "2":
+		resources.Unified, file = map[string]string{"memory.high": want}, "/sys/fs/cgroup/memory.high"
+	case len(counted) > 0:
+		resources.HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 32 << 20}}
+		file = "/sys/fs/cgroup/hugetlb/hugetlb.2MB.limit_in_bytes"
+	default:
+		t.Skip("cgroup v1 without hugetlb has nothing that Docker has no word for")
+	}
+	config := n.pod("first")
+	config.Linux.CgroupParent = "/kubepods-live/pod-first"
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := shell("c", "read -r was <"+file+"; echo $was >/was; exec sleep 1000")
+	c.Linux.Resources = resources
+	id := n.create(pod, config, c)
+	if was := strings.TrimSpace(n.exec(id, "sh", "-c", "until [ -s /was ]; do sleep 0.1; done; cat /was")); was != want {
+		t.Errorf("%s was %s when the container began, want %s", file, was, want)
+	}
+	n.remove(pod)
+	n.tidy()
+}
+
 // TestDevices reads which devices there are, and what may be done to them.
 func TestDevices(t *testing.T) {
 	n := newNode(t)
