@@ -279,6 +279,24 @@ ok "a profile that is not there is told of, and nothing runs without it" soon to
 say "stats"
 summary() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -q '"name":"web","startTime".*"workingSetBytes":[1-9]'; }
 ok "the kubelet's summary has the container" soon summary
+pod used "  containers: [{name: used, $image, command: [sh, -c, 'awk \"BEGIN { s = sprintf(\\\"%67108864s\\\", \\\"\\\"); while (1) system(\\\"sleep 1000\\\") }\" & while :; do :; done'], resources: {limits: {cpu: 500m, memory: 128Mi}}}]"
+about() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b * .95 && a < b * 1.05) }'; }
+number() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -o '"name":"used","startTime".*' | grep -o "\"$1\":[0-9]*" | head -1 | cut -d: -f2; }
+half() { about "$(number usageNanoCores)" 500000000; }
+held() { about "$(number rssBytes)" $((65 << 20)); }
+ok "half a core is half a core in the summary" soon half
+ok "and 64 MiB are 64 MiB" soon held
+resource() { k get --raw /api/v1/nodes/node/proxy/metrics/resource | awk -v row="$1" 'index($0, row "{container=\"used\"") == 1 { print $2 '"$2"' }'; }
+working() { about "$(resource container_memory_working_set_bytes)" "$(number workingSetBytes)"; }
+ok "what kubectl top is made from has the same working set" soon working
+cores() {
+	local a b
+	a=$(resource container_cpu_usage_seconds_total ', $3')
+	sleep 20
+	b=$(resource container_cpu_usage_seconds_total ', $3')
+	about "$(echo "$a $b" | awk '{ print ($3 - $1) / ($4 - $2) * 1000 }')" 0.5
+}
+ok "and the same CPU" soon cores
 if [[ ${GATES:-} = *PodAndContainerStatsFromCRI* ]]; then
 	cadvisor() { k get --raw /api/v1/nodes/node/proxy/metrics/cadvisor | grep "^$1.*pod=\"web\""; }
 	metrics() { cadvisor 'container_memory_working_set_bytes{container="web"' && cadvisor container_cpu_usage_seconds_total && cadvisor container_network_receive_bytes_total; }

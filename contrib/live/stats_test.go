@@ -2,6 +2,9 @@ package live
 
 import (
 	"fmt"
+	"net"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,9 +31,9 @@ func TestStatsAreTrue(t *testing.T) {
 		dd if=/dev/urandom of=/cache bs=1M count=256 2>/dev/null
 		cat /cache /cache >/dev/null
 		awk 'BEGIN { s = sprintf("%67108864s", ""); while (1) system("sleep 1000") }' &
-		while :; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 0.05; done`))
-	// A second one is only there to be told apart.
-	other := n.create(pod, config, shell("other", "exec sleep 1000"))
+		while :; do :; done`))
+	// A second one is there to be told apart, and to receive.
+	other := n.create(pod, config, shell("other", "nc -l -p 9000 >/dev/null; exec sleep 1000"))
 	stats := func() *runtimeapi.ContainerStats {
 		r, err := n.runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
 		if err != nil {
@@ -39,18 +42,40 @@ func TestStatsAreTrue(t *testing.T) {
 		return r.GetStats()
 	}
 	n.until(30*time.Second, "nothing cached", func() bool { return stats().GetMemory().GetRssBytes().GetValue() > 64*mib })
+	if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpuPeriod: 100_000, CpuQuota: 50_000},
+	}); err != nil {
+		t.Fatal(err)
+	}
 	time.Sleep(1100 * time.Millisecond) // rates are taken from here on
-	first := stats()
+	inspected, err := n.docker.ContainerInspect(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := func() (spent uint64) { // nanoseconds of its first process, which are nearly all
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", inspected.State.Pid))
+		if err == nil {
+			_, err = fmt.Sscan(string(text), &spent)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return spent
+	}
+	first, ran := stats(), own()
 	var used uint64
 	// On a machine that is busy with something else not every window is even.
 	n.until(time.Minute, "nano cores are not the CPU time that was used", func() bool {
 		time.Sleep(5 * time.Second)
-		second := stats()
+		second, now := stats(), own()
 		took := uint64(second.GetCpu().GetTimestamp() - first.GetCpu().GetTimestamp())
 		used = second.GetCpu().GetUsageCoreNanoSeconds().GetValue() - first.GetCpu().GetUsageCoreNanoSeconds().GetValue()
 		cores := second.GetCpu().GetUsageNanoCores().GetValue()
-		t.Logf("%d nano cores; %d ns of CPU in %d", cores, used, took)
-		first = second
+		t.Logf("%d nano cores, of the half that may be used; %d ns of CPU in %d, truly %d", cores, used, took, now-ran)
+		if !near(used, now-ran, 15e7) {
+			t.Errorf("%d ns of CPU, truly %d", used, now-ran)
+		}
+		first, ran = second, now
 		return near(cores, used*1e9/took, 3e7)
 	})
 	m := first.GetMemory()
@@ -75,15 +100,30 @@ func TestStatsAreTrue(t *testing.T) {
 		t.Fatalf("pods: %v, %v", pods, err)
 	}
 	before := pods.GetStats()[0].GetLinux().GetNetwork().GetDefaultInterface()
-	n.exec(other, "sh", "-c", "cat /dev/zero | head -c 20000000 | nc -w 1 10.87.0.1 9 || true; ping -c 50 -i 0.01 -s 10000 10.87.0.1 >/dev/null")
+	const sent = 50_000_000
+	seen, err := n.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", net.JoinHostPort(seen.GetStatus().GetNetwork().GetIp(), "9000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(make([]byte, sent)); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n.until(10*time.Second, "not all has been received", func() bool { return !strings.Contains(n.exec(other, "ps"), "nc -l") })
 	one, err := n.runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: pod})
 	if err != nil {
 		t.Fatal(err)
 	}
 	linux := one.GetStats().GetLinux()
 	after := linux.GetNetwork().GetDefaultInterface()
-	if got := after.GetRxBytes().GetValue() - before.GetRxBytes().GetValue(); after.GetName() != "eth0" || !near(got, 50*10000, 40000) {
-		t.Errorf("%s has received %d bytes, want half a million", after.GetName(), got)
+	if got := after.GetRxBytes().GetValue() - before.GetRxBytes().GetValue(); after.GetName() != "eth0" || !near(got, sent, 0) {
+		t.Errorf("%s has received %d bytes, want %d", after.GetName(), got, sent)
 	}
 	if n := linux.GetProcess().GetProcessCount().GetValue(); n < 5 || n > 12 {
 		t.Errorf("%d processes", n)
