@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -412,6 +413,57 @@ func TestResources(t *testing.T) {
 		}
 	}
 	n.remove(pod)
+	n.tidy()
+}
+
+// TestPauseProcess reads what the pause process of a pod may do, and who runs it.
+func TestPauseProcess(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("pause")
+	sc := config.Linux.SecurityContext
+	sc.RunAsUser, sc.RunAsGroup = &runtimeapi.Int64Value{Value: 1234}, &runtimeapi.Int64Value{Value: 77}
+	sc.SupplementalGroups, sc.ReadonlyRootfs = []int64{5, 6}, true
+	sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+	r, err := n.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "runc"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := r.GetPodSandboxId()
+	for key, want := range map[string]string{
+		"Uid": "1234 1234 1234 1234", "Gid": "77 77 77 77", "Groups": "5 6 77", "Seccomp": "2", "CapEff": "0000000000000000",
+	} {
+		if got := n.word(pod, key); got != want {
+			t.Errorf("%s %s, want %s", key, got, want)
+		}
+	}
+	if !slices.ContainsFunc(strings.Split(n.proc(pod, "mountinfo"), "\n"), func(line string) bool {
+		fields := strings.Fields(line) // number, parent, device, root, mount point, options
+		return len(fields) > 5 && fields[4] == "/" && strings.HasPrefix(fields[5], "ro,")
+	}) {
+		t.Errorf("its root can be written to: %s", n.proc(pod, "mountinfo"))
+	}
+	c := n.create(pod, config, shell("c", "exec sleep 1000"))
+	for _, id := range []string{pod, c} {
+		if seen, err := n.docker.ContainerInspect(t.Context(), id); err != nil || seen.HostConfig.Runtime != "runc" {
+			t.Errorf("runtime %q, %v", seen.HostConfig.Runtime, err)
+		}
+	}
+	n.remove(pod)
+
+	open := n.pod("open")
+	open.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	pod, err = n.run(t.Context(), open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := n.word(pod, "Seccomp"); got != "0" {
+		t.Errorf("unconfined: Seccomp %s", got)
+	}
+	n.remove(pod)
+	none := &runtimeapi.RunPodSandboxRequest{Config: n.pod("none"), RuntimeHandler: "none"}
+	if _, err := n.runtime.RunPodSandbox(t.Context(), none); codeOf(err) != codes.InvalidArgument {
+		t.Errorf("a handler that Docker does not have: %v", err)
+	}
 	n.tidy()
 }
 
