@@ -40,7 +40,8 @@ look() {
 	kubectl get pods -A -o wide
 	pod=$(kubectl get pods -l app=web -o jsonpath='{.items[0].metadata.name}')
 	want "kubectl logs" is "$(kubectl logs "$pod" | head -1)" "hello from $pod"
-	want "kubectl exec" is "$(kubectl exec "$pod" -- hostname)" "$pod"
+	executed() { [ "$(kubectl exec "$pod" -- hostname)" = "$pod" ]; }
+	want "kubectl exec" soon executed
 	kubectl port-forward "$pod" 18080:8080 >/dev/null &
 	forward=$!
 	forwarded() { [ "$(busybox wget -qO- http://127.0.0.1:18080/)" = "it works" ]; }
@@ -172,7 +173,13 @@ first() {
 second() {
 	say "after the reboot"
 	want "the API is back" soon kubectl get nodes
-	sleep 60 # until the kubelet has told what is no more
+	# The API still tells what was before, until the kubelet has told what is no more.
+	restarted() {
+		local counts
+		counts=$(kubectl get pods -A -o jsonpath='{range .items[*]}{.status.containerStatuses[0].restartCount}{"\n"}{end}')
+		[ -n "$counts" ] && ! grep -qx 0 <<<"$counts"
+	}
+	want "every pod has been started again" soon restarted
 	look
 	want "berthd doctor finds nothing wrong" berthd doctor
 	say "the end"
