@@ -27,6 +27,32 @@ export PATH=$PATH:/usr/sbin
 printf 'runtime-endpoint: unix:///run/cri-dockerd.sock\nimage-endpoint: unix:///run/cri-dockerd.sock\ntimeout: 60\n' >crictl.yaml
 deb=$(echo ./berth_*_amd64.deb)
 
+# as_written FILE HEADING N: runs the Nth block of commands below a heading.
+as_written() {
+	local block
+	block=$(awk -v heading="$2" -v n="$3" '
+		/^#/ { here = $0 == heading }
+		!/^    / { inside = 0; next }
+		here && !inside { inside = 1; blocks++ }
+		here && blocks == n { print substr($0, 5) }' "$1")
+	[ -n "$block" ] || die "no commands in $1 below $2"
+	(
+		berthd() { command berthd "$@" || echo "berthd $* has ended with $?"; } # doctor finds things
+		set -eux
+		eval "$block"
+	) || die "$1: $2"
+}
+
+# by_hand UNIT: what somebody has installed as cri-dockerd, without a package.
+by_hand() {
+	printf '#!/bin/sh\nexec sleep 86400\n' >/usr/local/bin/cri-dockerd
+	chmod +x /usr/local/bin/cri-dockerd
+	printf '[Service]\nExecStart=/usr/local/bin/cri-dockerd --container-runtime-endpoint fd://\n[Install]\nWantedBy=multi-user.target\n' >"/etc/systemd/system/$1.service"
+	printf '[Socket]\nListenStream=/run/cri-dockerd.sock\n[Install]\nWantedBy=sockets.target\n' >"/etc/systemd/system/$1.socket"
+	systemctl daemon-reload
+	systemctl enable --now "$1.socket" "$1.service" 2>/dev/null
+}
+
 # run NAME: a pod with a container. Sets $pod and $container.
 run() {
 	cat >"$1-pod.json" <<-P
@@ -185,6 +211,27 @@ second() {
 	want "nothing is left of it" is "$(docker ps -aq | wc -l) $(find /run/berth/netns /run/berth/pods -mindepth 1 | wc -l) $(find /var/lib/cni/networks/vm -name '10.*' | wc -l)" "0 0 0"
 	apt-get purge -y berth >/dev/null
 	want "purged" test ! -e /etc/berth
+
+	say "as migrating.md says, where cri-dockerd was installed by hand"
+	by_hand cri-docker
+	as_written docs/migrating.md '## From cri-dockerd' 1
+	want "it is not started beside that" not systemctl --quiet is-active berth.service
+	as_written docs/migrating.md '## From cri-dockerd' 2
+	want "berthd serves" soon cri version
+	apt-get purge -y berth >/dev/null
+
+	say "as kubernetes.md says, after kubespray"
+	by_hand cri-dockerd
+	as_written docs/kubernetes.md '## kubespray' 1
+	want "berthd serves" soon cri version
+	apt-get purge -y berth >/dev/null
+
+	say "as install.md says, without a package"
+	rm /usr/local/bin/cri-dockerd
+	make() { :; } # it is built
+	as_written docs/install.md '## Without a package' 1
+	want "berthd serves" soon cri version
+	want "from where it was put" is "$(readlink "/proc/$(systemctl show -P MainPID berth.service)/exe")" /usr/local/bin/berthd
 	say "the end"
 }
 

@@ -9,4 +9,8 @@ mkdir -p "$w/bb/bin" "$w/bb/tmp"
 cp "$(command -v busybox)" "$w/bb/bin/busybox"
 for a in sh sleep hostname ip echo cat; do ln -s busybox "$w/bb/bin/$a"; done
 next_package "$w/next"
-"$e2e/vm.sh" "$e2e/vm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/next"
+build_berthd
+mkdir "$w/bin" "$w/packaging"
+cp "$top/bin/berthd" "$w/bin/"
+cp "$top"/packaging/berth.{service,socket} "$w/packaging/"
+"$e2e/vm.sh" "$e2e/vm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$top/contrib/docs" "$w"/{bb,next,bin,packaging}
