@@ -143,6 +143,9 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 		default:
 			if _, err := s.view.Sandbox(ctx, id); err == nil {
 				continue // gone behind our back; the kubelet will have it stopped
+			} else if !errdefs.IsNotFound(err) {
+				errs = append(errs, err) // the view is not there yet
+				continue
 			}
 			s.log.Info("letting go of what is left of a sandbox", slog.String("sandbox", id))
 			errs = append(errs, s.discard(ctx, docker, id, nil))
