@@ -51,7 +51,8 @@ func (n *CNI) Bind(id string, pid int) (string, error) {
 		return "", err
 	}
 	its := identify(info)
-	if own, err := stat("/proc/self/ns/net"); err != nil || own == its {
+	// The thread's own: Dial may have lent out the first one, which is /proc/self.
+	if own, err := stat("/proc/thread-self/ns/net"); err != nil || own == its {
 		return "", fmt.Errorf("the process %d of pod %s has no network namespace of its own: %w", pid, id, errdefs.ErrFailedPrecondition)
 	}
 	path := n.path(id)

@@ -17,9 +17,8 @@ import (
 func alone(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	done := make(chan error, 1)
-	go func() {
+	ownThread(func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with its mounts
 		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
@@ -29,10 +28,29 @@ func alone(t *testing.T, f func(t *testing.T)) {
 			return
 		}
 		f(t)
-	}()
+	})
 	if err := <-done; err != nil {
 		t.Skipf("needs root, for mounts of its own: %v", err)
 	}
+}
+
+// ownThread runs f on a thread that ends with it. That is never the first one: it
+// cannot end, and its mounts are those that /proc says the process has.
+func ownThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		if unix.Gettid() != os.Getpid() {
+			f()
+			return
+		}
+		defer runtime.UnlockOSThread()
+		done := make(chan struct{})
+		ownThread(func() {
+			defer close(done)
+			f()
+		})
+		<-done
+	}()
 }
 
 // tree returns a tmpfs with another one below it.
@@ -151,15 +169,14 @@ func TestForeign(t *testing.T) {
 	}
 	other := make(chan int)
 	done := make(chan struct{})
-	go func() {
-		runtime.LockOSThread()
+	ownThread(func() {
 		if unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS) != nil {
 			close(other)
 			return
 		}
 		other <- unix.Gettid()
 		<-done
-	}()
+	})
 	tid, ok := <-other
 	if !ok {
 		t.Skip("needs root, for mounts of its own")
