@@ -8,6 +8,7 @@
 //	            core/image    core/exec         never import each other
 //	            core/logs     core/stats
 //	landing     core/view                       all that Docker runs, in memory
+//	            core/profiles                   security profiles of the node
 //	stairs      core/todocker core/tocri        pure translation, no I/O
 //	ground      core/engine                     the connection to Docker
 //	            network                         CNI and network namespaces

@@ -24,7 +24,7 @@ var floors = [][]string{
 	{"core/labels", "core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/scramble", "core/mounts", "core/metrics"},
 	{"core/engine", "network", "streaming"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},
-	{"core/view"},
+	{"core/view", "core/profiles"},
 	{"core/sandbox", "core/container", "core/image", "core/exec", "core/logs", "core/stats"},
 	{"core/server"},
 	{"cmd/berthd"},

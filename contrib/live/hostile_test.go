@@ -24,7 +24,7 @@ ENTRYPOINT ["sh", "-c"]
 CMD ["exit 1"]
 `)
 	config := n.pod("hostile")
-	config.Linux.CgroupParent = "/live-hostile"
+	config.Linux.CgroupParent = n.cgroup("hostile")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ CMD ["exit 1"]
 		"a log of the pause":   pause.HostConfig.LogConfig.Type != "none",
 		"no new privileges":    n.word(id, "NoNewPrivs") != "0",
 		"its own ipc":          n.proc(id, "ns/ipc") != n.proc(pod, "ns/ipc"),
-		"a cgroup of Docker's": !strings.Contains(n.proc(id, "cgroup"), "/live-hostile/") || !strings.Contains(n.proc(pod, "cgroup"), "/live-hostile/"),
+		"a cgroup of Docker's": !strings.Contains(n.proc(id, "cgroup"), config.Linux.CgroupParent+"/") || !strings.Contains(n.proc(pod, "cgroup"), config.Linux.CgroupParent+"/"),
 	} {
 		if bad {
 			t.Errorf("the pod has %s", what)

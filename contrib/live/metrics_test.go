@@ -62,7 +62,7 @@ func TestMetricsAreTrue(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("metrics")
 	// Of its own, as the kubelet's are.
-	config.Linux.CgroupParent = "/kubepods-live/pod-metrics"
+	config.Linux.CgroupParent = n.cgroup("metrics")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +219,7 @@ func TestBothWaysTellTheSame(t *testing.T) {
 	l.Close()
 	n := newNode(t, "--metrics-bind-addr", addr)
 	config := n.pod("same")
-	config.Linux.CgroupParent = "/kubepods-live/pod-same"
+	config.Linux.CgroupParent = n.cgroup("same")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)

@@ -342,11 +342,19 @@ func TestNamespaces(t *testing.T) {
 	n.tidy()
 }
 
+// cgroup is one for a pod, as a kubelet with the Engine's driver would have it.
+func (n *node) cgroup(pod string) string {
+	if n.info().CgroupDriver == "systemd" {
+		return "/kubepods_live_" + pod + ".slice"
+	}
+	return "/kubepods-live/pod-" + pod
+}
+
 // TestResources reads what processes may use, from their first instruction on.
 func TestResources(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("resources")
-	config.Linux.CgroupParent = "/live-" + filepath.Base(n.dir)
+	config.Linux.CgroupParent = n.cgroup("resources")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
@@ -486,7 +494,7 @@ func TestFirstInstruction(t *testing.T) {
 		t.Skip("cgroup v1 without hugetlb has nothing that Docker has no word for")
 	}
 	config := n.pod("first")
-	config.Linux.CgroupParent = "/kubepods-live/pod-first"
+	config.Linux.CgroupParent = n.cgroup("first")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/mounts"
+	"berth/core/profiles"
 	"berth/core/todocker"
 	"berth/core/undo"
 	"berth/core/view"
@@ -146,16 +147,8 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 	if ask.TargetID, err = s.target(ctx, pod, sc.GetNamespaceOptions()); err != nil {
 		return ask, err
 	}
-	file, err := todocker.SeccompFile(sc, sc.GetPrivileged())
-	if err != nil || file == "" {
-		return ask, err
-	}
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return ask, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	ask.Seccomp = string(content)
-	return ask, nil
+	ask.Seccomp, err = profiles.Read(sc, sc.GetPrivileged())
+	return ask, err
 }
 
 // target returns the ID of the container whose processes another one of pod is to

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +17,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/profiles"
 	"berth/core/todocker"
 	"berth/core/undo"
 	"berth/network"
@@ -48,7 +48,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if err != nil {
 		return "", err
 	}
-	seccomp, err := seccomp(pod)
+	seccomp, err := profiles.Read(pod.GetLinux().GetSecurityContext(), false)
 	if err != nil {
 		return "", err
 	}
@@ -100,19 +100,6 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return "", err
 	}
 	return made.ID, nil
-}
-
-// seccomp reads the profile that a pod names, if it names one.
-func seccomp(pod *runtimeapi.PodSandboxConfig) (string, error) {
-	file, err := todocker.SeccompFile(pod.GetLinux().GetSecurityContext(), false)
-	if err != nil || file == "" {
-		return "", err
-	}
-	content, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
-	return string(content), nil
 }
 
 // nameTries is how often a name that is taken is looked into.

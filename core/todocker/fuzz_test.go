@@ -50,6 +50,8 @@ func FuzzOrders(f *testing.F) {
 				_, err = UpdateContainer(result.Result, Revert(r.GetConfig().GetLinux().GetResources(), result.Result), can)
 				check(t, err)
 			}
+			_, err = AppArmorProfile(r.GetSandboxConfig().GetLinux().GetSecurityContext())
+			check(t, err)
 			_, err = SeccompFile(r.GetSandboxConfig().GetLinux().GetSecurityContext(), false)
 			check(t, err)
 			_, err = ResolvConf(r.GetSandboxConfig().GetDnsConfig(), wire)

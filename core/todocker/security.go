@@ -10,8 +10,8 @@ import (
 	"berth/core/engine"
 )
 
-// A securityContext is what those of sandboxes and containers have in common.
-type securityContext interface {
+// A SecurityContext is what those of sandboxes and containers have in common.
+type SecurityContext interface {
 	GetSeccomp() *runtimeapi.SecurityProfile
 	GetSeccompProfilePath() string
 	GetApparmor() *runtimeapi.SecurityProfile
@@ -56,7 +56,7 @@ func profile(p *runtimeapi.SecurityProfile, old string) (*runtimeapi.SecurityPro
 
 // SeccompFile returns the file whose content goes into the order, or "" if
 // none does.
-func SeccompFile(sc securityContext, privileged bool) (string, error) {
+func SeccompFile(sc SecurityContext, privileged bool) (string, error) {
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	if err != nil || privileged || p.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
 		return "", err
@@ -67,10 +67,37 @@ func SeccompFile(sc securityContext, privileged bool) (string, error) {
 	return p.GetLocalhostRef(), nil
 }
 
+// AppArmorProfile returns the name of the profile of the node that sc asks
+// for, or "" if it asks for none.
+func AppArmorProfile(sc SecurityContext) (string, error) {
+	p, err := appArmor(sc)
+	if err != nil || p.GetLocalhostRef() == wordUnconfined {
+		return "", err
+	}
+	return p.GetLocalhostRef(), nil
+}
+
+// appArmor is profile for AppArmor. The name is without the word before it that
+// critest and old kubelets write in the new form too.
+func appArmor(sc SecurityContext) (*runtimeapi.SecurityProfile, error) {
+	var old string
+	if withPath, ok := sc.(interface{ GetApparmorProfile() string }); ok {
+		old = withPath.GetApparmorProfile()
+	}
+	p, err := profile(sc.GetApparmor(), old)
+	if ref, ok := strings.CutPrefix(p.GetLocalhostRef(), wordLocalhost); ok {
+		if ref == "" {
+			return nil, invalid("AppArmor profile %q", wordLocalhost)
+		}
+		p = &runtimeapi.SecurityProfile{ProfileType: p.GetProfileType(), LocalhostRef: ref}
+	}
+	return p, err
+}
+
 // securityOptions says which seccomp and AppArmor profiles and which SELinux
 // label a container runs under. content is that of a seccomp file, if one is
 // asked for, and podLabel the label of the pod it is in, if it is in one.
-func securityOptions(sc securityContext, privileged bool, can engine.Record, content, podLabel string) ([]string, error) {
+func securityOptions(sc SecurityContext, privileged bool, can engine.Record, content, podLabel string) ([]string, error) {
 	var options []string
 
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
@@ -87,11 +114,7 @@ func securityOptions(sc securityContext, privileged bool, can engine.Record, con
 		options = append(options, "seccomp=builtin")
 	}
 
-	var old string
-	if withPath, ok := sc.(interface{ GetApparmorProfile() string }); ok {
-		old = withPath.GetApparmorProfile()
-	}
-	p, err = profile(sc.GetApparmor(), old)
+	p, err = appArmor(sc)
 	switch {
 	case err != nil:
 		return nil, err
@@ -100,7 +123,7 @@ func securityOptions(sc securityContext, privileged bool, can engine.Record, con
 	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && !can.AppArmor:
 		return nil, invalid("AppArmor profile %q asked for, but Docker has no AppArmor on this node", p.GetLocalhostRef())
 	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
-		options = append(options, "apparmor="+strings.TrimPrefix(p.GetLocalhostRef(), wordLocalhost))
+		options = append(options, "apparmor="+p.GetLocalhostRef())
 	}
 
 	return append(options, labelOptions(sc.GetSelinuxOptions(), podLabel)...), nil

@@ -38,6 +38,7 @@ func TestSecurityOptions(t *testing.T) {
 		"AppArmor, unconfined":        {recent, false, (&runtimeapi.LinuxContainerSecurityContext{Apparmor: profile(unconfined, "")}), []string{bare, "apparmor=unconfined"}},
 		"AppArmor, a profile":         {recent, false, (&runtimeapi.LinuxContainerSecurityContext{Apparmor: profile(localhost, "p")}), []string{bare, "apparmor=p"}},
 		"AppArmor, old word":          {recent, false, (&runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "localhost/p"}), []string{bare, "apparmor=p"}},
+		"AppArmor, both ways at once": {recent, false, (&runtimeapi.LinuxContainerSecurityContext{Apparmor: profile(localhost, "localhost/p")}), []string{bare, "apparmor=p"}},
 		"AppArmor, new before old":    {recent, false, (&runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "localhost/p", Apparmor: profile(unconfined, "")}), []string{bare, "apparmor=unconfined"}},
 		"SELinux, all of a label": {old, false, (&runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{User: "u", Role: "r", Type: "t", Level: "s0:c5"}}),
 			[]string{bare, "label=user:u", "label=role:r", "label=type:t", "label=level:s0:c5"}},

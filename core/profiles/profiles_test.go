@@ -1,0 +1,62 @@
+package profiles
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	list, seccomp := filepath.Join(dir, "profiles"), filepath.Join(dir, "seccomp.json")
+	for path, text := range map[string]string{
+		list:    "first one (enforce)\ncri-deny (complain)\nouter//inner (enforce)\n",
+		seccomp: "{}",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	local := func(ref string) *runtimeapi.SecurityProfile {
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
+	}
+	for name, tt := range map[string]struct {
+		apparmor string
+		list     string
+		want     bool
+	}{
+		"loaded":                   {"cri-deny", list, true},
+		"a name with a space":      {"first one", list, true},
+		"a child":                  {"outer//inner", list, true},
+		"a stack":                  {"cri-deny//&first one", list, true},
+		"not loaded":               {"other", list, false},
+		"the end of another's":     {"deny", list, false},
+		"the beginning of another": {"cri", list, false},
+		"half a stack":             {"cri-deny//&other", list, false},
+		"Docker's":                 {"docker-default", list, true},
+		"none":                     {"unconfined", list, true},
+		"of a namespace":           {":ns:other", list, true},
+		"no list":                  {"other", filepath.Join(dir, "none"), true},
+	} {
+		for form, sc := range map[string]*runtimeapi.LinuxContainerSecurityContext{
+			"":             {Apparmor: local(tt.apparmor), Seccomp: local(seccomp)},
+			", deprecated": {ApparmorProfile: "localhost/" + tt.apparmor, Seccomp: local(seccomp)},
+		} {
+			t.Run(name+form, func(t *testing.T) {
+				got, err := read(sc, false, tt.list)
+				if (err == nil) != tt.want || err == nil && got != "{}" || err != nil && !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("got %q, %v", got, err)
+				}
+			})
+		}
+	}
+	if _, err := Read(&runtimeapi.LinuxSandboxSecurityContext{Seccomp: local(filepath.Join(dir, "none"))}, false); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a seccomp profile that is not there: %v", err)
+	}
+	if got, err := Read(&runtimeapi.LinuxSandboxSecurityContext{}, false); got != "" || err != nil {
+		t.Errorf("none: %q, %v", got, err)
+	}
+}
