@@ -30,7 +30,7 @@ func (n *node) knob(id, controller, v1, v2 string) string {
 			file = filepath.Join("/sys/fs/cgroup", fields[2], v2)
 		}
 		for c := range strings.SplitSeq(fields[1], ",") {
-			if c == controller {
+			if c == controller && v1 != "" {
 				file = filepath.Join("/sys/fs/cgroup", controller, fields[2], v1)
 			}
 		}
