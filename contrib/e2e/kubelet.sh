@@ -110,7 +110,8 @@ cat >"$w/kubelet.yaml" <<-C
 C
 "$cache/kube/kubelet" --config "$w/kubelet.yaml" --kubeconfig "$w/kubeconfig" --root-dir "$w/kubelet" --cert-dir "$w/kubelet-certs" \
 	--hostname-override node --node-ip 10.77.0.1 -v 2 >"$w/kubelet.log" 2>&1 &
-pids+=($!)
+kubelet=$!
+pids+=("$kubelet")
 soon k wait --for condition=Ready node/node --timeout 1s || { failed=1; die "the node is not ready"; }
 k get nodes -o wide
 
@@ -286,7 +287,7 @@ half() { about "$(number usageNanoCores)" 500000000; }
 held() { about "$(number rssBytes)" $((65 << 20)); }
 ok "half a core is half a core in the summary" soon half
 ok "and 64 MiB are 64 MiB" soon held
-resource() { k get --raw /api/v1/nodes/node/proxy/metrics/resource | awk -v row="$1" 'index($0, row "{container=\"used\"") == 1 { print $2 '"$2"' }'; }
+resource() { k get --raw /api/v1/nodes/node/proxy/metrics/resource | awk -v row="$1" 'index($0, row "{container=\"used\"") == 1 { print $2 '"${2:-}"' }'; }
 working() { about "$(resource container_memory_working_set_bytes)" "$(number workingSetBytes)"; }
 ok "what kubectl top is made from has the same working set" soon working
 cores() {
@@ -327,6 +328,7 @@ say "the end"
 ok "pods can be deleted" k delete pod --all --grace-period 1 --timeout 120s >/dev/null
 left() { [ -z "$(docker ps -aq)" ]; }
 ok "no container is left" soon left
+ok "the kubelet has not crashed" kill -0 "$kubelet"
 ok "the kubelet has no complaint about the runtime" is "$(grep -cE '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" 0
 [ "$failed" = 0 ] || die "not everything is as it should be"
 say "all is well"

@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -370,11 +371,15 @@ func (e *Engine) Ask(ctx context.Context) (Record, error) {
 	return conn.Can, conn.Close()
 }
 
-// Away reports whether err says that the Engine could not be reached or hung
-// up, rather than that it refused.
+// closing is in what an Engine answers, with status 500, while it shuts down and
+// has let go of containerd.
+const closing = "grpc: the client connection is closing"
+
+// Away reports whether err says that the Engine could not be reached, hung up or
+// is shutting down, rather than that it refused.
 func Away(err error) bool {
 	var op *net.OpError
-	return client.IsErrConnectionFailed(err) || errdefs.IsUnavailable(err) ||
+	return err != nil && strings.Contains(err.Error(), closing) || client.IsErrConnectionFailed(err) || errdefs.IsUnavailable(err) ||
 		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 

@@ -176,6 +176,10 @@ func TestAway(t *testing.T) {
 			t.Errorf("%v is not away", err)
 		}
 	}
+	// Docker 20.10, told to end while a container was started.
+	if !engine.Away(errors.New("Error response from daemon: grpc: the client connection is closing: context canceled")) {
+		t.Error("an Engine that shuts down is not away")
+	}
 	if !engine.Away(io.ErrUnexpectedEOF) {
 		t.Error("an answer cut short is away")
 	}

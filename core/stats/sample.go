@@ -343,6 +343,13 @@ func traffic(pid int) (*runtimeapi.NetworkUsage, error) {
 	if err != nil {
 		return nil, err
 	}
+	return usage(all), nil
+}
+
+// usage says it in the words of the CRI, or not at all for a pod without the
+// interface of CNI, as it is when its network is taken down: a kubelet of 1.37
+// with the gate PodAndContainerStatsFromCRI crashes when there is no default.
+func usage(all []network.Counters) *runtimeapi.NetworkUsage {
 	used := &runtimeapi.NetworkUsage{Timestamp: time.Now().UnixNano()}
 	for _, c := range all {
 		one := &runtimeapi.NetworkInterfaceUsage{
@@ -354,5 +361,8 @@ func traffic(pid int) (*runtimeapi.NetworkUsage, error) {
 			used.Interfaces = append(used.Interfaces, one)
 		}
 	}
-	return used, nil
+	if used.DefaultInterface == nil {
+		return nil
+	}
+	return used
 }

@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
+	"berth/network"
 )
 
 // files makes a cgroup's directory.
@@ -150,5 +151,20 @@ func TestWalk(t *testing.T) {
 	// Two directories and a file of a megabyte, though it has two names.
 	if l.inodes != 3 || l.bytes < 1<<20 || l.bytes > 1<<20+64<<10 {
 		t.Errorf("%d bytes, %d inodes", l.bytes, l.inodes)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	lan := network.Counters{Name: "net1", RxBytes: 1}
+	got := usage([]network.Counters{lan, {Name: "eth0", RxBytes: 5, TxErrors: 7}})
+	if d := got.GetDefaultInterface(); d.GetName() != "eth0" || d.GetRxBytes().GetValue() != 5 || d.GetTxErrors().GetValue() != 7 || len(got.GetInterfaces()) != 1 {
+		t.Errorf("got %v", got)
+	}
+	// A kubelet has crashed of a pod on its way out.
+	if got := usage([]network.Counters{lan}); got != nil {
+		t.Errorf("without a default interface: %v", got)
+	}
+	if got := usage(nil); got != nil {
+		t.Errorf("without an interface: %v", got)
 	}
 }
