@@ -325,7 +325,8 @@ cri rmp -f "$(cat "$w/back.id")" >/dev/null
 ok "the kubelet's pods come back" soon running web
 
 say "the end"
-ok "pods can be deleted" k delete pod --all --grace-period 1 --timeout 120s >/dev/null
+delete() { k delete pod --all --grace-period 1 --timeout 120s >/dev/null; }
+ok "pods can be deleted" delete
 left() { [ -z "$(docker ps -aq)" ]; }
 ok "no container is left" soon left
 ok "the kubelet has not crashed" kill -0 "$kubelet"
