@@ -4,7 +4,7 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-kubeadm test-vm-critest test-changeover bench lint clean
+.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover bench lint clean
 
 help: ## this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ test-vm: packages ## the deb in a virtual machine: units, pods, restarts, an upg
 
 test-kubelet: ## a real kubelet on a private Docker Engine, and what users do with kubectl (root)
 	contrib/e2e/kubelet.sh
+
+test-conformance: ## the conformance specs of Kubernetes that are about the node, on a private Docker Engine (root)
+	contrib/e2e/conformance.sh
 
 test-vm-critest: ## critest and the live tests in a virtual machine with cgroup v2, systemd and AppArmor (root)
 	contrib/e2e/vm-critest.sh

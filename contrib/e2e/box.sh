@@ -27,13 +27,14 @@ if [ "${1:-}" = --inside ]; then
 	fi
 	# Names that the tests pull by lead to the registry of the box.
 	hosts=$(mktemp)
+	chmod 644 "$hosts"
 	{ cat /etc/hosts; echo '127.0.0.1 registry.k8s.io gcr.io k8s.gcr.io'; } >"$hosts"
-	mount --bind "$hosts" /etc/hosts
-	rm "$hosts"
+	mount --bind "$hosts" /etc/hosts # not removed before the end: pods may mount it, too
 	cgroups() { find /sys/fs/cgroup -mindepth 2 -type d | sort -r; }
 	before=$(cgroups)
 	code=0
 	"$@" || code=$?
+	rm "$hosts"
 	# All that still runs here ends, and then its cgroups can go.
 	kill -KILL -1 2>/dev/null || true
 	for _ in 1 2 3 4 5; do

@@ -1,11 +1,61 @@
 #!/usr/bin/env bash
 # kube.sh: builds Kubernetes and etcd from their Go modules into the cache, for
-# the tests with a real kubelet. It takes a quarter of an hour the first time.
+# the tests with a real kubelet. It takes a quarter of an hour the first time. With
+# "conformance" it builds the specs of the node as well, and the image's program
+# that they ask for.
 . "$(dirname "$0")/lib.sh"
 kube=1.37.2 etcd=3.7.3
 out=$cache/kube
 versions="kubernetes $kube, etcd $etcd"
-[ "$(cat "$out/.complete" 2>/dev/null)" != "$versions" ] || exit 0
+
+specs() {
+	[ "$(cat "$out/.specs" 2>/dev/null)" != "$versions" ] || return 0
+	say "building the specs of kubernetes $kube"
+	mkdir -p "$out/src/specs"
+	cd "$out/src/specs"
+	cp "$out/src/kube/go.mod" .
+	[ ! -e "$out/src/kube/go.sum" ] || cp "$out/src/kube/go.sum" .
+	cat >specs_test.go <<-'E'
+		package specs
+
+		import (
+			"flag"
+			"os"
+			"testing"
+
+			"k8s.io/kubernetes/test/e2e"
+			_ "k8s.io/kubernetes/test/e2e/common/node"
+			"k8s.io/kubernetes/test/e2e/framework"
+			"k8s.io/kubernetes/test/e2e/framework/config"
+			_ "k8s.io/kubernetes/test/e2e/framework/debug/init"
+			_ "k8s.io/kubernetes/test/e2e/framework/metrics/init"
+			_ "k8s.io/kubernetes/test/e2e/framework/node/init"
+			"k8s.io/kubernetes/test/e2e/framework/testfiles"
+			_ "k8s.io/kubernetes/test/e2e/node"
+			manifests "k8s.io/kubernetes/test/e2e/testing-manifests"
+		)
+
+		func TestMain(m *testing.M) {
+			config.CopyFlags(config.Flags, flag.CommandLine)
+			framework.RegisterCommonFlags(flag.CommandLine)
+			framework.RegisterClusterFlags(flag.CommandLine)
+			flag.Parse()
+			testfiles.AddFileSource(manifests.GetE2ETestingManifestsFS())
+			framework.AfterReadingAllFlags(&framework.TestContext)
+			os.Exit(m.Run())
+		}
+
+		func TestSpecs(t *testing.T) { e2e.RunE2ETests(t) }
+	E
+	CGO_ENABLED=0 go test -c -mod=mod -ldflags '-s -w' -o "$out/e2e.test" .
+	CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/agnhost" k8s.io/kubernetes/test/images/agnhost
+	CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
+	echo "$versions" >"$out/.specs"
+}
+if [ "$(cat "$out/.complete" 2>/dev/null)" = "$versions" ]; then
+	[ "${1:-}" != conformance ] || specs
+	exit 0
+fi
 say "building $versions into $out"
 mkdir -p "$out/src/kube" "$out/src/etcd"
 cd "$out/src/kube"
@@ -36,3 +86,4 @@ func main() { etcdmain.Main(os.Args) }
 E
 CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/etcd" .
 echo "$versions" >"$out/.complete"
+[ "${1:-}" != conformance ] || specs

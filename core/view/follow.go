@@ -177,7 +177,11 @@ func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Grou
 					return nil
 				}
 			default:
-				v.log.Warn("cannot look at a container, trying again", slog.String("container", id), slog.Any("err", err))
+				level := slog.LevelWarn
+				if engine.Away(err) { // said once, when its events end
+					level = slog.LevelDebug
+				}
+				v.log.Log(ctx, level, "cannot look at a container, trying again", slog.String("container", id), slog.Any("err", err))
 				wait(ctx, lookAgain)
 			}
 		}
