@@ -177,20 +177,22 @@ func TestAsksNothingOfTheEngine(t *testing.T) {
 	id := n.container(pod, "a")
 	n.becomes(id, "CREATED")
 	enginetest.Until(t, "no sandbox", func() bool { _, err := n.view.Sandbox(t.Context(), pod); return err == nil })
-	before := n.engine.Calls()
-	for range 100 {
-		for _, err := range []error{
-			second(n.view.Containers(t.Context(), nil)), second(n.view.Sandboxes(t.Context(), nil)),
-			second(n.view.Container(t.Context(), id)), second(n.view.Sandbox(t.Context(), pod)),
-		} {
-			if err != nil {
-				t.Fatal(err)
+	// What follows up the events of the creates may still be under way: one
+	// round that costs nothing is proof, since a read that asks does so each time.
+	enginetest.Until(t, "reads ask the Engine", func() bool {
+		before := n.engine.Calls()
+		for range 100 {
+			for _, err := range []error{
+				second(n.view.Containers(t.Context(), nil)), second(n.view.Sandboxes(t.Context(), nil)),
+				second(n.view.Container(t.Context(), id)), second(n.view.Sandbox(t.Context(), pod)),
+			} {
+				if err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
-	}
-	if calls := n.engine.Calls() - before; calls != 0 {
-		t.Errorf("%d calls to the Engine, want none", calls)
-	}
+		return n.engine.Calls() == before
+	})
 }
 
 func second[T any](_ T, err error) error { return err }
