@@ -83,12 +83,14 @@ done
 cri version || { cat "$w/berthd.log"; die "berthd does not answer"; }
 
 say "running a pod"
+# The kubelet's own, by which tools tell whose a container is.
+labels='"io.kubernetes.pod.name": "demo", "io.kubernetes.pod.namespace": "default", "io.kubernetes.pod.uid": "berth-demo"'
 cat >"$w/pod.json" <<-P
-	{"metadata": {"name": "demo", "namespace": "default", "uid": "berth-demo"}, "hostname": "demo",
+	{"metadata": {"name": "demo", "namespace": "default", "uid": "berth-demo"}, "hostname": "demo", "labels": {$labels},
 	 "log_directory": "$w/logs", "dns_config": {"servers": ["10.0.0.10"], "searches": ["default.svc.cluster.local"]}, "linux": {}}
 P
 cat >"$w/container.json" <<-P
-	{"metadata": {"name": "web"}, "image": {"image": "berth.local/demo:1"}, "log_path": "web/0.log", "linux": {},
+	{"metadata": {"name": "web"}, "labels": {$labels, "io.kubernetes.container.name": "web"}, "image": {"image": "berth.local/demo:1"}, "log_path": "web/0.log", "linux": {},
 	 "command": ["sh", "-c", "echo hello from \$(hostname); exec sleep 3600"]}
 P
 pod=$(cri runp "$w/pod.json")
@@ -106,7 +108,7 @@ echo "log line: $log"
 say "exec: ip addr show eth0"
 cri exec "$container" ip addr show eth0
 say "stats"
-cri stats "$container"
+cri stats "$container" | sed 's/\x1b\[[0-9]*[A-Z]//g' # which clear the screen
 docker ps --format 'table {{.Names}}\t{{.Status}}'
 
 say "cleaning up"
