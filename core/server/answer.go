@@ -42,7 +42,7 @@ func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerIn
 		err = coded(err)
 		took, method := time.Since(start), path.Base(call.FullMethod)
 		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
-		log.LogAttrs(ctx, level(err), "answered", slog.String("call", method),
+		log.LogAttrs(ctx, level(method, err), "answered", slog.String("call", method),
 			subject(req), slog.Duration("took", took), problem(err))
 		if err != nil {
 			return nil, err
@@ -58,7 +58,7 @@ func answerStream(log *slog.Logger, calls *prometheus.HistogramVec) grpc.StreamS
 		err := coded(survive(log, func() error { return next(srv, stream) }))
 		took, method := time.Since(start), path.Base(call.FullMethod)
 		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
-		log.LogAttrs(stream.Context(), level(err), "answered", slog.String("call", method),
+		log.LogAttrs(stream.Context(), level(method, err), "answered", slog.String("call", method),
 			slog.Duration("took", took), problem(err))
 		return err
 	}
@@ -120,12 +120,14 @@ func coded(err error) error {
 
 // level keeps the kubelet's polling out of the way: what went well is debug,
 // what is not there is what the kubelet asked to find out, and a probe that
-// runs out of time is the container's affair.
-func level(err error) slog.Level {
-	switch status.Code(err) {
-	case codes.OK, codes.NotFound, codes.Unimplemented, codes.Canceled:
+// runs out of time is the container's affair. A log that Docker rotates is asked
+// for every ten seconds, and the kubelet logs the answer itself.
+func level(method string, err error) slog.Level {
+	switch code := status.Code(err); {
+	case code == codes.OK, code == codes.NotFound, code == codes.Unimplemented, code == codes.Canceled,
+		method == "ReopenContainerLog" && code == codes.FailedPrecondition:
 		return slog.LevelDebug
-	case codes.Unavailable, codes.DeadlineExceeded:
+	case code == codes.Unavailable, code == codes.DeadlineExceeded:
 		return slog.LevelInfo
 	default:
 		return slog.LevelError

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,6 +65,27 @@ func TestOneLineAndNoPanicPerCall(t *testing.T) {
 	}
 }
 
+func TestLevels(t *testing.T) {
+	for name, tt := range map[string]struct {
+		method string
+		code   codes.Code
+		want   slog.Level
+	}{
+		"went well":                              {"ListContainers", codes.OK, slog.LevelDebug},
+		"a log that Docker rotates":              {"ReopenContainerLog", codes.FailedPrecondition, slog.LevelDebug},
+		"a log that could not be reopened":       {"ReopenContainerLog", codes.Unknown, slog.LevelError},
+		"a container in a sandbox that is over":  {"CreateContainer", codes.FailedPrecondition, slog.LevelError},
+		"a probe that has run out of its time":   {"ExecSync", codes.DeadlineExceeded, slog.LevelInfo},
+		"anything while the Engine is not there": {"CreateContainer", codes.Unavailable, slog.LevelInfo},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := level(tt.method, status.Error(tt.code, "x")); got != tt.want {
+				t.Errorf("got %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestVersionsCanBeParsed(t *testing.T) {
 	for in, want := range map[string]string{
 		"20.10.24+dfsg1": "20.10.24+dfsg1", "29.0.0-rc.1": "29.0.0-rc.1", "26.1": "26.1", "28.5.2 (build x)": "28.5.2", "dev": "0.0.0",
@@ -75,12 +97,31 @@ func TestVersionsCanBeParsed(t *testing.T) {
 }
 
 func TestChunks(t *testing.T) {
-	var sizes []int
-	list := make([]int, 2*chunkRows+1)
-	if err := chunks(list, chunkRows, func(part []int) error { sizes = append(sizes, len(part)); return nil }); err != nil {
-		t.Fatal(err)
+	row := func(size int) *runtimeapi.PodSandbox {
+		return &runtimeapi.PodSandbox{Annotations: map[string]string{"large": strings.Repeat("x", size)}}
 	}
-	if fmt.Sprint(sizes) != fmt.Sprint([]int{chunkRows, chunkRows, 1}) {
-		t.Errorf("sizes %v", sizes)
+	for _, c := range []struct {
+		what  string
+		bytes []int
+		want  []int // rows of each piece
+	}{
+		{"nothing", nil, nil},
+		{"small rows", slices.Repeat([]int{10}, 5000), []int{5000}},
+		{"rows of 300 KiB", slices.Repeat([]int{300 << 10}, 7), []int{3, 3, 1}},
+		{"one that is large by itself", []int{10, 5 << 20, 10}, []int{1, 1, 1}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			var list []*runtimeapi.PodSandbox
+			for _, n := range c.bytes {
+				list = append(list, row(n))
+			}
+			var got []int
+			if err := chunks(list, func(part []*runtimeapi.PodSandbox) error { got = append(got, len(part)); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("pieces of %v rows, want %v", got, c.want)
+			}
+		})
 	}
 }

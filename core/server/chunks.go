@@ -1,17 +1,21 @@
 package server
 
-// chunkRows is how many rows go in one message of a streamed list: few enough
-// to stay far below the largest message, whatever annotations they carry.
-const chunkRows = 256
+import "google.golang.org/protobuf/proto"
 
-// chunkPods is how many pods go in one message of their metrics, of which each
-// has hundreds.
-const chunkPods = 16
+// chunkBytes is about how much of a list goes in one message of a stream: the
+// kubelet takes 16 MiB, and one pod's annotations alone may be 256 KiB.
+const chunkBytes = 1 << 20
 
-// chunks sends list in pieces of so many rows. An empty list is no piece at all.
-func chunks[T any](list []T, rows int, send func([]T) error) error {
+// chunks sends list in pieces of about chunkBytes each, and of one row at least. An
+// empty list is no piece at all.
+func chunks[T proto.Message](list []T, send func([]T) error) error {
 	for len(list) > 0 {
-		n := min(len(list), rows)
+		n := 1
+		for size := proto.Size(list[0]); n < len(list); n++ {
+			if size += proto.Size(list[n]); size > chunkBytes {
+				break
+			}
+		}
 		if err := send(list[:n]); err != nil {
 			return err
 		}

@@ -31,7 +31,7 @@ func (s *Server) StreamImages(r *runtimeapi.StreamImagesRequest, stream grpc.Ser
 	if err != nil {
 		return err
 	}
-	return chunks(list, chunkRows, func(part []*runtimeapi.Image) error {
+	return chunks(list, func(part []*runtimeapi.Image) error {
 		return stream.Send(&runtimeapi.StreamImagesResponse{Images: part})
 	})
 }

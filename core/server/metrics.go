@@ -27,7 +27,7 @@ func (s *Server) StreamPodSandboxMetrics(_ *runtimeapi.StreamPodSandboxMetricsRe
 	if err != nil {
 		return err
 	}
-	return chunks(list, chunkPods, func(part []*runtimeapi.PodSandboxMetrics) error {
+	return chunks(list, func(part []*runtimeapi.PodSandboxMetrics) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: part})
 	})
 }

@@ -66,7 +66,7 @@ func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, str
 	if err != nil {
 		return err
 	}
-	return chunks(list, chunkRows, func(part []*runtimeapi.PodSandbox) error {
+	return chunks(list, func(part []*runtimeapi.PodSandbox) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: part})
 	})
 }
@@ -124,7 +124,7 @@ func (s *Server) StreamContainers(r *runtimeapi.StreamContainersRequest, stream 
 	if err != nil {
 		return err
 	}
-	return chunks(list, chunkRows, func(part []*runtimeapi.Container) error {
+	return chunks(list, func(part []*runtimeapi.Container) error {
 		return stream.Send(&runtimeapi.StreamContainersResponse{Containers: part})
 	})
 }

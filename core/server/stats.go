@@ -31,7 +31,7 @@ func (s *Server) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest,
 	if err != nil {
 		return err
 	}
-	return chunks(list, chunkRows, func(part []*runtimeapi.ContainerStats) error {
+	return chunks(list, func(part []*runtimeapi.ContainerStats) error {
 		return stream.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: part})
 	})
 }
@@ -60,7 +60,7 @@ func (s *Server) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsReques
 	if err != nil {
 		return err
 	}
-	return chunks(list, chunkRows, func(part []*runtimeapi.PodSandboxStats) error {
+	return chunks(list, func(part []*runtimeapi.PodSandboxStats) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: part})
 	})
 }
