@@ -497,6 +497,26 @@ func TestStops(t *testing.T) {
 	}
 }
 
+func TestStopsThatFail(t *testing.T) {
+	r := newRoom(t)
+	const stop = "POST /containers/{id}/stop"
+	id := r.run("serve")
+	r.engine.Fail(stop, http.StatusInternalServerError)
+	if err := r.Stop(t.Context(), id, time.Second); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("one that runs on: %v, want %v", err, context.DeadlineExceeded)
+	}
+
+	// The Engine says that it could not, and it has ended all the same.
+	r.engine.On(stop, func() {
+		if err := r.Kill(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := r.Stop(t.Context(), id, time.Second); err != nil {
+		t.Errorf("one that has ended: %v", err)
+	}
+}
+
 func TestRemoveAtOnce(t *testing.T) {
 	r := newRoom(t)
 	r.engine.RemoveTakes(200 * time.Millisecond)

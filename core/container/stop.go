@@ -43,17 +43,19 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 	// It goes on if the caller hangs up: Docker 23 would stop stopping.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(grace, 0)+stopMargin)
 	defer cancel()
-	if err := s.stop(work, docker, c.ID(), grace); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("stop container %s: %w", c.ID(), err)
+	stopErr := s.stop(work, docker, c.ID(), grace)
+	// An Engine that has killed it and heard of no end says 500; it may have ended since.
+	if stopErr != nil && !errdefs.IsNotFound(stopErr) && !errdefs.IsInternal(stopErr) {
+		return fmt.Errorf("stop container %s: %w", c.ID(), stopErr)
 	}
 	seen, err := s.view.Refresh(work, c.ID())
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil
 	case err != nil:
-		return err
+		return errors.Join(stopErr, err)
 	case seen.State.Running:
-		return fmt.Errorf("container %s could not be killed: %w", c.ID(), context.DeadlineExceeded)
+		return fmt.Errorf("container %s could not be killed: %w", c.ID(), errors.Join(context.DeadlineExceeded, stopErr))
 	}
 	return nil
 }
