@@ -194,6 +194,10 @@ func (s *Service) Open(id, source, path string) error {
 	return err
 }
 
+// errNoSource is why a log that was copied from a file is not: a pump keeps the
+// source it was made with.
+var errNoSource = errors.New("docker does not say where its json-file is")
+
 // know returns the pump of a container, and makes it if need be.
 func (s *Service) know(id, source, path string) (*pump, error) {
 	s.mu.Lock()
@@ -209,6 +213,9 @@ func (s *Service) know(id, source, path string) (*pump, error) {
 		if err := s.positions.Put(id, p.at); err != nil {
 			return nil, err
 		}
+	}
+	if source == "" && !p.at.Follow {
+		return nil, errNoSource
 	}
 	p.complete, p.follows = p.at.Complete, p.at.Follow
 	s.pumps[id] = p
@@ -260,7 +267,10 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 func (s *Service) linked(c *view.Container, path string) bool {
 	switch {
 	case c.JSONPath == "":
-		return false
+		// A link that is there leads to a file of Docker's, which is not ours to
+		// write to.
+		_, err := os.Readlink(path)
+		return err == nil
 	case c.Ours:
 		target, err := os.Readlink(path)
 		return err == nil && target == c.JSONPath

@@ -461,3 +461,35 @@ func TestAStaleLinkIsReplaced(t *testing.T) {
 		t.Error("written through a stale link")
 	}
 }
+
+// Where the Engine does not say where its file is, nothing is begun that would
+// have to be corrected once it does.
+func TestWithoutASource(t *testing.T) {
+	blind := func(c *view.Container) *view.Container {
+		c.JSONPath = ""
+		return c
+	}
+	t.Run("copied", func(t *testing.T) {
+		n := newNode(t, logs.CRI)
+		n.open()
+		n.print(3)
+		n.logs.Keep(t.Context(), n.seen(true))
+		n.has(n.path, want(1, 3))
+		n.end()
+		n.begin()
+		n.logs.Keep(t.Context(), blind(n.seen(true)))
+		n.logs.Keep(t.Context(), n.seen(true))
+		n.print(3)
+		n.has(n.path, want(1, 6))
+	})
+	t.Run("linked", func(t *testing.T) {
+		n := newNode(t, logs.Link)
+		n.open()
+		n.print(3)
+		n.logs.Keep(t.Context(), blind(n.seen(true)))
+		n.logs.Keep(t.Context(), n.seen(false)) // waits for a pump, had one been made
+		if left, _ := os.ReadDir(filepath.Join(n.dir, "journal", "v1", "logs")); len(left) > 0 {
+			t.Errorf("the log of a link is said to be written by us: %v", left)
+		}
+	})
+}
