@@ -233,7 +233,7 @@ func (c *cables) Addresses(id string) (addrs []netip.Addr, attached bool) {
 
 func (c *cables) GC(context.Context, []string) error { return nil }
 func (c *cables) Same(string, int) bool              { return true }
-func (c *cables) Status(context.Context) error       { return nil }
+func (c *cables) Status(ctx context.Context) error   { return ctx.Err() }
 func (c *cables) SetPodCIDR(string) error            { return nil }
 
 // leftovers lists all that a pod may leave.
@@ -466,6 +466,23 @@ func TestDockerAway(t *testing.T) {
 		t.Errorf("state %v after Docker is back", s)
 	}
 	h.end(pod)
+}
+
+// An Engine that does not answer says nothing about the network.
+func TestAHungPing(t *testing.T) {
+	h := furnish(t)
+	release := h.engine.Hang("HEAD /_ping")
+	defer release()
+	h.until("a sign of life", func() bool {
+		s, err := h.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		h.must(err)
+		for _, c := range s.GetStatus().GetConditions() {
+			if c.GetType() == runtimeapi.NetworkReady && !c.GetStatus() {
+				t.Fatalf("the network is not ready: %s", c.GetMessage())
+			}
+		}
+		return !s.GetStatus().GetConditions()[0].GetStatus()
+	})
 }
 
 func TestAnEngineTooOld(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -67,10 +68,16 @@ func version(v string) string {
 func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
+	// Side by side, for each may need all the time there is.
+	var engineErr, networkErr error
+	var both sync.WaitGroup
+	both.Go(func() { engineErr = s.alive(ctx) })
+	both.Go(func() { networkErr = s.Network.Status(ctx) })
+	both.Wait()
 	resp := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-			condition(runtimeapi.RuntimeReady, engineNotReady, s.alive(ctx)),
-			condition(runtimeapi.NetworkReady, networkNotReady, s.Network.Status(ctx)),
+			condition(runtimeapi.RuntimeReady, engineNotReady, engineErr),
+			condition(runtimeapi.NetworkReady, networkNotReady, networkErr),
 		}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
