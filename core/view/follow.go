@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -31,9 +32,6 @@ const (
 	// lookAgain is the pause before another try at a container that could not
 	// be looked at.
 	lookAgain = 2 * time.Second
-	// rememberRemoved is how long a removed ID is remembered: longer than any
-	// look at it can take.
-	rememberRemoved = 10 * time.Minute
 )
 
 // Run keeps the view current until ctx ends.
@@ -117,7 +115,9 @@ func (v *View) hear(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 		v.lag.heard(m.Actor.ID, time.Unix(0, m.TimeNano))
 		v.lookSoon(ctx, conn, g, d, m.Actor.ID)
 	case events.ActionDestroy:
-		v.missing(m.Actor.ID, v.tickets.Add(1))
+		ticket, over := v.begin()
+		defer over()
+		v.missing(m.Actor.ID, ticket)
 	default:
 	}
 }
@@ -190,7 +190,8 @@ func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Grou
 
 // sync looks at everything that is ours.
 func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk) error {
-	ticket := v.tickets.Add(1)
+	ticket, over := v.begin()
+	defer over()
 	list, err := v.list(ctx, conn)
 	if err != nil {
 		return err
@@ -230,7 +231,8 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 
 // audit compares the Engine's list with the view and looks at what differs.
 func (v *View) audit(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk) error {
-	ticket := v.tickets.Add(1)
+	ticket, over := v.begin()
+	defer over()
 	list, err := v.list(ctx, conn)
 	if err != nil {
 		return err
@@ -241,9 +243,7 @@ func (v *View) audit(ctx context.Context, conn *engine.Conn, g *errgroup.Group, 
 		running := row.State == container.StateRunning
 		s, isSandbox := v.sandboxes[row.ID]
 		c, isContainer := v.containers[row.ID]
-		_, gone := v.removed[row.ID]
 		switch {
-		case gone:
 		case isSandbox && s.seen.Running == running, isContainer && c.seen.Running == running:
 		default:
 			differ = append(differ, row.ID)
@@ -295,11 +295,12 @@ func (v *View) sweep(list []container.Summary, ticket uint64) {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for id, at := range v.removed {
-		if time.Since(at) > rememberRemoved {
-			delete(v.removed, id)
-		}
+	oldest := v.tickets
+	for t := range v.looking {
+		oldest = min(oldest, t)
 	}
+	// No look is under way that could bring these back.
+	maps.DeleteFunc(v.removed, func(_ string, at uint64) bool { return at <= oldest })
 }
 
 // fromList makes do with what a list says of a container that cannot be

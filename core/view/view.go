@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -31,6 +30,7 @@ import (
 	"berth/core/journal"
 	"berth/core/labels"
 	"berth/core/tocri"
+	"berth/core/turns"
 )
 
 // A Sandbox is a pod's pause container as last seen. It is never changed, only
@@ -104,8 +104,8 @@ type Config struct {
 // Logs is what sees to the log files of containers.
 type Logs interface {
 	// Keep is called with what has been seen of a container before anybody else
-	// is told. It returns, soon in any case, when the log of one that has ended is
-	// complete.
+	// is told, in the order in which it was seen. It returns, soon in any case,
+	// when the log of one that has ended is complete.
 	Keep(ctx context.Context, c *Container)
 	// Drop is called when a container is gone.
 	Drop(id string)
@@ -117,17 +117,18 @@ type View struct {
 	docker *engine.Engine
 	log    *slog.Logger
 	lag    *lag
+	turns  turns.Turns // of those who take a container into the view, by ID
 
-	tickets atomic.Uint64 // order in which looks at the Engine began
-
-	mu         sync.RWMutex // guards following
+	mu         sync.RWMutex    // guards following
+	tickets    uint64          // order in which looks at the Engine began
+	looking    map[uint64]bool // tickets of looks that are under way
 	sandboxes  map[string]*entry[*Sandbox]
 	containers map[string]*entry[*Container]
-	removed    map[string]time.Time // IDs that are gone for good, so that no late look brings them back
-	building   map[string]int       // Docker names of what is half made
-	synced     *engine.Conn         // the connection whose Engine has been looked at as a whole
-	changed    chan struct{}        // closed when synced changes
-	known      bool                 // whether an Engine has been looked at as a whole, ever
+	removed    map[string]uint64 // when IDs were found to be gone, so that no late look brings them back
+	building   map[string]int    // Docker names of what is half made
+	synced     *engine.Conn      // the connection whose Engine has been looked at as a whole
+	changed    chan struct{}     // closed when synced changes
+	known      bool              // whether an Engine has been looked at as a whole, ever
 
 	subscribers map[*subscriber]bool
 }
@@ -146,7 +147,8 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
 		log:        log,
 		sandboxes:  map[string]*entry[*Sandbox]{},
 		containers: map[string]*entry[*Container]{},
-		removed:    map[string]time.Time{},
+		looking:    map[uint64]bool{},
+		removed:    map[string]uint64{},
 		building:   map[string]int{},
 		changed:    make(chan struct{}),
 
@@ -335,12 +337,28 @@ func (v *View) Refresh(ctx context.Context, id string) (container.InspectRespons
 	return v.look(ctx, docker, id)
 }
 
+// begin returns the ticket of a look at the Engine that begins now. Over is to
+// be called when the view has been told what it saw.
+func (v *View) begin() (ticket uint64, over func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.tickets++
+	ticket = v.tickets
+	v.looking[ticket] = true
+	return ticket, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		delete(v.looking, ticket)
+	}
+}
+
 // look inspects id and puts what it saw into the view, unless a later look has
 // been quicker.
 func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (container.InspectResponse, error) {
 	ctx, cancel := docker.Short(ctx)
 	defer cancel()
-	ticket := v.tickets.Add(1)
+	ticket, over := v.begin()
+	defer over()
 	c, err := docker.ContainerInspect(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err):
@@ -349,6 +367,13 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 	case err != nil:
 		return c, fmt.Errorf("inspect %s: %w", id, err)
 	}
+	// Logs is told in the order of the looks: of two, the later one must not be
+	// between the earlier one's word to it and to the view.
+	done, err := v.turns.Take(ctx, id)
+	if err != nil {
+		return c, fmt.Errorf("inspect %s: %w", id, err)
+	}
+	defer done()
 	if err := v.put(ctx, c, ticket); err != nil {
 		return c, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
@@ -371,21 +396,22 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		if before, ok := store(v, v.sandboxes, c.ID, s, ticket); ok {
-			v.tell(c.ID, c.ID, v.since(before, s.life()))
-		}
+		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{s, ticket})
 	case labels.Container:
 		k, err := v.container(c)
 		if err != nil {
 			return err
 		}
+		v.mu.RLock()
+		late := v.passed(c.ID, ticket)
+		v.mu.RUnlock()
+		if late {
+			return nil
+		}
 		v.Logs.Keep(ctx, k)
 		v.mu.Lock()
-		before, ok := store(v, v.containers, c.ID, k, ticket)
-		if ok {
-			v.tell(c.ID, k.Row.GetPodSandboxId(), v.since(before, k.life()))
-		}
-		_, gone := v.removed[c.ID]
+		store(v, v.containers, c.ID, k.Row.GetPodSandboxId(), &entry[*Container]{k, ticket})
+		gone := v.removed[c.ID] > ticket
 		v.mu.Unlock()
 		if gone {
 			v.Logs.Drop(c.ID) // it was removed while we looked
@@ -394,22 +420,29 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 	return nil
 }
 
-// store puts seen where it belongs, unless something newer is there, and
-// returns what was there before. v.mu is held.
-func store[T interface{ life() life }](v *View, in map[string]*entry[T], id string, seen T, ticket uint64) (before *life, ok bool) {
-	if _, gone := v.removed[id]; gone {
-		return nil, false
+// passed reports whether id was seen, or found to be gone, by a look that began
+// after ticket. v.mu is held.
+func (v *View) passed(id string, ticket uint64) bool {
+	s, isSandbox := v.sandboxes[id]
+	c, isContainer := v.containers[id]
+	return v.removed[id] > ticket || isSandbox && s.ticket > ticket || isContainer && c.ticket > ticket
+}
+
+// store puts e, which is of that sandbox, where it belongs and tells what is
+// news, unless something newer is there. v.mu is held.
+func store[T interface{ life() life }](v *View, in map[string]*entry[T], id, sandbox string, e *entry[T]) {
+	if v.passed(id, e.ticket) {
+		return
 	}
-	e, known := in[id]
-	if known && e.ticket > ticket {
-		return nil, false
-	}
-	in[id] = &entry[T]{seen, ticket}
-	if known {
-		l := e.seen.life()
+	now := e.seen.life()
+	var before *life
+	if last, ok := in[id]; ok {
+		l := last.seen.life()
 		before = &l
 	}
-	return before, true
+	in[id] = e
+	delete(v.removed, id) // the Engine has it again
+	v.tell(id, sandbox, v.since(before, now))
 }
 
 // since returns what is news of something looked at. The first look at all
@@ -520,24 +553,31 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 
 // missing takes note that a look that began at ticket did not find id.
 func (v *View) missing(id string, ticket uint64) {
-	v.Logs.Drop(id)
+	if v.miss(id, ticket) {
+		v.Logs.Drop(id)
+	}
+}
+
+// miss is missing without the log; it reports whether id is gone, rather than
+// seen by a later look.
+func (v *View) miss(id string, ticket uint64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	_, isContainer := v.containers[id]
-	_, isSandbox := v.sandboxes[id]
-	if !isContainer && !isSandbox {
-		// A look that began before it went may come in yet, and would bring
-		// it back.
-		v.removed[id] = time.Now()
+	if v.passed(id, ticket) {
+		return false
 	}
-	if e, ok := v.containers[id]; ok && e.ticket < ticket {
-		v.forget(id)
+	e, isSandbox := v.sandboxes[id]
+	if !isSandbox {
+		v.forget(id, ticket)
+		return true
 	}
-	if e, ok := v.sandboxes[id]; ok && e.ticket < ticket && !e.seen.Gone {
-		before, g := e.seen.life(), ghost(e.seen)
-		v.sandboxes[id] = &entry[*Sandbox]{g, ticket}
-		v.tell(id, id, between(&before, g.life()))
+	before, g := e.seen.life(), e.seen
+	if !g.Gone {
+		g = ghost(g)
 	}
+	v.sandboxes[id] = &entry[*Sandbox]{seen: g, ticket: ticket}
+	v.tell(id, id, between(&before, g.life()))
+	return true
 }
 
 // ghost returns s as it is after its container was removed behind our back.
@@ -565,12 +605,14 @@ func ghost(s *Sandbox) *Sandbox {
 func (v *View) Forget(id string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.forget(id)
+	v.tickets++
+	v.forget(id, v.tickets)
 }
 
-// forget is Forget with v.mu held.
-func (v *View) forget(id string) {
-	v.removed[id] = time.Now()
+// forget is Forget for what was gone at ticket, with v.mu held. A look that
+// began before may come in yet, and must not bring it back.
+func (v *View) forget(id string, ticket uint64) {
+	v.removed[id] = ticket
 	if e, ok := v.containers[id]; ok {
 		delete(v.containers, id)
 		v.tell(id, e.seen.Row.GetPodSandboxId(), end(e.seen.life()))

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,15 +35,23 @@ func (attached) Addresses(string) ([]netip.Addr, bool) {
 func (attached) Same(string, int) bool { return true }
 
 // noLogs keeps none. Keep is called, if there is one, before a container that
-// was looked at is put into the view.
-type noLogs struct{ keep func() }
+// was looked at is put into the view, and drop once it is gone.
+type noLogs struct {
+	keep func()
+	drop func(id string)
+}
 
 func (l noLogs) Keep(context.Context, *view.Container) {
 	if l.keep != nil {
 		l.keep()
 	}
 }
-func (noLogs) Drop(string) {}
+
+func (l noLogs) Drop(id string) {
+	if l.drop != nil {
+		l.drop(id)
+	}
+}
 
 // A node is a view of an Engine.
 type node struct {
@@ -446,4 +456,138 @@ func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
 	}
 	n.start(id)
 	n.becomes(id, "RUNNING")
+}
+
+// hang has all looks at ids hang until release is called.
+func (n *node) hang(ids ...string) (release func()) {
+	var all []func()
+	for _, id := range ids {
+		all = append(all, n.engine.Hang("GET /containers/"+id+"/json"))
+	}
+	return func() {
+		for _, r := range all {
+			r()
+		}
+	}
+}
+
+// What was not there for a while, perhaps because a disk was mounted late, is
+// seen again.
+func TestWhatTheEngineHasAgain(t *testing.T) {
+	n := newNode(t)
+	id := n.container(n.sandbox("web"), "a")
+	n.start(id)
+	n.becomes(id, "RUNNING")
+	n.engine.Fail("GET /containers/"+id+"/json", http.StatusNotFound)
+	if _, err := n.view.Refresh(t.Context(), id); !errdefs.IsNotFound(err) {
+		t.Errorf("%v, want NotFound", err)
+	}
+	n.becomes(id, "")
+	n.engine.Heal("GET /containers/" + id + "/json")
+	n.engine.BreakEvents()
+	n.becomes(id, "RUNNING")
+}
+
+// A container that came up after the list was made is not in it, and not gone.
+func TestALateListTakesNothingAway(t *testing.T) {
+	var mu sync.Mutex
+	dropped := map[string]bool{}
+	n := newNode(t, func(n *node) {
+		n.logs.drop = func(id string) {
+			mu.Lock()
+			defer mu.Unlock()
+			dropped[id] = true
+		}
+	})
+	pod := n.sandbox("web")
+	slow := n.container(pod, "slow")
+	n.becomes(slow, "CREATED")
+	looks := make(chan struct{}, 100)
+	n.engine.On("GET /containers/"+slow+"/json", func() { looks <- struct{}{} })
+	release := n.hang(slow)
+	defer release()
+	n.engine.BreakEvents()
+	<-looks // the list is there
+	id := n.container(pod, "a")
+	if _, err := n.view.Refresh(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	n.becomes(id, "CREATED")
+	mu.Lock()
+	defer mu.Unlock()
+	if dropped[id] {
+		t.Error("the log of a container that is there was let go")
+	}
+}
+
+// What is said to the logs must not be older than what was said before, for they do
+// what they are told last.
+func TestLogsAreToldInOrder(t *testing.T) {
+	var inside, kept atomic.Int32
+	var holding, overlap atomic.Bool
+	hold := make(chan struct{})
+	n := newNode(t, func(n *node) {
+		n.logs.keep = func() {
+			if inside.Add(1) > 1 {
+				overlap.Store(true)
+			}
+			kept.Add(1)
+			if holding.Load() {
+				<-hold
+			}
+			inside.Add(-1)
+		}
+	})
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	n.engine.LoseEvents(true)
+	refresh := func() <-chan error {
+		done := make(chan error, 1)
+		go func() {
+			_, err := n.view.Refresh(t.Context(), id)
+			done <- err
+		}()
+		return done
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// Two that have both seen it.
+	holding.Store(true)
+	began := kept.Load()
+	first := refresh()
+	enginetest.Until(t, "not kept", func() bool { return kept.Load() == began+1 })
+	second := refresh()
+	time.Sleep(100 * time.Millisecond)
+	holding.Store(false)
+	close(hold)
+	must(<-first)
+	must(<-second)
+	if overlap.Load() {
+		t.Error("told of two looks at the same time")
+	}
+
+	// One that has been overtaken.
+	came, goOn := make(chan struct{}), make(chan struct{})
+	var held atomic.Bool
+	n.engine.On("GET /containers/"+id+"/json", func() {
+		if held.CompareAndSwap(false, true) {
+			close(came)
+			<-goOn
+		}
+	})
+	began = kept.Load()
+	first = refresh()
+	<-came
+	must(<-refresh())
+	close(goOn)
+	must(<-first)
+	if got := kept.Load() - began; got != 1 {
+		t.Errorf("told %d times, want once: the first look was overtaken", got)
+	}
 }
