@@ -43,6 +43,11 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
 		return "", fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
 	}
+	if pod.Pid == 0 {
+		// The runtime, the cgroup and the label that a container gets from its
+		// sandbox are in no list.
+		return "", fmt.Errorf("sandbox %s: %w: docker has not told all of it yet", pod.ID(), errdefs.ErrUnavailable)
+	}
 	ask, err := s.ask(ctx, docker, pod, c, given)
 	if err != nil {
 		return "", err

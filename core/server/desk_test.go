@@ -519,6 +519,33 @@ func TestOneHungContainer(t *testing.T) {
 	h.end(pod)
 }
 
+// A sandbox that Docker has not told all of since berthd came up is ready, but
+// gets no containers: what they take over from it is not known.
+func TestASandboxKnownFromAList(t *testing.T) {
+	h := furnish(t)
+	config := h.pod("web")
+	pod, _, err := h.begin(config, command("c", "sleep", "1000"))
+	h.must(err)
+	h.leave()
+	release := h.engine.Hang(pod)
+	defer release()
+	h.enter()
+	seen, err := h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
+	if err != nil || seen.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || seen.GetStatus().GetNetwork().GetIp() != "10.1.2.3" {
+		t.Errorf("status %v, %v; want it ready, with its address", seen.GetStatus(), err)
+	}
+	create := func() error {
+		_, err := h.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: command("d", "true"), SandboxConfig: config})
+		return err
+	}
+	if err := create(); status.Code(err) != codes.Unavailable {
+		t.Errorf("create: %v, want Unavailable", err)
+	}
+	release()
+	h.until("no container once Docker has told", func() bool { return create() == nil })
+	h.end(pod)
+}
+
 func TestPulls(t *testing.T) {
 	h := furnish(t)
 	h.engine.Registry("registry.test/a:1", enginetest.Remote{Pace: 20 * time.Millisecond})

@@ -212,10 +212,9 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 			case engine.Away(err):
 				return err
 			}
-			// Not hidden for that: what the list says must do until it can be
-			// looked at.
+			// Not hidden for that.
 			v.log.Warn("cannot look at a container, going by the list", slog.String("container", row.ID), slog.Any("err", err))
-			if err := v.put(ctx, fromList(row), ticket); err != nil {
+			if err := v.guess(row, ticket); err != nil {
 				v.log.Warn("a container that cannot be understood", slog.String("container", row.ID), slog.Any("err", err))
 			}
 			v.lookSoon(ctx, conn, g, d, row.ID)
@@ -240,12 +239,7 @@ func (v *View) audit(ctx context.Context, conn *engine.Conn, g *errgroup.Group, 
 	v.mu.RLock()
 	var differ []string
 	for _, row := range list {
-		running := row.State == container.StateRunning
-		s, isSandbox := v.sandboxes[row.ID]
-		c, isContainer := v.containers[row.ID]
-		switch {
-		case isSandbox && s.seen.Running == running, isContainer && c.seen.Running == running:
-		default:
+		if state, _, known := v.last(row.ID); !known || state != row.State {
 			differ = append(differ, row.ID)
 		}
 	}
@@ -303,29 +297,87 @@ func (v *View) sweep(list []container.Summary, ticket uint64) {
 	maps.DeleteFunc(v.removed, func(_ string, at uint64) bool { return at <= oldest })
 }
 
-// fromList makes do with what a list says of a container that cannot be
-// inspected.
-func fromList(row container.Summary) container.InspectResponse {
+// last returns the state that id was in, in the Engine's words, and its life,
+// by the last look. v.mu is held.
+func (v *View) last(id string) (state string, l life, known bool) {
+	if s, ok := v.sandboxes[id]; ok {
+		return s.seen.State, s.seen.life(), true
+	}
+	if c, ok := v.containers[id]; ok {
+		return c.seen.State, c.seen.life(), true
+	}
+	return "", life{}, false
+}
+
+// guess makes do with what a list that was asked for at ticket says of a
+// container that cannot be inspected. Where that is no news, more is known from
+// the last look.
+func (v *View) guess(row container.Summary, ticket uint64) error {
+	v.mu.RLock()
+	state, was, known := v.last(row.ID)
+	v.mu.RUnlock()
+	if known && phase(state) == phase(row.State) {
+		return nil
+	}
+	return v.put(fromList(row, was), ticket, nil)
+}
+
+// phase returns which state of a life a state is: that of one that runs,
+// whatever else may be said of it, or that of one that has ended.
+func phase(state string) string {
+	switch state {
+	case container.StatePaused, container.StateRestarting:
+		return container.StateRunning
+	case container.StateDead, container.StateRemoving:
+		return container.StateExited
+	default:
+		return state
+	}
+}
+
+// exitUnknown is the exit code of what has ended in a way that is not known:
+// it must not be taken for a success.
+const exitUnknown = 255
+
+// fromList is what a list says of a container with the life was, as far as it
+// is known, in the form of an inspect.
+func fromList(row container.Summary, was life) container.InspectResponse {
 	name := ""
 	if len(row.Names) > 0 {
 		name = row.Names[0]
 	}
-	state := &container.State{Status: row.State}
-	at := time.Unix(row.Created, 0).UTC().Format(time.RFC3339Nano)
-	switch row.State {
-	case container.StateRunning, container.StatePaused, container.StateRestarting:
-		state.Running, state.StartedAt = true, at
-	case container.StateExited, container.StateDead, container.StateRemoving:
-		state.StartedAt, state.FinishedAt = at, at
-	default:
+	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+	created := stamp(time.Unix(row.Created, 0))
+	// A list has no times but that of the creation.
+	started, finished := created, created
+	if was.started != 0 && was.stopped == 0 {
+		started, finished = stamp(time.Unix(0, was.started)), stamp(time.Now())
 	}
-	return container.InspectResponse{
+	state := &container.State{
+		Status: row.State,
+		Paused: row.State == container.StatePaused, Restarting: row.State == container.StateRestarting, Dead: row.State == container.StateDead,
+	}
+	switch phase(row.State) {
+	case container.StateRunning:
+		state.Running, state.StartedAt = true, started
+	case container.StateExited:
+		state.StartedAt, state.FinishedAt = started, finished
+		if _, err := fmt.Sscanf(row.Status, "Exited (%d)", &state.ExitCode); err != nil {
+			state.ExitCode = exitUnknown
+		}
+	}
+	c := container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{
-			ID: row.ID, Name: name, Created: at, Image: row.ImageID, State: state,
+			ID: row.ID, Name: name, Created: created, Image: row.ImageID, State: state,
 			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(row.HostConfig.NetworkMode)},
 		},
+		Mounts: row.Mounts,
 		Config: &container.Config{Image: row.Image, Labels: row.Labels},
 	}
+	if row.NetworkSettings != nil {
+		c.NetworkSettings = &container.NetworkSettings{Networks: row.NetworkSettings.Networks}
+	}
+	return c
 }
 
 // wait waits for d or the end of ctx.

@@ -41,7 +41,8 @@ type Sandbox struct {
 	Config *runtimeapi.PodSandboxConfig // but for labels and annotations
 
 	Name         string // in Docker
-	Pid          int    // of the pause process, 0 if it does not run
+	State        string // in the Engine's words, "" once it is gone
+	Pid          int    // of the pause process, 0 if it does not run or only a list tells of it
 	Running      bool
 	Runtime      string // in the Engine's words
 	CgroupParent string // in the Engine's words
@@ -67,7 +68,8 @@ type Container struct {
 	Status *runtimeapi.ContainerStatus
 
 	Name     string // in Docker
-	Pid      int    // of its first process, 0 if it does not run
+	State    string // in the Engine's words
+	Pid      int    // of its first process, 0 if it does not run or only a list tells of it
 	Running  bool
 	TTY      bool
 	JSONPath string // the Engine's own log file
@@ -137,6 +139,7 @@ type View struct {
 type entry[T any] struct {
 	seen   T
 	ticket uint64
+	listed bool // whether only a list tells of it: when it was started is not known
 }
 
 // New returns a View that knows nothing until Run has looked at the Engine.
@@ -374,7 +377,8 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 		return c, fmt.Errorf("inspect %s: %w", id, err)
 	}
 	defer done()
-	if err := v.put(ctx, c, ticket); err != nil {
+	keep := func(k *Container) { v.Logs.Keep(ctx, k) }
+	if err := v.put(c, ticket, keep); err != nil {
 		return c, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return c, nil
@@ -383,8 +387,9 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 // errUnreadable is the kind of what will not get better by looking again.
 var errUnreadable = errors.New("a container that cannot be understood")
 
-// put takes c, inspected at ticket, into the view.
-func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint64) error {
+// put takes c, inspected at ticket, into the view, a container after keep has
+// returned. Without keep c is what a list says.
+func (v *View) put(c container.InspectResponse, ticket uint64, keep func(*Container)) error {
 	if c.ContainerJSONBase == nil || c.Config == nil {
 		return errors.New("the Engine's answer is not whole")
 	}
@@ -396,7 +401,7 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{s, ticket})
+		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{s, ticket, keep == nil})
 	case labels.Container:
 		k, err := v.container(c)
 		if err != nil {
@@ -408,9 +413,11 @@ func (v *View) put(ctx context.Context, c container.InspectResponse, ticket uint
 		if late {
 			return nil
 		}
-		v.Logs.Keep(ctx, k)
+		if keep != nil {
+			keep(k)
+		}
 		v.mu.Lock()
-		store(v, v.containers, c.ID, k.Row.GetPodSandboxId(), &entry[*Container]{k, ticket})
+		store(v, v.containers, c.ID, k.Row.GetPodSandboxId(), &entry[*Container]{k, ticket, keep == nil})
 		gone := v.removed[c.ID] > ticket
 		v.mu.Unlock()
 		if gone {
@@ -438,6 +445,9 @@ func store[T interface{ life() life }](v *View, in map[string]*entry[T], id, san
 	var before *life
 	if last, ok := in[id]; ok {
 		l := last.seen.life()
+		if last.listed && l.started != 0 {
+			l.started = now.started // it was told of, at whatever time
+		}
 		before = &l
 	}
 	in[id] = e
@@ -476,6 +486,7 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 		FinishedAt:   finished,
 		Config:       config,
 		Name:         strings.TrimPrefix(c.Name, "/"),
+		State:        c.State.Status,
 		Pid:          c.State.Pid,
 		Running:      c.State.Running,
 		Runtime:      c.HostConfig.Runtime,
@@ -494,7 +505,8 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 		network = bridged(c)
 	case s.Running:
 		network.Addrs, network.Ready = v.Network.Addresses(c.ID)
-		network.Ready = network.Ready && v.Network.Same(c.ID, s.Pid)
+		// Which process it is, a list does not tell.
+		network.Ready = network.Ready && (s.Pid == 0 || v.Network.Same(c.ID, s.Pid))
 	}
 	s.Row, s.Status, err = tocri.Sandbox(c, network)
 	return s, err
@@ -542,6 +554,7 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 		Row:      row,
 		Status:   status,
 		Name:     strings.TrimPrefix(c.Name, "/"),
+		State:    c.State.Status,
 		Pid:      c.State.Pid,
 		Running:  c.State.Running,
 		TTY:      c.Config.Tty,
@@ -583,7 +596,7 @@ func (v *View) miss(id string, ticket uint64) bool {
 // ghost returns s as it is after its container was removed behind our back.
 func ghost(s *Sandbox) *Sandbox {
 	g := *s
-	g.Gone, g.Running, g.Pid = true, false, 0
+	g.Gone, g.State, g.Running, g.Pid = true, "", false, 0
 	if g.FinishedAt == 0 {
 		g.FinishedAt = time.Now().UnixNano()
 	}

@@ -26,13 +26,13 @@ import (
 	"berth/core/view"
 )
 
-// attached is a network that every pod is on.
+// attached is a network that every pod is on whose process is known.
 type attached struct{}
 
 func (attached) Addresses(string) ([]netip.Addr, bool) {
 	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, true
 }
-func (attached) Same(string, int) bool { return true }
+func (attached) Same(_ string, pid int) bool { return pid != 0 }
 
 // noLogs keeps none. Keep is called, if there is one, before a container that
 // was looked at is put into the view, and drop once it is gone.
@@ -107,7 +107,7 @@ func (n *node) make(name names.Name, said labels.Set) string {
 	n.Helper()
 	made, err := n.client.ContainerCreate(n.Context(), &container.Config{
 		Image: "server", Cmd: []string{"serve"}, Labels: said.Encode(), NetworkDisabled: true,
-	}, nil, nil, nil, name.String())
+	}, &container.HostConfig{NetworkMode: "none"}, nil, nil, name.String())
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -458,6 +458,46 @@ func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
 	n.becomes(id, "RUNNING")
 }
 
+// says is what there is to say of a container or sandbox, but for its mounts
+// and names.
+func (n *node) says(id string) string {
+	n.Helper()
+	if s, err := n.view.Sandbox(n.Context(), id); err == nil {
+		return fmt.Sprintf("%v %s pid=%v started=%d", s.Row.GetState(), s.Status.GetNetwork().GetIp(), s.Pid > 0, s.StartedAt)
+	}
+	c, err := n.view.Container(n.Context(), id)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%v %s %d pid=%v started=%d", c.Row.GetState(), c.Status.GetReason(), c.Status.GetExitCode(), c.Pid > 0, c.Status.GetStartedAt())
+}
+
+// told collects the kinds of changes told of id from now on.
+func (n *node) told(id string) (sofar func() string) {
+	var mu sync.Mutex
+	var all []string
+	enginetest.Background(n.T, func(ctx context.Context) error {
+		err := n.view.Tell(ctx, func(e *runtimeapi.ContainerEventResponse) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if e.GetContainerId() == id {
+				all = append(all, strings.TrimSuffix(strings.TrimPrefix(e.GetContainerEventType().String(), "CONTAINER_"), "_EVENT"))
+			}
+			return nil
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	})
+	time.Sleep(50 * time.Millisecond) // it is subscribed by then
+	return func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Join(all, " ")
+	}
+}
+
 // hang has all looks at ids hang until release is called.
 func (n *node) hang(ids ...string) (release func()) {
 	var all []func()
@@ -468,6 +508,102 @@ func (n *node) hang(ids ...string) (release func()) {
 		for _, r := range all {
 			r()
 		}
+	}
+}
+
+// What is known stays when the Engine cannot tell it again; what is news is as
+// the list has it.
+func TestAHungLookUndoesNothing(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.sandbox("web")
+	runs, ended, dies := n.container(pod, "runs"), n.container(pod, "ended"), n.container(pod, "dies")
+	for _, id := range []string{pod, runs, ended, dies} {
+		n.start(id)
+	}
+	n.engine.Die(ended, 3)
+	n.becomes(runs, "RUNNING")
+	n.becomes(ended, "EXITED")
+	n.becomes(dies, "RUNNING")
+	enginetest.Until(t, "the pod is not ready", func() bool { return strings.HasPrefix(n.says(pod), "SANDBOX_READY 10.0.0.7 pid=true") })
+	before := map[string]string{pod: n.says(pod), runs: n.says(runs), ended: n.says(ended)}
+	started := n.says(dies)[strings.Index(n.says(dies), "started="):]
+	told := map[string]func() string{pod: n.told(pod), runs: n.told(runs), ended: n.told(ended), dies: n.told(dies)}
+
+	release := n.hang(pod, runs, ended, dies)
+	defer release()
+	list := n.engine.Hang("GET /containers/json")
+	n.engine.BreakEvents()
+	enginetest.Until(t, "the break is not noticed", func() bool { return n.view.Ready(t.Context()) != nil })
+	n.engine.Die(dies, 4)
+	list()
+	enginetest.Until(t, "no view", func() bool { return n.view.Ready(t.Context()) == nil })
+	check := func(when string) {
+		t.Helper()
+		for id, want := range before {
+			if got := n.says(id); got != want {
+				t.Errorf("%s: got %q, want %q", when, got, want)
+			}
+			if got := told[id](); got != "" {
+				t.Errorf("%s: told of %s", when, got)
+			}
+		}
+		if got, want := n.says(dies), "CONTAINER_EXITED Error 4 pid=false "+started; got != want {
+			t.Errorf("%s: got %q, want %q", when, got, want)
+		}
+		if got, want := told[dies](), "STOPPED"; got != want {
+			t.Errorf("%s: told of %q, want %q", when, got, want)
+		}
+	}
+	check("hung")
+	release()
+	for _, id := range []string{pod, runs, ended, dies} {
+		if _, err := n.view.Refresh(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("after it")
+}
+
+// What is not known yet is as the list has it. Of that no log is kept, for the
+// list does not tell which file it is in.
+func TestAHungFirstLook(t *testing.T) {
+	t.Parallel()
+	var pod, runs, ended string
+	var kept atomic.Int32
+	var release func()
+	n := newNode(t, func(n *node) {
+		pod = n.sandbox("web")
+		runs, ended = n.container(pod, "runs"), n.container(pod, "ended")
+		for _, id := range []string{pod, runs, ended} {
+			n.start(id)
+		}
+		n.engine.Die(ended, 3)
+		release = n.hang(pod, runs, ended)
+		n.logs.keep = func() { kept.Add(1) }
+	})
+	defer release()
+	enginetest.Until(t, "no view", func() bool { return n.view.Ready(t.Context()) == nil })
+	for id, want := range map[string]string{
+		pod:   "SANDBOX_READY 10.0.0.7 pid=false",
+		runs:  "CONTAINER_RUNNING  0 pid=false",
+		ended: "CONTAINER_EXITED Error 3 pid=false",
+	} {
+		if got := n.says(id); !strings.HasPrefix(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	if got := kept.Load(); got != 0 {
+		t.Errorf("the logs of %d containers are kept by what the list says", got)
+	}
+	told := n.told(runs)
+	release()
+	enginetest.Until(t, "never looked at", func() bool {
+		return strings.Contains(n.says(pod), "pid=true") && strings.Contains(n.says(runs), "pid=true")
+	})
+	// When it was started is known better now, and no news.
+	if got := told(); got != "" {
+		t.Errorf("told of %s", got)
 	}
 }
 
