@@ -48,6 +48,7 @@ func Laws(t *testing.T, docker *client.Client, ref string) {
 		{"an end leaves its time", endTime},
 		{"a container that runs is removed by force only", removal},
 		{"labels select containers", labelsSelect},
+		{"a list and an inspect say the same state", listAgrees},
 		{"events come in the order of a life", eventsInOrder},
 		{"an ended container's log is whole", logWhole},
 		{"a log file is lines of JSON", logLines},
@@ -257,6 +258,32 @@ func labelsSelect(c *court) {
 	c.must(err)
 	if len(list) != 1 || list[0].ID != mine || list[0].State != container.StateCreated || list[0].Labels["mark"] != mark {
 		c.Errorf("found %+v", list)
+	}
+}
+
+func listAgrees(c *court) {
+	paused, dead := c.start("sleep", "1000"), c.start("sh", "-c", "exit 3")
+	c.must(c.docker.ContainerPause(c.ctx, paused))
+	c.ended(dead)
+	for want, id := range map[string]string{
+		container.StateCreated: c.create(func(_ *container.Config, host *container.HostConfig) { host.NetworkMode = "none" }, "true"),
+		container.StateRunning: c.start("sleep", "1000"), container.StatePaused: paused, container.StateExited: dead,
+	} {
+		list, err := c.docker.ContainerList(c.ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", id))})
+		c.must(err)
+		if len(list) != 1 {
+			c.Fatalf("%d have the ID %s", len(list), id)
+		}
+		row, found := list[0], c.inspect(id)
+		if row.State != want || found.State.Status != want {
+			c.Errorf("listed as %s, inspected as %s, want %s", row.State, found.State.Status, want)
+		}
+		if row.HostConfig.NetworkMode != string(found.HostConfig.NetworkMode) {
+			c.Errorf("network mode listed as %s, inspected as %s", row.HostConfig.NetworkMode, found.HostConfig.NetworkMode)
+		}
+		if id == dead && !strings.HasPrefix(row.Status, "Exited (3) ") {
+			c.Errorf("%q tells no exit code", row.Status)
+		}
 	}
 }
 
