@@ -110,6 +110,12 @@ func TestMounts(t *testing.T) {
 	if !status.GetFeatures().GetMountOptions() || !status.GetRuntimeHandlers()[0].GetFeatures().GetRecursiveReadOnlyMounts() {
 		t.Errorf("not announced: %v", status)
 	}
+	// Docker calls it its own, for its path begins as that does.
+	beside, err := os.MkdirTemp(filepath.Dir(n.info().DockerRootDir), filepath.Base(n.info().DockerRootDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(beside) })
 	pod := n.pod("mounts")
 	id, err := n.run(t.Context(), pod)
 	if err != nil {
@@ -119,6 +125,7 @@ func TestMounts(t *testing.T) {
 	volume := &runtimeapi.ImageSpec{Image: "berth-files:1"}
 	config.Mounts = []*runtimeapi.Mount{
 		{ContainerPath: "/plain", HostPath: dir},
+		{ContainerPath: "/beside", HostPath: beside},
 		{ContainerPath: "/ro", HostPath: dir, Readonly: true},
 		{ContainerPath: "/rro", HostPath: dir, Readonly: true, RecursiveReadOnly: true},
 		{ContainerPath: "/options", HostPath: dir, MountOptions: []string{"noexec", "nosuid", "nodev"}},
@@ -152,6 +159,7 @@ func TestMounts(t *testing.T) {
 	}{
 		{"/plain", []string{"rw"}, []string{"noexec"}},
 		{"/plain/below", []string{"rw"}, []string{"noexec"}},
+		{"/beside", []string{"rw"}, nil},
 		{"/ro", []string{"ro"}, nil},
 		{"/ro/below", []string{"rw"}, nil},
 		{"/rro", []string{"ro"}, nil},

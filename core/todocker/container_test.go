@@ -207,19 +207,24 @@ func TestMounts(t *testing.T) {
 	bindOf := func(o *mount.BindOptions, readonly bool) *mount.Mount {
 		return &mount.Mount{Type: mount.TypeBind, Source: "/data", Target: "/d", ReadOnly: readonly, BindOptions: o}
 	}
+	unsaid := func(source string) *mount.Mount {
+		return &mount.Mount{Type: mount.TypeBind, Source: source, Target: "/d", BindOptions: &mount.BindOptions{}}
+	}
 	for name, tt := range map[string]struct {
 		can  engine.Record
 		in   *runtimeapi.Mount
 		want *mount.Mount // nil: refused, or staged
 		tree *mounts.Tree // nil: refused, or not staged
 	}{
-		"private":       {old, &runtimeapi.Mount{HostPath: "/data", Propagation: private}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, false), nil},
-		"from the host": {old, &runtimeapi.Mount{HostPath: "/data", Propagation: slave}, bindOf(&mount.BindOptions{Propagation: "rslave"}, false), nil},
-		"both ways":     {old, &runtimeapi.Mount{HostPath: "/data", Propagation: shared}, bindOf(&mount.BindOptions{Propagation: "rshared"}, false), nil},
-		"of Docker's own data": {old, &runtimeapi.Mount{HostPath: "/var/lib"}, &mount.Mount{
-			Type: mount.TypeBind, Source: "/var/lib", Target: "/d", BindOptions: &mount.BindOptions{},
-		}, nil},
-		"read-only, not deep, on 20.10": {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, true), nil},
+		"private":                            {old, &runtimeapi.Mount{HostPath: "/data", Propagation: private}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, false), nil},
+		"from the host":                      {old, &runtimeapi.Mount{HostPath: "/data", Propagation: slave}, bindOf(&mount.BindOptions{Propagation: "rslave"}, false), nil},
+		"both ways":                          {old, &runtimeapi.Mount{HostPath: "/data", Propagation: shared}, bindOf(&mount.BindOptions{Propagation: "rshared"}, false), nil},
+		"above Docker's own data":            {old, &runtimeapi.Mount{HostPath: "/var/lib"}, unsaid("/var/lib"), nil},
+		"Docker's own data":                  {old, &runtimeapi.Mount{HostPath: "/var/lib/docker"}, unsaid("/var/lib/docker"), nil},
+		"within Docker's own data":           {old, &runtimeapi.Mount{HostPath: "/var/lib/docker/volumes"}, unsaid("/var/lib/docker/volumes"), nil},
+		"a path that begins as Docker's own": {old, &runtimeapi.Mount{HostPath: "/var/lib/docker2/x"}, unsaid("/var/lib/docker2/x"), nil},
+		"a path that Docker's own begins as": {old, &runtimeapi.Mount{HostPath: "/var/lib/dock"}, unsaid("/var/lib/dock"), nil},
+		"read-only, not deep, on 20.10":      {old, &runtimeapi.Mount{HostPath: "/data", Readonly: true}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, true), nil},
 		"read-only, not deep, from 25 on": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true},
 			bindOf(&mount.BindOptions{Propagation: "rprivate", ReadOnlyNonRecursive: true}, true), nil},
 		"read-only and deep": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true},

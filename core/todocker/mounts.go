@@ -121,7 +121,7 @@ func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.
 	}
 	// The Engine refuses to have its own data mounted private; unsaid, it
 	// chooses what it can bear.
-	if private && overlap(out.Source, ask.Can.RootDir) {
+	if private && aboutRoot(out.Source, ask.Can.RootDir) {
 		out.BindOptions.Propagation = ""
 	}
 	out.ReadOnly = m.GetReadonly()
@@ -187,10 +187,9 @@ func anotherName(id string, times int) (string, error) {
 	}
 }
 
-// overlap reports whether one path is or contains the other.
-func overlap(a, b string) bool {
-	within := func(p, tree string) bool {
-		return p == tree || strings.HasPrefix(p, strings.TrimSuffix(tree, "/")+"/")
-	}
-	return b != "" && (within(a, b) || within(b, a))
+// aboutRoot reports whether the Engine takes a source for one that has to do with its
+// data root. It compares letters, not elements of paths (20.10 to 28.5): a source that merely
+// begins as the root does, or the root as it, is treated alike.
+func aboutRoot(source, root string) bool {
+	return root != "" && (strings.HasPrefix(source, root) || strings.HasPrefix(root, source))
 }

@@ -202,6 +202,13 @@ func (e *Engine) checkMounts(mounts []mount.Mount) error {
 			if options.ReadOnlyNonRecursive && !m.ReadOnly {
 				return invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
 			}
+			if strings.HasPrefix(m.Source, e.RootDir) || strings.HasPrefix(e.RootDir, m.Source) {
+				switch options.Propagation {
+				case "", mount.PropagationRSlave, mount.PropagationRShared:
+				default:
+					return invalid(`invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, daemon root: %q, bind mount source: %q`, e.RootDir, m.Source)
+				}
+			}
 		case mount.TypeImage:
 			if !e.since("1.48") {
 				return invalid("invalid mount config for type \"image\": mount type unknown")

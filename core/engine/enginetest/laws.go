@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -42,6 +43,7 @@ func Laws(t *testing.T, docker *client.Client, ref string) {
 		{"what does not run cannot be killed but stopped", atRest},
 		{"what is not there is not found", notThere},
 		{"an order that makes no sense is refused", refuses},
+		{"what begins as the data root is not mounted private", besideTheRoot},
 		{"wait tells the exit code", waits},
 		{"wait is over at once for what does not run, and when it is removed", waitsForNothing},
 		{"a stop kills when its time is over", killsInTheEnd},
@@ -229,6 +231,32 @@ func notThere(c *court) {
 	c.is("remove", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true}), errdefs.IsNotFound)
 	_, err = c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: []string{"true"}})
 	c.is("exec", err, errdefs.IsNotFound)
+}
+
+func besideTheRoot(c *court) {
+	info, err := c.docker.Info(c.ctx)
+	c.must(err)
+	beside, err := os.MkdirTemp(filepath.Dir(info.DockerRootDir), filepath.Base(info.DockerRootDir)+"-law")
+	if err != nil {
+		c.Skipf("needs a directory beside that of the Engine: %v", err)
+	}
+	c.Cleanup(func() { os.Remove(beside) })
+	for propagation, want := range map[mount.Propagation]bool{
+		mount.PropagationRPrivate: false, mount.PropagationRSlave: true, mount.PropagationRShared: true, "": true,
+	} {
+		made, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref, Cmd: []string{"true"}}, &container.HostConfig{
+			Mounts: []mount.Mount{{Type: mount.TypeBind, Source: beside, Target: "/mnt", BindOptions: &mount.BindOptions{Propagation: propagation}}},
+		}, nil, nil, c.name())
+		switch {
+		case !want:
+			c.is("a mount that is private", err, errdefs.IsInvalidArgument)
+		case err != nil:
+			c.Errorf("propagation %q: %v", propagation, err)
+		}
+		if err == nil {
+			c.must(c.docker.ContainerRemove(c.ctx, made.ID, container.RemoveOptions{}))
+		}
+	}
 }
 
 func waits(c *court) {
