@@ -91,7 +91,7 @@ var messages = []message{
 	}},
 	{"SecurityProfile", []row{
 		{"profile_type", engine, "`seccomp=` and `apparmor=` in `HostConfig.SecurityOpt`", "todocker.TestSecurityOptions e2e.TestCRI"},
-		{"localhost_ref", engine, "seccomp: the content of the file; AppArmor: the name, of a profile that is loaded; else, and without AppArmor, refused", "todocker.TestSecurityOptions todocker.TestContainerRefuses profiles.TestRead e2e.TestCRI"},
+		{"localhost_ref", engine, "seccomp: the content of the file, refused if that is no profile; AppArmor: the name, of a profile that is loaded; else, and without AppArmor, refused", "todocker.TestSecurityOptions todocker.TestContainerRefuses profiles.TestRead profiles.TestSeccompThatIsNone e2e.TestCRI"},
 	}},
 	{"LinuxContainerResources", []row{
 		{"cpu_period", engine, "`HostConfig.CpuPeriod`", "live.TestUpdate live.TestResources"},

@@ -4,6 +4,7 @@
 package profiles
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -41,7 +42,26 @@ func read(sc todocker.SecurityContext, privileged bool, loaded string) (seccomp 
 	if err != nil {
 		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
+	if err := isProfile(content); err != nil {
+		return "", fmt.Errorf("seccomp profile %s: %w: %w", file, err, errdefs.ErrFailedPrecondition)
+	}
 	return string(content), nil
+}
+
+// isProfile fails if content would not filter anything, or not as a file says. To
+// Docker nothing is its own default, the words unconfined and builtin are as good as a
+// profile, and one that says neither a default action nor system calls is none.
+func isProfile(content []byte) error {
+	var profile struct {
+		DefaultAction string `json:"defaultAction"`
+	}
+	if err := json.Unmarshal(content, &profile); err != nil {
+		return fmt.Errorf("is no JSON of a profile: %w", err)
+	}
+	if profile.DefaultAction == "" {
+		return errors.New("has no defaultAction")
+	}
+	return nil
 }
 
 // find fails if a profile of name, which may be a stack of several, is not loaded.

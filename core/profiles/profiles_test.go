@@ -9,12 +9,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+const profile = `{"defaultAction": "SCMP_ACT_ERRNO"}`
+
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	list, seccomp := filepath.Join(dir, "profiles"), filepath.Join(dir, "seccomp.json")
 	for path, text := range map[string]string{
 		list:    "first one (enforce)\ncri-deny (complain)\nouter//inner (enforce)\n",
-		seccomp: "{}",
+		seccomp: profile,
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -47,7 +49,7 @@ func TestRead(t *testing.T) {
 		} {
 			t.Run(name+form, func(t *testing.T) {
 				got, err := read(sc, false, tt.list)
-				if (err == nil) != tt.want || err == nil && got != "{}" || err != nil && !errdefs.IsFailedPrecondition(err) {
+				if (err == nil) != tt.want || err == nil && got != profile || err != nil && !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("got %q, %v", got, err)
 				}
 			})
@@ -58,5 +60,43 @@ func TestRead(t *testing.T) {
 	}
 	if got, err := Read(&runtimeapi.LinuxSandboxSecurityContext{}, false); got != "" || err != nil {
 		t.Errorf("none: %q, %v", got, err)
+	}
+}
+
+// What Docker would take for its own default, or for no filter at all.
+func TestSeccompThatIsNone(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "seccomp.json")
+	sc := &runtimeapi.LinuxContainerSecurityContext{Seccomp: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: file}}
+	for name, tt := range map[string]struct {
+		content string
+		want    bool
+	}{
+		"a profile":             {profile, true},
+		"as Docker reads it":    {"\n" + `{"DefaultAction": "SCMP_ACT_LOG", "syscalls": []}` + "\n", true},
+		"empty":                 {"", false},
+		"white space":           {"\n", false},
+		"truncated":             {profile[:len(profile)-1], false},
+		"unconfined":            {"unconfined", false},
+		"the same, as JSON":     {`"unconfined"`, false},
+		"builtin":               {"builtin", false},
+		"null":                  {"null", false},
+		"a list":                {"[" + profile + "]", false},
+		"an object of nothing":  {"{}", false},
+		"system calls alone":    {`{"syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}`, false},
+		"two":                   {profile + profile, false},
+		"no word for an action": {`{"defaultAction": 1}`, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(file, []byte(tt.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := Read(sc, false)
+			if tt.want && (err != nil || got != tt.content) || !tt.want && (got != "" || !errdefs.IsFailedPrecondition(err)) {
+				t.Errorf("got %q, %v", got, err)
+			}
+			if got, err := Read(sc, true); got != "" || err != nil {
+				t.Errorf("privileged: %q, %v", got, err)
+			}
+		})
 	}
 }
