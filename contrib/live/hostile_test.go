@@ -1,8 +1,10 @@
 package live
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -104,6 +106,7 @@ CMD ["exit 1"]
 	if err != nil || len(told.GetStatus().GetMounts()) != 0 || volumes != 1 {
 		t.Errorf("%d volumes, mounts %v, %v", volumes, told.GetStatus().GetMounts(), err)
 	}
+	n.homeless()
 	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 20}); err != nil {
 		t.Fatal(err)
 	}
@@ -114,5 +117,31 @@ CMD ["exit 1"]
 	n.tidy()
 	if left, err := n.docker.VolumeList(t.Context(), volume.ListOptions{}); err != nil || len(left.Volumes) != 0 {
 		t.Errorf("volumes left: %v, %v", left.Volumes, err)
+	}
+}
+
+// homeless has a pod that names no cgroup, and so gets that of daemon.json if it has one.
+// None may be left where Docker would have put it without.
+func (n *node) homeless() {
+	n.t.Helper()
+	if counted, _ := filepath.Glob("/sys/fs/cgroup/hugetlb*"); len(counted) == 0 && n.info().CgroupVersion == "1" {
+		return // nothing is to be set that Docker has no word for
+	}
+	config := n.pod("homeless")
+	pod, err := n.run(context.Background(), config)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	c := shell("c", "exec sleep 1000")
+	c.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 32 << 20}}}
+	id := n.create(pod, config, c)
+	if got := n.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "33554432" {
+		n.t.Errorf("huge pages of a pod that names no cgroup: %s", got)
+	}
+	n.remove(pod)
+	for _, pattern := range []string{"/sys/fs/cgroup/docker/", "/sys/fs/cgroup/*/docker/"} {
+		if left, err := filepath.Glob(pattern + id); err != nil || len(left) > 0 {
+			n.t.Errorf("cgroups left: %v, %v", left, err)
+		}
 	}
 }

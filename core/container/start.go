@@ -1,7 +1,6 @@
 package container
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,8 +86,12 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Conta
 		if err != nil {
 			return err
 		}
-		if remove, err = prepare(knobs, cmp.Or(found.HostConfig.CgroupParent, "docker"), c.ID()); err != nil {
-			return errors.Join(err, remove())
+		// Where none is named it is daemon.json that has the word, and Docker does
+		// not tell what it says: then adjust alone writes the knobs.
+		if parent := found.HostConfig.CgroupParent; parent != "" {
+			if remove, err = prepare(knobs, parent, c.ID()); err != nil {
+				return errors.Join(err, remove())
+			}
 		}
 	}
 	short, cancel := docker.Short(ctx)
