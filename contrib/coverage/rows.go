@@ -19,7 +19,7 @@ var messages = []message{
 	}},
 	{"PodSandboxConfig", []row{
 		{"metadata", store, "the name of the pause container and the label `berth.config`", "todocker.TestSandboxInTheFastForm names.FuzzRoundTrip"},
-		{"hostname", engine, "`Config.Hostname` of the pause container, cut to 63 bytes, and the pod's hostname file; on the node's network the node's own", "live.TestNamespaces todocker.TestSandboxVariants"},
+		{"hostname", engine, "`Config.Hostname` of the pause container, cut to 63 bytes, or Docker's own, the first digits of the ID; the pod's hostname and hosts files say the same; on the node's network the node's own", "live.TestNamespaces sandbox.TestOneHostname todocker.TestHostname"},
 		{"log_directory", berth, "where the logs of containers are written", "live.TestPod todocker.TestSandboxRefuses"},
 		{"dns_config", files, "the pod's resolv.conf, and what plugins are told", "live.TestPod todocker.TestResolvConf"},
 		{"port_mappings", plugins, "the capability `portMappings`; with `--network-plugin=\"\"` `HostConfig.PortBindings`; a pod on the node's network has its ports there already", "network.TestRealHostPort network.TestWhatPluginsAreTold todocker.TestSandboxVariants"},

@@ -295,9 +295,14 @@ func TestNamespaces(t *testing.T) {
 			t.Errorf("%s: %s and %s", name, got, tt.as)
 		}
 	}
-	if got := n.exec(first, "sh", "-c", "hostname; cat /etc/hostname"); !strings.HasPrefix(got, strings.Repeat("h", 62)+"\n") {
-		t.Errorf("hostname %q", got)
+	called := func(id, want string) {
+		t.Helper()
+		got := n.exec(id, "sh", "-c", "hostname; cat /etc/hostname; awk 'NR > 6 {print $2}' /etc/hosts")
+		if got != strings.Repeat(want+"\n", 4) { // it has an address of each family
+			t.Errorf("hostname %q, want %s everywhere", got, want)
+		}
 	}
+	called(first, strings.Repeat("h", 62))
 	if got := n.exec(first, "cat", "/proc/sys/net/ipv4/ip_local_port_range", "/proc/sys/kernel/shm_rmid_forced"); got != "2000\t3000\n1\n" {
 		t.Errorf("sysctls %q", got)
 	}
@@ -316,6 +321,16 @@ func TestNamespaces(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
+	// A pod of no name.
+	nameless := n.pod("nameless")
+	nameless.Hostname = ""
+	unnamed, err := n.run(t.Context(), nameless)
+	if err != nil {
+		t.Fatal(err)
+	}
+	called(n.create(unnamed, nameless, with("c", &runtimeapi.NamespaceOption{Pid: own})), unnamed[:12])
+	n.remove(unnamed)
 
 	// A pod on its node's network.
 	hosted := n.pod("hosted")

@@ -31,9 +31,10 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 	if err != nil {
 		return err
 	}
+	name := todocker.Hostname(pod, id)
 	content := map[string][]byte{
-		"hosts":       todocker.Hosts(pod, addrs),
-		"hostname":    []byte(pod.GetHostname() + "\n"),
+		"hosts":       todocker.Hosts(name, addrs),
+		"hostname":    []byte(name + "\n"),
 		"resolv.conf": resolv,
 	}
 	if todocker.HostNetwork(pod) {

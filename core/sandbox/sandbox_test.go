@@ -245,6 +245,9 @@ func TestALife(t *testing.T) {
 	if err != nil || !strings.Contains(string(hosts), "10.0.0.7\tweb") || !strings.Contains(string(hosts), "fd00::7\tweb") {
 		t.Errorf("hosts %q, %v", hosts, err)
 	}
+	if name, err := os.ReadFile(filepath.Join(r.dir, "run", "pods", id, "hostname")); err != nil || string(name) != "web\n" {
+		t.Errorf("hostname %q, %v", name, err)
+	}
 	if again := r.run(); again != id {
 		t.Errorf("the same pod again is %s, want %s", again, id)
 	}
@@ -267,6 +270,30 @@ func TestALife(t *testing.T) {
 	r.clean("a whole life")
 	if err := errors.Join(r.Stop(ctx, "nothing"), r.Remove(ctx, "nothing")); err != nil {
 		t.Errorf("stop and removal of what is not there: %v", err)
+	}
+}
+
+// The files say what the Engine calls the host, whatever the kubelet has sent.
+func TestOneHostname(t *testing.T) {
+	for name, hostname := range map[string]string{"said": "web-0", "too long": strings.Repeat("a", 62) + "-tail", "none": ""} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			config := pod()
+			config.Hostname = hostname
+			id, err := r.Run(t.Context(), config, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen, err := r.client.ContainerInspect(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for file, want := range map[string]string{"hostname": seen.Config.Hostname + "\n", "hosts": "10.0.0.7\t" + seen.Config.Hostname + "\n"} {
+				if text, err := os.ReadFile(filepath.Join(r.dir, "run", "pods", id, file)); err != nil || !strings.Contains("\n"+string(text), "\n"+want) {
+					t.Errorf("%s %q, %v; want %q in it", file, text, err, want)
+				}
+			}
+		})
 	}
 }
 

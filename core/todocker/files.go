@@ -1,6 +1,7 @@
 package todocker
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -37,16 +38,24 @@ func ResolvConf(dns *runtimeapi.DNSConfig, node []byte) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-// Hosts returns the hosts file of a pod with a network of its own. The kubelet
-// brings a better one for its containers; this serves those that get none.
-func Hosts(pod *runtimeapi.PodSandboxConfig, addrs []netip.Addr) []byte {
+// shortID is how many digits of an ID are enough, as users know them.
+const shortID = 12
+
+// Hostname returns what the host is called in the sandbox id of a pod with a network of
+// its own: what the Engine calls it.
+func Hostname(pod *runtimeapi.PodSandboxConfig, id string) string {
+	return cmp.Or(hostname(pod.GetHostname()), id[:shortID])
+}
+
+// Hosts returns the hosts file of a pod with a network of its own, where it is
+// called name. The kubelet brings a better one for its containers; this serves those
+// that get none.
+func Hosts(name string, addrs []netip.Addr) []byte {
 	var b strings.Builder
 	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n" +
 		"fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-	if name := pod.GetHostname(); name != "" {
-		for _, addr := range addrs {
-			fmt.Fprintf(&b, "%s\t%s\n", addr, name)
-		}
+	for _, addr := range addrs {
+		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 	}
 	return []byte(b.String())
 }

@@ -56,7 +56,7 @@ func FuzzOrders(f *testing.F) {
 			check(t, err)
 			_, err = ResolvConf(r.GetSandboxConfig().GetDnsConfig(), wire)
 			check(t, err)
-			Hosts(r.GetSandboxConfig(), nil)
+			Hosts(Hostname(r.GetSandboxConfig(), "0123456789ab"), nil)
 		}
 	})
 }

@@ -175,12 +175,11 @@ func imageMount(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *m
 // container: the Engine calls a mount by the words in which its image was asked for, and
 // takes none twice (28.5).
 func anotherName(id string, times int) (string, error) {
-	const shortest = 12 // as users know them
 	digits := strings.TrimPrefix(id, "sha256:")
 	switch {
 	case times == 0:
 		return id, nil
-	case len(digits)-times+1 < shortest:
+	case len(digits)-times+1 < shortID:
 		return "", invalid("image %s is mounted more than %d times in one container", id, times)
 	default:
 		return digits[:len(digits)-times+1], nil

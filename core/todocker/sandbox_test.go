@@ -229,8 +229,28 @@ func TestResolvConf(t *testing.T) {
 	}
 }
 
+func TestHostname(t *testing.T) {
+	const id = "0123456789abcdef0123456789abcdef"
+	for name, tt := range map[string]struct{ said, want string }{
+		"said":            {"web-0", "web-0"},
+		"too long":        {strings.Repeat("a", 62) + "-tail", strings.Repeat("a", 62)},
+		"nothing":         {"", "0123456789ab"},
+		"nothing that is": {strings.Repeat("-", 64), "0123456789ab"},
+	} {
+		of := pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = tt.said })
+		if got := Hostname(of, id); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+		// The Engine is told the same, or nothing, and then takes the ID.
+		order, err := Sandbox(SandboxAsk{Can: old, Pod: of})
+		if err != nil || order.Config.Hostname != "" && order.Config.Hostname != tt.want || order.Config.Hostname == "" && tt.want != id[:12] {
+			t.Errorf("%s: the Engine is told %q, %v", name, order.Config.Hostname, err)
+		}
+	}
+}
+
 func TestHosts(t *testing.T) {
-	got := string(Hosts(pod(), []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}))
+	got := string(Hosts("web-0", []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}))
 	for _, line := range []string{"127.0.0.1\tlocalhost\n", "10.1.2.3\tweb-0\n", "fd00::3\tweb-0\n"} {
 		if !strings.Contains(got, line) {
 			t.Errorf("%q is not in %q", line, got)
