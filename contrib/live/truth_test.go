@@ -534,18 +534,20 @@ func TestDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := shell("c", "exec sleep 1000")
-	c.Devices = []*runtimeapi.Device{
-		{HostPath: "/dev/zero", ContainerPath: "/dev/all"},
-		{HostPath: "/dev/full", ContainerPath: "/dev/read", Permissions: "r"},
-	}
+	c.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/another"}}
 	id := n.create(pod, config, c)
-	// /dev/zero and /dev/full are open to every container by their numbers; what
-	// the list of its cgroup says is what counts for others.
-	if got := n.exec(id, "sh", "-c", "stat -c %t:%T /dev/all /dev/read; head -c 3 /dev/all | wc -c; test -e /dev/loop-control || echo none"); got != "1:5\n1:7\n3\nnone\n" {
+	if got := n.exec(id, "sh", "-c", "stat -c %t:%T /dev/another; head -c 3 /dev/another | wc -c; test -e /dev/loop-control || echo none"); got != "1:5\n3\nnone\n" {
 		t.Errorf("devices: %q", got)
 	}
-	if list := n.knob(id, "devices", "devices.list", ""); list != "no such file" && !strings.Contains(list, "c 1:7 r\n") && !strings.Contains(list, "c 1:7 rwm") {
-		t.Errorf("permissions:\n%s", list)
+	// The kernel's messages are not among the devices that every container may open.
+	for permissions, want := range map[string]string{"r": "read\n", "w": "written\n", "mr": "read\n", "rw": "read\nwritten\n", "": "read\nwritten\n"} {
+		c := shell("kmsg"+permissions, "exec sleep 1000")
+		c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"SYSLOG"}}
+		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/kmsg", ContainerPath: "/dev/messages", Permissions: permissions}}
+		id := n.create(pod, config, c)
+		if got := n.exec(id, "sh", "-c", "(: </dev/messages) 2>/dev/null && echo read; (: >/dev/messages) 2>/dev/null && echo written; true"); got != want {
+			t.Errorf("a device with permissions %q: %q, want %q", permissions, got, want)
+		}
 	}
 	c = shell("privileged", "exec sleep 1000")
 	c.Linux.SecurityContext.Privileged = true
