@@ -197,7 +197,7 @@ var messages = []message{
 		{"gidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"recursive_read_only", engine, "`ReadOnlyForceRecursive`; before 25 a mount that berth stages", "live.TestMounts todocker.TestMounts"},
 		{"image", engine, "a mount of `Type` image; before 28 an overlay of the image's layers that berth stages", "live.TestMounts todocker.TestMounts"},
-		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none", "live.TestMounts todocker.TestMounts"},
+		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none, for which Docker is asked once the container is created", "live.TestMounts todocker.TestMounts container.TestSubPathOfAnImage mounts.TestImage"},
 		{"mount_options", mount, "a mount that berth stages; what is no option of a mount is refused", "live.TestMounts mounts.TestCheck"},
 	}},
 	{"ContainerResources", []row{

@@ -121,8 +121,13 @@ func TestMounts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := shell("c", "sleep 3600")
 	volume := &runtimeapi.ImageSpec{Image: "berth-files:1"}
+	lost := shell("lost", "sleep 3600")
+	lost.Mounts = []*runtimeapi.Mount{{ContainerPath: "/sub", Image: volume, ImageSubPath: "nothing/here", Readonly: true}}
+	if err := n.refused(id, pod, lost); err == nil || !strings.Contains(err.Error(), "ImageVolumeMountFailed: ") {
+		t.Errorf("a sub-path that is not there: %v", err)
+	}
+	config := shell("c", "sleep 3600")
 	config.Mounts = []*runtimeapi.Mount{
 		{ContainerPath: "/plain", HostPath: dir},
 		{ContainerPath: "/beside", HostPath: beside},
@@ -186,6 +191,9 @@ func TestMounts(t *testing.T) {
 				t.Errorf("%s is mounted %v: %s", tt.at, got, o)
 			}
 		}
+	}
+	if got := n.exec(c, "cat", "/image/dir/old", "/sub/both"); got != "oldsecond" {
+		t.Errorf("files of an image: %q", got)
 	}
 	if native {
 		n.remove(id)
@@ -258,14 +266,8 @@ func TestStagedMountsOfTheGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	config.Mounts[1].ImageSubPath = "nothing/here"
-	made, err = n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
-	if err == nil { // Docker itself looks when it starts it
-		_, err = n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()})
-	}
-	if err == nil {
-		t.Error("a sub-path that is not there is mounted")
-	} else {
-		t.Log(err)
+	if err := n.refused(id, pod, config); err == nil || !strings.Contains(err.Error(), "ImageVolumeMountFailed: ") {
+		t.Errorf("a sub-path that is not there: %v", err)
 	}
 	n.remove(id)
 	n.clean()

@@ -92,8 +92,8 @@ type room struct {
 	pod string
 }
 
-func newRoom(t *testing.T) *room {
-	r := &room{T: t, engine: enginetest.New(t), logs: &shelf{open: map[string]string{}}}
+func newRoom(t *testing.T, options ...enginetest.Option) *room {
+	r := &room{T: t, engine: enginetest.New(t, options...), logs: &shelf{open: map[string]string{}}}
 	r.engine.AddImage(enginetest.Image{}, "server")
 	r.client = r.engine.Client(t)
 	docker := r.engine.Connect(t)
@@ -364,6 +364,31 @@ func TestCreateRefuses(t *testing.T) {
 
 // An Engine whose daemon.json has a max-buffer-size refuses logs that are not
 // buffered.
+// Docker looks for a sub-path at the start only; the kubelet is to hear of it before.
+func TestSubPathOfAnImage(t *testing.T) {
+	r := newRoom(t, enginetest.API("1.48"))
+	with := func(subPath string) (string, error) {
+		c := config("serve")
+		c.Mounts = []*runtimeapi.Mount{
+			{ContainerPath: "/sub", Image: &runtimeapi.ImageSpec{Image: "server"}, ImageSubPath: subPath, Readonly: true},
+		}
+		return r.Create(t.Context(), r.pod, c, nil)
+	}
+	for _, subPath := range []string{"no/such", "etc/pass"} {
+		if id, err := with(subPath); err == nil || id != "" || !strings.HasPrefix(err.Error(), "ImageVolumeMountFailed: ") || !strings.Contains(err.Error(), subPath) {
+			t.Errorf("%s: %q, %v", subPath, id, err)
+		}
+		r.clean("a sub-path that is not there")
+	}
+	id, err := with("etc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Start(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestLogsThatAreBuffered(t *testing.T) {
 	const create = "POST /containers/create"
 	r := newRoom(t)

@@ -91,6 +91,9 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
+	if err := findSubPaths(work, docker, id, order.Host.Mounts); err != nil {
+		return "", err
+	}
 	if err := s.relabel(work, docker, pod, id, c.GetMounts()); err != nil {
 		return "", err
 	}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/docker/docker/api/types/mount"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -56,6 +57,28 @@ func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.C
 		return fmt.Errorf("ImageVolumeMountFailed: %w", err)
 	}
 	return err
+}
+
+// findSubPaths fails if an image that the Engine itself mounts does not have the sub-path
+// that is asked for. The Engine looks for it when it starts a container, and when it is
+// asked for a file of one, but not when it creates it (28.5).
+func findSubPaths(ctx context.Context, docker *engine.Conn, id string, list []mount.Mount) error {
+	if !slices.ContainsFunc(list, func(m mount.Mount) bool { return m.ImageOptions != nil && m.ImageOptions.Subpath != "" }) {
+		return nil
+	}
+	const file = "/" // for whatever it is, all mounts are set up
+	short, cancel := docker.Short(ctx)
+	defer cancel()
+	_, err := docker.ContainerStatPath(short, id, file)
+	if err == nil {
+		return nil
+	}
+	// That answer has no text; one to who wants the file itself has.
+	content, _, told := docker.CopyFromContainer(short, id, file)
+	if told == nil {
+		return errors.Join(err, content.Close())
+	}
+	return fmt.Errorf("ImageVolumeMountFailed: image_sub_path: %w", plain{told})
 }
 
 // unstage takes down the staged mounts called name, and what holds their images.

@@ -25,6 +25,9 @@ func (e *Engine) archive(c *call) error {
 	}
 	e.mu.Lock()
 	b, err := e.find(c.name)
+	if err == nil {
+		err = e.findSubPaths(b)
+	}
 	if err != nil {
 		e.mu.Unlock()
 		return err

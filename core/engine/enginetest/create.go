@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -219,6 +220,28 @@ func (e *Engine) checkMounts(mounts []mount.Mount) error {
 		case mount.TypeVolume, mount.TypeTmpfs:
 		default:
 			return invalid("invalid mount config for type %q: mount type unknown", m.Type)
+		}
+	}
+	return nil
+}
+
+// findSubPaths refuses to set up the mounts of b if an image does not have the sub-path
+// that it is asked for. e.mu is held.
+func (e *Engine) findSubPaths(b *box) error {
+	for _, m := range b.host.Mounts {
+		if m.Type != mount.TypeImage || m.ImageOptions == nil || m.ImageOptions.Subpath == "" {
+			continue
+		}
+		p, err := e.image(m.Source)
+		if err != nil {
+			return err
+		}
+		at, found := path.Join("/", m.ImageOptions.Subpath), false
+		for name := range p.files() {
+			found = found || name == at || strings.HasPrefix(name, at+"/")
+		}
+		if !found {
+			return refusal(http.StatusInternalServerError, "cannot access path %s: no such file or directory", at)
 		}
 	}
 	return nil

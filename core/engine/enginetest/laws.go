@@ -20,6 +20,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/mount"
+	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 	"github.com/docker/docker/pkg/stdcopy"
 
@@ -44,6 +45,7 @@ func Laws(t *testing.T, docker *client.Client, ref string) {
 		{"what is not there is not found", notThere},
 		{"an order that makes no sense is refused", refuses},
 		{"what begins as the data root is not mounted private", besideTheRoot},
+		{"a sub-path of an image is looked for once it is mounted", subPaths},
 		{"wait tells the exit code", waits},
 		{"wait is over at once for what does not run, and when it is removed", waitsForNothing},
 		{"a stop kills when its time is over", killsInTheEnd},
@@ -256,6 +258,34 @@ func besideTheRoot(c *court) {
 		if err == nil {
 			c.must(c.docker.ContainerRemove(c.ctx, made.ID, container.RemoveOptions{}))
 		}
+	}
+}
+
+func subPaths(c *court) {
+	if versions.LessThan(c.docker.ClientVersion(), "1.48") {
+		c.Skip("this Engine mounts no images")
+	}
+	with := func(subPath string) string {
+		return c.create(func(_ *container.Config, host *container.HostConfig) {
+			host.Mounts = []mount.Mount{{
+				Type: mount.TypeImage, Source: c.ref, Target: "/mnt", ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: subPath},
+			}}
+		}, "true")
+	}
+	id := with("etc")
+	_, err := c.docker.ContainerStatPath(c.ctx, id, "/etc/passwd")
+	c.must(err)
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	id = with("no/such")
+	_, err = c.docker.ContainerStatPath(c.ctx, id, "/etc/passwd")
+	c.is("a file of a container with a sub-path that is not there", err, errdefs.IsInternal)
+	_, _, err = c.docker.CopyFromContainer(c.ctx, id, "/etc/passwd")
+	c.is("a copy of it", err, errdefs.IsInternal)
+	if !strings.Contains(fmt.Sprint(err), "cannot access path") {
+		c.Errorf("it is not told why: %v", err)
+	}
+	if c.docker.ContainerStart(c.ctx, id, container.StartOptions{}) == nil {
+		c.Error("it starts")
 	}
 }
 

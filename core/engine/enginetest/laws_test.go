@@ -15,9 +15,13 @@ var (
 )
 
 func TestLaws(t *testing.T) {
-	e := enginetest.New(t)
-	e.AddImage(enginetest.Image{}, "berth-test:1")
-	enginetest.Laws(t, e.Client(t), "berth-test:1")
+	for _, api := range []string{"1.41", "1.51"} {
+		t.Run(api, func(t *testing.T) {
+			e := enginetest.New(t, enginetest.API(api))
+			e.AddImage(enginetest.Image{}, "berth-test:1")
+			enginetest.Laws(t, e.Client(t), "berth-test:1")
+		})
+	}
 }
 
 func TestLawsOnDocker(t *testing.T) {

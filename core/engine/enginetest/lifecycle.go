@@ -119,6 +119,9 @@ func (e *Engine) obstacle(b *box) (int, error) {
 	if user, _, _ := strings.Cut(b.config.User, ":"); strings.Trim(user, "0123456789") != "" && !b.hasUser(user) {
 		return exitNoStart, refusal(broken, "unable to find user %s: no matching entries in passwd file", user)
 	}
+	if err := e.findSubPaths(b); err != nil {
+		return exitNoStart, err
+	}
 	if b.host.OomScoreAdj < e.oomFloor {
 		return exitNoStart, refusal(broken, "%s: can't get final child's PID from pipe: EOF: unknown", runcCannot)
 	}
