@@ -192,7 +192,7 @@ var messages = []message{
 		{"host_path", engine, "`Source` of `HostConfig.Mounts`; made as a directory if it is not there, as containerd does", "todocker.TestMounts e2e.TestCRI"},
 		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
 		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; of a container that is not confined, the pod's", "container.TestSetLabels"},
-		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages", "todocker.TestMounts mounts.TestSharedSourceSurvives e2e.TestCRI"},
+		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages; refused if the mount that the host path is on does not propagate", "live.TestPropagation todocker.TestMounts mounts.TestSharedSourceSurvives mounts.TestCheckPropagation e2e.TestCRI"},
 		{"uidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"gidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"recursive_read_only", engine, "`ReadOnlyForceRecursive`; before 25 a mount that berth stages", "live.TestMounts todocker.TestMounts"},

@@ -230,6 +230,67 @@ func TestMounts(t *testing.T) {
 	}
 }
 
+// TestPropagation mounts file systems on the node while a container runs.
+func TestPropagation(t *testing.T) {
+	n := newNode(t)
+	dir := n.mounted()
+	pod := n.pod("propagation")
+	id, err := n.run(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if theirs, err := os.Readlink(filepath.Join("/proc", n.word(id, "PPid"), "ns/mnt")); err != nil || theirs != ours {
+		t.Skipf("this Docker has mounts of its own: %s, %v", theirs, err)
+	}
+	mountOf := func(at string, p runtimeapi.MountPropagation, options ...string) *runtimeapi.Mount {
+		return &runtimeapi.Mount{ContainerPath: at, HostPath: dir, Propagation: p, MountOptions: options}
+	}
+	const (
+		private = runtimeapi.MountPropagation_PROPAGATION_PRIVATE
+		slave   = runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+		shared  = runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	)
+	propagate := func(how uintptr) {
+		t.Helper()
+		if err := unix.Mount("", dir, "", how, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	propagate(unix.MS_PRIVATE)
+	for name, m := range map[string]*runtimeapi.Mount{
+		"from the node": mountOf("/m", slave), "both ways": mountOf("/m", shared), "both ways, staged": mountOf("/m", shared, "noexec"),
+	} {
+		c := shell("refused", "exec sleep 1000")
+		c.Mounts = []*runtimeapi.Mount{m}
+		if err := n.refused(id, pod, c); codeOf(err) != codes.FailedPrecondition {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	propagate(unix.MS_SHARED)
+	c := shell("c", "exec sleep 1000")
+	c.Mounts = []*runtimeapi.Mount{mountOf("/private", private), mountOf("/slave", slave), mountOf("/shared", shared)}
+	seen := n.create(id, pod, c)
+	late := filepath.Join(dir, "late")
+	if err := os.Mkdir(late, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", late, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(late, unix.MNT_DETACH)
+	for at, want := range map[string]bool{"/private/late": false, "/slave/late": true, "/shared/late": true} {
+		if got := len(n.options(seen, at)) > 0; got != want {
+			t.Errorf("%s is a mount: %v", at, got)
+		}
+	}
+	n.remove(id)
+	n.clean()
+}
+
 // TestStagedMountsOfTheGone removes containers behind our back.
 func TestStagedMountsOfTheGone(t *testing.T) {
 	n := newNode(t)

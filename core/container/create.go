@@ -59,6 +59,12 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err := makeHostPaths(c.GetMounts()); err != nil {
 		return "", err
 	}
+	foreign := mounts.Foreign(mounts.Parent(pod.Pid)) // who starts containers
+	if !foreign {
+		if err := checkPropagation(c.GetMounts()); err != nil {
+			return "", err
+		}
+	}
 	name := order.Name.String()
 	done, err := s.turns.Take(ctx, name)
 	if err != nil {
@@ -75,7 +81,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	defer steps.Rollback(work, &err)
 	if len(order.Staged) > 0 {
 		steps.Push(func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
-		if mounts.Foreign(mounts.Parent(pod.Pid)) { // who starts containers
+		if foreign {
 			return "", fmt.Errorf("mount_options, and what else Docker has no words for, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
 		}
 		if err := s.stage(work, docker, ask, order.Staged); err != nil {
@@ -188,6 +194,20 @@ func makeHostPaths(list []*runtimeapi.Mount) error {
 		}
 		if err != nil {
 			return fmt.Errorf("host_path of mount %q: %w", m.GetContainerPath(), err)
+		}
+	}
+	return nil
+}
+
+// checkPropagation finds the host paths below which mounts do not come and go as
+// they are to in the container: Docker looks for that when it starts it.
+func checkPropagation(list []*runtimeapi.Mount) error {
+	for _, m := range list {
+		if m.GetImage().GetImage() != "" {
+			continue
+		}
+		if err := mounts.CheckPropagation(m.GetHostPath(), todocker.Propagation(m.GetPropagation())); err != nil {
+			return fmt.Errorf("propagation of mount %q: %w", m.GetContainerPath(), err)
 		}
 	}
 	return nil

@@ -238,6 +238,54 @@ func TestSharedSourceSurvives(t *testing.T) {
 	})
 }
 
+func TestCheckPropagation(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		at := func(changes ...uintptr) string {
+			source := tree(t)
+			for _, c := range changes {
+				if err := unix.Mount("", source, "", c, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return source
+		}
+		// A copy of what is shared gets what comes there.
+		slave := t.TempDir()
+		if err := unix.Mount(at(unix.MS_SHARED), slave, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("", slave, "", unix.MS_SLAVE, ""); err != nil {
+			t.Fatal(err)
+		}
+		private, shared := at(unix.MS_PRIVATE), at(unix.MS_SHARED)
+		link := filepath.Join(t.TempDir(), "link")
+		if err := os.Symlink(shared, link); err != nil {
+			t.Fatal(err)
+		}
+		for name, tt := range map[string]struct {
+			path          string
+			slave, shared bool
+		}{
+			"private":              {private, false, false},
+			"shared":               {shared, true, true},
+			"a file of shared":     {shared + "/top.txt", true, true},
+			"a link to shared":     {link, true, true},
+			"private below shared": {shared + "/below", false, false},
+			"a slave":              {slave, true, false},
+			"unbindable":           {at(unix.MS_UNBINDABLE), false, false},
+		} {
+			for p, want := range map[Propagation]bool{Private: true, Slave: tt.slave, Shared: tt.shared} {
+				if err := CheckPropagation(tt.path, p); (err == nil) != want || err != nil && !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("%s, %d: %v", name, p, err)
+				}
+			}
+		}
+		if err := CheckPropagation(filepath.Join(private, "none"), Slave); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a path that is not there: %v", err)
+		}
+	})
+}
+
 // A pod that mounts the node's root mounts no staged mounts.
 func TestStageIsNotCloned(t *testing.T) {
 	alone(t, func(t *testing.T) {

@@ -82,6 +82,9 @@ var propagations = map[runtimeapi.MountPropagation]struct {
 	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {mount.PropagationRShared, mounts.Shared},
 }
 
+// Propagation returns one of the CRI's propagations as it is called where mounts are staged.
+func Propagation(p runtimeapi.MountPropagation) mounts.Propagation { return propagations[p].staged }
+
 // bind orders a mount of a path of the node, by way of a stage if tree is not
 // nil.
 func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.Tree, err error) {
