@@ -14,7 +14,7 @@ pids+=($!)
 "$cache/kube/kube-scheduler" --kubeconfig "$w/kubeconfig" --leader-elect=false --bind-address 127.0.0.1 >"$w/scheduler.log" 2>&1 &
 pids+=($!)
 
-if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 3 ]; then
+if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 4 ]; then
 	say "making the images"
 	E=registry.k8s.io/e2e-test-images
 	push() { docker tag "$1" "$2" && docker push -q "$2" >/dev/null && docker rmi "$2" >/dev/null; }
@@ -30,6 +30,7 @@ if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 3 ]; then
 	chmod +x "$w/agnhost/bin/curl"
 	tar -C "$w/agnhost" -c . | docker import -c 'ENTRYPOINT ["/agnhost"]' -c 'CMD ["pause"]' - t-agnhost >/dev/null
 	push t-agnhost $E/agnhost:2.66.1
+	push t-agnhost $E/agnhost:2.55 # of the release before, for a spec that updates a pod
 	echo '{"image": "kitten.jpg"}' >"$w/kitten/data.json"
 	echo 'NAME="Alpine Linux"' >"$w/kitten/etc/os-release"
 	tar -C "$w/kitten" -c . | docker import - t-kitten >/dev/null
@@ -38,7 +39,7 @@ if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 3 ]; then
 	push t-nonroot $E/nonroot:1.5
 	push berth.local/busybox:1 $E/busybox:1.37.0-2
 	docker rmi -f t-agnhost t-kitten t-nonroot >/dev/null
-	echo 3 >"$cache/registry/conformance"
+	echo 4 >"$cache/registry/conformance"
 fi
 
 say "conformance"
