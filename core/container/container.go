@@ -21,7 +21,7 @@ import (
 )
 
 // A Service does what the kubelet asks about containers. It keeps nothing that
-// a restart would lose but who is being stopped.
+// a restart would lose but who is being stopped, and what was made too late.
 type Service struct {
 	docker   *engine.Engine
 	view     *view.View
@@ -33,13 +33,14 @@ type Service struct {
 	stages   *mounts.Stage
 	log      *slog.Logger
 
-	turns turns.Turns // by ID
+	turns turns.Turns // by ID, or by name where there is no ID yet
 
 	warnOnce sync.Once // that logs are not as they should be
 
 	mu       sync.Mutex // guards following
 	stopping map[string]int
 	staging  map[string]bool // names of staged mounts whose container is being made
+	late     map[string]late // by name
 }
 
 // An Image is what a container needs to know of an image.
@@ -88,6 +89,6 @@ type files interface {
 func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures, updates *journal.Shelf, stages *mounts.Stage, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
-		stopping: map[string]int{}, staging: map[string]bool{},
+		stopping: map[string]int{}, staging: map[string]bool{}, late: map[string]late{},
 	}
 }

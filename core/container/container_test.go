@@ -477,6 +477,72 @@ func TestNameConflicts(t *testing.T) {
 	})
 }
 
+// With a slow disk a container takes longer than its caller can wait. It is there
+// when he asks again, and the kubelet is shown none that it was not told of.
+func TestTooLate(t *testing.T) {
+	const create = "POST /containers/create"
+	late := func(t *testing.T) (r *room, first string) {
+		r = newRoom(t)
+		r.engine.ResetCalls()
+		r.engine.Delay(create, 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		first, err := r.Create(ctx, r.pod, config("serve"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list, err := r.List(t.Context(), nil); err != nil || len(list) != 0 {
+			t.Errorf("before anybody asks again there are %v, %v", list, err)
+		}
+		return r, first
+	}
+	end := func(r *room, id string) {
+		if list, err := r.List(r.Context(), nil); err != nil || len(list) != 1 || list[0].GetId() != id {
+			r.Errorf("got %v, %v, want %s", list, err, id)
+		}
+		if err := r.Remove(r.Context(), id); err != nil {
+			r.Error(err)
+		}
+		r.clean("the end")
+	}
+	t.Run("asked for again", func(t *testing.T) {
+		r, first := late(t)
+		again := r.create("serve")
+		if again != first || r.engine.Calls(create) != 1 {
+			t.Errorf("got %s after %d creates, want %s", again, r.engine.Calls(create), first)
+		}
+		end(r, again)
+	})
+	t.Run("something else is asked for", func(t *testing.T) {
+		r, first := late(t)
+		other := r.create("serve", "on")
+		if other == first {
+			t.Error("got what was asked for before")
+		}
+		end(r, other)
+	})
+	t.Run("gone meanwhile", func(t *testing.T) {
+		r, first := late(t)
+		if err := r.client.ContainerRemove(t.Context(), first, dockercontainer.RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		enginetest.Until(t, "it is still there", func() bool { _, err := r.Status(t.Context(), first); return errdefs.IsNotFound(err) })
+		r.create("serve")
+	})
+	t.Run("nobody asks again", func(t *testing.T) {
+		r, first := late(t)
+		r.RemoveLate(t.Context(), time.Now().Add(-time.Minute))
+		if _, ok := r.engine.Container(first); !ok {
+			t.Error("it was not kept")
+		}
+		r.RemoveLate(t.Context(), time.Now().Add(time.Minute))
+		if _, ok := r.engine.Container(first); ok {
+			t.Error("it is kept for ever")
+		}
+		end(r, r.create("serve"))
+	})
+}
+
 func TestStops(t *testing.T) {
 	r := newRoom(t)
 	ctx := t.Context()

@@ -27,7 +27,8 @@ import (
 const nameTries = 4
 
 // Create makes a container in a sandbox and returns its ID. What could not be
-// made completely is removed again before Create returns.
+// made completely is removed again before Create returns, and what its caller has
+// hung up on; one who has run out of time gets it when he asks again.
 //
 // The error is of kind NotFound if the sandbox or the image is not there and
 // FailedPrecondition if the sandbox is not ready.
@@ -71,11 +72,17 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 		return "", err
 	}
 	defer done()
+	if made := s.claim(ctx, name, pod.ID(), c); made != nil {
+		return made.ID(), nil
+	}
 	defer s.view.Build(name)()
 
 	// Finished even if the caller hangs up meanwhile: a request that is called
 	// off half-way leaves the Engine with a container that nobody knows.
-	work := context.WithoutCancel(ctx)
+	caller, forget := watch(ctx)
+	defer forget()
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
+	defer cancel()
 	defer s.beginStaging(ask.Stage)()
 	var steps undo.Stack
 	defer steps.Rollback(work, &err)
@@ -94,7 +101,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	}
 	path := labels.Decode(order.Config.Labels).LogPath
 	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path, "") })
-	if err := ctx.Err(); err != nil {
+	if err := caller.hungUp(); err != nil {
 		return "", err
 	}
 	if err := findSubPaths(work, docker, id, order.Host.Mounts); err != nil {
@@ -110,6 +117,9 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	}
 	if _, err := s.view.Refresh(work, id); err != nil {
 		return "", err
+	}
+	if caller.ranOut() {
+		s.setAside(name, pod.ID(), id, c)
 	}
 	return id, nil
 }
@@ -238,16 +248,14 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocke
 // max-buffer-size among its log-opts, the Engine refuses logs that are not
 // buffered, and no order can take that option away: then it is to be a large one.
 func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker.Order) (string, error) {
-	short, cancel := docker.Short(ctx)
-	defer cancel()
-	created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, order.Name.String())
+	created, err := docker.ContainerCreate(ctx, order.Config, order.Host, nil, nil, order.Name.String())
 	if err == nil || !errdefs.IsInvalidArgument(err) || order.Host.LogConfig.Config["mode"] == "" {
 		return created.ID, err
 	}
 	host := *order.Host
 	host.LogConfig.Config = maps.Clone(host.LogConfig.Config)
 	host.LogConfig.Config["mode"], host.LogConfig.Config["max-buffer-size"] = "non-blocking", "64m"
-	created, again := docker.ContainerCreate(short, order.Config, &host, nil, nil, order.Name.String())
+	created, again := docker.ContainerCreate(ctx, order.Config, &host, nil, nil, order.Name.String())
 	if errdefs.IsInvalidArgument(again) {
 		return "", err // it was not that
 	}

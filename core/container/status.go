@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -46,8 +47,16 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 }
 
 // KeepClean forgets notes on containers that are no more, and takes down their
-// staged mounts, after every connection to the Engine and now and then. It returns when ctx ends.
+// staged mounts, after every connection to the Engine and now and then, and removes
+// what was made too late for its caller. It returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.giveUp(ctx) })
+	g.Go(func() error { return s.tidy(ctx) })
+	return g.Wait()
+}
+
+func (s *Service) tidy(ctx context.Context) error {
 	return s.view.Each(ctx, "containers", func(ctx context.Context, docker *engine.Conn) error {
 		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.logs.Forget(func(id string) bool {
 			_, err := s.view.Container(ctx, id)

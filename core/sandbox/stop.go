@@ -11,7 +11,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
 	"berth/core/view"
@@ -67,7 +66,7 @@ func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context
 
 // stop does what Stop says; the turn is the caller's.
 func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandbox) error {
-	running, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID()})
+	running, err := s.view.Inside(ctx, pod.ID())
 	if err != nil {
 		return err
 	}
@@ -128,7 +127,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 	if err := s.stop(ctx, docker, pod); err != nil {
 		return err
 	}
-	inside, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID()})
+	inside, err := s.view.Inside(ctx, pod.ID())
 	if err != nil {
 		return err
 	}

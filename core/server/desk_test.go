@@ -424,6 +424,47 @@ func TestEveryCallBroken(t *testing.T) {
 	}
 }
 
+// A kubelet whose calls run out of time gets its container in the end.
+func TestASlowDisk(t *testing.T) {
+	h := furnish(t)
+	_, _, err := h.begin(h.pod("warm"), command("c", "sleep", "1000")) // the image is known then
+	h.must(err)
+	sandbox := h.pod("slow")
+	run, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandbox})
+	h.must(err)
+	const create = "POST /containers/create"
+	h.engine.ResetCalls()
+	h.engine.Delay(create, 1500*time.Millisecond)
+	ask := func() (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		made, err := h.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+			PodSandboxId: run.GetPodSandboxId(), Config: command("c", "sleep", "1000"), SandboxConfig: sandbox,
+		})
+		return made.GetContainerId(), err
+	}
+	if _, err := ask(); status.Code(err) != codes.DeadlineExceeded {
+		t.Fatalf("the first time: %v", err)
+	}
+	id, err := ask()
+	if err != nil || h.engine.Calls(create) != 1 {
+		t.Errorf("the second time: %v, %d creates", err, h.engine.Calls(create))
+	}
+	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("state %v", s)
+	}
+
+	// And what nobody has come back for goes with its pod.
+	_, err = h.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id})
+	h.must(err)
+	if _, err := ask(); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("the third time: %v", err)
+	}
+	h.until("it is not made", func() bool { return len(h.engine.Leftovers()) == 4 })
+	h.endAll()
+	h.clean()
+}
+
 func TestABrokenNetworkLeavesNothing(t *testing.T) {
 	h := furnish(t)
 	for _, step := range []string{"plan", "bind", "attach"} {

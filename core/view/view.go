@@ -262,6 +262,22 @@ func (v *View) Containers(ctx context.Context, filter *runtimeapi.ContainerFilte
 	return list, nil
 }
 
+// Inside returns the containers in the sandbox with the ID, half made ones too.
+func (v *View) Inside(ctx context.Context, sandbox string) ([]*Container, error) {
+	if err := v.Ready(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var list []*Container
+	for _, e := range v.containers {
+		if e.seen.Row.GetPodSandboxId() == sandbox {
+			list = append(list, e.seen)
+		}
+	}
+	return list, nil
+}
+
 // newestFirst compares by time and, for an order that does not jump about, by ID.
 func newestFirst(a, b int64, idA, idB string) int {
 	switch {
