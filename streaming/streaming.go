@@ -21,7 +21,10 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 )
 
-// A Runtime joins streams to containers and pods.
+// A Runtime joins streams to containers and pods. The context of an exec or
+// attach ends when its client has gone, and that of every call when Run ends.
+// After that nothing can be read from its streams nor written to them. An attach that
+// returns ErrSlow has its client cut off.
 type Runtime = streaming.Runtime
 
 // loopback is where the server listens unless told otherwise, and what URLs
@@ -33,6 +36,7 @@ type Server struct {
 	listener net.Listener
 	inside   *inside
 	base     *url.URL
+	calls    *calls
 	server   streaming.Server
 }
 
@@ -49,6 +53,7 @@ func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streaming address %q: %w", addr, err)
 	}
+	l = clients{l}
 	config := streaming.DefaultConfig
 	config.StreamIdleTimeout = 0 // a shell may be left alone for as long as its user likes
 	config.BaseURL = baseURL(l.Addr())
@@ -57,11 +62,12 @@ func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 		// Connections are taken over, which HTTP/2 does not have.
 		l = tls.NewListener(l, &tls.Config{GetCertificate: pair.load, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	}
-	server, err := streaming.NewServer(config, runtime)
+	calls := &calls{runtime: runtime}
+	server, err := streaming.NewServer(config, calls)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &Server{listener: l, inside: newInside(), base: config.BaseURL, server: server}, nil
+	return &Server{listener: l, inside: newInside(), base: config.BaseURL, calls: calls, server: server}, nil
 }
 
 // A KeyPair names the files of a certificate and its key. They are read again
@@ -120,9 +126,16 @@ func (s *Server) PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.Port
 	return s.server.GetPortForward(r)
 }
 
-// Run serves until ctx ends. Streams that are open then are cut.
+// Run serves until ctx ends. Streams that are open then are cut, and it waits for
+// the Runtime to have seen that.
 func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{Handler: translator{s.server, s.inside}, ReadHeaderTimeout: 30 * time.Second}
+	ctx, cancel := context.WithCancel(ctx)
+	srv := &http.Server{
+		Handler: translator{s.server, s.inside}, ReadHeaderTimeout: 30 * time.Second,
+		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: of,
+	}
+	defer s.calls.begin(ctx)()
+	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
 	var g errgroup.Group
 	for _, l := range []net.Listener{s.listener, s.inside} {

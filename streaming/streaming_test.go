@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -63,4 +64,38 @@ func TestABufferGivesUpWhoDoesNotRead(t *testing.T) {
 	if err := b.Close(); !errors.Is(err, ErrSlow) {
 		t.Errorf("close: %v, want ErrSlow", err)
 	}
+}
+
+// One that reads steadily is no dead one, however slow.
+func TestABufferWaitsForWhoReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		const much, patience = 10 << 20, 10 * time.Second
+		got := make(chan int)
+		go func() {
+			n := 0
+			for b := make([]byte, piece); ; time.Sleep(patience / 2) {
+				k, err := io.ReadFull(r, b)
+				n += k
+				if err != nil {
+					got <- n
+					return
+				}
+			}
+		}()
+		b := NewBuffer(w, 1<<20, patience)
+		time.Sleep(10 * patience) // in which there is nothing to take
+		for range much / 1024 {
+			if _, err := b.Write(make([]byte, 1024)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		w.Close()
+		if n := <-got; n != much {
+			t.Errorf("%d bytes, want %d", n, much)
+		}
+	})
 }

@@ -3,7 +3,6 @@ package streaming
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -132,14 +131,13 @@ func (t translator) channels(w http.ResponseWriter, r *http.Request) {
 			streams[stdin].Close()                 // its other direction stays
 		}()
 	}
-	go func() {
-		if streams[resize] != nil {
+	if streams[resize] != nil {
+		go func() {
 			io.Copy(streams[resize], client[resize]) //nolint:errcheck // either side may go
-		} else {
-			io.Copy(io.Discard, client[resize]) //nolint:errcheck // either side may go
-		}
-		conn.Close() // sizes end when the client has gone
-	}()
+			streams[resize].Close()
+		}()
+	}
+	defer context.AfterFunc(r.Context(), func() { conn.Close() })() // the client has gone
 	var output sync.WaitGroup
 	for _, channel := range []int{stdout, stderr, status} {
 		if streams[channel] != nil {
@@ -226,11 +224,12 @@ func newInside() *inside {
 
 func (l *inside) dial(ctx context.Context) (net.Conn, error) {
 	ours, theirs := net.Pipe()
+	outer, _ := ctx.Value(clientKey{}).(*client) // whom to cut
 	select {
-	case l.conns <- theirs:
+	case l.conns <- &client{Conn: theirs, gone: func() {}, outer: outer}:
 		return ours, nil
 	case <-l.done:
-		return nil, errors.New("the server of streams has stopped")
+		return nil, errStopped
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

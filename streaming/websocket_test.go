@@ -208,6 +208,58 @@ func TestPortForwardThroughWebSocket(t *testing.T) {
 	}
 }
 
+// A port-forward does not outlive the server, though the library gives it no
+// context that ends.
+func TestPortForwardEndsWithTheServer(t *testing.T) {
+	e := waits{begun: make(chan struct{})}
+	s, err := Listen("", KeyPair{}, e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	forward, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "s", Port: []int32{80}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ws, err := dial(forward.Url, tunnelProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := spdy.NewClientConnection(ws)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{portforward.StreamTypeError, portforward.StreamTypeData} {
+		if _, err := conn.CreateStream(http.Header{portforward.StreamType: {kind}, portforward.PortHeader: {"80"}, portforward.PortForwardRequestIDHeader: {"1"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-e.begun
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-conn.CloseChan():
+	case <-time.After(10 * time.Second):
+		t.Error("the client is not told")
+	}
+}
+
+// waits has port-forwards that wait for the end of their context.
+type waits struct {
+	echo
+	begun chan struct{}
+}
+
+func (w waits) PortForward(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
+	close(w.begun)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func TestWebSocketWithoutAToken(t *testing.T) {
 	s := serve(t, echo{}, KeyPair{})
 	for path, protocol := range map[string]string{"exec/none?stdout=1": "v5.channel.k8s.io", "portforward/none": tunnelProtocol} {

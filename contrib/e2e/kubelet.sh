@@ -63,12 +63,17 @@ ok "and are all in the log" is "$(zcat -f "$w"/pods/*loud*/loud/0.log* | wc -l)"
 ok "another exec goes on beside one that is not read" is "$(k exec web -- echo hello)" hello
 kill %% "$stuck" 2>/dev/null || true
 pkill -f "kubectl --kubeconfig $w/kubeconfig (exec|attach)" || true
+commands() { k exec web -- ps | sed 's/^ *[0-9]* *[^ ]* *[0-9:]* *//'; }
+runs() { grep -qx "$1" <<<"$(commands)"; }
+ended() { local all; all=$(commands) && [ -n "$all" ] && ! grep -qx "$1" <<<"$all"; }
+ok "nothing is left of an exec that prints, whose client was killed" soon ended yes
 script -qec "$cache/kube/kubectl --kubeconfig $w/kubeconfig exec -it web -- sleep 7777" /dev/null </dev/null >/dev/null 2>&1 &
-sleeps() { k exec web -- ps | grep -q '[s]leep 7777'; }
-soon sleeps
-pkill -f "kubectl --kubeconfig $w/kubeconfig exec -it web" || true
-ended() { ! sleeps; }
-ok "nothing is left of an exec whose terminal has gone" soon ended
+k exec web -- sleep 8888 &
+ok "two more begin" soon runs 'sleep 7777'
+ok "and run" soon runs 'sleep 8888'
+pkill -f "kubectl --kubeconfig $w/kubeconfig exec (-it )?web" || true
+ok "nothing is left of an exec whose terminal has gone" soon ended 'sleep 7777'
+ok "nor of a silent one without a terminal" soon ended 'sleep 8888'
 probes() { for i in $(seq 100); do "$cache/bin/crictl" --config "$w/crictl.yaml" exec -s "$(docker ps -qf label=io.kubernetes.container.name=web)" true || return 1; done; }
 printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\n' "$w" "$w" >"$w/crictl.yaml"
 before=$(k exec web -- ps | wc -l)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	utilexec "k8s.io/utils/exec"
 
 	"berth/core/engine"
@@ -25,6 +26,7 @@ type Service struct {
 	docker *engine.Engine
 	view   *view.View
 	dial   Dial
+	signal func(id string, pid int, signal unix.Signal) error
 	log    *slog.Logger
 }
 
@@ -33,7 +35,7 @@ type Dial func(ctx context.Context, pod *view.Sandbox, port int) (net.Conn, erro
 
 // New returns a Service; none of its arguments may be nil.
 func New(docker *engine.Engine, view *view.View, dial Dial, log *slog.Logger) *Service {
-	return &Service{docker: docker, view: view, dial: dial, log: log}
+	return &Service{docker: docker, view: view, dial: dial, signal: signalTree, log: log}
 }
 
 // detachKeys is what an Engine takes for the wish to leave a stream. It cannot
@@ -53,9 +55,9 @@ func (s *Service) running(ctx context.Context, id string) (*view.Container, erro
 	return c, err
 }
 
-// ended returns the exit code of an exec session whose output has ended. A
+// exitCode returns the exit code of an exec session whose output has ended. A
 // command that could not be run at all is an error of kind Unknown.
-func ended(ctx context.Context, docker *engine.Conn, session, said string) (int, error) {
+func exitCode(ctx context.Context, docker *engine.Conn, session, said string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, exitPatience)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {

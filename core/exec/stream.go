@@ -25,13 +25,17 @@ const (
 	// attachBuffer is how much of a container's output is kept for a client
 	// that does not keep up, in bytes a stream.
 	attachBuffer = 4 << 20
-	// attachPatience is how long such a client is waited for before it is cut
-	// off. Until then the container may be held up, so it is short.
-	attachPatience = time.Second
+	// attachPatience is how long such a client may take nothing before it is
+	// cut off. The container is held up meanwhile, and by one that is slow but
+	// reads.
+	attachPatience = 10 * time.Second
 )
 
 // Exec runs cmd in the container id with the given streams, nil for those not
 // wanted, until it ends. Its exit code comes as a bare ExitError.
+//
+// When ctx ends, or a stream fails, the client has gone, and the command is ended
+// with all that it has begun. out and errs must fail once ctx has ended.
 func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	docker, err := s.docker.Use()
 	if err != nil {
@@ -47,43 +51,55 @@ func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reade
 	if err != nil {
 		return fmt.Errorf("exec: %w", err)
 	}
-	streams, err := docker.ContainerExecAttach(ctx, made.ID, container.ExecAttachOptions{Tty: tty})
+	// From here on the Engine runs the command whether or not anybody listens.
+	gone, err := s.attend(ctx, docker, made.ID, in, out, errs, tty, resize)
+	if gone || ctx.Err() != nil {
+		s.abandon(context.WithoutCancel(ctx), docker, c.ID(), made.ID, tty)
+	}
+	return err
+}
+
+// attend starts an exec session and returns what it returns. gone tells that a
+// stream has failed.
+func (s *Service) attend(ctx context.Context, docker *engine.Conn, session string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (gone bool, err error) {
+	streams, err := docker.ContainerExecAttach(ctx, session, container.ExecAttachOptions{Tty: tty})
 	if err != nil {
-		return fmt.Errorf("exec: %w", err)
+		return false, fmt.Errorf("exec: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	defer context.AfterFunc(ctx, streams.Close)()
 	var sizes sync.WaitGroup
 	defer func() { cancel(); sizes.Wait() }()
 	sizes.Go(func() {
 		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
-			return docker.ContainerExecResize(ctx, made.ID, size)
+			return docker.ContainerExecResize(ctx, session, size)
 		})
-		if tty && resize != nil && ctx.Err() == nil {
-			// Sizes end when the client's connection does: its terminal is gone.
-			s.hangUp(ctx, docker, c.ID(), made.ID)
-		}
 	})
 	// A client that reads slowly holds up this command and no other.
-	if err := join(ctx, streams, in, out, errs, tty); err != nil {
-		return err
+	if err := join(streams, in, out, errs, tty); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return true, fmt.Errorf("exec: %w", err)
 	}
-	code, err := ended(ctx, docker, made.ID, "see its output")
+	code, err := exitCode(ctx, docker, session, "see its output")
 	if err != nil {
-		return err
+		return false, err
 	}
-	return exit(code)
+	return false, exit(code)
 }
 
-// hangupGrace is how long a command may go on after its terminal has gone.
-const hangupGrace = 5 * time.Second
-
-// hangUp does to a command what a terminal that is closed does: it sends
-// SIGHUP. What does not end then is killed. ctx ends when the command has.
-func (s *Service) hangUp(ctx context.Context, docker *engine.Conn, id, session string) {
-	s.kill(ctx, docker, id, session, unix.SIGHUP)
-	if wait(ctx, hangupGrace) == nil {
-		s.kill(ctx, docker, id, session, unix.SIGKILL)
+// abandon ends a command whose client has gone, for the Engine does not. One that
+// has a terminal is told so as by a terminal that is closed, with SIGHUP, and
+// killed if it does not end in time.
+func (s *Service) abandon(ctx context.Context, docker *engine.Conn, id, session string, tty bool) {
+	if tty {
+		s.kill(ctx, docker, id, session, unix.SIGHUP)
+		if _, err := exitCode(ctx, docker, session, ""); err == nil {
+			return
+		}
 	}
+	s.kill(ctx, docker, id, session, unix.SIGKILL)
 }
 
 // Attach joins streams, nil for those not wanted, to those of the container id
@@ -106,6 +122,7 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	defer context.AfterFunc(ctx, streams.Close)()
 	go resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
 		return docker.ContainerResize(ctx, c.ID(), size)
 	})
@@ -118,7 +135,10 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 		buffers = append(buffers, b)
 		return b
 	}
-	err = join(ctx, streams, in, buffered(out), buffered(errs), c.TTY)
+	err = join(streams, in, buffered(out), buffered(errs), c.TTY)
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
 	for _, b := range buffers {
 		if closeErr := b.Close(); closeErr != nil && !errors.Is(err, closeErr) {
 			err = errors.Join(err, closeErr)
@@ -129,8 +149,7 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 
 // join copies between an Engine's streams and a client's until the Engine's
 // output ends. It closes the Engine's streams.
-func join(ctx context.Context, streams types.HijackedResponse, in io.Reader, out, errs io.Writer, tty bool) error {
-	defer context.AfterFunc(ctx, streams.Close)()
+func join(streams types.HijackedResponse, in io.Reader, out, errs io.Writer, tty bool) error {
 	defer streams.Close()
 	if in != nil {
 		// It ends with the client's connection, which outlives this call by as
@@ -140,15 +159,11 @@ func join(ctx context.Context, streams types.HijackedResponse, in io.Reader, out
 			_ = streams.CloseWrite()
 		}()
 	}
-	var err error
 	if tty {
-		_, err = io.Copy(orDiscard(out), streams.Reader)
-	} else {
-		_, err = stdcopy.StdCopy(orDiscard(out), orDiscard(errs), streams.Reader)
+		_, err := io.Copy(orDiscard(out), streams.Reader)
+		return err
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
+	_, err := stdcopy.StdCopy(orDiscard(out), orDiscard(errs), streams.Reader)
 	return err
 }
 

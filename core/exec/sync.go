@@ -77,7 +77,7 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("exec: read its output: %w", err)
 	}
-	exit, err := ended(work, docker, made.ID, strings.TrimSpace(out.String()))
+	exit, err := exitCode(work, docker, made.ID, strings.TrimSpace(out.String()))
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -96,7 +96,7 @@ func (s *Service) kill(ctx context.Context, docker *engine.Conn, id, session str
 			return
 		}
 		if found.Pid != 0 {
-			if err := signalTree(id, found.Pid, signal); err != nil {
+			if err := s.signal(id, found.Pid, signal); err != nil {
 				s.log.Warn("an exec that is to end could not be killed",
 					slog.String("container", id), slog.Int("pid", found.Pid), slog.Any("err", err))
 			}

@@ -28,10 +28,14 @@ func (nothing) Same(string, int) bool                 { return true }
 func (nothing) Keep(context.Context, *view.Container) {}
 func (nothing) Drop(string)                           {}
 
-// newRoom returns the room, its Engine and a container that runs there.
-func newRoom(t *testing.T) (*exec.Service, *enginetest.Engine, *client.Client, string) {
+// newRoom returns the room, its Engine and a container that runs there, and in it
+// the last of first if there is one.
+func newRoom(t *testing.T, first ...enginetest.Program) (*exec.Service, *enginetest.Engine, *client.Client, string) {
 	t.Helper()
 	e := enginetest.New(t)
+	for _, program := range first {
+		e.Program("serve", program)
+	}
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Connect(t)
 	notes, err := journal.Open(t.TempDir())
