@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,6 +31,8 @@ const (
 	// cut off. The container is held up meanwhile, and by one that is slow but
 	// reads.
 	attachPatience = 10 * time.Second
+	// forwardPatience is how long a port may be silent to one who has said all.
+	forwardPatience = 5 * time.Minute
 )
 
 // Exec runs cmd in the container id with the given streams, nil for those not
@@ -214,16 +218,48 @@ func (s *Service) PortForward(ctx context.Context, id string, port int32, stream
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	go func() {
-		// What the client has finished saying, the pod hears as an end; it may
-		// go on answering.
-		_, _ = io.Copy(conn, stream)
-		if half, ok := conn.(*net.TCPConn); ok {
-			_ = half.CloseWrite()
-		}
-	}()
-	if _, err := io.Copy(stream, conn); err != nil && ctx.Err() == nil {
+	if err := forward(conn, stream); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("port %d of sandbox %s: %w", port, pod.ID(), err)
 	}
 	return nil
 }
+
+// forward copies between a port and a client's stream until the port is done. What the
+// client has finished saying, the pod hears as an end; it may go on answering.
+// A client that has gone does not look different, nor does its local one behind
+// a kubectl, so a port that is silent after that is left.
+func forward(conn net.Conn, stream io.ReadWriter) error {
+	a := &answer{Conn: conn}
+	go func() {
+		_, _ = io.Copy(conn, stream)
+		if half, ok := conn.(*net.TCPConn); ok {
+			_ = half.CloseWrite()
+		}
+		a.last.Store(true)
+		_ = a.renew() // else it has been closed
+	}()
+	_, err := io.Copy(stream, a)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// An answer is what comes from a port. Once it is the last it must not pause for
+// longer than forwardPatience.
+type answer struct {
+	net.Conn
+	last atomic.Bool
+}
+
+// Read is of net.Conn.
+func (a *answer) Read(p []byte) (int, error) {
+	if a.last.Load() {
+		if err := a.renew(); err != nil {
+			return 0, err
+		}
+	}
+	return a.Conn.Read(p)
+}
+
+func (a *answer) renew() error { return a.SetReadDeadline(time.Now().Add(forwardPatience)) }
