@@ -24,6 +24,7 @@ func (s *Service) follow(ctx context.Context, p *pump) {
 		if !ended {
 			p.at.Complete = false
 		}
+		s.reopenAsked(p, asks)
 		var err error
 		if !end && !p.at.Complete {
 			asks, end, err = s.stream(ctx, p, asks)
@@ -34,11 +35,6 @@ func (s *Service) follow(ctx context.Context, p *pump) {
 			err = errors.Join(err, p.sweep())
 		case ended && err == nil && ctx.Err() == nil:
 			s.finish(p, true)
-		}
-		for _, a := range asks {
-			if a.what == reopened {
-				a.done <- s.reopen(p)
-			}
 		}
 		answer(asks, err)
 		switch {
@@ -114,13 +110,8 @@ func (s *Service) stream(ctx context.Context, p *pump, asks []ask) (_ []ask, end
 		case <-p.nudge:
 			var more []ask
 			more, _, end = s.take(p)
-			for _, a := range more {
-				if a.what == reopened {
-					a.done <- s.reopen(p)
-				} else {
-					asks = append(asks, a) // when the stream has ended
-				}
-			}
+			s.reopenAsked(p, more)
+			asks = append(asks, more...) // the others' turn is when the stream has ended
 			if end {
 				cancel()
 				return asks, true, quiet(g.Wait())

@@ -96,11 +96,7 @@ func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) 
 		if !ended {
 			p.at.Complete = false
 		}
-		for _, a := range asks {
-			if a.what == reopened {
-				a.done <- s.reopen(p)
-			}
-		}
+		s.reopenAsked(p, asks)
 		var moved bool
 		var err error
 		// Of one that is being removed the kubelet may have removed the log.
@@ -494,6 +490,15 @@ func (s *Service) keep(p *pump) error {
 		return nil
 	}
 	return s.positions.Put(p.id, p.at)
+}
+
+// reopenAsked does what was asked for by the reopened among asks, and answers them.
+func (s *Service) reopenAsked(p *pump, asks []ask) {
+	for _, a := range asks {
+		if a.what == reopened {
+			a.done <- s.reopen(p)
+		}
+	}
 }
 
 // reopen begins a new file of the kubelet's.
