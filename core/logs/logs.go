@@ -226,8 +226,8 @@ func (s *Service) know(id, source, path string) (*pump, error) {
 // when the log of one that has ended is complete, or at least has had the time
 // to be: then the rest follows as soon as it can.
 func (s *Service) Keep(ctx context.Context, c *view.Container) {
-	path, started := c.Status.GetLogPath(), c.Status.GetStartedAt() != 0
-	if path == "" || !started {
+	path, started := c.Status.GetLogPath(), c.Status.GetStartedAt()
+	if path == "" || started == 0 {
 		return
 	}
 	s.mu.Lock()
@@ -244,6 +244,10 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 		}
 	}
 	s.mu.Lock()
+	if c.Running && started == p.past {
+		s.mu.Unlock()
+		return // a later look has overtaken this one
+	}
 	p.tty = c.TTY
 	if c.Running {
 		// Docker may have been told to start it again, while its pump was about to
@@ -254,7 +258,9 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 			s.wake(p)
 		}
 	}
-	p.ended = !c.Running
+	if p.ended = !c.Running; p.ended {
+		p.past = started
+	}
 	wait := p.ended && !p.complete
 	s.mu.Unlock()
 	if wait {

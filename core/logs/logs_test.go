@@ -32,12 +32,13 @@ type node struct {
 	said   *bytes.Buffer // the log of the Service, complete once it has ended
 	end    func()
 	lines  int // printed so far
+	runs   int // how often the container was started
 }
 
 func newNode(t *testing.T, mode logs.Mode) *node {
 	t.Helper()
 	dir := t.TempDir()
-	n := &node{t: t, dir: dir, mode: mode, source: filepath.Join(dir, "c1-json.log"), path: filepath.Join(dir, "pods", "web", "0.log")}
+	n := &node{t: t, dir: dir, mode: mode, runs: 1, source: filepath.Join(dir, "c1-json.log"), path: filepath.Join(dir, "pods", "web", "0.log")}
 	n.begin()
 	t.Cleanup(func() { n.end() })
 	return n
@@ -154,7 +155,7 @@ func (n *node) has(path, text string) {
 func (n *node) seen(running bool) *view.Container {
 	return &view.Container{
 		Row:     &runtimeapi.Container{Id: "c1"},
-		Status:  &runtimeapi.ContainerStatus{Id: "c1", LogPath: n.path, StartedAt: 1},
+		Status:  &runtimeapi.ContainerStatus{Id: "c1", LogPath: n.path, StartedAt: int64(n.runs)},
 		Running: running, JSONPath: n.source, Ours: true,
 	}
 }
@@ -378,12 +379,31 @@ func TestARemovedLogStaysRemoved(t *testing.T) {
 	}
 }
 
+// Looks may come in another order than that in which they were taken.
+func TestALateLookDoesNotStartALogAgain(t *testing.T) {
+	n := newNode(t, logs.CRI)
+	n.open()
+	n.print(3)
+	n.logs.Keep(t.Context(), n.seen(true))
+	n.logs.Keep(t.Context(), n.seen(false))
+	n.has(n.path, want(1, 3))
+	if err := os.Remove(n.path); err != nil {
+		t.Fatal(err)
+	}
+	n.logs.Keep(t.Context(), n.seen(true))
+	time.Sleep(200 * time.Millisecond)
+	if _, err := os.Lstat(n.path); !os.IsNotExist(err) {
+		t.Errorf("the log has come back: %v", err)
+	}
+}
+
 func TestStartedAgain(t *testing.T) {
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(3)
 	n.logs.Keep(t.Context(), n.seen(true))
 	n.logs.Keep(t.Context(), n.seen(false))
+	n.runs++
 	n.print(3) // by docker start, without our knowledge
 	n.logs.Keep(t.Context(), n.seen(true))
 	n.print(3)

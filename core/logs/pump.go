@@ -65,6 +65,7 @@ type pump struct {
 	ended    bool      // whether the container has
 	complete bool      // whether all is written, or has been waited for long enough
 	gone     bool      // whether nobody runs it any more
+	past     int64     // when the run began whose end was seen
 	follows  bool      // whether it reads the Engine's log stream
 	caughtUp time.Time // when all that there was had last been written, while it runs
 
