@@ -217,7 +217,7 @@ func (s *Service) know(id, source, path string) (*pump, error) {
 	if source == "" && !p.at.Follow {
 		return nil, errNoSource
 	}
-	p.complete, p.follows = p.at.Complete, p.at.Follow
+	p.kept, p.complete, p.follows = p.at, p.at.Complete, p.at.Follow
 	s.pumps[id] = p
 	return p, nil
 }

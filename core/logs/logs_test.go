@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/fsnotify/fsnotify"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/logs"
 	"berth/core/view"
@@ -394,6 +396,83 @@ func TestALateLookDoesNotStartALogAgain(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	if _, err := os.Lstat(n.path); !os.IsNotExist(err) {
 		t.Errorf("the log has come back: %v", err)
+	}
+}
+
+// The journal is written twice a second by a container that prints now and then,
+// and not at all by one that does not.
+func TestHowOftenTheJournalIsWritten(t *testing.T) {
+	n := newNode(t, logs.CRI)
+	n.open()
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer watcher.Close()
+	kept := filepath.Join(n.dir, "journal", "v1", "logs", "c1")
+	if err := watcher.Add(filepath.Dir(kept)); err != nil {
+		t.Fatal(err)
+	}
+	written := func() (times int) {
+		for {
+			select {
+			case e := <-watcher.Events:
+				if e.Name == kept && e.Has(fsnotify.Create) {
+					times++
+				}
+			case <-time.After(100 * time.Millisecond):
+				return times
+			}
+		}
+	}
+	n.print(1)
+	n.logs.Keep(t.Context(), n.seen(true))
+	began := time.Now()
+	for range 39 {
+		time.Sleep(50 * time.Millisecond)
+		n.print(1)
+	}
+	n.has(n.path, want(1, 40))
+	if got, most := written(), 3+int(time.Since(began)/(500*time.Millisecond)); got > most || got < 2 {
+		t.Errorf("40 lines in %v make %d writes, want up to %d", time.Since(began), got, most)
+	}
+	size, err := os.Stat(n.source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Until(t, "the last line is not noted", func() bool {
+		text, _ := os.ReadFile(kept)
+		return strings.Contains(string(text), fmt.Sprintf(`"offset":%d`, size.Size()))
+	})
+	if err := os.Remove(n.source); err != nil { // and with it the watch
+		t.Fatal(err)
+	}
+	n.logs.Keep(t.Context(), n.seen(true))
+	written()
+	time.Sleep(1100 * time.Millisecond)
+	if got := written(); got > 0 {
+		t.Errorf("an idle container makes %d writes", got)
+	}
+}
+
+// What is wrong with the journal is said once.
+func TestTheJournalCannotBeWritten(t *testing.T) {
+	n := newNode(t, logs.CRI)
+	n.open()
+	n.print(1)
+	n.logs.Keep(t.Context(), n.seen(true))
+	n.has(n.path, want(1, 1))
+	if err := os.RemoveAll(filepath.Join(n.dir, "journal", "v1", "logs")); err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		n.print(1)
+		time.Sleep(50 * time.Millisecond)
+	}
+	n.has(n.path, want(1, 31))
+	n.end()
+	if got := strings.Count(n.said.String(), "cannot be kept"); got != 1 {
+		t.Errorf("said %d times:\n%s", got, n.said)
 	}
 }
 

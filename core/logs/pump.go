@@ -66,6 +66,7 @@ type pump struct {
 	complete bool      // whether all is written, or has been waited for long enough
 	gone     bool      // whether nobody runs it any more
 	past     int64     // when the run began whose end was seen
+	later    bool      // whether it will be woken to note what it has written
 	follows  bool      // whether it reads the Engine's log stream
 	caughtUp time.Time // when all that there was had last been written, while it runs
 
@@ -74,9 +75,11 @@ type pump struct {
 	in, out *os.File
 	over    []byte    // what the kubelet's file holds beyond at.File, to be compared
 	pending []byte    // translated but not written, for the disk was full
-	noted   time.Time // when at was last put into the journal
+	kept    position  // what the journal has
+	noted   time.Time // when at was last put there
 	dirty   int64     // how much has been written since
 	told    string    // the last trouble that was logged
+	unkept  string    // the last trouble with the journal that was logged
 	odd     bool      // whether an unreadable line was logged
 	behind  bool      // whether the last look has left something unwritten
 }
@@ -132,7 +135,7 @@ func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) 
 		case moved:
 			pause(ctx, p, gather)
 		default:
-			s.note(p)
+			s.noteInTime(p)
 			if s.park(watcher, p) {
 				return
 			}
@@ -476,21 +479,54 @@ func (s *Service) note(p *pump) {
 	if err == nil {
 		err = s.keep(p)
 	}
-	if err != nil {
+	if err == nil {
+		p.unkept = ""
+	} else if text := err.Error(); text != p.unkept {
+		p.unkept = text
 		s.log.Warn("how far a log is written cannot be kept; after a crash lines may be repeated", slog.String("container", p.id), slog.Any("err", err))
 	}
 	p.noted, p.dirty = time.Now(), 0
 }
 
-// keep puts p.at into the journal, unless p is not wanted any more.
+// noteInTime is note for what is about to rest: at once if the last time is long
+// past, and else when it is, for one that prints a line now and then would cost
+// a write to the journal for each.
+func (s *Service) noteInTime(p *pump) {
+	left := noteEvery - time.Since(p.noted)
+	if left <= 0 {
+		s.note(p)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.dirty == 0 || p.later {
+		return
+	}
+	p.later = true
+	time.AfterFunc(left, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		p.later = false
+		if !p.gone {
+			s.wake(p)
+		}
+	})
+}
+
+// keep puts p.at into the journal, unless it is there or p is not wanted any
+// more.
 func (s *Service) keep(p *pump) error {
 	s.mu.Lock()
 	wanted := s.pumps[p.id] == p
 	s.mu.Unlock()
-	if !wanted {
+	if !wanted || p.at == p.kept {
 		return nil
 	}
-	return s.positions.Put(p.id, p.at)
+	err := s.positions.Put(p.id, p.at)
+	if err == nil {
+		p.kept = p.at
+	}
+	return err
 }
 
 // reopenAsked does what was asked for by the reopened among asks, and answers them.
