@@ -10,13 +10,13 @@ import (
 // ErrSlow is what a Buffer says of a reader that it has given up.
 var ErrSlow = errors.New("the client does not keep up")
 
-// piece is how much is handed on at once, in bytes. A client has to take so
-// much in the time that its patience gives it.
+// piece is how much is handed on at once, in bytes.
 const piece = 64 << 10
 
 // A Buffer stands between a writer that must not be held up and one that may
 // be slow: it takes what it is given into bounded memory and hands it on from
-// there. One that has taken nothing for too long is given up when its Buffer is full.
+// there. Once it is full, and is not soon half empty, the slow one is given up:
+// one that took a little now and then would hold up the writer for ever.
 type Buffer struct {
 	dst      io.Writer
 	limit    int
@@ -26,13 +26,15 @@ type Buffer struct {
 	change *sync.Cond
 	queue  []byte
 	taking bool      // whether a piece is being handed on
-	taken  time.Time // when dst took a piece, or had nothing more to take
+	full   time.Time // since when there was no room; zero once half of it is free
+	taken  time.Time // when dst took a piece, or was told that there is no more
 	err    error     // of dst, or ErrSlow
 	closed bool
 }
 
-// NewBuffer returns a Buffer of limit bytes before dst, which gives dst up when
-// it is full and dst has taken nothing for as long as patience.
+// NewBuffer returns a Buffer of limit bytes before dst. It gives dst up when it
+// has been full and not half empty for as long as patience, or, once it is being
+// closed, when dst has taken nothing for so long.
 func NewBuffer(dst io.Writer, limit int, patience time.Duration) *Buffer {
 	b := &Buffer{dst: dst, limit: limit, patience: patience}
 	b.change = sync.NewCond(&b.mu)
@@ -60,6 +62,9 @@ func (b *Buffer) hand() {
 		_, err := b.dst.Write(part)
 		b.mu.Lock()
 		b.taking, b.taken = false, time.Now()
+		if len(b.queue) <= b.limit/2 {
+			b.full = time.Time{}
+		}
 		if err != nil && b.err == nil {
 			b.err = err
 		}
@@ -67,11 +72,11 @@ func (b *Buffer) hand() {
 	}
 }
 
-// wait waits for cond to hold, and gives dst up if it takes nothing meanwhile.
-// b.mu is held.
-func (b *Buffer) wait(cond func() bool) {
+// wait waits for cond to hold, and gives dst up if it does not within patience of
+// the time that since holds by then. b.mu is held.
+func (b *Buffer) wait(since *time.Time, cond func() bool) {
 	for b.err == nil && !cond() {
-		left := b.patience - time.Since(b.taken)
+		left := b.patience - time.Since(*since)
 		if left <= 0 {
 			b.err = ErrSlow
 			b.change.Broadcast()
@@ -95,10 +100,11 @@ func (b *Buffer) idle() bool { return len(b.queue) == 0 && !b.taking }
 func (b *Buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.idle() {
-		b.taken = time.Now()
+	room := func() bool { return len(b.queue) == 0 || len(b.queue)+len(p) <= b.limit }
+	if !room() && b.full.IsZero() {
+		b.full = time.Now()
 	}
-	b.wait(func() bool { return len(b.queue) == 0 || len(b.queue)+len(p) <= b.limit })
+	b.wait(&b.full, room)
 	if b.err != nil {
 		return 0, b.err
 	}
@@ -111,8 +117,8 @@ func (b *Buffer) Write(p []byte) (int, error) {
 func (b *Buffer) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.closed = true
+	b.closed, b.taken = true, time.Now()
 	b.change.Broadcast()
-	b.wait(b.idle)
+	b.wait(&b.taken, b.idle)
 	return b.err
 }

@@ -66,36 +66,52 @@ func TestABufferGivesUpWhoDoesNotRead(t *testing.T) {
 	}
 }
 
-// One that reads steadily is no dead one, however slow.
-func TestABufferWaitsForWhoReads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r, w := io.Pipe()
-		const much, patience = 10 << 20, 10 * time.Second
-		got := make(chan int)
-		go func() {
-			n := 0
-			for b := make([]byte, piece); ; time.Sleep(patience / 2) {
-				k, err := io.ReadFull(r, b)
-				n += k
-				if err != nil {
-					got <- n
-					return
+// A slow one has time for what there is, and none to hold up the writer for ever.
+func TestABufferBesideASlowReader(t *testing.T) {
+	const limit, patience = 1 << 20, 10 * time.Second
+	for name, tt := range map[string]struct {
+		pause time.Duration // of the reader, after each piece
+		much  int           // to be written
+		slow  bool
+	}{
+		"a burst that is soon over":          {patience / 10, limit + limit/4, false},
+		"more slowly than is written":        {patience / 10, 10 << 20, true},
+		"very slowly, and it all has room":   {patience / 2, limit, false},
+		"not at all, and it all has room":    {100 * patience, limit, true},
+		"not at all, and more than has room": {100 * patience, 10 << 20, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, w := io.Pipe()
+				got := make(chan int)
+				go func() {
+					n := 0
+					for b := make([]byte, piece); ; time.Sleep(tt.pause) {
+						k, err := io.ReadFull(r, b)
+						n += k
+						if err != nil {
+							got <- n
+							return
+						}
+					}
+				}()
+				b := NewBuffer(w, limit, patience)
+				time.Sleep(10 * patience) // in which there is nothing to take
+				began := time.Now()
+				var err error
+				for n := 0; n < tt.much && err == nil; n += 1024 {
+					_, err = b.Write(make([]byte, 1024))
 				}
-			}
-		}()
-		b := NewBuffer(w, 1<<20, patience)
-		time.Sleep(10 * patience) // in which there is nothing to take
-		for range much / 1024 {
-			if _, err := b.Write(make([]byte, 1024)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
-		w.Close()
-		if n := <-got; n != much {
-			t.Errorf("%d bytes, want %d", n, much)
-		}
-	})
+				if held := time.Since(began); held > patience+patience/10 {
+					t.Errorf("the writer was held up for %v", held)
+				}
+				err = errors.Join(err, b.Close())
+				w.Close()
+				n := <-got
+				if tt.slow != errors.Is(err, ErrSlow) || !tt.slow && n != tt.much {
+					t.Errorf("%d bytes of %d, %v", n, tt.much, err)
+				}
+			})
+		})
+	}
 }

@@ -27,10 +27,9 @@ const (
 	// attachBuffer is how much of a container's output is kept for a client
 	// that does not keep up, in bytes a stream.
 	attachBuffer = 4 << 20
-	// attachPatience is how long such a client may take nothing before it is
-	// cut off. The container is held up meanwhile, and by one that is slow but
-	// reads.
-	attachPatience = 10 * time.Second
+	// attachPatience is how long such a client has to take half of that before
+	// it is cut off. The container may be held up meanwhile, so it is short.
+	attachPatience = 3 * time.Second
 	// forwardPatience is how long a port may be silent to one who has said all.
 	forwardPatience = 5 * time.Minute
 )
