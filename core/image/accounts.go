@@ -3,11 +3,11 @@ package image
 import (
 	"archive/tar"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"path"
 	"time"
 
@@ -50,6 +50,11 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 		return todocker.Accounts{}, err
 	}
 	read, err := s.readAccounts(ctx, docker, id)
+	if errdefs.IsNotFound(err) {
+		// The container has been removed from outside: docker container prune
+		// takes what never ran.
+		read, err = s.readAccounts(ctx, docker, id)
+	}
 	if err != nil {
 		return todocker.Accounts{}, fmt.Errorf("users of image %s: %w", id, err)
 	}
@@ -67,13 +72,20 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 	work := context.WithoutCancel(ctx)
 	short, cancel := docker.Short(work)
 	defer cancel()
-	made, err := docker.Idle(short, id, labels.LookKey, "accounts")
+	// Known before it is there, or tidy might take it for one that was left.
+	look := rand.Text()
+	s.accountsMu.Lock()
+	s.looking[look] = true
+	s.accountsMu.Unlock()
+	defer func() {
+		s.accountsMu.Lock()
+		defer s.accountsMu.Unlock()
+		delete(s.looking, look)
+	}()
+	made, err := docker.Idle(short, id, labels.LookKey, look)
 	if err != nil {
 		return a, err
 	}
-	s.accountsMu.Lock()
-	s.looking[made] = true
-	s.accountsMu.Unlock()
 	defer func() {
 		limited, cancel := context.WithTimeout(work, removeLimit)
 		defer cancel()
@@ -84,9 +96,6 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 			default:
 			}
 		}
-		s.accountsMu.Lock()
-		defer s.accountsMu.Unlock()
-		delete(s.looking, made)
 	}()
 	if a.Passwd, err = readFile(short, docker, made, "/etc/passwd"); err != nil {
 		return a, err
@@ -110,11 +119,14 @@ func readFile(ctx context.Context, docker *engine.Conn, id, name string) ([]byte
 	return nil, nil // as good as not there
 }
 
-// readEntry reads what is called name: a file, or where a link leads.
+// readEntry reads what is called name: a file, or where a link leads. An error of
+// kind NotFound is about the container.
 func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text []byte, link string, err error) {
 	body, _, err := docker.CopyFromContainer(ctx, id, name)
 	if errdefs.IsNotFound(err) {
-		return nil, "", nil
+		// That may be the file or the container.
+		_, err := docker.ContainerInspect(ctx, id)
+		return nil, "", err
 	}
 	if err != nil {
 		return nil, "", err
@@ -139,17 +151,13 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 // tidy removes the containers that were made to look into images, by a daemon
 // that died perhaps, and that nobody looks into now.
 func (s *Service) tidy(ctx context.Context, docker *engine.Conn) error {
-	// Whoever is being looked into when the list is made is known before.
-	s.accountsMu.Lock()
-	looking := maps.Clone(s.looking)
-	s.accountsMu.Unlock()
 	list, err := docker.Labelled(ctx, labels.LookKey)
 	if err != nil {
 		return err
 	}
-	for id := range list {
+	for id, look := range list {
 		s.accountsMu.Lock()
-		busy := looking[id] || s.looking[id]
+		busy := s.looking[look]
 		s.accountsMu.Unlock()
 		if !busy {
 			err = errors.Join(err, docker.Discard(ctx, id))

@@ -51,7 +51,7 @@ type Service struct {
 
 	accountsMu sync.Mutex // guards following
 	accounts   map[string]todocker.Accounts
-	looking    map[string]bool // IDs of containers made to look into images
+	looking    map[string]bool // label values of containers made to look into images
 	untidy     chan struct{}   // told when one could not be removed
 
 	mu    sync.Mutex        // guards users

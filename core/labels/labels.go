@@ -38,7 +38,7 @@ const (
 )
 
 // LookKey is on containers that are made to look into an image, and are no
-// pod's.
+// pod's. Its value tells them apart.
 const LookKey = ownPrefix + "look"
 
 // HoldKey is on containers that never run and are no pod's: each holds an image
