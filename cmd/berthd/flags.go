@@ -57,7 +57,7 @@ func options(cfg *Config) []group {
 			{name: "pod-infra-container-image", value: set(&cfg.PauseImage, anImage), initial: "registry.k8s.io/pause:3.10",
 				usage: "`IMAGE` of the process that holds a pod; where it cannot be pulled, a built-in one serves"},
 			{name: "image-pull-progress-deadline", value: set(&cfg.PullProgress, aWait), initial: "1m0s",
-				usage: "how long a pull may make no progress before it is given up"},
+				usage: "how long a pull may wait for the registry without progress before it is given up; unpacking does not count"},
 		}},
 		{"Logs of containers", []*option{
 			{name: "container-logs", value: choice(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",

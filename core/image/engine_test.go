@@ -99,23 +99,49 @@ func TestAPullThatNobodyWaitsForIsOff(t *testing.T) {
 }
 
 func TestWatchdog(t *testing.T) {
-	room, e := newRoom(t, "")
-	e.Registry("r.test/slow:1", enginetest.Remote{Steps: 8, Pace: stall / 3})
-	began := time.Now()
-	if _, err := room.Pull(t.Context(), "r.test/slow:1", "", nil); err != nil || time.Since(began) < stall {
-		t.Errorf("slow but sure: %v after %v", err, time.Since(began))
+	for name, tt := range map[string]struct {
+		remote enginetest.Remote
+		stuck  bool
+	}{
+		"slow but sure":                   {enginetest.Remote{Steps: 8, Pace: stall / 3}, false},
+		"no manifest":                     {enginetest.Remote{Stall: "Pulling from"}, true},
+		"no first byte":                   {enginetest.Remote{Stall: "Pulling fs layer"}, true},
+		"no byte any more":                {enginetest.Remote{Stall: "Downloading"}, true},
+		"no byte any more, and says so":   {enginetest.Remote{Stall: "Downloading", Repeats: true}, true},
+		"other downloads go before":       {enginetest.Remote{Stall: "Waiting", StallFor: 2 * stall}, false},
+		"unpacked without a word":         {enginetest.Remote{Stall: "Download complete", StallFor: 2 * stall}, false},
+		"unpacked for long":               {enginetest.Remote{Stall: "Extracting", StallFor: 2 * stall}, false},
+		"written to a slow disk":          {enginetest.Remote{Steps: 1, Stall: "Downloading", StallFor: 2 * stall, Repeats: true}, false},
+		"unpacked, no configuration ever": {enginetest.Remote{Stall: "Pull complete"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			room, e := newRoom(t, "")
+			e.Registry("r.test/a:1", tt.remote)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*stall)
+			defer cancel()
+			began := time.Now()
+			id, err := room.Pull(ctx, "r.test/a:1", "", nil)
+			took := time.Since(began)
+			if !tt.stuck {
+				if id == "" || err != nil || took < stall {
+					t.Errorf("%q, %v after %v; want it pulled", id, err, took)
+				}
+				return
+			}
+			if id != "" || err == nil || !strings.HasPrefix(err.Error(), "RegistryUnavailable: ") || !strings.Contains(err.Error(), "no progress") {
+				t.Errorf("%q, %v after %v; want it given up", id, err, took)
+			}
+		})
 	}
-	e.Registry("r.test/stuck:1", enginetest.Remote{Stall: true})
-	began = time.Now()
-	_, err := room.Pull(t.Context(), "r.test/stuck:1", "", nil)
-	if err == nil || !strings.Contains(err.Error(), "no progress") || !strings.HasPrefix(err.Error(), "RegistryUnavailable") || time.Since(began) > 5*time.Second {
-		t.Errorf("stuck: %v after %v", err, time.Since(began))
-	}
-	release := e.Hang("POST /images/create")
-	defer release()
-	if _, err := room.Pull(t.Context(), "r.test/slow:2", "", nil); err == nil || !strings.Contains(err.Error(), "no progress") {
-		t.Errorf("no answer at all: %v", err)
-	}
+	t.Run("no answer at all", func(t *testing.T) {
+		t.Parallel()
+		room, e := newRoom(t, "")
+		t.Cleanup(e.Hang("POST /images/create"))
+		if _, err := room.Pull(t.Context(), "r.test/a:1", "", nil); err == nil || !strings.Contains(err.Error(), "no progress") {
+			t.Errorf("%v", err)
+		}
+	})
 }
 
 func TestPullFails(t *testing.T) {

@@ -31,7 +31,8 @@ type Config struct {
 	// PauseImage is what sandboxes run. It is pulled if it can be; else the
 	// built-in one serves.
 	PauseImage string
-	// PullProgress is how long a pull may make no progress before it is given up.
+	// PullProgress is how long a pull may wait for the registry without progress
+	// before it is given up.
 	PullProgress time.Duration
 	// Written tells how many bytes and inodes all containers have written.
 	Written func() (bytes, inodes uint64)

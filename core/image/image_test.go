@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/registry"
+	"github.com/docker/docker/pkg/jsonmessage"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -123,9 +124,50 @@ func TestFollow(t *testing.T) {
 		`{"status":"Pulling"}{"errorDetail":{"message":"no"},"error":"no"}`: "no",
 		`{"status":"Pul`: "unexpected EOF",
 	} {
-		err := follow(strings.NewReader(stream), func() {})
+		err := follow(strings.NewReader(stream), func(jsonmessage.JSONMessage) {})
 		if got := fmt.Sprint(err); want == "" && err != nil || want != "" && got != want {
 			t.Errorf("%s: %v, want %q", stream, err, want)
+		}
+	}
+}
+
+func TestProgress(t *testing.T) {
+	at := func(id, status string, current, total int64) jsonmessage.JSONMessage {
+		return jsonmessage.JSONMessage{ID: id, Status: status, Progress: &jsonmessage.JSONProgress{Current: current, Total: total}}
+	}
+	layers := progress{}
+	if !layers.owed() {
+		t.Error("the registry need not even begin")
+	}
+	for _, tt := range []struct {
+		m          jsonmessage.JSONMessage
+		news, owed bool
+	}{
+		{jsonmessage.JSONMessage{ID: "1", Status: "Pulling from library/a"}, true, true},
+		{at("a", "Already exists", 0, 0), true, true},
+		{at("b", "Pulling fs layer", 0, 0), true, true},
+		{at("c", "Pulling fs layer", 0, 0), true, true},
+		{at("c", "Waiting", 0, 0), true, true},
+		{at("b", "Downloading", 5, 10), true, true},
+		{at("b", "Downloading", 5, 10), false, true},
+		{at("b", "Retrying in 5 seconds", 0, 0), true, true},
+		{at("b", "Retrying in 1 second", 0, 0), true, true},
+		{at("b", "Downloading", 10, 10), true, false},
+		{at("b", "Download complete", 0, 0), true, false},
+		{at("c", "Downloading", 1, 0), true, true},
+		{at("c", "Downloading", 2, 0), true, true},
+		{at("b", "Extracting", 1, 10), true, false},
+		{at("c", "Downloading", 2, 0), false, false},
+		{at("c", "Downloading", 3, 0), true, false},
+		{at("b", "Pull complete", 0, 0), true, true},
+		{at("c", "Verifying Checksum", 0, 0), true, false},
+		{at("c", "Extracting", 1, 0), true, false},
+		{at("c", "Pull complete", 0, 0), true, true},
+		{jsonmessage.JSONMessage{Status: "Digest: sha256:d"}, true, true},
+		{jsonmessage.JSONMessage{ID: "d", Status: "what a newer Docker says"}, true, true},
+	} {
+		if news, owed := layers.note(tt.m), layers.owed(); news != tt.news || owed != tt.owed {
+			t.Errorf("%s %s %+v: news %v, owed %v; want %v, %v", tt.m.ID, tt.m.Status, tt.m.Progress, news, owed, tt.news, tt.owed)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/pkg/jsonmessage"
 
 	"berth/core/engine"
 	"berth/core/pause"
@@ -112,7 +113,7 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 		return "", fmt.Errorf("load the built-in pause image: %w", err)
 	}
 	defer resp.Body.Close()
-	if err := follow(resp.Body, func() {}); err != nil {
+	if err := follow(resp.Body, func(jsonmessage.JSONMessage) {}); err != nil {
 		return "", fmt.Errorf("load the built-in pause image: %w", err)
 	}
 	found, err := s.find(ctx, docker, pause.Ref)

@@ -110,7 +110,8 @@ func (all *pulls) leave(p *pull) {
 // errStalled is the cause of a pull that was given up.
 var errStalled = errors.New("no progress")
 
-// pull has the Engine pull ref, and gives up when nothing moves any more.
+// pull has the Engine pull ref, and gives up when nothing comes from the registry
+// any more.
 func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header string) (string, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -119,7 +120,16 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 
 	answer, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
 	if err == nil {
-		err = follow(answer, func() { watchdog.Reset(s.PullProgress) })
+		layers := progress{}
+		err = follow(answer, func(m jsonmessage.JSONMessage) {
+			switch {
+			case !layers.note(m):
+			case layers.owed():
+				watchdog.Reset(s.PullProgress)
+			default:
+				watchdog.Stop()
+			}
+		})
 		err = errors.Join(err, answer.Close())
 	}
 	if err != nil {
@@ -136,9 +146,9 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	return found.ID, err
 }
 
-// follow reads an Engine's progress messages to the end, calls moved for each,
-// and returns the error that they tell of, for the answer itself began well.
-func follow(messages io.Reader, moved func()) error {
+// follow reads an Engine's progress messages to the end, hands on each, and
+// returns the error that they tell of, for the answer itself began well.
+func follow(messages io.Reader, told func(jsonmessage.JSONMessage)) error {
 	for dec := json.NewDecoder(messages); ; {
 		var m jsonmessage.JSONMessage
 		switch err := dec.Decode(&m); {
@@ -149,7 +159,7 @@ func follow(messages io.Reader, moved func()) error {
 		case m.Error != nil:
 			return m.Error
 		}
-		moved()
+		told(m)
 	}
 }
 

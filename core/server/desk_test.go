@@ -608,7 +608,7 @@ func TestPulls(t *testing.T) {
 	}
 	_, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: private, Auth: &runtimeapi.AuthConfig{Username: "u", Password: "p"}})
 	h.must(err)
-	h.engine.Registry("registry.test/stuck:1", enginetest.Remote{Stall: true})
+	h.engine.Registry("registry.test/stuck:1", enginetest.Remote{Stall: "Downloading", Repeats: true})
 	begin := time.Now()
 	_, err = h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "registry.test/stuck:1"}})
 	if err == nil || time.Since(begin) > 5*time.Second {

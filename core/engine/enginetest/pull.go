@@ -11,6 +11,10 @@ import (
 	"github.com/docker/docker/api/types/registry"
 )
 
+// repeatEvery is how often Docker tells of a download with the containerd image
+// store.
+const repeatEvery = 100 * time.Millisecond
+
 // A Remote is what a registry has under a name, or what goes wrong when it is
 // asked for it. The zero Remote is an image that anybody can pull.
 type Remote struct {
@@ -28,7 +32,15 @@ type Remote struct {
 
 	Pace  time.Duration // between two messages of progress
 	Steps int           // messages of progress while downloading; 2 if 0
-	Stall bool          // no message ever comes after the first
+
+	// Stall is how the status begins after whose first message nothing moves, for
+	// StallFor or, if that is 0, for ever. What does not stall there never says
+	// "Waiting", which is for a layer that other downloads go before.
+	Stall    string
+	StallFor time.Duration
+	// Repeats has that message come again every 100 ms, as with the containerd
+	// image store.
+	Repeats bool
 }
 
 // A Pull is an order to pull.
@@ -142,20 +154,37 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 	_, there := e.images[r.Image.ID]
 	e.mu.Unlock()
 	send := c.stream()
+	stalled := r.Stall == ""
 	for _, m := range script(named, r, there) {
 		if err := send(m); err != nil {
 			return errHangUp
 		}
 		pace := time.After(r.Pace)
-		if r.Stall {
-			pace = nil
+		var again <-chan time.Time
+		if !stalled && strings.HasPrefix(m.Status, r.Stall) {
+			stalled, pace = true, nil
+			if r.StallFor > 0 {
+				pace = time.After(r.StallFor)
+			}
+			if r.Repeats {
+				tick := time.NewTicker(repeatEvery)
+				defer tick.Stop()
+				again = tick.C
+			}
 		}
-		select {
-		case <-pace:
-		case <-c.Context().Done():
-			return errHangUp // and the pull is off
-		case <-c.run.ctx.Done():
-			return errHangUp
+		for moved := false; !moved; {
+			select {
+			case <-pace:
+				moved = true
+			case <-again:
+				if err := send(m); err != nil {
+					return errHangUp
+				}
+			case <-c.Context().Done():
+				return errHangUp // and the pull is off
+			case <-c.run.ctx.Done():
+				return errHangUp
+			}
 		}
 	}
 	if r.Error != "" {
@@ -200,6 +229,9 @@ func script(named reference.Named, r *Remote, there bool) []progress {
 		steps = 2
 	}
 	all = append(all, progress{Status: "Pulling fs layer", Amount: &amount{}, ID: id})
+	if r.Stall == "Waiting" {
+		all = append(all, progress{Status: "Waiting", Amount: &amount{}, ID: id})
+	}
 	for i := range steps {
 		all = append(all, progress{Status: "Downloading", Amount: &amount{size * (i + 1) / steps, size}, ID: id})
 	}
