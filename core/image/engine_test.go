@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/image"
 	"berth/core/pause"
@@ -151,6 +152,7 @@ func TestPullFails(t *testing.T) {
 	}
 	e.Registry("r.test/torn:1", enginetest.Remote{Error: "unexpected EOF"})
 	e.Registry("r.test/away:1", enginetest.Remote{Status: http.StatusInternalServerError, Error: "Get https://r.test/v2/: dial tcp: lookup r.test: no such host"})
+	e.Registry("r.test/ill:1", enginetest.Remote{Status: http.StatusServiceUnavailable, Error: "received unexpected HTTP status: 503 Service Unavailable"})
 	e.Registry("r.test/private:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Password == "right" }})
 	for name, tt := range map[string]struct {
 		ref  string
@@ -163,12 +165,39 @@ func TestPullFails(t *testing.T) {
 		"a name that is none": {"UPPER:1", nil, "UPPER", errdefs.IsInvalidArgument},
 		"torn in the middle":  {"r.test/torn:1", nil, "RegistryUnavailable: ", nil},
 		"registry away":       {"r.test/away:1", nil, "RegistryUnavailable: ", nil},
+		"registry not well":   {"r.test/ill:1", nil, "RegistryUnavailable: ", func(err error) bool { return !engine.Away(err) }},
 		"wrong password":      {"r.test/private:1", &runtimeapi.AuthConfig{Username: "u", Password: "wrong-secret"}, "denied", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			id, err := room.Pull(t.Context(), tt.ref, "", tt.auth)
 			if id != "" || err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !tt.is(err) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%q, %v", id, err)
+			}
+		})
+	}
+}
+
+func TestTheEngineGoesAwayInAPull(t *testing.T) {
+	const ref = "r.test/a:1"
+	for name, disturb := range map[string]func(*enginetest.Engine){
+		"at once": func(e *enginetest.Engine) {
+			e.Registry(ref, enginetest.Remote{})
+			e.Fail("POST /images/create", enginetest.HangUp)
+		},
+		"in the middle": func(e *enginetest.Engine) {
+			e.Registry(ref, enginetest.Remote{Stall: "Downloading"})
+			time.AfterFunc(stall/5, e.Stop)
+		},
+		"shutting down": func(e *enginetest.Engine) {
+			e.Registry(ref, enginetest.Remote{Error: "rpc error: code = Canceled desc = grpc: the client connection is closing"})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			room, e := newRoom(t, "")
+			disturb(e)
+			id, err := room.Pull(t.Context(), ref, "", nil)
+			if id != "" || !engine.Away(err) || strings.HasPrefix(err.Error(), "RegistryUnavailable") {
+				t.Errorf("%q, %v; want that the Engine is away", id, err)
 			}
 		})
 	}
@@ -319,6 +348,34 @@ func TestPause(t *testing.T) {
 		}
 		if found, _, err := room.Status(t.Context(), id, false); err != nil || !found.GetPinned() {
 			t.Errorf("it is not pinned: %v, %v", found, err)
+		}
+	})
+	t.Run("the Engine goes away", func(t *testing.T) {
+		room, e := newRoom(t, "r.test/pause:3")
+		e.Registry("r.test/pause:3", enginetest.Remote{})
+		e.FailOnce("POST /images/create", enginetest.HangUp, 1)
+		if id, err := room.Pause(t.Context()); !engine.Away(err) {
+			t.Errorf("%s, %v; want that the Engine is away", id, err)
+		}
+		// Which is no reason not to pull once it is back.
+		enginetest.Until(t, "not pulled", func() bool {
+			_, err := room.Pause(t.Context())
+			return err == nil
+		})
+		if !e.HasImage("r.test/pause:3") || e.HasImage(pause.Ref) {
+			t.Error("the built-in one serves")
+		}
+	})
+	t.Run("the caller hangs up", func(t *testing.T) {
+		room, e := newRoom(t, "r.test/pause:3")
+		e.Registry("r.test/pause:3", enginetest.Remote{Stall: "Pulling from", StallFor: stall / 2})
+		ctx, hangUp := context.WithTimeout(t.Context(), stall/10)
+		defer hangUp()
+		if id, err := room.Pause(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s, %v; want DeadlineExceeded", id, err)
+		}
+		if id, err := room.Pause(t.Context()); err != nil || !e.HasImage("r.test/pause:3") {
+			t.Errorf("the next: %s, %v; want it pulled", id, err)
 		}
 	})
 	t.Run("without an Engine", func(t *testing.T) {

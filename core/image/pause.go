@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -89,8 +88,8 @@ func (s *Service) getPause(ctx context.Context, docker *engine.Conn) (string, er
 		if err == nil {
 			return id, nil
 		}
-		if engine.Away(err) && !registryAway(err) {
-			return "", err
+		if ctx.Err() != nil || engine.Away(err) {
+			return "", err // which says nothing of the registry
 		}
 		s.pause.failed = time.Now()
 		s.log.Info("the pause image cannot be pulled, the built-in one serves",
@@ -126,11 +125,4 @@ func (s *Service) pinned(id string, tags []string) bool {
 	known := s.pause.know
 	s.pause.read.Unlock()
 	return id == known || slices.Contains(tags, s.PauseImage) || slices.Contains(tags, pause.Ref)
-}
-
-// registryAway reports whether it was a registry that could not be reached,
-// not the Engine.
-func registryAway(err error) bool {
-	var p *pullError
-	return errors.As(err, &p)
 }

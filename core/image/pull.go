@@ -139,6 +139,10 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
 		}
+		// A registry that is Unavailable is no Engine that is away.
+		if engine.Away(err) && !errdefs.IsUnavailable(err) {
+			return "", fmt.Errorf("pull image %q: %w", ref, err)
+		}
 		return "", pullFailure(ref, err)
 	}
 	// By what was pulled: the image of a digest may have no tag.
