@@ -664,7 +664,7 @@ var messages = []message{
 		{"uid", engine, "`Config.User`, if that is a number", "tocri.TestImage"},
 		{"username", engine, "`Config.User`, if that is a name", "tocri.TestImage"},
 		{"spec", nothing, "an image is the same however it was asked for, and Docker keeps no annotations", ""},
-		{"pinned", berth, "the pause image", "image.TestPause"},
+		{"pinned", berth, "the pause image", "image.TestPause image.TestPinned"},
 	}},
 	{"StreamImagesRequest", []row{
 		{"filter", berth, "as in ListImagesRequest", "image.TestOneIdentity"},

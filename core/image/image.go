@@ -109,7 +109,7 @@ func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtim
 	}
 	out := tocri.Image(tocri.ImageFacts{
 		ID: found.ID, Tags: found.RepoTags, Digests: found.RepoDigests, Size: found.Size, User: user(found),
-		Pinned: s.pinned(found.ID, found.RepoTags),
+		Pinned: s.pinned(found.ID, found.RepoTags, found.RepoDigests),
 	})
 	if !verbose {
 		return out, nil, nil
@@ -152,7 +152,7 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*
 	for _, row := range list {
 		out = append(out, tocri.Image(tocri.ImageFacts{
 			ID: row.ID, Tags: row.RepoTags, Digests: row.RepoDigests, Size: row.Size, User: users[row.ID],
-			Pinned: s.pinned(row.ID, row.RepoTags),
+			Pinned: s.pinned(row.ID, row.RepoTags, row.RepoDigests),
 		}))
 	}
 	return out, nil

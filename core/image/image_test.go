@@ -14,6 +14,8 @@ import (
 	"github.com/docker/docker/api/types/registry"
 	"github.com/docker/docker/pkg/jsonmessage"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/pause"
 )
 
 func TestAuthInEveryForm(t *testing.T) {
@@ -168,6 +170,32 @@ func TestProgress(t *testing.T) {
 	} {
 		if news, owed := layers.note(tt.m), layers.owed(); news != tt.news || owed != tt.owed {
 			t.Errorf("%s %s %+v: news %v, owed %v; want %v, %v", tt.m.ID, tt.m.Status, tt.m.Progress, news, owed, tt.news, tt.owed)
+		}
+	}
+}
+
+func TestPinned(t *testing.T) {
+	id, digest := "sha256:"+strings.Repeat("1", 64), "sha256:"+strings.Repeat("d", 64)
+	for name, tt := range map[string]struct {
+		configured    string
+		tags, digests []string
+		want          bool
+	}{
+		"as Docker has it":         {"r.io/pause:3", []string{"r.io/pause:3"}, nil, true},
+		"Docker Hub's whole name":  {"docker.io/x/pause:3", []string{"x/pause:3"}, nil, true},
+		"without a tag":            {"x/pause", []string{"x/pause:latest"}, nil, true},
+		"by digest":                {"docker.io/x/pause@" + digest, nil, []string{"x/pause@" + digest}, true},
+		"by tag and digest":        {"x/pause:3@" + digest, nil, []string{"x/pause@" + digest}, true},
+		"by ID":                    {id, nil, nil, true},
+		"by ID, without algorithm": {strings.TrimPrefix(id, "sha256:"), nil, nil, true},
+		"the built-in one":         {"r.io/pause:3", []string{pause.Ref}, nil, true},
+		"another tag":              {"r.io/pause:3", []string{"r.io/pause:2"}, []string{"r.io/pause@" + digest}, false},
+		"another registry":         {"r.io/pause:3", []string{"pause:3"}, nil, false},
+		"no name":                  {"r.io/pause:3", []string{"<none>:<none>"}, []string{"<none>@<none>"}, false},
+	} {
+		s := New(Config{PauseImage: tt.configured}, nil, slog.New(slog.DiscardHandler))
+		if got := s.pinned(id, tt.tags, tt.digests); got != tt.want {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}
 	}
 }

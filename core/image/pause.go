@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/docker/docker/pkg/jsonmessage"
 
 	"berth/core/engine"
@@ -120,9 +122,25 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 }
 
 // pinned reports whether an image must never be collected: sandboxes run it.
-func (s *Service) pinned(id string, tags []string) bool {
+func (s *Service) pinned(id string, tags, digests []string) bool {
 	s.pause.read.Lock()
 	known := s.pause.know
 	s.pause.read.Unlock()
-	return id == known || slices.Contains(tags, s.PauseImage) || slices.Contains(tags, pause.Ref)
+	if id == known || isID(s.PauseImage) && strings.TrimPrefix(id, "sha256:") == strings.TrimPrefix(s.PauseImage, "sha256:") {
+		return true
+	}
+	return slices.ContainsFunc(slices.Concat(tags, digests), func(name string) bool {
+		return sameName(name, s.PauseImage) || sameName(name, pause.Ref)
+	})
+}
+
+// sameName reports whether two names of images mean the same: one may be short for
+// the other, and what has a digest needs no tag.
+func sameName(a, b string) bool {
+	one, err := reference.ParseDockerRef(a)
+	if err != nil {
+		return false
+	}
+	other, err := reference.ParseDockerRef(b)
+	return err == nil && one.String() == other.String()
 }
