@@ -186,9 +186,6 @@ func (e *pullError) Error() string {
 // pullFailure sorts the ways a pull can fail. The Engine tells of the
 // registry's answers in words alone, so that here, and only here, words count.
 func pullFailure(ref string, err error) error {
-	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
-		return fmt.Errorf("pull image %q: %w", ref, err)
-	}
 	text := err.Error()
 	has := func(words ...string) bool {
 		for _, w := range words {
@@ -200,12 +197,16 @@ func pullFailure(ref string, err error) error {
 	}
 	switch {
 	case has("denied", "unauthorized", "authentication required", "no basic auth credentials"):
+		// Engines answer 404 here, too. The kubelet shows the text alone if the code
+		// is Unknown, and the log of berthd has it.
 		return &pullError{ref, err, false}
+	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
+		return fmt.Errorf("pull image %q: %w", ref, err)
 	case has("manifest unknown", "not found", "name unknown", "does not exist"):
 		return fmt.Errorf("pull image %q: %w: %w", ref, err, errdefs.ErrNotFound)
-	case has("toomanyrequests", "Too Many Requests", "502 Bad Gateway", "503 Service", "504 Gateway", "500 Internal Server Error",
-		"received unexpected HTTP status: 5", "dial tcp", "lookup ", "i/o timeout", "TLS handshake", "connection re",
-		"Client.Timeout", "context deadline exceeded", "server gave HTTP response", "x509:", "EOF"):
+	case errdefs.IsUnavailable(err), has("toomanyrequests", "too many requests", "Too Many Requests", "rate limit",
+		"502 Bad Gateway", "503 Service", "504 Gateway", "500 Internal Server Error", "received unexpected HTTP status: 5",
+		"dial tcp", "lookup ", "i/o timeout", "TLS handshake", "connection re", "Client.Timeout", "context deadline exceeded", "server gave HTTP response", "x509:", "EOF"):
 		return &pullError{ref, err, true}
 	default:
 		return &pullError{ref, err, false}
