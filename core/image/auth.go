@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"fmt"
@@ -39,6 +40,9 @@ func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi
 		s.log.Warn("credentials are another registry's, pulling without", slog.String("image", ref), slog.String("registry", hostOf(auth.ServerAddress)))
 		return registry.AuthConfig{}, nil
 	default:
+		// The containerd image store before Docker 25 takes those without an address for
+		// Docker Hub's (daemon/containerd/resolver.go), and the kubelet gives none.
+		auth.ServerAddress = cmp.Or(auth.ServerAddress, server)
 		return auth, nil
 	}
 	// A helper is a program, which may hang; a pull without credentials is

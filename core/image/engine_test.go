@@ -212,7 +212,7 @@ func TestCredentials(t *testing.T) {
 		want  registry.AuthConfig
 	}{
 		"none":          {nil, `{}`, registry.AuthConfig{}},
-		"the kubelet's": {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "u", Password: "p"}},
+		"the kubelet's": {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "u", Password: "p", ServerAddress: "r.test"}},
 		"the node's":    {nil, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "x", Password: "y", ServerAddress: "r.test"}},
 		"of another":    {nil, `{"auths":{"other.test":{"auth":"eDp5"}}}`, registry.AuthConfig{}},
 		"unreadable":    {nil, `{"auths":`, registry.AuthConfig{}},
