@@ -277,6 +277,33 @@ func TestOneIdentity(t *testing.T) {
 	}
 }
 
+func TestListWithABrokenImage(t *testing.T) {
+	room, e := newRoom(t, "")
+	bad, good := e.AddImage(enginetest.Image{Config: container.Config{User: "7"}}, "bad:1"), e.AddImage(enginetest.Image{Config: container.Config{User: "8"}}, "good:1")
+	users := func() (map[string]int64, error) {
+		list, err := room.List(t.Context(), nil)
+		found := map[string]int64{}
+		for _, img := range list {
+			found[img.GetId()] = img.GetUid().GetValue()
+		}
+		return found, err
+	}
+	e.Fail("GET /images/"+bad+"/json", http.StatusInternalServerError)
+	if got, err := users(); err != nil || len(got) != 2 || got[good] != 8 {
+		t.Errorf("%v, %v; want both images, and the user of the good one", got, err)
+	}
+	e.Heal("GET /images/" + bad + "/json")
+	e.Fail("GET /images/{name}/json", enginetest.HangUp)
+	if got, err := users(); !engine.Away(err) {
+		t.Errorf("%v, %v; want that the Engine is away", got, err)
+	}
+	e.Heal("GET /images/{name}/json")
+	enginetest.Until(t, "it is not looked at again", func() bool {
+		got, err := users()
+		return err == nil && got[bad] == 7 && got[good] == 8
+	})
+}
+
 func TestRemoveFiveAtOnce(t *testing.T) {
 	room, e := newRoom(t, "")
 	id := e.AddImage(enginetest.Image{}, "a:1", "b:1")

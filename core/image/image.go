@@ -173,8 +173,11 @@ func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image
 		found, err := docker.ImageInspect(ctx, row.ID)
 		switch {
 		case errdefs.IsNotFound(err): // removed meanwhile
-		case err != nil:
+		case err != nil && (ctx.Err() != nil || engine.Away(err)):
 			return nil, fmt.Errorf("image %s: %w", row.ID, err)
+		case err != nil:
+			// One that is broken, or half removed, must not hide the others.
+			s.log.Info("an image is listed without its user", slog.String("image", row.ID), slog.Any("err", err))
 		default:
 			users[row.ID] = user(found)
 		}
