@@ -36,35 +36,51 @@ type Group struct {
 	V1 map[string]string
 }
 
-// Of returns the cgroup of the process pid; of kind fs.ErrNotExist if there is
-// no such process.
-func Of(pid int) (Group, error) {
+// Of returns the cgroup of the container id, whose first process is pid; of kind
+// fs.ErrNotExist if there is no such process.
+func Of(pid int, id string) (Group, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {
 		return Group{}, err
 	}
-	return parse(string(text), unified()), nil
+	return parse(string(text), id, unified()), nil
 }
 
 // parse reads what /proc/<pid>/cgroup says.
-func parse(text string, v2 bool) Group {
+func parse(text, id string, v2 bool) Group {
 	var g Group
 	for line := range strings.Lines(text) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		switch {
 		case len(fields) != 3:
 		case v2 && fields[0] == "0" && fields[1] == "":
-			g.V2 = filepath.Join(Root, fields[2])
+			g.V2 = filepath.Join(Root, upTo(fields[2], id))
 		case !v2 && fields[1] != "":
 			for controller := range strings.SplitSeq(fields[1], ",") {
 				if g.V1 == nil {
 					g.V1 = map[string]string{}
 				}
-				g.V1[controller] = filepath.Join(Root, strings.TrimPrefix(controller, "name="), fields[2])
+				g.V1[controller] = filepath.Join(Root, strings.TrimPrefix(controller, "name="), upTo(fields[2], id))
 			}
 		}
 	}
 	return g
+}
+
+// upTo cuts from path what is below the cgroup that is named after id, as <id> or
+// docker-<id>.scope. A first process may have moved itself: systemd goes to
+// init.scope below the container's cgroup, Docker in Docker to init, and limits
+// and counters of the container are not there.
+func upTo(path, id string) string {
+	i := strings.Index(path, id)
+	if id == "" || i < 0 {
+		return path
+	}
+	end := i + len(id)
+	if below := strings.IndexByte(path[end:], '/'); below >= 0 {
+		return path[:end+below]
+	}
+	return path
 }
 
 // Dir returns the directory that has the files of a controller, as v1 names

@@ -21,10 +21,16 @@ func TestGroups(t *testing.T) {
 			"memory": "/sys/fs/cgroup/memory/docker/abc", "name=systemd": "/sys/fs/cgroup/systemd/docker/abc",
 		}}},
 		"v1 with an empty v2 beside it": {"3:memory:/a:b\n0::/system.slice\n", false, Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory/a:b"}}},
-		"nothing":                       {"", false, Group{}},
+		"moved itself on v2":            {"0::/kubepods/pod1/abc/init\n", true, Group{V2: "/sys/fs/cgroup/kubepods/pod1/abc"}},
+		"moved itself, of systemd":      {"0::/kubepods.slice/docker-abc.scope/system.slice/abc.service\n", true, Group{V2: "/sys/fs/cgroup/kubepods.slice/docker-abc.scope"}},
+		"moved itself on v1": {"3:memory:/docker/abc\n1:name=systemd:/docker/abc/init.scope\n", false, Group{V1: map[string]string{
+			"memory": "/sys/fs/cgroup/memory/docker/abc", "name=systemd": "/sys/fs/cgroup/systemd/docker/abc",
+		}}},
+		"somewhere else": {"0::/system.slice/x.service\n", true, Group{V2: "/sys/fs/cgroup/system.slice/x.service"}},
+		"nothing":        {"", false, Group{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, parse(tt.text, tt.v2)); diff != "" {
+			if diff := cmp.Diff(tt.want, parse(tt.text, "abc", tt.v2)); diff != "" {
 				t.Error(diff)
 			}
 		})

@@ -12,9 +12,9 @@ import (
 	"berth/core/todocker"
 )
 
-// turn writes knobs to the cgroup of the process pid.
-func turn(knobs []todocker.Knob, pid int) error {
-	g, err := cgroup.Of(pid)
+// turn writes knobs to the cgroup of the container id, whose first process is pid.
+func turn(knobs []todocker.Knob, id string, pid int) error {
+	g, err := cgroup.Of(pid, id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // over before it could matter
 	}

@@ -119,7 +119,7 @@ func (s *Service) adjust(ctx context.Context, docker *engine.Conn, id string, kn
 	if !found.State.Running {
 		return nil // over before it could matter
 	}
-	if err := turn(knobs, found.State.Pid); err != nil {
+	if err := turn(knobs, id, found.State.Pid); err != nil {
 		return errors.Join(err, docker.Kill(ctx, id))
 	}
 	return nil

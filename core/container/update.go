@@ -88,31 +88,27 @@ func (s *Service) apply(ctx context.Context, docker *engine.Conn, c *view.Contai
 	if !c.Running {
 		return nil
 	}
-	return errors.Join(turn(order.Knobs, c.Pid), adjustOOMScore(c.Pid, max(int(order.Result.GetOomScoreAdj()), docker.OOMFloor())))
+	return errors.Join(turn(order.Knobs, c.ID(), c.Pid), adjustOOMScore(c.ID(), c.Pid, max(int(order.Result.GetOomScoreAdj()), docker.OOMFloor())))
 }
 
-// adjustOOMScore sets the score of all processes in the cgroup of pid. The
-// Engine takes a score in an update and does nothing with it.
-func adjustOOMScore(pid, score int) error {
+// adjustOOMScore sets the score of all processes of the container id, the first of
+// which is pid. The Engine takes a score in an update and does nothing with it.
+func adjustOOMScore(id string, pid, score int) error {
 	own, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/oom_score_adj")
 	if err != nil || strings.TrimSpace(string(own)) == strconv.Itoa(score) {
 		return gone(err)
 	}
-	g, err := cgroup.Of(pid)
+	g, err := cgroup.Of(pid, id)
 	if err != nil {
 		return gone(err)
 	}
-	dir, ok := g.Dir("memory")
-	if !ok {
-		return errors.New("no cgroup counts memory: the controller memory is not mounted")
-	}
-	all, err := os.ReadFile(dir + "/cgroup.procs")
+	all, err := cgroup.Processes(g)
 	if err != nil {
 		return gone(err)
 	}
 	var errs []error
-	for member := range strings.FieldsSeq(string(all)) {
-		err := os.WriteFile("/proc/"+member+"/oom_score_adj", []byte(strconv.Itoa(score)), 0)
+	for _, member := range all {
+		err := os.WriteFile("/proc/"+strconv.Itoa(member)+"/oom_score_adj", []byte(strconv.Itoa(score)), 0)
 		errs = append(errs, gone(err))
 	}
 	return errors.Join(errs...)

@@ -191,7 +191,7 @@ func (s *Service) group(id string, pid int) (cgroup.Group, error) {
 	if ok {
 		return g, nil
 	}
-	g, err := cgroup.Of(pid)
+	g, err := cgroup.Of(pid, id)
 	if err != nil {
 		return g, err
 	}
