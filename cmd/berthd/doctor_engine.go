@@ -75,7 +75,7 @@ func (p *patient) checkStore(can engine.Record) {
 	if can.Snapshotter {
 		store = "containerd image store"
 	}
-	found := fmt.Sprintf("%s, %s, in %s", store, can.StorageDriver, cmp.Or(can.ContainerdRoot, can.RootDir))
+	found := fmt.Sprintf("%s, %s, in %s", store, can.StorageDriver, can.ImageFS())
 	switch can.StorageDriver {
 	case "vfs", "native":
 		p.tell("image store", doubt, found+": each container is a full copy of its image",

@@ -461,7 +461,7 @@ var messages = []message{
 		{"inodes_used", berth, "of what containers have written, measured now and then; of images 0: Docker does not tell", "stats.TestWalk"},
 	}},
 	{"FilesystemIdentifier", []row{
-		{"mountpoint", engine, "`DockerRootDir` of info, or where its containerd keeps images: the same for images and containers", "image.TestFsInfo"},
+		{"mountpoint", engine, "`DockerRootDir` of info; with the containerd image store where its containerd keeps its data, as its open files tell. The same for images and containers", "image.TestFsInfo engine.TestContainerdRoot live.TestStatsAreTrue"},
 	}},
 	{"SwapUsage", []row{
 		{"timestamp", berth, "when the files were read", "stats.TestMemoryV1"},

@@ -91,8 +91,15 @@ func TestStatsAreTrue(t *testing.T) {
 	n.until(2*time.Minute, "what was written is not measured", func() bool {
 		return near(stats().GetWritableLayer().GetUsedBytes().GetValue(), 256*mib, 0)
 	})
-	if fs := stats().GetWritableLayer(); fs.GetFsId().GetMountpoint() == "" || fs.GetInodesUsed().GetValue() == 0 {
+	if fs := stats().GetWritableLayer(); fs.GetInodesUsed().GetValue() == 0 {
 		t.Errorf("writable layer %v", fs)
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", inspected.State.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if root := stats().GetWritableLayer().GetFsId().GetMountpoint(); root == "" || !strings.Contains(string(table), "upperdir="+root+"/") {
+		t.Errorf("the layer is not in %q:\n%s", root, table)
 	}
 
 	pods, err := n.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "stats"}}})

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -183,4 +186,43 @@ func TestAway(t *testing.T) {
 	if !engine.Away(io.ErrUnexpectedEOF) {
 		t.Error("an answer cut short is away")
 	}
+}
+
+// Where images are with the containerd image store is where containerd has its
+// database open. The test is containerd.
+func TestContainerdRoot(t *testing.T) {
+	root, rootDir := t.TempDir(), t.TempDir()
+	socket, own, db := filepath.Join(root, "s"), filepath.Join(rootDir, "containerd", "daemon"), filepath.Join(root, "io.containerd.metadata.v1.bolt", "meta.db")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := errors.Join(os.MkdirAll(own, 0o700), os.Mkdir(filepath.Dir(db), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	e := enginetest.New(t)
+	docker, err := engine.New(engine.Config{Host: e.Host}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(name, want string, edit func(*system.Info)) {
+		t.Helper()
+		e.SetInfo(edit)
+		if can, err := docker.Ask(t.Context()); err != nil || can.ImageFS() != want {
+			t.Errorf("%s: images are in %q, want %q; %v", name, can.ImageFS(), want, err)
+		}
+	}
+	expect("in its own store", rootDir, func(info *system.Info) { info.DockerRootDir = rootDir })
+	expect("before API 1.46, with a containerd that the Engine has started", own, func(info *system.Info) {
+		info.DriverStatus = [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}}
+	})
+	at := func(info *system.Info) { info.Containerd = &system.ContainerdInfo{Address: socket} }
+	expect("with a containerd that does not show", own, at)
+	open, err := os.Create(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	expect("with its database open", root, at)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,7 +28,7 @@ type Record struct {
 
 	RootDir        string // where the Engine keeps its data
 	StorageDriver  string // overlay2, overlayfs, ...
-	ContainerdRoot string // where images are kept with the containerd image store, if the Engine says so
+	ContainerdRoot string // where its containerd keeps images and layers with the containerd image store, if it can be told
 	Snapshotter    bool   // images are in the containerd image store
 	LoggingDriver  string // the default of daemon.json
 
@@ -81,6 +82,13 @@ func inquire(ctx context.Context, c *client.Client, host string) (Record, error)
 		return Record{}, fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
 	}
 	r.LowestOOMScore = lowestOOMScore(host)
+	if r.Snapshotter {
+		address := ""
+		if info.Containerd != nil { // since API 1.46
+			address = info.Containerd.Address
+		}
+		r.ContainerdRoot = containerdRoot(r.RootDir, address)
+	}
 	if path, ok := strings.CutPrefix(host, "unix://"); ok && r.StagedMounts {
 		pid, err := listener(path)
 		r.StagedMounts = err != nil || !mounts.Foreign(pid)
@@ -224,6 +232,55 @@ func listener(path string) (int, error) {
 		return 0, fmt.Errorf("peer of %s: %w", path, firstError(err, credErr))
 	}
 	return int(cred.Pid), nil
+}
+
+// containerdRoot returns where the containerd that listens at address has its data,
+// or that of the Engine with its data in rootDir if address is not known; "" if it
+// cannot be told. The Engine does not say it, and it is often another disk.
+func containerdRoot(rootDir, address string) string {
+	// One that the Engine has started, and that of the system.
+	own, system := filepath.Join(rootDir, "containerd", "daemon"), "/var/lib/containerd"
+	if address == "" && !isDir(own) {
+		address = "/run/containerd/containerd.sock"
+	}
+	if address != "" {
+		if pid, err := listener(address); err == nil {
+			if dir := openRoot(pid); isDir(dir) {
+				return dir
+			}
+		}
+	}
+	for _, dir := range []string{own, system} {
+		if isDir(dir) {
+			return dir
+		}
+	}
+	return ""
+}
+
+// openRoot returns where the containerd with the process pid has its data, told by
+// the database in there that it has open as long as it runs; "" if there is none.
+func openRoot(pid int) string {
+	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
+	open, err := os.ReadDir(dir)
+	if err != nil {
+		return ""
+	}
+	for _, fd := range open {
+		target, err := os.Readlink(filepath.Join(dir, fd.Name()))
+		if err != nil {
+			continue
+		}
+		if root, ok := strings.CutSuffix(target, "/io.containerd.metadata.v1.bolt/meta.db"); ok {
+			return root
+		}
+	}
+	return ""
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func firstError(errs ...error) error {
