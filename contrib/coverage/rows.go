@@ -455,9 +455,9 @@ var messages = []message{
 		{"psi", cgroup, "`memory.pressure` on v2", "stats.TestMemoryV2"},
 	}},
 	{"FilesystemUsage", []row{
-		{"timestamp", berth, "when it was measured", "image.TestFsInfo"},
+		{"timestamp", berth, "of a layer when it was measured; of images and all containers when it is told: the kubelet evicts only on what is newer than what it knows", "image.TestFsInfo"},
 		{"fs_id", berth, "see its field", "image.TestFsInfo"},
-		{"used_bytes", berth, "of layers and of what containers have written, measured now and then", "stats.TestWalk image.TestFsInfo live.TestStatsAreTrue"},
+		{"used_bytes", berth, "of layers and of what containers have written, measured now and then", "stats.TestWalk image.TestFsInfo image.TestFsInfoOfTheContainerdStore live.TestStatsAreTrue"},
 		{"inodes_used", berth, "of what containers have written, measured now and then; of images 0: Docker does not tell", "stats.TestWalk"},
 	}},
 	{"FilesystemIdentifier", []row{

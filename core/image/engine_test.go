@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/registry"
+	"github.com/docker/docker/api/types/system"
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -39,10 +40,14 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// newRoom returns the image room and its Engine.
-func newRoom(t *testing.T, pauseImage string) (*image.Service, *enginetest.Engine) {
+// newRoom returns the image room and its Engine, which says of itself what edits
+// have made of it.
+func newRoom(t *testing.T, pauseImage string, edits ...func(*system.Info)) (*image.Service, *enginetest.Engine) {
 	t.Helper()
 	e := enginetest.New(t)
+	for _, edit := range edits {
+		e.SetInfo(edit)
+	}
 	room := image.New(image.Config{
 		PauseImage: pauseImage, PullProgress: stall, Written: func() (uint64, uint64) { return 70, 7 },
 	}, e.Connect(t), slog.New(slog.DiscardHandler))
@@ -437,7 +442,25 @@ func TestFsInfo(t *testing.T) {
 		t.Errorf("%d calls of the slow system df", n)
 	}
 	e.Stop()
-	if again, _, err := room.FsInfo(t.Context()); err != nil || again[0].GetUsedBytes().GetValue() != 1234 {
-		t.Errorf("while the Engine is away: %v, %v", again, err)
+	before := time.Now().UnixNano()
+	again, written, err := room.FsInfo(t.Context())
+	if err != nil || again[0].GetUsedBytes().GetValue() != 1234 {
+		t.Fatalf("while the Engine is away: %v, %v", again, err)
 	}
+	if again[0].GetTimestamp() < before || written[0].GetTimestamp() < before {
+		t.Errorf("what is told is not of now: %v, %v", again, written)
+	}
+}
+
+// There the Engine's number has what containers have written in it.
+func TestFsInfoOfTheContainerdStore(t *testing.T) {
+	room, e := newRoom(t, "", func(info *system.Info) {
+		info.DriverStatus = [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}}
+	})
+	e.AddImage(enginetest.Image{Size: 1000}, "a:1")
+	enginetest.Background(t, room.Run)
+	enginetest.Until(t, "not what images alone take", func() bool {
+		images, _, err := room.FsInfo(t.Context())
+		return err == nil && images[0].GetUsedBytes().GetValue() == 930
+	})
 }

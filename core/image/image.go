@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -48,7 +49,7 @@ type Service struct {
 	reading  turns.Turns // of accounts, by image ID
 	pulls    pulls
 	pause    pauseImage
-	usage    usage
+	used     atomic.Uint64 // bytes that images take, as last measured
 
 	accountsMu sync.Mutex // guards following
 	accounts   map[string]todocker.Accounts

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/registry"
@@ -17,6 +18,14 @@ import (
 
 	"berth/core/pause"
 )
+
+func TestRest(t *testing.T) {
+	for took, want := range map[time.Duration]time.Duration{time.Millisecond: time.Minute, time.Minute: 9 * time.Minute} {
+		if got := rest(took); got != want {
+			t.Errorf("after %v: %v, want %v", took, got, want)
+		}
+	}
+}
 
 func TestAuthInEveryForm(t *testing.T) {
 	packed := func(s string) string { return base64.StdEncoding.EncodeToString([]byte(s)) }

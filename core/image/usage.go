@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/docker/docker/api/types"
@@ -17,42 +16,35 @@ import (
 )
 
 const (
-	// measureEvery is how often the room that images take is measured.
+	// measureEvery is how often the room that images take is measured at most.
 	measureEvery = time.Minute
 	measureLimit = 5 * time.Minute
+	// restFactor keeps the Engine's measuring to a tenth of the time.
+	restFactor = 9
 )
-
-// A usage is the room that images and containers take, as last measured.
-type usage struct {
-	mu         sync.Mutex // guards following
-	at         time.Time
-	mountpoint string
-	images     uint64 // bytes
-}
 
 // FsInfo tells how much room images and containers take. It answers at once,
 // with what was last measured, also while the Engine is away.
+//
+// The time is that of the answer: the kubelet puts it on how much of the disk is
+// free, which it has just read, and does not evict on what is not newer than the
+// last it has seen.
 func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.FilesystemUsage, err error) {
-	s.usage.mu.Lock()
-	at, mountpoint, bytes := s.usage.at, s.usage.mountpoint, s.usage.images
-	s.usage.mu.Unlock()
-	if mountpoint == "" {
-		docker, err := s.docker.Last()
-		if err != nil {
-			return nil, nil, err
-		}
-		mountpoint, at = docker.Can.ImageFS(), time.Now()
+	docker, err := s.docker.Last()
+	if err != nil {
+		return nil, nil, err
 	}
+	now := time.Now().UnixNano()
 	entry := func(used, inodes uint64) []*runtimeapi.FilesystemUsage {
 		return []*runtimeapi.FilesystemUsage{{
-			Timestamp:  at.UnixNano(),
-			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: mountpoint},
+			Timestamp:  now,
+			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Can.ImageFS()},
 			UsedBytes:  &runtimeapi.UInt64Value{Value: used},
 			InodesUsed: &runtimeapi.UInt64Value{Value: inodes},
 		}}
 	}
 	// The same mountpoint in both, or the kubelet takes the disk for split.
-	return entry(bytes, 0), entry(s.Written()), nil
+	return entry(s.used.Load(), 0), entry(s.Written()), nil
 }
 
 // Run measures, now and then, until ctx ends.
@@ -62,23 +54,25 @@ func (s *Service) Run(ctx context.Context) error {
 		if err != nil {
 			return nil // ctx has ended
 		}
-		if bytes, err := measure(ctx, docker); err == nil {
-			s.usage.mu.Lock()
-			s.usage.at, s.usage.images, s.usage.mountpoint = time.Now(), bytes, docker.Can.ImageFS()
-			s.usage.mu.Unlock()
+		begin := time.Now()
+		if bytes, err := s.measure(ctx, docker); err == nil {
+			s.used.Store(bytes)
 		} else if ctx.Err() == nil {
 			s.log.Info("the room that images take could not be measured", slog.Any("err", err))
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(measureEvery):
+		case <-time.After(rest(time.Since(begin))):
 		}
 	}
 }
 
+// rest returns how long to wait after a measurement that took so long.
+func rest(took time.Duration) time.Duration { return max(measureEvery, restFactor*took) }
+
 // measure returns how many bytes all images take together.
-func measure(ctx context.Context, docker *engine.Conn) (uint64, error) {
+func (s *Service) measure(ctx context.Context, docker *engine.Conn) (uint64, error) {
 	if !docker.Can.Snapshotter {
 		// The Engine notes the size of each layer in a small file; their sum is
 		// what its own system df says, without its locks.
@@ -93,7 +87,14 @@ func measure(ctx context.Context, docker *engine.Conn) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return uint64(max(df.LayersSize, 0)), nil
+	layers := uint64(max(df.LayersSize, 0))
+	if docker.Can.Snapshotter {
+		// The Engine adds up all of containerd's snapshots, those that containers
+		// write to among them (28.5).
+		written, _ := s.Written()
+		layers -= min(layers, written)
+	}
+	return layers, nil
 }
 
 // sum adds up the numbers in files; one that has just gone counts nothing.
