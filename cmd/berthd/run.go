@@ -100,6 +100,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return containers.KeepClean(ctx) })
 	g.Go(func() error { return output.Run(ctx) })
 	g.Go(func() error { return used.Run(ctx) })
+	g.Go(func() error { return used.KeepRates(ctx) })
 	g.Go(func() error { return streams.Run(ctx) })
 	g.Go(func() error {
 		// A call that has waited in the socket while we were restarted must not

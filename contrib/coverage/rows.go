@@ -431,7 +431,7 @@ var messages = []message{
 	{"CpuUsage", []row{
 		{"timestamp", berth, "when the files were read", "live.TestStatsAreTrue"},
 		{"usage_core_nano_seconds", cgroup, "`cpuacct.usage`, or `cpu.stat`", "stats.TestCPU live.TestStatsAreTrue"},
-		{"usage_nano_cores", berth, "over a second or more, from the second look on", "stats.TestSpeed"},
+		{"usage_nano_cores", berth, "over a second or more, from the second look on; berth looks every 10 s by itself", "stats.TestSpeed stats.TestLook"},
 		{"psi", cgroup, "`cpu.pressure` on v2", "cgroup.TestFiles"},
 	}},
 	{"UInt64Value", []row{

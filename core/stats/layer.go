@@ -25,8 +25,8 @@ const (
 	// restFactor keeps measuring to a tenth of one core: after each one there is
 	// a rest of that many times what it took.
 	restFactor = 9
-	// tick is how often there is a look at what is due, and the pause between
-	// two samples of CPU time that nobody has asked for.
+	// tick is the pause between two looks at what is due to be measured, and between two
+	// samples of CPU time that nobody has asked for.
 	tick = 10 * time.Second
 )
 
@@ -70,8 +70,7 @@ func (s *Service) Written() (bytes, inodes uint64) {
 	return bytes, inodes
 }
 
-// Run measures writable layers, and takes samples of CPU time so that rates
-// are known when they are asked for, until ctx ends.
+// Run measures writable layers until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	for {
 		if list, err := s.view.Containers(ctx, nil); err == nil {
@@ -82,12 +81,71 @@ func (s *Service) Run(ctx context.Context) error {
 				}
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if !pause(ctx, tick) {
 			return nil
-		case <-time.After(tick):
 		}
 	}
+}
+
+// KeepRates takes samples of the CPU time of pods and containers, so that rates are
+// known when they are asked for, until ctx ends. Measuring would keep it waiting.
+func (s *Service) KeepRates(ctx context.Context) error {
+	for {
+		if list, inside, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{State: ready}); err == nil {
+			s.look(list, inside)
+		}
+		if !pause(ctx, tick) {
+			return nil
+		}
+	}
+}
+
+// pause waits for d and reports whether ctx has not ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
+}
+
+// look takes a sample of each pod in list, and of the containers inside, by
+// sandbox.
+func (s *Service) look(list []*view.Sandbox, inside map[string][]*view.Container) {
+	sums := map[string]uint64{} // by sandbox ID
+	for id, some := range inside {
+		for _, c := range some {
+			sums[id] += s.take(c.ID(), c.Pid, false)
+		}
+	}
+	for _, pod := range list {
+		whole := pod.Config.GetLinux().GetCgroupParent() != ""
+		sums[pod.ID()] += s.take(pod.ID(), pod.Pid, whole)
+		if !whole {
+			s.speed(pod.ID()+"/sum", time.Now(), sums[pod.ID()])
+		}
+	}
+}
+
+// take takes a sample of what id, whose first process is pid, or the cgroup that
+// it is in, has used, and returns it; 0 of what has ended.
+func (s *Service) take(id string, pid int, parent bool) uint64 {
+	g, err := s.group(id, pid)
+	if err != nil {
+		return 0
+	}
+	if parent {
+		g = g.Parent()
+	}
+	at := time.Now()
+	used, err := cpuTime(g)
+	if err != nil {
+		return 0
+	}
+	s.speed(id, at, used)
+	return used
 }
 
 // forget drops what is known of containers and processes that are no more.
@@ -132,23 +190,15 @@ func (s *Service) measure(ctx context.Context, c *view.Container) error {
 	if c.Pid == 0 {
 		return nil // it cannot write any more
 	}
-	g, err := s.group(c.ID(), c.Pid)
-	if err != nil {
-		return err
-	}
-	at := time.Now()
-	used, err := cpuTime(g)
-	if err != nil {
-		return err
-	}
-	s.speed(c.ID(), at, used)
 	s.mu.Lock()
 	last := s.layers[c.ID()]
 	s.mu.Unlock()
 	if last != nil && time.Since(last.at) < measureEvery {
 		return nil
 	}
+	at := time.Now()
 	l := &layer{of: first{c.ID(), c.Pid}}
+	var err error
 	if last != nil && last.of == l.of {
 		l.dir = last.dir
 	} else if l.dir, err = upperDir(c.Pid); err != nil {
@@ -166,12 +216,7 @@ func (s *Service) measure(ctx context.Context, c *view.Container) error {
 	s.mu.Lock()
 	s.layers[c.ID()] = l
 	s.mu.Unlock()
-	rest := time.NewTimer(restFactor * l.at.Sub(at))
-	defer rest.Stop()
-	select {
-	case <-rest.C:
-	case <-ctx.Done():
-	}
+	pause(ctx, restFactor*l.at.Sub(at))
 	return nil
 }
 

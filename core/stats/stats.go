@@ -24,7 +24,8 @@ import (
 	"berth/core/view"
 )
 
-// A Service answers what is used. Run measures what is slow.
+// A Service answers what is used. Run measures what is slow, and KeepRates looks at
+// what rates are taken of.
 type Service struct {
 	docker *engine.Engine
 	view   *view.View

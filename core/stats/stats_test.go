@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
+	"berth/core/view"
 	"berth/network"
 )
 
@@ -151,6 +153,34 @@ func TestWalk(t *testing.T) {
 	// Two directories and a file of a megabyte, though it has two names.
 	if l.inodes != 3 || l.bytes < 1<<20 || l.bytes > 1<<20+64<<10 {
 		t.Errorf("%d bytes, %d inodes", l.bytes, l.inodes)
+	}
+}
+
+// Rates of pods and containers are known when they are asked for the first time.
+func TestLook(t *testing.T) {
+	s := New(nil, nil, nil)
+	pid := os.Getpid()
+	list := []*view.Sandbox{
+		{Row: &runtimeapi.PodSandbox{Id: "alone"}, Pid: pid},
+		{Row: &runtimeapi.PodSandbox{Id: "gone"}, Pid: math.MaxInt32},
+	}
+	inside := map[string][]*view.Container{"alone": {{Row: &runtimeapi.Container{Id: "c"}, Pid: pid}}}
+	s.look(list, inside)
+	for id, r := range s.rates {
+		r.at = r.at.Add(-rateWindow)
+		s.rates[id] = r
+	}
+	s.look(list, inside)
+	for _, id := range []string{"alone", "alone/sum", "c"} {
+		if r := s.rates[id]; !r.known || r.count == 0 {
+			t.Errorf("%s: %+v", id, r)
+		}
+	}
+	if s.rates["alone/sum"].count <= s.rates["c"].count {
+		t.Errorf("the pod has used no more than its container: %+v", s.rates)
+	}
+	if r, ok := s.rates["gone"]; ok {
+		t.Errorf("of a pod that has ended: %+v", r)
 	}
 }
 
