@@ -457,8 +457,8 @@ var messages = []message{
 	{"FilesystemUsage", []row{
 		{"timestamp", berth, "of a layer when it was measured; of images and all containers when it is told: the kubelet evicts only on what is newer than what it knows", "image.TestFsInfo"},
 		{"fs_id", berth, "see its field", "image.TestFsInfo"},
-		{"used_bytes", berth, "of layers and of what containers have written, measured now and then", "stats.TestWalk image.TestFsInfo image.TestFsInfoOfTheContainerdStore live.TestStatsAreTrue"},
-		{"inodes_used", berth, "of what containers have written, measured now and then; of images 0: Docker does not tell", "stats.TestWalk"},
+		{"used_bytes", berth, "of layers and of what containers have written, measured now and then and once after their end", "stats.TestWalk stats.TestWalkGoesOn stats.TestMeasureOfWhatHasEnded image.TestFsInfo image.TestFsInfoOfTheContainerdStore live.TestStatsAreTrue"},
+		{"inodes_used", berth, "of what containers have written, measured now and then and once after their end; of images 0: Docker does not tell. Of ended containers whose files are not found 0", "stats.TestWalk stats.TestWalkGoesOn stats.TestMeasureOfWhatHasEnded"},
 	}},
 	{"FilesystemIdentifier", []row{
 		{"mountpoint", engine, "`DockerRootDir` of info; with the containerd image store where its containerd keeps its data, as its open files tell. The same for images and containers", "image.TestFsInfo engine.TestContainerdRoot live.TestStatsAreTrue"},

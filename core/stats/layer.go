@@ -3,16 +3,15 @@ package stats
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/view"
@@ -35,8 +34,8 @@ const (
 type layer struct {
 	at            time.Time
 	bytes, inodes uint64
-	of            first
-	dir           string // where of's files are, "" if only the Engine knows
+	of            first  // with no process if it was measured after the end
+	dir           string // where the files are, "" if only the Engine knows
 }
 
 // writable tells what the container id has written; no bytes before the first
@@ -185,39 +184,70 @@ func (s *Service) forget(ctx context.Context, list []*view.Container) {
 	}
 }
 
-// measure looks at one container.
+// measure looks at what one container has written: now and then while it runs, and
+// once after it has ended.
 func (s *Service) measure(ctx context.Context, c *view.Container) error {
-	if c.Pid == 0 {
-		return nil // it cannot write any more
+	ended := c.Row.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
+	if c.Pid == 0 && !ended {
+		return nil // it has written nothing yet
 	}
+	l := &layer{of: first{c.ID(), c.Pid}}
 	s.mu.Lock()
 	last := s.layers[c.ID()]
 	s.mu.Unlock()
-	if last != nil && time.Since(last.at) < measureEvery {
-		return nil
+	if last != nil {
+		if ended && last.of == l.of || !ended && time.Since(last.at) < measureEvery {
+			return nil
+		}
+		l.dir = last.dir // it has one all its life
 	}
 	at := time.Now()
-	l := &layer{of: first{c.ID(), c.Pid}}
-	var err error
-	if last != nil && last.of == l.of {
-		l.dir = last.dir
-	} else if l.dir, err = upperDir(c.Pid); err != nil {
-		return err
+	missed, err := s.fill(ctx, l, ended)
+	if err == nil {
+		l.at = time.Now()
+		s.mu.Lock()
+		s.layers[c.ID()] = l
+		s.mu.Unlock()
 	}
-	if l.dir != "" {
-		err = walk(ctx, l.dir, l)
-	} else {
-		err = s.sizeOf(ctx, c.ID(), l)
+	pause(ctx, restFactor*time.Since(at))
+	return errors.Join(missed, err)
+}
+
+// fill measures l. What could be counted does count: missed says why something
+// could not. With err nothing is known.
+func (s *Service) fill(ctx context.Context, l *layer, ended bool) (missed, err error) {
+	switch {
+	case l.dir != "":
+	case ended:
+		l.dir, err = s.dirOf(ctx, l.of.id)
+	default:
+		l.dir, err = upperDir(l.of.pid)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	l.at = time.Now()
-	s.mu.Lock()
-	s.layers[c.ID()] = l
-	s.mu.Unlock()
-	pause(ctx, restFactor*l.at.Sub(at))
-	return nil
+	if l.dir != "" {
+		if missed, err := walk(ctx, l.dir, l); !errors.Is(err, fs.ErrNotExist) {
+			return missed, err
+		}
+	}
+	return nil, s.sizeOf(ctx, l.of.id, l)
+}
+
+// dirOf asks the Engine for what upperDir tells of containers that run; "" where it
+// does not say, as with the containerd image store.
+func (s *Service) dirOf(ctx context.Context, id string) (string, error) {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	found, err := docker.ContainerInspect(ctx, id)
+	if err != nil || docker.Can.StorageDriver != "overlay2" {
+		return "", err
+	}
+	return found.GraphDriver.Data["UpperDir"], nil
 }
 
 // upperDir returns where the process pid's root file system keeps what has been
@@ -249,54 +279,103 @@ func upperDir(pid int) (string, error) {
 	return dir, nil
 }
 
-// walk adds up what is below dir as du does, a file with many names once.
-func walk(ctx context.Context, dir string, l *layer) error {
-	type file struct{ dev, ino uint64 }
-	seen := map[file]bool{}
-	var device uint64
-	return filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil // removed meanwhile
-			}
-			return err
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return fmt.Errorf("stat of %s: not the kernel's", dir)
-		}
-		if device == 0 {
-			device = st.Dev
-		}
-		if st.Dev != device {
-			if e.IsDir() {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		if st.Nlink > 1 && !e.IsDir() {
-			if seen[file{st.Dev, st.Ino}] {
-				return nil
-			}
-			seen[file{st.Dev, st.Ino}] = true
-		}
-		l.bytes += uint64(max(st.Blocks, 0)) * 512
-		l.inodes++
-		return nil
-	})
+// walk adds up what is below dir as du does, a file with many names once. What
+// cannot be read is left out; missed is the first of that.
+func walk(ctx context.Context, dir string, l *layer) (missed, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	t := &tree{l: l, device: st.Dev, seen: map[uint64]bool{}}
+	err = t.add(ctx, unix.AT_FDCWD, dir, 0)
+	return t.missed, err
 }
 
-// sizeOf has the Engine measure a container whose layers are not on overlay.
+const (
+	// longest is how long a path gets before there is a new beginning for those
+	// below it. The kernel takes no path of 4096 bytes or more at a time, but
+	// files can be deeper than that.
+	longest = 3500
+	// deepest bounds the beginnings that are open at a time: one for every dozen
+	// of directories with long names.
+	deepest = 10_000
+)
+
+// A tree is what is added up in one walk.
+type tree struct {
+	l      *layer
+	device uint64
+	seen   map[uint64]bool // inodes with many names
+	missed error
+}
+
+// add counts the file at path, which begins in the open directory at, and what is
+// below it, if it is a directory. The error is that of ctx.
+func (t *tree) add(ctx context.Context, at int, path string, depth int) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(at, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		t.miss("stat", path, err)
+		return nil
+	}
+	if st.Dev != t.device {
+		return nil
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if st.Nlink > 1 && !isDir {
+		if t.seen[st.Ino] {
+			return nil
+		}
+		t.seen[st.Ino] = true
+	}
+	t.l.bytes += uint64(max(st.Blocks, 0)) * 512
+	t.l.inodes++
+	switch {
+	case !isDir:
+		return nil
+	case depth == deepest:
+		t.miss("open", path, unix.ELOOP)
+		return nil
+	}
+	return t.below(ctx, at, path, depth+1)
+}
+
+// below counts what is in a directory.
+func (t *tree) below(ctx context.Context, at int, path string, depth int) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(at, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.miss("open", path, err)
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		t.miss("read", path, err) // those that were read count
+	}
+	if len(path) > longest {
+		at, path = fd, "."
+	} else {
+		f.Close()
+	}
+	for _, name := range names {
+		if err := t.add(ctx, at, path+"/"+name, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// miss takes note that something is left out, unless it was removed meanwhile.
+func (t *tree) miss(what, path string, err error) {
+	if t.missed == nil && !errors.Is(err, fs.ErrNotExist) {
+		t.missed = &fs.PathError{Op: what, Path: path, Err: err}
+	}
+}
+
+// sizeOf has the Engine measure a container whose files we do not find.
 func (s *Service) sizeOf(ctx context.Context, id string, l *layer) error {
 	docker, err := s.docker.Use()
 	if err != nil {
