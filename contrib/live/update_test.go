@@ -1,15 +1,19 @@
 package live
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cgroup"
 )
 
 // knob reads a file of the cgroup of a container, by its name on v1 or v2.
@@ -156,4 +160,54 @@ func TestUpdate(t *testing.T) {
 	n.remove(pod)
 	os.RemoveAll(n.path("logs"))
 	n.clean()
+}
+
+// TestOfAContainerThatMoves: systemd and Docker in Docker put their first process into
+// a cgroup below the container's; what is done and told is still of all of it.
+func TestOfAContainerThatMoves(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("moves")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := n.create(pod, config, shell("c", "sleep 1000 & sleep 1001 & wait"))
+	var all []int
+	n.until(10*time.Second, "no children", func() bool {
+		seen, err := n.docker.ContainerInspect(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := cgroup.Of(seen.State.Pid, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all, err = cgroup.Processes(g); err != nil || len(all) != 3 {
+			return false
+		}
+		for _, controller := range []string{"pids", "memory"} {
+			dir, _ := g.Dir(controller)
+			if err := errors.Join(os.MkdirAll(dir+"/init", 0o755), os.WriteFile(dir+"/init/cgroup.procs", []byte(strconv.Itoa(seen.State.Pid)), 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return true
+	})
+	// A daemon that has not looked before.
+	n.kill()
+	n.start()
+	if got := n.matching(n.series(pod), `container_processes{image="`+*image+`",namespace="live",pod="moves",container="c"`); got != 3 {
+		t.Errorf("%d processes, want 3", got)
+	}
+	if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{OomScoreAdj: 700},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range all {
+		if got, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")); err != nil || strings.TrimSpace(string(got)) != "700" {
+			t.Errorf("process %d: score %s, %v", pid, got, err)
+		}
+	}
+	n.remove(pod)
 }
