@@ -162,9 +162,6 @@ func (n *CNI) reload() {
 	found, before := look(n.confDir), n.found.Load()
 	if before == nil {
 		before = &findings{}
-		if len(found.networks) == 0 {
-			n.log.Warn("no network for pods yet", slog.String("why", n.without(found)))
-		}
 	}
 	for i, nw := range found.networks {
 		for _, old := range before.networks {

@@ -25,6 +25,9 @@ const (
 
 // Run keeps the configuration current until ctx ends.
 func (n *CNI) Run(ctx context.Context) error {
+	if found := n.found.Load(); len(found.networks) == 0 {
+		n.log.Warn("no network for pods yet", slog.String("why", n.without(found)))
+	}
 	told := false
 	for ctx.Err() == nil {
 		err := n.watch(ctx)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/netip"
 	"path/filepath"
 	"time"
 
@@ -136,16 +135,17 @@ func tell(log *slog.Logger, state string) {
 
 // podNetwork returns what gives pods their network.
 func podNetwork(cfg Config, node *journal.Shelf, log *slog.Logger) networks {
-	if cfg.NetworkPlugin == noCNI {
-		return bridge{}
-	}
 	cidr := cfg.PodCIDR
 	if cidr == "" {
 		node.Get(podCIDRKey, &cidr)
 	}
-	return lasting{network.New(network.Config{
+	cni := lasting{network.New(network.Config{
 		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, PodCIDR: cidr,
 	}, log), node, log}
+	if cfg.NetworkPlugin == noCNI {
+		return bridge{cni}
+	}
+	return cni
 }
 
 // podCIDRKey is where the address range that the kubelet has sent is kept.
@@ -179,15 +179,12 @@ type networks interface {
 	NetNS(id string, pid int) string
 }
 
-// bridge stands for Docker's own network, which asks for nothing.
-type bridge struct{ sandbox.Network }
+// bridge stands for Docker's own network, which asks for nothing. Behind it is the
+// network of pods from when there were plugins.
+type bridge struct{ lasting }
 
-func (bridge) Addresses(string) ([]netip.Addr, bool) { return nil, false }
-func (bridge) Same(string, int) bool                 { return true }
-func (bridge) Status(context.Context) error          { return nil }
-func (bridge) SetPodCIDR(string) error               { return nil }
-func (bridge) Run(ctx context.Context) error         { <-ctx.Done(); return nil }
-func (bridge) NetNS(_ string, pid int) string        { return network.OfProcess(pid) }
+func (bridge) Status(context.Context) error  { return nil }
+func (bridge) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 // dialer reaches ports of pods from within their networks.
 func dialer(pods networks) exec.Dial {

@@ -50,7 +50,7 @@ func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *inten
 // discard leaves nothing of the sandbox id: network, container, files.
 func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
 	var errs []error
-	if !s.Bridge && (plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id)) {
+	if plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id) {
 		errs = append(errs, s.detach(ctx, plan, id))
 	}
 	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id), s.updates.Delete(id))
@@ -94,7 +94,7 @@ func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
 		return err
 	}
 	if s.Bridge {
-		return nil
+		return nil // the plugins that there are work for others
 	}
 	return s.collect(ctx)
 }
@@ -121,9 +121,7 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	if !s.Bridge {
-		orphans = append(orphans, s.network.Bound()...)
-	}
+	orphans = append(orphans, s.network.Bound()...)
 	entries, err := os.ReadDir(filepath.Join(s.RunDir, "pods"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -24,8 +24,8 @@ import (
 type Config struct {
 	// RunDir holds the files of pods, in pods/<sandbox ID>.
 	RunDir string
-	// Bridge leaves the networks of pods to Docker's own bridge
-	// (--network-plugin="").
+	// Bridge leaves the networks of new pods to Docker's own bridge
+	// (--network-plugin=""). Pods from before may still have another.
 	Bridge bool
 	// Checkpoints is where cri-dockerd keeps, and looks for, its checkpoints.
 	Checkpoints checkpoint.Dir
@@ -67,7 +67,7 @@ type containers interface {
 }
 
 // Network is the part of package network that a sandbox needs. With
-// Config.Bridge it is never asked.
+// Config.Bridge it is asked about pods from before only.
 type Network interface {
 	Plan(pod network.Pod) (network.Plan, error)
 	Bind(id string, pid int) (string, error)

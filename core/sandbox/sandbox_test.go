@@ -22,6 +22,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/checkpoint"
+	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/names"
@@ -151,32 +152,43 @@ type room struct {
 	cables *cables
 	view   *view.View
 	dir    string
+	docker *engine.Engine
+	shelf  func(name string) *journal.Shelf
 	*sandbox.Service
 }
 
-func newRoom(t *testing.T) *room {
+func newRoom(t *testing.T) *room { return newRoomOn(t, (*enginetest.Engine).Connect) }
+
+// newRoomOn is newRoom with an Engine that is connected to in another way.
+func newRoomOn(t *testing.T, connect func(*enginetest.Engine, testing.TB) *engine.Engine) *room {
 	r := &room{T: t, engine: enginetest.New(t), cables: newCables(), dir: t.TempDir()}
 	r.engine.AddImage(enginetest.Image{Config: container.Config{Entrypoint: []string{"pause"}}}, "pause")
 	r.client = r.engine.Client(t)
-	docker := r.engine.Connect(t)
+	r.docker = connect(r.engine, t)
 	notes, err := journal.Open(filepath.Join(r.dir, "journal"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf := func(name string) *journal.Shelf {
+	r.shelf = func(name string) *journal.Shelf {
 		s, err := notes.Shelf(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s
 	}
-	log := slog.New(slog.DiscardHandler)
-	next, updates := simple{docker: r.client}, shelf("updates")
-	r.view = view.New(view.Config{Network: r.cables, Failures: shelf("failures"), Updates: updates, Logs: next}, docker, log)
+	r.view = view.New(view.Config{Network: r.cables, Failures: r.shelf("failures"), Updates: r.shelf("updates"), Logs: simple{}}, r.docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, r.view.Run)
-	r.Service = sandbox.New(sandbox.Config{RunDir: filepath.Join(r.dir, "run"), Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints"))}, docker, r.view, next, next, r.cables, shelf("intents"), updates, log)
+	r.serve(false)
 	enginetest.Until(t, "no view", func() bool { return r.view.Ready(t.Context()) == nil })
 	return r
+}
+
+// serve puts a service into the room, as a daemon does that starts.
+func (r *room) serve(bridge bool) {
+	next := simple{docker: r.client}
+	r.Service = sandbox.New(sandbox.Config{
+		RunDir: filepath.Join(r.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints")),
+	}, r.docker, r.view, next, next, r.cables, r.shelf("intents"), r.shelf("updates"), slog.New(slog.DiscardHandler))
 }
 
 // Run is that of the room, not that of the test.
@@ -544,6 +556,42 @@ func TestGoneBehindOurBack(t *testing.T) {
 		t.Error(err)
 	}
 	r.clean("a removal")
+}
+
+// TestPodsFromBeforeDockersBridge has a node change to --network-plugin="" while
+// pods run that plugins have attached.
+func TestPodsFromBeforeDockersBridge(t *testing.T) {
+	for name, end := range map[string]func(r *room, id string) error{
+		"running":       func(r *room, id string) error { return r.Remove(r.Context(), id) },
+		"ended by then": func(r *room, id string) error { r.engine.Die(id, 1); return r.Remove(r.Context(), id) },
+		"replaced": func(r *room, id string) error {
+			r.engine.Die(id, 1)
+			return r.Remove(r.Context(), r.run())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRoom(t)
+			id := r.run()
+			r.serve(true)
+			r.cables.breaks()
+			if err := end(r, id); err != nil {
+				t.Error(err)
+			}
+			if got := r.cables.took(); got != "detach" {
+				t.Errorf("network steps %q, want that the old pod gives its address back, and no other", got)
+			}
+			r.clean("a removal")
+		})
+	}
+	t.Run("forgotten", func(t *testing.T) {
+		r := newRoom(t)
+		if _, err := r.cables.Bind(strings.Repeat("f", 64), 1); err != nil {
+			t.Fatal(err)
+		}
+		r.serve(true)
+		enginetest.Background(t, r.KeepClean)
+		enginetest.Until(t, "it stays", func() bool { return len(r.leftovers()) == 0 })
+	})
 }
 
 func TestStopRefusedKeepsThePod(t *testing.T) {

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"berth/core/journal"
+)
+
+// On a node without plugins nothing is missing; what they did before is still
+// taken back.
+func TestPodNetworkWithoutPlugins(t *testing.T) {
+	dir := t.TempDir()
+	notes, err := journal.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := notes.Shelf("node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods := podNetwork(Config{NetworkPlugin: noCNI, CNIConfDir: filepath.Join(dir, "none"), CNICacheDir: filepath.Join(dir, "cache"), RunDir: filepath.Join(dir, "run")},
+		node, slog.New(slog.DiscardHandler))
+	if err := pods.Status(t.Context()); err != nil {
+		t.Errorf("status: %v", err)
+	}
+	if ids := append(pods.Bound(), pods.Attached()...); len(ids) > 0 {
+		t.Errorf("there are pods: %v", ids)
+	}
+	if err := pods.Detach(t.Context(), nil, strings.Repeat("f", 64)); err != nil {
+		t.Errorf("detach: %v", err)
+	}
+}
