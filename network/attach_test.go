@@ -135,7 +135,7 @@ func TestWhatIsCalled(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
-	if bound(netns) || len(n.Bound()) > 0 {
+	if bound(netns) || len(d.handles()) > 0 {
 		t.Error("the network namespace is still bound")
 	}
 	if got := d.cached(); got != nil {
@@ -319,7 +319,7 @@ func TestDetach(t *testing.T) {
 			if diff := cmp.Diff(tt.want, d.summary(), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("calls (-want +got):\n%s", diff)
 			}
-			if got := n.Bound(); len(got) > 0 {
+			if got := d.handles(); len(got) > 0 {
 				t.Errorf("still bound: %q", got)
 			}
 			if diff := cmp.Diff([]string{"old-ffff-eth0"}, d.cached()); diff != "" {
@@ -350,14 +350,14 @@ func TestDetachThatFails(t *testing.T) {
 		if err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
-		if _, attached := n.Addresses("pod"); !attached || len(n.Bound()) != 1 || len(d.cached()) != 1 {
+		if _, attached := n.Addresses("pod"); !attached || len(d.handles()) != 1 || len(d.cached()) != 1 {
 			t.Error("something has been let go of")
 		}
 	}
 	if err := n.Forget(t.Context(), "pod"); err != nil {
 		t.Fatal(err)
 	}
-	if _, attached := n.Addresses("pod"); attached || len(n.Bound()) != 0 || len(d.cached()) != 0 {
+	if _, attached := n.Addresses("pod"); attached || len(d.handles()) != 0 || len(d.cached()) != 0 {
 		t.Error("something is left")
 	}
 }

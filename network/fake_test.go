@@ -225,6 +225,20 @@ func (d *node) netns(id string) string {
 	return path
 }
 
+// handles returns the files in the directory of network namespaces.
+func (d *node) handles() []string {
+	d.t.Helper()
+	entries, err := os.ReadDir(filepath.Join(d.cfg.RunDir, "netns"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
 // cache writes a file into libcni's cache.
 func (d *node) cache(name, text string) {
 	d.t.Helper()

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,8 +22,30 @@ import (
 // prefix tells our bind mounts in NetNSDir from those of others.
 const prefix = "berth-"
 
-// path is where the network namespace of the pod id is bound.
-func (n *CNI) path(id string) string { return filepath.Join(n.netnsDir, prefix+id) }
+// aPod is the ID of a sandbox. Others may have names with our prefix, too:
+// whoever calls ip netns add berth-test does.
+var aPod = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// paths are where the network namespace of the pod id may be bound; new ones are
+// at the first.
+func (n *CNI) paths(id string) []string {
+	paths := []string{filepath.Join(n.netnsDir, prefix+id)}
+	if n.olderDir != n.netnsDir {
+		paths = append(paths, filepath.Join(n.olderDir, prefix+id))
+	}
+	return paths
+}
+
+// path is where the network namespace of the pod id is bound, or is to be.
+func (n *CNI) path(id string) string {
+	paths := n.paths(id)
+	for _, path := range paths {
+		if bound(path) {
+			return path
+		}
+	}
+	return paths[0]
+}
 
 // OfProcess is the path of the network namespace that the process pid lives in.
 func OfProcess(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
@@ -64,6 +88,7 @@ func (n *CNI) Bind(id string, pid int) (string, error) {
 	if err := n.unbind(id); err != nil {
 		return "", err
 	}
+	path = n.path(id)
 	target, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	if err != nil {
 		return "", fmt.Errorf("bind network namespace: %w", err)
@@ -79,7 +104,14 @@ func (n *CNI) Bind(id string, pid int) (string, error) {
 
 // unbind lets go of the network namespace of the pod id, bound or not.
 func (n *CNI) unbind(id string) error {
-	path := n.path(id)
+	var errs []error
+	for _, path := range n.paths(id) {
+		errs = append(errs, unbind(path))
+	}
+	return errors.Join(errs...)
+}
+
+func unbind(path string) error {
 	for {
 		err := os.Remove(path)
 		switch {
@@ -98,17 +130,20 @@ func (n *CNI) unbind(id string) error {
 // Bound returns the ids of all pods whose network namespaces have been bound
 // and not let go of.
 func (n *CNI) Bound() []string {
-	entries, err := os.ReadDir(n.netnsDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.log.Warn("bound network namespaces cannot be listed", slog.Any("err", err))
-	}
 	var ids []string
-	for _, e := range entries {
-		if id, ok := strings.CutPrefix(e.Name(), prefix); ok {
-			ids = append(ids, id)
+	for _, path := range n.paths("") {
+		entries, err := os.ReadDir(filepath.Dir(path))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			n.log.Warn("bound network namespaces cannot be listed", slog.Any("err", err))
+		}
+		for _, e := range entries {
+			if id, ok := strings.CutPrefix(e.Name(), prefix); ok && aPod.MatchString(id) {
+				ids = append(ids, id)
+			}
 		}
 	}
-	return ids
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 // Same reports whether the process pid lives in the network namespace that is

@@ -42,7 +42,8 @@ type Config struct {
 	// RunDir is for state that need not survive a reboot.
 	RunDir string
 	// NetNSDir is where network namespaces are bind-mounted, each under a name
-	// of ours; others may keep theirs there too. Empty means RunDir/netns.
+	// of ours; others may keep theirs there too, but no other CNI. Empty means
+	// RunDir/netns. What is bound in RunDir/netns is found there in any case.
 	//
 	// Plugins are told these paths. Network agents that run in containers see
 	// them only where they mount them, and what they commonly mount, with
@@ -59,7 +60,8 @@ type CNI struct {
 	confDir  string
 	binDirs  []string
 	cacheDir string
-	netnsDir string
+	netnsDir string // where network namespaces are bound
+	olderDir string // where they were in earlier versions; may be the same
 	log      *slog.Logger
 	lib      *libcni.CNIConfig
 
@@ -80,8 +82,9 @@ type CNI struct {
 // New returns a CNI that knows the configuration there is now. That files or
 // plugins are missing is no failure, see Status.
 func New(cfg Config, log *slog.Logger) *CNI {
+	older := filepath.Join(cfg.RunDir, "netns")
 	if cfg.NetNSDir == "" {
-		cfg.NetNSDir = filepath.Join(cfg.RunDir, "netns")
+		cfg.NetNSDir = older
 	}
 	n := &CNI{
 		confDir:  filepath.Clean(cfg.ConfDir),
@@ -90,6 +93,7 @@ func New(cfg Config, log *slog.Logger) *CNI {
 		// Symbolic links in it stay: agents look for the very text
 		// /var/run/netns, which is /run/netns on most systems.
 		netnsDir: filepath.Clean(cfg.NetNSDir),
+		olderDir: older,
 		log:      log,
 		attached: map[string]bool{},
 		known:    map[string][]netip.Addr{},

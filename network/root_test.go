@@ -329,14 +329,15 @@ func TestBind(t *testing.T) {
 	if !inOwnNamespaces(t) {
 		return
 	}
+	cccc := strings.Repeat("c", 64)
 	d := newNode(t)
 	n := d.new()
 	first, second := pause(t), pause(t)
-	path, err := n.Bind("cccc", first.Process.Pid)
+	path, err := n.Bind(cccc, first.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := n.Bind("cccc", first.Process.Pid); err != nil || again != path {
+	if again, err := n.Bind(cccc, first.Process.Pid); err != nil || again != path {
 		t.Errorf("again: got %s, %v, want %s", again, err, path)
 	}
 	if got := mounts(t, path); got != 1 {
@@ -344,7 +345,7 @@ func TestBind(t *testing.T) {
 	}
 	same := func(n *CNI, cmd *exec.Cmd, want bool) {
 		t.Helper()
-		if got := n.Same("cccc", cmd.Process.Pid); got != want {
+		if got := n.Same(cccc, cmd.Process.Pid); got != want {
 			t.Errorf("same: got %v, want %v", got, want)
 		}
 	}
@@ -354,13 +355,13 @@ func TestBind(t *testing.T) {
 	// Another daemon in the same directory: nothing is made twice.
 	next := d.new()
 	same(next, first, true)
-	if got, want := next.Bound(), []string{"cccc"}; !slices.Equal(got, want) {
+	if got, want := next.Bound(), []string{cccc}; !slices.Equal(got, want) {
 		t.Errorf("bound: got %q, want %q", got, want)
 	}
-	if got, want := next.NetNS("cccc", 1), path; got != want {
+	if got, want := next.NetNS(cccc, 1), path; got != want {
 		t.Errorf("netns: got %s, want %s", got, want)
 	}
-	if _, err := next.Bind("cccc", second.Process.Pid); err != nil {
+	if _, err := next.Bind(cccc, second.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
 	same(next, first, false)
@@ -380,7 +381,7 @@ func TestBind(t *testing.T) {
 	if _, err := next.Bind("dddd", os.Getpid()); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("of our own namespace: got %v, want an error of kind FailedPrecondition", err)
 	}
-	if err := next.Forget(t.Context(), "cccc"); err != nil {
+	if err := next.Forget(t.Context(), cccc); err != nil {
 		t.Fatal(err)
 	}
 	if got := next.Bound(); len(got) > 0 {
@@ -421,6 +422,54 @@ func TestBindWhereMountsAreShared(t *testing.T) {
 	}
 	if got := mounts(t, path); got != 0 {
 		t.Errorf("after Forget: got %d mounts, want none", got)
+	}
+}
+
+// A pod whose namespace an earlier version has bound elsewhere keeps it, and
+// nothing of it stays. What others have in the directory is theirs.
+func TestBindWhereItWasBefore(t *testing.T) {
+	if !inOwnNamespaces(t) {
+		return
+	}
+	d := newNode(t)
+	id, pod, next := strings.Repeat("e", 64), pause(t), pause(t)
+	old, err := d.new().Bind(id, pod.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cfg.NetNSDir = filepath.Join(d.dir, "elsewhere")
+	t.Cleanup(func() { _ = unix.Unmount(d.cfg.NetNSDir, unix.MNT_DETACH) })
+	n := d.new()
+	if got, want := n.Bound(), []string{id}; !slices.Equal(got, want) {
+		t.Errorf("bound: got %q, want %q", got, want)
+	}
+	if path, err := n.Bind(id, pod.Process.Pid); err != nil || path != old || n.NetNS(id, 1) != old {
+		t.Errorf("bound again at %s, %v, netns %s; want %s", path, err, n.NetNS(id, 1), old)
+	}
+	if !n.Same(id, pod.Process.Pid) || n.Same(id, next.Process.Pid) {
+		t.Error("its process is taken for another")
+	}
+	// Another namespace is bound at the new place.
+	path, err := n.Bind(id, next.Process.Pid)
+	if want := filepath.Join(d.cfg.NetNSDir, prefix+id); err != nil || path != want {
+		t.Errorf("another is bound at %s, %v; want %s", path, err, want)
+	}
+	if bound(old) || !n.Same(id, next.Process.Pid) || len(n.Bound()) != 1 {
+		t.Errorf("bound are %q", n.Bound())
+	}
+	for _, name := range []string{"berth-test", "berth-" + strings.Repeat("E", 64), "cni-1"} {
+		if err := os.WriteFile(filepath.Join(d.cfg.NetNSDir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Detach(t.Context(), nil, id); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.Bound(); len(got) > 0 {
+		t.Errorf("still bound: %q", got)
+	}
+	if bound(path) || len(d.handles()) > 0 {
+		t.Errorf("left: %s %q", path, d.handles())
 	}
 }
 

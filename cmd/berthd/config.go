@@ -65,6 +65,9 @@ func misuse(format string, args ...any) error {
 // defaultConfigFile is where a configuration is looked for unless --config says otherwise.
 const defaultConfigFile = "/etc/berth/config.yaml"
 
+// theRunDir is the run-dir of the one berthd that a node should have.
+const theRunDir = "/run/berth"
+
 // readFiles sets the options that the configuration file at path gives, and then
 // those of the drop-ins beside it. It need not exist unless it must.
 func readFiles(table []group, path string, must bool) error {

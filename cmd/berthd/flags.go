@@ -78,8 +78,8 @@ func options(cfg *Config) []group {
 		{"Files and log", []*option{
 			{name: "cri-dockerd-root-directory", value: set(&cfg.RootDir, aDir), initial: "/var/lib/cri-dockerd",
 				usage: "`DIR` of what must outlive a reboot"},
-			{name: "run-dir", value: set(&cfg.RunDir, aDir), initial: "/run/berth",
-				usage: "`DIR` of the network namespaces and files of pods that run"},
+			{name: "run-dir", value: set(&cfg.RunDir, aDir), initial: theRunDir,
+				usage: "`DIR` of the files of pods that run. With another than the default, their network namespaces are bound below it too, rather than in /var/run/netns where agents of networks look for them"},
 			{name: "log-level", value: &setting[string]{to: &cfg.LogLevel, read: aLogLevel, words: levelNames()}, initial: "info",
 				usage: "the least that is logged: trace, debug, info, warn, error, fatal or panic"},
 			{name: "log-format", value: choice(&cfg.LogFormat, "text", "json"), initial: "text",

@@ -100,7 +100,10 @@ Where the kubelet finds the CRI.
 What must outlive a reboot.
 .TP
 .I /run/berth
-Network namespaces and files of the pods that run.
+Files of the pods that run.
+.TP
+.I /run/netns/berth\-*
+Their network namespaces.
 .SH ENVIRONMENT
 .TP
 .BR DOCKER_HOST ", " DOCKER_TLS_VERIFY ", " DOCKER_CERT_PATH

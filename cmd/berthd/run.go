@@ -140,12 +140,23 @@ func podNetwork(cfg Config, node *journal.Shelf, log *slog.Logger) networks {
 		node.Get(podCIDRKey, &cidr)
 	}
 	cni := lasting{network.New(network.Config{
-		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, PodCIDR: cidr,
+		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: netnsDir(cfg), PodCIDR: cidr,
 	}, log), node, log}
 	if cfg.NetworkPlugin == noCNI {
 		return bridge{cni}
 	}
 	return cni
+}
+
+// netnsDir returns where network namespaces of pods are bound: where agents of
+// networks that run in containers look for them. What belongs to no pod of ours is
+// cleaned up there, so a second berthd on a node, which has another run-dir, has
+// a place of its own below that.
+func netnsDir(cfg Config) string {
+	if cfg.RunDir == theRunDir {
+		return "/var/run/netns"
+	}
+	return ""
 }
 
 // podCIDRKey is where the address range that the kubelet has sent is kept.

@@ -33,3 +33,13 @@ func TestPodNetworkWithoutPlugins(t *testing.T) {
 		t.Errorf("detach: %v", err)
 	}
 }
+
+// Agents of networks see what is in /var/run/netns; two daemons on a node must
+// not share it, for what one does not know it takes down.
+func TestWhereNetworkNamespacesAre(t *testing.T) {
+	for run, want := range map[string]string{"/run/berth": "/var/run/netns", "/run/other": ""} {
+		if got := netnsDir(Config{RunDir: run}); got != want {
+			t.Errorf("with run-dir %s: got %q, want %q", run, got, want)
+		}
+	}
+}

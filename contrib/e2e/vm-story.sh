@@ -208,7 +208,7 @@ second() {
 	want "installed again, the pod is known" is "$(state)" SANDBOX_READY
 	want "and its process is the same" is "$(pid)" "$was"
 	cri rmp -f "$pod" >/dev/null
-	want "nothing is left of it" is "$(docker ps -aq | wc -l) $(find /run/berth/netns /run/berth/pods -mindepth 1 | wc -l) $(find /var/lib/cni/networks/vm -name '10.*' | wc -l)" "0 0 0"
+	want "nothing is left of it" is "$(docker ps -aq | wc -l) $(find /run/netns /run/berth/pods -mindepth 1 | wc -l) $(find /var/lib/cni/networks/vm -name '10.*' | wc -l)" "0 0 0"
 	apt-get purge -y berth >/dev/null
 	want "purged" test ! -e /etc/berth
 
