@@ -57,7 +57,7 @@ func (s *Service) KeepClean(ctx context.Context) error {
 }
 
 func (s *Service) tidy(ctx context.Context) error {
-	return s.view.Each(ctx, "containers", func(ctx context.Context, docker *engine.Conn) error {
+	return s.view.Each(ctx, "containers", nil, func(ctx context.Context, docker *engine.Conn) error {
 		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.logs.Forget(func(id string) bool {
 			_, err := s.view.Container(ctx, id)
 			return !errdefs.IsNotFound(err)

@@ -76,7 +76,7 @@ func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name str
 // begun and not finished, and lets go of what belongs to sandboxes that are no
 // more. It returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
-	return s.view.Each(ctx, "leftovers of sandboxes", s.clean)
+	return s.view.Each(ctx, "leftovers of sandboxes", s.left, s.clean)
 }
 
 // clean does one round of cleaning up.
@@ -90,13 +90,10 @@ func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
 		errs = append(errs, s.cleanIntent(ctx, docker, key))
 	}
 	errs = append(errs, s.cleanOrphans(ctx, docker))
-	if err := errors.Join(errs...); err != nil {
-		return err
+	if !s.Bridge { // then the plugins that there are work for others
+		errs = append(errs, s.collect(ctx))
 	}
-	if s.Bridge {
-		return nil // the plugins that there are work for others
-	}
-	return s.collect(ctx)
+	return errors.Join(errs...)
 }
 
 // cleanIntent takes down what one intent has led to, unless a call is at work

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"time"
 
 	"berth/core/checkpoint"
 	"berth/core/engine"
@@ -46,8 +47,17 @@ type Service struct {
 
 	turns turns.Turns // by Docker name
 
-	mu       sync.Mutex     // guards following
-	detaches map[string]int // failed tries to take the network back, by sandbox ID
+	left     chan struct{} // has one element if something waits for KeepClean
+	patience time.Duration // detachPatience
+
+	mu       sync.Mutex         // guards following
+	detaches map[string]failing // to take the network back, by sandbox ID
+}
+
+// failing is what fails again and again.
+type failing struct {
+	tries int
+	since time.Time
 }
 
 // images is the part of the image room that a sandbox needs.
@@ -84,7 +94,7 @@ func New(cfg Config, docker *engine.Engine, view *view.View, images images, cont
 	intents, updates *journal.Shelf, log *slog.Logger) *Service {
 	return &Service{
 		Config: cfg, docker: docker, view: view, images: images, containers: containers, network: network,
-		intents: intents, updates: updates, log: log, detaches: map[string]int{},
+		intents: intents, updates: updates, log: log, left: make(chan struct{}, 1), patience: detachPatience, detaches: map[string]failing{},
 	}
 }
 

@@ -523,6 +523,14 @@ func TestStopKeepsThePodUntilItsNetworkIsTakenBack(t *testing.T) {
 	ctx := t.Context()
 	id := r.run()
 	r.cables.breaks("detach")
+	for range 20 {
+		if err := r.Stop(ctx, id); !errors.Is(err, errCut) {
+			t.Fatalf("%v, want that the cable is cut: it is so for no time", err)
+		}
+	}
+	r.serve(false)
+	r.SetPatience(0)
+	r.cables.breaks("detach")
 	for try := range 9 {
 		if err := r.Stop(ctx, id); !errors.Is(err, errCut) {
 			t.Fatalf("try %d: %v, want that the cable is cut", try, err)
@@ -540,6 +548,21 @@ func TestStopKeepsThePodUntilItsNetworkIsTakenBack(t *testing.T) {
 		t.Error(err)
 	}
 	r.clean("ten tries")
+}
+
+// A pod that cannot give its network back does not keep the plugins from
+// cleaning up.
+func TestCollectsWhileSomethingFails(t *testing.T) {
+	r := newRoom(t)
+	if _, err := r.cables.Bind(strings.Repeat("f", 64), 1); err != nil {
+		t.Fatal(err)
+	}
+	r.cables.breaks("detach")
+	enginetest.Background(t, r.KeepClean)
+	enginetest.Until(t, "nothing is collected", func() bool { return strings.Contains(r.cables.took(), "detach gc") })
+	if len(r.cables.Bound()) == 0 {
+		t.Error("it was let go of")
+	}
 }
 
 func TestGoneBehindOurBack(t *testing.T) {

@@ -21,10 +21,12 @@ const (
 	// stopLimit is how long stopping or removing one pod may take once its
 	// caller has hung up.
 	stopLimit = 4 * time.Minute
-	// detachTries is how often the network of a pod is asked to be taken back
-	// before the pod is let go without: a broken plugin must not keep a node
-	// from ever finishing.
-	detachTries = 10
+	// detachTries is how often, and detachPatience for how long, the network of a
+	// pod is asked to be taken back before the pod is let go without: a broken
+	// plugin must not keep a node from ever finishing. One that asks an agent in
+	// a pod fails until that pod is up again.
+	detachTries    = 10
+	detachPatience = 15 * time.Minute
 )
 
 // Stop kills what runs in the sandbox, takes its network back and ends its
@@ -103,8 +105,8 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 	return err
 }
 
-// detach takes the network of a pod back, and lets the pod go without after
-// so many failures that another would be no news.
+// detach takes the network of a pod back, and lets the pod go without once it has
+// failed so often, and for so long, that another failure would be no news.
 func (s *Service) detach(ctx context.Context, plan *network.Plan, id string) error {
 	err := s.network.Detach(ctx, plan, id)
 	s.mu.Lock()
@@ -113,12 +115,16 @@ func (s *Service) detach(ctx context.Context, plan *network.Plan, id string) err
 		delete(s.detaches, id)
 		return nil
 	}
-	s.detaches[id]++
-	if s.detaches[id] < detachTries {
+	f := s.detaches[id]
+	if f.tries++; f.tries == 1 {
+		f.since = time.Now()
+	}
+	s.detaches[id] = f
+	if f.tries < detachTries || time.Since(f.since) < s.patience {
 		return fmt.Errorf("network of sandbox %s: %w", id, err)
 	}
 	s.log.Error("a pod is let go with its network not taken back: its addresses may leak",
-		slog.String("sandbox", id), slog.Int("tries", s.detaches[id]), slog.Any("err", err))
+		slog.String("sandbox", id), slog.Int("tries", f.tries), slog.Any("err", err))
 	return s.network.Forget(ctx, id)
 }
 

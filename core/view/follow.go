@@ -394,10 +394,19 @@ func wait(ctx context.Context, d time.Duration) {
 // one lasts: something may have failed, or been removed behind our back.
 const eachAgain = 15 * time.Minute
 
+// eachFirst is the pause after the first failure, eachMost that after many: what
+// waits for a pod of the network's own may wait for long.
+const (
+	eachFirst = time.Second
+	eachMost  = time.Minute
+)
+
 // Each calls do for every connection to the Engine, as soon as the view is up to
-// date with it, again every second until it succeeds, and now and then after
-// that. It returns when ctx ends.
-func (v *View) Each(ctx context.Context, what string, do func(context.Context, *engine.Conn) error) error {
+// date with it, again until it succeeds, with growing pauses, and after that
+// whenever there is something in wake, which may be nil, and now and then. It
+// returns when ctx ends.
+func (v *View) Each(ctx context.Context, what string, wake <-chan struct{}, do func(context.Context, *engine.Conn) error) error {
+	pause, last := eachFirst, (*engine.Conn)(nil)
 	for {
 		conn, err := v.docker.Wait(ctx)
 		if err != nil {
@@ -406,16 +415,35 @@ func (v *View) Each(ctx context.Context, what string, do func(context.Context, *
 		if err = v.Ready(ctx); err == nil {
 			err = do(ctx, conn)
 		}
+		if err == nil || conn != last {
+			pause, last = eachFirst, conn
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			lasting, cancel := context.WithTimeout(ctx, eachAgain)
-			v.docker.Gone(lasting, conn)
-			cancel()
+			v.rest(ctx, conn, eachAgain, wake)
 		default:
 			v.log.Warn("could not catch up after connecting to docker, trying again", slog.String("with", what), slog.Any("err", err))
-			wait(ctx, time.Second)
+			v.rest(ctx, conn, pause, nil)
+			pause = min(2*pause, eachMost)
 		}
 	}
+}
+
+// rest returns after d, or earlier if conn is not the connection any more, there
+// is something in wake, or ctx has ended.
+func (v *View) rest(ctx context.Context, conn *engine.Conn, d time.Duration, wake <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	over := make(chan struct{})
+	go func() {
+		v.docker.Gone(ctx, conn)
+		close(over)
+	}()
+	select {
+	case <-over:
+	case <-wake:
+	}
+	cancel()
+	<-over
 }

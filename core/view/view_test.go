@@ -417,8 +417,9 @@ func TestEachRunsOnceAConnection(t *testing.T) {
 	n := newNode(t)
 	tries := make(chan *engine.Conn, 10)
 	failed := errors.New("not yet")
+	wake := make(chan struct{})
 	enginetest.Background(t, func(ctx context.Context) error {
-		return n.view.Each(ctx, "test", func(_ context.Context, conn *engine.Conn) error {
+		return n.view.Each(ctx, "test", wake, func(_ context.Context, conn *engine.Conn) error {
 			tries <- conn
 			err := failed
 			failed = nil
@@ -426,11 +427,41 @@ func TestEachRunsOnceAConnection(t *testing.T) {
 		})
 	})
 	first, again := <-tries, <-tries // the first one failed
+	wake <- struct{}{}
+	if woken := <-tries; woken != first {
+		t.Errorf("woken with connection %p, want %p", woken, first)
+	}
 	n.engine.Stop()
 	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := n.docker.Use(); return err != nil })
 	n.engine.Restart()
 	if third := <-tries; first != again || third == first {
 		t.Errorf("connections %p, %p, %p", first, again, third)
+	}
+}
+
+// What fails is tried again ever more seldom, but at once where the Engine has
+// gone and come back.
+func TestEachLosesPatience(t *testing.T) {
+	n := newNode(t)
+	tries := make(chan time.Time, 10)
+	enginetest.Background(t, func(ctx context.Context) error {
+		return n.view.Each(ctx, "test", nil, func(context.Context, *engine.Conn) error {
+			tries <- time.Now()
+			return errors.New("not yet")
+		})
+	})
+	<-tries
+	second, third := <-tries, <-tries
+	if pause := third.Sub(second); pause < 1500*time.Millisecond {
+		t.Errorf("the second pause was %v", pause)
+	}
+	conn, err := n.docker.Use()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.docker.Lost(conn, errors.New("no answer within 5s"))
+	if pause := (<-tries).Sub(third); pause > 3*time.Second {
+		t.Errorf("%v until the next connection was used", pause)
 	}
 }
 
