@@ -17,6 +17,10 @@ import (
 	"berth/core/view"
 )
 
+// startLimit is how long starting one container may take once its caller has hung up:
+// it has the turn of the container.
+const startLimit = 4 * time.Minute
+
 // Start starts a container that has been created and never started; of kind
 // FailedPrecondition otherwise. One whose start fails is EXITED from then on.
 func (s *Service) Start(ctx context.Context, id string) error {
@@ -34,7 +38,8 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	}
 
 	// Docker would go on starting it anyway when the caller hangs up.
-	work := context.WithoutCancel(ctx)
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	defer cancel()
 	err = s.launch(work, docker, c)
 	if !engine.Away(err) {
 		// What runs has mounts of its own. Where ours stayed, a volume could not

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 
 	"berth/core/engine"
 	"berth/core/labels"
@@ -25,7 +26,7 @@ const gcLimit = 10 * time.Second
 func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *intent) error {
 	id := made.ID
 	if id == "" {
-		found, err := docker.ContainerInspect(ctx, made.Name)
+		found, err := inspect(ctx, docker, made.Name)
 		switch {
 		case errdefs.IsNotFound(err):
 			return s.intents.Delete(made.Name)
@@ -59,6 +60,14 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 	}
 	s.view.Forget(id)
 	return nil
+}
+
+// inspect looks at a container, for no longer than such a look should take: one
+// that hangs must not keep the others from being cleaned up.
+func inspect(ctx context.Context, docker *engine.Conn, id string) (container.InspectResponse, error) {
+	ctx, cancel := docker.Short(ctx)
+	defer cancel()
+	return docker.ContainerInspect(ctx, id)
 }
 
 // recoverName undoes what an earlier call, or an earlier life of the daemon,
@@ -97,15 +106,15 @@ func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
 }
 
 // cleanIntent takes down what one intent has led to, unless a call is at work
-// on it.
+// on it, which does so itself.
 func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key string) error {
 	var left intent
 	if !s.intents.Get(key, &left) || left.Name == "" {
 		return s.intents.Delete(key) // torn by a power loss, which no pod survives
 	}
-	done, err := s.turns.Take(ctx, left.Name)
-	if err != nil {
-		return err
+	done, ok := s.turns.Try(left.Name)
+	if !ok {
+		return nil
 	}
 	defer done()
 	return s.recoverName(ctx, docker, left.Name)
@@ -129,19 +138,19 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 	slices.Sort(orphans)
 	var errs []error
 	for _, id := range slices.Compact(orphans) {
-		// Asked of the Engine itself: the view hides what is half made.
-		_, err := docker.ContainerInspect(ctx, id)
-		switch {
+		_, err := s.view.Sandbox(ctx, id)
+		if err == nil {
+			continue // even if it is gone behind our back; the kubelet will have it stopped
+		} else if !errdefs.IsNotFound(err) {
+			errs = append(errs, err) // the view is not there yet
+			continue
+		}
+		// The view may not have seen what is being made just now.
+		switch _, err := inspect(ctx, docker, id); {
 		case err == nil:
 		case !errdefs.IsNotFound(err):
 			errs = append(errs, fmt.Errorf("inspect %s: %w", id, err))
 		default:
-			if _, err := s.view.Sandbox(ctx, id); err == nil {
-				continue // gone behind our back; the kubelet will have it stopped
-			} else if !errdefs.IsNotFound(err) {
-				errs = append(errs, err) // the view is not there yet
-				continue
-			}
 			s.log.Info("letting go of what is left of a sandbox", slog.String("sandbox", id))
 			errs = append(errs, s.discard(ctx, docker, id, nil))
 		}

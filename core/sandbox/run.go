@@ -247,9 +247,7 @@ func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtime
 
 // attach gives the started sandbox its network.
 func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, made *intent) ([]netip.Addr, error) {
-	short, cancel := docker.Short(ctx)
-	defer cancel()
-	seen, err := docker.ContainerInspect(short, made.ID)
+	seen, err := inspect(ctx, docker, made.ID)
 	if err != nil {
 		return nil, fmt.Errorf("inspect: %w", err)
 	}

@@ -191,6 +191,19 @@ func (r *room) serve(bridge bool) {
 	}, r.docker, r.view, next, next, r.cables, r.shelf("intents"), r.shelf("updates"), slog.New(slog.DiscardHandler))
 }
 
+// hasty connects to an Engine whose short calls have to be very short.
+func hasty(e *enginetest.Engine, t testing.TB) *engine.Engine {
+	docker, err := engine.New(engine.Config{Host: e.Host, Timeout: time.Second / 2}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Background(t, docker.Run)
+	if _, err := docker.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return docker
+}
+
 // Run is that of the room, not that of the test.
 func (r *room) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (string, error) {
 	return r.Service.Run(ctx, pod, handler)
@@ -548,6 +561,49 @@ func TestStopKeepsThePodUntilItsNetworkIsTakenBack(t *testing.T) {
 		t.Error(err)
 	}
 	r.clean("ten tries")
+}
+
+// What hangs does not keep the rest from being cleaned up.
+func TestCleansAroundWhatHangs(t *testing.T) {
+	for name, tt := range map[string]struct {
+		begin func(r *room) (hangs string)
+		then  func(r *room)
+	}{
+		"a pod": {begin: func(r *room) string { return r.run() }},
+		"a pod never finished": {begin: func(r *room) string {
+			id := r.run()
+			if err := r.shelf("intents").Put(nameOf, map[string]string{"Name": nameOf}); err != nil {
+				r.Fatal(err)
+			}
+			return id
+		}},
+		"a call": {
+			begin: func(*room) string { return "POST /containers/create" },
+			then: func(r *room) {
+				enginetest.Background(r.T, func(ctx context.Context) error { _, _ = r.Run(ctx, pod(), ""); return nil })
+				enginetest.Until(r.T, "no call", func() bool { return r.engine.Calls("POST /containers/create") > 0 })
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			connect := hasty
+			if tt.then != nil {
+				connect = (*enginetest.Engine).Connect
+			}
+			r := newRoomOn(t, connect)
+			orphan := filepath.Join(r.dir, "run", "pods", strings.Repeat("f", 64))
+			if err := os.MkdirAll(orphan, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			release := r.engine.Hang(tt.begin(r))
+			if tt.then != nil {
+				tt.then(r)
+			}
+			enginetest.Background(t, r.KeepClean)
+			t.Cleanup(release)
+			enginetest.Until(t, "the orphan stays", func() bool { _, err := os.Stat(orphan); return err != nil })
+		})
+	}
 }
 
 // A pod that cannot give its network back does not keep the plugins from

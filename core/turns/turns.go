@@ -22,7 +22,37 @@ type turn struct {
 // Take waits for the turn of key and returns how to give it back. It fails
 // only with the error of ctx.
 func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
+	w := t.join(key)
+	select {
+	case <-w.free:
+		return t.has(key, w), nil
+	case <-ctx.Done():
+		t.leave(key, w)
+		return nil, ctx.Err()
+	}
+}
+
+// Try is Take for those who do not wait: it fails where somebody has the turn.
+func (t *Turns) Try(key string) (done func(), ok bool) {
+	w := t.join(key)
+	select {
+	case <-w.free:
+		return t.has(key, w), true
+	default:
+		t.leave(key, w)
+		return nil, false
+	}
+}
+
+// has returns how the turn of key is given back.
+func (t *Turns) has(key string, w *turn) (done func()) {
+	return sync.OnceFunc(func() { w.free <- struct{}{}; t.leave(key, w) })
+}
+
+// join makes the caller one of those who have or wait for the turn of key.
+func (t *Turns) join(key string) *turn {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.queue == nil {
 		t.queue = map[string]*turn{}
 	}
@@ -33,15 +63,7 @@ func (t *Turns) Take(ctx context.Context, key string) (done func(), err error) {
 		t.queue[key] = w
 	}
 	w.users++
-	t.mu.Unlock()
-
-	select {
-	case <-w.free:
-		return sync.OnceFunc(func() { w.free <- struct{}{}; t.leave(key, w) }), nil
-	case <-ctx.Done():
-		t.leave(key, w)
-		return nil, ctx.Err()
-	}
+	return w
 }
 
 // leave drops the key once nobody has or waits for it.

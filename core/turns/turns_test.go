@@ -57,3 +57,20 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 	}
 	again()
 }
+
+func TestTryDoesNotWait(t *testing.T) {
+	var all turns.Turns
+	done, ok := all.Try("a")
+	if !ok {
+		t.Fatal("nobody has the turn")
+	}
+	if _, ok := all.Try("a"); ok {
+		t.Error("two have the turn")
+	}
+	done()
+	if done, ok := all.Try("a"); !ok {
+		t.Error("the turn was not given back")
+	} else {
+		done()
+	}
+}
