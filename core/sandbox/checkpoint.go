@@ -7,6 +7,7 @@ import (
 
 	"berth/core/checkpoint"
 	"berth/core/todocker"
+	"berth/core/view"
 	"berth/network"
 )
 
@@ -21,6 +22,25 @@ func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 		})
 	}
 	return c
+}
+
+// unfinished returns the intent that has led to pod and no further, nil if there
+// is none.
+func (s *Service) unfinished(pod *view.Sandbox) *intent {
+	var left intent
+	if !s.intents.Get(pod.Name, &left) || left.ID != pod.ID() {
+		return nil
+	}
+	return &left
+}
+
+// plan returns what is known of how to take the network of pod back, nil if
+// nothing is. Of a pod that was never finished there is more than the checkpoint.
+func (s *Service) plan(pod *view.Sandbox) *network.Plan {
+	if left := s.unfinished(pod); left != nil && left.Plan != nil {
+		return left.Plan
+	}
+	return s.recalled(pod.ID())
 }
 
 // recalled returns what is still known of the network of the sandbox id where

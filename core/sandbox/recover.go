@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -50,12 +51,23 @@ func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *inten
 
 // discard leaves nothing of the sandbox id: network, container, files.
 func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
-	var errs []error
+	var detachErr, removeErr error
+	var all sync.WaitGroup
 	if plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id) {
-		errs = append(errs, s.detach(ctx, plan, id))
+		if plan == nil {
+			plan = s.recalled(id)
+		}
+		all.Go(func() { detachErr = s.detach(ctx, plan, id) })
 	}
-	errs = append(errs, docker.Discard(ctx, id), os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id), s.updates.Delete(id))
-	if err := errors.Join(errs...); err != nil {
+	// Plugins may take all the time there is. What they work on is there without
+	// the container: our own handle keeps the network namespace alive.
+	all.Go(func() { removeErr = docker.Discard(ctx, id) })
+	all.Wait()
+	if detachErr != nil {
+		// What tells of the attachment stays for the next try.
+		return errors.Join(detachErr, removeErr)
+	}
+	if err := errors.Join(removeErr, os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id), s.updates.Delete(id)); err != nil {
 		return err
 	}
 	s.view.Forget(id)
@@ -81,11 +93,24 @@ func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name str
 	return s.takeDown(ctx, docker, &left)
 }
 
-// KeepClean cleans up after every connection to the Engine and now and then: it undoes what was
-// begun and not finished, and lets go of what belongs to sandboxes that are no
-// more. It returns when ctx ends.
+// KeepClean cleans up after every connection to the Engine, after every call that
+// could not do so itself, and now and then: it undoes what was begun and not
+// finished, and lets go of what belongs to sandboxes that are no more. It returns
+// when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
 	return s.view.Each(ctx, "leftovers of sandboxes", s.left, s.clean)
+}
+
+// wakeIfLeft has KeepClean do its work if what was begun under the name is not
+// finished.
+func (s *Service) wakeIfLeft(name string) {
+	if _, left := s.intents.Load(name); !left {
+		return
+	}
+	select {
+	case s.left <- struct{}{}:
+	default: // it is to do so already
+	}
 }
 
 // clean does one round of cleaning up.

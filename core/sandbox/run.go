@@ -38,7 +38,7 @@ type intent struct {
 
 // Run sets up a pod and returns the ID of its sandbox. A pod that could not be
 // set up completely is taken down again before Run returns; what cannot be
-// taken down then is when the Engine is back. A pod that an earlier call has
+// taken down then KeepClean takes down. A pod that an earlier call has
 // set up already is that pod.
 //
 // The caller may hang up at any time: the step under way is finished, and the
@@ -62,6 +62,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	}
 	made := &intent{Name: order.Name.String()}
 
+	defer s.wakeIfLeft(made.Name) // once the turn is given back
 	done, err := s.turns.Take(ctx, made.Name)
 	if err != nil {
 		return "", err

@@ -40,10 +40,11 @@ type cables struct {
 	broken   map[string]bool
 	before   map[string]func()
 	steps    []string
+	plans    map[string]*network.Plan // of the last detach, by ID
 }
 
 func newCables() *cables {
-	return &cables{bound: map[string]bool{}, attached: map[string]bool{}, broken: map[string]bool{}, before: map[string]func(){}}
+	return &cables{bound: map[string]bool{}, attached: map[string]bool{}, broken: map[string]bool{}, before: map[string]func(){}, plans: map[string]*network.Plan{}}
 }
 
 var errCut = errors.New("the cable is cut")
@@ -74,7 +75,10 @@ func (c *cables) Attach(_ context.Context, plan network.Plan) ([]netip.Addr, err
 	return []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("fd00::7")}, c.step("attach", func() { c.attached[plan.Pod.ID] = true })
 }
 
-func (c *cables) Detach(_ context.Context, _ *network.Plan, id string) error {
+func (c *cables) Detach(_ context.Context, plan *network.Plan, id string) error {
+	c.mu.Lock()
+	c.plans[id] = plan
+	c.mu.Unlock()
 	return c.step("detach", func() { c.forget(id) })
 }
 
@@ -561,6 +565,99 @@ func TestStopKeepsThePodUntilItsNetworkIsTakenBack(t *testing.T) {
 		t.Error(err)
 	}
 	r.clean("ten tries")
+}
+
+// ported is a pod with a port of the node.
+func ported() *runtimeapi.PodSandboxConfig {
+	p := pod()
+	p.PortMappings = []*runtimeapi.PortMapping{{HostPort: 8080, ContainerPort: 80}}
+	return p
+}
+
+// A plugin that is slow to take back does not keep the pause process running.
+func TestRollbackDoesNotWaitForPlugins(t *testing.T) {
+	r := newRoom(t)
+	r.cables.breaks("attach")
+	r.cables.before["detach"] = func() {
+		for limit := time.Now().Add(enginetest.Patience); len(r.engine.Leftovers()) > 0; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Error("it still runs")
+				return
+			}
+		}
+	}
+	if _, err := r.Run(t.Context(), pod(), ""); !errors.Is(err, errCut) {
+		t.Errorf("%v, want that the cable is cut", err)
+	}
+	r.clean("a rollback")
+}
+
+// What a rollback could not take back is taken back later, with all that is known of
+// it, by KeepClean or, where the container is still there, with the kubelet's help.
+func TestAfterAFailedRollback(t *testing.T) {
+	fail := func(r *room) (id string) {
+		r.cables.breaks("attach", "detach")
+		if _, err := r.Run(r.Context(), ported(), ""); !errors.Is(err, errCut) {
+			r.Fatalf("%v, want that the cable is cut", err)
+		}
+		for id := range r.cables.plans {
+			return id
+		}
+		return ""
+	}
+	ports := func(r *room, id string) {
+		if plan := r.cables.plans[id]; plan == nil || plan.Network != "maps" || len(plan.Pod.Ports) != 1 {
+			r.Errorf("detached with %+v, want the plan that it was attached with", plan)
+		}
+	}
+	t.Run("KeepClean is woken", func(t *testing.T) {
+		r := newRoom(t)
+		enginetest.Background(t, r.KeepClean)
+		enginetest.Until(t, "no round", func() bool { return r.cables.took() == "gc" })
+		id := fail(r)
+		r.cables.breaks()
+		enginetest.Until(t, "it stays", func() bool { return len(r.leftovers()) == 0 })
+		ports(r, id)
+	})
+	t.Run("the kubelet removes it", func(t *testing.T) {
+		r := newRoom(t)
+		r.engine.Fail("DELETE /containers/{id}", http.StatusInternalServerError)
+		id := fail(r)
+		r.engine.Heal("DELETE /containers/{id}")
+		r.cables.breaks()
+		clear(r.cables.plans)
+		enginetest.Until(t, "it is not shown", func() bool { _, err := r.Status(t.Context(), id); return err == nil })
+		if err := r.Remove(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		ports(r, id)
+		r.clean("a removal")
+	})
+}
+
+// An orphan whose network cannot be taken back keeps what tells of it.
+func TestOrphansKeepTheirCheckpoints(t *testing.T) {
+	r := newRoom(t)
+	id, err := r.Run(t.Context(), ported(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.cables.breaks("detach")
+	if err := r.client.ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Until(t, "nobody notices", func() bool { s, err := r.Status(t.Context(), id); return err == nil && s.Gone })
+	r.view.Forget(id) // as a daemon does that starts then
+	enginetest.Background(t, r.KeepClean)
+	enginetest.Until(t, "no round", func() bool { return strings.Count(r.cables.took(), "gc") > 1 })
+	if _, err := os.Stat(filepath.Join(r.dir, "checkpoints", id)); err != nil {
+		t.Error(err)
+	}
+	r.cables.breaks()
+	enginetest.Until(t, "it stays", func() bool { return len(r.leftovers()) == 0 })
+	if plan := r.cables.plans[id]; plan == nil || len(plan.Pod.Ports) != 1 {
+		t.Errorf("detached with %+v, want its ports", plan)
+	}
 }
 
 // What hangs does not keep the rest from being cleaned up.

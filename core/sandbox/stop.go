@@ -90,7 +90,7 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 	}
 	all = errgroup.Group{}
 	if !pod.HostNetwork && !pod.Bridged {
-		all.Go(func() error { return s.detach(ctx, s.recalled(pod.ID()), pod.ID()) })
+		all.Go(func() error { return s.detach(ctx, s.plan(pod), pod.ID()) })
 	}
 	if pod.Running {
 		all.Go(func() error { return docker.Kill(ctx, pod.ID()) })
@@ -146,6 +146,11 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 	}
 	if err := docker.Discard(ctx, pod.ID()); err != nil {
 		return err
+	}
+	if s.unfinished(pod) != nil {
+		if err := s.intents.Delete(pod.Name); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(os.RemoveAll(s.podDir(pod.ID())), s.Checkpoints.Remove(pod.ID()), s.updates.Delete(pod.ID())); err != nil {
 		return err
