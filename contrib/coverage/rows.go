@@ -559,7 +559,7 @@ var messages = []message{
 	{"StatusResponse", []row{
 		{"status", berth, "see its field", "server.TestDockerAway"},
 		{"info", berth, "with verbose: berth's configuration, and what it has found out about Docker", "live.TestPodAsTold"},
-		{"runtime_handlers", engine, "`Runtimes` of info, and the default", "live.TestMounts"},
+		{"runtime_handlers", engine, "`Runtimes` of info, and the default; asked again when Docker reads its configuration again", "live.TestMounts live.TestReload"},
 		{"features", berth, "see its fields", "live.TestMounts"},
 	}},
 	{"RuntimeStatus", []row{

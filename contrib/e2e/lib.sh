@@ -62,9 +62,10 @@ engine_root() {
 # start_engine DIR [dockerd flags]: a Docker Engine of its own, at
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
 # that of another Debian, with ENGINE=29 the one that engine29.sh builds; these
-# only inside a box (box.sh).
+# only inside a box (box.sh). Unless the flags name a configuration file it has
+# DIR/daemon.json, which a test may change.
 start_engine() {
-	local dir=$1 flags=() enter=() root m
+	local dir=$1 flags=() enter=() root m config='{}'
 	shift
 	mkdir -p "$dir"
 	if [ "${ENGINE:-}" = 29 ]; then
@@ -83,7 +84,12 @@ start_engine() {
 		m=$dir/runc-clamp
 		[ -z "${root:-}" ] || m=/usr/local/bin/runc-clamp
 		install -D "$cache/bin/runc-clamp" "${root:-}$m"
-		flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
+		config='{"default-runtime": "clamp", "runtimes": {"clamp": {"path": "'$m'"}}}'
+		[[ " $* " != *" --config-file "* ]] || flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
+	fi
+	if [[ " $* " != *" --config-file "* ]]; then
+		echo "$config" >"$dir/daemon.json"
+		flags+=(--config-file "$dir/daemon.json")
 	fi
 	PATH=$PATH:/usr/sbin:/sbin "${enter[@]}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
 		-H "unix://$dir/docker.sock" --bridge none --iptables=false --ip-masq=false "${flags[@]}" "$@" >"$dir/log" 2>&1 &

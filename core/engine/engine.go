@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 	"github.com/prometheus/client_golang/prometheus"
@@ -62,6 +64,7 @@ type Conn struct {
 	*client.Client
 	Can Record
 
+	at       string // when the record was made, by the Engine's clock
 	timeout  time.Duration
 	oomFloor atomic.Int64
 	meter    *meter
@@ -93,6 +96,8 @@ type Engine struct {
 	cfg   Config
 	log   *slog.Logger
 	calls *prometheus.HistogramVec
+
+	reload int64 // Run's: the newest reading of its configuration that the Engine has told of, as UnixNano
 
 	mu      sync.Mutex // guards following
 	conn    *Conn      // nil while the Engine is away
@@ -274,16 +279,55 @@ func (e *Engine) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil // calls under way may finish, with the connection there is
 		}
-		e.Lost(conn, err)
-		e.log.Warn("docker has gone away", slog.Any("err", err))
+		if errors.Is(err, errReloaded) {
+			// Good to use until there is the next.
+			e.log.Info("docker has read its configuration again")
+		} else {
+			e.Lost(conn, err)
+			e.log.Warn("docker has gone away", slog.Any("err", err))
+		}
 		// Calls under way keep the client; those to come get the next one.
 		_ = conn.Close()
 	}
 	return nil
 }
 
-// watch returns once conn is no good any more.
+// errReloaded is why an Engine that answers is connected to again: its record may
+// be of the past.
+var errReloaded = errors.New("docker has read its configuration again")
+
+// reloaded calls tell once the Engine behind conn has read its configuration again
+// since its record was made. It returns then, or when ctx ends.
+func (e *Engine) reloaded(ctx context.Context, conn *Conn, tell func()) {
+	for ctx.Err() == nil {
+		news, broken := conn.Events(ctx, events.ListOptions{Since: conn.at, Filters: filters.NewArgs(
+			filters.Arg("type", string(events.DaemonEventType)), filters.Arg("event", string(events.ActionReload)),
+		)})
+		for listening := true; listening; {
+			select {
+			case m := <-news:
+				// None twice, even if the Engine's clock is set back meanwhile.
+				if m.TimeNano > e.reload {
+					e.reload = m.TimeNano
+					tell()
+					return
+				}
+			case <-broken:
+				listening = false
+			}
+		}
+		sleep(ctx, lookEvery) // pings tell whether the Engine is there
+	}
+}
+
+// watch returns once conn is no good any more, or its record.
 func (e *Engine) watch(ctx context.Context, conn *Conn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	reloaded := make(chan struct{})
+	var listener sync.WaitGroup
+	listener.Go(func() { e.reloaded(ctx, conn, func() { close(reloaded) }) })
+	defer listener.Wait()
+	defer cancel()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for slow := 0; ; {
@@ -298,6 +342,8 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 			return ctx.Err()
 		case <-changed:
 			continue
+		case <-reloaded:
+			return errReloaded
 		case <-tick.C:
 		}
 		err := conn.aliveWithin(ctx, pingTimeout)
@@ -355,7 +401,7 @@ func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
 		return nil, fmt.Errorf("this Docker Engine speaks API %s, berth needs %s or newer (Docker 20.10): upgrade Docker", pong.APIVersion, MinAPI)
 	}
 	c.NegotiateAPIVersionPing(pong)
-	if conn.Can, err = inquire(ctx, c, e.cfg.Host); err != nil {
+	if conn.Can, conn.at, err = inquire(ctx, c, e.cfg.Host); err != nil {
 		return nil, err
 	}
 	conn.RaiseOOMFloor(conn.Can.LowestOOMScore)

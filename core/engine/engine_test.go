@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -57,6 +58,54 @@ func TestComesAndGoes(t *testing.T) {
 	if first.Can.API != "1.41" || conn.Can.API != "1.51" || conn.ClientVersion() != "1.51" || !conn.Can.ImageMounts || first.Can.ImageMounts {
 		t.Errorf("API %s, then %s; want 1.41 and 1.51", first.Can.API, conn.Can.API)
 	}
+}
+
+// A runtime that is added to daemon.json is known as soon as the Engine knows it,
+// and nobody is told that the Engine is away.
+func TestReadsItsConfigurationAgain(t *testing.T) {
+	e := enginetest.New(t)
+	docker := e.Connect(t)
+	for _, name := range []string{"first", "second"} {
+		before, err := docker.Use()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Reload(func(i *system.Info) { i.Runtimes[name] = system.RuntimeWithStatus{} })
+		enginetest.Until(t, "runtime "+name+" is not known", func() bool {
+			conn, err := docker.Use()
+			if err != nil {
+				t.Fatalf("it is away: %v", err)
+			}
+			_, ok := conn.Can.Runtimes[name]
+			return ok
+		})
+		if _, ok := before.Can.Runtimes[name]; ok {
+			t.Errorf("runtime %s was known before", name)
+		}
+	}
+	n := e.Calls("GET /info")
+	time.Sleep(1500 * time.Millisecond)
+	if again := e.Calls("GET /info") - n; again > 0 {
+		t.Errorf("asked %d times more", again)
+	}
+}
+
+// What happens while its record is made is not missed.
+func TestReadsItsConfigurationMeanwhile(t *testing.T) {
+	e := enginetest.New(t)
+	var once sync.Once
+	e.On("GET /events", func() {
+		once.Do(func() { e.Reload(func(i *system.Info) { i.Runtimes["new"] = system.RuntimeWithStatus{} }) })
+	})
+	docker := e.Connect(t)
+	enginetest.Until(t, "the runtime is not known", func() bool {
+		conn, err := docker.Use()
+		if err != nil {
+			t.Fatalf("it is away: %v", err)
+		}
+		_, ok := conn.Can.Runtimes["new"]
+		return ok
+	})
 }
 
 func TestAHungCallDoesNotLookLikeADeadEngine(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 )
 
 // A Record is what one Engine can do and how it is set up, decided once per
-// connection. Everything that depends on the Engine's version asks here.
+// connection; an Engine that reads its configuration again gets a new one. Everything that depends on the Engine's version asks here.
 type Record struct {
 	Version string // of the Engine, for example 20.10.24+dfsg1
 	API     string // version agreed on, for example 1.41
@@ -71,15 +71,16 @@ type Runtime struct {
 	RecursiveReadOnly bool
 }
 
-// inquire asks the Engine behind c for its record. host is where it listens.
-func inquire(ctx context.Context, c *client.Client, host string) (Record, error) {
+// inquire asks the Engine behind c for its record, and returns with it when it
+// was made, by the Engine's own clock. host is where it listens.
+func inquire(ctx context.Context, c *client.Client, host string) (r Record, at string, err error) {
 	info, err := c.Info(ctx)
 	if err != nil {
-		return Record{}, fmt.Errorf("docker info: %w", err)
+		return Record{}, "", fmt.Errorf("docker info: %w", err)
 	}
-	r := record(info, c.ClientVersion())
+	r = record(info, c.ClientVersion())
 	if r.Rootless {
-		return Record{}, fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
+		return Record{}, "", fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
 	}
 	r.LowestOOMScore = lowestOOMScore(host)
 	if r.Snapshotter {
@@ -93,7 +94,7 @@ func inquire(ctx context.Context, c *client.Client, host string) (Record, error)
 		pid, err := listener(path)
 		r.StagedMounts = err != nil || !mounts.Foreign(pid)
 	}
-	return r, nil
+	return r, info.SystemTime, nil
 }
 
 // record makes the record of an Engine from what it says of itself.

@@ -290,6 +290,13 @@ func (e *Engine) SetInfo(edit func(*system.Info)) {
 	e.editInfo = append(e.editInfo, edit)
 }
 
+// Reload has it read its configuration again, as SIGHUP does, and find what edit
+// changes in GET /info.
+func (e *Engine) Reload(edit func(*system.Info)) {
+	e.SetInfo(edit)
+	e.Event(events.Message{Type: events.DaemonEventType, Action: events.ActionReload})
+}
+
 // Leftovers names everything that is not as in a new Engine, images apart:
 // containers in whatever state, and exec sessions that run.
 func (e *Engine) Leftovers() []string {

@@ -1,0 +1,89 @@
+package live
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestReload adds a runtime to the file that Docker has read at its start, and has it
+// read that again, as the tools of GPUs do.
+func TestReload(t *testing.T) {
+	n := newNode(t)
+	dir := filepath.Dir(strings.TrimPrefix(*host, "unix://"))
+	file := filepath.Join(dir, "daemon.json")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Skip("needs an Engine whose configuration is beside its socket:", err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reload := func(text []byte) {
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func() (string, error) {
+		r, err := n.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: n.pod("reload"), RuntimeHandler: "another"})
+		return r.GetPodSandboxId(), err
+	}
+	told := func() bool {
+		r, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(r.GetRuntimeHandlers(), func(h *runtimeapi.RuntimeHandler) bool { return h.GetName() == "another" })
+	}
+
+	if _, err := ask(); codeOf(err) == codes.OK || told() {
+		t.Fatalf("before: %v, told of: %v", err, told())
+	}
+	config := map[string]any{}
+	if err := json.Unmarshal(before, &config); err != nil {
+		t.Fatal(err)
+	}
+	runtimes, _ := config["runtimes"].(map[string]any)
+	if runtimes == nil {
+		runtimes = map[string]any{}
+		config["runtimes"] = runtimes
+	}
+	runtimes["another"] = map[string]any{"path": "runc"}
+	if clamp := runtimes["clamp"]; clamp != nil {
+		runtimes["another"] = clamp
+	}
+	after, err := json.Marshal(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reload(after)
+	t.Cleanup(func() { reload(before) })
+	n.until(5*time.Second, "the runtime is not told of", told)
+	id, err := ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := n.docker.ContainerInspect(t.Context(), id)
+	if err != nil || seen.HostConfig.Runtime != "another" {
+		t.Errorf("it runs with %q, %v", seen.HostConfig.Runtime, err)
+	}
+	n.remove(id)
+	n.tidy()
+}
