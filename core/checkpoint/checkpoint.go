@@ -113,10 +113,12 @@ func (d Dir) Write(id string, c Checkpoint) error {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	temp := filepath.Join(string(d), "."+id) // cri-dockerd overlooks what begins with a dot
-	if err := os.WriteFile(temp, text, 0o600); err != nil {
-		return fmt.Errorf("checkpoint: %w", err)
+	err = os.WriteFile(temp, text, 0o600)
+	if err == nil {
+		err = os.Rename(temp, filepath.Join(string(d), id))
 	}
-	if err := os.Rename(temp, filepath.Join(string(d), id)); err != nil {
+	if err != nil {
+		_ = os.Remove(temp) // where the disk is full it is in the way
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	return nil
@@ -146,16 +148,17 @@ func (d Dir) Remove(id string) error {
 
 var anID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// IDs returns the sandboxes that there are checkpoints of. Files that are called
-// otherwise are nobody's.
+// IDs returns the sandboxes that there are checkpoints of, also those that were
+// being written when a daemon died. Files that are called otherwise are nobody's,
+// or cri-dockerd's while it writes.
 func (d Dir) IDs() (ids []string, err error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("checkpoints: %w", err)
 	}
 	for _, e := range entries {
-		if anID.MatchString(e.Name()) {
-			ids = append(ids, e.Name())
+		if id := strings.TrimPrefix(e.Name(), "."); anID.MatchString(id) {
+			ids = append(ids, id)
 		}
 	}
 	return ids, nil

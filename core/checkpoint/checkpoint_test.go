@@ -87,6 +87,30 @@ func TestDir(t *testing.T) {
 	}
 }
 
+// What was being written when a daemon died is found again by the sandbox's ID, and
+// what could not be written does not stay.
+func TestHalfWritten(t *testing.T) {
+	d, id := Dir(t.TempDir()), strings.Repeat("0a", 32)
+	if err := os.WriteFile(filepath.Join(string(d), "."+id), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := d.IDs(); err != nil || cmp.Diff([]string{id}, ids) != "" {
+		t.Errorf("got %v, %v", ids, err)
+	}
+	if err := d.Remove(id); err != nil {
+		t.Error(err)
+	}
+	if err := os.MkdirAll(filepath.Join(string(d), id, "a directory"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Write(id, Checkpoint{Name: "web"}); err == nil {
+		t.Error("no error")
+	}
+	if _, err := os.Stat(filepath.Join(string(d), "."+id)); err == nil {
+		t.Error("what could not be written is still there")
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, c := range written {
 		f.Add([]byte(c.text))

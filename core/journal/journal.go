@@ -39,11 +39,21 @@ func Open(dir string) (*Journal, error) {
 	return j, nil
 }
 
-// Shelf returns the shelf called name, which is made if need be.
+// Shelf returns the shelf called name, which is made if need be. What was being
+// saved there when a daemon died is thrown away, so nobody else may use it yet.
 func (j *Journal) Shelf(name string) (*Shelf, error) {
 	dir := filepath.Join(j.dir, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			_ = os.Remove(filepath.Join(dir, e.Name())) // one that stays is overlooked
+		}
 	}
 	return &Shelf{dir: dir}, nil
 }
@@ -69,10 +79,12 @@ func (s *Shelf) path(key string) string {
 func (s *Shelf) Save(key string, data []byte) error {
 	path := s.path(key)
 	temp := filepath.Join(s.dir, "."+filepath.Base(path))
-	if err := os.WriteFile(temp, data, 0o600); err != nil {
-		return fmt.Errorf("journal: %w", err)
+	err := os.WriteFile(temp, data, 0o600)
+	if err == nil {
+		err = os.Rename(temp, path)
 	}
-	if err := os.Rename(temp, path); err != nil {
+	if err != nil {
+		_ = os.Remove(temp) // where the disk is full it is in the way
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil

@@ -79,3 +79,38 @@ func TestATornFileCountsAsAbsent(t *testing.T) {
 		t.Errorf("Names() = %q, want the two whole names", names)
 	}
 }
+
+// What was being saved when a daemon died does not stay for ever, nor what could
+// not be saved.
+func TestNothingHalfSavedStays(t *testing.T) {
+	s, dir := shelf(t)
+	if err := os.MkdirAll(filepath.Join(dir, "taken", "by a directory"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put("taken", 1); err == nil {
+		t.Error("no error")
+	}
+	hidden := func() []string {
+		names, err := filepath.Glob(filepath.Join(dir, ".*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	if left := hidden(); len(left) > 0 {
+		t.Errorf("after a failure there is %q", left)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".torn"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := journal.Open(filepath.Dir(filepath.Dir(dir)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.Shelf("pods"); err != nil {
+		t.Fatal(err)
+	}
+	if left := hidden(); len(left) > 0 {
+		t.Errorf("after the next start there is %q", left)
+	}
+}
