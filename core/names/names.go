@@ -36,6 +36,18 @@ func (n Name) String() string {
 	return s
 }
 
+// Plain returns the Docker name s without its suffix: what stands for the pod and
+// the attempt, whatever the container had to be called. Names that are not ours
+// stay as they are.
+func Plain(s string) string {
+	n, err := Parse(s)
+	if err != nil {
+		return s
+	}
+	n.Suffix = ""
+	return n.String()
+}
+
 // Parse reads a Docker name, with or without the leading slash that the Engine
 // puts before it.
 func Parse(s string) (Name, error) {

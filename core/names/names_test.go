@@ -32,3 +32,15 @@ func TestParseRefusesOthers(t *testing.T) {
 		}
 	}
 }
+
+func TestPlain(t *testing.T) {
+	for name, want := range map[string]string{
+		"k8s_POD_web_ns_u_0":          "k8s_POD_web_ns_u_0",
+		"k8s_POD_web_ns_u_0_0123abcd": "k8s_POD_web_ns_u_0",
+		"somebody_else":               "somebody_else",
+	} {
+		if got := names.Plain(name); got != want {
+			t.Errorf("Plain(%q) = %q, want %q", name, got, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/checkpoint"
+	"berth/core/names"
 	"berth/core/todocker"
 	"berth/core/view"
 	"berth/network"
@@ -28,7 +29,7 @@ func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 // is none.
 func (s *Service) unfinished(pod *view.Sandbox) *intent {
 	var left intent
-	if !s.intents.Get(pod.Name, &left) || left.ID != pod.ID() {
+	if !s.intents.Get(names.Plain(pod.Name), &left) || left.ID != pod.ID() {
 		return nil
 	}
 	return &left

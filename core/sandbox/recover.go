@@ -27,7 +27,7 @@ const gcLimit = 10 * time.Second
 func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *intent) error {
 	id := made.ID
 	if id == "" {
-		found, err := inspect(ctx, docker, made.Name)
+		found, err := inspect(ctx, docker, made.called())
 		switch {
 		case errdefs.IsNotFound(err):
 			return s.intents.Delete(made.Name)

@@ -17,6 +17,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/names"
 	"berth/core/profiles"
 	"berth/core/todocker"
 	"berth/core/undo"
@@ -31,9 +32,20 @@ const runLimit = 4 * time.Minute
 // the first step until after the last, so that nothing it has led to is lost
 // sight of.
 type intent struct {
-	Name string        // of the pause container
-	ID   string        // of the pause container, once it is created
-	Plan *network.Plan // of its network, once attaching begins
+	Name   string        // of the pause container, but for a suffix
+	Suffix string        // of its name, once it turns out to need one
+	ID     string        // of the pause container, once it is created
+	Plan   *network.Plan // of its network, once attaching begins
+}
+
+// called returns what the pause container is called.
+func (i *intent) called() string { return suffixed(i.Name, i.Suffix) }
+
+func suffixed(name, suffix string) string {
+	if suffix == "" {
+		return name
+	}
+	return name + "_" + suffix
 }
 
 // Run sets up a pod and returns the ID of its sandbox. A pod that could not be
@@ -68,7 +80,9 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return "", err
 	}
 	defer done()
+	suffix := fmt.Sprintf("%08x", rand.Uint32()) // if need be
 	defer s.view.Build(made.Name)()
+	defer s.view.Build(suffixed(made.Name, suffix))()
 	if err := s.recoverName(ctx, docker, made.Name); err != nil {
 		return "", fmt.Errorf("finish what an earlier call left: %w", err)
 	}
@@ -78,7 +92,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	var steps undo.Stack
 	defer steps.Rollback(work, &err)
 
-	ready, err := s.create(work, docker, ask, made, &steps)
+	ready, err := s.create(work, docker, ask, made, suffix, &steps)
 	if err != nil || ready != "" {
 		return ready, err
 	}
@@ -106,10 +120,10 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 // nameTries is how often a name that is taken is looked into.
 const nameTries = 4
 
-// create makes the pause container. If the pod turns out to be there already
-// it returns its ID.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent, steps *undo.Stack) (ready string, err error) {
-	for suffix, try := "", 0; ; try++ {
+// create makes the pause container, under a name with suffix if the plain one is
+// not to be had. If the pod turns out to be there already it returns its ID.
+func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent, suffix string, steps *undo.Stack) (ready string, err error) {
+	for try := 0; ; try++ {
 		if ask.Image, err = s.images.Pause(ctx); err != nil {
 			return "", fmt.Errorf("pause image: %w", err)
 		}
@@ -117,7 +131,6 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 		if err != nil {
 			return "", err
 		}
-		order.Name.Suffix = suffix
 		if try == 0 {
 			if err := s.intents.Put(made.Name, made); err != nil {
 				return "", err
@@ -125,7 +138,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 			steps.Push(func(ctx context.Context) error { return s.takeDown(ctx, docker, made) })
 		}
 		short, cancel := docker.Short(ctx)
-		created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, order.Name.String())
+		created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, made.called())
 		cancel()
 		switch {
 		case err == nil:
@@ -137,19 +150,40 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 		case errdefs.IsNotFound(err) && try < nameTries:
 			s.images.ForgetPause() // removed under our feet: look for it again
 		case errdefs.IsConflict(err) && try < nameTries:
-			id, free, err := s.conflict(ctx, docker, order.Name.String())
+			id, free, err := s.conflict(ctx, docker, made.called())
 			switch {
 			case err != nil:
 				return "", err
 			case id != "":
 				return id, s.intents.Delete(made.Name)
 			case !free:
-				suffix = fmt.Sprintf("%08x", rand.Uint32())
+				if id := s.twin(ctx, made.Name); id != "" {
+					return id, s.intents.Delete(made.Name)
+				}
+				made.Suffix = suffix
+				if err := s.intents.Put(made.Name, made); err != nil {
+					return "", err
+				}
 			}
 		default:
 			return "", fmt.Errorf("create sandbox: %w", err)
 		}
 	}
+}
+
+// twin returns the ID of a sandbox that is up and has the name but for a suffix, ""
+// if there is none.
+func (s *Service) twin(ctx context.Context, name string) string {
+	pods, err := s.view.Sandboxes(ctx, nil)
+	if err != nil {
+		return "" // it can be made as well
+	}
+	for _, pod := range pods {
+		if names.Plain(pod.Name) == name && pod.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+			return pod.ID()
+		}
+	}
+	return ""
 }
 
 // conflict looks into who has a sandbox's name. It returns the ID of the
@@ -196,7 +230,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 	}
 	short, cancel := docker.Short(ctx)
 	defer cancel()
-	created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, made.Name)
+	created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, made.called())
 	if err != nil {
 		return errors.Join(first, err)
 	}

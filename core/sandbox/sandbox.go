@@ -45,7 +45,7 @@ type Service struct {
 	updates    *journal.Shelf
 	log        *slog.Logger
 
-	turns turns.Turns // by Docker name
+	turns turns.Turns // by Docker name, but for a suffix
 
 	left     chan struct{} // has one element if something waits for KeepClean
 	patience time.Duration // detachPatience

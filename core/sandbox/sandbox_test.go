@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"os"
@@ -122,6 +123,20 @@ func (c *cables) breaks(steps ...string) {
 	for _, s := range steps {
 		c.broken[s] = true
 	}
+}
+
+// detachedWith returns the plans of the last detach, by ID.
+func (c *cables) detachedWith() map[string]*network.Plan {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.plans)
+}
+
+// first has do done before each step of that name from now on.
+func (c *cables) first(step string, do func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.before[step] = do
 }
 
 // took returns the steps since the last breaks.
@@ -340,7 +355,7 @@ func TestRunLeavesNothing(t *testing.T) {
 		return func(r *room, _ func()) { r.cables.breaks(steps...) }
 	}
 	hangUpIn := func(step string) func(*room, func()) {
-		return func(r *room, hangUp func()) { r.cables.before[step] = hangUp }
+		return func(r *room, hangUp func()) { r.cables.first(step, hangUp) }
 	}
 	for name, spoil := range map[string]func(r *room, hangUp func()){
 		"create refused":          refuse("POST /containers/create"),
@@ -480,10 +495,34 @@ func TestNameConflicts(t *testing.T) {
 		if c, _ := r.engine.Container(id); !strings.HasPrefix(c.Name, "/"+nameOf+"_") {
 			t.Errorf("it is called %s", c.Name)
 		}
+		if again := r.run(); again != id {
+			t.Errorf("the same pod again is %s, want %s", again, id)
+		}
 		if err := r.Remove(t.Context(), id); err != nil {
 			t.Error(err)
 		}
 		r.clean("a removal")
+	})
+	t.Run("nobody, and it fails", func(t *testing.T) {
+		for name, spoil := range map[string]func(r *room){
+			"create not answered": func(r *room) { r.engine.Lose("POST /containers/create", 2) },
+			"no network":          func(r *room) { r.cables.breaks("attach") },
+		} {
+			t.Run(name, func(t *testing.T) {
+				r := newRoom(t)
+				r.engine.LeakName(nameOf)
+				r.cables.first("attach", func() {
+					if list, err := r.List(t.Context(), nil); err != nil || len(list) > 0 {
+						t.Errorf("half made there are listed %v, %v", list, err)
+					}
+				})
+				spoil(r)
+				if _, err := r.Run(t.Context(), pod(), ""); err == nil {
+					t.Error("no error")
+				}
+				r.clean("a failure")
+			})
+		}
 	})
 	t.Run("five calls at once", func(t *testing.T) {
 		r := newRoom(t)
@@ -578,14 +617,14 @@ func ported() *runtimeapi.PodSandboxConfig {
 func TestRollbackDoesNotWaitForPlugins(t *testing.T) {
 	r := newRoom(t)
 	r.cables.breaks("attach")
-	r.cables.before["detach"] = func() {
+	r.cables.first("detach", func() {
 		for limit := time.Now().Add(enginetest.Patience); len(r.engine.Leftovers()) > 0; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(limit) {
 				t.Error("it still runs")
 				return
 			}
 		}
-	}
+	})
 	if _, err := r.Run(t.Context(), pod(), ""); !errors.Is(err, errCut) {
 		t.Errorf("%v, want that the cable is cut", err)
 	}
@@ -600,13 +639,13 @@ func TestAfterAFailedRollback(t *testing.T) {
 		if _, err := r.Run(r.Context(), ported(), ""); !errors.Is(err, errCut) {
 			r.Fatalf("%v, want that the cable is cut", err)
 		}
-		for id := range r.cables.plans {
+		for id := range r.cables.detachedWith() {
 			return id
 		}
 		return ""
 	}
 	ports := func(r *room, id string) {
-		if plan := r.cables.plans[id]; plan == nil || plan.Network != "maps" || len(plan.Pod.Ports) != 1 {
+		if plan := r.cables.detachedWith()[id]; plan == nil || plan.Network != "maps" || len(plan.Pod.Ports) != 1 {
 			r.Errorf("detached with %+v, want the plan that it was attached with", plan)
 		}
 	}
@@ -625,7 +664,6 @@ func TestAfterAFailedRollback(t *testing.T) {
 		id := fail(r)
 		r.engine.Heal("DELETE /containers/{id}")
 		r.cables.breaks()
-		clear(r.cables.plans)
 		enginetest.Until(t, "it is not shown", func() bool { _, err := r.Status(t.Context(), id); return err == nil })
 		if err := r.Remove(t.Context(), id); err != nil {
 			t.Error(err)
@@ -655,7 +693,7 @@ func TestOrphansKeepTheirCheckpoints(t *testing.T) {
 	}
 	r.cables.breaks()
 	enginetest.Until(t, "it stays", func() bool { return len(r.leftovers()) == 0 })
-	if plan := r.cables.plans[id]; plan == nil || len(plan.Pod.Ports) != 1 {
+	if plan := r.cables.detachedWith()[id]; plan == nil || len(plan.Pod.Ports) != 1 {
 		t.Errorf("detached with %+v, want its ports", plan)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/core/engine"
+	"berth/core/names"
 	"berth/core/view"
 	"berth/network"
 )
@@ -56,7 +57,7 @@ func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context
 	if err != nil {
 		return err
 	}
-	done, err := s.turns.Take(ctx, pod.Name)
+	done, err := s.turns.Take(ctx, names.Plain(pod.Name))
 	if err != nil {
 		return err
 	}
@@ -148,7 +149,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 		return err
 	}
 	if s.unfinished(pod) != nil {
-		if err := s.intents.Delete(pod.Name); err != nil {
+		if err := s.intents.Delete(names.Plain(pod.Name)); err != nil {
 			return err
 		}
 	}
