@@ -187,13 +187,9 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 func (s *Service) collect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, gcLimit)
 	defer cancel()
-	pods, err := s.view.Sandboxes(ctx, nil)
+	keep, err := s.view.SandboxIDs(ctx)
 	if err != nil {
 		return err
-	}
-	var keep []string
-	for _, pod := range pods {
-		keep = append(keep, pod.ID())
 	}
 	if err := s.network.GC(ctx, keep); err != nil {
 		// What it could not clean does no harm but to the plugins' own tables.

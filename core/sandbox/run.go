@@ -200,7 +200,12 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string
 	case labels.Decode(holder.Config.Labels).Kind != labels.Sandbox:
 		return "", false, fmt.Errorf("the name %s is taken by container %s, which is no sandbox: %w", name, holder.ID, errdefs.ErrAlreadyExists)
 	}
-	if seen, err := s.view.Sandbox(ctx, holder.ID); err == nil && seen.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+	seen, err := s.view.Sandbox(ctx, holder.ID)
+	switch {
+	case errdefs.IsNotFound(err): // removed meanwhile
+	case err != nil:
+		return "", false, err // it may be up and attached
+	case seen.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY:
 		return holder.ID, false, nil
 	}
 	s.log.Info("removing what is left of an earlier sandbox", slog.String("sandbox", holder.ID), slog.String("name", name))

@@ -42,6 +42,7 @@ type cables struct {
 	before   map[string]func()
 	steps    []string
 	plans    map[string]*network.Plan // of the last detach, by ID
+	kept     []string                 // by the last gc
 }
 
 func newCables() *cables {
@@ -92,7 +93,9 @@ func (c *cables) forget(id string) {
 	delete(c.bound, id)
 }
 
-func (c *cables) GC(context.Context, []string) error { return c.step("gc", func() {}) }
+func (c *cables) GC(_ context.Context, keep []string) error {
+	return c.step("gc", func() { c.kept = keep })
+}
 
 func (c *cables) keys(m map[string]bool) []string {
 	c.mu.Lock()
@@ -338,6 +341,28 @@ func TestOneHostname(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A pod that is asked for again is hidden for that time, and no garbage.
+func TestAHiddenPodIsNoGarbage(t *testing.T) {
+	r := newRoom(t)
+	id := r.run()
+	seen, err := r.view.Sandbox(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.view.Build(seen.Name)()
+	enginetest.Background(t, r.KeepClean)
+	enginetest.Until(t, "no garbage is collected", func() bool {
+		r.cables.mu.Lock()
+		defer r.cables.mu.Unlock()
+		return slices.Contains(r.cables.steps, "gc")
+	})
+	r.cables.mu.Lock()
+	defer r.cables.mu.Unlock()
+	if !slices.Equal(r.cables.kept, []string{id}) {
+		t.Errorf("kept are %v, want %s", r.cables.kept, id)
 	}
 }
 

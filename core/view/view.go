@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -236,6 +237,16 @@ func (v *View) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxFilte
 		return newestFirst(a.Row.GetCreatedAt(), b.Row.GetCreatedAt(), a.ID(), b.ID())
 	})
 	return list, nil
+}
+
+// SandboxIDs returns the IDs of all sandboxes, half made ones too.
+func (v *View) SandboxIDs(ctx context.Context) ([]string, error) {
+	if err := v.Ready(ctx); err != nil {
+		return nil, err
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.Collect(maps.Keys(v.sandboxes)), nil
 }
 
 // Containers returns the containers that match filter, the newest first; a nil
