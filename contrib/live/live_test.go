@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -371,6 +373,47 @@ func TestBehindOurBack(t *testing.T) {
 	})
 	n.remove(id)
 	n.clean()
+}
+
+// TestPruning is what operating.md says of docker container prune: of several labels
+// that are to be spared, an Engine spares what has them all.
+func TestPruning(t *testing.T) {
+	n := newNode(t)
+	ctx := t.Context()
+	const ours, mark = "io.kubernetes.docker.type", "berth.test.prune"
+	left := func() (names []string) {
+		list, err := n.docker.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", mark))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range list {
+			names = append(names, c.Labels[mark])
+		}
+		slices.Sort(names)
+		return names
+	}
+	for _, set := range []map[string]string{{mark: "plain"}, {mark: "other", "other": ""}, {mark: "pod", ours: "x"}, {mark: "both", ours: "x", "other": ""}} {
+		made, err := n.docker.ContainerCreate(ctx, &container.Config{Image: *image, Labels: set}, &container.HostConfig{NetworkMode: "none"}, nil, nil, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.docker.ContainerRemove(context.WithoutCancel(ctx), made.ID, container.RemoveOptions{})
+	}
+	for _, tt := range []struct{ spare, want []string }{
+		{[]string{ours}, []string{"both", "pod"}},
+		{[]string{ours, "other"}, []string{"both"}},
+	} {
+		args := filters.NewArgs(filters.Arg("label", mark)) // nobody else's
+		for _, label := range tt.spare {
+			args.Add("label!", label)
+		}
+		if _, err := n.docker.ContainersPrune(ctx, args); err != nil {
+			t.Fatal(err)
+		}
+		if got := left(); !slices.Equal(got, tt.want) {
+			t.Errorf("sparing %v leaves %v, want %v", tt.spare, got, tt.want)
+		}
+	}
 }
 
 // TestFailedStart is what becomes of a container that cannot run.

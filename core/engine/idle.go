@@ -5,13 +5,15 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
+
+	"berth/core/labels"
 )
 
 // Idle makes a container of an image that never runs and is no pod's, with a
 // label that tells what it is for, and returns its ID.
 func (c *Conn) Idle(ctx context.Context, image, key, value string) (string, error) {
 	made, err := c.ContainerCreate(ctx, &container.Config{
-		Image: image, Entrypoint: []string{"/"}, NetworkDisabled: true, Labels: map[string]string{key: value},
+		Image: image, Entrypoint: []string{"/"}, NetworkDisabled: true, Labels: labels.Idle(key, value),
 		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 	}, &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "none"}}, nil, nil, "")
 	return made.ID, err

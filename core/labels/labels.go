@@ -46,6 +46,13 @@ const LookKey = ownPrefix + "look"
 // stage.
 const HoldKey = ownPrefix + "hold"
 
+// Idle returns the labels of a container that never runs and is no pod's, with key for
+// what it is and value. It has a kind, which is no pod's either: whoever prunes
+// containers spares pods by that key, and Docker takes one such filter only.
+func Idle(key, value string) map[string]string {
+	return map[string]string{key: value, kindKey: "idle"}
+}
+
 // podName is what stands in nameKey of a sandbox.
 const podName = "POD"
 

@@ -70,3 +70,14 @@ func TestDecodeReadsWhatCriDockerdWrote(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// What holds or looks into an image is spared by those who spare pods, and is no pod's.
+func TestIdle(t *testing.T) {
+	got := labels.Idle(labels.HoldKey, "x")
+	if _, ok := got[labels.Set{}.Filter()[0]]; !ok || got[labels.HoldKey] != "x" {
+		t.Errorf("labels %v", got)
+	}
+	if kind := labels.Decode(got).Kind; kind == labels.Sandbox || kind == labels.Container {
+		t.Errorf("its kind is %s", kind)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -262,7 +263,10 @@ func (v *View) list(ctx context.Context, conn *engine.Conn) ([]container.Summary
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
-	return list, nil
+	return slices.DeleteFunc(list, func(row container.Summary) bool {
+		kind := labels.Decode(row.Labels).Kind
+		return kind != labels.Sandbox && kind != labels.Container
+	}), nil
 }
 
 // sweep takes out what is not in a list that was asked for at ticket.
