@@ -274,7 +274,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.set(conn, nil)
 		e.mu.Unlock()
 		e.log.Info("connected to docker", slog.String("version", conn.Can.Version), slog.String("api", conn.Can.API),
-			slog.String("cgroup", conn.Can.CgroupDriver), slog.String("storage", conn.Can.StorageDriver))
+			slog.String("cgroup", conn.Can.CgroupDriver), slog.String("storage", conn.Can.StorageDriver), slog.Bool("live-restore", conn.Can.LiveRestore))
 		err = e.watch(ctx, conn)
 		if ctx.Err() != nil {
 			return nil // calls under way may finish, with the connection there is
