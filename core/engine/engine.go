@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -417,16 +418,20 @@ func (e *Engine) Ask(ctx context.Context) (Record, error) {
 	return conn.Can, conn.Close()
 }
 
-// closing is in what an Engine answers, with status 500, while it shuts down and
-// has let go of containerd.
-const closing = "grpc: the client connection is closing"
+// closing are in what an Engine answers, with status 500, while it shuts down and
+// lets go of containerd: to what comes then, and to what it was about.
+var closing = []string{"grpc: the client connection is closing", "transport is closing"}
 
 // Away reports whether err says that the Engine could not be reached, hung up or
 // is shutting down, rather than that it refused.
 func Away(err error) bool {
+	if err == nil {
+		return false
+	}
 	var op *net.OpError
-	return err != nil && strings.Contains(err.Error(), closing) || client.IsErrConnectionFailed(err) || errdefs.IsUnavailable(err) ||
-		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return client.IsErrConnectionFailed(err) || errdefs.IsUnavailable(err) ||
+		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		slices.ContainsFunc(closing, func(text string) bool { return strings.Contains(err.Error(), text) })
 }
 
 // sleep waits for d or the end of ctx.
