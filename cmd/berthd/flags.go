@@ -41,7 +41,7 @@ func options(cfg *Config) []group {
 	return []group{
 		{"Docker and the kubelet", []*option{
 			{name: "container-runtime-endpoint", value: set(&cfg.Endpoint, anEndpoint), initial: "unix:///var/run/cri-dockerd.sock",
-				usage: "where the kubelet finds us: unix:///`PATH`, or fd:// or fd://NAME for the first socket or the one of that name that systemd passes"},
+				usage: "where the kubelet finds us: unix:///`PATH`, also where systemd passes a socket at that path, or fd:// or fd://NAME for the first socket or the one of that name that systemd passes"},
 			{name: "docker-endpoint", value: set(&cfg.DockerEndpoint, aDockerHost), initial: "unix:///var/run/docker.sock",
 				usage: "where Docker listens: unix:///`PATH` or tcp://HOST:PORT; empty for what DOCKER_HOST and its like in the environment say"},
 			{name: "runtime-request-timeout", value: set(&cfg.RequestTimeout, aTimeout), initial: "0s",

@@ -19,17 +19,46 @@ import (
 const socketMode = 0o660
 
 // listen opens the socket that endpoint names: unix:///PATH, fd:// or
-// fd://NAME.
+// fd://NAME. A unix:///PATH at which systemd has opened one for us is that one.
 func listen(endpoint string) (l net.Listener, err error) {
+	given := activation.Files(true) // and CNI plugins shall not think they are theirs
+	defer func() {
+		for _, f := range given {
+			f.Close() // a listener has its own descriptor
+		}
+	}()
 	if name, ok := strings.CutPrefix(endpoint, "fd://"); ok {
-		l, err = passed(name)
+		l, err = passed(given, name)
 	} else {
-		l, err = open(strings.TrimPrefix(endpoint, "unix://"))
+		path := strings.TrimPrefix(endpoint, "unix://")
+		if l = passedAt(given, path); l == nil {
+			l, err = open(path)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen at %s (--container-runtime-endpoint): %w", endpoint, err)
 	}
 	return l, nil
+}
+
+// passedAt returns the given socket that is bound to path, nil if none is. Units
+// that were made for cri-dockerd name a path and require a socket unit at once.
+func passedAt(given []*os.File, path string) net.Listener {
+	at, err := os.Stat(path) // by whatever name: /var/run is /run
+	if err != nil {
+		return nil
+	}
+	for _, f := range given {
+		l, err := net.FileListener(f)
+		if err != nil {
+			continue // nothing that the kubelet could connect to
+		}
+		if bound, err := os.Stat(l.Addr().String()); err == nil && l.Addr().Network() == "unix" && os.SameFile(bound, at) {
+			return l
+		}
+		l.Close() // it is not ours to use
+	}
+	return nil
 }
 
 // open makes a socket at path. It is removed again when the listener closes.
@@ -47,17 +76,10 @@ func open(path string) (net.Listener, error) {
 	return net.Listen("unix", path)
 }
 
-// passed returns a socket that systemd has opened for us: the one called name, or
-// for "" the first.
-func passed(name string) (net.Listener, error) {
-	files := activation.Files(true) // and CNI plugins shall not think they are theirs
-	defer func() {
-		for _, f := range files {
-			f.Close() // a listener has its own descriptor
-		}
-	}()
+// passed returns the given socket called name, or for "" the first.
+func passed(given []*os.File, name string) (net.Listener, error) {
 	var names []string
-	for _, f := range files {
+	for _, f := range given {
 		if name != "" && f.Name() != name {
 			names = append(names, f.Name())
 			continue

@@ -169,6 +169,18 @@ first() {
 	rm -r /etc/systemd/system/cri-docker.service.d
 	systemctl daemon-reload
 
+	say "the command of kubespray's unit, which names the path of the socket"
+	mkdir -p /etc/systemd/system/cri-dockerd.service.d
+	printf '[Service]\nExecStart=\nExecStart=/usr/bin/cri-dockerd --container-runtime-endpoint unix:///var/run/cri-dockerd.sock --cni-conf-dir=/etc/cni/net.d --cni-bin-dir=/usr/lib/cni --network-plugin=cni --pod-cidr=10.99.0.0/24 --pod-infra-container-image=registry.k8s.io/pause:3.10 --log-level info\n' >/etc/systemd/system/cri-dockerd.service.d/kubespray.conf
+	systemctl daemon-reload
+	systemctl restart cri-dockerd
+	want "berthd serves there on systemd's socket" grep -q 'msg=serving endpoint=unix:///var/run/cri-dockerd.sock' <(journalctl --no-pager "_PID=$(systemctl show -P MainPID berth.service)")
+	alive "with a path and a socket unit"
+	rm -r /etc/systemd/system/cri-dockerd.service.d
+	systemctl daemon-reload
+	systemctl restart berth.service
+	alive "and as it was"
+
 	say "an upgrade"
 	before=$(systemctl show -P MainPID berth.service)
 	apt-get install -y --no-install-recommends ./next/berth_*_amd64.deb >/dev/null
