@@ -15,6 +15,7 @@ import (
 type doctorConfig struct {
 	json bool
 	root string // where the node's files are
+	file string // of the configuration
 }
 
 // How a thing was found.
@@ -48,6 +49,7 @@ func doctor(ctx context.Context, cfg Config, out io.Writer) error {
 	p.checkSocket(ctx)
 	p.checkKubelet()
 	p.checkKernel()
+	p.checkUnits()
 	p.checkLeftovers()
 	if err := p.print(out); err != nil {
 		return err

@@ -1,11 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
+
+	"github.com/coreos/go-systemd/v22/unit"
 )
 
 // checkKernel looks at the settings that networks of pods need.
@@ -38,22 +43,111 @@ func (p *patient) sysctl(name string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// checkLeftovers looks for a cri-dockerd that would be in the way.
-func (p *patient) checkLeftovers() {
-	before := len(p.report)
+// restart is how a changed unit comes into force.
+const restart = "systemctl daemon-reload && systemctl restart berth.service"
+
+// checkUnits looks at what the operator has put beside the packages' units, which are
+// called like cri-dockerd's too.
+func (p *patient) checkUnits() {
+	for _, kind := range []string{".service", ".socket"} {
+		made, packaged := "/etc/systemd/system/berth"+kind, "/usr/lib/systemd/system/berth"+kind
+		if !p.isFile(made) {
+			continue
+		}
+		if p.isFile(packaged) {
+			p.tell("units", doubt, made+" comes before that of the package, whose upgrades it hides", "remove it and: "+restart)
+		}
+		p.checkCommands(made)
+	}
 	for _, name := range []string{"cri-docker", "cri-dockerd"} {
 		for _, kind := range []string{".service", ".socket"} {
-			unit := "/etc/systemd/system/" + name + kind
-			if info, err := os.Lstat(p.path(unit)); err == nil && info.Mode().IsRegular() {
-				p.tell("cri-dockerd", wrong, unit+" comes before the unit of berth of that name",
+			if made := "/etc/systemd/system/" + name + kind; p.isFile(made) {
+				p.tell("units", wrong, made+" comes before the unit of berth of that name",
 					"remove it and: systemctl daemon-reload && systemctl enable --now berth.socket berth.service")
-			}
-			drops, _ := filepath.Glob(p.path(unit + ".d/*.conf"))
-			for _, drop := range drops {
-				p.checkDropIn(drop)
 			}
 		}
 	}
+	for _, name := range []string{"berth", "cri-docker", "cri-dockerd"} {
+		dir := "/etc/systemd/system/" + name + ".service.d"
+		drops, _ := os.ReadDir(p.path(dir)) // it need not be there
+		for _, drop := range drops {
+			if filepath.Ext(drop.Name()) == ".conf" {
+				p.checkCommands(filepath.Join(dir, drop.Name()))
+			}
+		}
+	}
+	if !slices.ContainsFunc(p.report, func(f finding) bool { return f.Check == "units" }) {
+		p.tell("units", fine, "none is in the way, and berthd takes what drop-ins tell it", "")
+	}
+}
+
+// isFile says whether that is a file of the node, and no link.
+func (p *patient) isFile(name string) bool {
+	info, err := os.Lstat(p.path(name))
+	return err == nil && info.Mode().IsRegular()
+}
+
+// checkCommands looks at what a unit or a drop-in has the service run.
+func (p *patient) checkCommands(file string) {
+	text, err := os.ReadFile(p.path(file))
+	if err != nil {
+		p.tell("units", doubt, err.Error(), "")
+		return
+	}
+	options, err := unit.DeserializeOptions(bytes.NewReader(text))
+	if err != nil {
+		p.tell("units", wrong, file+": "+err.Error(), "correct it and: "+restart)
+		return
+	}
+	for _, o := range options {
+		words := commandWords(o.Value)
+		if o.Section != "Service" || o.Name != "ExecStart" || len(words) == 0 {
+			continue
+		}
+		program := strings.TrimLeft(words[0], "-@:+!")
+		found, err := filepath.EvalSymlinks(p.path(program))
+		switch {
+		case err != nil:
+			p.tell("units", wrong, file+" starts "+program+", which is not there", "name /usr/bin/berthd there and: "+restart)
+			continue
+		case filepath.Base(found) != "berthd":
+			p.tell("units", wrong, file+" starts "+program+", which is not berthd", "name /usr/bin/berthd there and: "+restart)
+			continue
+		case strings.ContainsAny(o.Value, "$%"):
+			continue // only systemd knows what these words become
+		}
+		if _, _, err := parse(call{name: "berthd", args: words[1:], file: p.cfg.doctor.file, out: io.Discard}); err != nil {
+			p.tell("units", wrong, file+": "+err.Error(), "correct it and: "+restart)
+		}
+	}
+}
+
+// commandWords splits the value of an ExecStart= as systemd does, but for escapes.
+func commandWords(value string) (words []string) {
+	var word []rune
+	var quote rune
+	begun := false
+	for _, r := range strings.ReplaceAll(value, "\\\n", " ") + " " {
+		switch {
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote == 0 && (r == '"' || r == '\''):
+			quote, begun = r, true
+		case quote == 0 && unicode.IsSpace(r):
+			if begun {
+				words = append(words, string(word))
+			}
+			word, begun = nil, false
+		default:
+			word, begun = append(word, r), true
+		}
+	}
+	return words
+}
+
+// checkLeftovers looks for what is left of the adapters before us.
+func (p *patient) checkLeftovers() {
+	before := len(p.report)
 	if pids := p.running("cri-dockerd"); len(pids) > 0 {
 		p.tell("cri-dockerd", wrong, fmt.Sprintf("it runs (process %s): two adapters do not get on on one node", strings.Join(pids, ", ")),
 			"find its unit with: systemctl status "+pids[0]+", stop and disable it; pods go on")
@@ -63,33 +157,7 @@ func (p *patient) checkLeftovers() {
 			"nothing needs them; once no pod from before the migration runs: rm -r /var/lib/dockershim")
 	}
 	if len(p.report) == before {
-		p.tell("cri-dockerd", fine, "nothing of it is in the way", "")
-	}
-}
-
-// checkDropIn looks at what a drop-in for a unit of cri-dockerd has it run.
-func (p *patient) checkDropIn(file string) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		p.tell("cri-dockerd", doubt, err.Error(), "")
-		return
-	}
-	for line := range strings.Lines(string(text)) {
-		command, ok := strings.CutPrefix(strings.TrimSpace(line), "ExecStart=")
-		words := strings.Fields(command)
-		if !ok || len(words) == 0 {
-			continue
-		}
-		program := strings.TrimLeft(words[0], "-@:+!")
-		found, err := filepath.EvalSymlinks(p.path(program))
-		switch {
-		case err != nil:
-			p.tell("cri-dockerd", wrong, file+" starts "+program+", which is not there", "name /usr/bin/berthd there")
-		case filepath.Base(found) != "berthd":
-			p.tell("cri-dockerd", wrong, file+" starts "+program+", which is not berthd", "name /usr/bin/berthd there and: systemctl daemon-reload && systemctl restart berth.service")
-		case slices.Contains(words, "--network-plugin=kubenet"):
-			p.tell("cri-dockerd", wrong, file+" asks for kubenet, which is gone", "use cni with the plugins bridge and host-local")
-		}
+		p.tell("cri-dockerd", fine, "it does not run, and has left nothing", "")
 	}
 }
 
@@ -102,7 +170,8 @@ func (p *patient) running(program string) (pids []string) {
 			continue
 		}
 		exe, err := os.Readlink(filepath.Join(filepath.Dir(file), "exe"))
-		if err != nil || filepath.Base(exe) == "berthd" {
+		// After an upgrade the program of a process is "/usr/bin/berthd (deleted)".
+		if err != nil || filepath.Base(strings.TrimSuffix(exe, " (deleted)")) == "berthd" {
 			continue
 		}
 		pids = append(pids, filepath.Base(filepath.Dir(file)))

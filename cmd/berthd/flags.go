@@ -170,6 +170,7 @@ func parse(c call) (cfg Config, done bool, err error) {
 		return cfg, true, printManual(c, append(table, doctor, general))
 	}
 
+	cfg.doctor.file = file
 	given := map[*option]string{}
 	for _, o := range all(table) {
 		if flags.Changed(o.name) {
