@@ -18,6 +18,10 @@ const (
 	kubeletFlags    = "/var/lib/kubelet/kubeadm-flags.env"
 )
 
+// kubeletExtra are where the units of Kubernetes' packages have more flags from, which
+// win: deb and rpm.
+var kubeletExtra = []string{"/etc/default/kubelet", "/etc/sysconfig/kubelet"}
+
 // otherSockets are those that kubeadm finds by itself, besides ours.
 var otherSockets = []string{"/run/containerd/containerd.sock", "/run/crio/crio.sock"}
 
@@ -26,6 +30,7 @@ type kubelet struct {
 	Endpoint     string `yaml:"containerRuntimeEndpoint"`
 	CgroupDriver string `yaml:"cgroupDriver"`
 	pause        string
+	endpointFrom string // the file with the flag for Endpoint, if one is given
 }
 
 // checkKubelet looks at what the kubelet was told.
@@ -51,7 +56,7 @@ func (p *patient) checkKubelet() {
 			"kubeadm init or join --cri-socket "+ours+", or set containerRuntimeEndpoint in "+kubeletConfig)
 	case socketOf(told.Endpoint) != socketOf(ours):
 		p.tell("kubelet", wrong, fmt.Sprintf("it uses %s, berthd serves %s", told.Endpoint, ours),
-			fmt.Sprintf("set --container-runtime-endpoint=%s in %s, or containerRuntimeEndpoint in the file that has it, and: systemctl restart kubelet", ours, kubeletFlags))
+			fmt.Sprintf("set --container-runtime-endpoint=%s in %s, or containerRuntimeEndpoint in the file that has it, and: systemctl restart kubelet", ours, cmp.Or(told.endpointFrom, kubeletFlags)))
 	default:
 		p.tell("kubelet", fine, "it uses "+told.Endpoint, "")
 	}
@@ -108,28 +113,40 @@ func (p *patient) readKubelet() (*kubelet, error) {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
-	text, err := os.ReadFile(p.path(kubeletFlags))
-	if err != nil {
-		return told, nil
+	if text, err := os.ReadFile(p.path(kubeletFlags)); err == nil {
+		told = cmp.Or(told, new(kubelet))
+		told.readFlags(kubeletFlags, string(text))
 	}
-	if told == nil {
-		told = new(kubelet)
-	}
-	_, flags, _ := strings.Cut(strings.TrimSpace(string(text)), "=")
-	words := strings.Fields(strings.Trim(flags, `"'`))
-	for i, word := range words {
-		name, value, joined := strings.Cut(word, "=")
-		if !joined && i+1 < len(words) {
-			value = words[i+1]
-		}
-		switch name {
-		case "--container-runtime-endpoint":
-			told.Endpoint = value // a flag wins
-		case "--cgroup-driver":
-			told.CgroupDriver = value
-		case "--pod-infra-container-image":
-			told.pause = value
+	for _, file := range kubeletExtra {
+		if text, err := os.ReadFile(p.path(file)); err == nil && told != nil {
+			told.readFlags(file, string(text))
 		}
 	}
 	return told, nil
+}
+
+// readFlags takes over the flags in a file of variables that kubeadm or the kubelet's
+// packages have made.
+func (k *kubelet) readFlags(file, text string) {
+	for line := range strings.Lines(text) {
+		variable, flags, _ := strings.Cut(strings.TrimSpace(line), "=")
+		if variable != "KUBELET_KUBEADM_ARGS" && variable != "KUBELET_EXTRA_ARGS" {
+			continue
+		}
+		words := strings.Fields(strings.Trim(flags, `"'`))
+		for i, word := range words {
+			name, value, joined := strings.Cut(word, "=")
+			if !joined && i+1 < len(words) {
+				value = words[i+1]
+			}
+			switch name {
+			case "--container-runtime-endpoint":
+				k.Endpoint, k.endpointFrom = value, file
+			case "--cgroup-driver":
+				k.CgroupDriver = value
+			case "--pod-infra-container-image":
+				k.pause = value
+			}
+		}
+	}
 }

@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -88,6 +92,9 @@ func (p *patient) checkSocket(ctx context.Context) {
 		p.tell("socket", wrong, fmt.Sprintf("%s has mode %04o: everybody on this node can be root", path, info.Mode().Perm()),
 			"remove SocketMode= from drop-ins of berth.socket and: systemctl restart berth.socket")
 		return
+	case errors.Is(unix.Access(path, unix.W_OK), fs.ErrPermission):
+		p.tell("socket", wrong, path+" is not for this user", "run the doctor as root")
+		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, socketPatience)
 	defer cancel()
@@ -103,11 +110,27 @@ func (p *patient) checkSocket(ctx context.Context) {
 		p.tell("socket", wrong, path+" does not answer: "+err.Error(), "look at: systemctl status berth.service, journalctl -u berth.service")
 		return
 	}
+	// What another line tells already is not wrong twice.
+	causes := map[string]string{runtimeapi.RuntimeReady: "docker", runtimeapi.NetworkReady: "network"}
+	known := false
 	for _, c := range status.GetStatus().GetConditions() {
-		if !c.GetStatus() {
+		switch {
+		case c.GetStatus():
+		case p.toldWrong(causes[c.GetType()]):
+			known = true
+		default:
 			p.tell("socket", wrong, fmt.Sprintf("%s answers, but %s: %s", path, c.GetReason(), c.GetMessage()), "do as the other lines say")
 			return
 		}
 	}
+	if known {
+		p.tell("socket", fine, path+" answers, and will be ready once the rest is well", "")
+		return
+	}
 	p.tell("socket", fine, path+" answers, and is ready", "")
+}
+
+// toldWrong says whether something was found wrong by that check.
+func (p *patient) toldWrong(check string) bool {
+	return slices.ContainsFunc(p.report, func(f finding) bool { return f.Check == check && f.State == wrong })
 }

@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 		"berthd":      enter,
 		"cri-dockerd": enter,
 		"activate":    activate,
+		"as-nobody":   asNobody,
 	})
 }
 
@@ -33,6 +34,16 @@ func TestMain(m *testing.M) {
 func enter() {
 	file := filepath.Join(os.Getenv("WORK"), "etc", "config.yaml")
 	os.Exit(start(context.Background(), call{name: program(os.Args[0]), args: os.Args[1:], file: file, out: os.Stdout}, os.Stderr))
+}
+
+// asNobody is berthd as a user who may do nothing. The user is changed here, for
+// others may not even reach the program.
+func asNobody() {
+	if err := errors.Join(unix.Setgroups(nil), unix.Setresgid(65534, 65534, 65534), unix.Setresuid(65534, 65534, 65534)); err != nil {
+		fmt.Fprintln(os.Stderr, "as-nobody:", err)
+		os.Exit(exitMisused)
+	}
+	enter()
 }
 
 // The limits are generous: the machine may be busy.
@@ -53,6 +64,12 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			return os.WriteFile(filepath.Join(e.WorkDir, "own", "config.yaml"), []byte(own), 0o644)
+		},
+		Condition: func(what string) (bool, error) {
+			if what != "root" {
+				return false, fmt.Errorf("no condition %q", what)
+			}
+			return os.Geteuid() == 0, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ends":           ends,
