@@ -85,7 +85,12 @@ func readFiles(table []group, path string, must bool) error {
 		return misuse("drop-ins of the configuration: %w", err)
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") || filepath.Ext(e.Name()) != ".yaml" {
+		switch ext := filepath.Ext(e.Name()); {
+		case strings.HasPrefix(e.Name(), "."):
+			continue
+		case ext == ".yml":
+			return misuse("%s: drop-ins end in .yaml: rename it", filepath.Join(dropIns, e.Name()))
+		case ext != ".yaml":
 			continue
 		}
 		if err := readFile(byName, filepath.Join(dropIns, e.Name())); err != nil {

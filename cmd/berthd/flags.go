@@ -6,7 +6,6 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -88,13 +87,13 @@ func options(cfg *Config) []group {
 		{"Metrics", []*option{
 			{name: "metrics-bind-addr", value: set(&cfg.MetricsAddr, aMetricsAddress), initial: "",
 				usage: "`IP:PORT` to serve /metrics for Prometheus and /healthz on, or only a port for 127.0.0.1; empty for none. Whoever reaches it is told, without authentication"},
-			{name: "profiling", value: set(&cfg.Profiles, strconv.ParseBool), initial: "false",
+			{name: "profiling", value: set(&cfg.Profiles, yesOrNo), initial: "false",
 				usage: "serve profiles of the daemon itself at /debug/pprof/ of metrics-bind-addr, which must be on the loopback"},
 		}},
 		{"Without effect, taken with a warning", []*option{
-			{name: "ipv6-dual-stack", value: set(new(bool), strconv.ParseBool), initial: "false",
+			{name: "ipv6-dual-stack", value: set(new(bool), yesOrNo), initial: "false",
 				idle: "all addresses that CNI gives to a pod are reported"},
-			{name: "network-plugin-mtu", value: set(new(int), strconv.Atoi), initial: "0",
+			{name: "network-plugin-mtu", value: set(new(int), aNumber), initial: "0",
 				idle: "it was for kubenet; set the MTU in the CNI configuration"},
 			{name: "hairpin-mode", value: choice(new(string), "none", "hairpin-veth", "promiscuous-bridge"), initial: "none",
 				idle: "it was for kubenet; set hairpinMode in the CNI configuration"},
@@ -130,14 +129,14 @@ func parse(c call) (cfg Config, done bool, err error) {
 	var file string
 	var showHelp, showVersion, showBuildinfo bool
 	doctor := group{"For doctor", []*option{
-		{name: "json", value: set(&cfg.doctor.json, strconv.ParseBool), initial: "false", usage: "tell it as JSON"},
+		{name: "json", value: set(&cfg.doctor.json, yesOrNo), initial: "false", usage: "tell it as JSON"},
 		{name: "root", value: set(&cfg.doctor.root, aDir), initial: "/", usage: "`DIR` where the files of the node are"},
 	}}
 	general := group{"General", []*option{
 		{name: "config", value: set(&file, aFile), initial: c.file, usage: "`FILE` of options"},
-		{name: "help", short: "h", value: set(&showHelp, strconv.ParseBool), initial: "false", usage: "print this"},
-		{name: "version", value: set(&showVersion, strconv.ParseBool), initial: "false", usage: "print the version"},
-		{name: "buildinfo", value: set(&showBuildinfo, strconv.ParseBool), initial: "false", usage: "print what this was built from"},
+		{name: "help", short: "h", value: set(&showHelp, yesOrNo), initial: "false", usage: "print this"},
+		{name: "version", value: set(&showVersion, yesOrNo), initial: "false", usage: "print the version"},
+		{name: "buildinfo", value: set(&showBuildinfo, yesOrNo), initial: "false", usage: "print what this was built from"},
 	}}
 	flags := pflag.NewFlagSet(c.name, pflag.ContinueOnError)
 	flags.Usage = func() {} // an error is one line
@@ -161,7 +160,7 @@ func parse(c call) (cfg Config, done bool, err error) {
 	case showBuildinfo:
 		return cfg, true, printBuildinfo(c.out, c.name)
 	case !slices.ContainsFunc(verbs, func(v verb) bool { return v.words == cfg.verb }):
-		return cfg, false, misuse("unexpected argument %q (--help tells what there is)", flags.Arg(0))
+		return cfg, false, misuse("unknown command %q: there are %s (--help tells more)", cfg.verb, commands())
 	case cfg.verb != verbDoctor && (flags.Changed("json") || flags.Changed("root")):
 		return cfg, false, misuse("--json and --root are for doctor")
 	case cfg.verb == verbCompletion:
@@ -223,6 +222,17 @@ var verbs = []verb{
 	{verbDoctor, "look over this node, and tell what is wrong and what to do; --json for programs"},
 	{verbCompletion, "print what lets bash complete commands"},
 	{verbMan, "print the manual page"},
+}
+
+// commands names all verbs that have words.
+func commands() string {
+	var names []string
+	for _, v := range verbs {
+		if v.words != verbServe {
+			names = append(names, v.words)
+		}
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
 }
 
 // all returns the options of all groups.

@@ -93,6 +93,22 @@ func (s *setting[T]) plain() any {
 
 func anything(s string) (string, error) { return s, nil }
 
+func yesOrNo(s string) (bool, error) {
+	v, err := strconv.ParseBool(s)
+	if err != nil {
+		return false, errors.New("must be true or false")
+	}
+	return v, nil
+}
+
+func aNumber(s string) (int, error) {
+	v, err := strconv.Atoi(s)
+	if err != nil {
+		return 0, errors.New("must be a whole number")
+	}
+	return v, nil
+}
+
 func aFile(s string) (string, error) {
 	if s == "" {
 		return "", errors.New("must name a file")
