@@ -37,26 +37,31 @@ func printCompletion(c call, table []group) error {
 // completion is the script, but for all options, other words, the options that a
 // few words are the choices of, those that want a directory, and a file.
 //
-// Bash takes --option=value for three words.
+// Bash takes --option=value for three words, and unix:///PATH, too, unless it was told that
+// a colon ends no word.
 const completion = `# bash completion for berthd and cri-dockerd
 _berthd() {
 	local options='%[1]s'
-	local words='' option current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}
+	local words='' kind='' scheme='' at=$COMP_CWORD current=${COMP_WORDS[COMP_CWORD]} option
 	COMPREPLY=()
-	option=$before
+	if [[ $at -ge 3 && ${COMP_WORDS[at-1]} == : ]]; then
+		at=$((at - 2))
+	fi
+	option=${COMP_WORDS[at-1]}
 	if [[ $current == = ]]; then
 		current=''
-	elif [[ $before == = && COMP_CWORD -ge 2 ]]; then
-		option=${COMP_WORDS[COMP_CWORD-2]}
+	elif [[ $option == = && $at -ge 2 ]]; then
+		option=${COMP_WORDS[at-2]}
 	fi
 	case $option in
-%[3]s	%[4]s)
-		mapfile -t COMPREPLY < <(compgen -d -- "${current#unix://}")
-		return ;;
-	%[5]s)
-		mapfile -t COMPREPLY < <(compgen -f -- "${current#unix://}")
-		return ;;
+%[3]s	%[4]s) kind=-d ;;
+	%[5]s) kind=-f ;;
 	esac
+	if [[ -n $kind ]]; then
+		[[ $current != unix://* ]] || scheme=unix://
+		mapfile -t COMPREPLY < <(compgen -P "$scheme" $kind -- "${current#unix://}")
+		return
+	fi
 	if [[ -z $words ]]; then
 		words='%[2]s'
 		[[ $current != -* ]] || words=$options
