@@ -78,17 +78,10 @@ say "deb: over cri-dockerd, upgraded, removed, purged"
 r=$w/deb
 root "$r"
 mkdir -p "$r/var/lib/dpkg/info" "$r/var/lib/dpkg/updates" && : >"$r/var/lib/dpkg/status"
-pkg() { dpkg --root="$r" --log=/dev/null --force-depends --force-confdef --force-confold "$@" >"$w/dpkg.log" 2>&1 || { cat "$w/dpkg.log"; return 1; }; }
-old=$w/cri-dockerd
-mkdir -p "$old/DEBIAN" "$old/usr/bin" "$old/lib/systemd/system"
-printf 'Package: cri-dockerd\nVersion: 0.3.15.3-0~debian-bookworm\nArchitecture: amd64\nMaintainer: x <x@y.invalid>\nDescription: the one before\n' >"$old/DEBIAN/control"
-printf '#!/bin/sh\necho cri-dockerd 0.3.15\n' >"$old/usr/bin/cri-dockerd"
-chmod +x "$old/usr/bin/cri-dockerd"
-echo '[Unit]' | tee "$old/lib/systemd/system/cri-docker.service" >"$old/lib/systemd/system/cri-docker.socket"
-printf '#!/bin/sh\n[ "$1" != remove ] || deb-systemd-helper mask cri-docker.service\n' >"$old/DEBIAN/postrm"
-chmod 755 "$old/DEBIAN/postrm"
-dpkg-deb --root-owner-group -b "$old" "$w/cri-dockerd.deb" >/dev/null
-want "a node with cri-dockerd" pkg -i "$w/cri-dockerd.deb"
+pkg() { dpkg --root="$r" --log=/dev/null --force-depends --force-confdef --force-confold "$@" >"$w/log" 2>&1 || { cat "$w/log"; return 1; }; }
+"$here/peer.sh" "$w/peer"
+want "a node with cri-dockerd" pkg -i "$w"/peer/*.deb
+: >"$r/calls"
 want "berth installs over cri-dockerd" pkg -i --auto-deconfigure --force-conflicts "$deb"
 want "cri-dockerd is gone" not grep -q '^Status: install ok installed' <(grep -A1 '^Package: cri-dockerd$' "$r/var/lib/dpkg/status")
 want "all units are there, and none was taken along" units_in_place "$r"
@@ -117,12 +110,45 @@ want "and removed again" pkg -r berth
 want "purge" pkg -P berth
 want "the configuration is gone" test ! -e "$r/etc/berth"
 want "what is known of pods stays" test -d "$r/var/lib/cri-dockerd/sandbox"
+# beside WHAT FILE INSTALL...: with that FILE of the operator's in the way.
+beside() {
+	local what=$1 file=$2
+	shift 2
+	: >"$r/calls"
+	want "beside $what" "$@"
+	want "it is not started" not grep -q ' start' "$r/calls"
+	want "and says what is in the way" grep -qx "berth: $file is in the way" "$w/log"
+	rm "$r$file"
+}
+units=/etc/systemd/system
+mkdir -p "$r$units"/{cri-docker,berth}.service.d
+echo '[Unit]' >"$r$units/cri-docker.service"
+beside "a unit of cri-dockerd made by hand" $units/cri-docker.service pkg -i "$deb"
+echo '[Unit]' >"$r$units/berth.service"
+beside "a unit of berth made by hand" $units/berth.service pkg -i "$deb"
+printf '[Service]\nExecStart=\nExecStart=-/usr/local/bin/cri-dockerd' >"$r$units/cri-docker.service.d/10-cni.conf"
+beside "a drop-in with another program" $units/cri-docker.service.d/10-cni.conf pkg -i "$deb"
 : >"$r/calls"
-mkdir -p "$r/etc/systemd/system"
-echo '[Unit]' >"$r/etc/systemd/system/cri-docker.service"
-want "beside units made by hand" pkg -i "$deb"
-want "it is not started" not grep -q 'invoke start' "$r/calls"
-want "and says what is in the way" grep -q '/etc/systemd/system/cri-docker.service is in the way' "$w/dpkg.log"
+printf '[Service]\nExecStart=\nExecStart=-/usr/bin/cri-dockerd --log-level debug\n' >"$r$units/berth.service.d/10.conf"
+want "with a drop-in for berthd" pkg -i "$deb"
+want "it is started" called "$r" "deb-systemd-invoke start berth.socket berth.service"
+
+say "deb: what fails is taken back"
+: >"$r/calls"
+want "a removal that did not come about" chroot "$r" /var/lib/dpkg/info/berth.postinst abort-remove
+want "starts the service again" called "$r" "deb-systemd-invoke start berth.socket berth.service"
+want "and restarts nothing" no_stop "$r"
+want "removed, with cri-dockerd in its place" pkg -r berth
+want "(cri-dockerd)" pkg -i "$w"/peer/*.deb
+mkdir -p "$w/taken/DEBIAN" "$w/taken/usr/bin"
+printf 'Package: taken\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y.invalid>\nDescription: has a file of ours\n' >"$w/taken/DEBIAN/control"
+: >"$w/taken/usr/bin/berthd"
+dpkg-deb --root-owner-group -b "$w/taken" "$w/taken.deb" >/dev/null
+want "a package that has a file of ours" pkg -i "$w/taken.deb"
+: >"$r/calls"
+want "berth cannot be unpacked beside it" not pkg -i --auto-deconfigure --force-conflicts "$deb" >/dev/null
+want "what was stopped for it" called "$r" "deb-systemd-invoke stop cri-docker.socket cri-docker.service"
+want "is started again" called "$r" "deb-systemd-invoke start cri-docker.socket cri-docker.service"
 
 say "rpm: over cri-dockerd with Epoch 3, upgraded, removed"
 r=$w/rpm
@@ -164,7 +190,7 @@ sed -i 's/^\t//' "$w"/*.spec
 for spec in cri-dockerd wants; do
 	rpmbuild -bb --quiet --target x86_64-linux --define "_topdir $w/rpmbuild" --define '_build_id_links none' "$w/$spec.spec" >"$w/rpmbuild.log" 2>&1 || { cat "$w/rpmbuild.log"; die "rpmbuild"; }
 done
-rp() { rpm --root "$r" --nosignature "$@" >"$w/rpm.log" 2>&1 || { cat "$w/rpm.log"; return 1; }; }
+rp() { rpm --root "$r" --nosignature "$@" >"$w/log" 2>&1 || { cat "$w/log"; return 1; }; }
 rpm --root "$r" --initdb
 built=$w/rpmbuild/RPMS/x86_64
 # The shell is no package here, so its name is not to be had.
@@ -183,7 +209,7 @@ want "cri-dockerd cannot be installed beside it" not rpm --root "$r" --nosignatu
 : >"$r/calls"
 echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
 want "upgrade" rp -U --replacepkgs --replacefiles "$w/berth.rpm"
-cp "$r/calls" "$w/calls"
+want "the upgrade restarts the service in one step" called "$r" "systemctl try-restart berth.service"
 want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
 want "the upgrade stops nothing" no_stop "$r"
 : >"$r/calls"
@@ -191,6 +217,12 @@ want "removal" rp -e --nodeps berth
 want "the service is stopped and disabled" called "$r" "systemctl --no-reload disable --now berth.socket berth.service"
 want "the operator's edit is kept beside" test -f "$r/etc/berth/config.yaml.rpmsave"
 want "no unit and no program stays" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
+mkdir -p "$r$units/berth.service.d"
+echo '[Unit]' >"$r$units/berth.service"
+beside "a unit of berth made by hand" $units/berth.service rp -U "$w/berth.rpm"
+want "removal" rp -e --nodeps berth
+printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/cri-dockerd\n' >"$r$units/berth.service.d/10.conf"
+beside "a drop-in with another program" $units/berth.service.d/10.conf rp -U "$w/berth.rpm"
 
 say "the example configuration"
 berthd=$top/dist/stage/berthd-$(go env GOARCH)
