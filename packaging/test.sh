@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test.sh: looks into the packages that `make packages` has made: that another build
-# of the same sources gives the same bytes, that lintian has nothing to say, and
+# of the same sources gives the same bytes, that lintian and rpmlint have nothing to say, and
 # what installing, upgrading and removing them does, in roots of their own. There,
 # systemctl and its like only write down what they are asked for; how units
 # behave is tested in a VM (make test-vm). With FULL=1 the other build compiles
@@ -10,7 +10,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/.." && pwd)
 . "$top/contrib/e2e/lib.sh"
 [ "$(id -u)" = 0 ] || die "installing in a root of its own needs root"
-need lintian=lintian rpm=rpm rpmbuild=rpm busybox=busybox-static
+need file=file lintian=lintian rpmlint=rpmlint rpm=rpm rpmbuild=rpm busybox=busybox-static
 dist=$top/dist/packages
 w=$(mktemp -d /tmp/berth-packages.XXXXXX)
 trap 'rm -rf "$w"' EXIT
@@ -30,7 +30,7 @@ for machine in amd64 arm64; do
 	parts=$(go version -m "$top/dist/stage/berthd-$machine" | grep -cE '^\s+dep\s')
 	listed=$(grep -c '"purl"' "$dist"/berth_*_"$machine".spdx.json)
 	want "SBOM for $machine lists all $parts modules, and Go" [ "$listed" = $((parts + 1)) ]
-	want "berthd for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berthd-$machine" 2>/dev/null || echo 'statically linked, stripped')
+	want "berthd for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berthd-$machine")
 done
 
 say "the same sources elsewhere, at another time, with another umask"
@@ -45,8 +45,14 @@ find "$w/tree" -exec touch -d 2001-02-03 {} +
 )
 want "two builds give the same bytes" diff -r "$dist" "$w/tree/dist/packages"
 
-say "lintian"
-want "lintian has nothing to say" lintian --allow-root --fail-on error,warning "$deb"
+say "lintian and rpmlint"
+for file in "$dist"/berth_*.deb; do
+	want "lintian has nothing to say of ${file##*_}" lintian --allow-root --fail-on error,warning "$file"
+done
+for file in "$dist"/berth-*.rpm; do
+	rpmlint --config "$here/rpmlint.toml" "$file" >"$w/rpmlint.log" 2>&1 || true # it fails for errors only
+	want "rpmlint has nothing to say of ${file##*-1.}" grep -q ' 0 errors, 0 warnings' "$w/rpmlint.log" || { cat "$w/rpmlint.log"; exit 1; }
+done
 
 # root DIR: a root with a shell, and commands that write down how they are called.
 root() {
