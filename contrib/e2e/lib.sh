@@ -131,6 +131,24 @@ wait_for() {
 	die "nothing listens on $1"
 }
 
+# cri_dockerd VERSION prints where a real cri-dockerd is. It is built from its module, which
+# takes some minutes the first time.
+cri_dockerd() {
+	local program=$cache/cri-dockerd/$1 w source
+	if [ ! -x "$program" ]; then
+		say "building cri-dockerd $1" >&2
+		w=$(mktemp -d /tmp/berth-cri-dockerd.XXXXXX)
+		source=$(cd "$w" && go mod init x >/dev/null 2>&1 && go mod download -json "github.com/Mirantis/cri-dockerd@$1" | sed -n 's/^.*"Dir": "\(.*\)".*$/\1/p')
+		[ -n "$source" ] || die "cri-dockerd $1 cannot be downloaded"
+		cp -r "$source" "$w/source"
+		chmod -R u+w "$w/source"
+		mkdir -p "${program%/*}"
+		(cd "$w/source" && CGO_ENABLED=0 go build -o "$program" .)
+		rm -rf "$w"
+	fi
+	echo "$program"
+}
+
 build_berthd() {
 	make -s -C "$top" build
 }

@@ -3,52 +3,32 @@
 # is installed: units, pods on cgroup v2 with the systemd driver, restarts of all
 # that can be restarted, an upgrade, a reboot, removal.
 set -euo pipefail
-say() { printf '\n==> %s\n' "$*"; }
+. ./story.sh
 die() {
 	echo "error: $*" >&2
 	systemctl --no-pager --full status berth.service berth.socket || true
 	journalctl --no-pager -u berth.service | tail -40
 	exit 1
 }
-want() { # want WHAT COMMAND...
-	local what=$1
-	shift
-	"$@" || die "$what"
-	echo "ok: $what"
-}
-not() { ! "$@"; }
-is() { [ "$1" = "$2" ] || { echo "got $1, want $2"; return 1; }; }
 cri() { ./crictl --config "$PWD/crictl.yaml" "$@" 2> >(grep -v level=warning >&2); }
 soon() { # soon COMMAND...: within a minute
 	for _ in $(seq 120); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.5; done
 	"$@"
 }
+make() { :; } # all is made
 export PATH=$PATH:/usr/sbin
 printf 'runtime-endpoint: unix:///run/cri-dockerd.sock\nimage-endpoint: unix:///run/cri-dockerd.sock\ntimeout: 60\n' >crictl.yaml
 deb=$(echo ./berth_*_amd64.deb)
 
-# as_written FILE HEADING N: runs the Nth block of commands below a heading.
-as_written() {
-	local block
-	block=$(awk -v heading="$2" -v n="$3" '
-		/^#/ { here = $0 == heading }
-		!/^    / { inside = 0; next }
-		here && !inside { inside = 1; blocks++ }
-		here && blocks == n { print substr($0, 5) }' "$1")
-	[ -n "$block" ] || die "no commands in $1 below $2"
-	(
-		berthd() { command berthd "$@" || echo "berthd $* has ended with $?"; } # doctor finds things
-		set -eux
-		eval "$block"
-	) || die "$1: $2"
-}
-
-# by_hand UNIT: what somebody has installed as cri-dockerd, without a package.
+# by_hand UNIT: what somebody has installed as cri-dockerd, without a package, with the
+# drop-in of minikube.
 by_hand() {
 	printf '#!/bin/sh\nexec sleep 86400\n' >/usr/local/bin/cri-dockerd
 	chmod +x /usr/local/bin/cri-dockerd
 	printf '[Service]\nExecStart=/usr/local/bin/cri-dockerd --container-runtime-endpoint fd://\n[Install]\nWantedBy=multi-user.target\n' >"/etc/systemd/system/$1.service"
 	printf '[Socket]\nListenStream=/run/cri-dockerd.sock\n[Install]\nWantedBy=sockets.target\n' >"/etc/systemd/system/$1.socket"
+	mkdir -p /etc/systemd/system/cri-docker.service.d
+	printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/cri-dockerd --container-runtime-endpoint fd:// --network-plugin=cni\n' >/etc/systemd/system/cri-docker.service.d/10-cni.conf
 	systemctl daemon-reload
 	systemctl enable --now "$1.socket" "$1.service" 2>/dev/null
 }
@@ -71,6 +51,7 @@ pid() { docker inspect -f '{{.State.Pid}}' "$container"; }
 state() { cri inspectp -o go-template --template '{{.status.state}}' "$pod"; }
 address() { cri inspectp -o go-template --template '{{.status.network.ip}}' "$pod"; }
 leased() { [ -e "/var/lib/cni/networks/vm/$1" ]; }
+ready() { cri info -o go-template --template '{{range .status.conditions}}{{.type}}={{.status}} {{end}}' | grep -q 'NetworkReady=true'; }
 alive() { # alive WHAT: the pod is as it was
 	want "$1: the pod is ready" is "$(state)" SANDBOX_READY
 	want "$1: its process is the same" is "$(pid)" "$was"
@@ -86,8 +67,10 @@ first() {
 	systemctl reload docker
 	tar -C bb -c . | docker import -c 'CMD ["sh"]' - berth.local/busybox:1 >/dev/null
 
-	say "apt install $deb"
-	DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$deb" | grep -v '^(Reading'
+	say "as README.md says"
+	mkdir -p dist/packages
+	cp "$deb" dist/packages/
+	as_written README.md '## Install' 1
 	want "berthd runs under both names" is "$(berthd --version | cut -d' ' -f1) $(cri-dockerd --version | cut -d' ' -f1)" "berthd cri-dockerd"
 
 	say "units"
@@ -113,7 +96,6 @@ first() {
 		   "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
 		  {"type": "portmap", "capabilities": {"portMappings": true}}]}
 	C
-	ready() { cri info -o go-template --template '{{range .status.conditions}}{{.type}}={{.status}} {{end}}' | grep -q 'NetworkReady=true'; }
 	want "the network is ready without a restart" soon ready
 
 	say "a pod"
@@ -181,6 +163,15 @@ first() {
 	systemctl restart berth.service
 	alive "and as it was"
 
+	say "variables of the environment"
+	echo DOCKER_HOST=unix:///run/docker.sock >/etc/default/berth
+	echo 'docker-endpoint: ""' >/etc/berth/config.d/env.yaml
+	systemctl restart berth.service
+	alive "with DOCKER_HOST"
+	want "berthd has it" grep -qxz DOCKER_HOST=unix:///run/docker.sock "/proc/$(systemctl show -P MainPID berth.service)/environ"
+	rm /etc/default/berth /etc/berth/config.d/env.yaml
+	systemctl restart berth.service
+
 	say "an upgrade"
 	before=$(systemctl show -P MainPID berth.service)
 	apt-get install -y --no-install-recommends ./next/berth_*_amd64.deb >/dev/null
@@ -224,26 +215,57 @@ second() {
 	apt-get purge -y berth >/dev/null
 	want "purged" test ! -e /etc/berth
 
+	say "as migrating.md says, over the package of cri-dockerd, and back"
+	mkdir -p /opt/cni
+	ln -s /usr/lib/cni /opt/cni/bin
+	tar -C bb -c . | docker import -c 'ENTRYPOINT ["sleep", "1000000"]' - registry.k8s.io/pause:3.10 >/dev/null
+	apt-get install -y ./cri-dockerd_*_amd64.deb >/dev/null
+	adapter() { readlink "/proc/$(systemctl show -P MainPID cri-docker.service)/exe"; }
+	runs() { is "$(adapter)" "$1" && cri version; }
+	want "cri-dockerd runs" soon runs /usr/bin/cri-dockerd
+	soon ready
+	run story
+	was=$(pid)
+	alive "made by cri-dockerd"
+	as_written docs/migrating.md '## From cri-dockerd' 1
+	want "berthd runs in its place" soon runs /usr/bin/berthd
+	want "and the package of cri-dockerd does not stay" not grep -q ' installed' <(dpkg-query -W -f '${Status}' cri-dockerd 2>/dev/null)
+	want "the units come at boot" is "$(systemctl is-enabled berth.socket berth.service | tr '\n' ' ')" "enabled enabled "
+	alive "taken over"
+	as_written docs/migrating.md '## And back' 1
+	want "cri-dockerd runs again" soon runs /usr/bin/cri-dockerd
+	alive "given back"
+	as_written docs/migrating.md '## From cri-dockerd' 1
+	want "berthd runs again" soon runs /usr/bin/berthd
+	alive "taken over again"
+	cri rmp -f "$pod" >/dev/null
+	dpkg --purge berth cri-dockerd >/dev/null
+	docker rmi registry.k8s.io/pause:3.10 >/dev/null
+	rm /opt/cni/bin
+
 	say "as migrating.md says, where cri-dockerd was installed by hand"
 	by_hand cri-docker
 	as_written docs/migrating.md '## From cri-dockerd' 1
 	want "it is not started beside that" not systemctl --quiet is-active berth.service
 	as_written docs/migrating.md '## From cri-dockerd' 2
 	want "berthd serves" soon cri version
+	want "under the drop-in" is "$(systemctl show -P DropInPaths berth.service)" /etc/systemd/system/cri-docker.service.d/10-cni.conf
+	rm -r /etc/systemd/system/cri-docker.service.d
 	apt-get purge -y berth >/dev/null
 
 	say "as kubernetes.md says, after kubespray"
 	by_hand cri-dockerd
+	rm -r /etc/systemd/system/cri-docker.service.d
 	as_written docs/kubernetes.md '## kubespray' 1
 	want "berthd serves" soon cri version
 	apt-get purge -y berth >/dev/null
 
 	say "as install.md says, without a package"
 	rm /usr/local/bin/cri-dockerd
-	make() { :; } # it is built
 	as_written docs/install.md '## Without a package' 1
 	want "berthd serves" soon cri version
 	want "from where it was put" is "$(readlink "/proc/$(systemctl show -P MainPID berth.service)/exe")" /usr/local/bin/berthd
+	want "with plugins where Debian has them" soon ready
 	say "the end"
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # vm-test.sh: make test-vm: the deb of dist/packages in a VM (vm.sh), by vm-story.sh.
 . "$(dirname "$0")/lib.sh"
-need busybox=busybox-static
+need go=golang busybox=busybox-static
 [ -x "$cache/bin/crictl" ] || build_tools
 w=$(mktemp -d /tmp/berth-vm.XXXXXX)
 trap 'rm -rf "$w"' EXIT
@@ -12,5 +12,7 @@ next_package "$w/next"
 build_berthd
 mkdir "$w/bin" "$w/packaging"
 cp "$top/bin/berthd" "$w/bin/"
-cp "$top"/packaging/berth.{service,socket} "$w/packaging/"
-"$e2e/vm.sh" "$e2e/vm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$top/contrib/docs" "$w"/{bb,next,bin,packaging}
+cp "$top"/packaging/{berth.service,berth.socket,config.yaml} "$w/packaging/"
+program=$(cri_dockerd v0.4.3)
+"$top/packaging/peer.sh" "$w/peer" "$program"
+"$e2e/vm.sh" "$e2e/vm-story.sh" "$e2e/story.sh" "$top"/{README.md,contrib/docs} "$top"/dist/packages/berth_*_amd64.deb "$w"/peer/*.deb "$cache/bin/crictl" "$w"/{bb,next,bin,packaging}
