@@ -2,9 +2,9 @@
 # kube.sh: builds Kubernetes and etcd from their Go modules into the cache, for
 # the tests with a real kubelet. It takes a quarter of an hour the first time. With
 # "conformance" it builds the specs of the node as well, and the image's program
-# that they ask for.
+# that they ask for; with "dns" CoreDNS.
 . "$(dirname "$0")/lib.sh"
-kube=1.37.2 etcd=3.7.3
+kube=1.37.2 etcd=3.7.3 coredns=1.14.6
 out=$cache/kube
 versions="kubernetes $kube, etcd $etcd"
 
@@ -52,8 +52,33 @@ specs() {
 	CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
 	echo "$versions" >"$out/.specs"
 }
+
+# dns builds CoreDNS with the plugins that the configuration of kubeadm names.
+dns() {
+	[ "$(cat "$out/.dns" 2>/dev/null)" != "$coredns" ] || return 0
+	say "building CoreDNS $coredns"
+	mkdir -p "$out/src/dns"
+	cd "$out/src/dns"
+	printf 'module dns\n\ngo 1.26.0\n\nrequire github.com/coredns/coredns v%s\n' "$coredns" >go.mod
+	{
+		printf 'package main\n\nimport (\n\t"github.com/coredns/coredns/coremain"\n'
+		for plugin in cache errors forward health kubernetes loadbalance loop metrics ready reload; do
+			printf '\t_ "github.com/coredns/coredns/plugin/%s"\n' "$plugin"
+		done
+		printf ')\n\nfunc main() { coremain.Run() }\n'
+	} >main.go
+	CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/coredns" .
+	echo "$coredns" >"$out/.dns"
+}
+
+also() {
+	case ${1:-} in
+	conformance) specs ;;
+	dns) dns ;;
+	esac
+}
 if [ "$(cat "$out/.complete" 2>/dev/null)" = "$versions" ]; then
-	[ "${1:-}" != conformance ] || specs
+	also "$@"
 	exit 0
 fi
 say "building $versions into $out"
@@ -86,4 +111,4 @@ func main() { etcdmain.Main(os.Args) }
 E
 CGO_ENABLED=0 go build -mod=mod -ldflags '-s -w' -o "$out/etcd" .
 echo "$versions" >"$out/.complete"
-[ "${1:-}" != conformance ] || specs
+also "$@"

@@ -4,13 +4,13 @@
 . "$(dirname "$0")/lib.sh"
 need busybox=busybox-static
 [ -x "$cache/bin/crictl" ] || build_tools
-"$e2e/kube.sh"
+"$e2e/kube.sh" dns
 w=$(mktemp -d /tmp/berth-vm.XXXXXX)
 trap 'rm -rf "$w"' EXIT
 mkdir -p "$w/bb/bin" "$w/bb/tmp" "$w/kube"
 cp "$(command -v busybox)" "$w/bb/bin/busybox"
-for a in sh sleep hostname ip echo cat wget httpd; do ln -s busybox "$w/bb/bin/$a"; done
-for b in kubelet kubeadm kubectl kube-apiserver kube-controller-manager kube-scheduler etcd; do cp "$cache/kube/$b" "$w/kube/"; done
+for a in sh sleep hostname ip echo cat wget httpd nslookup; do ln -s busybox "$w/bb/bin/$a"; done
+for b in kubelet kubeadm kubectl kube-apiserver kube-controller-manager kube-scheduler kube-proxy coredns etcd; do cp "$cache/kube/$b" "$w/kube/"; done
 cp "$top/core/pause/pause-amd64" "$w/kube/pause"
 next_package "$w/next"
-VM_MEM=${VM_MEM:-6144} VM_LIMIT=${VM_LIMIT:-3600} "$e2e/vm.sh" "$e2e/vm-kubeadm-story.sh" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/kube" "$w/next"
+VM_MEM=${VM_MEM:-6144} VM_LIMIT=${VM_LIMIT:-3600} "$e2e/vm.sh" "$e2e/vm-kubeadm-story.sh" "$e2e/story.sh" "$top/contrib/docs" "$top"/dist/packages/berth_*_amd64.deb "$cache/bin/crictl" "$w/bb" "$w/kube" "$w/next"
