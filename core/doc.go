@@ -16,6 +16,7 @@
 //	cellar      core/labels core/names          the words we write on containers
 //	            core/journal core/checkpoint    small files
 //	            core/pause    core/cgroup       the pause image; cgroup files
+//	            core/systemd                    what systemd must know of cgroups
 //	            core/mounts                     mounts that the Engine cannot be asked for
 //	            core/metrics                    /metrics and /healthz for the operator's tools
 //	            core/undo core/turns            small tools
