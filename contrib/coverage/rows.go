@@ -101,7 +101,7 @@ var messages = []message{
 		{"oom_score_adj", engine, "`HostConfig.OomScoreAdj`, no lower than the Engine may; changes are written to /proc", "live.TestUpdate todocker.TestSandboxVariants live.TestResources"},
 		{"cpuset_cpus", engine, "`HostConfig.CpusetCpus`", "live.TestUpdate live.TestResources"},
 		{"cpuset_mems", engine, "`HostConfig.CpusetMems`", "todocker.TestUpdateContainer live.TestResources"},
-		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`", "todocker.TestKnobs live.TestResources"},
+		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`, and `.rsvd.` of these where the kernel has it", "todocker.TestKnobs live.TestResources"},
 		{"unified", cgroup, "the files that it names; refused on cgroup v1", "todocker.TestKnobs todocker.TestContainerRefuses live.TestResources"},
 		{"memory_swap_limit_in_bytes", engine, "`HostConfig.MemorySwap`, which is no swap where nothing is said; beside less than 6 MiB of memory, written to the cgroup", "live.TestResources todocker.TestContainer todocker.TestKnobs"},
 	}},

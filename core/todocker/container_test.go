@@ -320,9 +320,14 @@ func TestKnobs(t *testing.T) {
 		}},
 		"pages, v1": {pages, old, []Knob{
 			{Controller: "hugetlb", File: "hugetlb.2MB.limit_in_bytes", Value: "0", Optional: true},
+			{Controller: "hugetlb", File: "hugetlb.2MB.rsvd.limit_in_bytes", Value: "0", Optional: true},
 			{Controller: "hugetlb", File: "hugetlb.1GB.limit_in_bytes", Value: "1073741824"},
+			{Controller: "hugetlb", File: "hugetlb.1GB.rsvd.limit_in_bytes", Value: "1073741824", Optional: true},
 		}},
-		"pages, v2": {pages, recent, []Knob{{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.1GB.max", Value: "1073741824"}}},
+		"pages, v2": {pages, recent, []Knob{
+			{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.2MB.rsvd.max", Value: "0", Optional: true},
+			{File: "hugetlb.1GB.max", Value: "1073741824"}, {File: "hugetlb.1GB.rsvd.max", Value: "1073741824", Optional: true},
+		}},
 		"unified": {&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.oom.group": "1", "memory.high": "5"}}, recent, []Knob{
 			{File: "memory.high", Value: "5"}, {File: "memory.oom.group", Value: "1"},
 		}},

@@ -116,13 +116,15 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 		if h.GetPageSize() == "" || strings.ContainsAny(h.GetPageSize(), "/.") {
 			return nil, invalid("hugepage size %q", h.GetPageSize())
 		}
-		k := Knob{Value: strconv.FormatUint(h.GetLimit(), 10), Optional: h.GetLimit() == 0}
-		if v2 {
-			k.File = fmt.Sprintf("hugetlb.%s.max", h.GetPageSize())
-		} else {
-			k.Controller, k.File = "hugetlb", fmt.Sprintf("hugetlb.%s.limit_in_bytes", h.GetPageSize())
+		controller, limit := "", "max"
+		if !v2 {
+			controller, limit = "hugetlb", "limit_in_bytes"
 		}
-		knobs = append(knobs, k)
+		number := strconv.FormatUint(h.GetLimit(), 10)
+		knobs = append(knobs,
+			Knob{Controller: controller, File: fmt.Sprintf("hugetlb.%s.%s", h.GetPageSize(), limit), Value: number, Optional: h.GetLimit() == 0},
+			// What is reserved and not yet used counts from Linux 5.7 on.
+			Knob{Controller: controller, File: fmt.Sprintf("hugetlb.%s.rsvd.%s", h.GetPageSize(), limit), Value: number, Optional: true})
 	}
 	unified := r.GetUnified()
 	if len(unified) > 0 && !v2 {

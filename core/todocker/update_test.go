@@ -74,7 +74,7 @@ func TestUpdateContainer(t *testing.T) {
 		"huge pages": {
 			v1, &r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}}, container.Resources{},
-			[]Knob{{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false, false}},
+			[]Knob{{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false, false}, {"hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "2097152", true, false}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}, {PageSize: "1GB"}}},
 		},
 	} {
