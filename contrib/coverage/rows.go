@@ -103,7 +103,7 @@ var messages = []message{
 		{"cpuset_mems", engine, "`HostConfig.CpusetMems`", "todocker.TestUpdateContainer live.TestResources"},
 		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`, and `.rsvd.` of these where the kernel has it", "todocker.TestKnobs live.TestResources"},
 		{"unified", cgroup, "the files that it names; refused on cgroup v1", "todocker.TestKnobs todocker.TestContainerRefuses live.TestResources"},
-		{"memory_swap_limit_in_bytes", engine, "`HostConfig.MemorySwap`, which is no swap where nothing is said; beside less than 6 MiB of memory, written to the cgroup", "live.TestResources todocker.TestContainer todocker.TestKnobs"},
+		{"memory_swap_limit_in_bytes", engine, "`HostConfig.MemorySwap`, which is no swap where nothing is said; beside less than 6 MiB of memory, written to the cgroup", "live.TestResources live.TestUpdate todocker.TestContainer todocker.TestKnobs todocker.TestUpdateContainer"},
 	}},
 	{"HugepageLimit", []row{
 		{"page_size", cgroup, "part of the file's name", "todocker.TestKnobs live.TestResources"},

@@ -93,6 +93,16 @@ func TestUpdate(t *testing.T) {
 	if got := n.knob(id, "cpuset", "cpuset.cpus", "cpuset.cpus"); got != "0" {
 		t.Errorf("CPUs %s, want 0", got)
 	}
+	if err := update(&runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.knob(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "max" && got != "no such file" && len(got) <= 15 {
+		t.Errorf("any swap: limit %s", got)
+	}
+	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 48 * mib}); err != nil {
+		t.Fatal(err)
+	}
+	check("more memory with any swap", "50331648", "50000", "700")
 	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: -1, CpuQuota: -1}); err != nil {
 		t.Fatal(err)
 	}

@@ -29,6 +29,15 @@ func Revert(old, result *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxCo
 	return back
 }
 
+// swapAsTold says unlimited swap so that the Engine does it: in an update it passes
+// on no -1.
+func swapAsTold(r container.Resources) container.Resources {
+	if r.MemorySwap == unlimited {
+		r.MemorySwap = noLimit
+	}
+	return r
+}
+
 // CheckUpdate refuses what an update of a container asks for besides the
 // resources of a Linux container.
 func CheckUpdate(r *runtimeapi.UpdateContainerResourcesRequest) error {
@@ -58,7 +67,7 @@ func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine
 	if err != nil {
 		return u, err
 	}
-	u.Engine.Resources = told
+	u.Engine.Resources = swapAsTold(told)
 	// All knobs must be such as there can be, but only those that change are turned.
 	if _, err := Knobs(result, can); err != nil {
 		return u, err

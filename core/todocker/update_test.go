@@ -71,6 +71,10 @@ func TestUpdateContainer(t *testing.T) {
 			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
 			container.Resources{}, []Knob{{File: "memory.high", Value: "2"}}, &r{Unified: map[string]string{"memory.high": "2", "memory.oom.group": "1"}},
 		},
+		"any swap": {
+			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemorySwapLimitInBytes: -1},
+			container.Resources{Memory: 64 * mib, MemorySwap: noLimit}, nil, &r{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: -1},
+		},
 		"huge pages": {
 			v1, &r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}}, container.Resources{},
