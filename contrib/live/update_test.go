@@ -140,7 +140,7 @@ func TestUpdate(t *testing.T) {
 		t.Fatal(err)
 	}
 	id = made.GetContainerId()
-	if err := update(&runtimeapi.LinuxContainerResources{CpusetCpus: "1", MemoryLimitInBytes: 64 * mib}); err != nil {
+	if err := update(&runtimeapi.LinuxContainerResources{CpusetCpus: "1", MemoryLimitInBytes: 64 * mib, OomScoreAdj: 600}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
@@ -148,6 +148,9 @@ func TestUpdate(t *testing.T) {
 	}
 	if cpus, memory := n.knob(id, "cpuset", "cpuset.cpus", "cpuset.cpus"), n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); cpus != "1" || memory != "67108864" {
 		t.Errorf("CPUs %s, memory %s", cpus, memory)
+	}
+	if score := strings.TrimSpace(n.proc(id, "oom_score_adj")); score != "600" {
+		t.Errorf("score %s, want 600", score)
 	}
 	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
 		t.Fatal(err)

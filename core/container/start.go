@@ -108,24 +108,31 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Conta
 		}
 		return err
 	}
-	return s.adjust(ctx, docker, c.ID(), knobs)
+	return s.adjust(ctx, docker, c, knobs)
 }
 
-// adjust writes to the cgroup of a running container what the Engine could not
-// be told. A container that cannot have what it asked for does not run.
-func (s *Service) adjust(ctx context.Context, docker *engine.Conn, id string, knobs []todocker.Knob) error {
-	if len(knobs) == 0 {
+// adjust gives a container that has just started what the Engine could not be told: knobs,
+// and an oom_score_adj that has been changed since it was created. A container that
+// cannot have what it asked for does not run.
+func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *view.Container, knobs []todocker.Knob) error {
+	_, updated := s.updates.Load(c.ID())
+	if len(knobs) == 0 && !updated {
 		return nil
 	}
-	found, err := docker.ContainerInspect(ctx, id)
+	found, err := docker.ContainerInspect(ctx, c.ID())
 	if err != nil {
 		return err
 	}
 	if !found.State.Running {
 		return nil // over before it could matter
 	}
-	if err := turn(knobs, id, found.State.Pid); err != nil {
-		return errors.Join(err, docker.Kill(ctx, id))
+	err = turn(knobs, c.ID(), found.State.Pid)
+	if updated {
+		score := max(int(c.Status.GetResources().GetLinux().GetOomScoreAdj()), docker.OOMFloor())
+		err = errors.Join(err, adjustOOMScore(c.ID(), found.State.Pid, score))
+	}
+	if err != nil {
+		return errors.Join(err, docker.Kill(ctx, c.ID()))
 	}
 	return nil
 }
