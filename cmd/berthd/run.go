@@ -97,6 +97,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return images.Tidy(ctx) })
 	g.Go(func() error { return sandboxes.KeepClean(ctx) })
 	g.Go(func() error { return containers.KeepClean(ctx) })
+	g.Go(func() error { return containers.KeepSettings(ctx) })
 	g.Go(func() error { return output.Run(ctx) })
 	g.Go(func() error { return used.Run(ctx) })
 	g.Go(func() error { return used.KeepRates(ctx) })

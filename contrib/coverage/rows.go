@@ -101,8 +101,8 @@ var messages = []message{
 		{"oom_score_adj", engine, "`HostConfig.OomScoreAdj`, no lower than the Engine may; changes are written to /proc", "live.TestUpdate todocker.TestSandboxVariants live.TestResources"},
 		{"cpuset_cpus", engine, "`HostConfig.CpusetCpus`", "live.TestUpdate live.TestResources"},
 		{"cpuset_mems", engine, "`HostConfig.CpusetMems`", "todocker.TestUpdateContainer live.TestResources"},
-		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`, and `.rsvd.` of these where the kernel has it", "todocker.TestKnobs live.TestResources"},
-		{"unified", cgroup, "the files that it names; refused on cgroup v1", "todocker.TestKnobs todocker.TestContainerRefuses live.TestResources"},
+		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`, and `.rsvd.` of these where the kernel has it", "todocker.TestKnobs live.TestResources live.TestSettingsHold"},
+		{"unified", cgroup, "the files that it names, and properties of systemd's for them where it manages the cgroup; refused on cgroup v1", "todocker.TestKnobs todocker.TestContainerRefuses live.TestResources live.TestSettingsHold"},
 		{"memory_swap_limit_in_bytes", engine, "`HostConfig.MemorySwap`, which is no swap where nothing is said; beside less than 6 MiB of memory, written to the cgroup", "live.TestResources live.TestUpdate todocker.TestContainer todocker.TestKnobs todocker.TestUpdateContainer"},
 	}},
 	{"HugepageLimit", []row{

@@ -2,7 +2,9 @@ package live
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -43,6 +45,96 @@ func (n *node) knob(id, controller, v1, v2 string) string {
 		}
 	}
 	return "no such file"
+}
+
+// TestSettingsHold has all settings after an update of something else, and after
+// systemd has read its units again: both make it write what it knows of.
+func TestSettingsHold(t *testing.T) {
+	n := newNode(t)
+	info := n.info()
+	if info.CgroupVersion != "2" {
+		t.Skip("there are no such settings on cgroup v1")
+	}
+	config := n.pod("hold")
+	config.Linux.CgroupParent = n.cgroup("hold")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mib = 1 << 20
+	order := shell("c", "exec sleep 1000")
+	order.Linux.Resources = &runtimeapi.LinuxContainerResources{
+		MemoryLimitInBytes: 64 * mib, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 * mib}},
+		Unified: map[string]string{"memory.high": "33554432", "memory.low": "1048576", "memory.oom.group": "1", "pids.max": "77", "cpu.idle": "0"},
+	}
+	id := n.create(pod, config, order)
+	order = shell("little", "exec sleep 1000")
+	order.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 * mib}
+	little := n.create(pod, config, order)
+	wrong := func() (wrong []string) {
+		for _, tt := range []struct{ id, file, want string }{
+			{id, "memory.max", "67108864"}, {id, "memory.high", "33554432"}, {id, "memory.low", "1048576"}, {id, "memory.oom.group", "1"}, {id, "pids.max", "77"},
+			{id, "hugetlb.2MB.max", "4194304"}, {id, "hugetlb.2MB.rsvd.max", "4194304"}, {little, "memory.max", "4194304"},
+		} {
+			if got := n.knob(tt.id, "", "", tt.file); got != tt.want {
+				wrong = append(wrong, fmt.Sprintf("%s %s, want %s", tt.file, got, tt.want))
+			}
+		}
+		return wrong
+	}
+	if wrong := wrong(); wrong != nil {
+		t.Errorf("after the start: %s", wrong)
+	}
+	for _, id := range []string{id, little} {
+		if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpusetCpus: "0"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if wrong := wrong(); wrong != nil {
+		t.Errorf("after an update of something else: %s", wrong)
+	}
+	// It can be changed, too, and any swap taken as such.
+	if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: little, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 5 * mib, MemorySwapLimitInBytes: -1},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: little, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 * mib},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = os.Stat("/run/systemd/system")
+	if info.CgroupDriver == "systemd" && err == nil {
+		reload := func() {
+			t.Helper()
+			if out, err := exec.Command("systemctl", "daemon-reload").CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+		}
+		for range 2 {
+			reload()
+			n.until(10*time.Second, "settings lost with a reload", func() bool { return wrong() == nil })
+		}
+		// What it has words for it keeps itself, for the rest it takes berthd.
+		n.kill()
+		reload()
+		lost := wrong()
+		t.Logf("after a reload without berthd: %s", lost)
+		for _, file := range lost {
+			if !strings.HasPrefix(file, "memory.oom.group ") {
+				t.Errorf("without berthd, after a reload: %s", file)
+			}
+		}
+		n.start()
+		n.until(10*time.Second, "settings lost while berthd was away", func() bool { return wrong() == nil })
+	} else {
+		t.Logf("not reloaded: the driver is %s; systemd: %v", info.CgroupDriver, err)
+	}
+	n.remove(pod)
+	n.tidy()
 }
 
 // TestUpdate changes what a container may use, and reads the truth from its

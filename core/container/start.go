@@ -126,7 +126,7 @@ func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *view.Conta
 	if !found.State.Running {
 		return nil // over before it could matter
 	}
-	err = turn(knobs, c.ID(), found.State.Pid)
+	err = s.turn(ctx, knobs, c.ID(), found.State.Pid)
 	if updated {
 		score := max(int(c.Status.GetResources().GetLinux().GetOomScoreAdj()), docker.OOMFloor())
 		err = errors.Join(err, adjustOOMScore(c.ID(), found.State.Pid, score))

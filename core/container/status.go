@@ -46,9 +46,10 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 	return statuses, nil
 }
 
-// KeepClean forgets notes on containers that are no more, and takes down their
-// staged mounts, after every connection to the Engine and now and then, and removes
-// what was made too late for its caller. It returns when ctx ends.
+// KeepClean forgets notes on containers that are no more, takes down their staged
+// mounts and sees to the settings of those that run, after every connection to the
+// Engine and now and then, and removes what was made too late for its caller. It
+// returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.giveUp(ctx) })
@@ -58,7 +59,7 @@ func (s *Service) KeepClean(ctx context.Context) error {
 
 func (s *Service) tidy(ctx context.Context) error {
 	return s.view.Each(ctx, "containers", nil, func(ctx context.Context, docker *engine.Conn) error {
-		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.logs.Forget(func(id string) bool {
+		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.settle(ctx, docker), s.logs.Forget(func(id string) bool {
 			_, err := s.view.Container(ctx, id)
 			return !errdefs.IsNotFound(err)
 		}))

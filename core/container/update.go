@@ -88,7 +88,7 @@ func (s *Service) apply(ctx context.Context, docker *engine.Conn, c *view.Contai
 	if !c.Running {
 		return nil
 	}
-	return errors.Join(turn(order.Knobs, c.ID(), c.Pid), adjustOOMScore(c.ID(), c.Pid, max(int(order.Result.GetOomScoreAdj()), docker.OOMFloor())))
+	return errors.Join(s.turn(ctx, order.Knobs, c.ID(), c.Pid), adjustOOMScore(c.ID(), c.Pid, max(int(order.Result.GetOomScoreAdj()), docker.OOMFloor())))
 }
 
 // adjustOOMScore sets the score of all processes of the container id, the first of
@@ -114,7 +114,7 @@ func adjustOOMScore(id string, pid, score int) error {
 	return errors.Join(errs...)
 }
 
-// gone drops an error that says that a process has ended.
+// gone drops an error that says that a process has ended, and its cgroup with it.
 func gone(err error) error {
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
 		return nil

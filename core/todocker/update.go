@@ -51,7 +51,9 @@ func CheckUpdate(r *runtimeapi.UpdateContainerResourcesRequest) error {
 type Update struct {
 	// Engine is what the Engine can be told.
 	Engine container.UpdateConfig
-	// Knobs are to be written to the cgroup after that.
+	// Knobs are to be written to the cgroup after that: also those that do not
+	// change, for the Engine has more rewritten than what it is told. Where systemd
+	// manages the cgroup it sets all limits of memory together, as it knows them.
 	Knobs []Knob
 	// Result is what the container has in the end.
 	Result *runtimeapi.LinuxContainerResources
@@ -68,23 +70,7 @@ func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine
 		return u, err
 	}
 	u.Engine.Resources = swapAsTold(told)
-	// All knobs must be such as there can be, but only those that change are turned.
-	if _, err := Knobs(result, can); err != nil {
-		return u, err
-	}
-	turned := &runtimeapi.LinuxContainerResources{HugepageLimits: change.GetHugepageLimits(), Unified: change.GetUnified()}
-	if m := result.GetMemoryLimitInBytes(); m < minMemory {
-		// In any case: the Engine may write what it was told before.
-		turned.MemoryLimitInBytes, turned.MemorySwapLimitInBytes = m, result.GetMemorySwapLimitInBytes()
-		if word, ok := result.GetUnified()[swapKey]; ok && can.CgroupVersion == 2 && m > 0 {
-			turned.Unified = maps.Clone(turned.Unified)
-			if turned.Unified == nil {
-				turned.Unified = map[string]string{}
-			}
-			turned.Unified[swapKey] = word
-		}
-	}
-	if u.Knobs, err = Knobs(turned, can); err != nil {
+	if u.Knobs, err = Knobs(result, can); err != nil {
 		return u, err
 	}
 	if change.GetMemoryLimitInBytes() == unlimited {

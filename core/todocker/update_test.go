@@ -69,16 +69,32 @@ func TestUpdateContainer(t *testing.T) {
 		},
 		"cgroup files": {
 			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
-			container.Resources{}, []Knob{{File: "memory.high", Value: "2"}}, &r{Unified: map[string]string{"memory.high": "2", "memory.oom.group": "1"}},
+			container.Resources{}, []Knob{{File: "memory.high", Value: "2"}, {File: "memory.oom.group", Value: "1"}}, &r{Unified: map[string]string{"memory.high": "2", "memory.oom.group": "1"}},
+		},
+		"only CPUs of a set, where files were written": {
+			v2, &r{MemoryLimitInBytes: 64 * mib, Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}},
+			&r{CpusetCpus: "1"}, container.Resources{CpusetCpus: "1", Memory: 64 * mib, MemorySwap: 64 * mib},
+			[]Knob{
+				{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.2MB.rsvd.max", Value: "0", Optional: true},
+				{File: "memory.high", Value: "1"}, {File: "memory.oom.group", Value: "1"},
+			},
+			&r{MemoryLimitInBytes: 64 * mib, Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}, CpusetCpus: "1"},
 		},
 		"any swap": {
 			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemorySwapLimitInBytes: -1},
 			container.Resources{Memory: 64 * mib, MemorySwap: noLimit}, nil, &r{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: -1},
 		},
+		"any swap in so many words": {
+			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{Unified: map[string]string{"memory.swap.max": "max"}},
+			container.Resources{Memory: 64 * mib, MemorySwap: noLimit}, nil, &r{MemoryLimitInBytes: 64 * mib, Unified: map[string]string{"memory.swap.max": "max"}},
+		},
 		"huge pages": {
 			v1, &r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}}, container.Resources{},
-			[]Knob{{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false, false}, {"hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "2097152", true, false}},
+			[]Knob{
+				{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false, false}, {"hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "2097152", true, false},
+				{"hugetlb", "hugetlb.1GB.limit_in_bytes", "0", true, false}, {"hugetlb", "hugetlb.1GB.rsvd.limit_in_bytes", "0", true, false},
+			},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}, {PageSize: "1GB"}}},
 		},
 	} {
