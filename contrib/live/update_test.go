@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -45,6 +46,69 @@ func (n *node) knob(id, controller, v1, v2 string) string {
 		}
 	}
 	return "no such file"
+}
+
+// settings are the files that an update may write.
+func (n *node) settings(id string) map[string]string {
+	out := map[string]string{"score": strings.TrimSpace(n.proc(id, "oom_score_adj"))}
+	for _, f := range []struct{ controller, v1, v2 string }{
+		{"cpu", "cpu.shares", "cpu.weight"}, {"cpu", "cpu.cfs_quota_us", "cpu.max"}, {"cpu", "cpu.cfs_period_us", ""},
+		{"cpuset", "cpuset.cpus", "cpuset.cpus.effective"}, {"cpuset", "cpuset.mems", "cpuset.mems.effective"},
+		{"memory", "memory.limit_in_bytes", "memory.max"}, {"memory", "memory.memsw.limit_in_bytes", "memory.swap.max"},
+		{"", "", "memory.high"}, {"", "", "memory.low"}, {"hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"},
+	} {
+		out[f.v1+" "+f.v2] = n.knob(id, f.controller, f.v1, f.v2)
+	}
+	return out
+}
+
+// TestUpdateThatFails finds a container as it was after updates that fail at
+// their first step and at their last.
+func TestUpdateThatFails(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("fails")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mib = 1 << 20
+	order := shell("c", "exec sleep 1000")
+	order.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mib, OomScoreAdj: 400}
+	id := n.create(pod, config, order)
+	was := n.settings(id)
+	change := func() *runtimeapi.LinuxContainerResources {
+		return &runtimeapi.LinuxContainerResources{CpuShares: 500, CpuQuota: 20000, CpuPeriod: 50000, CpusetCpus: "0", CpusetMems: "0", OomScoreAdj: 500}
+	}
+	changes := map[string]*runtimeapi.LinuxContainerResources{}
+	if n.info().CgroupVersion == "2" {
+		changes["a value that the kernel refuses"] = change()
+		changes["a value that the kernel refuses"].Unified = map[string]string{"memory.high": "33554432", "memory.low": "1048576", "memory.max": "much"}
+		changes["no such file"] = change()
+		changes["no such file"].Unified = map[string]string{"memory.high": "33554432", "no.such": "1"}
+	} else {
+		changes["less memory than is in use"] = change()
+		changes["less memory than is in use"].MemoryLimitInBytes = 4096
+		if found, _ := filepath.Glob("/sys/fs/cgroup/hugetlb*"); len(found) == 0 {
+			changes["pages that are not counted"] = change()
+			changes["pages that are not counted"].HugepageLimits = []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}
+		}
+	}
+	for name, change := range changes {
+		_, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: change})
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		t.Logf("%s: %v", name, err)
+		if diff := cmp.Diff(was, n.settings(id)); diff != "" {
+			t.Errorf("after %s (-before +after):\n%s", name, diff)
+		}
+		seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		if r := seen.GetStatus().GetResources().GetLinux(); err != nil || r.GetOomScoreAdj() != 400 || r.GetCpuShares() != 0 || r.GetCpusetCpus() != "" {
+			t.Errorf("status after %s: %v, %v", name, r, err)
+		}
+	}
+	n.remove(pod)
+	n.tidy()
 }
 
 // TestSettingsHold has all settings after an update of something else, and after

@@ -134,25 +134,91 @@ func prepare(knobs []todocker.Knob, parent, id string) (undo func() error, err e
 // write writes knobs to the files of a cgroup.
 func write(knobs []todocker.Knob, g cgroup.Group) error {
 	for _, k := range knobs {
-		dir, ok := g.Dir(k.Controller)
-		if !ok {
-			if k.Optional {
-				continue
-			}
-			return fmt.Errorf("%s: this node has no cgroup for it", k.File)
-		}
-		// Without O_CREATE: what a cgroup does not have cannot be written.
-		f, err := os.OpenFile(filepath.Join(dir, k.File), os.O_WRONLY, 0)
-		if errors.Is(err, fs.ErrNotExist) && k.Optional {
-			continue
-		}
+		file, err := place(k, g)
 		if err != nil {
 			return err
 		}
-		_, err = f.WriteString(k.Value)
-		if err := errors.Join(err, f.Close()); err != nil {
+		if file == "" {
+			continue
+		}
+		if err := set(file, k.Value); err != nil {
 			return fmt.Errorf("set %s to %s: %w", k.File, k.Value, err)
 		}
 	}
 	return nil
+}
+
+// place returns the file of a knob; none if it is missing and optional, and an error of
+// kind InvalidArgument if it is missing.
+func place(k todocker.Knob, g cgroup.Group) (string, error) {
+	dir, ok := g.Dir(k.Controller)
+	if ok {
+		file := filepath.Join(dir, k.File)
+		_, err := os.Stat(file)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return file, err
+		}
+		// If there is none either, the container has ended.
+		if _, err := os.Stat(dir); err != nil {
+			return "", err
+		}
+	}
+	if k.Optional {
+		return "", nil
+	}
+	return "", fmt.Errorf("%s: the cgroups of this node have no such file: %w", k.File, errdefs.ErrInvalidArgument)
+}
+
+// set writes to a file of a cgroup, which takes a line at a time.
+func set(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(value) {
+		if _, err := f.WriteString(line); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return f.Close()
+}
+
+// present returns knobs with the values that they have now. Those without a value are
+// left out, and those without a file, or refused as by write.
+func present(knobs []todocker.Knob, g cgroup.Group) ([]todocker.Knob, error) {
+	var now []todocker.Knob
+	for _, k := range knobs {
+		file, err := place(k, g)
+		if err != nil {
+			return nil, err
+		}
+		if file == "" {
+			continue
+		}
+		// What can only be written has no value. Of what is empty, a set of CPUs above
+		// all, the kernel does not let processes have nothing again.
+		text, _ := os.ReadFile(file)
+		if k.Value = strings.TrimSpace(string(text)); k.Value != "" {
+			now = append(now, k)
+		}
+	}
+	return now, nil
+}
+
+// putBack gives knobs that have another value by now the one that they had. The
+// kernel lets no limit of memory be above that of memory and swap: of two
+// such the one can only be written after the other, so there is a second round.
+func putBack(was []todocker.Knob, g cgroup.Group) error {
+	var errs []error
+	for range 2 {
+		errs = nil
+		for _, k := range was {
+			now, err := present([]todocker.Knob{k}, g)
+			if err == nil && len(now) == 1 && now[0].Value == k.Value {
+				continue
+			}
+			errs = append(errs, gone(err), gone(write([]todocker.Knob{k}, g)))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -45,19 +48,18 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	if state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("container %s is %v and cannot be updated: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
 	}
-	old := c.Status.GetResources().GetLinux()
-	order, err := todocker.UpdateContainer(old, change, docker.Can)
+	order, err := todocker.UpdateContainer(c.Status.GetResources().GetLinux(), change, docker.Can)
 	if err != nil {
 		return err
 	}
-	back, err := todocker.UpdateContainer(order.Result, todocker.Revert(old, order.Result), docker.Can)
+	back, err := s.before(docker, c, order)
 	if err != nil {
 		return err
 	}
 	work := context.WithoutCancel(ctx)
 	var steps undo.Stack
 	defer steps.Rollback(work, &err)
-	steps.Push(func(ctx context.Context) error { return s.apply(ctx, docker, c, back) })
+	steps.Push(back)
 	if err := s.apply(work, docker, c, order); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID(), plain{err})
 	}
@@ -80,22 +82,85 @@ func (s *Service) keep(id string, what proto.Message) error {
 // apply tells the Engine, and writes what it cannot be told if the container
 // runs; if it does not, its start will.
 func (s *Service) apply(ctx context.Context, docker *engine.Conn, c *view.Container, order todocker.Update) error {
-	short, cancel := docker.Short(ctx)
-	defer cancel()
-	if _, err := docker.ContainerUpdate(short, c.ID(), order.Engine); err != nil {
+	if err := tellEngine(ctx, docker, c.ID(), order.Engine); err != nil || !c.Running {
 		return err
 	}
-	if !c.Running {
-		return nil
+	err := s.turn(ctx, order.Knobs, c.ID(), c.Pid)
+	// Else it is left alone: processes may have given one to themselves.
+	if score := order.Result.GetOomScoreAdj(); score != c.Status.GetResources().GetLinux().GetOomScoreAdj() {
+		err = errors.Join(err, adjustOOMScore(c.ID(), c.Pid, max(int(score), docker.OOMFloor())))
 	}
-	return errors.Join(s.turn(ctx, order.Knobs, c.ID(), c.Pid), adjustOOMScore(c.ID(), c.Pid, max(int(order.Result.GetOomScoreAdj()), docker.OOMFloor())))
+	return err
+}
+
+func tellEngine(ctx context.Context, docker *engine.Conn, id string, change container.UpdateConfig) error {
+	short, cancel := docker.Short(ctx)
+	defer cancel()
+	_, err := docker.ContainerUpdate(short, id, change)
+	return err
+}
+
+// before looks what c has, and returns what gives it that again after order. An
+// order with a setting that the node does not know is refused here.
+func (s *Service) before(docker *engine.Conn, c *view.Container, order todocker.Update) (again func(context.Context) error, err error) {
+	old := c.Status.GetResources().GetLinux()
+	var g cgroup.Group
+	var was []todocker.Knob
+	score, cpus, mems := 0, "", ""
+	if c.Running {
+		if g, err = cgroup.Of(c.Pid, c.ID()); err == nil {
+			was, err = present(slices.Concat(todocker.Told(docker.Can), order.Knobs), g)
+		}
+		if err == nil {
+			score, err = scoreOf(c.Pid)
+		}
+		if err := gone(err); err != nil {
+			return nil, err
+		}
+		cpus, mems = effective(g, "cpus"), effective(g, "mems")
+	}
+	told, err := todocker.Revert(old, order.Result, docker.Can, cpus, mems)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error {
+		err := tellEngine(ctx, docker, c.ID(), told)
+		if !c.Running {
+			return err
+		}
+		s.tell(ctx, was, g)
+		return errors.Join(err, putBack(was, g), adjustOOMScore(c.ID(), c.Pid, score))
+	}, nil
+}
+
+// effective returns the CPUs or memory nodes that the processes in g may use; nothing
+// where that is not known.
+func effective(g cgroup.Group, which string) string {
+	dir, ok := g.Dir("cpuset")
+	if !ok {
+		return ""
+	}
+	for _, file := range []string{"cpuset." + which + ".effective", "cpuset." + which} { // of v2, and of v1
+		if text, err := os.ReadFile(filepath.Join(dir, file)); err == nil {
+			return strings.TrimSpace(string(text))
+		}
+	}
+	return ""
+}
+
+// scoreOf reads the oom_score_adj of a process.
+func scoreOf(pid int) (int, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/oom_score_adj")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // adjustOOMScore sets the score of all processes of the container id, the first of
 // which is pid. The Engine takes a score in an update and does nothing with it.
 func adjustOOMScore(id string, pid, score int) error {
-	own, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/oom_score_adj")
-	if err != nil || strings.TrimSpace(string(own)) == strconv.Itoa(score) {
+	if own, err := scoreOf(pid); err != nil || own == score {
 		return gone(err)
 	}
 	g, err := cgroup.Of(pid, id)

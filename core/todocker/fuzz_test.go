@@ -47,7 +47,7 @@ func FuzzOrders(f *testing.F) {
 			result, err := UpdateContainer(r.GetConfig().GetLinux().GetResources(), update.GetLinux(), can)
 			check(t, err)
 			if err == nil {
-				_, err = UpdateContainer(result.Result, Revert(r.GetConfig().GetLinux().GetResources(), result.Result), can)
+				_, err = Revert(r.GetConfig().GetLinux().GetResources(), result.Result, can, "0", "0")
 				check(t, err)
 			}
 			_, err = AppArmorProfile(r.GetSandboxConfig().GetLinux().GetSecurityContext())

@@ -142,6 +142,29 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 	return knobs, nil
 }
 
+// Told returns the files that what the Engine is told ends up in, without a value.
+func Told(can engine.Record) []Knob {
+	if can.CgroupVersion == 2 {
+		return []Knob{
+			{File: "cpu.weight", Optional: true},
+			{File: "cpu.max", Optional: true},
+			{File: "cpuset.cpus", Optional: true},
+			{File: "cpuset.mems", Optional: true},
+			{File: "memory.max", Optional: true},
+			{File: swapKey, Optional: true},
+		}
+	}
+	return []Knob{
+		{Controller: "cpu", File: "cpu.shares", Optional: true},
+		{Controller: "cpu", File: "cpu.cfs_period_us", Optional: true},
+		{Controller: "cpu", File: "cpu.cfs_quota_us", Optional: true},
+		{Controller: "cpuset", File: "cpuset.cpus", Optional: true},
+		{Controller: "cpuset", File: "cpuset.mems", Optional: true},
+		{Controller: "memory", File: "memory.limit_in_bytes", Optional: true},
+		{Controller: "memory", File: "memory.memsw.limit_in_bytes", Optional: true},
+	}
+}
+
 // littleMemory writes limits that are below what the Engine takes: of memory, and
 // of swap as the Engine would have it.
 func littleMemory(memory int64, r *runtimeapi.LinuxContainerResources, v2 bool) []Knob {

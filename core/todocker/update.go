@@ -16,17 +16,36 @@ const unlimited = -1
 // noLimit is more memory, in bytes, than there is.
 const noLimit = 1 << 60
 
-// Revert returns the change that turns a container that has result back into one
-// that has old.
-func Revert(old, result *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
-	back := merged(old, nil)
-	if old.GetMemoryLimitInBytes() == 0 && result.GetMemoryLimitInBytes() != 0 {
-		back.MemoryLimitInBytes = unlimited
+// Revert returns what the Engine is to be told to take an update from old to result
+// back. It cannot be told that something is open again, so what old leaves open gets
+// what holds then: of CPUs and memory nodes cpus and mems.
+func Revert(old, result *runtimeapi.LinuxContainerResources, can engine.Record, cpus, mems string) (container.UpdateConfig, error) {
+	told, err := resources(old, can)
+	if err != nil {
+		return container.UpdateConfig{}, err
 	}
-	if old.GetCpuQuota() == 0 && result.GetCpuQuota() > 0 {
-		back.CpuQuota = unlimited
+	if told.Memory == 0 && result.GetMemoryLimitInBytes() >= minMemory {
+		told.Memory, told.MemorySwap = noLimit, noLimit
 	}
-	return back
+	for _, f := range []struct {
+		to         *int64
+		word, open int64
+	}{
+		{&told.CPUShares, result.GetCpuShares(), 1024},
+		{&told.CPUQuota, result.GetCpuQuota(), unlimited},
+		{&told.CPUPeriod, result.GetCpuPeriod(), 100_000},
+	} {
+		if *f.to == 0 && f.word != 0 {
+			*f.to = f.open
+		}
+	}
+	if told.CpusetCpus == "" && result.GetCpusetCpus() != "" {
+		told.CpusetCpus = cpus
+	}
+	if told.CpusetMems == "" && result.GetCpusetMems() != "" {
+		told.CpusetMems = mems
+	}
+	return container.UpdateConfig{Resources: swapAsTold(told)}, nil
 }
 
 // swapAsTold says unlimited swap so that the Engine does it: in an update it passes

@@ -125,6 +125,35 @@ func TestUpdateContainer(t *testing.T) {
 	}
 }
 
+func TestRevert(t *testing.T) {
+	const mib = 1 << 20
+	type r = runtimeapi.LinuxContainerResources
+	for name, tt := range map[string]struct {
+		old, result *r
+		want        container.Resources
+	}{
+		"nothing was said": {
+			nil, &r{CpuShares: 5, CpuQuota: 20000, CpuPeriod: 50000, CpusetCpus: "0", CpusetMems: "1", MemoryLimitInBytes: 64 * mib, OomScoreAdj: 5},
+			container.Resources{CPUShares: 1024, CPUQuota: -1, CPUPeriod: 100_000, CpusetCpus: "0-3", CpusetMems: "0-1", Memory: noLimit, MemorySwap: noLimit},
+		},
+		"all was said": {
+			&r{CpuShares: 6, CpuQuota: 30000, CpuPeriod: 60000, CpusetCpus: "2", CpusetMems: "0", MemoryLimitInBytes: 32 * mib},
+			&r{CpuShares: 5, CpuQuota: 20000, CpuPeriod: 50000, CpusetCpus: "0", CpusetMems: "1", MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 96 * mib},
+			container.Resources{CPUShares: 6, CPUQuota: 30000, CPUPeriod: 60000, CpusetCpus: "2", CpusetMems: "0", Memory: 32 * mib, MemorySwap: 32 * mib},
+		},
+		"there was any swap": {
+			&r{MemoryLimitInBytes: 32 * mib, MemorySwapLimitInBytes: -1}, &r{MemoryLimitInBytes: 32 * mib, MemorySwapLimitInBytes: 64 * mib},
+			container.Resources{Memory: 32 * mib, MemorySwap: noLimit},
+		},
+		"nothing has changed": {nil, &r{}, container.Resources{}},
+	} {
+		got, err := Revert(tt.old, tt.result, engine.Record{CgroupVersion: 2}, "0-3", "0-1")
+		if diff := cmp.Diff(tt.want, got.Resources); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
+	}
+}
+
 func TestCheckUpdate(t *testing.T) {
 	for name, r := range map[string]*runtimeapi.UpdateContainerResourcesRequest{
 		"annotations":        {Annotations: map[string]string{"a": "b"}},
