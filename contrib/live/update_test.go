@@ -152,7 +152,7 @@ func TestSettingsHold(t *testing.T) {
 	little := n.create(pod, config, order)
 	wrong := func() (wrong []string) {
 		for _, tt := range []struct{ id, file, want string }{
-			{id, "memory.max", "67108864"}, {id, "memory.high", "33554432"}, {id, "memory.low", "1048576"}, {id, "memory.oom.group", "1"}, {id, "pids.max", "77"},
+			{id, "memory.max", "67108864"}, {id, "memory.swap.max", "0"}, {id, "memory.high", "33554432"}, {id, "memory.low", "1048576"}, {id, "memory.oom.group", "1"}, {id, "pids.max", "77"},
 			{id, "hugetlb.2MB.max", "4194304"}, {id, "hugetlb.2MB.rsvd.max", "4194304"}, {little, "memory.max", "4194304"},
 		} {
 			if got := n.knob(tt.id, "", "", tt.file); got != tt.want {
@@ -200,6 +200,12 @@ func TestSettingsHold(t *testing.T) {
 		// What it has words for it keeps itself, for the rest it takes berthd.
 		n.kill()
 		reload()
+		t.Logf("at once: %s", wrong())
+		// It may wait with its files until something starts beside them.
+		slice := filepath.Base(config.GetLinux().GetCgroupParent())
+		if out, err := exec.Command("systemd-run", "--scope", "--slice="+slice, "--property=MemoryHigh=1G", "true").CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
 		lost := wrong()
 		t.Logf("after a reload without berthd: %s", lost)
 		for _, file := range lost {

@@ -303,6 +303,11 @@ func TestKnobs(t *testing.T) {
 			{File: "memory.swap.max", Value: swap, Optional: true, Late: true},
 		}
 	}
+	enough := func(swap int64) *runtimeapi.LinuxContainerResources {
+		return &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: swap}
+	}
+	bySystemd, byItself := recent, recent
+	bySystemd.CgroupDriver, byItself.CgroupDriver = "systemd", "cgroupfs"
 	pages := &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}}}
 	for name, tt := range map[string]struct {
 		in   *runtimeapi.LinuxContainerResources
@@ -328,6 +333,10 @@ func TestKnobs(t *testing.T) {
 			{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.2MB.rsvd.max", Value: "0", Optional: true},
 			{File: "hugetlb.1GB.max", Value: "1073741824"}, {File: "hugetlb.1GB.rsvd.max", Value: "1073741824", Optional: true},
 		}},
+		"no swap, with cgroupfs": {enough(0), byItself, nil},
+		"no swap, with systemd":  {enough(0), bySystemd, []Knob{{File: "memory.swap.max", Value: "0", Optional: true}}},
+		"some swap":              {enough(96 << 20), bySystemd, nil},
+		"any swap":               {enough(-1), bySystemd, nil},
 		"unified": {&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.oom.group": "1", "memory.high": "5"}}, recent, []Knob{
 			{File: "memory.high", Value: "5"}, {File: "memory.oom.group", Value: "1"},
 		}},

@@ -109,8 +109,19 @@ func (k Knob) Of() string {
 func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, error) {
 	v2 := can.CgroupVersion == 2
 	var knobs []Knob
-	if m := r.GetMemoryLimitInBytes(); m > 0 && m < minMemory {
+	switch m := r.GetMemoryLimitInBytes(); {
+	case m > 0 && m < minMemory:
 		knobs = littleMemory(m, r, v2)
+	case m > 0 && v2 && can.CgroupDriver == "systemd":
+		told, err := resources(r, can)
+		if err != nil {
+			return nil, err
+		}
+		if told.MemorySwap == m {
+			// runc writes the 0 and does not tell systemd (moby 51446), which would
+			// allow any swap again.
+			knobs = []Knob{{File: swapKey, Value: "0", Optional: true}}
+		}
 	}
 	for _, h := range r.GetHugepageLimits() {
 		if h.GetPageSize() == "" || strings.ContainsAny(h.GetPageSize(), "/.") {
