@@ -9,6 +9,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/.." && pwd)
 . "$top/contrib/e2e/lib.sh"
+. "$top/contrib/e2e/story.sh"
 [ "$(id -u)" = 0 ] || die "installing in a root of its own needs root"
 need file=file lintian=lintian rpmlint=rpmlint rpm=rpm rpmbuild=rpm busybox=busybox-static
 dist=$top/dist/packages
@@ -16,13 +17,6 @@ w=$(mktemp -d /tmp/berth-packages.XXXXXX)
 trap 'rm -rf "$w"' EXIT
 deb=$(ls "$dist"/berth_*_amd64.deb)
 rpm=$(ls "$dist"/berth-*.x86_64.rpm)
-want() { # want WHAT COMMAND...
-	local what=$1
-	shift
-	"$@" || die "$what"
-	echo "ok: $what"
-}
-not() { ! "$@"; }
 
 say "checksums, and what the packages are made of"
 (cd "$dist" && sha256sum --check --quiet SHA256SUMS)

@@ -25,6 +25,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
@@ -167,8 +168,9 @@ func TestWebSocketClientGoes(t *testing.T) {
 	}
 }
 
-func TestPortForwardThroughWebSocket(t *testing.T) {
-	s := serve(t, echo{}, KeyPair{})
+// tunnel connects to a pod's ports as kubectl does: with SPDY inside a WebSocket.
+func tunnel(t *testing.T, s *Server) httpstream.Connection {
+	t.Helper()
 	forward, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "s", Port: []int32{80}})
 	if err != nil {
 		t.Fatal(err)
@@ -181,6 +183,12 @@ func TestPortForwardThroughWebSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return conn
+}
+
+func TestPortForwardThroughWebSocket(t *testing.T) {
+	s := serve(t, echo{}, KeyPair{})
+	conn := tunnel(t, s)
 	defer conn.Close()
 	for _, port := range []int32{80, 8080} {
 		headers := http.Header{portforward.PortHeader: {map[int32]string{80: "80", 8080: "8080"}[port]}, portforward.PortForwardRequestIDHeader: {"1"}}
@@ -219,18 +227,7 @@ func TestPortForwardEndsWithTheServer(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
-	forward, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "s", Port: []int32{80}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ws, err := dial(forward.Url, tunnelProtocol)
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := spdy.NewClientConnection(ws)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := tunnel(t, s)
 	for _, kind := range []string{portforward.StreamTypeError, portforward.StreamTypeData} {
 		if _, err := conn.CreateStream(http.Header{portforward.StreamType: {kind}, portforward.PortHeader: {"80"}, portforward.PortForwardRequestIDHeader: {"1"}}); err != nil {
 			t.Fatal(err)

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the stories that run in a virtual machine have in common. Sourced, not run; whoever
-# does has a function die.
+# What the stories have in common, most of which run in a virtual machine. Sourced, not
+# run; whoever does has a function die.
 say() { printf '\n==> %s\n' "$*"; }
 want() { # want WHAT COMMAND...
 	local what=$1

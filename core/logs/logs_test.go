@@ -358,8 +358,9 @@ func TestNeverStarted(t *testing.T) {
 	}
 }
 
-// The kubelet removes the log before it removes the container.
-func TestARemovedLogStaysRemoved(t *testing.T) {
+// removed is a node whose container has ended, and its log been removed.
+func removed(t *testing.T) *node {
+	t.Helper()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(3)
@@ -369,6 +370,12 @@ func TestARemovedLogStaysRemoved(t *testing.T) {
 	if err := os.Remove(n.path); err != nil {
 		t.Fatal(err)
 	}
+	return n
+}
+
+// The kubelet removes the log before it removes the container.
+func TestARemovedLogStaysRemoved(t *testing.T) {
+	n := removed(t)
 	n.logs.Keep(t.Context(), n.seen(false))
 	if err := n.logs.Close(t.Context(), "c1", n.source, n.path); err != nil {
 		t.Error(err)
@@ -383,15 +390,7 @@ func TestARemovedLogStaysRemoved(t *testing.T) {
 
 // Looks may come in another order than that in which they were taken.
 func TestALateLookDoesNotStartALogAgain(t *testing.T) {
-	n := newNode(t, logs.CRI)
-	n.open()
-	n.print(3)
-	n.logs.Keep(t.Context(), n.seen(true))
-	n.logs.Keep(t.Context(), n.seen(false))
-	n.has(n.path, want(1, 3))
-	if err := os.Remove(n.path); err != nil {
-		t.Fatal(err)
-	}
+	n := removed(t)
 	n.logs.Keep(t.Context(), n.seen(true))
 	time.Sleep(200 * time.Millisecond)
 	if _, err := os.Lstat(n.path); !os.IsNotExist(err) {
