@@ -37,13 +37,31 @@ type Group struct {
 }
 
 // Of returns the cgroup of the container id, whose first process is pid; of kind
-// fs.ErrNotExist if there is no such process.
+// fs.ErrNotExist if there is no such process, or it has ended.
 func Of(pid int, id string) (Group, error) {
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	dir := "/proc/" + strconv.Itoa(pid)
+	text, err := os.ReadFile(dir + "/cgroup")
 	if err != nil {
 		return Group{}, err
 	}
+	// Looked at last. One that has ended, and that nobody has waited for yet, is
+	// said to be in the root on v1, and what is meant for a container would be
+	// written there.
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return Group{}, err
+	}
+	if over(string(stat)) {
+		return Group{}, &fs.PathError{Op: "find cgroup", Path: dir, Err: fs.ErrNotExist}
+	}
 	return parse(string(text), id, unified()), nil
+}
+
+// over reports whether the process that /proc/<pid>/stat tells of has ended.
+func over(stat string) bool {
+	// number (name) state ...; the name may have anything in it
+	_, state, _ := strings.Cut(stat[strings.LastIndexByte(stat, ')')+1:], " ")
+	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
 }
 
 // parse reads what /proc/<pid>/cgroup says.

@@ -2,9 +2,14 @@ package cgroup
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -34,6 +39,37 @@ func TestGroups(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// What a container has been is not to be looked for in the root once it has ended.
+func TestOfWhatHasEnded(t *testing.T) {
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	stat := "/proc/" + strconv.Itoa(cmd.Process.Pid) + "/stat"
+	for {
+		text, err := os.ReadFile(stat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), ") Z ") {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if g, err := Of(cmd.Process.Pid, "abc"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v, %v", g, err)
+	}
+	if _, err := Of(os.Getpid(), "abc"); err != nil {
+		t.Errorf("of one that runs: %v", err)
+	}
+	for stat, want := range map[string]bool{"7 (a) Z 1": true, "7 (Z) Z) S 1": false, "7 () R 0) X 1": true, "": false} {
+		if got := over(stat); got != want {
+			t.Errorf("%q: %v, want %v", stat, got, want)
+		}
 	}
 }
 
