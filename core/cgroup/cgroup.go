@@ -44,7 +44,7 @@ func Of(pid int, id string) (Group, error) {
 	if err != nil {
 		return Group{}, err
 	}
-	// Looked at last. One that has ended, and that nobody has waited for yet, is
+	// Looked at last. One that is ending, or that nobody has waited for yet, is
 	// said to be in the root on v1, and what is meant for a container would be
 	// written there.
 	stat, err := os.ReadFile(dir + "/stat")
@@ -57,11 +57,17 @@ func Of(pid int, id string) (Group, error) {
 	return parse(string(text), id, unified()), nil
 }
 
-// over reports whether the process that /proc/<pid>/stat tells of has ended.
+// over reports whether the process that /proc/<pid>/stat tells of has ended, or is at it.
 func over(stat string) bool {
-	// number (name) state ...; the name may have anything in it
-	_, state, _ := strings.Cut(stat[strings.LastIndexByte(stat, ')')+1:], " ")
-	return strings.HasPrefix(state, "Z") || strings.HasPrefix(state, "X")
+	// number (name) state parent group session terminal its-group flags ...; the name
+	// may have anything in it
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 7 {
+		return false
+	}
+	const exiting = 0x4 // PF_EXITING
+	flags, _ := strconv.ParseUint(fields[6], 10, 64)
+	return fields[0] == "Z" || fields[0] == "X" || flags&exiting != 0
 }
 
 // parse reads what /proc/<pid>/cgroup says.

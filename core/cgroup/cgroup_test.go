@@ -66,7 +66,10 @@ func TestOfWhatHasEnded(t *testing.T) {
 	if _, err := Of(os.Getpid(), "abc"); err != nil {
 		t.Errorf("of one that runs: %v", err)
 	}
-	for stat, want := range map[string]bool{"7 (a) Z 1": true, "7 (Z) Z) S 1": false, "7 () R 0) X 1": true, "": false} {
+	for stat, want := range map[string]bool{
+		"7 (a) Z 1 7 7 0 -1 4194304 0": true, "7 (Z) Z) S 1 7 7 0 -1 4194304 0": false, "7 () R 0) X 1 7 7 0 -1 0 0": true,
+		"7 (at it) S 1 7 7 0 -1 4194308 0": true, "7 (a) S": false, "": false,
+	} {
 		if got := over(stat); got != want {
 			t.Errorf("%q: %v, want %v", stat, got, want)
 		}
