@@ -197,6 +197,10 @@ func TestSettingsHold(t *testing.T) {
 			reload()
 			n.until(10*time.Second, "settings lost with a reload", func() bool { return wrong() == nil })
 		}
+		// With another container of the pod it writes what it knows.
+		n.create(pod, config, shell("another", "exec sleep 1000"))
+		t.Logf("after another start: %s", wrong())
+		n.until(10*time.Second, "settings lost with another container", func() bool { return wrong() == nil })
 		// What it has words for it keeps itself, for the rest it takes berthd.
 		n.kill()
 		reload()

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
@@ -47,20 +49,51 @@ func (s *Service) tell(ctx context.Context, knobs []todocker.Knob, g cgroup.Grou
 	}
 }
 
-// KeepSettings writes again what systemd takes away from the cgroups of
-// containers whenever it reads its units again. It returns when ctx ends.
+// KeepSettings writes again what systemd takes away from the cgroups of containers.
+// It returns when ctx ends.
 func (s *Service) KeepSettings(ctx context.Context) error {
-	systemd.Reloads(ctx, func() {
-		docker, err := s.docker.Use()
-		if err == nil {
-			err = s.settle(ctx, docker)
-		}
-		if err != nil && ctx.Err() == nil {
-			// KeepClean does the same as soon as Docker is there again.
-			s.log.Debug("settings of containers not written again", slog.Any("err", err))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		systemd.Reloads(ctx, s.unsettle)
+		return nil
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.unsettled:
+			}
+			t := time.NewTimer(settling)
+			select {
+			case <-ctx.Done():
+			case <-t.C:
+			}
+			t.Stop()
+			docker, err := s.docker.Use()
+			if err == nil {
+				err = s.settle(ctx, docker)
+			}
+			if err != nil && ctx.Err() == nil {
+				// KeepClean does the same as soon as Docker is there again.
+				s.log.Debug("settings of containers not written again", slog.Any("err", err))
+			}
 		}
 	})
-	return nil
+	return g.Wait()
+}
+
+// settling is how long systemd has for writing, and how often at most we write after it.
+const settling = time.Second
+
+// unsettle says that systemd may have taken settings away. After a reload it does so
+// when the next unit of a slice starts or is changed (257), as containers of the
+// same pod do; so it is to be called after that, too.
+func (s *Service) unsettle() {
+	select {
+	case s.unsettled <- struct{}{}:
+	default: // it has been said
+	}
 }
 
 // settle writes the settings of all running containers, where systemd may have taken
@@ -83,16 +116,21 @@ func (s *Service) settle(ctx context.Context, docker *engine.Conn) error {
 	return ctx.Err()
 }
 
-// settleOne writes the settings of the container id if it runs.
+// settleOne writes the settings of the container id if it runs. One that somebody is
+// starting or updating gets them from him.
 func (s *Service) settleOne(ctx context.Context, docker *engine.Conn, id string) error {
-	c, done, err := s.inTurn(ctx, id)
+	done, ok := s.turns.Try(id)
+	if !ok {
+		return nil
+	}
+	defer done()
+	c, err := s.view.Container(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer done()
 	knobs, err := todocker.Knobs(c.Status.GetResources().GetLinux(), docker.Can)
 	if err != nil || !c.Running || len(knobs) == 0 {
 		return err

@@ -35,6 +35,8 @@ type Service struct {
 
 	turns turns.Turns // by ID, or by name where there is no ID yet
 
+	unsettled chan struct{} // holds one if systemd may have taken settings away
+
 	warnOnce sync.Once // that logs are not as they should be
 
 	mu       sync.Mutex // guards following
@@ -90,5 +92,6 @@ func New(docker *engine.Engine, view *view.View, images images, logs logs, files
 	return &Service{
 		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
 		stopping: map[string]int{}, staging: map[string]bool{}, late: map[string]late{},
+		unsettled: make(chan struct{}, 1),
 	}
 }

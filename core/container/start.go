@@ -41,6 +41,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
 	defer cancel()
 	err = s.launch(work, docker, c)
+	s.unsettle()
 	if !engine.Away(err) {
 		// What runs has mounts of its own. Where ours stayed, a volume could not
 		// be taken away from the node once the container has ended.

@@ -60,6 +60,7 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	var steps undo.Stack
 	defer steps.Rollback(work, &err)
 	steps.Push(back)
+	defer s.unsettle()
 	if err := s.apply(work, docker, c, order); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID(), plain{err})
 	}
