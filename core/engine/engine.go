@@ -212,8 +212,9 @@ func (e *Engine) Wait(ctx context.Context) (*Conn, error) {
 	}
 }
 
-// Gone returns once conn is not the connection any more, or ctx has ended.
-func (e *Engine) Gone(ctx context.Context, conn *Conn) {
+// Gone returns once conn is not the connection any more, there is something in
+// wake, which may be nil, or ctx has ended.
+func (e *Engine) Gone(ctx context.Context, conn *Conn, wake <-chan struct{}) {
 	for {
 		e.mu.Lock()
 		current, changed := e.conn, e.changed
@@ -223,6 +224,8 @@ func (e *Engine) Gone(ctx context.Context, conn *Conn) {
 		}
 		select {
 		case <-changed:
+		case <-wake:
+			return
 		case <-ctx.Done():
 			return
 		}

@@ -31,7 +31,7 @@ func TestComesAndGoes(t *testing.T) {
 	}
 	gone := make(chan struct{})
 	go func() {
-		docker.Gone(t.Context(), first)
+		docker.Gone(t.Context(), first, nil)
 		close(gone)
 	}()
 	e.Stop()

@@ -60,7 +60,7 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	desk := &desk{looks: map[string]bool{}}
 	g.Go(func() error {
 		// An Engine that was only slow has a new connection, and breaks no stream.
-		v.docker.Gone(ctx, conn)
+		v.docker.Gone(ctx, conn, nil)
 		return errReplaced
 	})
 	g.Go(func() error {
@@ -439,15 +439,6 @@ func (v *View) Each(ctx context.Context, what string, wake <-chan struct{}, do f
 // is something in wake, or ctx has ended.
 func (v *View) rest(ctx context.Context, conn *engine.Conn, d time.Duration, wake <-chan struct{}) {
 	ctx, cancel := context.WithTimeout(ctx, d)
-	over := make(chan struct{})
-	go func() {
-		v.docker.Gone(ctx, conn)
-		close(over)
-	}()
-	select {
-	case <-over:
-	case <-wake:
-	}
-	cancel()
-	<-over
+	defer cancel()
+	v.docker.Gone(ctx, conn, wake)
 }
