@@ -7,14 +7,18 @@ set -euo pipefail
 die() {
 	echo "error: $*" >&2
 	docker ps -a --format 'table {{.Names}}\t{{.Status}}' || true
-	kubectl logs -n kube-system -l k8s-app=kube-proxy --tail 20 || true
-	iptables -S FORWARD || true
+	kubectl logs -n kube-system -l k8s-app=kube-proxy --tail 40 || true
+	kubectl get endpointslices -A || true
+	[ -z "${pod:-}" ] || kubectl exec "$pod" -- wget -O- -T 5 "http://${address:-}/" || true
+	iptables -S FORWARD -v || true
+	iptables -t nat -S -v | grep -E 'KUBE-(SERVICES|SVC|SEP)' || true
 	journalctl --no-pager -u kubelet | tail -30
 	journalctl --no-pager -u berth.service | tail -30
 	exit 1
 }
 soon() { # soon COMMAND...: within ten minutes, for the processor is emulated
-	for _ in $(seq 200); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 3; done
+	local end=$((SECONDS + 600))
+	while [ $SECONDS -lt $end ]; do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 3; done
 	"$@"
 }
 export PATH=$PATH:/usr/sbin KUBECONFIG=/etc/kubernetes/admin.conf
