@@ -53,12 +53,13 @@ look() {
 	want "and finds it by name" soon named
 }
 
-# proxy_image DIR: kube-proxy, with this machine's iptables.
+# proxy_image DIR: kube-proxy, with this machine's iptables, and what that and its extensions
+# need: without libm, statistic cannot be loaded and no Service with two pods has a rule.
 proxy_image() {
-	local name
+	local name parts
 	cp kube/kube-proxy "$1/usr/local/bin/"
-	cp --parents -L /usr/sbin/xtables-nft-multi /usr/lib/x86_64-linux-gnu/xtables/*.so \
-		$(ldd /usr/sbin/xtables-nft-multi | grep -o '/lib[^ ]*') "$1/"
+	parts=(/usr/sbin/xtables-nft-multi /usr/lib/x86_64-linux-gnu/xtables/*.so)
+	cp --parents -L "${parts[@]}" $(ldd "${parts[@]}" | grep -o '/lib[^ ]*' | grep -v ':$' | sort -u) "$1/"
 	for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
 		ln -s xtables-nft-multi "$1/usr/sbin/$name"
 	done
