@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # changeover.sh [VERSION...]: make test-changeover: a node changes from a real cri-dockerd to
 # berthd and back under running pods (TestChangeover). Each version is built from its
-# module, which takes some minutes the first time. ENGINE is as for live.sh.
+# module, which takes some minutes the first time; 0.4.0 wants Docker 23 or newer. ENGINE is as for live.sh.
 . "$(dirname "$0")/lib.sh"
 need go=golang
-[ $# -gt 0 ] || set -- v0.4.3
+[ $# -gt 0 ] || set -- v0.3.17 v0.4.3
 for version; do
 	program=$(cri_dockerd "$version")
 	say "cri-dockerd $version"

@@ -142,6 +142,7 @@ cri_dockerd() {
 		[ -n "$source" ] || die "cri-dockerd $1 cannot be downloaded"
 		cp -r "$source" "$w/source"
 		chmod -R u+w "$w/source"
+		rm -rf "$w/source/vendor" # of which a module has the list and no more
 		mkdir -p "${program%/*}"
 		(cd "$w/source" && CGO_ENABLED=0 go build -o "$program" .)
 		rm -rf "$w"
