@@ -103,7 +103,7 @@ files=$(find "$w/pods" -path '*talk*' -name '0.log*' | wc -l)
 echo "the kubelet has rotated it into $files files"
 ok "the kubelet rotates" test "$files" -gt 2
 # A life that is over between two looks of the kubelet is told with the one before it as the
-# last, and that the kubelet has removed: 1.37 with any runtime.
+# last, and that one the kubelet (1.37) has removed by itself.
 pod again "  containers: [{name: again, $image, command: [sh, -c, 'echo life \$(date +%N); sleep 3; exit 1']}]"
 previous() { k logs --previous again 2>/dev/null | grep -q life; }
 ok "logs --previous" soon previous
