@@ -205,12 +205,10 @@ func (n *node) whole(pod *runtimeapi.PodSandboxConfig) (id, c string, err error)
 		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: *image}, Readonly: true},
 		{ContainerPath: "/data", HostPath: n.path("run"), MountOptions: []string{"noexec"}},
 	}
-	if n.unstaged {
-		config.Mounts = config.Mounts[:1]
-	}
+	config.Mounts = config.Mounts[:len(config.Mounts)-n.fewer]
 	made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
-	if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "mount namespace of its own") {
-		n.unstaged = true // this Docker has mounts of its own
+	if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "mount namespace of its own") && len(config.Mounts) > 0 {
+		n.fewer++ // this Docker has mounts of its own
 		return n.whole(pod)
 	}
 	if status.Code(err) == codes.AlreadyExists {

@@ -66,7 +66,7 @@ type node struct {
 	proxy  *proxy
 	log    *lockedBuffer
 
-	unstaged bool // whether mounts cannot be staged for this Docker
+	fewer int // how many mounts cannot be staged for this Docker
 
 	cmd     *exec.Cmd
 	done    chan struct{}
