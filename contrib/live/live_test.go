@@ -207,8 +207,8 @@ func (n *node) whole(pod *runtimeapi.PodSandboxConfig) (id, c string, err error)
 	}
 	config.Mounts = config.Mounts[:len(config.Mounts)-n.fewer]
 	made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
-	if status.Code(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "mount namespace of its own") && len(config.Mounts) > 0 {
-		n.fewer++ // this Docker has mounts of its own
+	if unstaged(err) && len(config.Mounts) > 0 {
+		n.fewer++
 		return n.whole(pod)
 	}
 	if status.Code(err) == codes.AlreadyExists {
