@@ -205,11 +205,13 @@ func (n *node) whole(pod *runtimeapi.PodSandboxConfig) (id, c string, err error)
 		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: *image}, Readonly: true},
 		{ContainerPath: "/data", HostPath: n.path("run"), MountOptions: []string{"noexec"}},
 	}
-	config.Mounts = config.Mounts[:len(config.Mounts)-n.fewer]
-	made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
-	if unstaged(err) && len(config.Mounts) > 0 {
-		n.fewer++
-		return n.whole(pod)
+	var made *runtimeapi.CreateContainerResponse
+	for {
+		made, err = n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
+		if !unstaged(err) || len(config.Mounts) == 0 {
+			break
+		}
+		config.Mounts = config.Mounts[:len(config.Mounts)-1]
 	}
 	if status.Code(err) == codes.AlreadyExists {
 		return id, "", nil // an earlier call got as far as starting it

@@ -66,8 +66,6 @@ type node struct {
 	proxy  *proxy
 	log    *lockedBuffer
 
-	fewer int // how many mounts cannot be staged for this Docker
-
 	cmd     *exec.Cmd
 	done    chan struct{}
 	conn    *grpc.ClientConn
