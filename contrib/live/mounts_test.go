@@ -16,6 +16,7 @@ import (
 	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/container"
 	dockerimage "github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/versions"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -131,6 +132,9 @@ func TestMounts(t *testing.T) {
 	lost.Mounts = []*runtimeapi.Mount{{ContainerPath: "/sub", Image: volume, ImageSubPath: "nothing/here", Readonly: true}}
 	err = n.refused(id, pod, lost)
 	volumes := !unstaged(err)
+	if !volumes && !versions.LessThan(n.docker.ClientVersion(), "1.48") {
+		t.Errorf("this Docker has images as volumes itself: %v", err)
+	}
 	if volumes && (err == nil || !strings.Contains(err.Error(), "ImageVolumeMountFailed: ")) {
 		t.Errorf("a sub-path that is not there: %v", err)
 	}
@@ -318,7 +322,7 @@ func TestStagedMountsOfTheGone(t *testing.T) {
 		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: "berth-files:1"}, Readonly: true},
 	}
 	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: pod})
-	if codeOf(err) == codes.FailedPrecondition {
+	if unstaged(err) {
 		t.Skip("this Docker has mounts of its own")
 	}
 	if err != nil {
