@@ -82,7 +82,7 @@ func (b bus) serve(c net.Conn) {
 		}
 		b.send(c, dbus.TypeMethodReply, map[dbus.HeaderField]dbus.Variant{dbus.FieldReplySerial: dbus.MakeVariant(m.Serial())}, body...)
 		if m.Headers[dbus.FieldMember].Value() == "Subscribe" {
-			for _, begins := range []bool{true, false} {
+			for _, begins := range []bool{true, true, false} {
 				b.send(c, dbus.TypeSignal, map[dbus.HeaderField]dbus.Variant{
 					dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath(path)), dbus.FieldInterface: dbus.MakeVariant(manager), dbus.FieldMember: dbus.MakeVariant("Reloading"),
 				}, begins)
@@ -139,8 +139,8 @@ func TestReloads(t *testing.T) {
 	defer cancel()
 	heard := 0
 	Reloads(ctx, func() {
-		if heard++; heard == 2 { // at first, and after the one
-			cancel()
+		if heard++; heard == 2 { // at first, and after the one that has ended
+			time.AfterFunc(200*time.Millisecond, cancel)
 		}
 	})
 	if heard != 2 {
