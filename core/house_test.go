@@ -21,7 +21,8 @@ const module = "berth/"
 // Do not move a package to make a build pass: a wall in the way is a question
 // about the plan in doc.go.
 var floors = [][]string{
-	{"core/labels", "core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/mounts", "core/metrics"},
+	{"core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/metrics"},
+	{"core/labels", "core/mounts"},
 	{"core/engine", "network", "streaming"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},
 	{"core/view", "core/profiles"},

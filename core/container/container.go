@@ -15,6 +15,7 @@ import (
 	"berth/core/engine"
 	"berth/core/journal"
 	"berth/core/mounts"
+	"berth/core/names"
 	"berth/core/todocker"
 	"berth/core/turns"
 	"berth/core/view"
@@ -41,8 +42,8 @@ type Service struct {
 
 	mu       sync.Mutex // guards following
 	stopping map[string]int
-	staging  map[string]bool // names of staged mounts whose container is being made
-	late     map[string]late // by name
+	staging  map[names.Stage]bool // names of staged mounts whose container is being made
+	late     map[string]late      // by name
 }
 
 // An Image is what a container needs to know of an image.
@@ -91,7 +92,7 @@ type files interface {
 func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures, updates *journal.Shelf, stages *mounts.Stage, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
-		stopping: map[string]int{}, staging: map[string]bool{}, late: map[string]late{},
+		stopping: map[string]int{}, staging: map[names.Stage]bool{}, late: map[string]late{},
 		unsettled: make(chan struct{}, 1),
 	}
 }

@@ -117,7 +117,7 @@ func newRoom(t *testing.T, options ...enginetest.Option) *room {
 	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}
 	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{
 		Image: "server", Cmd: []string{"pause"}, Labels: said.Encode(), NetworkDisabled: true,
-	}, &dockercontainer.HostConfig{IpcMode: dockercontainer.IPCModeShareable}, nil, nil, names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
+	}, &dockercontainer.HostConfig{IpcMode: dockercontainer.IPCModeShareable, Init: new(bool)}, nil, nil, names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +327,7 @@ func TestCreateRefuses(t *testing.T) {
 	}
 	stranger := labels.Set{Kind: labels.Container, SandboxID: "another", Config: `{"metadata":{"name":"c"}}`}
 	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{Image: "server", Cmd: []string{"serve"}, Labels: stranger.Encode()},
-		nil, nil, nil, names.Name{Container: "c", Pod: "other", Namespace: "ns", UID: "o"}.String())
+		&dockercontainer.HostConfig{Init: new(bool)}, nil, nil, names.Name{Container: "c", Pod: "other", Namespace: "ns", UID: "o"}.String())
 	if err != nil {
 		t.Fatal(err)
 	}

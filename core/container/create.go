@@ -17,6 +17,7 @@ import (
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/mounts"
+	"berth/core/names"
 	"berth/core/profiles"
 	"berth/core/todocker"
 	"berth/core/undo"
@@ -99,8 +100,11 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	path := labels.Decode(order.Config.Labels).LogPath
-	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path, "") })
+	path, err := todocker.LogPath(ask.Pod, c)
+	if err != nil {
+		return "", err
+	}
+	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path, names.Stage{}) })
 	if err := caller.hungUp(); err != nil {
 		return "", err
 	}
@@ -134,7 +138,7 @@ func jsonFile(docker *engine.Conn, id string) string {
 func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerAsk, error) {
 	ask := todocker.ContainerAsk{
 		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: stageName(), Stages: s.stages, Can: docker.Can, Log: s.logs.Driver(),
+		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: names.NewStage(), Stages: s.stages, Can: docker.Can, Log: s.logs.Driver(),
 	}
 	if ask.Log.Type == "" && docker.Can.LoggingDriver == "none" {
 		return ask, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
@@ -278,9 +282,9 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todoc
 	if err != nil {
 		return false, fmt.Errorf("who is called %s: %w", name, err)
 	}
-	said := labels.Decode(holder.Config.Labels)
+	said, err := labels.Read(holder)
 	switch {
-	case said.Kind != labels.Container:
+	case err != nil, said.Kind != labels.Container:
 		return false, fmt.Errorf("the name %s is taken by container %s, which is no pod's: %w", name, holder.ID, errdefs.ErrAlreadyExists)
 	case holder.State.Running:
 		return false, fmt.Errorf("container %s is this attempt already, and runs: %w", holder.ID, errdefs.ErrAlreadyExists)

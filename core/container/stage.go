@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,18 +12,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
-	"berth/core/labels"
 	"berth/core/mounts"
+	"berth/core/names"
 	"berth/core/todocker"
 )
 
-// stageName returns a name for staged mounts that nobody has. It is made before
-// the container, whose ID is not known then.
-func stageName() string { return rand.Text()[:16] }
-
 // beginStaging keeps the staged mounts called name from being tidied away before
 // the view knows their container; done is to be called then.
-func (s *Service) beginStaging(name string) (done func()) {
+func (s *Service) beginStaging(name names.Stage) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.staging[name] = true
@@ -45,7 +40,7 @@ func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.C
 			continue
 		}
 		short, cancel := docker.Short(ctx)
-		_, err := docker.Idle(short, volume.ID, labels.HoldKey, ask.Stage)
+		_, err := docker.CreateHelper(short, volume.ID, engine.HoldHelper, ask.Stage.String())
 		cancel()
 		if err != nil {
 			return fmt.Errorf("ImageVolumeMountFailed: hold image %s: %w", volume.ID, err)
@@ -82,11 +77,11 @@ func findSubPaths(ctx context.Context, docker *engine.Conn, id string, list []mo
 }
 
 // unstage takes down the staged mounts called name, and what holds their images.
-func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name string) error {
-	if name == "" {
+func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name names.Stage) error {
+	if name.None() {
 		return nil
 	}
-	held, err := docker.Labelled(ctx, labels.HoldKey)
+	held, err := docker.Helpers(ctx, engine.HoldHelper)
 	if err != nil {
 		return fmt.Errorf("containers that hold images: %w", err)
 	}
@@ -95,10 +90,10 @@ func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name string)
 
 // release is unstage where it is known already what holds images, and for which
 // stage.
-func (s *Service) release(ctx context.Context, docker *engine.Conn, name string, held map[string]string) error {
+func (s *Service) release(ctx context.Context, docker *engine.Conn, name names.Stage, held map[string]string) error {
 	var errs []error
 	for id, stage := range held {
-		if stage == name {
+		if stage == name.String() {
 			errs = append(errs, docker.Discard(ctx, id))
 		}
 	}
@@ -111,16 +106,26 @@ func (s *Service) release(ctx context.Context, docker *engine.Conn, name string,
 // tidyStages takes down what was staged for containers that have been started
 // or are no more.
 func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
-	names, err := s.stages.Names()
+	staged, err := s.stages.Names()
 	if err != nil {
 		return err
 	}
-	held, err := docker.Labelled(ctx, labels.HoldKey)
+	used := map[names.Stage]bool{}
+	for _, name := range staged {
+		used[name] = true
+	}
+	held, err := docker.Helpers(ctx, engine.HoldHelper)
 	if err != nil {
 		return fmt.Errorf("containers that hold images: %w", err)
 	}
-	names = slices.AppendSeq(names, maps.Values(held))
-	slices.Sort(names)
+	for id, stage := range held {
+		name, err := names.ParseStage(stage)
+		if err != nil || name.None() {
+			s.log.Warn("helper container ignored: it holds an image for no staged mounts", slog.String("container", id), slog.Any("err", err))
+			continue
+		}
+		used[name] = true
+	}
 	// After the names, so that each is being made or its container is in the view
 	// by now; before the view, so that none is in neither.
 	s.mu.Lock()
@@ -130,18 +135,18 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	states := map[string]runtimeapi.ContainerState{}
+	states := map[names.Stage]runtimeapi.ContainerState{}
 	for _, c := range all {
 		states[c.Stage] = c.Row.GetState()
 	}
-	for _, name := range slices.Compact(names) {
+	for name := range used {
 		state, known := states[name]
 		switch {
 		case making[name], known && state == runtimeapi.ContainerState_CONTAINER_CREATED:
 		case known:
 			err = errors.Join(err, s.stages.Drop(name)) // its image stays
 		default:
-			s.log.Info("taking down staged mounts of a container that is no more", slog.String("stage", name))
+			s.log.Info("taking down staged mounts of a container that is no more", slog.String("stage", name.String()))
 			err = errors.Join(err, s.release(ctx, docker, name, held))
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"berth/core/engine"
+	"berth/core/names"
 )
 
 const (
@@ -148,7 +149,7 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 
 // discard leaves nothing of a container but the kubelet's log file at logPath:
 // neither in the Engine nor, if it has a stage, of its staged mounts.
-func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath, stage string) error {
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath string, stage names.Stage) error {
 	// Before the Engine's own file goes with the container.
 	if err := s.logs.Close(ctx, id, jsonFile(docker, id), logPath); err != nil {
 		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))

@@ -54,7 +54,7 @@ func newRoom(t *testing.T, first ...enginetest.Program) (*exec.Service, *enginet
 	enginetest.Background(t, seen.Run)
 	c := e.Client(t)
 	said := labels.Set{Kind: labels.Container, SandboxID: "pod", Config: `{"metadata":{"name":"c"}}`}
-	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: said.Encode()}, nil, nil, nil, "k8s_c_web_ns_u_0")
+	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: said.Encode()}, &container.HostConfig{Init: new(bool)}, nil, nil, "k8s_c_web_ns_u_0")
 	if err == nil {
 		err = c.ContainerStart(t.Context(), made.ID, container.StartOptions{})
 	}

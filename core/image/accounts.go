@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth/core/engine"
-	"berth/core/labels"
 	"berth/core/todocker"
 )
 
@@ -82,7 +81,7 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 		defer s.accountsMu.Unlock()
 		delete(s.looking, look)
 	}()
-	made, err := docker.Idle(short, id, labels.LookKey, look)
+	made, err := docker.CreateHelper(short, id, engine.ReadHelper, look)
 	if err != nil {
 		return a, err
 	}
@@ -151,7 +150,7 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 // tidy removes the containers that were made to look into images, by a daemon
 // that died perhaps, and that nobody looks into now.
 func (s *Service) tidy(ctx context.Context, docker *engine.Conn) error {
-	list, err := docker.Labelled(ctx, labels.LookKey)
+	list, err := docker.Helpers(ctx, engine.ReadHelper)
 	if err != nil {
 		return err
 	}

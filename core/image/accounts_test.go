@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -10,8 +11,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 
+	"berth/core/engine"
 	"berth/core/engine/enginetest"
-	"berth/core/labels"
 )
 
 // prune removes all containers that do not run, as docker container prune does.
@@ -115,7 +116,7 @@ func TestTidy(t *testing.T) {
 	for i := range ids {
 		ids[i] = e.AddImage(enginetest.Image{}, fmt.Sprintf("app:%d", i))
 	}
-	if _, err := docker.Idle(t.Context(), ids[0], labels.LookKey, "left"); err != nil {
+	if _, err := docker.CreateHelper(t.Context(), ids[0], engine.ReadHelper, rand.Text()); err != nil {
 		t.Fatal(err)
 	}
 	// However often it tidies, what is being looked into stays.

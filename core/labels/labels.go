@@ -1,14 +1,26 @@
-// Package labels owns every label the daemon writes on a Docker container.
+// Package labels owns every label the daemon writes on a Docker container, and
+// decides which containers belong to pods.
 //
-// Docker is our only database: what a container is in Kubernetes terms is
+// Docker is the only database: what a container is in Kubernetes terms is
 // written on it once, when it is created, and read back from it ever after.
+// Labels alone prove nothing, because Docker merges the labels of an image into
+// each container that is created from it (docker 28.5, daemon/commit.go, merge).
+// Read therefore relies on what no image can set: the container's name, and a
+// field of its HostConfig that berth sets on every container.
 package labels
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/docker/docker/api/types/container"
+
+	"berth/core/names"
 )
 
 // Keys that dockershim and cri-dockerd chose. They are kept, so that a node
@@ -37,22 +49,6 @@ const (
 	labelPrefix = ownPrefix + "label."
 )
 
-// LookKey is on containers that are made to look into an image, and are no
-// pod's. Its value tells them apart.
-const LookKey = ownPrefix + "look"
-
-// HoldKey is on containers that never run and are no pod's: each holds an image
-// whose files a container of a pod has as a volume. Its value is that container's
-// stage.
-const HoldKey = ownPrefix + "hold"
-
-// Idle returns the labels of a container that never runs and is no pod's, with key for
-// what it is and value. It has a kind, which is no pod's either: whoever prunes
-// containers spares pods by that key, and Docker takes one such filter only.
-func Idle(key, value string) map[string]string {
-	return map[string]string{key: value, kindKey: "idle"}
-}
-
 // podName is what stands in nameKey of a sandbox.
 const podName = "POD"
 
@@ -65,30 +61,32 @@ const (
 	Container Kind = "container"
 )
 
-// A Set is what the labels of one Docker container say.
+// A Set is what is recorded on one Docker container.
 type Set struct {
 	Kind        Kind
 	SandboxID   string            // of the pod a container runs in; empty for a sandbox
-	LogPath     string            // where the kubelet looks for the log; empty for a sandbox
+	LogPath     string            // where the kubelet expects the log; empty for a sandbox
 	Labels      map[string]string // as the kubelet gave them
 	Annotations map[string]string // as the kubelet gave them
 
-	// The rest is known of what berth has created, not of what cri-dockerd has.
+	// The fields below are recorded by berth and not by cri-dockerd.
 
-	Config   string // the CRI config, as JSON, without what the Engine keeps elsewhere
-	Handler  string // runtime handler of a sandbox
-	Image    string // of a container, as its user wrote it
-	ImageRef string // of a container, with the repository's digest if there was one
-	User     string // of a container, whom it runs as, as JSON of the CRI; empty if not known
-	Stage    string // of a container, the name of its staged mounts; empty if it has none
+	Config   string      // the CRI config as JSON, without what the Engine keeps elsewhere
+	Handler  string      // runtime handler of a sandbox
+	Image    string      // of a container, as its user wrote it
+	ImageRef string      // of a container, with the repository's digest if there was one
+	User     string      // of a container, the user it runs as, as JSON of the CRI; empty if not known
+	Stage    names.Stage // of a container, the name of its staged mounts, if it has some
 }
 
 // Ours reports whether berth itself has created the container.
 func (s Set) Ours() bool { return s.Config != "" }
 
-// Encode returns s as Docker labels.
+// Encode returns s as Docker labels. Every key that applies to s.Kind or could be
+// read for it is written, with an empty value if need be: a key that is set when
+// a container is created wins over the image's label of the same name.
 func (s Set) Encode() map[string]string {
-	out := make(map[string]string, len(s.Labels)+len(s.Annotations)+8)
+	out := make(map[string]string, len(s.Labels)+len(s.Annotations)+11)
 	for k, v := range s.Annotations {
 		out[annotationPrefix+k] = v
 	}
@@ -96,28 +94,22 @@ func (s Set) Encode() map[string]string {
 		out[s.dockerKey(k)] = v
 	}
 	for k, v := range map[string]string{
-		kindKey:     string(s.Kind),
-		sandboxKey:  s.SandboxID,
-		logPathKey:  s.LogPath,
-		configKey:   s.Config,
-		handlerKey:  s.Handler,
-		imageKey:    s.Image,
-		imageRefKey: s.ImageRef,
-		userKey:     s.User,
-		stageKey:    s.Stage,
+		kindKey:        string(s.Kind),
+		sandboxKey:     s.SandboxID,
+		logPathKey:     s.LogPath,
+		configKey:      s.Config,
+		handlerKey:     s.Handler,
+		imageKey:       s.Image,
+		imageRefKey:    s.ImageRef,
+		userKey:        s.User,
+		stageKey:       s.Stage.String(),
+		labelsKey:      keys(s.Labels),
+		annotationsKey: keys(s.Annotations),
 	} {
-		if v != "" {
-			out[k] = v
-		}
+		out[k] = v
 	}
 	if s.Kind == Sandbox {
 		out[nameKey] = podName
-	}
-	if s.Ours() {
-		// Docker adds the labels of the image to those of the container; what
-		// the kubelet gave is only what is named here.
-		out[labelsKey] = keys(s.Labels)
-		out[annotationsKey] = keys(s.Annotations)
 	}
 	return out
 }
@@ -131,38 +123,175 @@ func keys(m map[string]string) string {
 	return string(list)
 }
 
-// Decode reads back what Encode wrote, and what cri-dockerd and dockershim did.
-func Decode(labels map[string]string) Set {
-	s := Set{
-		Kind:        Kind(labels[kindKey]),
-		SandboxID:   labels[sandboxKey],
-		LogPath:     labels[logPathKey],
-		Config:      labels[configKey],
-		Handler:     labels[handlerKey],
-		Image:       labels[imageKey],
-		ImageRef:    labels[imageRefKey],
-		User:        labels[userKey],
-		Stage:       labels[stageKey],
-		Labels:      map[string]string{},
-		Annotations: map[string]string{},
+// ErrMismatch is the kind of error for a container whose labels say that it
+// belongs to a pod although its name does not: one that was run by hand from an
+// image that carries such labels, for instance from docker commit of a pod's
+// container. It belongs to nobody.
+var ErrMismatch = errors.New("labels and name disagree")
+
+// Read returns what is recorded on an inspected container. A container that
+// belongs to no pod has no Kind, and the error is of kind ErrMismatch if it
+// claims otherwise.
+//
+// The name decides, because an image cannot set it: it must be that of the pod
+// and the attempt that the labels record. What berth's own labels say counts
+// only on a container that berth has created (see ours).
+func Read(c container.InspectResponse) (Set, error) {
+	if c.ContainerJSONBase == nil || c.Config == nil {
+		return Set{}, errors.New("inspect result is incomplete")
 	}
-	var said, noted []string
-	if s.Ours() &&
-		json.Unmarshal([]byte(labels[labelsKey]), &said) == nil &&
-		json.Unmarshal([]byte(labels[annotationsKey]), &noted) == nil {
-		for _, k := range said {
-			s.Labels[k] = labels[s.dockerKey(k)]
+	s, err := read(c.Name, c.Config.Labels, ours(c))
+	if err != nil || !s.Ours() {
+		return s, err
+	}
+	// Containers of berth before 1.1 have no label where the value was empty, and
+	// so perhaps the image's: a handler and a user count only if Docker confirms them.
+	if s.Handler != c.HostConfig.Runtime && s.Handler != dockerHandler {
+		s.Handler = ""
+	}
+	if !confirmsUser(c.Config.User, s.User) {
+		s.User = ""
+	}
+	return s, nil
+}
+
+// ReadSummary is Read for an entry of a list of containers. A list does not tell
+// who created a container, so what it returns is what cri-dockerd would have
+// recorded, also for a container of berth.
+func ReadSummary(row container.Summary) (Set, error) {
+	name := Name(row)
+	s, err := read(name, row.Labels, false)
+	if err != nil && row.Labels[configKey] != "" {
+		// Names with underscores cannot be parsed, only compared with the config.
+		if own, ownErr := read(name, row.Labels, true); ownErr == nil {
+			return decodeForeign(own.Kind, row.Labels), nil
 		}
-		for _, k := range noted {
-			s.Annotations[k] = labels[annotationPrefix+k]
+	}
+	return s, err
+}
+
+// Name returns the name of a container in a list. Docker lists the names of
+// legacy links as well, which have two slashes.
+func Name(row container.Summary) string {
+	for _, n := range row.Names {
+		if strings.LastIndexByte(n, '/') == 0 {
+			return n
 		}
-		return s
+	}
+	return ""
+}
+
+// ours reports whether berth has created c. Its containers always say in
+// HostConfig that Docker is not to run an init process in them; cri-dockerd and
+// dockershim leave the field unset, and an image has no HostConfig.
+func ours(c container.InspectResponse) bool {
+	return c.HostConfig != nil && c.HostConfig.Init != nil && !*c.HostConfig.Init && c.Config.Labels[configKey] != ""
+}
+
+// confirmsUser reports whether Docker runs a container with configured, "uid" or
+// "uid:gid", as the user that recorded describes.
+func confirmsUser(configured, recorded string) bool {
+	var user struct{ UID, GID json.Number } // of runtime.v1.LinuxContainerUser
+	if json.Unmarshal([]byte(recorded), &user) != nil {
+		return false
+	}
+	uid, gid, hasGroup := strings.Cut(cmp.Or(configured, "0"), ":")         // Docker runs it as root where nothing is said
+	number := func(n json.Number) string { return cmp.Or(n.String(), "0") } // protojson leaves zeros out
+	return uid == number(user.UID) && (!hasGroup || gid == number(user.GID))
+}
+
+// dockerHandler is the runtime handler that stands for Docker's default runtime,
+// besides "".
+const dockerHandler = "docker"
+
+func read(name string, labels map[string]string, ours bool) (Set, error) {
+	kind := Kind(labels[kindKey])
+	if kind != Sandbox && kind != Container {
+		return Set{}, nil
+	}
+	if !ours {
+		parsed, err := names.Parse(name)
+		if err != nil || (parsed.Container == names.Pod) != (kind == Sandbox) {
+			return Set{}, fmt.Errorf("%w: kind %s, name %q", ErrMismatch, kind, name)
+		}
+		return decodeForeign(kind, labels), nil
+	}
+	s := Set{Kind: kind, Config: labels[configKey]}
+	if err := s.decodeOwn(labels); err != nil {
+		return Set{}, err
+	}
+	if err := s.matches(name); err != nil {
+		return Set{}, err
+	}
+	return s, nil
+}
+
+// decodeOwn reads the labels of a container that berth has created.
+func (s *Set) decodeOwn(labels map[string]string) error {
+	if s.Kind == Sandbox {
+		s.Handler = labels[handlerKey]
+	} else {
+		s.SandboxID, s.LogPath = labels[sandboxKey], labels[logPathKey]
+		s.Image, s.ImageRef, s.User = labels[imageKey], labels[imageRefKey], labels[userKey]
+		// Anything else than a name is the image's: it counts as none.
+		s.Stage, _ = names.ParseStage(labels[stageKey])
+	}
+	s.Labels, s.Annotations = map[string]string{}, map[string]string{}
+	var labelKeys, annotationKeys []string
+	if err := json.Unmarshal([]byte(labels[labelsKey]), &labelKeys); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMismatch, labelsKey, err)
+	}
+	if err := json.Unmarshal([]byte(labels[annotationsKey]), &annotationKeys); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMismatch, annotationsKey, err)
+	}
+	for _, k := range labelKeys {
+		s.Labels[k] = labels[s.dockerKey(k)]
+	}
+	for _, k := range annotationKeys {
+		s.Annotations[k] = labels[annotationPrefix+k]
+	}
+	return nil
+}
+
+// matches compares the identity that the config records with the Docker name.
+// Names are compared rather than parsed: the parts of one that a client other
+// than the kubelet chose may contain underscores.
+func (s *Set) matches(name string) error {
+	var config struct {
+		Metadata struct {
+			Name, Namespace, UID string
+			Attempt              uint32
+		}
+	}
+	if err := json.Unmarshal([]byte(s.Config), &config); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMismatch, configKey, err)
+	}
+	m := config.Metadata
+	ok := false
+	if s.Kind == Sandbox {
+		ok = names.Name{Container: names.Pod, Pod: m.Name, Namespace: m.Namespace, UID: m.UID, Attempt: m.Attempt}.Is(name)
+	} else {
+		ok = names.IsContainer(name, m.Name, m.Attempt)
+	}
+	if !ok {
+		return fmt.Errorf("%w: recorded as %s %q, attempt %d, name %q", ErrMismatch, s.Kind, m.Name, m.Attempt, name)
+	}
+	return nil
+}
+
+// decodeForeign reads the labels that cri-dockerd and dockershim write. They
+// always write the kind, and on containers the sandbox and the log path; their
+// labels of the kubelet cannot be told from the image's.
+func decodeForeign(kind Kind, labels map[string]string) Set {
+	s := Set{Kind: kind, Labels: map[string]string{}, Annotations: map[string]string{}}
+	if kind == Container {
+		s.SandboxID, s.LogPath = labels[sandboxKey], labels[logPathKey]
 	}
 	for k, v := range labels {
 		annotation, isAnnotation := strings.CutPrefix(k, annotationPrefix)
 		switch {
 		case k == kindKey, k == sandboxKey, k == logPathKey, strings.HasPrefix(k, ownPrefix):
-		case k == nameKey && s.Kind == Sandbox:
+		case k == nameKey && kind == Sandbox:
 		case isAnnotation:
 			s.Annotations[annotation] = v
 		default:
@@ -194,4 +323,12 @@ func (s Set) Filter() []string {
 		terms = append(terms, sandboxKey+"="+s.SandboxID)
 	}
 	return terms
+}
+
+// Helper returns the labels of a helper container, which never runs and belongs to
+// no pod, with a key of its own. It has a kind too, although not that of a pod:
+// users who prune containers exclude pods by that key, and Docker takes one such
+// filter only.
+func Helper(key, value string) map[string]string {
+	return map[string]string{key: value, kindKey: "idle"}
 }

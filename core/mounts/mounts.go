@@ -14,10 +14,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"berth/core/names"
 )
 
 // A Stage is a directory of staged mounts, DIR/NAME/0, DIR/NAME/1 and so on. It
@@ -56,12 +60,15 @@ const (
 func New(dir string) *Stage { return &Stage{dir: dir} }
 
 // Path is where Put stages tree i of those of name.
-func (s *Stage) Path(name string, i int) string {
-	return filepath.Join(s.dir, name, strconv.Itoa(i))
+func (s *Stage) Path(name names.Stage, i int) string {
+	return filepath.Join(s.dir, name.String(), strconv.Itoa(i))
 }
 
-// Put stages trees under a name that nobody has. With an error nothing stays.
-func (s *Stage) Put(name string, trees []Tree) (err error) {
+// Put stages trees under a new name. On error nothing stays.
+func (s *Stage) Put(name names.Stage, trees []Tree) (err error) {
+	if name.None() {
+		return fmt.Errorf("stage mounts: no name: %w", errdefs.ErrInvalidArgument)
+	}
 	if err := s.open(name); err != nil {
 		return fmt.Errorf("stage mounts: %w", err)
 	}
@@ -79,13 +86,13 @@ func (s *Stage) Put(name string, trees []Tree) (err error) {
 }
 
 // open makes the directory of name.
-func (s *Stage) open(name string) error {
+func (s *Stage) open(name names.Stage) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	mounted, err := isMount(s.dir)
+	mounted, err := isMount(unix.AT_FDCWD, s.dir)
 	if err != nil {
 		return err
 	}
@@ -97,60 +104,98 @@ func (s *Stage) open(name string) error {
 	if err := unix.Mount("", s.dir, "", unix.MS_UNBINDABLE, ""); err != nil {
 		return fmt.Errorf("make %s unbindable: %w", s.dir, err)
 	}
-	return os.Mkdir(filepath.Join(s.dir, name), 0o700)
+	return os.Mkdir(filepath.Join(s.dir, name.String()), 0o700)
 }
 
-// Names lists what is staged.
-func (s *Stage) Names() ([]string, error) {
+// Names lists what is staged. Directory entries that Put cannot have made are left out.
+func (s *Stage) Names() ([]names.Stage, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("staged mounts: %w", err)
 	}
-	var names []string
+	var list []names.Stage
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if name, err := names.ParseStage(e.Name()); err == nil {
+			list = append(list, name)
+		}
 	}
-	return names, nil
+	return list, nil
 }
 
 // Drop takes down what is staged under name, if anything is; no name is no error.
-// Containers keep what they have.
-func (s *Stage) Drop(name string) error {
-	if name == "" {
+// Containers keep what they have. Drop works relative to directory descriptors,
+// follows no links, and touches nothing but what Put has made.
+func (s *Stage) Drop(name names.Stage) error {
+	if name.None() {
 		return nil
 	}
-	dir := filepath.Join(s.dir, name)
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("staged mounts: %w", err)
-	}
-	for _, e := range entries {
-		if err := takeDown(filepath.Join(dir, e.Name())); err != nil {
-			return fmt.Errorf("staged mounts: %w", err)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("staged mounts: %w", err)
-	}
-	if left, err := os.ReadDir(s.dir); err != nil || len(left) > 0 {
-		return err
-	}
-	if err := takeDown(s.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.drop(name); err != nil {
 		return fmt.Errorf("staged mounts: %w", err)
 	}
 	return nil
 }
 
-// takeDown unmounts whatever is mounted at path and removes path, which must be
-// empty then: what is behind a mount is never touched.
-func takeDown(path string) error {
+func (s *Stage) drop(name names.Stage) error {
+	root, err := os.OpenFile(s.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	fd, err := unix.Openat2(int(root.Fd()), name.String(), &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "openat2", Path: filepath.Join(s.dir, name.String()), Err: err}
+	}
+	dir := os.NewFile(uintptr(fd), filepath.Join(s.dir, name.String()))
+	defer dir.Close()
+	entries, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !treeName.MatchString(e) {
+			continue // the directory will not be removed then, and the error says so
+		}
+		if err := takeDown(dir, e); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := unix.Unlinkat(int(root.Fd()), name.String(), unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "rmdir", Path: dir.Name(), Err: err}
+	}
+	if left, err := os.ReadDir(s.dir); err != nil || len(left) > 0 {
+		return err
+	}
+	parent, err := os.OpenFile(filepath.Dir(s.dir), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	root.Close() // nothing holds the mount any more
+	return takeDown(parent, filepath.Base(s.dir))
+}
+
+// treeName matches what Put makes in the directory of a name.
+var treeName = regexp.MustCompile(`^[0-9]+(\.image)?$`)
+
+// takeDown unmounts whatever is mounted at an entry of dir and removes the entry,
+// which must be an empty directory or a file then: what is behind a mount is never
+// touched. An entry that does not exist is no error.
+func takeDown(dir *os.File, entry string) error {
+	fd := int(dir.Fd())
+	path := filepath.Join(dir.Name(), entry)
 	for {
-		mounted, err := isMount(path)
+		mounted, err := isMount(fd, entry)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -158,24 +203,39 @@ func takeDown(path string) error {
 			return err
 		}
 		if !mounted {
-			return os.Remove(path)
+			return remove(fd, entry, path)
 		}
-		// A clone that shares its source's comings and goings would take the
-		// source's own mounts along.
+		// A clone that shares mount events with its source would pass the unmount
+		// on to the source's own mounts.
 		private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-		if err := unix.MountSetattr(unix.AT_FDCWD, path, unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW, &private); err != nil {
+		if err := unix.MountSetattr(fd, entry, unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW, &private); err != nil {
 			return fmt.Errorf("make %s private: %w", path, err)
 		}
-		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		// umount2(2) takes no descriptor; the link of /proc leads to dir itself,
+		// whatever its path has become.
+		at := fmt.Sprintf("/proc/self/fd/%d/%s", fd, entry)
+		if err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", path, err)
 		}
 	}
 }
 
-// isMount reports whether something is mounted at path.
-func isMount(path string) (bool, error) {
+// remove removes a file or an empty directory in the directory dir.
+func remove(dir int, entry, path string) error {
+	err := unix.Unlinkat(dir, entry, 0)
+	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
+		err = unix.Unlinkat(dir, entry, unix.AT_REMOVEDIR)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+	return nil
+}
+
+// isMount reports whether something is mounted at path, relative to the directory dir.
+func isMount(dir int, path string) (bool, error) {
 	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	err := unix.Statx(dir, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
 	if err != nil {
 		return false, &fs.PathError{Op: "statx", Path: path, Err: err}
 	}

@@ -11,7 +11,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"berth/core/names"
 )
+
+var stageC, stageD = names.NewStage(), names.NewStage()
 
 // alone runs f among mounts that nobody else has.
 func alone(t *testing.T, f func(t *testing.T)) {
@@ -122,18 +126,18 @@ func TestOptions(t *testing.T) {
 			{[]string{"noatime"}, unix.ST_NOATIME, 0},
 			{nil, 0, 0},
 		} {
-			if err := s.Put("c", []Tree{{Source: source, Options: tt.options}}); err != nil {
+			if err := s.Put(stageC, []Tree{{Source: source, Options: tt.options}}); err != nil {
 				t.Fatalf("%v: %v", tt.options, err)
 			}
 			const looked = unix.ST_RDONLY | unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOATIME
-			top, below := flags(t, s.Path("c", 0))&looked, flags(t, s.Path("c", 0)+"/below")&looked
+			top, below := flags(t, s.Path(stageC, 0))&looked, flags(t, s.Path(stageC, 0)+"/below")&looked
 			if top != tt.top || below != tt.below {
 				t.Errorf("%v: flags %#x and below %#x, want %#x and %#x", tt.options, top, below, tt.top, tt.below)
 			}
 			if flags(t, source)&looked != 0 {
 				t.Errorf("%v: the source itself changed", tt.options)
 			}
-			if err := s.Drop("c"); err != nil {
+			if err := s.Drop(stageC); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -191,13 +195,13 @@ func TestFile(t *testing.T) {
 	alone(t, func(t *testing.T) {
 		source := tree(t)
 		s := New(filepath.Join(t.TempDir(), "mounts"))
-		if err := s.Put("c", []Tree{{Source: source}, {Source: source + "/top.txt", Options: []string{"ro"}}}); err != nil {
+		if err := s.Put(stageC, []Tree{{Source: source}, {Source: source + "/top.txt", Options: []string{"ro"}}}); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := os.ReadFile(s.Path("c", 1)); string(text) != "top" || err != nil {
+		if text, err := os.ReadFile(s.Path(stageC, 1)); string(text) != "top" || err != nil {
 			t.Errorf("%q, %v", text, err)
 		}
-		if err := s.Drop("c"); err != nil {
+		if err := s.Drop(stageC); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Stat(source + "/top.txt"); err != nil {
@@ -214,7 +218,7 @@ func TestSharedSourceSurvives(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
-		if err := s.Put("c", []Tree{{Source: source, Propagation: Shared}, {Source: source, Propagation: Slave}, {Source: source}}); err != nil {
+		if err := s.Put(stageC, []Tree{{Source: source, Propagation: Shared}, {Source: source, Propagation: Slave}, {Source: source}}); err != nil {
 			t.Fatal(err)
 		}
 		late := filepath.Join(source, "late")
@@ -225,11 +229,11 @@ func TestSharedSourceSurvives(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, want := range []bool{true, true, false} {
-			if got, err := isMount(filepath.Join(s.Path("c", i), "late")); got != want || err != nil {
+			if got, err := isMount(unix.AT_FDCWD, filepath.Join(s.Path(stageC, i), "late")); got != want || err != nil {
 				t.Errorf("tree %d sees a later mount of its source: %v, %v; want %v", i, got, err, want)
 			}
 		}
-		if err := s.Drop("c"); err != nil {
+		if err := s.Drop(stageC); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(mounted(t, source)); n != 3 {
@@ -291,7 +295,8 @@ func TestStageIsNotCloned(t *testing.T) {
 	alone(t, func(t *testing.T) {
 		root := tree(t)
 		s := New(filepath.Join(root, "run", "mounts"))
-		for _, name := range []string{"a", "b", "c"} {
+		all := []names.Stage{stageC, stageD, names.NewStage()}
+		for _, name := range all {
 			if err := s.Put(name, []Tree{{Source: root}}); err != nil {
 				t.Fatal(err)
 			}
@@ -299,7 +304,7 @@ func TestStageIsNotCloned(t *testing.T) {
 		if n := len(mounted(t, root)); n != 2+1+3*2 {
 			t.Errorf("%d mounts:\n%s", n, strings.Join(mounted(t, root), ""))
 		}
-		for _, name := range []string{"a", "b", "c"} {
+		for _, name := range all {
 			if err := s.Drop(name); err != nil {
 				t.Error(err)
 			}
@@ -319,7 +324,7 @@ func TestImage(t *testing.T) {
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
 		two, one := []string{upper, lower}, []string{lower}
-		if err := s.Put("c", []Tree{
+		if err := s.Put(stageC, []Tree{
 			{Layers: two}, {Layers: one}, {Layers: two, SubPath: "link"}, {Layers: two, SubPath: "dir/both"}, {Layers: one, SubPath: "dir"},
 		}); err != nil {
 			t.Fatal(err)
@@ -330,7 +335,7 @@ func TestImage(t *testing.T) {
 		}{
 			{0, "/dir/both", "upper"}, {0, "/dir/old", "old"}, {1, "/dir/both", "lower"}, {2, "/both", "upper"}, {3, "", "upper"}, {4, "/old", "old"},
 		} {
-			path := s.Path("c", tt.i) + tt.file
+			path := s.Path(stageC, tt.i) + tt.file
 			if got, err := os.ReadFile(path); string(got) != tt.want || err != nil {
 				t.Errorf("%d: %s: %q, %v; want %q", tt.i, tt.file, got, err, tt.want)
 			}
@@ -338,11 +343,11 @@ func TestImage(t *testing.T) {
 				t.Errorf("%d: %s can be written: %v", tt.i, tt.file, err)
 			}
 		}
-		if err := s.Drop("c"); err != nil {
+		if err := s.Drop(stageC); err != nil {
 			t.Fatal(err)
 		}
 		for _, sub := range []string{"nothing", "../../../../../etc/passwd"} {
-			if err := s.Put("d", []Tree{{Layers: two}, {Layers: two, SubPath: sub}}); !errors.Is(err, fs.ErrNotExist) {
+			if err := s.Put(stageD, []Tree{{Layers: two}, {Layers: two, SubPath: sub}}); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v", sub, err)
 			}
 			if names, err := s.Names(); len(names) > 0 || err != nil {
@@ -363,14 +368,76 @@ func TestManyLayers(t *testing.T) {
 			layers = append(layers, l)
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
-		if err := s.Put("c", []Tree{{Layers: layers}}); err != nil {
+		if err := s.Put(stageC, []Tree{{Layers: layers}}); err != nil {
 			t.Fatal(err)
 		}
-		if all, err := os.ReadDir(s.Path("c", 0)); len(all) != 128 || err != nil {
+		if all, err := os.ReadDir(s.Path(stageC, 0)); len(all) != 128 || err != nil {
 			t.Errorf("%d files, %v", len(all), err)
 		}
-		if err := s.Drop("c"); err != nil {
+		if err := s.Drop(stageC); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// Whatever has got into the directory of a name, nothing outside of it is touched,
+// and no link is followed.
+func TestDropStaysInsideItsDirectory(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		victim := tree(t)
+		run := t.TempDir()
+		s := New(filepath.Join(run, "mounts"))
+		if err := s.Put(stageC, []Tree{{Source: victim}}); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(run, "mounts", stageC.String())
+		for link, target := range map[string]string{"1": victim, "2": filepath.Join(victim, "below"), "3.image": filepath.Join(victim, "top.txt")} {
+			if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The name itself is a link out of the directory.
+		if err := os.Symlink(victim, filepath.Join(run, "mounts", stageD.String())); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Drop(stageD); err == nil {
+			t.Error("a link was taken for the directory of a name")
+		}
+		write(t, filepath.Join(dir, "not-staged"), "x")
+		if err := s.Drop(stageC); err == nil {
+			t.Error("a directory with foreign files in it was removed")
+		}
+		if _, err := os.Stat(filepath.Join(dir, "not-staged")); err != nil {
+			t.Error(err)
+		}
+		if err := os.Remove(filepath.Join(dir, "not-staged")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Drop(stageC); err != nil {
+			t.Error(err)
+		}
+		for _, file := range []string{"top.txt", "below"} {
+			if _, err := os.Stat(filepath.Join(victim, file)); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := len(mounted(t, victim)); n != 2 {
+			t.Errorf("%d of 2 mounts are left", n)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("its own directory is still there: %v", err)
+		}
+	})
+}
+
+func TestNamesListsOnlyWhatPutMakes(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"x", "ABCDEFGHIJKLMNO1", stageC.String() + "A", stageC.String()} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := New(dir).Names(); err != nil || len(got) != 1 || got[0] != stageC {
+		t.Errorf("%v, %v", got, err)
+	}
 }

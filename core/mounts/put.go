@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -88,7 +89,12 @@ func assemble(t Tree, target string) error {
 		if err := overlay(t.Layers, whole); err != nil {
 			return err
 		}
-		defer takeDown(whole) //nolint:errcheck // Drop will do it
+		dir, err := os.OpenFile(filepath.Dir(whole), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		defer takeDown(dir, filepath.Base(whole)) //nolint:errcheck // Drop will do it
 	}
 	root, err := os.OpenFile(whole, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {

@@ -3,7 +3,9 @@
 package names
 
 import (
+	"crypto/rand"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -36,6 +38,35 @@ func (n Name) String() string {
 	return s
 }
 
+// Is reports whether the Docker name s, with or without its leading slash, is n,
+// whatever its suffix.
+func (n Name) Is(s string) bool {
+	n.Suffix = ""
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(s, "/"), n.String())
+	return ok && isSuffix(rest)
+}
+
+// IsContainer reports whether the Docker name s is that of the attempt at a
+// container with the name, in whatever pod.
+func IsContainer(s, container string, attempt uint32) bool {
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(s, "/"), "k8s_"+container+"_")
+	if !ok {
+		return false
+	}
+	number := fmt.Sprintf("_%d", attempt)
+	if strings.HasSuffix(rest, number) {
+		return true
+	}
+	i := strings.LastIndexByte(rest, '_')
+	return i >= 0 && isSuffix(rest[i:]) && strings.HasSuffix(rest[:i], number)
+}
+
+// isSuffix reports whether s is what may follow the attempt in a Docker name.
+func isSuffix(s string) bool {
+	suffix, ok := strings.CutPrefix(s, "_")
+	return s == "" || ok && suffix != "" && !strings.Contains(suffix, "_")
+}
+
 // Plain returns the Docker name s without its suffix: what stands for the pod and
 // the attempt, whatever the container had to be called. Names that are not ours
 // stay as they are.
@@ -65,3 +96,29 @@ func Parse(s string) (Name, error) {
 	}
 	return n, nil
 }
+
+// A Stage is the name of the staged mounts of one container: a random word, never
+// a path. The zero Stage stands for none. There is no other way to one than
+// NewStage and ParseStage, so that text from outside cannot be taken for a name.
+type Stage struct{ word string }
+
+// stageWord matches what NewStage makes.
+var stageWord = regexp.MustCompile(`^[A-Z2-7]{16}$`)
+
+// NewStage returns a name that nothing else has.
+func NewStage() Stage { return Stage{rand.Text()[:16]} }
+
+// ParseStage reads back a name that NewStage has made; "" is the zero Stage. The
+// error is of kind InvalidArgument for any other text.
+func ParseStage(s string) (Stage, error) {
+	if s != "" && !stageWord.MatchString(s) {
+		return Stage{}, fmt.Errorf("%q is not the name of staged mounts: %w", s, errdefs.ErrInvalidArgument)
+	}
+	return Stage{s}, nil
+}
+
+// String returns the name as text, "" for none.
+func (s Stage) String() string { return s.word }
+
+// None reports whether s is the name of nothing.
+func (s Stage) None() bool { return s.word == "" }

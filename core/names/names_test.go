@@ -44,3 +44,36 @@ func TestPlain(t *testing.T) {
 		}
 	}
 }
+
+func TestParseStageTakesNothingThatLeadsAnywhere(t *testing.T) {
+	stage := names.NewStage()
+	if got, err := names.ParseStage(stage.String()); err != nil || got != stage || got.None() {
+		t.Errorf("%v, %v", got, err)
+	}
+	if got, err := names.ParseStage(""); err != nil || !got.None() {
+		t.Errorf("of no text: %v, %v", got, err)
+	}
+	for _, s := range []string{
+		".", "..", "/", "../../../etc", "/etc", "x", "ABCDEFGHIJKLMNOP/..", "../ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLMNO", "ABCDEFGHIJKLMNOPQ",
+		"abcdefghijklmnop", "ABCDEFGHIJKLMNO1", "ABCDEFGHIJKLMNO\x00", "ABCDEFGHIJKLMNOP\n", " ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLMNO.",
+	} {
+		if got, err := names.ParseStage(s); !errdefs.IsInvalidArgument(err) || !got.None() {
+			t.Errorf("%q: %v, %v", s, got, err)
+		}
+	}
+}
+
+func TestIs(t *testing.T) {
+	n := names.Name{Container: "c", Pod: "p", Namespace: "n", UID: "u", Attempt: 1}
+	for s, want := range map[string]bool{
+		"/k8s_c_p_n_u_1": true, "k8s_c_p_n_u_1": true, "/k8s_c_p_n_u_1_deadbeef": true,
+		"/k8s_c_p_n_u_11": false, "/k8s_c_p_n_u_1_": false, "/k8s_c_p_n_u_1_a_b": false, "/k8s_c_p_n_u": false, "": false, "/x/k8s_c_p_n_u_1": false,
+	} {
+		if got := n.Is(s); got != want {
+			t.Errorf("%q is %v: %v", s, n, got)
+		}
+		if got := names.IsContainer(s, "c", 1); got != want && s != "/k8s_c_p_n_u_1_a_b" {
+			t.Errorf("%q is a container c, attempt 1: %v", s, got)
+		}
+	}
+}

@@ -33,7 +33,7 @@ func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *inten
 			return s.intents.Delete(made.Name)
 		case err != nil:
 			return fmt.Errorf("look for sandbox %s: %w", made.Name, err)
-		case labels.Decode(found.Config.Labels).Kind != labels.Sandbox:
+		case !isSandbox(found):
 			// It may have been why this intent came to nothing.
 			return s.intents.Delete(made.Name)
 		case found.State.Running:
@@ -47,6 +47,13 @@ func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *inten
 		return err
 	}
 	return s.intents.Delete(made.Name)
+}
+
+// isSandbox reports whether a container is the sandbox of a pod, by what it is
+// called and what is recorded on it.
+func isSandbox(c container.InspectResponse) bool {
+	recorded, err := labels.Read(c)
+	return err == nil && recorded.Kind == labels.Sandbox
 }
 
 // discard leaves nothing of the sandbox id: network, container, files.

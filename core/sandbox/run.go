@@ -16,7 +16,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
-	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/profiles"
 	"berth/core/todocker"
@@ -197,7 +196,7 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string
 		return "", false, nil
 	case holder.ContainerJSONBase == nil:
 		return "", false, fmt.Errorf("who is called %s: %w", name, err)
-	case labels.Decode(holder.Config.Labels).Kind != labels.Sandbox:
+	case !isSandbox(holder):
 		return "", false, fmt.Errorf("the name %s is taken by container %s, which is no sandbox: %w", name, holder.ID, errdefs.ErrAlreadyExists)
 	}
 	seen, err := s.view.Sandbox(ctx, holder.ID)

@@ -41,7 +41,10 @@ func Container(c container.InspectResponse, failedAt time.Time) (*runtimeapi.Con
 	if c.ContainerJSONBase == nil || c.State == nil || c.Config == nil || c.HostConfig == nil {
 		return nil, nil, fmt.Errorf("container %s: the Engine's answer is not whole", id(c))
 	}
-	said := labels.Decode(c.Config.Labels)
+	said, err := labels.Read(c)
+	if err != nil {
+		return nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
+	}
 	config, err := containerConfig(c, said)
 	if err != nil {
 		return nil, nil, err

@@ -27,7 +27,10 @@ func Sandbox(c container.InspectResponse, network Network) (*runtimeapi.PodSandb
 	if c.ContainerJSONBase == nil || c.State == nil || c.Config == nil || c.HostConfig == nil {
 		return nil, nil, fmt.Errorf("sandbox %s: the Engine's answer is not whole", id(c))
 	}
-	said := labels.Decode(c.Config.Labels)
+	said, err := labels.Read(c)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sandbox %s: %w", c.ID, err)
+	}
 	config, err := SandboxConfig(c)
 	if err != nil {
 		return nil, nil, err
@@ -82,7 +85,11 @@ func Sandbox(c container.InspectResponse, network Network) (*runtimeapi.PodSandb
 // what Docker knows.
 func SandboxConfig(c container.InspectResponse) (*runtimeapi.PodSandboxConfig, error) {
 	config := &runtimeapi.PodSandboxConfig{}
-	if said := labels.Decode(c.Config.Labels); said.Ours() {
+	said, err := labels.Read(c)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", c.ID, err)
+	}
+	if said.Ours() {
 		return config, fromJSON(c.ID, said.Config, config)
 	}
 	name, err := names.Parse(c.Name)

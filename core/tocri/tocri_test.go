@@ -48,7 +48,7 @@ func inspected(state container.State, set labels.Set, name string) container.Ins
 	return container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{
 			ID: "c1", Name: name, Image: "sha256:1", Created: "2026-11-23T05:00:00.123456789Z", State: &state,
-			HostConfig: &container.HostConfig{Resources: container.Resources{CPUShares: 2}},
+			HostConfig: &container.HostConfig{Resources: container.Resources{CPUShares: 2}, Init: new(bool), Runtime: set.Handler},
 		},
 		Config: &container.Config{Image: "sha256:1", Labels: set.Encode()},
 	}
@@ -57,7 +57,7 @@ func inspected(state container.State, set labels.Set, name string) container.Ins
 func TestAFailedStartHasATime(t *testing.T) {
 	c := inspected(container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "no"}, labels.Set{
 		Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox",
-	}, "/x")
+	}, "/k8s_c_p_n_u_0")
 	at := time.Unix(1_800_000_000, 5)
 	_, s, err := Container(c, at)
 	if err != nil {
@@ -108,7 +108,7 @@ func TestSandbox(t *testing.T) {
 		"the node's network": {running, Network{Ready: true}, runtimeapi.PodSandboxState_SANDBOX_READY, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			row, s, err := Sandbox(inspected(tt.state, set, "/x"), tt.network)
+			row, s, err := Sandbox(inspected(tt.state, set, "/k8s_POD_web_d_u_2"), tt.network)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +154,7 @@ func TestContainerImage(t *testing.T) {
 	c := inspected(container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}, labels.Set{
 		Kind: labels.Container, Image: "registry.test/web:1", ImageRef: "registry.test/web@sha256:2",
 		Config: `{"metadata":{"name":"c"},"image":{"image":"sha256:1","annotations":{"a":"b"},"runtimeHandler":"runc"}}`,
-	}, "/x")
+	}, "/k8s_c_p_n_u_0")
 	row, s, err := Container(c, time.Time{})
 	if err != nil {
 		t.Fatal(err)

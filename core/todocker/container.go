@@ -36,8 +36,8 @@ type ContainerAsk struct {
 	ImageUser  string            // whom the image runs as if nobody says otherwise
 	Accounts   Accounts          // of the image
 
-	Files   []File // of the pod, mounted where the container brings none of its own
-	Stage   string // a name for its staged mounts, if it needs some
+	Files   []File      // of the pod, mounted where the container brings none of its own
+	Stage   names.Stage // a name for its staged mounts, if it needs some
 	Stages  Stages
 	Seccomp string // content of the profile that SeccompFile names
 	Log     container.LogConfig
@@ -47,7 +47,7 @@ type ContainerAsk struct {
 // Stages tells where staged mounts will be.
 type Stages interface {
 	// Path is where mount i of those called name will be.
-	Path(name string, i int) string
+	Path(name names.Stage, i int) string
 }
 
 // A Volume is an image of which a container mounts the files.
@@ -117,7 +117,7 @@ func Container(ask ContainerAsk) (Order, error) {
 		return Order{}, err
 	}
 	host.GroupAdd = who.groups
-	stage := ""
+	var stage names.Stage
 	if len(staged) > 0 {
 		stage = ask.Stage
 	}

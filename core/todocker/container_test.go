@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -13,6 +14,7 @@ import (
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/mounts"
+	"berth/core/names"
 )
 
 // asked is an ask for a plain container, with changes.
@@ -42,13 +44,26 @@ type (
 	security = *runtimeapi.LinuxContainerSecurityContext
 )
 
+var stage = names.NewStage()
+
+// recorded returns what will be read back from a container created from o.
+func recorded(o Order) labels.Set {
+	set, err := labels.Read(container.InspectResponse{
+		ContainerJSONBase: &container.ContainerJSONBase{Name: "/" + o.Name.String(), HostConfig: o.Host}, Config: o.Config,
+	})
+	if err != nil {
+		panic(err)
+	}
+	return set
+}
+
 func TestContainer(t *testing.T) {
 	for name, tt := range map[string]struct {
 		ask  ContainerAsk
 		want func(Order) bool
 	}{
 		"names and labels": {asked(old, func(c config, _ security) { c.Labels = map[string]string{"annotation.a": "label"} }), func(o Order) bool {
-			said := labels.Decode(o.Config.Labels)
+			said := recorded(o)
 			return o.Name.String() == "k8s_nginx_web-0_default_u1_1" && said.LogPath == "/var/log/pods/web/nginx/1.log" &&
 				said.SandboxID == "s1" && said.Labels["annotation.a"] == "label" && len(said.Annotations) == 0
 		}},
@@ -66,7 +81,7 @@ func TestContainer(t *testing.T) {
 		}), func(o Order) bool { return slices.Equal(o.Config.Env, []string{"A=b=c", "EMPTY="}) }},
 		"no variable is kept in a label": {asked(old, func(c config, _ security) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("secret")}}
-		}), func(o Order) bool { return !strings.Contains(labels.Decode(o.Config.Labels).Config, "secret") }},
+		}), func(o Order) bool { return !strings.Contains(recorded(o).Config, "secret") }},
 		"paths: none are none, not Docker's": {asked(old), func(o Order) bool {
 			return o.Host.MaskedPaths != nil && len(o.Host.MaskedPaths) == 0 && o.Host.ReadonlyPaths != nil
 		}},
@@ -104,7 +119,7 @@ func TestContainer(t *testing.T) {
 		"which image a mount turned out to be of": {asked(recent, func(c config, _ security) {
 			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}}
 		}), func(o Order) bool {
-			return strings.Contains(strings.ReplaceAll(labels.Decode(o.Config.Labels).Config, " ", ""), `"imageRef":"files@sha256:f"`)
+			return strings.Contains(strings.ReplaceAll(recorded(o).Config, " ", ""), `"imageRef":"files@sha256:f"`)
 		}},
 		"the pod's files, but for those it brings": {asked(old, func(c config, _ security) {
 			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: "/kubelet/hosts"}}
@@ -260,13 +275,13 @@ func TestMounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tt.in.ContainerPath = "/d"
 			ask := asked(tt.can, func(c config, _ security) { c.Mounts = []*runtimeapi.Mount{tt.in} })
-			ask.Files, ask.Stage, ask.Stages = nil, "s", mounts.New("/stages")
+			ask.Files, ask.Stage, ask.Stages = nil, stage, mounts.New("/stages")
 			ask.Volumes = map[string]Volume{"files:1": {ID: "sha256:f", Layers: []string{"/l/2", "/l/1"}}, "other:1": {ID: "sha256:o"}}
 			got, err := Container(ask)
 			if tt.tree != nil && err == nil {
 				tt.want = bindOf(&mount.BindOptions{Propagation: propagations[tt.in.Propagation].engine}, false)
-				tt.want.Source = "/stages/s/0"
-				if diff := cmp.Diff([]mounts.Tree{*tt.tree}, got.Staged); diff != "" || labels.Decode(got.Config.Labels).Stage != "s" {
+				tt.want.Source = "/stages/" + stage.String() + "/0"
+				if diff := cmp.Diff([]mounts.Tree{*tt.tree}, got.Staged); diff != "" || recorded(got).Stage != stage {
 					t.Errorf("staged (-want +got):\n%s", diff)
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/names"
 	"berth/core/scramble"
 )
 
@@ -71,4 +72,4 @@ func check(t *testing.T, err error) {
 // stages are places that nothing is put in.
 type stages struct{}
 
-func (stages) Path(name string, _ int) string { return "/stage/" + name }
+func (stages) Path(name names.Stage, _ int) string { return "/stage/" + name.String() }

@@ -71,7 +71,7 @@ func TestSandboxInTheFastForm(t *testing.T) {
 		h.Init == nil || *h.Init || h.LogConfig.Type != "none" {
 		t.Errorf("config %+v\nhost %+v", got.Config, h)
 	}
-	said := labels.Decode(got.Config.Labels)
+	said := recorded(got)
 	if said.Kind != labels.Sandbox || said.Labels["app"] != "web" || said.Annotations["note"] != "x" || strings.Contains(said.Config, "note") {
 		t.Errorf("labels %+v", said)
 	}

@@ -32,9 +32,9 @@ func TestAudit(t *testing.T) {
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Client(t)
 	create := func(name string) string {
-		said := labels.Set{Kind: labels.Container, SandboxID: "s", Config: `{}`}
+		said := labels.Set{Kind: labels.Container, SandboxID: "s", Config: `{"metadata":{"name":"` + name + `"}}`}
 		made, err := docker.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: said.Encode()},
-			nil, nil, nil, names.Name{Container: name, Pod: "p", Namespace: "ns", UID: "u"}.String())
+			&container.HostConfig{Init: new(bool)}, nil, nil, names.Name{Container: name, Pod: "p", Namespace: "ns", UID: "u"}.String())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,8 +143,8 @@ func TestFromList(t *testing.T) {
 		"removing":   {"removing", "Removal In Progress", "CONTAINER_EXITED Error", 255},
 	} {
 		t.Run(name, func(t *testing.T) {
-			said := labels.Set{Kind: labels.Container, Config: `{}`}
-			c := fromList(container.Summary{ID: "c", Created: 1, State: tt.state, Status: tt.status, Labels: said.Encode()}, life{})
+			said := labels.Set{Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`}
+			c := fromList(container.Summary{Names: []string{"/k8s_c_p_n_u_0"}, ID: "c", Created: 1, State: tt.state, Status: tt.status, Labels: said.Encode()}, life{})
 			_, status, err := tocri.Container(c, time.Time{})
 			if err != nil {
 				t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -65,10 +64,7 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	})
 	g.Go(func() error {
 		// Listen first, look second: nothing can happen in between.
-		news, broken := conn.Events(ctx, events.ListOptions{Filters: filters.NewArgs(
-			filters.Arg("type", string(events.ContainerEventType)),
-			filters.Arg("label", labels.Set{}.Filter()[0]),
-		)})
+		news, broken := conn.Events(ctx, events.ListOptions{Filters: eventFilter()})
 		if err := v.sync(ctx, conn, g, desk); err != nil {
 			return err
 		}
@@ -78,7 +74,7 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 		for {
 			select {
 			case m := <-news:
-				v.hear(ctx, conn, g, desk, m)
+				v.handleEvent(ctx, conn, g, desk, m)
 			case err := <-broken:
 				if err == nil {
 					err = errors.New("the event stream ended")
@@ -106,20 +102,38 @@ func (v *View) settle(conn *engine.Conn) {
 	v.changed = make(chan struct{})
 }
 
-// hear acts on one event. It must not wait: the Engine drops the events of a
+// inspectOn are the events after which a container is inspected.
+var inspectOn = []events.Action{
+	events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionOOM, events.ActionPause,
+	events.ActionUnPause, events.ActionRename, events.ActionUpdate, events.ActionStop, events.ActionRestart,
+}
+
+// eventFilter selects the events that handleEvent acts on. An event carries all
+// labels of its container, which may be megabytes of the image's, and each exec
+// probe would cause three of them.
+func eventFilter() filters.Args {
+	f := filters.NewArgs(
+		filters.Arg("type", string(events.ContainerEventType)),
+		filters.Arg("label", labels.Set{}.Filter()[0]),
+		filters.Arg("event", string(events.ActionDestroy)),
+	)
+	for _, action := range inspectOn {
+		f.Add("event", string(action))
+	}
+	return f
+}
+
+// handleEvent acts on one event. It must not wait: the Engine drops the events of a
 // slow listener.
-func (v *View) hear(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, m events.Message) {
-	action, _, _ := strings.Cut(string(m.Action), ":") // exec_create: <command>
-	switch events.Action(action) {
-	case events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionOOM, events.ActionPause,
-		events.ActionUnPause, events.ActionRename, events.ActionUpdate, events.ActionStop, events.ActionRestart:
-		v.lag.heard(m.Actor.ID, time.Unix(0, m.TimeNano))
-		v.lookSoon(ctx, conn, g, d, m.Actor.ID)
-	case events.ActionDestroy:
+func (v *View) handleEvent(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, m events.Message) {
+	switch {
+	case m.Action == events.ActionDestroy:
 		ticket, over := v.begin()
 		defer over()
 		v.missing(m.Actor.ID, ticket)
-	default:
+	case slices.Contains(inspectOn, m.Action):
+		v.lag.heard(m.Actor.ID, time.Unix(0, m.TimeNano))
+		v.lookSoon(ctx, conn, g, d, m.Actor.ID)
 	}
 }
 
@@ -264,8 +278,11 @@ func (v *View) list(ctx context.Context, conn *engine.Conn) ([]container.Summary
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	return slices.DeleteFunc(list, func(row container.Summary) bool {
-		kind := labels.Decode(row.Labels).Kind
-		return kind != labels.Sandbox && kind != labels.Container
+		recorded, err := labels.ReadSummary(row)
+		if errors.Is(err, labels.ErrMismatch) {
+			v.warnIgnored(row.ID, err)
+		}
+		return recorded.Kind == ""
 	}), nil
 }
 

@@ -30,6 +30,7 @@ import (
 	"berth/core/engine"
 	"berth/core/journal"
 	"berth/core/labels"
+	"berth/core/names"
 	"berth/core/tocri"
 	"berth/core/turns"
 )
@@ -73,9 +74,9 @@ type Container struct {
 	Pid      int    // of its first process, 0 if it does not run or only a list tells of it
 	Running  bool
 	TTY      bool
-	JSONPath string // the Engine's own log file
-	Stage    string // name of its staged mounts, if it has some
-	Ours     bool   // created by berth rather than taken over
+	JSONPath string      // the Engine's own log file
+	Stage    names.Stage // of its staged mounts, if it has some
+	Ours     bool        // created by berth rather than taken over
 }
 
 // ID returns the ID of the container.
@@ -129,6 +130,7 @@ type View struct {
 	containers map[string]*entry[*Container]
 	removed    map[string]uint64 // when IDs were found to be gone, so that no late look brings them back
 	building   map[string]int    // Docker names of what is half made
+	ignored    map[string]bool   // IDs of containers that have been logged as not a pod's
 	synced     *engine.Conn      // the connection whose Engine has been looked at as a whole
 	changed    chan struct{}     // closed when synced changes
 	known      bool              // whether an Engine has been looked at as a whole, ever
@@ -154,6 +156,7 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
 		looking:    map[uint64]bool{},
 		removed:    map[string]uint64{},
 		building:   map[string]int{},
+		ignored:    map[string]bool{},
 		changed:    make(chan struct{}),
 
 		subscribers: map[*subscriber]bool{},
@@ -420,9 +423,15 @@ func (v *View) put(c container.InspectResponse, ticket uint64, keep func(*Contai
 	if c.ContainerJSONBase == nil || c.Config == nil {
 		return errors.New("the Engine's answer is not whole")
 	}
-	switch labels.Decode(c.Config.Labels).Kind {
+	recorded, err := labels.Read(c)
+	if errors.Is(err, labels.ErrMismatch) {
+		v.warnIgnored(c.ID, err)
+	} else if err != nil {
+		return err
+	}
+	switch recorded.Kind {
 	case labels.Sandbox:
-		s, err := v.sandbox(c)
+		s, err := v.sandbox(c, recorded)
 		if err != nil {
 			return err
 		}
@@ -430,7 +439,7 @@ func (v *View) put(c container.InspectResponse, ticket uint64, keep func(*Contai
 		defer v.mu.Unlock()
 		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{s, ticket, keep == nil})
 	case labels.Container:
-		k, err := v.container(c)
+		k, err := v.container(c, recorded)
 		if err != nil {
 			return err
 		}
@@ -450,8 +459,34 @@ func (v *View) put(c container.InspectResponse, ticket uint64, keep func(*Contai
 		if gone {
 			v.Logs.Drop(c.ID) // it was removed while we looked
 		}
+	default:
+		v.mu.RLock()
+		_, _, known := v.last(c.ID)
+		v.mu.RUnlock()
+		if known { // it has been renamed, and is as good as removed
+			v.missing(c.ID, ticket)
+		}
 	}
 	return nil
+}
+
+// maxIgnored bounds how many containers are remembered to have been ignored. Beyond
+// it some are logged again.
+const maxIgnored = 1024
+
+// warnIgnored logs once that a container is not taken for a pod's.
+func (v *View) warnIgnored(id string, reason error) {
+	v.mu.Lock()
+	first := !v.ignored[id]
+	if first && len(v.ignored) >= maxIgnored {
+		clear(v.ignored)
+	}
+	v.ignored[id] = true
+	v.mu.Unlock()
+	if first {
+		v.log.Warn("container ignored: its labels say that it belongs to a pod, its name does not; it was not created by Kubernetes",
+			slog.String("container", id), slog.Any("reason", reason))
+	}
 }
 
 // passed reports whether id was seen, or found to be gone, by a look that began
@@ -492,7 +527,7 @@ func (v *View) since(before *life, now life) []moment {
 }
 
 // sandbox makes what the view keeps of a pause container.
-func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
+func (v *View) sandbox(c container.InspectResponse, recorded labels.Set) (*Sandbox, error) {
 	config, err := tocri.SandboxConfig(c)
 	if err != nil {
 		return nil, err
@@ -522,7 +557,7 @@ func (v *View) sandbox(c container.InspectResponse) (*Sandbox, error) {
 		FileLabel:    c.MountLabel,
 		HostNetwork:  c.HostConfig.NetworkMode.IsHost(),
 		Bridged:      !c.HostConfig.NetworkMode.IsHost() && !c.HostConfig.NetworkMode.IsNone() && !c.Config.NetworkDisabled,
-		Ours:         labels.Decode(c.Config.Labels).Ours(),
+		Ours:         recorded.Ours(),
 	}
 	var network tocri.Network
 	switch {
@@ -563,7 +598,7 @@ func bridged(c container.InspectResponse) tocri.Network {
 }
 
 // container makes what the view keeps of a container.
-func (v *View) container(c container.InspectResponse) (*Container, error) {
+func (v *View) container(c container.InspectResponse, recorded labels.Set) (*Container, error) {
 	var failedAt time.Time
 	if c.State.StartedAt == "" || c.State.ExitCode != 0 || c.State.Error != "" {
 		v.Failures.Get(c.ID, &failedAt)
@@ -576,7 +611,6 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 	if v.updated(c.ID, updated) {
 		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
 	}
-	said := labels.Decode(c.Config.Labels)
 	return &Container{
 		Row:      row,
 		Status:   status,
@@ -586,8 +620,8 @@ func (v *View) container(c container.InspectResponse) (*Container, error) {
 		Running:  c.State.Running,
 		TTY:      c.Config.Tty,
 		JSONPath: c.LogPath,
-		Stage:    said.Stage,
-		Ours:     said.Ours(),
+		Stage:    recorded.Stage,
+		Ours:     recorded.Ours(),
 	}, nil
 }
 

@@ -107,7 +107,7 @@ func (n *node) make(name names.Name, said labels.Set) string {
 	n.Helper()
 	made, err := n.client.ContainerCreate(n.Context(), &container.Config{
 		Image: "server", Cmd: []string{"serve"}, Labels: said.Encode(), NetworkDisabled: true,
-	}, &container.HostConfig{NetworkMode: "none"}, nil, nil, name.String())
+	}, &container.HostConfig{NetworkMode: "none", Init: new(bool)}, nil, nil, name.String())
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -762,4 +762,32 @@ func TestLogsAreToldInOrder(t *testing.T) {
 	if got := kept.Load() - began; got != 1 {
 		t.Errorf("told %d times, want once: the first look was overtaken", got)
 	}
+}
+
+// A container is a pod's as long as it has the name of one, which no image can give it.
+func TestRenamedContainersBelongToNobody(t *testing.T) {
+	n := newNode(t)
+	pod := n.sandbox("web")
+	id := n.container(pod, "c")
+	n.start(pod)
+	n.becomes(id, "CREATED")
+	ready := func(want runtimeapi.PodSandboxState) {
+		t.Helper()
+		enginetest.Until(n, want.String(), func() bool {
+			s, err := n.view.Sandbox(t.Context(), pod)
+			return err == nil && s.Row.GetState() == want
+		})
+	}
+	ready(runtimeapi.PodSandboxState_SANDBOX_READY)
+	for _, what := range []string{id, pod} {
+		if err := n.client.ContainerRename(t.Context(), what, "mine-"+what[:6]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.becomes(id, "")
+	ready(runtimeapi.PodSandboxState_SANDBOX_NOTREADY) // until the kubelet has had it removed
+	if err := n.client.ContainerRename(t.Context(), id, names.Name{Container: "c", Pod: pod[:12], Namespace: "ns", UID: "u"}.String()); err != nil {
+		t.Fatal(err)
+	}
+	n.becomes(id, "CREATED")
 }

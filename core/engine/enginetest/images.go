@@ -66,6 +66,18 @@ func (i Image) complete(name string) Image {
 	return i
 }
 
+// LabelImage gives an image that the Engine has other labels.
+func (e *Engine) LabelImage(ref string, labels map[string]string) {
+	e.t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p, err := e.image(ref)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	p.Config.Labels = labels
+}
+
 // AddImage gives the Engine an image by the names refs, tagged or digested, and
 // returns its ID.
 func (e *Engine) AddImage(img Image, refs ...string) string {

@@ -1,0 +1,103 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+
+	"berth/core/labels"
+)
+
+// A HelperKind says what a helper container is for. Helpers are created by berth
+// from an image, never run, and belong to no pod.
+type HelperKind string
+
+const (
+	// ReadHelper is for reading files of an image.
+	ReadHelper HelperKind = "read"
+	// HoldHelper keeps an image from being removed while a container uses its
+	// files as a volume.
+	HoldHelper HelperKind = "hold"
+)
+
+// helperName is the name of a helper: kind, purpose and a random part. An image
+// cannot choose the name of its containers, so the name proves who created one.
+var helperName = regexp.MustCompile(`^/berth_(read|hold)_([A-Z2-7]{16,26})_[A-Z2-7]{8}$`)
+
+// legacyHelperKeys are the labels by which berth before 1.1 recognised its
+// helpers, whose names Docker chose. They are still written, so that an older
+// berth on the same node cleans up what this one left.
+var legacyHelperKeys = map[HelperKind]string{ReadHelper: "berth.look", HoldHelper: "berth.hold"}
+
+// CreateHelper creates a helper of an image and returns its ID. The purpose, 16 to
+// 26 characters of crypto/rand.Text, is what Helpers returns for it.
+func (c *Conn) CreateHelper(ctx context.Context, image string, kind HelperKind, purpose string) (string, error) {
+	name := fmt.Sprintf("berth_%s_%s_%s", kind, purpose, rand.Text()[:8])
+	if !helperName.MatchString("/" + name) {
+		return "", fmt.Errorf("helper container %q: invalid name: %w", name, errdefs.ErrInvalidArgument)
+	}
+	created, err := c.ContainerCreate(ctx, &container.Config{
+		Image: image, Entrypoint: helperEntrypoint, NetworkDisabled: true,
+		Labels:      labels.Helper(legacyHelperKeys[kind], purpose),
+		Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
+	}, &container.HostConfig{NetworkMode: "none", LogConfig: container.LogConfig{Type: "none"}}, nil, nil, name)
+	return created.ID, err
+}
+
+// helperEntrypoint cannot be run: a helper that is started by hand fails at once.
+var helperEntrypoint = []string{"/"}
+
+// Helpers returns the purposes of all helpers of the kind by container ID. A
+// running container is no helper, whatever its name.
+func (c *Conn) Helpers(ctx context.Context, kind HelperKind) (map[string]string, error) {
+	ctx, cancel := c.Short(ctx)
+	defer cancel()
+	// Not by label alone: an image may carry every label that berth writes.
+	list, err := c.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", legacyHelperKeys[kind]))})
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]string{}
+	for _, row := range list {
+		if name := helperName.FindStringSubmatch(labels.Name(row)); name != nil {
+			if name[1] == string(kind) && row.State != container.StateRunning {
+				found[row.ID] = name[2]
+			}
+			continue
+		}
+		legacy, err := c.isLegacyHelper(ctx, row)
+		if err != nil {
+			return nil, err
+		}
+		if legacy {
+			found[row.ID] = row.Labels[legacyHelperKeys[kind]]
+		}
+	}
+	return found, nil
+}
+
+// isLegacyHelper reports whether row is a helper of berth before 1.1. Those have
+// their network disabled through the API, which neither an image nor the docker
+// command line can do, and were never started.
+func (c *Conn) isLegacyHelper(ctx context.Context, row container.Summary) (bool, error) {
+	if row.State != container.StateCreated || row.HostConfig.NetworkMode != "none" || strings.HasPrefix(labels.Name(row), "/k8s_") {
+		return false, nil
+	}
+	found, err := c.ContainerInspect(ctx, row.ID)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("inspect %s: %w", row.ID, err)
+	}
+	return found.Config != nil && found.ContainerJSONBase != nil && found.State != nil && found.HostConfig != nil &&
+		found.State.Status == container.StateCreated && found.Config.NetworkDisabled &&
+		slices.Equal(found.Config.Entrypoint, helperEntrypoint) && found.HostConfig.LogConfig.Type == "none", nil
+}

@@ -1,0 +1,215 @@
+package server_test
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine/enginetest"
+)
+
+// hostileLabels are labels that the author of an image may choose. The paths that
+// they name lead to target, by every way that berth has been seen to go: as they
+// are, and relative to its run directory.
+func hostileLabels(t *testing.T, run, target string) map[string]map[string]string {
+	t.Helper()
+	relative, err := filepath.Rel(filepath.Join(run, "mounts"), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	everything := func(kind string) map[string]string {
+		set := map[string]string{
+			"io.kubernetes.docker.type": kind, "io.kubernetes.sandbox.id": "0123", "io.kubernetes.container.logpath": target + "/log",
+			"io.kubernetes.container.name": "x", "io.kubernetes.pod.name": "x", "io.kubernetes.pod.namespace": "kube-system", "io.kubernetes.pod.uid": "x",
+			"annotation.x": "x", "berth.labels": "[]", "berth.annotations": "[]", "berth.label.x": "x",
+			"berth.config": `{"metadata":{"name":"x","namespace":"n","uid":"u"},"log_directory":"` + target + `","image":{"image":"x"}}`,
+			"berth.image":  "x", "berth.image-ref": "x", "berth.handler": "x", "berth.user": `{"uid":"0","gid":"0"}`,
+			"berth.stage": relative, "berth.look": "x", "berth.hold": relative,
+		}
+		return set
+	}
+	return map[string]map[string]string{
+		"sandbox":      everything("podsandbox"),
+		"container":    everything("container"),
+		"helper":       everything("idle"),
+		"stage":        {"berth.stage": relative},
+		"stage, other": {"berth.stage": "../pods"},
+		"hold":         {"berth.hold": relative, "io.kubernetes.docker.type": "idle"},
+		"hold, valid":  {"berth.hold": "ABCDEFGHIJKLMNOP"},
+		"look":         {"berth.look": "x"},
+		"look, empty":  {"berth.look": "", "io.kubernetes.docker.type": "idle"},
+		"log path":     {"io.kubernetes.container.logpath": target + "/log"},
+		"proof": {
+			"io.kubernetes.docker.type": "container", "io.kubernetes.sandbox.id": "none", "io.kubernetes.container.logpath": target + "/log",
+			"berth.config": "{}", "berth.labels": "[]", "berth.annotations": "[]",
+		},
+		"broken": {"io.kubernetes.docker.type": "container", "berth.config": "{", "berth.labels": "{", "berth.annotations": "\x00", "berth.user": "["},
+	}
+}
+
+// Whatever labels an image has, its containers are what their creator made them: a
+// pod's are just as they were asked for, and nobody else's are seen, written for,
+// stopped or removed.
+func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
+	h := furnish(t)
+	run, target := filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")
+	h.must(os.MkdirAll(filepath.Join(target, "empty"), 0o755))
+	h.must(os.WriteFile(filepath.Join(target, "file"), []byte("x"), 0o600))
+	h.must(os.MkdirAll(filepath.Join(run, "mounts"), 0o700)) // so that relative paths lead somewhere
+	before := tree(t, target)
+	cli := h.engine.Client(t)
+
+	var byHand, pods, containers []string
+	var n int
+	for name, set := range hostileLabels(t, run, target) {
+		n++
+		image := fmt.Sprintf("hostile:%d", n)
+		h.engine.AddImage(enginetest.Image{Config: container.Config{Labels: set}}, image)
+
+		made, err := cli.ContainerCreate(h.Context(), &container.Config{Image: image, Cmd: []string{"sh", "-c", "echo owned; sleep 1000"}},
+			&container.HostConfig{LogConfig: container.LogConfig{Type: "json-file"}}, nil, nil, fmt.Sprintf("database-%d", n))
+		h.must(err)
+		byHand = append(byHand, made.ID)
+		h.must(cli.ContainerStart(h.Context(), made.ID, container.StartOptions{}))
+
+		pod := &runtimeapi.PodSandboxConfig{
+			Metadata: &runtimeapi.PodSandboxMetadata{Name: fmt.Sprintf("p%d", n), Namespace: "n", Uid: "u"},
+			Labels:   map[string]string{"app": name}, LogDirectory: filepath.Join(h.dir, "log"), Linux: &runtimeapi.LinuxPodSandboxConfig{},
+		}
+		p, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
+		h.must(err)
+		config := &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: image}, Command: []string{"sleep", "1000"}, Linux: &runtimeapi.LinuxContainerConfig{},
+		}
+		if n%2 == 0 {
+			config.LogPath = fmt.Sprintf("c%d.log", n)
+		}
+		c, err := h.runtime.CreateContainer(h.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.GetPodSandboxId(), SandboxConfig: pod, Config: config})
+		h.must(err)
+		_, err = h.runtime.StartContainer(h.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.GetContainerId()})
+		h.must(err)
+		pods, containers = append(pods, p.GetPodSandboxId()), append(containers, c.GetContainerId())
+
+		// What docker commit of a pod's container leads to.
+		committed, there := h.engine.Container(c.GetContainerId())
+		if !there {
+			t.Fatalf("%s: the pod's container is gone", name)
+		}
+		h.engine.AddImage(enginetest.Image{Config: container.Config{Labels: committed.Config.Labels}}, image+"-committed")
+		made, err = cli.ContainerCreate(h.Context(), &container.Config{Image: image + "-committed", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "")
+		h.must(err)
+		byHand = append(byHand, made.ID)
+		h.must(cli.ContainerStart(h.Context(), made.ID, container.StartOptions{}))
+	}
+
+	check := func(when string) {
+		t.Helper()
+		if diff := cmp.Diff(before, tree(t, target)); diff != "" {
+			t.Errorf("%s: files of the node (-want +got):\n%s", when, diff)
+		}
+		for _, id := range byHand {
+			if c, there := h.engine.Container(id); !there || !c.State.Running {
+				t.Errorf("%s: a container that was run by hand was stopped or removed", when)
+			}
+		}
+		list, err := h.runtime.ListContainers(h.Context(), &runtimeapi.ListContainersRequest{})
+		h.must(err)
+		var ids []string
+		for _, c := range list.GetContainers() {
+			ids = append(ids, c.GetId())
+			if len(c.GetLabels())+len(c.GetAnnotations()) > 0 || c.GetMetadata().GetName() != "c" {
+				t.Errorf("%s: list entry %v has what the image says", when, c)
+			}
+			s, err := h.runtime.ContainerStatus(h.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.GetId()})
+			h.must(err)
+			want := ""
+			if i := slices.Index(containers, c.GetId()); (i+1)%2 == 0 {
+				want = filepath.Join(h.dir, "log", fmt.Sprintf("c%d.log", i+1))
+			}
+			if got := s.GetStatus(); got.GetLogPath() != want || got.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("%s: status %v, want it running with log path %q", when, got, want)
+			}
+		}
+		if diff := cmp.Diff(slices.Sorted(slices.Values(containers)), slices.Sorted(slices.Values(ids))); diff != "" {
+			t.Errorf("%s: listed containers (-want +got):\n%s", when, diff)
+		}
+		sandboxes, err := h.runtime.ListPodSandbox(h.Context(), &runtimeapi.ListPodSandboxRequest{})
+		h.must(err)
+		if len(sandboxes.GetItems()) != len(pods) {
+			t.Errorf("%s: %d sandboxes are listed, want %d", when, len(sandboxes.GetItems()), len(pods))
+		}
+	}
+	check("running")
+	// A start inspects every container and collects every leftover.
+	h.leave()
+	h.enter()
+	check("after a restart of berthd")
+	for _, id := range pods {
+		_, err := h.runtime.RemovePodSandbox(h.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
+		h.must(err)
+	}
+	pods, containers = nil, nil
+	check("pods removed")
+	if n := h.engine.Len(); n != len(byHand) {
+		t.Errorf("%d containers are left, want the %d that were run by hand", n, len(byHand))
+	}
+}
+
+// An image of hostile labels that is the pause image makes sandboxes as any other.
+func TestLabelsOfThePauseImageAreNotBelieved(t *testing.T) {
+	h := furnish(t)
+	all := map[string]string{}
+	for _, set := range hostileLabels(t, filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")) {
+		maps.Copy(all, set)
+	}
+	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}, Linux: &runtimeapi.LinuxPodSandboxConfig{}}
+	plain, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
+	h.must(err)
+	want, err := h.runtime.PodSandboxStatus(h.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: plain.GetPodSandboxId()})
+	h.must(err)
+	_, err = h.runtime.RemovePodSandbox(h.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: plain.GetPodSandboxId()})
+	h.must(err)
+
+	h.engine.LabelImage("berth.local/pause:1", all)
+	hostile, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
+	h.must(err)
+	c, _ := h.engine.Container(hostile.GetPodSandboxId())
+	if c.Config.Labels["berth.look"] != all["berth.look"] {
+		t.Fatal("the pause image did not have the labels")
+	}
+	h.leave()
+	h.enter()
+	got, err := h.runtime.PodSandboxStatus(h.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: hostile.GetPodSandboxId()})
+	h.must(err)
+	ignore := protocmp.IgnoreFields(&runtimeapi.PodSandboxStatus{}, "id", "created_at")
+	if diff := cmp.Diff(want.GetStatus(), got.GetStatus(), protocmp.Transform(), ignore); diff != "" {
+		t.Errorf("status (-want +got):\n%s", diff)
+	}
+}
+
+// tree lists a directory: paths, with the contents of files.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			found[path] = "a directory"
+			return err
+		}
+		text, err := os.ReadFile(path)
+		found[path] = string(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
