@@ -16,45 +16,6 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// hostileLabels are labels that the author of an image may choose. The paths that
-// they name lead to target, by every way that berth has been seen to go: as they
-// are, and relative to its run directory.
-func hostileLabels(t *testing.T, run, target string) map[string]map[string]string {
-	t.Helper()
-	relative, err := filepath.Rel(filepath.Join(run, "mounts"), target)
-	if err != nil {
-		t.Fatal(err)
-	}
-	everything := func(kind string) map[string]string {
-		set := map[string]string{
-			"io.kubernetes.docker.type": kind, "io.kubernetes.sandbox.id": "0123", "io.kubernetes.container.logpath": target + "/log",
-			"io.kubernetes.container.name": "x", "io.kubernetes.pod.name": "x", "io.kubernetes.pod.namespace": "kube-system", "io.kubernetes.pod.uid": "x",
-			"annotation.x": "x", "berth.labels": "[]", "berth.annotations": "[]", "berth.label.x": "x",
-			"berth.config": `{"metadata":{"name":"x","namespace":"n","uid":"u"},"log_directory":"` + target + `","image":{"image":"x"}}`,
-			"berth.image":  "x", "berth.image-ref": "x", "berth.handler": "x", "berth.user": `{"uid":"0","gid":"0"}`,
-			"berth.stage": relative, "berth.look": "x", "berth.hold": relative,
-		}
-		return set
-	}
-	return map[string]map[string]string{
-		"sandbox":      everything("podsandbox"),
-		"container":    everything("container"),
-		"helper":       everything("idle"),
-		"stage":        {"berth.stage": relative},
-		"stage, other": {"berth.stage": "../pods"},
-		"hold":         {"berth.hold": relative, "io.kubernetes.docker.type": "idle"},
-		"hold, valid":  {"berth.hold": "ABCDEFGHIJKLMNOP"},
-		"look":         {"berth.look": "x"},
-		"look, empty":  {"berth.look": "", "io.kubernetes.docker.type": "idle"},
-		"log path":     {"io.kubernetes.container.logpath": target + "/log"},
-		"proof": {
-			"io.kubernetes.docker.type": "container", "io.kubernetes.sandbox.id": "none", "io.kubernetes.container.logpath": target + "/log",
-			"berth.config": "{}", "berth.labels": "[]", "berth.annotations": "[]",
-		},
-		"broken": {"io.kubernetes.docker.type": "container", "berth.config": "{", "berth.labels": "{", "berth.annotations": "\x00", "berth.user": "["},
-	}
-}
-
 // Whatever labels an image has, its containers are what their creator made them: a
 // pod's are just as they were asked for, and nobody else's are seen, written for,
 // stopped or removed.
@@ -69,7 +30,7 @@ func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
 
 	var byHand, pods, containers []string
 	var n int
-	for name, set := range hostileLabels(t, run, target) {
+	for name, set := range enginetest.HostileLabels(run, target) {
 		n++
 		image := fmt.Sprintf("hostile:%d", n)
 		h.engine.AddImage(enginetest.Image{Config: container.Config{Labels: set}}, image)
@@ -167,7 +128,7 @@ func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
 func TestLabelsOfThePauseImageAreNotBelieved(t *testing.T) {
 	h := furnish(t)
 	all := map[string]string{}
-	for _, set := range hostileLabels(t, filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")) {
+	for _, set := range enginetest.HostileLabels(filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")) {
 		maps.Copy(all, set)
 	}
 	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}, Linux: &runtimeapi.LinuxPodSandboxConfig{}}
