@@ -563,3 +563,27 @@ func TestWhatAFailedPluginSays(t *testing.T) {
 		})
 	}
 }
+
+// Whatever a plugin prints, of it no more is kept than a result can be long.
+func TestOutputOfAPluginIsBounded(t *testing.T) {
+	for name, tt := range map[string]struct{ script, want string }{
+		"on stdout":             {`head -c 30000000 /dev/zero`, "plugin printed more than 1048576 bytes, which is no CNI result"},
+		"on stderr":             {`head -c 30000000 /dev/zero >&2; echo '{}'`, ""},
+		"on both, and it fails": {`head -c 30000000 /dev/zero | tr '\0' x; head -c 30000000 /dev/zero >&2; exit 3`, "exit status 3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "plugin")
+			if err := os.WriteFile(path, []byte("#!/bin/sh\n"+tt.script+"\n"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			out, err := (&plugins{log: (&logs{}).logger()}).ExecPlugin(t.Context(), path, nil, os.Environ())
+			text := fmt.Sprint(err)
+			if tt.want == "" && (err != nil || string(out) != "{}\n") || tt.want != "" && !strings.HasSuffix(text, tt.want) {
+				t.Errorf("%q, %.200s; want %q", out, text, tt.want)
+			}
+			if len(text) > 5000 {
+				t.Errorf("the error is %d bytes long", len(text))
+			}
+		})
+	}
+}

@@ -75,9 +75,9 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 }
 
 func (p *plugins) run(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
-	var stdout, stderr bytes.Buffer
+	stdout, stderr := &boundedBuffer{limit: maxPluginOutput}, &boundedBuffer{limit: maxPluginErrors}
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(stdin), &stdout, &stderr
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(stdin), stdout, stderr
 	// A plugin has others work for it. They must not go on when it is killed:
 	// an address taken after the DEL that follows would be lost.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
@@ -91,11 +91,13 @@ func (p *plugins) run(ctx context.Context, path string, stdin []byte, env []stri
 	cmd.WaitDelay = pipeWait
 
 	err := cmd.Run()
-	if stderr.Len() > 0 {
-		p.log.Debug("plugin wrote", slog.String("plugin", path), slog.String("stderr", strings.TrimSpace(stderr.String())))
+	if text := bytes.TrimSpace(stderr.Bytes()); len(text) > 0 {
+		p.log.Debug("plugin wrote", slog.String("plugin", path), slog.String("stderr", string(text)))
 	}
 	var exit *exec.ExitError
 	switch {
+	case err == nil && stdout.dropped:
+		return nil, fmt.Errorf("%s printed more than %d bytes, which is no CNI result", filepath.Base(path), maxPluginOutput)
 	case err == nil:
 		return stdout.Bytes(), nil
 	case ctx.Err() != nil:
@@ -106,22 +108,58 @@ func (p *plugins) run(ctx context.Context, path string, stdin []byte, env []stri
 	return nil, said(exit, stdout.Bytes(), stderr.Bytes())
 }
 
+// A CNI result takes some kilobytes. What a plugin writes on stderr is for the log.
+const (
+	maxPluginOutput = 1 << 20 // bytes
+	maxPluginErrors = 16 << 10
+)
+
+// A boundedBuffer keeps the first limit bytes that are written to it and drops
+// the rest, so that the writer is never blocked.
+type boundedBuffer struct {
+	buf     bytes.Buffer // not embedded: its ReadFrom would bypass Write
+	limit   int
+	dropped bool
+}
+
+func (b *boundedBuffer) Bytes() []byte { return b.buf.Bytes() }
+
+// Write never fails.
+func (b *boundedBuffer) Write(p []byte) (int, error) {
+	keep := min(len(p), b.limit-b.buf.Len())
+	b.dropped = b.dropped || keep < len(p)
+	b.buf.Write(p[:keep])
+	return len(p), nil
+}
+
 // said returns what a plugin that failed said about it.
 func said(exit *exec.ExitError, stdout, stderr []byte) error {
 	var said types.Error
 	if json.Unmarshal(stdout, &said) == nil && said.Msg != "" {
+		said.Msg, said.Details = excerpt(said.Msg), excerpt(said.Details)
 		return &said
 	}
 	var words []string
 	for _, out := range [][]byte{stdout, stderr} {
 		if text := strings.TrimSpace(string(out)); text != "" {
-			words = append(words, text)
+			words = append(words, excerpt(text))
 		}
 	}
 	if len(words) == 0 {
 		return fmt.Errorf("it said nothing: %w", exit)
 	}
 	return fmt.Errorf("%s: %w", strings.Join(words, "; "), exit)
+}
+
+// maxExcerpt is how much of a plugin's text goes into an error, in bytes.
+const maxExcerpt = 2 << 10
+
+// excerpt returns text, or its beginning if it is too long for an error.
+func excerpt(text string) string {
+	if len(text) <= maxExcerpt {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxExcerpt], "") + " ..."
 }
 
 // sleep waits for d, or the end of ctx, whose error it returns.

@@ -76,7 +76,8 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if made := s.claim(ctx, name, pod.ID(), c); made != nil {
 		return made.ID(), nil
 	}
-	defer s.view.Build(name)()
+	hidden := s.view.Hide(name)
+	defer hidden.Reveal()
 
 	// Finished even if the caller hangs up meanwhile: a request that is called
 	// off half-way leaves the Engine with a container that nobody knows.
@@ -96,7 +97,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 			return "", err
 		}
 	}
-	id, err := s.create(work, docker, order)
+	id, err := s.create(work, docker, order, hidden)
 	if err != nil {
 		return "", err
 	}
@@ -105,27 +106,51 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 		return "", err
 	}
 	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path, names.Stage{}) })
-	if err := caller.hungUp(); err != nil {
-		return "", err
-	}
-	if err := findSubPaths(work, docker, id, order.Host.Mounts); err != nil {
-		return "", err
-	}
-	if err := s.relabel(work, docker, pod, id, c.GetMounts()); err != nil {
-		return "", err
-	}
-	if path != "" {
-		if err := s.logs.Open(id, jsonFile(docker, id), path); err != nil {
-			return "", fmt.Errorf("log of container %s: %w", id, err)
+	for _, step := range []func() error{
+		func() error { return nil },
+		func() error { return findSubPaths(work, docker, id, order.Host.Mounts) },
+		func() error { return s.relabel(work, docker, pod, id, c.GetMounts()) },
+		func() error { return s.openLog(docker, id, path) },
+		func() error {
+			_, err := s.view.Refresh(work, id)
+			return err
+		},
+		func() error { return s.sandboxIsThere(work, pod.ID()) },
+	} {
+		if err := step(); err != nil {
+			return "", err
+		}
+		// Nobody would know of a container whose caller has hung up.
+		if err := caller.hungUp(); err != nil {
+			return "", err
 		}
 	}
-	if _, err := s.view.Refresh(work, id); err != nil {
-		return "", err
-	}
 	if caller.ranOut() {
-		s.setAside(name, pod.ID(), id, c)
+		s.setAside(name, late{id: id, sandbox: pod.ID(), config: c, hidden: hidden.Keep()})
 	}
 	return id, nil
+}
+
+// openLog begins the log of the container id, if it has one.
+func (s *Service) openLog(docker *engine.Conn, id, path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := s.logs.Open(id, jsonFile(docker, id), path); err != nil {
+		return fmt.Errorf("log of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// sandboxIsThere fails if a sandbox has been removed meanwhile. The removal looks
+// for containers once more when the sandbox is gone, so one of the two sees the
+// other.
+func (s *Service) sandboxIsThere(ctx context.Context, id string) error {
+	_, err := s.view.Sandbox(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("sandbox %s was removed meanwhile: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	return err
 }
 
 // jsonFile is where the Engine writes the output of a container. Engines tell
@@ -229,7 +254,7 @@ func checkPropagation(list []*runtimeapi.Mount) error {
 
 // create makes the container, and makes its name free first if what has it is
 // an earlier try at the same.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order) (string, error) {
+func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order, hidden *view.Hidden) (string, error) {
 	for try := 0; ; try++ {
 		id, err := s.order(ctx, docker, order)
 		if err == nil {
@@ -244,6 +269,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocke
 		}
 		if !free {
 			order.Name.Suffix = fmt.Sprintf("%08x", rand.Uint32())
+			hidden.Add(order.Name.String())
 		}
 	}
 }

@@ -64,15 +64,16 @@ type late struct {
 	id, sandbox string
 	config      *runtimeapi.ContainerConfig
 	since       time.Time
-	reveal      func()
+	hidden      *view.Hidden
 }
 
 // setAside keeps a container for the caller that asks for the same again.
-func (s *Service) setAside(name, sandbox, id string, config *runtimeapi.ContainerConfig) {
-	s.log.Info("a container has come too late and is kept for when it is asked for again", slog.String("container", id), slog.String("name", name))
+func (s *Service) setAside(name string, l late) {
+	s.log.Info("container created after its caller's deadline; it is kept for the retry", slog.String("container", l.id), slog.String("name", name))
+	l.since = time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.late[name] = late{id, sandbox, config, time.Now(), s.view.Build(name)}
+	s.late[name] = l
 }
 
 // claim returns the container that was set aside under the name if it is what is
@@ -85,7 +86,7 @@ func (s *Service) claim(ctx context.Context, name, sandbox string, config *runti
 	if !ok {
 		return nil
 	}
-	defer l.reveal()
+	defer l.hidden.Reveal()
 
 	if l.sandbox != sandbox || !proto.Equal(l.config, config) {
 		return nil
@@ -147,6 +148,6 @@ func (s *Service) removeUnclaimed(ctx context.Context, name, id string) error {
 	s.mu.Lock()
 	delete(s.late, name)
 	s.mu.Unlock()
-	l.reveal()
+	l.hidden.Reveal()
 	return nil
 }

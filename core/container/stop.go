@@ -41,10 +41,17 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 	if !c.Running {
 		return nil
 	}
-	// It goes on if the caller hangs up: Docker 23 would stop stopping.
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), max(grace, 0)+stopMargin)
+	// The first call goes on if its caller hangs up, because Docker 23 would stop
+	// stopping. Later ones only wait, and end with their callers.
+	first := s.enter(c.ID())
+	defer s.leave(c.ID())
+	parent := ctx
+	if first || grace <= 0 {
+		parent = context.WithoutCancel(ctx)
+	}
+	work, cancel := context.WithTimeout(parent, max(grace, 0)+stopMargin)
 	defer cancel()
-	stopErr := s.stop(work, docker, c.ID(), grace)
+	stopErr := s.stop(work, docker, c.ID(), grace, first)
 	// An Engine that has killed it and heard of no end says 500; it may have ended since.
 	if stopErr != nil && !errdefs.IsNotFound(stopErr) && !errdefs.IsInternal(stopErr) {
 		return fmt.Errorf("stop container %s: %w", c.ID(), stopErr)
@@ -63,17 +70,15 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 
 // stop returns once the container does not run. Of calls at the same time the
 // first one sends the signal; the others wait for its effect, each with its
-// own grace, for a kubelet may come back with a shorter one.
-func (s *Service) stop(ctx context.Context, docker *engine.Conn, id string, grace time.Duration) error {
+// own grace, because a kubelet may come back with a shorter one.
+func (s *Service) stop(ctx context.Context, docker *engine.Conn, id string, grace time.Duration, first bool) error {
 	if grace <= 0 {
 		return docker.Kill(ctx, id)
 	}
-	if first := s.enter(id); first {
-		defer s.leave(id)
+	if first {
 		seconds := int((grace + time.Second - 1) / time.Second)
 		return docker.ContainerStop(ctx, id, container.StopOptions{Timeout: &seconds})
 	}
-	defer s.leave(id)
 	short, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
 	ended, failed := docker.ContainerWait(short, id, container.WaitConditionNotRunning)
@@ -130,13 +135,16 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	c, err := s.view.Container(ctx, id)
+	// Not while it is being started or updated: they would write down, or set up,
+	// something for a container that is gone.
+	c, done, err := s.inTurn(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	defer done()
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 	defer cancel()
 	if c.Running {

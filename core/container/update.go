@@ -181,8 +181,10 @@ func adjustOOMScore(id string, pid, score int) error {
 }
 
 // gone drops an error that says that a process has ended, and its cgroup with it.
+// ENODEV is what the kernel answers for a file of a cgroup that was removed after
+// the file was opened.
 func gone(err error) error {
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.ENODEV) {
 		return nil
 	}
 	return err

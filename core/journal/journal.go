@@ -58,8 +58,8 @@ func (j *Journal) Shelf(name string) (*Shelf, error) {
 	return &Shelf{dir: dir}, nil
 }
 
-// A Shelf holds one file per key. Two writers of the same key must take turns;
-// a reader never sees half a file.
+// A Shelf holds one file per key. Writers of the same key do not disturb each
+// other, the last one wins; a reader never sees half a file.
 type Shelf struct {
 	dir string
 }
@@ -78,13 +78,17 @@ func (s *Shelf) path(key string) string {
 // Save keeps data under key.
 func (s *Shelf) Save(key string, data []byte) error {
 	path := s.path(key)
-	temp := filepath.Join(s.dir, "."+filepath.Base(path))
-	err := os.WriteFile(temp, data, 0o600)
+	temp, err := os.CreateTemp(s.dir, ".") // a name of its own for each writer, mode 0600
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	_, err = temp.Write(data)
+	err = errors.Join(err, temp.Close())
 	if err == nil {
-		err = os.Rename(temp, path)
+		err = os.Rename(temp.Name(), path)
 	}
 	if err != nil {
-		_ = os.Remove(temp) // where the disk is full it is in the way
+		_ = os.Remove(temp.Name()) // on a full disk it would be in the way
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
@@ -96,14 +100,19 @@ func (s *Shelf) Load(key string) ([]byte, bool) {
 	return data, err == nil && len(data) > 0
 }
 
-// Delete forgets key, also what was being saved when a daemon died; it need not
-// be there.
+// Delete forgets key; it need not be there.
 func (s *Shelf) Delete(key string) error {
 	path := s.path(key)
-	for _, name := range []string{filepath.Join(s.dir, "."+filepath.Base(path)), path} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("journal: %w", err)
+	err := os.Remove(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		// A read-only file system refuses to remove even what does not exist.
+		if _, statErr := os.Lstat(path); errors.Is(statErr, fs.ErrNotExist) {
+			return nil
 		}
+		return fmt.Errorf("journal: %w", err)
 	}
 	return nil
 }

@@ -1,10 +1,12 @@
 package journal_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"berth/core/journal"
@@ -113,4 +115,29 @@ func TestNothingHalfSavedStays(t *testing.T) {
 	if left := hidden(); len(left) > 0 {
 		t.Errorf("after the next start there is %q", left)
 	}
+}
+
+// Writers of one key do not disturb each other: each save succeeds, and a reader
+// sees one of them whole.
+func TestWritersOfOneKeyDoNotTearIt(t *testing.T) {
+	s, _ := shelf(t)
+	texts := [][]byte{bytes.Repeat([]byte("a"), 9000), bytes.Repeat([]byte("b"), 100), bytes.Repeat([]byte("c"), 30000)}
+	var writers sync.WaitGroup
+	for _, text := range texts {
+		writers.Go(func() {
+			for range 300 {
+				if err := s.Save("key", text); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	writers.Go(func() {
+		for range 1000 {
+			if got, ok := s.Load("key"); ok && !slices.ContainsFunc(texts, func(text []byte) bool { return bytes.Equal(text, got) }) {
+				t.Errorf("read %d bytes that nobody has saved so", len(got))
+			}
+		}
+	})
+	writers.Wait()
 }

@@ -1,7 +1,19 @@
 package sandbox
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // SetPatience changes for how long at least a network that cannot be taken back is
 // tried.
 func (s *Service) SetPatience(d time.Duration) { s.patience = d }
+
+// GC does one round of garbage collection.
+func (s *Service) GC(ctx context.Context) error {
+	docker, err := s.docker.Use()
+	if err != nil {
+		return err
+	}
+	return s.clean(ctx, docker)
+}

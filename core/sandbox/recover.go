@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -142,7 +143,7 @@ func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
 func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key string) error {
 	var left intent
 	if !s.intents.Get(key, &left) || left.Name == "" {
-		return s.intents.Delete(key) // torn by a power loss, which no pod survives
+		return s.deleteTornIntent(key)
 	}
 	done, ok := s.turns.Try(left.Name)
 	if !ok {
@@ -150,6 +151,22 @@ func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key stri
 	}
 	defer done()
 	return s.recoverName(ctx, docker, left.Name)
+}
+
+// deleteTornIntent deletes an intent that cannot be read: one torn by a power loss,
+// which no pod survives. The key is the name of the pod, unless it was too long
+// for a file's name; no call may be at work on it.
+func (s *Service) deleteTornIntent(key string) error {
+	done, ok := s.turns.Try(key)
+	if !ok {
+		return nil
+	}
+	defer done()
+	var left intent
+	if text, there := s.intents.Load(key); !there || json.Unmarshal(text, &left) == nil && left.Name != "" {
+		return nil // deleted, or written anew, since
+	}
+	return s.intents.Delete(key)
 }
 
 // cleanOrphans lets go of network namespaces and files of sandboxes whose

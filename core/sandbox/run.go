@@ -80,8 +80,9 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	}
 	defer done()
 	suffix := fmt.Sprintf("%08x", rand.Uint32()) // if need be
-	defer s.view.Build(made.Name)()
-	defer s.view.Build(suffixed(made.Name, suffix))()
+	hidden := s.view.Hide(made.Name)
+	hidden.Add(suffixed(made.Name, suffix))
+	defer hidden.Reveal()
 	if err := s.recoverName(ctx, docker, made.Name); err != nil {
 		return "", fmt.Errorf("finish what an earlier call left: %w", err)
 	}
@@ -189,26 +190,32 @@ func (s *Service) twin(ctx context.Context, name string) string {
 // holder if that is the very pod asked for, up and attached, and otherwise
 // whether it could make the name free.
 func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string) (ready string, free bool, err error) {
-	holder, err := s.view.Refresh(ctx, name)
+	holder, err := inspect(ctx, docker, name)
 	switch {
 	case errdefs.IsNotFound(err):
 		// Docker may keep the name of a container that it does not have.
 		return "", false, nil
-	case holder.ContainerJSONBase == nil:
-		return "", false, fmt.Errorf("who is called %s: %w", name, err)
+	case err != nil:
+		return "", false, fmt.Errorf("inspect the container with the name %s: %w", name, err)
 	case !isSandbox(holder):
 		return "", false, fmt.Errorf("the name %s is taken by container %s, which is no sandbox: %w", name, holder.ID, errdefs.ErrAlreadyExists)
+	}
+	if _, err := s.view.Refresh(ctx, holder.ID); err != nil && !errdefs.IsNotFound(err) {
+		return "", false, err
 	}
 	seen, err := s.view.Sandbox(ctx, holder.ID)
 	switch {
 	case errdefs.IsNotFound(err): // removed meanwhile
+		return "", true, nil
 	case err != nil:
 		return "", false, err // it may be up and attached
 	case seen.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY:
 		return holder.ID, false, nil
 	}
 	s.log.Info("removing what is left of an earlier sandbox", slog.String("sandbox", holder.ID), slog.String("name", name))
-	if err := s.discard(ctx, docker, holder.ID, nil); err != nil {
+	// Removed as the kubelet would have it removed: with its containers, and with its
+	// network, of which nothing may be recorded any more.
+	if err := s.remove(ctx, docker, seen); err != nil {
 		return "", false, fmt.Errorf("make the name %s free: %w", name, err)
 	}
 	return "", true, nil

@@ -26,6 +26,7 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
+	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/sandbox"
 	"berth/core/view"
@@ -163,7 +164,11 @@ func (s simple) Kill(ctx context.Context, id string) error {
 	return s.docker.ContainerKill(ctx, id, "KILL")
 }
 func (s simple) Remove(ctx context.Context, id string) error {
-	return s.docker.ContainerRemove(ctx, id, container.RemoveOptions{Force: true})
+	err := s.docker.ContainerRemove(ctx, id, container.RemoveOptions{Force: true})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // A room is the sandbox room with what it works on.
@@ -352,7 +357,7 @@ func TestAHiddenPodIsNoGarbage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.view.Build(seen.Name)()
+	defer r.view.Hide(seen.Name).Reveal()
 	enginetest.Background(t, r.KeepClean)
 	enginetest.Until(t, "no garbage is collected", func() bool {
 		r.cables.mu.Lock()
@@ -845,4 +850,124 @@ func TestStopRefusedKeepsThePod(t *testing.T) {
 		t.Error(err)
 	}
 	r.clean("a removal")
+}
+
+// Giving up one pod's network may take long. No other pod waits for it.
+func TestForgettingANetworkKeepsNoOtherPodWaiting(t *testing.T) {
+	r := newRoom(t)
+	slow := slowForget{cables: r.cables, entered: make(chan struct{}), leave: make(chan struct{})}
+	next := simple{docker: r.client}
+	s := sandbox.New(sandbox.Config{RunDir: filepath.Join(r.dir, "run2"), Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints2"))},
+		r.docker, r.view, next, next, slow, r.shelf("intents"), r.shelf("updates"), slog.New(slog.DiscardHandler))
+	s.SetPatience(0)
+	var ids []string
+	for _, name := range []string{"slow", "other"} {
+		config := pod()
+		config.Metadata.Name = name
+		id, err := s.Run(t.Context(), config, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	r.cables.breaks("detach")
+	for range 9 {
+		if err := s.Stop(t.Context(), ids[0]); err == nil {
+			t.Error("stopped with its network attached")
+		}
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.Stop(t.Context(), ids[0]) }()
+	<-slow.entered
+	r.cables.breaks()
+	limited, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+	defer cancel()
+	other := make(chan error, 1)
+	go func() { other <- s.Stop(limited, ids[1]) }()
+	select {
+	case err := <-other:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-limited.Done():
+		t.Error("another pod cannot be stopped meanwhile")
+	}
+	close(slow.leave)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
+// slowForget is a network that takes its time to forget a pod.
+type slowForget struct {
+	*cables
+	entered, leave chan struct{}
+}
+
+func (s slowForget) Forget(ctx context.Context, id string) error {
+	close(s.entered)
+	<-s.leave
+	return s.cables.Forget(ctx, id)
+}
+
+// GC runs beside calls that begin. It must not take away what they have just written down.
+func TestGCLeavesIntentsOfRunningCallsAlone(t *testing.T) {
+	r := newRoom(t)
+	ctx, stop := context.WithCancel(t.Context())
+	var gc sync.WaitGroup
+	gc.Go(func() {
+		for ctx.Err() == nil {
+			_ = r.GC(ctx)
+		}
+	})
+	for i := range 30 {
+		config := pod()
+		config.Metadata.Attempt = uint32(i)
+		id, err := r.Run(t.Context(), config, "")
+		if err == nil {
+			err = r.Remove(t.Context(), id)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	gc.Wait()
+	r.clean("pods beside a GC that never rests")
+}
+
+// An earlier sandbox of the same name is removed as the kubelet would have it removed:
+// with its containers, and with its network, even if nothing is recorded of it.
+func TestRunReplacesASandboxThatNobodyRemembers(t *testing.T) {
+	r := newRoom(t)
+	first := r.run()
+	inside, err := r.client.ContainerCreate(t.Context(), &container.Config{Image: "pause", Labels: labels.Set{
+		Kind: labels.Container, SandboxID: first, Config: `{"metadata":{"name":"c"}}`,
+	}.Encode()}, &container.HostConfig{Init: new(bool)}, nil, nil, "k8s_c_web_ns_u_0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.view.Refresh(t.Context(), inside.ID); err != nil {
+		t.Fatal(err)
+	}
+	// What berth and libcni have kept is lost.
+	if err := r.cables.Forget(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.dir, "checkpoints")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.view.Refresh(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	second := r.run()
+	if second == first {
+		t.Fatal("the sandbox without a network again")
+	}
+	if _, asked := r.cables.detachedWith()[first]; !asked {
+		t.Error("the plugins were not asked to take the first one's network back")
+	}
+	if c, there := r.engine.Container(inside.ID); there {
+		t.Errorf("its container is still there: %s", c.Name)
+	}
 }

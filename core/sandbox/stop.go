@@ -22,6 +22,8 @@ const (
 	// stopLimit is how long stopping or removing one pod may take once its
 	// caller has hung up.
 	stopLimit = 4 * time.Minute
+	// killLimit is how long ending the pause process may take.
+	killLimit = time.Minute
 	// detachTries is how often, and detachPatience for how long, the network of a
 	// pod is asked to be taken back before the pod is let go without: a broken
 	// plugin must not keep a node from ever finishing. One that asks an agent in
@@ -94,7 +96,13 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 		all.Go(func() error { return s.detach(ctx, s.plan(pod), pod.ID()) })
 	}
 	if pod.Running {
-		all.Go(func() error { return docker.Kill(ctx, pod.ID()) })
+		all.Go(func() error {
+			// A Docker that does not answer must not keep the pod locked for all of
+			// stopLimit, which is for network plugins.
+			limited, cancel := context.WithTimeout(ctx, killLimit)
+			defer cancel()
+			return docker.Kill(limited, pod.ID())
+		})
 	}
 	err = all.Wait()
 	if !pod.Running {
@@ -110,23 +118,33 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 // failed so often, and for so long, that another failure would be no news.
 func (s *Service) detach(ctx context.Context, plan *network.Plan, id string) error {
 	err := s.network.Detach(ctx, plan, id)
+	f := s.countDetach(id, err)
+	if err == nil {
+		return nil
+	}
+	if f.tries < detachTries || time.Since(f.since) < s.patience {
+		return fmt.Errorf("network of sandbox %s: %w", id, err)
+	}
+	s.log.Error("network of a pod given up after many failed attempts to release it; its addresses may leak",
+		slog.String("sandbox", id), slog.Int("tries", f.tries), slog.Any("err", err))
+	return s.network.Forget(ctx, id)
+}
+
+// countDetach counts failures in a row to release the network of the sandbox id;
+// without an error the count begins anew.
+func (s *Service) countDetach(id string, err error) failing {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
 		delete(s.detaches, id)
-		return nil
+		return failing{}
 	}
 	f := s.detaches[id]
 	if f.tries++; f.tries == 1 {
 		f.since = time.Now()
 	}
 	s.detaches[id] = f
-	if f.tries < detachTries || time.Since(f.since) < s.patience {
-		return fmt.Errorf("network of sandbox %s: %w", id, err)
-	}
-	s.log.Error("a pod is let go with its network not taken back: its addresses may leak",
-		slog.String("sandbox", id), slog.Int("tries", f.tries), slog.Any("err", err))
-	return s.network.Forget(ctx, id)
+	return f
 }
 
 // remove does what Remove says; the turn is the caller's.
@@ -134,16 +152,8 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 	if err := s.stop(ctx, docker, pod); err != nil {
 		return err
 	}
-	inside, err := s.view.Inside(ctx, pod.ID())
-	if err != nil {
+	if err := s.removeContainers(ctx, pod.ID()); err != nil {
 		return err
-	}
-	var all errgroup.Group
-	for _, c := range inside {
-		all.Go(func() error { return s.containers.Remove(ctx, c.ID()) })
-	}
-	if err := all.Wait(); err != nil {
-		return fmt.Errorf("containers of sandbox %s: %w", pod.ID(), err)
 	}
 	if err := docker.Discard(ctx, pod.ID()); err != nil {
 		return err
@@ -157,8 +167,24 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 		return err
 	}
 	s.view.Forget(pod.ID())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.detaches, pod.ID())
+	s.countDetach(pod.ID(), nil)
+	// One that was being created meanwhile: its CreateContainer finds no sandbox any
+	// more, or has been seen by now.
+	return s.removeContainers(ctx, pod.ID())
+}
+
+// removeContainers removes all containers of a sandbox.
+func (s *Service) removeContainers(ctx context.Context, sandbox string) error {
+	inside, err := s.view.Inside(ctx, sandbox)
+	if err != nil {
+		return err
+	}
+	var all errgroup.Group
+	for _, c := range inside {
+		all.Go(func() error { return s.containers.Remove(ctx, c.ID()) })
+	}
+	if err := all.Wait(); err != nil {
+		return fmt.Errorf("containers of sandbox %s: %w", sandbox, err)
+	}
 	return nil
 }

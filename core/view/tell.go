@@ -103,6 +103,9 @@ func (c *Container) life() life {
 	return l
 }
 
+func (c *Container) name() string { return c.Name }
+func (s *Sandbox) name() string   { return s.Name }
+
 func (s *Sandbox) life() life {
 	return life{created: s.Row.GetCreatedAt(), started: s.StartedAt, stopped: s.FinishedAt}
 }
@@ -159,8 +162,12 @@ func (v *View) tell(id, sandbox string, moments []moment) {
 	}
 }
 
-// end returns the moments of a container that is no more.
-func end(l life) []moment {
+// end returns the moments of a container that is no more, of which events have been
+// emitted up to l. One that nobody has heard of ends without any.
+func end(l *life) []moment {
+	if l == nil {
+		return nil
+	}
 	if l.started != 0 && l.stopped == 0 {
 		return []moment{{what: stopped}, {what: deleted}}
 	}

@@ -129,7 +129,7 @@ type View struct {
 	sandboxes  map[string]*entry[*Sandbox]
 	containers map[string]*entry[*Container]
 	removed    map[string]uint64 // when IDs were found to be gone, so that no late look brings them back
-	building   map[string]int    // Docker names of what is half made
+	hidden     map[string]int    // Docker names that are hidden, with how many callers hide each
 	ignored    map[string]bool   // IDs of containers that have been logged as not a pod's
 	synced     *engine.Conn      // the connection whose Engine has been looked at as a whole
 	changed    chan struct{}     // closed when synced changes
@@ -140,9 +140,10 @@ type View struct {
 
 // An entry is something seen and when that look began.
 type entry[T any] struct {
-	seen   T
-	ticket uint64
-	listed bool // whether only a list tells of it: when it was started is not known
+	seen    T
+	ticket  uint64
+	listed  bool  // whether only a list tells of it: when it was started is not known
+	emitted *life // up to where events have been emitted, nil for none
 }
 
 // New returns a View that knows nothing until Run has looked at the Engine.
@@ -155,7 +156,7 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *View {
 		containers: map[string]*entry[*Container]{},
 		looking:    map[uint64]bool{},
 		removed:    map[string]uint64{},
-		building:   map[string]int{},
+		hidden:     map[string]int{},
 		ignored:    map[string]bool{},
 		changed:    make(chan struct{}),
 
@@ -204,21 +205,6 @@ func (v *View) Ready(ctx context.Context) error {
 	}
 }
 
-// Build hides what has the Docker name until done is called: what is half made
-// must not be found by the kubelet's garbage collector.
-func (v *View) Build(name string) (done func()) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.building[name]++
-	return sync.OnceFunc(func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		if v.building[name]--; v.building[name] <= 0 {
-			delete(v.building, name)
-		}
-	})
-}
-
 // Sandboxes returns the sandboxes that match filter, the newest first; a nil
 // filter matches all.
 func (v *View) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*Sandbox, error) {
@@ -232,7 +218,7 @@ func (v *View) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxFilte
 		s := e.seen
 		if strings.HasPrefix(id, filter.GetId()) &&
 			(filter.GetState() == nil || filter.GetState().GetState() == s.Row.GetState()) &&
-			selects(filter.GetLabelSelector(), s.Row.GetLabels()) && v.building[s.Name] == 0 {
+			selects(filter.GetLabelSelector(), s.Row.GetLabels()) && v.hidden[s.Name] == 0 {
 			list = append(list, s)
 		}
 	}
@@ -266,7 +252,7 @@ func (v *View) Containers(ctx context.Context, filter *runtimeapi.ContainerFilte
 		if strings.HasPrefix(id, filter.GetId()) &&
 			strings.HasPrefix(c.Row.GetPodSandboxId(), filter.GetPodSandboxId()) &&
 			(filter.GetState() == nil || filter.GetState().GetState() == c.Row.GetState()) &&
-			selects(filter.GetLabelSelector(), c.Row.GetLabels()) && v.building[c.Name] == 0 {
+			selects(filter.GetLabelSelector(), c.Row.GetLabels()) && v.hidden[c.Name] == 0 {
 			list = append(list, c)
 		}
 	}
@@ -437,7 +423,7 @@ func (v *View) put(c container.InspectResponse, ticket uint64, keep func(*Contai
 		}
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{s, ticket, keep == nil})
+		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{seen: s, ticket: ticket, listed: keep == nil})
 	case labels.Container:
 		k, err := v.container(c, recorded)
 		if err != nil {
@@ -453,7 +439,7 @@ func (v *View) put(c container.InspectResponse, ticket uint64, keep func(*Contai
 			keep(k)
 		}
 		v.mu.Lock()
-		store(v, v.containers, c.ID, k.Row.GetPodSandboxId(), &entry[*Container]{k, ticket, keep == nil})
+		store(v, v.containers, c.ID, k.Row.GetPodSandboxId(), &entry[*Container]{seen: k, ticket: ticket, listed: keep == nil})
 		gone := v.removed[c.ID] > ticket
 		v.mu.Unlock()
 		if gone {
@@ -499,31 +485,41 @@ func (v *View) passed(id string, ticket uint64) bool {
 
 // store puts e, which is of that sandbox, where it belongs and tells what is
 // news, unless something newer is there. v.mu is held.
-func store[T interface{ life() life }](v *View, in map[string]*entry[T], id, sandbox string, e *entry[T]) {
+func store[T interface {
+	life() life
+	name() string
+}](v *View, in map[string]*entry[T], id, sandbox string, e *entry[T]) {
 	if v.passed(id, e.ticket) {
 		return
 	}
 	now := e.seen.life()
-	var before *life
 	if last, ok := in[id]; ok {
-		l := last.seen.life()
-		if last.listed && l.started != 0 {
-			l.started = now.started // it was told of, at whatever time
+		e.emitted = last.emitted
+		if e.emitted != nil && last.listed && e.emitted.started != 0 {
+			l := *e.emitted
+			l.started = now.started // the start was emitted, with the time that the list gave
+			e.emitted = &l
 		}
-		before = &l
 	}
 	in[id] = e
 	delete(v.removed, id) // the Engine has it again
-	v.tell(id, sandbox, v.since(before, now))
+	emit(v, e, id, sandbox)
 }
 
-// since returns what is news of something looked at. The first look at all
-// there is is none. v.mu is held.
-func (v *View) since(before *life, now life) []moment {
-	if before == nil && !v.known {
-		return nil
+// emit emits the events that lead e to what has been seen now, unless it is
+// hidden. The first inspection of everything there is emits none. v.mu is held.
+func emit[T interface {
+	life() life
+	name() string
+}](v *View, e *entry[T], id, sandbox string) {
+	if v.hidden[e.seen.name()] > 0 {
+		return
 	}
-	return between(before, now)
+	now := e.seen.life()
+	if e.emitted != nil || v.known {
+		v.tell(id, sandbox, between(e.emitted, now))
+	}
+	e.emitted = &now
 }
 
 // sandbox makes what the view keeps of a pause container.
@@ -645,12 +641,12 @@ func (v *View) miss(id string, ticket uint64) bool {
 		v.forget(id, ticket)
 		return true
 	}
-	before, g := e.seen.life(), e.seen
+	g := e.seen
 	if !g.Gone {
 		g = ghost(g)
 	}
-	v.sandboxes[id] = &entry[*Sandbox]{seen: g, ticket: ticket}
-	v.tell(id, id, between(&before, g.life()))
+	v.sandboxes[id] = &entry[*Sandbox]{seen: g, ticket: ticket, emitted: e.emitted}
+	emit(v, v.sandboxes[id], id, id)
 	return true
 }
 
@@ -689,10 +685,10 @@ func (v *View) forget(id string, ticket uint64) {
 	v.removed[id] = ticket
 	if e, ok := v.containers[id]; ok {
 		delete(v.containers, id)
-		v.tell(id, e.seen.Row.GetPodSandboxId(), end(e.seen.life()))
+		v.tell(id, e.seen.Row.GetPodSandboxId(), end(e.emitted))
 	}
 	if e, ok := v.sandboxes[id]; ok {
-		v.tell(id, id, end(e.seen.life()))
+		v.tell(id, id, end(e.emitted))
 		delete(v.sandboxes, id)
 	}
 }

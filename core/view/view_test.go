@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -384,7 +385,7 @@ func TestAFailedLookIsTriedAgain(t *testing.T) {
 
 func TestHalfMadeThingsAreHidden(t *testing.T) {
 	n := newNode(t)
-	done := n.view.Build(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
+	done := n.view.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String()).Reveal
 	id := n.sandbox("web")
 	if _, err := n.view.Refresh(t.Context(), id); err != nil {
 		t.Fatal(err)
@@ -790,4 +791,65 @@ func TestRenamedContainersBelongToNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.becomes(id, "CREATED")
+}
+
+// The first event about a pod shows it as it is once it is complete: a kubelet that
+// goes by events would otherwise take it for one without a ready sandbox.
+func TestEventsOfAHiddenSandboxComeOnceItIsRevealed(t *testing.T) {
+	n := newNode(t)
+	var mu sync.Mutex
+	var got []string
+	subscribed := make(chan struct{})
+	enginetest.Background(t, func(ctx context.Context) error {
+		close(subscribed)
+		_ = n.view.Tell(ctx, func(e *runtimeapi.ContainerEventResponse) error {
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, fmt.Sprint(e.GetContainerEventType(), " ", e.GetPodSandboxStatus().GetState()))
+			return nil
+		})
+		return nil
+	})
+	<-subscribed
+	hidden := n.view.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
+	id := n.sandbox("web")
+	n.start(id)
+	enginetest.Until(t, "the sandbox does not run", func() bool {
+		s, err := n.view.Sandbox(t.Context(), id)
+		return err == nil && s.Running
+	})
+	mu.Lock()
+	if len(got) > 0 {
+		t.Errorf("while it is hidden: %v", got)
+	}
+	mu.Unlock()
+	hidden.Reveal()
+	want := []string{"CONTAINER_CREATED_EVENT SANDBOX_READY", "CONTAINER_STARTED_EVENT SANDBOX_READY"}
+	enginetest.Until(t, "events are missing", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(got) >= len(want)
+	})
+	if !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+
+	// One that never is complete has none.
+	hidden = n.view.Hide(names.Name{Container: names.Pod, Pod: "half", Namespace: "ns", UID: "u"}.String())
+	half := n.sandbox("half")
+	if _, err := n.view.Refresh(t.Context(), half); err != nil {
+		t.Fatal(err)
+	}
+	n.remove(half)
+	n.view.Forget(half)
+	hidden.Reveal()
+	n.container(id, "after")
+	enginetest.Until(t, "no event of what comes after", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(got) > len(want)
+	})
+	if last := got[len(got)-1]; last != "CONTAINER_CREATED_EVENT SANDBOX_READY" || len(got) != len(want)+1 {
+		t.Errorf("events %v", got)
+	}
 }
