@@ -200,7 +200,7 @@ func TestContentsOfImages(t *testing.T) {
 	quote := strconv.Quote
 	for name, lines := range map[string]string{
 		"volumes everywhere":           `VOLUME ["/etc", "/proc/1", "/dev/shm", "/sys/fs", "/tmp/../x"]`,
-		"a volume at a pod's file":     `VOLUME ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"]`,
+		"a volume at a pod's file":     `COMMIT VOLUME ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"]`,
 		"a working directory of proc":  `WORKDIR /proc/self/fd/8`,
 		"a working directory of links": "RUN ln -s " + quote(target) + " /work\nWORKDIR /work",
 		"a stop signal of numbers":     "STOPSIGNAL 64",
@@ -232,7 +232,11 @@ func TestContentsOfImages(t *testing.T) {
 			n.t = t
 			defer func() { n.t = outer }()
 			ref := "berth-contents:1"
-			n.build(ref, "FROM "+*image+" AS base\n"+lines+"\n")
+			if change, ok := strings.CutPrefix(lines, "COMMIT "); ok {
+				n.commit(ref, change) // docker build would refuse it
+			} else {
+				n.build(ref, "FROM "+*image+" AS base\n"+lines+"\n")
+			}
 			config := n.pod("contents")
 			pod, err := n.run(t.Context(), config)
 			if err != nil {
@@ -287,6 +291,21 @@ func links(pathsAndTargets ...string) string {
 }
 
 func etcIs(target string) string { return links("etc", target) + "\nUSER app" }
+
+// commit makes an image of one container with a change, such as a line of a Dockerfile.
+func (n *node) commit(ref, change string) {
+	n.t.Helper()
+	ctx := context.Background()
+	made, err := n.docker.ContainerCreate(ctx, &container.Config{Image: *image, Cmd: []string{"sh"}}, nil, nil, nil, "")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer n.docker.ContainerRemove(ctx, made.ID, container.RemoveOptions{Force: true})
+	if _, err := n.docker.ContainerCommit(ctx, made.ID, container.CommitOptions{Reference: ref, Changes: []string{change}}); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { n.docker.ImageRemove(ctx, ref, dockerimage.RemoveOptions{Force: true}) })
+}
 
 // runsAs compares what is told of a container's user with its first process.
 func (n *node) runsAs(id string, u *runtimeapi.LinuxContainerUser) {
