@@ -56,6 +56,7 @@ func Laws(t *testing.T, docker *client.Client, ref string) {
 		{"events come in the order of a life", eventsInOrder},
 		{"an ended container's log is whole", logWhole},
 		{"a log file is lines of JSON", logLines},
+		{"a long line is logged in pieces of one time", logPieces},
 		{"a pause container without the Engine's network can be joined", joined},
 		{"what has ended cannot be joined", notJoined},
 		{"a PID namespace ends with its first process", endsTogether},
@@ -625,6 +626,47 @@ func logLines(c *court) {
 	slices.Sort(got) // two streams have no order
 	if want := []string{"stderr err\n", "stdout out\n"}; !slices.Equal(got, want) {
 		c.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// logPieces: see copySrc in moby's daemon/logger/copier.go. Half a character is no
+// JSON, so it becomes one U+FFFD for each byte.
+func logPieces(c *court) {
+	const size = 16 << 10
+	long, accents := strings.Repeat("x", 20000), "a"+strings.Repeat("\u00e9", 10000)
+	id := c.start("sh", "-c", "echo "+long+"; echo "+accents+"; printf "+long[:size])
+	short := c.start("sh", "-c", "printf short")
+	type piece struct{ Log, Time string }
+	read := func(id string) (pieces []piece) {
+		c.ended(id)
+		text, err := os.ReadFile(c.inspect(id).LogPath)
+		c.must(err)
+		for line := range strings.Lines(string(text)) {
+			var p piece
+			c.must(json.Unmarshal([]byte(line), &p))
+			pieces = append(pieces, p)
+		}
+		return pieces
+	}
+	got := read(id)
+	if len(got) != 5 {
+		c.Fatalf("%d pieces, want 5", len(got))
+	}
+	// Byte 16384 of the second line is in the middle of a character.
+	cut, rest := accents[:size-1]+"\ufffd", "\ufffd"+accents[size+1:]+"\n"
+	for i, want := range []string{long[:size], long[size:] + "\n", cut, rest, long[:size]} {
+		if got[i].Log != want {
+			c.Errorf("piece %d has %d bytes, %.20q...%q; want %d", i, len(got[i].Log), got[i].Log, got[i].Log[max(0, len(got[i].Log)-20):], len(want))
+		}
+	}
+	if got[0].Time != got[1].Time || got[2].Time != got[3].Time {
+		c.Errorf("pieces of the same line have the times %s, %s and %s, %s", got[0].Time, got[1].Time, got[2].Time, got[3].Time)
+	}
+	if got[1].Time == got[2].Time || got[3].Time == got[4].Time {
+		c.Error("lines have the same time")
+	}
+	if got := read(short); len(got) != 1 || got[0].Log != "short" {
+		c.Errorf("without a line break: %q, want it as it is", got)
 	}
 }
 

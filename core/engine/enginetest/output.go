@@ -29,12 +29,18 @@ type output struct {
 	mu      sync.Mutex // guards following; held while those attached are written to
 	file    *os.File   // json-file; nil without one
 	lines   []logLine
-	partial map[string]*bytes.Buffer // by stream
-	changed chan struct{}            // closed and replaced at every change
+	partial map[string]*partial // by stream
+	changed chan struct{}       // closed and replaced at every change
 	running bool
 
 	fmu       sync.Mutex // guards followers; never held while writing
 	followers []*follower
+}
+
+// A partial is a line that has begun.
+type partial struct {
+	bytes.Buffer           // what has not been logged
+	since        time.Time // when it was first logged from, zero for not yet
 }
 
 // A logLine is one line of a log, with its end if it has one.
@@ -52,7 +58,7 @@ type follower struct {
 }
 
 func newOutput(tty bool) *output {
-	return &output{tty: tty, partial: map[string]*bytes.Buffer{stdout: {}, stderr: {}}, changed: make(chan struct{})}
+	return &output{tty: tty, partial: map[string]*partial{stdout: {}, stderr: {}}, changed: make(chan struct{})}
 }
 
 // open begins the log of a process, in the file at path too unless it is "".
@@ -84,13 +90,13 @@ func (o *output) close() {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.running = false
 	o.flush(stdout)
 	o.flush(stderr)
 	if o.file != nil {
 		_ = o.file.Close()
 		o.file = nil
 	}
-	o.running = false
 	o.stir()
 	for _, f := range followers {
 		close(f.over)
@@ -160,12 +166,28 @@ func (o *output) flush(stream string) {
 	if buf.Len() == 0 {
 		return
 	}
-	line := logLine{Log: buf.String(), Stream: stream, Time: time.Now().UTC()}
+	if buf.since.IsZero() {
+		buf.since = time.Now().UTC()
+	}
+	line := logLine{Log: buf.String(), Stream: stream, Time: buf.since}
+	if strings.HasSuffix(line.Log, "\n") || !o.running {
+		buf.since = time.Time{} // else the next piece is of the same line
+	}
 	buf.Reset()
-	o.lines = append(o.lines, line)
 	if o.file != nil {
+		line.Log = asJSON(line.Log)
 		_ = json.NewEncoder(o.file).Encode(line)
 	}
+	o.lines = append(o.lines, line)
+}
+
+// asJSON is what is left of text in JSON: U+FFFD for each byte that is not UTF-8.
+func asJSON(text string) string {
+	var out strings.Builder
+	for _, r := range text {
+		out.WriteRune(r)
+	}
+	return out.String()
 }
 
 type writerFunc func([]byte) (int, error)

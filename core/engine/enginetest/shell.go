@@ -40,6 +40,10 @@ func command(p *Process, words []string) int {
 		if _, err := io.WriteString(out, strings.Join(words[1:], " ")+"\n"); err != nil {
 			return 1
 		}
+	case "printf":
+		if _, err := io.WriteString(out, words[1]); err != nil {
+			return 1
+		}
 	case "cat":
 		if _, err := io.Copy(out, p.Stdin); err != nil {
 			return 1
