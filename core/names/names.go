@@ -67,6 +67,20 @@ func isSuffix(s string) bool {
 	return s == "" || ok && suffix != "" && !strings.Contains(suffix, "_")
 }
 
+// LogDirectory returns the log directory of the pod in path: the last directory there that is called
+// <namespace>_<pod>_<uid>, as a kubelet names it, or "".
+func (n Name) LogDirectory(path string) string {
+	if n.Namespace == "" || n.Pod == "" || n.UID == "" || !strings.HasPrefix(path, "/") {
+		return ""
+	}
+	mark := "/" + n.Namespace + "_" + n.Pod + "_" + n.UID
+	at := strings.LastIndex(path, mark+"/")
+	if at < 0 {
+		return ""
+	}
+	return path[:at+len(mark)]
+}
+
 // Plain returns the Docker name s without its suffix: what stands for the pod and
 // the attempt, whatever the container had to be called. Names that are not ours
 // stay as they are.

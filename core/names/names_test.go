@@ -77,3 +77,29 @@ func TestIs(t *testing.T) {
 		}
 	}
 }
+
+// The log directory of a pod is known by its name, which an image cannot choose, as a
+// kubelet of Kubernetes 1.14 or later makes it.
+func TestLogDirectory(t *testing.T) {
+	n := names.Name{Container: "web", Pod: "pod", Namespace: "ns", UID: "uid", Attempt: 2}
+	for path, want := range map[string]string{
+		"/var/log/pods/ns_pod_uid/web/2.log":     "/var/log/pods/ns_pod_uid",
+		"/data/ns_pod_uid/web/2.log":             "/data/ns_pod_uid",
+		"/ns_pod_uid/0.log":                      "/ns_pod_uid",
+		"/a/ns_pod_uid/b/ns_pod_uid/web/2.log":   "/a/ns_pod_uid/b/ns_pod_uid",
+		"/var/log/pods/ns_pod_other/web/2.log":   "",
+		"/var/log/pods/ns_pod_uid.old/web/2.log": "",
+		"/var/log/pods/x-ns_pod_uid/web/2.log":   "",
+		"/var/log/pods/ns_pod_uid":               "",
+		"/root/.bashrc":                          "",
+		"ns_pod_uid/web/2.log":                   "",
+		"":                                       "",
+	} {
+		if got := n.LogDirectory(path); got != want {
+			t.Errorf("%q: %q, want %q", path, got, want)
+		}
+	}
+	if got := (names.Name{}).LogDirectory("/var/log/__/0.log"); got != "" {
+		t.Errorf("of no name: %q", got)
+	}
+}
