@@ -211,9 +211,30 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 	if err != nil {
 		return err
 	}
+	// A container's log must be below the log directory of its sandbox, so all
+	// sandboxes come first.
+	var sandboxes, containers []container.Summary
+	for _, row := range list {
+		if recorded, _ := labels.ReadSummary(row); recorded.Kind == labels.Sandbox {
+			sandboxes = append(sandboxes, row)
+		} else {
+			containers = append(containers, row)
+		}
+	}
+	for _, rows := range [][]container.Summary{sandboxes, containers} {
+		if err := v.lookAll(ctx, conn, g, d, rows, ticket); err != nil {
+			return err
+		}
+	}
+	v.sweep(list, ticket)
+	return nil
+}
+
+// lookAll inspects the containers in rows, a part of a list that was asked for at ticket.
+func (v *View) lookAll(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, rows []container.Summary, ticket uint64) error {
 	var all errgroup.Group
 	all.SetLimit(looksAtOnce)
-	for _, row := range list {
+	for _, row := range rows {
 		all.Go(func() error {
 			short, cancel := context.WithTimeout(ctx, firstLook)
 			defer cancel()
@@ -236,11 +257,7 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 			return nil
 		})
 	}
-	if err := all.Wait(); err != nil {
-		return err
-	}
-	v.sweep(list, ticket)
-	return nil
+	return all.Wait()
 }
 
 // audit compares the Engine's list with the view and looks at what differs.

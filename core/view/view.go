@@ -74,9 +74,12 @@ type Container struct {
 	Pid      int    // of its first process, 0 if it does not run or only a list tells of it
 	Running  bool
 	TTY      bool
-	JSONPath string      // the Engine's own log file
-	Stage    names.Stage // of its staged mounts, if it has some
-	Ours     bool        // created by berth rather than taken over
+	JSONPath string // the Engine's own log file
+	// LogDirectory is what the kubelet's log file must be below, "" if that is
+	// not known.
+	LogDirectory string
+	Stage        names.Stage // of its staged mounts, if it has some
+	Ours         bool        // created by berth rather than taken over
 }
 
 // ID returns the ID of the container.
@@ -618,7 +621,27 @@ func (v *View) container(c container.InspectResponse, recorded labels.Set) (*Con
 		JSONPath: c.LogPath,
 		Stage:    recorded.Stage,
 		Ours:     recorded.Ours(),
+
+		LogDirectory: v.logDirectory(c.Name, recorded),
 	}, nil
+}
+
+// logDirectory returns the directory that the log of the container called name must be below:
+// the one its sandbox was created with. cri-dockerd has not put that down. Then, and where the sandbox
+// is not known any more, it is one that is called after the pod in name. An image can
+// bring labels, and so any log path, but no name.
+func (v *View) logDirectory(name string, said labels.Set) string {
+	v.mu.RLock()
+	sandbox, ok := v.sandboxes[said.SandboxID]
+	v.mu.RUnlock()
+	if ok && sandbox.seen.Config.GetLogDirectory() != "" {
+		return sandbox.seen.Config.GetLogDirectory()
+	}
+	n, err := names.Parse(name)
+	if err != nil {
+		return ""
+	}
+	return n.LogDirectory(said.LogPath)
 }
 
 // missing takes note that a look that began at ticket did not find id.
