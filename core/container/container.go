@@ -68,13 +68,13 @@ type images interface {
 
 // logs is the part of the log room that a container needs.
 type logs interface {
-	// Open makes path the log of the container id, of which the Engine's own
-	// file is source.
-	Open(id, source, path string) error
+	// Open makes path, which must be below dir, the log of the container id, of
+	// which the Engine's own file is source.
+	Open(id, source, dir, path string) error
 	// Reopen begins a new file at the path of a log that runs.
 	Reopen(ctx context.Context, id string) error
 	// Close ends the log of a container that is being removed.
-	Close(ctx context.Context, id, source, path string) error
+	Close(ctx context.Context, id, source, dir, path string) error
 	// Forget drops what is kept on containers that known does not know.
 	Forget(known func(id string) bool) error
 	// Driver is the log driver of containers and its options; of no type for

@@ -42,14 +42,14 @@ type shelf struct {
 	broken error
 }
 
-func (s *shelf) Open(id, _, path string) error {
+func (s *shelf) Open(id, _, _, path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open[id] = path
 	return s.broken
 }
 
-func (s *shelf) Close(_ context.Context, id, _, _ string) error {
+func (s *shelf) Close(_ context.Context, id, _, _, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, id)

@@ -97,20 +97,20 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 			return "", err
 		}
 	}
-	id, err := s.create(work, docker, order, hidden)
+	log := logFile{dir: ask.Pod.GetLogDirectory()}
+	if log.path, err = todocker.LogPath(ask.Pod, c); err != nil {
+		return "", err
+	}
+	id, err := s.create(work, docker, order, log.dir, hidden)
 	if err != nil {
 		return "", err
 	}
-	path, err := todocker.LogPath(ask.Pod, c)
-	if err != nil {
-		return "", err
-	}
-	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, path, names.Stage{}) })
+	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, log, names.Stage{}) })
 	for _, step := range []func() error{
 		func() error { return nil },
 		func() error { return findSubPaths(work, docker, id, order.Host.Mounts) },
 		func() error { return s.relabel(work, docker, pod, id, c.GetMounts()) },
-		func() error { return s.openLog(docker, id, path) },
+		func() error { return s.openLog(docker, id, log) },
 		func() error {
 			_, err := s.view.Refresh(work, id)
 			return err
@@ -132,11 +132,11 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 }
 
 // openLog begins the log of the container id, if it has one.
-func (s *Service) openLog(docker *engine.Conn, id, path string) error {
-	if path == "" {
+func (s *Service) openLog(docker *engine.Conn, id string, log logFile) error {
+	if log.path == "" {
 		return nil
 	}
-	if err := s.logs.Open(id, jsonFile(docker, id), path); err != nil {
+	if err := s.logs.Open(id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		return fmt.Errorf("log of container %s: %w", id, err)
 	}
 	return nil
@@ -253,8 +253,8 @@ func checkPropagation(list []*runtimeapi.Mount) error {
 }
 
 // create makes the container, and makes its name free first if what has it is
-// an earlier try at the same.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order, hidden *view.Hidden) (string, error) {
+// an earlier try at the same. logDir is the log directory of the pod.
+func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order, logDir string, hidden *view.Hidden) (string, error) {
 	for try := 0; ; try++ {
 		id, err := s.order(ctx, docker, order)
 		if err == nil {
@@ -263,7 +263,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocke
 		if !errdefs.IsConflict(err) || try >= nameTries {
 			return "", fmt.Errorf("create container: %w", err)
 		}
-		free, err := s.conflict(ctx, docker, order)
+		free, err := s.conflict(ctx, docker, order, logDir)
 		if err != nil {
 			return "", err
 		}
@@ -299,7 +299,7 @@ func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker
 
 // conflict looks into who has the name of an order, and reports whether it
 // could make it free.
-func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todocker.Order) (free bool, err error) {
+func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todocker.Order, logDir string) (free bool, err error) {
 	name := order.Name.String()
 	holder, err := docker.ContainerInspect(ctx, name)
 	if errdefs.IsNotFound(err) {
@@ -316,7 +316,7 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todoc
 		return false, fmt.Errorf("container %s is this attempt already, and runs: %w", holder.ID, errdefs.ErrAlreadyExists)
 	}
 	s.log.Info("removing an earlier try at a container", slog.String("container", holder.ID), slog.String("name", name))
-	if err := s.discard(ctx, docker, holder.ID, said.LogPath, said.Stage); err != nil {
+	if err := s.discard(ctx, docker, holder.ID, logFile{logDir, said.LogPath}, said.Stage); err != nil {
 		return false, fmt.Errorf("make the name %s free: %w", name, err)
 	}
 	return true, nil

@@ -152,14 +152,20 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return s.discard(work, docker, c.ID(), c.Status.GetLogPath(), c.Stage)
+	return s.discard(work, docker, c.ID(), logFile{c.LogDirectory, c.Status.GetLogPath()}, c.Stage)
 }
 
-// discard leaves nothing of a container but the kubelet's log file at logPath:
+// A logFile is where the kubelet looks for the log of a container.
+type logFile struct {
+	dir  string // log directory of the pod
+	path string // below that; "" for none
+}
+
+// discard leaves nothing of a container but the kubelet's log file:
 // neither in the Engine nor, if it has a stage, of its staged mounts.
-func (s *Service) discard(ctx context.Context, docker *engine.Conn, id, logPath string, stage names.Stage) error {
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, stage names.Stage) error {
 	// Before the Engine's own file goes with the container.
-	if err := s.logs.Close(ctx, id, jsonFile(docker, id), logPath); err != nil {
+	if err := s.logs.Close(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))
 	}
 	if err := docker.Discard(ctx, id); err != nil {

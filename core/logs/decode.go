@@ -21,43 +21,49 @@ var (
 // without attributes.
 const tail = 96
 
-// appendLine appends to dst the line or, if its text has breaks inside, the lines of the CRI that tell
-// what line, one of a json-file without its end, does: time, stream, F for a
-// full line or P for part of one, text. It reports whether line could be read.
-func appendLine(dst, line []byte) ([]byte, bool) {
+// appendLine appends to dst the records of the CRI that tell what line, one of a
+// json-file without its end, does. It reports whether line could be read.
+func (o *openLines) appendLine(dst, line []byte) ([]byte, bool) {
 	// The machine lost power while this was written, or somebody truncated it.
 	line = bytes.TrimLeft(line, "\x00")
 	if !bytes.HasPrefix(line, beforeLog) {
-		return appendOddLine(dst, line)
+		return o.appendOddLine(dst, line)
 	}
 	// A quote in the text is escaped, so this is the end of it wherever it is.
 	from := max(len(line)-tail, 0)
 	end := bytes.Index(line[from:], beforeStream)
 	if end < 0 {
-		return appendOddLine(dst, line)
+		return o.appendOddLine(dst, line)
 	}
 	end += from
 	rest := line[end+len(beforeStream):]
 	stream, rest, ok := bytes.Cut(rest, beforeTime)
-	if !ok || len(stream) != len("stdout") || !bytes.HasSuffix(rest, afterTime) {
-		return appendOddLine(dst, line)
+	if !ok || string(stream) != stdout && string(stream) != stderr || !bytes.HasSuffix(rest, afterTime) {
+		return o.appendOddLine(dst, line)
 	}
 	stamp := rest[:len(rest)-len(afterTime)]
-	if end < len(beforeLog) || bytes.IndexByte(stamp, '"') >= 0 {
-		return appendOddLine(dst, line)
+	if end <= len(beforeLog) || bytes.IndexByte(stamp, '"') >= 0 {
+		return o.appendOddLine(dst, line)
 	}
 	raw := line[len(beforeLog):end]
 	full := endsLine(raw)
 	if full {
 		raw = raw[:len(raw)-len(`\n`)]
 	}
-	begin := len(dst)
-	dst = appendHead(dst, stamp, stream, full)
+	begin, before := len(dst), *o
+	dst = o.enter(dst, stream, stamp)
+	dst = appendHead(dst, stamp, stream, false)
 	text := len(dst)
 	dst, ok = unescape(dst, raw)
 	if !ok || bytes.IndexByte(dst[text:], '\n') >= 0 {
-		return appendOddLine(dst[:begin], line)
+		*o = before
+		return o.appendOddLine(dst[:begin], line)
 	}
+	open := !full && len(dst)-text >= pieceSize
+	if !open {
+		dst[text-len("P ")] = 'F'
+	}
+	o.set(stream, stamp, open)
 	return append(dst, '\n'), true
 }
 
@@ -75,42 +81,20 @@ func endsLine(raw []byte) bool {
 
 // appendOddLine is appendLine for a line that is not in the usual form, as
 // when the Engine has been told to add attributes.
-func appendOddLine(dst, line []byte) ([]byte, bool) {
+func (o *openLines) appendOddLine(dst, line []byte) ([]byte, bool) {
 	var said struct {
 		Log    string `json:"log"`
 		Stream string `json:"stream"`
 		Time   string `json:"time"`
 	}
-	if err := json.Unmarshal(line, &said); err != nil || said.Time == "" || said.Stream == "" {
+	if err := json.Unmarshal(line, &said); err != nil || said.Time == "" || said.Stream != stdout && said.Stream != stderr {
 		return dst, false
 	}
-	return appendText(dst, []byte(said.Time), []byte(said.Stream), []byte(said.Log)), true
-}
-
-// appendText appends text, split at its line breaks. What follows the last one
-// is a part: more of it comes in the next line.
-func appendText(dst, stamp, stream, text []byte) []byte {
-	for {
-		line, rest, full := bytes.Cut(text, []byte{'\n'})
-		dst = appendHead(dst, stamp, stream, full)
-		dst = append(dst, line...)
-		dst = append(dst, '\n')
-		if len(rest) == 0 {
-			return dst
-		}
-		text = rest
+	if said.Log == "" {
+		return dst, true
 	}
-}
-
-// appendHead appends what stands before the text of a line.
-func appendHead(dst, stamp, stream []byte, full bool) []byte {
-	dst = append(dst, stamp...)
-	dst = append(dst, ' ')
-	dst = append(dst, stream...)
-	if full {
-		return append(dst, " F "...)
-	}
-	return append(dst, " P "...)
+	stream, stamp := []byte(said.Stream), []byte(said.Time)
+	return o.appendPiece(o.enter(dst, stream, stamp), stamp, stream, []byte(said.Log)), true
 }
 
 // unescape appends to dst what the JSON string raw, without its quotes, stands

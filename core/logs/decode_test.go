@@ -3,6 +3,7 @@ package logs
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -10,26 +11,29 @@ import (
 
 func TestLines(t *testing.T) {
 	const at = `"time":"2026-11-23T14:26:30.123456789Z"}`
+	long := strings.Repeat("x", pieceSize)
 	const stamp = "2026-11-23T14:26:30.123456789Z "
 	for name, tt := range map[string]struct{ line, want string }{
 		"a line":                       {`{"log":"hello\n","stream":"stdout",` + at, stamp + "stdout F hello\n"},
 		"of the other stream":          {`{"log":"hello\n","stream":"stderr",` + at, stamp + "stderr F hello\n"},
-		"part of a line":               {`{"log":"hello","stream":"stdout",` + at, stamp + "stdout P hello\n"},
+		"the last of its stream":       {`{"log":"hello","stream":"stdout",` + at, stamp + "stdout F hello\n"},
+		"part of a line":               {`{"log":"` + long + `","stream":"stdout",` + at, stamp + "stdout P " + long + "\n"},
+		"a byte less than a part":      {`{"log":"` + long[1:] + `","stream":"stdout",` + at, stamp + "stdout F " + long[1:] + "\n"},
 		"an empty line":                {`{"log":"\n","stream":"stdout",` + at, stamp + "stdout F \n"},
-		"nothing":                      {`{"log":"","stream":"stdout",` + at, stamp + "stdout P \n"},
+		"nothing":                      {`{"log":"","stream":"stdout",` + at, ""},
 		"from a terminal":              {`{"log":"hello\r\n","stream":"stdout",` + at, stamp + "stdout F hello\r\n"},
 		"escapes":                      {`{"log":"\"a\\b\/\t\u003c\u00e9\ud83d\ude00\n","stream":"stdout",` + at, stamp + "stdout F \"a\\b/\t<é😀\n"},
 		"half a pair":                  {`{"log":"\ud83dx\n","stream":"stdout",` + at, stamp + "stdout F \ufffdx\n"},
-		"a backslash and an n":         {`{"log":"a\\n","stream":"stdout",` + at, stamp + "stdout P a\\n\n"},
+		"a backslash and an n":         {`{"log":"a\\n","stream":"stdout",` + at, stamp + "stdout F a\\n\n"},
 		"a backslash and a break":      {`{"log":"a\\\n","stream":"stdout",` + at, stamp + "stdout F a\\\n"},
-		"breaks inside":                {`{"log":"a\nb\nc","stream":"stdout",` + at, stamp + "stdout F a\n" + stamp + "stdout F b\n" + stamp + "stdout P c\n"},
+		"breaks inside":                {`{"log":"a\nb\nc","stream":"stdout",` + at, stamp + "stdout F a\n" + stamp + "stdout F b\n" + stamp + "stdout F c\n"},
 		"text that looks like the end": {`{"log":"\",\"stream\":\"stderr\",\"time\":\"x\"}\n","stream":"stdout",` + at, stamp + `stdout F ","stream":"stderr","time":"x"}` + "\n"},
 		"attributes": {`{"log":"a\n","stream":"stdout","attrs":{"tag":"x\"y","stream":"stderr"},` + at,
 			stamp + "stdout F a\n"},
 		"after a hole": {"\x00\x00\x00" + `{"log":"a\n","stream":"stdout",` + at, stamp + "stdout F a\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, ok := appendLine([]byte("before "), []byte(tt.line))
+			got, ok := new(openLines).appendLine([]byte("before "), []byte(tt.line))
 			if !ok || string(got) != "before "+tt.want {
 				t.Errorf("got %q, %v\nwant %q", got, ok, "before "+tt.want)
 			}
@@ -44,8 +48,48 @@ func TestLines(t *testing.T) {
 		"torn escape": `{"log":"\u00","stream":"stdout",` + at,
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, ok := appendLine(nil, []byte(line)); ok || len(got) > 0 {
+			if got, ok := new(openLines).appendLine(nil, []byte(line)); ok || len(got) > 0 {
 				t.Errorf("got %q, %v of what cannot be read", got, ok)
+			}
+		})
+	}
+}
+
+// A line ends where its stream does, and where the Engine goes on with another
+// one: pieces of the same line have the same time.
+func TestLinesEnd(t *testing.T) {
+	long := strings.Repeat("x", pieceSize)
+	line := func(stream, text, at string) string {
+		return fmt.Sprintf(`{"log":"%s","stream":"%s","time":"2026-11-23T14:26:3%s.000000001Z"}`, text, stream, at)
+	}
+	for name, tt := range map[string]struct{ lines, want []string }{
+		"goes on":                  {[]string{line("stdout", long, "0"), line("stdout", long, "0"), line("stdout", `end\n`, "0")}, []string{"0 stdout P long", "0 stdout P long", "0 stdout F end"}},
+		"ends without a break":     {[]string{line("stdout", long, "0"), line("stdout", "end", "0")}, []string{"0 stdout P long", "0 stdout F end"}},
+		"ends with a whole piece":  {[]string{line("stdout", long, "0")}, []string{"0 stdout P long", "0 stdout F "}},
+		"both streams":             {[]string{line("stderr", long, "0"), line("stdout", long, "1")}, []string{"0 stderr P long", "1 stdout P long", "1 stdout F ", "0 stderr F "}},
+		"one stream of two":        {[]string{line("stderr", long, "0"), line("stdout", "a", "1")}, []string{"0 stderr P long", "1 stdout F a", "0 stderr F "}},
+		"the rest has been lost":   {[]string{line("stdout", long, "0"), line("stdout", `next\n`, "1")}, []string{"0 stdout P long", "0 stdout F ", "1 stdout F next"}},
+		"lost, then a part":        {[]string{line("stdout", long, "0"), line("stdout", long, "1")}, []string{"0 stdout P long", "0 stdout F ", "1 stdout P long", "1 stdout F "}},
+		"the other stream is none": {[]string{line("stdout", long, "0"), line("stderr", `b\n`, "1"), line("stdout", `end\n`, "0")}, []string{"0 stdout P long", "1 stderr F b", "0 stdout F end"}},
+		"with attributes": {[]string{strings.Replace(line("stdout", long, "0"), `"time"`, `"attrs":{"a":"b"},"time"`, 1), line("stdout", `end\n`, "0")},
+			[]string{"0 stdout P long", "0 stdout F end"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var open openLines
+			var got []byte
+			for _, l := range tt.lines {
+				var ok bool
+				if got, ok = open.appendLine(got, []byte(l)); !ok {
+					t.Errorf("cannot be read: %.100q", l)
+				}
+			}
+			got = open.end(got)
+			text := strings.NewReplacer(long, "long", "2026-11-23T14:26:3", "", ".000000001Z", "").Replace(string(got))
+			if want := strings.Join(tt.want, "\n") + "\n"; text != want {
+				t.Errorf("got\n%.500s\nwant\n%s", text, want)
+			}
+			if open.any() {
+				t.Errorf("open in the end: %v", open)
 			}
 		})
 	}
@@ -70,15 +114,15 @@ func FuzzLines(f *testing.F) {
 		if err != nil {
 			t.Skip()
 		}
-		want, ok := appendOddLine(nil, line)
+		want, ok := new(openLines).appendOddLine(nil, line)
 		if !ok {
 			t.Fatalf("the slow reader cannot read %q", line)
 		}
-		got, ok := appendLine(nil, line)
+		got, ok := new(openLines).appendLine(nil, line)
 		if !ok || !bytes.Equal(got, want) {
 			t.Errorf("%q:\ngot  %q, %v\nwant %q", line, got, ok, want)
 		}
-		if n := strings.Count(string(got), "\n"); n != max(strings.Count(text, "\n"), 1) && n != strings.Count(text, "\n")+1 {
+		if n := strings.Count(string(got), "\n"); n != strings.Count(text, "\n") && n != strings.Count(text, "\n")+1 {
 			t.Errorf("%d lines of %q", n, text)
 		}
 	})
@@ -87,7 +131,8 @@ func FuzzLines(f *testing.F) {
 func BenchmarkLine(b *testing.B) {
 	line := []byte(`{"log":"` + strings.Repeat("x", 100) + `\n","stream":"stdout","time":"2026-11-23T14:26:30.123456789Z"}`)
 	var out []byte
+	var open openLines
 	for b.Loop() {
-		out, _ = appendLine(out[:0], line)
+		out, _ = open.appendLine(out[:0], line)
 	}
 }

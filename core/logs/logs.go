@@ -18,11 +18,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -62,10 +59,11 @@ type Service struct {
 	awake chan struct{} // told when there is something in due
 	over  chan struct{} // closed when Run has returned
 
-	mu    sync.Mutex       // guards following, and what is said to be in pumps
-	pumps map[string]*pump // by container ID
-	files map[string]*pump // those that wait for their source to change, by its path
-	due   []*pump          // those that are to run
+	mu      sync.Mutex        // guards following, and what is said to be in pumps
+	refused map[string]string // why a log is not written, by container ID
+	pumps   map[string]*pump  // by container ID
+	files   map[string]*pump  // those that wait for their source to change, by its path
+	due     []*pump           // those that are to run
 }
 
 // New returns a Service that writes as mode says and keeps on positions where
@@ -74,7 +72,7 @@ func New(mode Mode, docker *engine.Engine, positions *journal.Shelf, log *slog.L
 	return &Service{
 		mode: mode, docker: docker, positions: positions, log: log,
 		awake: make(chan struct{}, 1), over: make(chan struct{}),
-		pumps: map[string]*pump{}, files: map[string]*pump{},
+		refused: map[string]string{}, pumps: map[string]*pump{}, files: map[string]*pump{},
 	}
 }
 
@@ -169,28 +167,23 @@ func (s *Service) wake(p *pump) {
 }
 
 // Open makes path the log of the container id, which is about to be created or
-// has just been, and of which the Engine's own file is source. The file need
-// not be there yet.
-func (s *Service) Open(id, source, path string) error {
-	if s.mode == Link {
-		return link(source, path)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if _, err := os.Readlink(path); err == nil {
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-	}
-	f, err := openLog(path)
+// has just been, and of which the Engine's own file is source. That need
+// not be there yet. dir is the log directory of the pod.
+//
+// The error is of kind FailedPrecondition if path is not below dir, or something
+// is there that cannot be a log.
+func (s *Service) Open(id, source, dir, path string) error {
+	file, err := locate(dir, path)
 	if err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
+	if s.mode == Link {
+		return file.link(source)
+	}
+	if err := file.make(); err != nil {
 		return err
 	}
-	_, err = s.know(id, source, path)
+	_, err = s.know(id, source, file)
 	return err
 }
 
@@ -199,16 +192,16 @@ func (s *Service) Open(id, source, path string) error {
 var errNoSource = errors.New("docker does not say where its json-file is")
 
 // know returns the pump of a container, and makes it if need be.
-func (s *Service) know(id, source, path string) (*pump, error) {
+func (s *Service) know(id, source string, file location) (*pump, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p, ok := s.pumps[id]
 	if ok {
 		return p, nil
 	}
-	p = &pump{id: id, path: path, source: source, nudge: make(chan struct{}, 1)}
+	p = &pump{id: id, file: file, source: source, nudge: make(chan struct{}, 1)}
 	if !s.positions.Get(id, &p.at) {
-		p.at = position{Follow: s.mode == Follow || source == ""}
+		p.at = position{Dir: file.dir, Follow: s.mode == Follow || source == ""}
 		// From now on a pump is known to write this file, also to another daemon.
 		if err := s.positions.Put(id, p.at); err != nil {
 			return nil, err
@@ -234,12 +227,15 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 	p, known := s.pumps[c.ID()]
 	s.mu.Unlock()
 	if !known {
-		if s.linked(c, path) {
+		file, err := s.locate(c)
+		if err == nil && s.linked(c, file) {
 			return
 		}
-		var err error
-		if p, err = s.know(c.ID(), c.JSONPath, path); err != nil {
-			s.log.Warn("the log of a container is not written", slog.String("container", c.ID()), slog.Any("err", err))
+		if err == nil {
+			p, err = s.know(c.ID(), c.JSONPath, file)
+		}
+		if err != nil {
+			s.refuse(c.ID(), err)
 			return
 		}
 	}
@@ -268,18 +264,37 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 	}
 }
 
+// locate returns where the log of c is.
+func (s *Service) locate(c *view.Container) (location, error) {
+	dir := c.LogDirectory
+	var at position
+	if dir == "" && s.positions.Get(c.ID(), &at) {
+		dir = at.Dir // it was berth that made it there
+	}
+	return locate(dir, c.Status.GetLogPath())
+}
+
+// refuse logs why the log of a container is not written, once.
+func (s *Service) refuse(id string, err error) {
+	s.mu.Lock()
+	known := s.refused[id] == err.Error()
+	s.refused[id] = err.Error()
+	s.mu.Unlock()
+	if !known {
+		s.log.Warn("the log of a container is not written", slog.String("container", id), slog.Any("err", err))
+	}
+}
+
 // linked reports whether the log of c is a link to the Engine's file, and
 // keeps it one.
-func (s *Service) linked(c *view.Container, path string) bool {
+func (s *Service) linked(c *view.Container, file location) bool {
 	switch {
 	case c.JSONPath == "":
 		// A link that is there leads to a file of Docker's, which is not ours to
 		// write to.
-		_, err := os.Readlink(path)
-		return err == nil
+		return file.target() != ""
 	case c.Ours:
-		target, err := os.Readlink(path)
-		return err == nil && target == c.JSONPath
+		return file.target() == c.JSONPath
 	}
 	// What cri-dockerd has made keeps its link: nobody has bounded its file, and
 	// the kubelet may have read it for days. That of one that has ended is not
@@ -287,7 +302,7 @@ func (s *Service) linked(c *view.Container, path string) bool {
 	if !c.Running {
 		return true
 	}
-	if err := link(c.JSONPath, path); err != nil {
+	if err := file.link(c.JSONPath); err != nil {
 		s.log.Warn("the log of a container cannot be linked", slog.String("container", c.ID()), slog.Any("err", err))
 	}
 	return true
@@ -361,8 +376,9 @@ func (s *Service) Reopen(ctx context.Context, id string) error {
 
 // Close ends the writing of the log of a container that is being removed. The
 // file stays, for it is the kubelet's, unless nothing was ever written to it; a
-// link goes with source, which it leads to.
-func (s *Service) Close(ctx context.Context, id, source, path string) error {
+// link goes with source, which it leads to. A path that is not below dir, the log
+// directory of the pod, is left alone.
+func (s *Service) Close(ctx context.Context, id, source, dir, path string) error {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	s.mu.Unlock()
@@ -376,13 +392,11 @@ func (s *Service) Close(ctx context.Context, id, source, path string) error {
 		}
 	}
 	s.Drop(id)
-	if target, err := os.Readlink(path); err != nil || target != source {
-		return nil // a file, or the kubelet has taken it away
+	file, err := locate(dir, path)
+	if err != nil {
+		return nil // it was never written
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return file.unlink(source)
 }
 
 // Drop lets go of the log of a container that is no more.
@@ -390,6 +404,7 @@ func (s *Service) Drop(id string) {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	delete(s.pumps, id)
+	delete(s.refused, id)
 	s.mu.Unlock()
 	if ok {
 		s.ask(p, closed)
@@ -423,18 +438,4 @@ func (s *Service) trouble(p *pump, err error) {
 		p.told = text
 		s.log.Warn("the log of a container cannot be written, trying again", slog.String("container", p.id), slog.Any("err", err))
 	}
-}
-
-// link makes path a link to source. What was at path is replaced.
-func link(source, path string) error {
-	if target, err := os.Readlink(path); err == nil && target == source {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return os.Symlink(source, path)
 }

@@ -86,6 +86,19 @@ func (n *node) positions() (restore func()) {
 	}
 }
 
+// noted waits until the journal says that all which was printed is written.
+func (n *node) noted() {
+	n.t.Helper()
+	size, err := os.Stat(n.source)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	enginetest.Until(n.t, "the last line is not noted", func() bool {
+		text, _ := os.ReadFile(filepath.Join(n.dir, "journal", "v1", "logs", "c1"))
+		return strings.Contains(string(text), fmt.Sprintf(`"offset":%d`, size.Size()))
+	})
+}
+
 // print has the container print lines.
 func (n *node) print(count int) {
 	n.t.Helper()
@@ -109,11 +122,19 @@ func (n *node) print(count int) {
 	}
 }
 
+// stamp is the time of the i-th line: all pieces of one have the same.
 func stamp(i int) string {
+	if i%3 == 1 && i > 1 {
+		i -= 2
+	}
 	return time.Unix(1700000000, int64(i)).UTC().Format("2006-01-02T15:04:05.000000000Z07:00")
 }
 
-// printed is the i-th line that the container prints, with o or e in front.
+// piece is where an Engine cuts a line.
+const piece = 16 << 10
+
+// printed is the i-th thing that the container prints, with o or e in front: a line,
+// or the first part of a long one, the rest of which is printed next but one.
 func printed(i int) string {
 	switch i % 3 {
 	case 0:
@@ -121,7 +142,7 @@ func printed(i int) string {
 	case 1:
 		return fmt.Sprintf("o line %d\n", i)
 	default:
-		return fmt.Sprintf("o part %d", i)
+		return fmt.Sprintf("o %0*d", piece, i)
 	}
 }
 
@@ -138,6 +159,9 @@ func want(from, to int) string {
 	}
 	return b.String()
 }
+
+// end is what ends the i-th line, which was only a part of one.
+func end(i int) string { return stamp(i) + " stdout F \n" }
 
 // has waits until the file at path has text.
 func (n *node) has(path, text string) {
@@ -158,9 +182,12 @@ func (n *node) seen(running bool) *view.Container {
 	return &view.Container{
 		Row:     &runtimeapi.Container{Id: "c1"},
 		Status:  &runtimeapi.ContainerStatus{Id: "c1", LogPath: n.path, StartedAt: int64(n.runs)},
-		Running: running, JSONPath: n.source, Ours: true,
+		Running: running, JSONPath: n.source, Ours: true, LogDirectory: n.logDir(),
 	}
 }
+
+// logDir is the log directory of the pod.
+func (n *node) logDir() string { return filepath.Join(n.dir, "pods") }
 
 func (n *node) rotate() {
 	n.t.Helper()
@@ -177,7 +204,7 @@ func (n *node) rotate() {
 
 func (n *node) open() {
 	n.t.Helper()
-	if err := n.logs.Open("c1", n.source, n.path); err != nil {
+	if err := n.logs.Open("c1", n.source, n.logDir(), n.path); err != nil {
 		n.t.Fatal(err)
 	}
 }
@@ -206,8 +233,8 @@ func TestTheKubeletRotates(t *testing.T) {
 	if err := os.Rename(n.path, n.path+".20261123-142630"); err != nil {
 		t.Fatal(err)
 	}
-	n.print(2)
-	n.has(n.path+".20261123-142630", want(1, 12))
+	n.print(3)
+	n.has(n.path+".20261123-142630", want(1, 13))
 	if err := n.logs.Reopen(t.Context(), "c1"); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +242,7 @@ func TestTheKubeletRotates(t *testing.T) {
 		t.Error("there is no new file once Reopen has returned")
 	}
 	n.print(3)
-	n.has(n.path, want(13, 15))
+	n.has(n.path, want(14, 16))
 }
 
 func TestTheEngineRotates(t *testing.T) {
@@ -230,7 +257,7 @@ func TestTheEngineRotates(t *testing.T) {
 	// What is not there any more when we first look cannot be told.
 	n.logs.Keep(t.Context(), n.seen(false))
 	got, err := os.ReadFile(n.path)
-	if err != nil || !strings.HasSuffix(string(got), want(401, 501)) {
+	if err != nil || !strings.HasSuffix(string(got), want(401, 501)+end(500)) {
 		t.Errorf("the log does not end in the last lines: %d bytes, %v", len(got), err)
 	}
 }
@@ -349,7 +376,7 @@ func TestNeverStarted(t *testing.T) {
 	n := newNode(t, logs.CRI)
 	n.open()
 	for range 2 {
-		if err := n.logs.Close(t.Context(), "c1", n.source, n.path); err != nil {
+		if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 			t.Error(err)
 		}
 	}
@@ -366,7 +393,7 @@ func removed(t *testing.T) *node {
 	n.print(3)
 	n.logs.Keep(t.Context(), n.seen(true))
 	n.logs.Keep(t.Context(), n.seen(false))
-	n.has(n.path, want(1, 3))
+	n.has(n.path, want(1, 3)+end(2))
 	if err := os.Remove(n.path); err != nil {
 		t.Fatal(err)
 	}
@@ -377,7 +404,7 @@ func removed(t *testing.T) *node {
 func TestARemovedLogStaysRemoved(t *testing.T) {
 	n := removed(t)
 	n.logs.Keep(t.Context(), n.seen(false))
-	if err := n.logs.Close(t.Context(), "c1", n.source, n.path); err != nil {
+	if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(n.path); !os.IsNotExist(err) {
@@ -435,14 +462,7 @@ func TestHowOftenTheJournalIsWritten(t *testing.T) {
 	if got, most := written(), 3+int(time.Since(began)/(500*time.Millisecond)); got > most || got < 2 {
 		t.Errorf("40 lines in %v make %d writes, want up to %d", time.Since(began), got, most)
 	}
-	size, err := os.Stat(n.source)
-	if err != nil {
-		t.Fatal(err)
-	}
-	enginetest.Until(t, "the last line is not noted", func() bool {
-		text, _ := os.ReadFile(kept)
-		return strings.Contains(string(text), fmt.Sprintf(`"offset":%d`, size.Size()))
-	})
+	n.noted()
 	if err := os.Remove(n.source); err != nil { // and with it the watch
 		t.Fatal(err)
 	}
@@ -485,7 +505,7 @@ func TestStartedAgain(t *testing.T) {
 	n.print(3) // by docker start, without our knowledge
 	n.logs.Keep(t.Context(), n.seen(true))
 	n.print(3)
-	n.has(n.path, want(1, 9))
+	n.has(n.path, want(1, 3)+end(2)+want(4, 9))
 }
 
 func TestALinkComesAndGoes(t *testing.T) {
@@ -503,7 +523,7 @@ func TestALinkComesAndGoes(t *testing.T) {
 		t.Errorf("reopen: %v, want a failed precondition", err)
 	}
 	for range 2 {
-		if err := n.logs.Close(t.Context(), "c1", n.source, n.path); err != nil {
+		if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 			t.Error(err)
 		}
 	}

@@ -1,14 +1,13 @@
 package logs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 	"syscall"
 )
 
@@ -25,6 +24,12 @@ type position struct {
 	Last   string `json:"last,omitempty"`
 	Count  int    `json:"count,omitempty"`
 
+	// Dir is the log directory of the pod, as the CRI has named it when the
+	// container was created; "" where an earlier berth has noted the rest.
+	Dir string `json:"dir,omitempty"`
+	// Open are the lines that the kubelet's file ends in the middle of.
+	Open openLines `json:"open,omitzero"`
+
 	// Complete tells that the container has ended and all of its log is written.
 	Complete bool `json:"complete,omitempty"`
 }
@@ -36,8 +41,8 @@ type place struct {
 	Offset int64  `json:"offset,omitempty"`
 }
 
-// inode returns what identifies the file of f, as long as it is not removed.
-func inode(info fs.FileInfo) uint64 {
+// inodeOf returns what identifies a file, as long as it is not removed.
+func inodeOf(info fs.FileInfo) uint64 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return st.Ino
 	}
@@ -72,54 +77,40 @@ func begins(f *os.File, said string) bool {
 	return err == nil && now == said
 }
 
-// openLog opens a log file for writing, and makes it if need be, as containerd does.
-func openLog(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+// A surplus is what the kubelet's file holds beyond the place in a position,
+// written just before the daemon died and not noted any more.
+type surplus struct {
+	file    *os.File
+	at, end int64
 }
 
-// surplus returns what the kubelet's file holds beyond at, written just before the daemon died and
-// not noted any more; nil if there is none. The kubelet may have renamed the
-// file since: path is what it was called.
-func surplus(path string, at place) ([]byte, error) {
+// findSurplus returns the surplus beyond at of the log at l, nil for nothing.
+// The kubelet may have renamed the file since.
+func findSurplus(l location, at place) (*surplus, error) {
 	if at.Inode == 0 {
 		return nil, nil
 	}
-	candidates := []string{path}
-	dir, base := filepath.Split(path)
-	entries, err := os.ReadDir(dir)
-	if err != nil {
+	f, err := l.find(at.Inode)
+	if err != nil || f == nil {
 		return nil, err
 	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), base+".") {
-			candidates = append(candidates, filepath.Join(dir, e.Name()))
-		}
+	info, err := f.Stat()
+	if err != nil || info.Size() <= at.Offset {
+		return nil, errors.Join(err, f.Close())
 	}
-	for _, name := range candidates {
-		f, err := os.Open(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		rest, found, err := beyond(f, at)
-		if closeErr := f.Close(); err == nil {
-			err = closeErr
-		}
-		if found || err != nil {
-			return rest, err
-		}
-	}
-	return nil, nil
+	return &surplus{f, at.Offset, info.Size()}, nil
 }
 
-// beyond returns what f holds beyond at, and whether f is the file of at.
-func beyond(f *os.File, at place) (rest []byte, found bool, err error) {
-	info, err := f.Stat()
-	if err != nil || inode(info) != at.Inode || info.Size() < at.Offset {
-		return nil, false, err
+// skip returns what of text is not there yet, and whether there may be more that
+// is. None of what differs from what is there is left out.
+func (s *surplus) skip(text []byte) (rest []byte, more bool, err error) {
+	have := make([]byte, min(s.end-s.at, int64(len(text))))
+	if _, err := s.file.ReadAt(have, s.at); err != nil && !errors.Is(err, io.EOF) {
+		return text, true, err
 	}
-	rest, err = io.ReadAll(io.NewSectionReader(f, at.Offset, info.Size()-at.Offset))
-	return rest, true, err
+	if !bytes.Equal(have, text[:len(have)]) {
+		return text, false, nil // somebody else has written there
+	}
+	s.at += int64(len(have))
+	return text[len(have):], s.at < s.end, nil
 }

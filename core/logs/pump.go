@@ -32,6 +32,11 @@ const (
 	// readAtOnce holds the longest line that the Engine writes: 16 KiB of
 	// which every byte is escaped.
 	readAtOnce = 256 << 10
+	// lineGrace is how long the beginning of a new file waits for the end of a line.
+	// The Engine writes the pieces of one right after each other, unless the
+	// container itself stops in the middle.
+	lineGrace = time.Second
+
 	// longestLine is what a line with an operator's attributes may have.
 	longestLine = 16 << 20
 )
@@ -54,8 +59,9 @@ type ask struct {
 // A pump copies the output of one container. Its goroutine comes into being
 // when there is something to do and ends when there is not.
 type pump struct {
-	id, source, path string
-	nudge            chan struct{} // cuts pauses short
+	id, source string
+	file       location      // the kubelet's
+	nudge      chan struct{} // cuts pauses short
 
 	// Guarded by the mu of the Service.
 	running  bool  // whether its goroutine is there
@@ -73,7 +79,7 @@ type pump struct {
 	// The goroutine's own.
 	at      position
 	in, out *os.File
-	over    []byte    // what the kubelet's file holds beyond at.File, to be compared
+	over    *surplus  // what the kubelet's file holds beyond at.File, to be compared; nil for nothing
 	pending []byte    // translated but not written, for the disk was full
 	kept    position  // what the journal has
 	noted   time.Time // when at was last put there
@@ -82,6 +88,9 @@ type pump struct {
 	unkept  string    // the last trouble with the journal that was logged
 	odd     bool      // whether an unreadable line was logged
 	behind  bool      // whether the last look has left something unwritten
+
+	reopens  []chan<- error // answered once there is a new file
+	reopenBy time.Time      // when it is begun in the middle of a line
 }
 
 // buffers are a pump's for as long as it reads.
@@ -111,12 +120,16 @@ func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) 
 		}
 		switch {
 		case end:
-			s.finish(p, false)
-			err = errors.Join(err, p.sweep())
+			err = errors.Join(err, s.end(p))
 		case ended && err == nil && ctx.Err() == nil:
 			// The Engine tells that a container has ended after it has written
 			// its last line.
-			s.finish(p, true)
+			err = s.complete(p)
+			s.trouble(p, err)
+		case err != nil:
+			s.reopenNow(p)
+		default:
+			s.reopenInTime(p)
 		}
 		answer(asks, err)
 		switch {
@@ -132,7 +145,7 @@ func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) 
 			if s.rest(p) {
 				return
 			}
-		case moved:
+		case moved, len(p.reopens) > 0:
 			pause(ctx, p, gather)
 		default:
 			s.noteInTime(p)
@@ -251,17 +264,14 @@ func (p *pump) grown() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return inode(info) != p.at.Source.Inode || info.Size() != p.at.Source.Offset, nil
+	return inodeOf(info) != p.at.Source.Inode || info.Size() != p.at.Source.Offset, nil
 }
 
 // copy writes all that is in the source and has not been written, and reports
 // whether there was anything.
 func (s *Service) copy(ctx context.Context, p *pump) (moved bool, err error) {
 	if p.in == nil {
-		if err := s.begin(p); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return false, nil // nothing was printed yet
-			}
+		if found, err := s.begin(p); err != nil || !found {
 			return false, err
 		}
 	}
@@ -293,6 +303,7 @@ func (s *Service) copy(ctx context.Context, p *pump) (moved bool, err error) {
 			if err := p.write(b.out); err != nil {
 				return moved, err
 			}
+			s.reopenInTime(p)
 			if p.dirty > noteAfter || time.Since(p.noted) > noteEvery {
 				s.note(p)
 			}
@@ -310,21 +321,38 @@ func (s *Service) copy(ctx context.Context, p *pump) (moved bool, err error) {
 	return moved, nil
 }
 
-// begin opens the source where the last daemon left off.
-func (s *Service) begin(p *pump) error {
+// begin opens the source where the last daemon left off. It reports whether there
+// is one: nothing may have been printed yet.
+func (s *Service) begin(p *pump) (found bool, err error) {
 	in, err := openSource(p.source, p.at.Source)
-	if errors.Is(err, errLost) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil
+	case errors.Is(err, errLost):
 		s.lost(p)
 		p.at.Source = place{}
-		err = nil
+	case err != nil:
+		return false, err
 	}
-	if err != nil {
-		return err
+	if err := p.findSurplus(); err != nil {
+		return false, errors.Join(err, in.Close())
 	}
-	if p.over, err = surplus(p.path, p.at.File); err != nil {
-		return errors.Join(err, in.Close())
+	return true, p.enter(in)
+}
+
+// findSurplus looks for what was written and not noted.
+func (p *pump) findSurplus() error {
+	p.dropSurplus()
+	over, err := findSurplus(p.file, p.at.File)
+	p.over = over
+	return err
+}
+
+func (p *pump) dropSurplus() {
+	if p.over != nil {
+		_ = p.over.file.Close() // it was only read
+		p.over = nil
 	}
-	return p.enter(in)
 }
 
 // enter goes on with the file in, from the beginning unless it is the one that
@@ -334,8 +362,8 @@ func (p *pump) enter(in *os.File) error {
 	if err != nil {
 		return errors.Join(err, in.Close())
 	}
-	if p.at.Source.Inode != inode(info) {
-		p.at.Source = place{Inode: inode(info)}
+	if p.at.Source.Inode != inodeOf(info) {
+		p.at.Source = place{Inode: inodeOf(info)}
 	}
 	closing := p.in
 	p.in = in
@@ -344,7 +372,7 @@ func (p *pump) enter(in *os.File) error {
 
 // lost tells that output is missing from the log.
 func (s *Service) lost(p *pump) {
-	s.log.Error("the log of a container has a gap", slog.String("container", p.id), slog.String("file", p.path), slog.Any("err", errLost))
+	s.log.Error("the log of a container has a gap", slog.String("container", p.id), slog.Any("file", p.file), slog.Any("err", errLost))
 }
 
 // turn looks at why there is no more to read, and reports whether there is
@@ -355,7 +383,7 @@ func (s *Service) turn(p *pump) (more bool, err error) {
 		return false, err
 	}
 	if info.Size() < p.at.Source.Offset {
-		p.at.Source = place{Inode: inode(info)}
+		p.at.Source = place{Inode: inodeOf(info)}
 		return info.Size() > 0, nil
 	}
 	newer, err := newerSource(p.source, p.in)
@@ -387,7 +415,8 @@ func (s *Service) turn(p *pump) (more bool, err error) {
 }
 
 // translate fills b.out with what the first n bytes of b.in say and returns
-// how many of them it has used.
+// how many of them it has used. Where a new file is to be begun it stops at the end
+// of a line.
 func (s *Service) translate(p *pump, b *buffers, n int) (used int) {
 	b.out = b.out[:0]
 	in := b.in[:n]
@@ -397,11 +426,14 @@ func (s *Service) translate(p *pump, b *buffers, n int) (used int) {
 			break
 		}
 		var ok bool
-		if b.out, ok = appendLine(b.out, in[used:used+end]); !ok && !p.odd {
+		if b.out, ok = p.at.Open.appendLine(b.out, in[used:used+end]); !ok && !p.odd {
 			p.odd = true
 			s.log.Warn("docker has written a log line that cannot be read, left out", slog.String("container", p.id), slog.String("file", p.source), slog.Int64("offset", p.at.Source.Offset+int64(used)))
 		}
 		used += end + 1
+		if len(p.reopens) > 0 && !p.at.Open.any() {
+			break
+		}
 	}
 	if used == 0 && n > 0 && len(bytes.TrimLeft(in, "\x00")) == 0 {
 		return n // the hole that truncating a file has left
@@ -419,7 +451,7 @@ func (p *pump) reopenLog() error {
 			return err
 		}
 	}
-	out, err := openLog(p.path)
+	out, err := p.file.open()
 	if err != nil {
 		return err
 	}
@@ -427,7 +459,7 @@ func (p *pump) reopenLog() error {
 	if err != nil {
 		return errors.Join(err, out.Close())
 	}
-	p.at.File.Inode = inode(info)
+	p.at.File.Inode = inodeOf(info)
 	closing := p.out
 	p.out = out
 	return shut(&closing)
@@ -436,11 +468,14 @@ func (p *pump) reopenLog() error {
 // write puts text into the kubelet's file, but for what is there already
 // because a daemon died between writing it and noting so.
 func (p *pump) write(text []byte) error {
-	if n := min(len(p.over), len(text)); n > 0 {
-		if bytes.Equal(p.over[:n], text[:n]) {
-			p.over, text = p.over[n:], text[n:]
-		} else {
-			p.over = nil // not ours after all
+	if p.over != nil {
+		rest, more, err := p.over.skip(text)
+		if err != nil {
+			p.pending = append(p.pending, text...)
+			return err
+		}
+		if text = rest; !more {
+			p.dropSurplus()
 		}
 	}
 	n, err := p.out.Write(text)
@@ -466,7 +501,7 @@ func (p *pump) flush() error {
 
 // note puts into the journal how far p is, if that is all written.
 func (s *Service) note(p *pump) {
-	if len(p.pending) > 0 || len(p.over) > 0 || p.out == nil {
+	if len(p.pending) > 0 || p.over != nil || p.out == nil {
 		return
 	}
 	info, err := p.out.Stat()
@@ -529,13 +564,39 @@ func (s *Service) keep(p *pump) error {
 	return err
 }
 
-// reopenAsked does what was asked for by the reopened among asks, and answers them.
+// reopenAsked begins a new file if one of asks wants it, at once or, in the middle
+// of a line, when the line has ended: log collectors read each file by itself.
 func (s *Service) reopenAsked(p *pump, asks []ask) {
 	for _, a := range asks {
-		if a.what == reopened {
-			a.done <- s.reopen(p)
+		if a.what != reopened {
+			continue
 		}
+		if len(p.reopens) == 0 {
+			p.reopenBy = time.Now().Add(lineGrace)
+		}
+		p.reopens = append(p.reopens, a.done)
 	}
+	s.reopenInTime(p)
+}
+
+// reopenInTime begins the new file that is asked for, unless there is a line to be
+// waited for.
+func (s *Service) reopenInTime(p *pump) {
+	if p.out == nil || !p.at.Open.any() || time.Now().After(p.reopenBy) {
+		s.reopenNow(p)
+	}
+}
+
+// reopenNow begins the new file that is asked for.
+func (s *Service) reopenNow(p *pump) {
+	if len(p.reopens) == 0 {
+		return
+	}
+	err := s.reopen(p)
+	for _, done := range p.reopens {
+		done <- err
+	}
+	p.reopens = nil
 }
 
 // reopen begins a new file of the kubelet's.
@@ -552,11 +613,48 @@ func (s *Service) reopen(p *pump) error {
 
 // touch makes the kubelet's file.
 func (p *pump) touch() error {
-	f, err := openLog(p.path)
+	f, err := p.file.open()
 	if err != nil {
 		return err
 	}
 	return f.Close()
+}
+
+// endLines ends the lines that the container's last output was not the end of.
+func (p *pump) endLines() error {
+	if !p.at.Open.any() {
+		return nil
+	}
+	if p.out == nil {
+		if err := p.reopenLog(); err != nil {
+			return err
+		}
+	}
+	return p.write(p.at.Open.end(nil))
+}
+
+// complete ends the log of a container that has ended.
+func (s *Service) complete(p *pump) error {
+	if err := p.endLines(); err != nil {
+		return err
+	}
+	s.reopenNow(p)
+	p.dropSurplus() // there is nothing more that it could be compared with
+	s.finish(p, true)
+	return nil
+}
+
+// end ends the log of a container that is being removed.
+func (s *Service) end(p *pump) (err error) {
+	if p.out != nil { // else the kubelet may have removed it
+		err = p.endLines()
+	}
+	for _, done := range p.reopens {
+		done <- fmt.Errorf("container %s is being removed: %w", p.id, errdefs.ErrNotFound)
+	}
+	p.reopens = nil
+	s.finish(p, false)
+	return errors.Join(err, p.sweep())
 }
 
 // finish closes the files of p; complete tells that no more will come.
@@ -576,6 +674,7 @@ func (s *Service) finish(p *pump, complete bool) {
 	if p.out != nil {
 		s.note(p)
 	}
+	p.dropSurplus()
 	if err := errors.Join(shut(&p.in), shut(&p.out)); err != nil {
 		s.trouble(p, err)
 	}
@@ -586,9 +685,8 @@ func (s *Service) finish(p *pump, complete bool) {
 
 // sweep removes the kubelet's file if nothing was ever written to it.
 func (p *pump) sweep() error {
-	info, err := os.Lstat(p.path)
-	if err != nil || p.at.File.Inode != 0 || info.Size() > 0 || !info.Mode().IsRegular() {
+	if p.at.File.Inode != 0 {
 		return nil
 	}
-	return os.Remove(p.path)
+	return p.file.removeEmpty()
 }

@@ -49,7 +49,7 @@ func openSource(source string, at place) (*os.File, error) {
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
-		if inode(info) == at.Inode && info.Size() >= at.Offset && begins(f, at.Head) {
+		if inodeOf(info) == at.Inode && info.Size() >= at.Offset && begins(f, at.Head) {
 			return f, nil
 		}
 	}
