@@ -259,7 +259,7 @@ var messages = []message{
 		{"devices", engine, "`HostConfig.Devices`; a privileged container has all, and those with another name besides", "live.TestDevices todocker.TestPrivileged"},
 		{"labels", store, "labels of the Docker container", "labels.FuzzRoundTrip"},
 		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix", "labels.FuzzRoundTrip"},
-		{"log_path", berth, "where its log is written; refused if it leads out of log_directory", "live.TestPod todocker.TestContainerRefuses"},
+		{"log_path", berth, "where its log is written; refused if it leads out of log_directory, or something else is there", "live.TestPod live.TestALogThatIsNoFile todocker.TestContainerRefuses"},
 		{"stdin", engine, "`Config.OpenStdin`", "e2e.TestCRI live.TestProcess"},
 		{"stdin_once", engine, "`Config.StdinOnce`", "e2e.TestCRI live.TestProcess"},
 		{"tty", engine, "`Config.Tty`", "e2e.TestCRI live.TestProcess"},
