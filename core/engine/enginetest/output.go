@@ -166,7 +166,8 @@ func (o *output) flush(stream string) {
 	if buf.Len() == 0 {
 		return
 	}
-	if buf.since.IsZero() {
+	goesOn := !buf.since.IsZero()
+	if !goesOn {
 		buf.since = time.Now().UTC()
 	}
 	line := logLine{Log: buf.String(), Stream: stream, Time: buf.since}
@@ -174,9 +175,13 @@ func (o *output) flush(stream string) {
 		buf.since = time.Time{} // else the next piece is of the same line
 	}
 	buf.Reset()
-	if o.file != nil {
+	switch {
+	case o.file != nil:
 		line.Log = asJSON(line.Log)
 		_ = json.NewEncoder(o.file).Encode(line)
+	case goesOn:
+		// As the log driver local of Docker 20.10, which has none after a long line.
+		line.Log = strings.TrimSuffix(line.Log, "\n")
 	}
 	o.lines = append(o.lines, line)
 }
@@ -239,7 +244,7 @@ func (e *Engine) logs(c *call) error {
 				w = errs
 			}
 			if c.flag("timestamps") {
-				text = stamp(l.Time) + " " + text
+				text = l.Time.Format("2006-01-02T15:04:05.000000000Z07:00") + " " + text
 			}
 			if _, err := io.WriteString(w, text); err != nil {
 				return errHangUp
