@@ -80,7 +80,7 @@ func (s *Shelf) Save(key string, data []byte) error {
 	path := s.path(key)
 	temp, err := os.CreateTemp(s.dir, ".") // a name of its own for each writer, mode 0600
 	if err != nil {
-		return fmt.Errorf("journal: %w", err)
+		return fmt.Errorf("journal: save %s: %w", path, cause(err))
 	}
 	_, err = temp.Write(data)
 	err = errors.Join(err, temp.Close())
@@ -89,9 +89,23 @@ func (s *Shelf) Save(key string, data []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(temp.Name()) // on a full disk it would be in the way
-		return fmt.Errorf("journal: %w", err)
+		return fmt.Errorf("journal: save %s: %w", path, cause(err))
 	}
 	return nil
+}
+
+// cause returns err without the name of a temporary file, which is another one each
+// time: a message that repeats must be the same.
+func cause(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &link):
+		return link.Err
+	}
+	return err
 }
 
 // Load returns what is kept under key, and whether anything is.

@@ -26,9 +26,10 @@ const (
 	auditEvery = 30 * time.Second
 	// looksAtOnce bounds how many containers a fresh look inspects at a time.
 	looksAtOnce = 8
-	// firstLook is how long a fresh look waits for one container. One that
-	// hangs must not hide the others.
-	firstLook = 5 * time.Second
+	// firstLook is how long a sync waits for one inspect. One that hangs must not hide
+	// the others for longer than a call waits for a sync (syncPatience), which inspects
+	// sandboxes first and containers then.
+	firstLook = syncPatience / 2
 	// lookAgain is the pause before another try at a container that could not
 	// be looked at.
 	lookAgain = 2 * time.Second
