@@ -65,10 +65,10 @@ func isProfile(content []byte) error {
 }
 
 // find fails if a profile of name, which may be a stack of several, is not loaded.
-// Docker loads its own when it needs it. Where the list cannot be read, and
-// for namespaces of profiles, which it does not show, the start tells.
+// Docker loads its own when it needs it. Where the list cannot be read the start fails
+// if the profile is not loaded.
 func find(name, loaded string) error {
-	if name == "" || name == "docker-default" || strings.HasPrefix(name, ":") {
+	if name == "" || name == "docker-default" {
 		return nil
 	}
 	list, err := os.ReadFile(loaded)
@@ -78,7 +78,7 @@ func find(name, loaded string) error {
 	if err != nil {
 		return fmt.Errorf("AppArmor profiles: %w", err)
 	}
-	for part := range strings.SplitSeq(name, "//&") {
+	for _, part := range todocker.AppArmorStack(name) {
 		// name (mode)
 		if !strings.Contains("\n"+string(list), "\n"+part+" (") {
 			return fmt.Errorf("AppArmor profile %q is not loaded on this node; apparmor_parser -r FILE loads it: %w", part, errdefs.ErrFailedPrecondition)

@@ -78,7 +78,7 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 	}
 	// The pause process itself is never privileged; the word only tells that
 	// containers of the pod may be.
-	options, err := securityOptions(sc, false, ask.Can, ask.Seccomp, "")
+	options, err := securityOptions(sandboxSeccomp(sc, ask.Can), false, ask.Can, ask.Seccomp, "")
 	if err != nil {
 		return Order{}, err
 	}

@@ -23,12 +23,13 @@ const (
 var (
 	old = engine.Record{
 		CgroupDriver: "cgroupfs", CgroupVersion: 1, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
-		Runtimes: map[string]engine.Runtime{"runc": {}},
+		Runtimes: map[string]engine.Runtime{"runc": {}}, SeccompProfile: "default",
 	}
 	recent = engine.Record{
 		CgroupDriver: "systemd", CgroupVersion: 2, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
 		Runtimes: map[string]engine.Runtime{"runc": {RecursiveReadOnly: true}, "runsc": {}},
 		CDI:      true, StagedMounts: true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
+		SeccompProfile: "builtin", Annotations: true,
 	}
 )
 
@@ -154,6 +155,20 @@ func TestSandboxVariants(t *testing.T) {
 			})},
 			func(o Order) bool { return o.Config.User == "7:8" },
 		},
+		"a group alone, which a kubelet sends for a pod with no other": {
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+				security(p).RunAsGroup = &runtimeapi.Int64Value{}
+			})},
+			func(o Order) bool { return o.Config.User == "" },
+		},
+		"the kubelet's default profile for sandboxes, where Docker has no seccomp": {
+			SandboxAsk{Can: engine.Record{}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
+		},
+		"the kubelet's default profile for sandboxes, where it is unconfined in daemon.json": {
+			SandboxAsk{Can: engine.Record{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).SeccompProfilePath = "runtime/default" })},
+			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
+		},
 		"the default seccomp profile, where it can be said": {
 			SandboxAsk{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
@@ -183,9 +198,6 @@ func TestSandboxRefuses(t *testing.T) {
 		"a relative log directory":  {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
 		"a user namespace": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
-		})},
-		"a group without a user": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
-			p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}
 		})},
 		"fields for Windows": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Windows = &runtimeapi.WindowsPodSandboxConfig{SecurityContext: &runtimeapi.WindowsSandboxSecurityContext{HostProcess: true}}

@@ -1,10 +1,14 @@
 package todocker
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -71,13 +75,17 @@ func SeccompFile(sc SecurityContext, privileged bool) (string, error) {
 // for, or "" if it asks for none.
 func AppArmorProfile(sc SecurityContext) (string, error) {
 	p, err := appArmor(sc)
-	if err != nil || p.GetLocalhostRef() == wordUnconfined {
-		return "", err
-	}
-	return p.GetLocalhostRef(), nil
+	return p.GetLocalhostRef(), err
 }
 
-// appArmor is profile for AppArmor. The name is without the word before it that
+// stackSeparator joins the names of profiles that are to confine a process together.
+const stackSeparator = "//&"
+
+// AppArmorStack returns the names of the profiles that a name, which may be a stack
+// of several, consists of.
+func AppArmorStack(name string) []string { return strings.Split(name, stackSeparator) }
+
+// appArmor is profile for AppArmor. The name is without the prefix localhost/ that
 // critest and old kubelets write in the new form too.
 func appArmor(sc SecurityContext) (*runtimeapi.SecurityProfile, error) {
 	var old string
@@ -85,33 +93,52 @@ func appArmor(sc SecurityContext) (*runtimeapi.SecurityProfile, error) {
 		old = withPath.GetApparmorProfile()
 	}
 	p, err := profile(sc.GetApparmor(), old)
-	if ref, ok := strings.CutPrefix(p.GetLocalhostRef(), wordLocalhost); ok {
-		if ref == "" {
-			return nil, invalid("AppArmor profile %q", wordLocalhost)
-		}
-		p = &runtimeapi.SecurityProfile{ProfileType: p.GetProfileType(), LocalhostRef: ref}
+	if err != nil || p.GetProfileType() != runtimeapi.SecurityProfile_Localhost {
+		return p, err
 	}
-	return p, err
+	name := strings.TrimPrefix(p.GetLocalhostRef(), wordLocalhost)
+	for _, part := range AppArmorStack(name) {
+		if err := checkAppArmorName(part); err != nil {
+			return nil, invalid("AppArmor profile %q: %v", p.GetLocalhostRef(), err)
+		}
+	}
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}, nil
 }
 
-// securityOptions says which seccomp and AppArmor profiles and which SELinux
-// label a container runs under. content is that of a seccomp file, if one is
-// asked for, and podLabel the label of the pod it is in, if it is in one.
-func securityOptions(sc SecurityContext, privileged bool, can engine.Record, content, podLabel string) ([]string, error) {
-	var options []string
-
-	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+// checkAppArmorName refuses names that the kernel does not read as the name of one
+// profile of the node. To it "unconfined" is the absence of a profile, a name that begins
+// with a colon is in another namespace (":ns:unconfined", and ":ns" alone is the same), "&"
+// and "=" at the beginning are operators, and blanks are skipped before all of these
+// (security/apparmor/label.c aa_label_strn_parse, lib.c aa_splitn_fqname). Type Localhost is
+// allowed where Unconfined is forbidden (Pod Security Standards), so none of them may pass.
+func checkAppArmorName(name string) error {
 	switch {
-	case err != nil:
+	case name == "":
+		return errors.New("has no name")
+	case strings.TrimSpace(name) != name, strings.ContainsFunc(name, unicode.IsControl):
+		return errors.New("blanks at the beginning or end and control characters are not allowed")
+	case name == wordUnconfined:
+		return errors.New("unconfined is no profile that is loaded on the node: ask for it with type Unconfined")
+	case strings.ContainsAny(name[:1], ":&="):
+		return fmt.Errorf("must be loaded on the node itself and not begin with %q", name[:1])
+	}
+	return nil
+}
+
+// securityOptions returns the options for the seccomp and AppArmor profiles and the
+// SELinux label of a container. content is that of a seccomp file, if one is
+// asked for, and podLabel the label of the pod it is in, if it is in one.
+//
+// A profile that the Engine cannot enforce is refused, with one exception: see
+// sandboxSeccomp.
+func securityOptions(sc SecurityContext, privileged bool, can engine.Record, content, podLabel string) ([]string, error) {
+	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	if err != nil {
 		return nil, err
-	case privileged, p == nil, p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
-		// The CRI has it that no profile means no filter. Said of privileged
-		// containers too, for Engines from 23 on would filter those.
-		options = append(options, "seccomp=unconfined")
-	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
-		options = append(options, "seccomp="+content)
-	case can.SeccompBuiltin:
-		options = append(options, "seccomp=builtin")
+	}
+	options, err := seccompOptions(p, privileged, can, content)
+	if err != nil {
+		return nil, err
 	}
 
 	p, err = appArmor(sc)
@@ -124,9 +151,51 @@ func securityOptions(sc SecurityContext, privileged bool, can engine.Record, con
 		return nil, invalid("AppArmor profile %q asked for, but Docker has no AppArmor on this node", p.GetLocalhostRef())
 	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
 		options = append(options, "apparmor="+p.GetLocalhostRef())
+	case p != nil && !can.AppArmor && !privileged:
+		// A kubelet only sends this for pods that ask for it. To privileged containers
+		// AppArmor is not applied (LinuxContainerSecurityContext.privileged in the CRI).
+		return nil, failed("AppArmor profile RuntimeDefault asked for, but Docker has no AppArmor on this node")
 	}
 
 	return append(options, labelOptions(sc.GetSelinuxOptions(), podLabel)...), nil
+}
+
+// seccompOptions returns the options for a seccomp profile, nil for none.
+func seccompOptions(p *runtimeapi.SecurityProfile, privileged bool, can engine.Record, content string) ([]string, error) {
+	switch {
+	case privileged, p == nil, p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
+		// The CRI has it that no profile means no filter. Said of privileged
+		// containers too, for Engines from 23 on would filter those.
+		return []string{"seccomp=unconfined"}, nil
+	case can.SeccompProfile == "":
+		return nil, failed("seccomp profile %v asked for, but Docker has no seccomp on this node (docker info, Security Options)", p.GetProfileType())
+	case p.GetProfileType() == runtimeapi.SecurityProfile_Localhost:
+		return []string{"seccomp=" + content}, nil
+	case can.SeccompBuiltin:
+		return []string{"seccomp=builtin"}, nil
+	case can.SeccompProfile == wordUnconfined:
+		// Before API 1.42 the default of daemon.json is all that there is.
+		return nil, failed("seccomp profile RuntimeDefault asked for, but seccomp-profile is unconfined in daemon.json, and this Docker (before 23) cannot be asked for its built-in one")
+	default:
+		return nil, nil
+	}
+}
+
+// sandboxSeccomp returns the security context of a sandbox without RuntimeDefault where
+// the Engine has no seccomp. The kubelet asks for RuntimeDefault for every sandbox,
+// whatever the pod says (generatePodSandboxLinuxConfig, since 1.19); it is about the pause process
+// alone, which runs nothing of the pod's. Containers get what they ask for or are refused.
+func sandboxSeccomp(sc *runtimeapi.LinuxSandboxSecurityContext, can engine.Record) *runtimeapi.LinuxSandboxSecurityContext {
+	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
+	if err != nil || p == nil || p.GetProfileType() != runtimeapi.SecurityProfile_RuntimeDefault {
+		return sc
+	}
+	if can.SeccompProfile != "" && (can.SeccompBuiltin || can.SeccompProfile != wordUnconfined) {
+		return sc
+	}
+	sc = proto.CloneOf(sc)
+	sc.Seccomp, sc.SeccompProfilePath = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, ""
+	return sc
 }
 
 // labelOptions says which SELinux label a container has. One that asks for none
@@ -180,16 +249,17 @@ func capNames(names []string) []string {
 	return out
 }
 
-// pauseUser returns who the pause process runs as, in the Engine's words.
+// pauseUser returns the user of the pause process as the Engine takes it.
 func pauseUser(sc *runtimeapi.LinuxSandboxSecurityContext) (string, error) {
 	if err := groupsPolicy(sc.GetSupplementalGroupsPolicy()); err != nil {
 		return "", err
 	}
 	uid, gid := sc.GetRunAsUser(), sc.GetRunAsGroup()
 	switch {
-	case uid == nil && gid != nil:
-		return "", errGroupAlone
 	case uid == nil:
+		// The API allows run_as_group alone for a pod, and policies set it so. The pause
+		// process keeps the user and group of its image then: it opens no files.
+		// For containers the CRI has it refused (identify).
 		return "", nil
 	case gid == nil && sc.GetSupplementalGroupsPolicy() == runtimeapi.SupplementalGroupsPolicy_Strict:
 		// With a group that is named, the Engine adds none of the image's.

@@ -3,6 +3,7 @@ package todocker
 import (
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -58,5 +59,69 @@ func TestSecurityOptions(t *testing.T) {
 	}
 	if got := labelOptions(&runtimeapi.SELinuxOption{Type: "t"}, ""); len(got) != 1 {
 		t.Errorf("without SELinux: %q", got)
+	}
+}
+
+// Pod Security lets type Localhost through where Unconfined is forbidden: whatever the kernel
+// would read as "no profile", or as an operator, is refused.
+func TestAppArmorLocalhostCannotBeUnconfined(t *testing.T) {
+	for _, ref := range []string{
+		"unconfined", "localhost/unconfined", " unconfined", "unconfined ", "\tunconfined", "unconfined\n", "p\n", "p\x00", "\u00a0p",
+		":ns:unconfined", ":ns://unconfined", ":ns", ":ns:", "::unconfined", ":ns:p", ":root:unconfined", "localhost/:ns:unconfined",
+		"p//&unconfined", "unconfined//&p", "p//& unconfined", "p//&:ns:unconfined", "&unconfined", "&p", "&:ns:unconfined", "= p",
+		"p//&", "//&p", "//&", "localhost/", " ", "localhost/ unconfined", "p//&q//&unconfined",
+	} {
+		for form, sc := range map[string]SecurityContext{
+			"container": &runtimeapi.LinuxContainerSecurityContext{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}},
+			"old form":  &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "localhost/" + ref},
+			"sandbox":   &runtimeapi.LinuxSandboxSecurityContext{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}},
+		} {
+			for _, privileged := range []bool{false, true} {
+				if got, err := securityOptions(sc, privileged, recent, "", ""); !errdefs.IsInvalidArgument(err) {
+					t.Errorf("%s, %q, privileged %v: %q, %v; want an invalid argument", form, ref, privileged, got, err)
+				}
+			}
+			if got, err := AppArmorProfile(sc); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s, %q is looked up as %q, %v; want an invalid argument", form, ref, got, err)
+			}
+		}
+	}
+	for _, ref := range []string{"p", "localhost/p", "p//inner", "p//&q", "first one", "/usr/bin/p", "docker-default", "Unconfined", "unconfined_p"} {
+		sc := &runtimeapi.LinuxContainerSecurityContext{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}}
+		if _, err := securityOptions(sc, false, recent, "", ""); err != nil {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+}
+
+// A profile that Docker would leave out with a warning, or in silence.
+func TestProfilesThatDockerCannotEnforceAreRefused(t *testing.T) {
+	asks := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+	file := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/p.json"}
+	for name, tt := range map[string]struct {
+		can        engine.Record
+		privileged bool
+		in         *runtimeapi.LinuxContainerSecurityContext
+		refused    bool
+	}{
+		"seccomp, Docker has none":                         {engine.Record{}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
+		"seccomp, Docker has none, old word":               {engine.Record{}, false, &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "docker/default"}, true},
+		"seccomp, Docker has none, new API":                {engine.Record{SeccompBuiltin: true}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
+		"seccomp, Docker has none, a file":                 {engine.Record{}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: file}, true},
+		"seccomp, the default of daemon.json is no filter": {engine.Record{SeccompProfile: "unconfined"}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
+		"seccomp, the same where builtin can be asked for": {engine.Record{SeccompProfile: "unconfined", SeccompBuiltin: true}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, false},
+		"seccomp, nothing asked for":                       {engine.Record{}, false, nil, false},
+		"seccomp, privileged":                              {engine.Record{}, true, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, false},
+		"AppArmor, Docker has none":                        {old, false, &runtimeapi.LinuxContainerSecurityContext{Apparmor: asks}, true},
+		"AppArmor, Docker has none, old word":              {old, false, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "runtime/default"}, true},
+		"AppArmor, nothing asked for":                      {old, false, nil, false},
+		"AppArmor, privileged":                             {old, true, &runtimeapi.LinuxContainerSecurityContext{Apparmor: asks}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := securityOptions(tt.in, tt.privileged, tt.can, "{}", "")
+			if tt.refused != errdefs.IsFailedPrecondition(err) || !tt.refused && err != nil {
+				t.Errorf("%q, %v; refused should be %v", got, err, tt.refused)
+			}
+		})
 	}
 }
