@@ -121,9 +121,7 @@ func TestOptions(t *testing.T) {
 			{[]string{"rro"}, unix.ST_RDONLY, unix.ST_RDONLY},
 			{[]string{"noexec", "nosuid", "nodev"}, unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV, 0},
 			{[]string{"rro", "noexec"}, unix.ST_RDONLY | unix.ST_NOEXEC, unix.ST_RDONLY},
-			{[]string{"noexec", "exec"}, 0, 0},
-			{[]string{"rnoexec", "exec"}, 0, unix.ST_NOEXEC},
-			{[]string{"noatime"}, unix.ST_NOATIME, 0},
+			{[]string{"noexec", "rnosuid", "noexec"}, unix.ST_NOEXEC | unix.ST_NOSUID, unix.ST_NOSUID},
 			{nil, 0, 0},
 		} {
 			if err := s.Put(stageC, []Tree{{Source: source, Options: tt.options}}); err != nil {
@@ -152,8 +150,14 @@ func TestOptions(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	for option, ok := range map[string]bool{
-		"noexec": true, "rnoexec": true, "relatime": true, "rrelatime": true, "rw": true, "rrw": true,
-		"": false, "r": false, "bind": false, "size=1": false, "NOEXEC": false, "rrro": false,
+		"noexec": true, "rnoexec": true, "nosuid": true, "rnosuid": true, "nodev": true, "rnodev": true,
+		"ro": true, "rro": true, "nosymfollow": true, "rnosymfollow": true,
+		"": false, "r": false, "bind": false, "size=1": false, "NOEXEC": false, "rrro": false, " noexec": false,
+		// What would clear a flag of the node's own mount.
+		"rw": false, "rrw": false, "exec": false, "rexec": false, "suid": false, "rsuid": false, "dev": false, "rdev": false,
+		"symfollow": false, "rsymfollow": false, "defaults": false, "remount": false,
+		// What restricts nothing.
+		"relatime": false, "noatime": false, "rstrictatime": false, "diratime": false, "shared": false, "rbind": false,
 	} {
 		if err := Check([]string{option}); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", option, err)
@@ -162,8 +166,14 @@ func TestCheck(t *testing.T) {
 }
 
 func TestForeign(t *testing.T) {
-	if Foreign(os.Getpid()) || Foreign(0) {
-		t.Error("we are foreign to ourselves, or nobody is")
+	if Foreign(os.Getpid()) {
+		t.Error("we are foreign to ourselves")
+	}
+	// 0 is no process, and no number is this high (/proc/sys/kernel/pid_max).
+	for _, pid := range []int{0, -1, 1 << 30} {
+		if !Foreign(pid) {
+			t.Errorf("process %d, which cannot be read, counts as one with our mounts", pid)
+		}
 	}
 	if got := Parent(os.Getpid()); got != os.Getppid() {
 		t.Errorf("parent %d, want %d", got, os.Getppid())
@@ -189,6 +199,30 @@ func TestForeign(t *testing.T) {
 	if !Foreign(tid) {
 		t.Error("a thread with mounts of its own is not foreign")
 	}
+}
+
+// A mount of the node that is noexec stays so, whatever options it is staged with.
+func TestStagingClearsNoFlag(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		const own = unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
+		if err := unix.Mount("", source, "", unix.MS_REMOUNT|unix.MS_BIND|own, ""); err != nil {
+			t.Fatal(err)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		for option := range restrictions {
+			if err := s.Put("c", []Tree{{Source: source, Options: []string{option, "r" + option}}}); err != nil {
+				t.Fatal(err)
+			}
+			const want = unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_RDONLY
+			if got := flags(t, s.Path("c", 0)) & want; got != want {
+				t.Errorf("%s: flags %#x, want %#x", option, got, want)
+			}
+			if err := s.Drop("c"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
 
 func TestFile(t *testing.T) {

@@ -6,15 +6,17 @@ import (
 	"strconv"
 )
 
-// Foreign reports whether the process pid has mounts of its own, and so sees
-// nothing of what is staged. What cannot be told is taken for no.
+// Foreign reports whether the process pid has mounts of its own, and so does not see
+// the mounts that berth makes. It is true as well if that cannot be read: a process in
+// another mount namespace would be given the empty directory below a staged mount, and
+// not a restricted one.
 func Foreign(pid int) bool {
 	ours, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
-		return false
+		return true
 	}
 	theirs, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/mnt")
-	return err == nil && theirs != ours
+	return err != nil || theirs != ours
 }
 
 // Parent returns the parent of the process pid, 0 if it cannot be told.
