@@ -36,9 +36,29 @@ type Group struct {
 	V1 map[string]string
 }
 
+// ErrMoved is what the error of Of is if the first process of a container is in a cgroup
+// that is not the container's.
+var ErrMoved = errors.New("not in the cgroup of its container")
+
 // Of returns the cgroup of the container id, whose first process is pid; of kind
-// fs.ErrNotExist if there is no such process, or it has ended.
+// fs.ErrNotExist if there is no such process, or it has ended, and ErrMoved if it is in
+// a cgroup that does not have the ID in its path: a privileged container may move its
+// processes anywhere, and limits and scores must not be written there.
 func Of(pid int, id string) (Group, error) {
+	all, err := OfProcess(pid)
+	if err != nil {
+		return Group{}, err
+	}
+	g, ok := all.of(id)
+	if !ok {
+		return Group{}, fmt.Errorf("process %d of container %s: %w: it is in %s", pid, id, ErrMoved, all.Path())
+	}
+	return g, nil
+}
+
+// OfProcess returns the cgroup that the process pid is in; of kind fs.ErrNotExist if
+// there is no such process, or it has ended.
+func OfProcess(pid int) (Group, error) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	text, err := os.ReadFile(dir + "/cgroup")
 	if err != nil {
@@ -54,7 +74,7 @@ func Of(pid int, id string) (Group, error) {
 	if over(string(stat)) {
 		return Group{}, &fs.PathError{Op: "find cgroup", Path: dir, Err: fs.ErrNotExist}
 	}
-	return parse(string(text), id, unified()), nil
+	return parse(string(text), unified()), nil
 }
 
 // over reports whether the process that /proc/<pid>/stat tells of has ended, or is at it.
@@ -70,41 +90,59 @@ func over(stat string) bool {
 	return fields[0] == "Z" || fields[0] == "X" || flags&exiting != 0
 }
 
-// parse reads what /proc/<pid>/cgroup says.
-func parse(text, id string, v2 bool) Group {
+// parse reads the content of /proc/<pid>/cgroup.
+func parse(text string, v2 bool) Group {
 	var g Group
 	for line := range strings.Lines(text) {
 		fields := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		switch {
 		case len(fields) != 3:
 		case v2 && fields[0] == "0" && fields[1] == "":
-			g.V2 = filepath.Join(Root, upTo(fields[2], id))
+			g.V2 = filepath.Join(Root, fields[2])
 		case !v2 && fields[1] != "":
 			for controller := range strings.SplitSeq(fields[1], ",") {
 				if g.V1 == nil {
 					g.V1 = map[string]string{}
 				}
-				g.V1[controller] = filepath.Join(Root, strings.TrimPrefix(controller, "name="), upTo(fields[2], id))
+				g.V1[controller] = filepath.Join(Root, strings.TrimPrefix(controller, "name="), fields[2])
 			}
 		}
 	}
 	return g
 }
 
+// of returns the cgroup of the container id that g is, or is below, and whether there
+// is one. On v1 it is without the controllers for which g is elsewhere: runtimes
+// do not make a cgroup for each controller that the kernel has.
+func (g Group) of(id string) (Group, bool) {
+	var own Group
+	own.V2, _ = upTo(g.V2, id)
+	for controller, dir := range g.V1 {
+		if dir, ok := upTo(dir, id); ok {
+			if own.V1 == nil {
+				own.V1 = map[string]string{}
+			}
+			own.V1[controller] = dir
+		}
+	}
+	return own, own.V2 != "" || len(own.V1) > 0
+}
+
 // upTo cuts from path what is below the cgroup that is named after id, as <id> or
-// docker-<id>.scope. A first process may have moved itself: systemd goes to
-// init.scope below the container's cgroup, Docker in Docker to init, and limits
-// and counters of the container are not there.
-func upTo(path, id string) string {
-	i := strings.Index(path, id)
-	if id == "" || i < 0 {
-		return path
+// docker-<id>.scope, and reports whether there is one. A first process may have moved itself
+// further down: systemd goes to init.scope below the container's cgroup, Docker in Docker to
+// init, and limits and counters of the container are not there.
+func upTo(path, id string) (string, bool) {
+	end := 0
+	for element := range strings.SplitSeq(path, "/") {
+		end += len(element)
+		unit, isScope := strings.CutSuffix(element, ".scope")
+		if id != "" && (element == id || isScope && strings.HasSuffix(unit, "-"+id)) {
+			return path[:end], true
+		}
+		end++ // the slash
 	}
-	end := i + len(id)
-	if below := strings.IndexByte(path[end:], '/'); below >= 0 {
-		return path[:end+below]
-	}
-	return path
+	return "", false
 }
 
 // Dir returns the directory that has the files of a controller, as v1 names

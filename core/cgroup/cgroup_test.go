@@ -25,18 +25,30 @@ func TestGroups(t *testing.T) {
 			"cpu": "/sys/fs/cgroup/cpu/docker/abc", "cpuacct": "/sys/fs/cgroup/cpuacct/docker/abc",
 			"memory": "/sys/fs/cgroup/memory/docker/abc", "name=systemd": "/sys/fs/cgroup/systemd/docker/abc",
 		}}},
-		"v1 with an empty v2 beside it": {"3:memory:/a:b\n0::/system.slice\n", false, Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory/a:b"}}},
+		"v1 with an empty v2 beside it": {"3:memory:/a:b/abc\n0::/system.slice\n", false, Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory/a:b/abc"}}},
 		"moved itself on v2":            {"0::/kubepods/pod1/abc/init\n", true, Group{V2: "/sys/fs/cgroup/kubepods/pod1/abc"}},
 		"moved itself, of systemd":      {"0::/kubepods.slice/docker-abc.scope/system.slice/abc.service\n", true, Group{V2: "/sys/fs/cgroup/kubepods.slice/docker-abc.scope"}},
 		"moved itself on v1": {"3:memory:/docker/abc\n1:name=systemd:/docker/abc/init.scope\n", false, Group{V1: map[string]string{
 			"memory": "/sys/fs/cgroup/memory/docker/abc", "name=systemd": "/sys/fs/cgroup/systemd/docker/abc",
 		}}},
-		"somewhere else": {"0::/system.slice/x.service\n", true, Group{V2: "/sys/fs/cgroup/system.slice/x.service"}},
-		"nothing":        {"", false, Group{}},
+		"below another cgroup with the ID": {"0::/a/docker-abc.scope/b/abc/c\n", true, Group{V2: "/sys/fs/cgroup/a/docker-abc.scope"}},
+		"somewhere else":                   {"0::/system.slice/x.service\n", true, Group{}},
+		"the root":                         {"0::/\n", true, Group{}},
+		"the ID in a longer name":          {"0::/system.slice/xabc.service/abc.d/zabc\n", true, Group{}},
+		"the ID in the name of a service":  {"0::/system.slice/x-abc.service\n", true, Group{}},
+		"a controller that the runtime does not know": {"3:memory:/docker/abc\n4:misc:/\n", false, Group{V1: map[string]string{
+			"memory": "/sys/fs/cgroup/memory/docker/abc",
+		}}},
+		"moved to another group of one controller": {"3:memory:/system.slice/sshd.service\n4:cpu:/docker/abc\n", false, Group{V1: map[string]string{
+			"cpu": "/sys/fs/cgroup/cpu/docker/abc",
+		}}},
+		"moved elsewhere on v1": {"3:memory:/\n1:name=systemd:/system.slice\n", false, Group{}},
+		"nothing":               {"", false, Group{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, parse(tt.text, "abc", tt.v2)); diff != "" {
-				t.Error(diff)
+			got, ok := parse(tt.text, tt.v2).of("abc")
+			if diff := cmp.Diff(tt.want, got); diff != "" || ok != (tt.want.V2 != "" || tt.want.V1 != nil) {
+				t.Error(ok, diff)
 			}
 		})
 	}
@@ -63,8 +75,12 @@ func TestOfWhatHasEnded(t *testing.T) {
 	if g, err := Of(cmd.Process.Pid, "abc"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, %v", g, err)
 	}
-	if _, err := Of(os.Getpid(), "abc"); err != nil {
-		t.Errorf("of one that runs: %v", err)
+	// This process is in no cgroup of that container.
+	if g, err := Of(os.Getpid(), "abc"); !errors.Is(err, ErrMoved) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of one that runs in another cgroup: %v, %v; want ErrMoved", g, err)
+	}
+	if g, err := Of(os.Getpid(), ""); !errors.Is(err, ErrMoved) {
+		t.Errorf("of no container: %v, %v; want ErrMoved", g, err)
 	}
 	for stat, want := range map[string]bool{
 		"7 (a) Z 1 7 7 0 -1 4194304 0": true, "7 (Z) Z) S 1 7 7 0 -1 4194304 0": false, "7 () R 0) X 1 7 7 0 -1 0 0": true,

@@ -10,7 +10,7 @@ import (
 // BenchmarkReading reads what the kubelet is told of one running container, of
 // this process's own cgroup.
 func BenchmarkReading(b *testing.B) {
-	g, err := cgroup.Of(os.Getpid(), "")
+	g, err := cgroup.OfProcess(os.Getpid())
 	if err != nil {
 		b.Skip(err)
 	}

@@ -281,6 +281,13 @@ func TestLook(t *testing.T) {
 		{Row: &runtimeapi.PodSandbox{Id: "gone"}, Pid: math.MaxInt32},
 	}
 	inside := map[string][]*view.Container{"alone": {{Row: &runtimeapi.Container{Id: "c"}, Pid: pid}}}
+	own, err := cgroup.OfProcess(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"alone", "c"} {
+		s.groups[first{id, pid}] = own // this process stands for both
+	}
 	s.look(list, inside)
 	for id, r := range s.rates {
 		r.at = r.at.Add(-rateWindow)
