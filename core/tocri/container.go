@@ -6,11 +6,13 @@ package tocri
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -234,14 +236,41 @@ func propagation(p mount.Propagation) runtimeapi.MountPropagation {
 	}
 }
 
-// stopSignal returns the CRI's word for the Engine's; unsaid, Docker sends
-// SIGTERM. Numbers and words that the CRI does not have are the runtime's own
-// affair.
+// stopSignal returns the CRI's signal for the Engine's; without one, Docker sends
+// SIGTERM. A signal that the CRI does not have is SIGNAL_RUNTIME_DEFAULT.
 func stopSignal(name string) runtimeapi.Signal {
 	if name == "" {
 		return runtimeapi.Signal_SIGNAL_SIGTERM
 	}
+	if number, err := strconv.Atoi(name); err == nil {
+		name = signalName(number)
+	}
 	name = strings.TrimPrefix(strings.ToUpper(name), "SIG")
 	name = strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(name)
 	return runtimeapi.Signal(runtimeapi.Signal_value["SIGNAL_SIG"+name])
+}
+
+// Numbers of real-time signals as the C libraries count them, which keep the first two for
+// themselves, and as Docker does (moby/sys/signal).
+const (
+	rtMin = 34
+	rtMax = 64
+)
+
+// signalName returns the name of the signal with that number on this node, "" if there is
+// none. Of the real-time signals the lower half counts from SIGRTMIN, the upper
+// from SIGRTMAX.
+func signalName(number int) string {
+	switch {
+	case number == rtMin:
+		return "SIGRTMIN"
+	case number == rtMax:
+		return "SIGRTMAX"
+	case number > rtMin && number <= rtMin+15:
+		return fmt.Sprintf("SIGRTMIN+%d", number-rtMin)
+	case number > rtMin && number < rtMax:
+		return fmt.Sprintf("SIGRTMAX-%d", rtMax-number)
+	default:
+		return unix.SignalName(unix.Signal(number))
+	}
 }

@@ -2,6 +2,7 @@ package tocri
 
 import (
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -142,10 +143,31 @@ func TestImage(t *testing.T) {
 func TestStopSignal(t *testing.T) {
 	for name, want := range map[string]runtimeapi.Signal{
 		"": runtimeapi.Signal_SIGNAL_SIGTERM, "SIGQUIT": runtimeapi.Signal_SIGNAL_SIGQUIT, "int": runtimeapi.Signal_SIGNAL_SIGINT,
-		"SIGRTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "37": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT,
+		"SIGRTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "RTMIN+3": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3,
+		// By number, as in STOPSIGNAL 37.
+		"37": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3, "34": runtimeapi.Signal_SIGNAL_SIGRTMIN, "49": runtimeapi.Signal_SIGNAL_SIGRTMINPLUS15,
+		"50": runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS14, "63": runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS1, "64": runtimeapi.Signal_SIGNAL_SIGRTMAX,
+		"3": runtimeapi.Signal_SIGNAL_SIGQUIT, "6": runtimeapi.Signal_SIGNAL_SIGABRT, "9": runtimeapi.Signal_SIGNAL_SIGKILL,
+		"10": runtimeapi.Signal_SIGNAL_SIGUSR1, "15": runtimeapi.Signal_SIGNAL_SIGTERM, "17": runtimeapi.Signal_SIGNAL_SIGCHLD,
+		"28": runtimeapi.Signal_SIGNAL_SIGWINCH, "29": runtimeapi.Signal_SIGNAL_SIGIO, "31": runtimeapi.Signal_SIGNAL_SIGSYS, "015": runtimeapi.Signal_SIGNAL_SIGTERM,
+		// What is no signal, and what the C library keeps for itself.
+		"0": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "32": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "33": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT,
+		"65": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "-1": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "SIG": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT,
 	} {
 		if got := stopSignal(name); got != want {
 			t.Errorf("%q: %v, want %v", name, got, want)
+		}
+	}
+}
+
+// Every number of a signal has a name in the status.
+func TestEverySignalNumberHasAName(t *testing.T) {
+	for n := 1; n <= 64; n++ {
+		if n == 32 || n == 33 {
+			continue
+		}
+		if got := stopSignal(strconv.Itoa(n)); got == runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT {
+			t.Errorf("%d: %v", n, got)
 		}
 	}
 }
