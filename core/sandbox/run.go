@@ -7,7 +7,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"strconv"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -65,7 +66,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	}
 	ask := todocker.SandboxAsk{
 		Pod: pod, Handler: handler, Can: docker.Can, Seccomp: seccomp, Bridge: s.Bridge,
-		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()),
+		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
 	}
 	order, err := todocker.Sandbox(ask)
 	if err != nil {
@@ -115,6 +116,19 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return "", err
 	}
 	return made.ID, nil
+}
+
+// nodeSysctls returns the settings that pods take over from the node, where they are 1.
+// dir is /proc/sys. A kernel without IPv6 has none of them.
+func nodeSysctls(dir string) map[string]string {
+	on := map[string]string{}
+	for _, name := range todocker.NodeSysctls {
+		text, err := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(name, ".", "/")))
+		if value := strings.TrimSpace(string(text)); err == nil && value == "1" {
+			on[name] = value
+		}
+	}
+	return on
 }
 
 // nameTries is how often a name that is taken is looked into.
@@ -300,7 +314,11 @@ func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimea
 	if !seen.State.Running {
 		return nil, fmt.Errorf("the pause process has ended with exit code %d: %w", seen.State.ExitCode, errdefs.ErrFailedPrecondition)
 	}
-	plan, err := s.network.Plan(networkPod(made.ID, pod))
+	asked, err := networkPod(made.ID, pod)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := s.network.Plan(asked)
 	if err != nil {
 		return nil, err
 	}
@@ -316,20 +334,17 @@ func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimea
 	return s.network.Attach(ctx, plan)
 }
 
-// Annotations that limit the bandwidth of a pod, in bits per second.
-const (
-	ingressAnnotation = "kubernetes.io/ingress-bandwidth"
-	egressAnnotation  = "kubernetes.io/egress-bandwidth"
-)
-
-// networkPod says in the words of package network what a pod's network is to
-// be.
-func networkPod(id string, pod *runtimeapi.PodSandboxConfig) network.Pod {
+// networkPod returns what package network has to know of a pod.
+func networkPod(id string, pod *runtimeapi.PodSandboxConfig) (network.Pod, error) {
 	m := pod.GetMetadata()
+	limits, err := todocker.PodBandwidth(pod)
+	if err != nil {
+		return network.Pod{}, err
+	}
 	out := network.Pod{
 		ID: id, Name: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(),
-		Ingress:     bandwidth(pod.GetAnnotations()[ingressAnnotation]),
-		Egress:      bandwidth(pod.GetAnnotations()[egressAnnotation]),
+		Ingress:     limits.Ingress,
+		Egress:      limits.Egress,
 		CgroupPath:  pod.GetLinux().GetCgroupParent(),
 		Annotations: pod.GetAnnotations(),
 		DNS: network.DNS{
@@ -345,22 +360,5 @@ func networkPod(id string, pod *runtimeapi.PodSandboxConfig) network.Pod {
 			Protocol: strings.ToLower(p.GetProtocol().String()), HostIP: p.GetHostIp(),
 		})
 	}
-	return out
-}
-
-// bandwidth reads a quantity of bits per second, such as 10M; 0 is no limit.
-// The API server lets no other through.
-func bandwidth(text string) int64 {
-	factor := int64(1)
-	for suffix, f := range map[string]int64{"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40} {
-		if rest, ok := strings.CutSuffix(text, suffix); ok {
-			text, factor = rest, f
-			break
-		}
-	}
-	n, err := strconv.ParseFloat(text, 64)
-	if err != nil || n <= 0 {
-		return 0
-	}
-	return int64(n * float64(factor))
+	return out, nil
 }

@@ -6,6 +6,7 @@ package todocker
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"strings"
 
@@ -39,7 +40,15 @@ type SandboxAsk struct {
 	Bridge bool
 	// OOMScore is the oom_score_adj of the pause process.
 	OOMScore int
+	// NodeSysctls are settings of the node that a pod with a network of its own takes
+	// over, where it has no other value for them.
+	NodeSysctls map[string]string
 }
+
+// NodeSysctls are the names of the settings that a pod with a network of its own takes over
+// from the node: a new network namespace has IPv6 whatever the node says, so ::1 would be
+// there, and before 127.0.0.1 (containerd#8958). Docker's own sandboxes have no IPv6 either.
+var NodeSysctls = []string{"net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"}
 
 // PauseOOMScore is the oom_score_adj that a pause process should have: the
 // same as other runtimes give, just above what must never be killed.
@@ -63,6 +72,9 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 	if err := portMappings(pod.GetPortMappings()); err != nil {
 		return Order{}, err
 	}
+	if _, err := PodBandwidth(pod); err != nil {
+		return Order{}, err
+	}
 	runtime, err := Runtime(ask.Handler, ask.Can)
 	if err != nil {
 		return Order{}, err
@@ -76,7 +88,7 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 	if err := namespaces(ns, true); err != nil {
 		return Order{}, err
 	}
-	// The pause process itself is never privileged; the word only tells that
+	// The pause process itself is never privileged; the field only says that
 	// containers of the pod may be.
 	options, err := securityOptions(sandboxSeccomp(sc, ask.Can), false, ask.Can, ask.Seccomp, "")
 	if err != nil {
@@ -136,6 +148,7 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 		// lo up, and the Engine's own network code stays out of the way.
 		order.Config.NetworkDisabled = true
 		order.Host.NetworkMode = "none"
+		order.Host.Sysctls = sysctls(pod.GetLinux().GetSysctls(), ask.NodeSysctls)
 	}
 	if ns.GetPid() == runtimeapi.NamespaceMode_NODE {
 		order.Host.PidMode = hostMode
@@ -144,6 +157,21 @@ func Sandbox(ask SandboxAsk) (Order, error) {
 		order.Host.IpcMode = hostMode
 	}
 	return order, nil
+}
+
+// sysctls returns the settings of a pod and those of the node that it does not have.
+func sysctls(own, node map[string]string) map[string]string {
+	all := maps.Clone(own)
+	for name, value := range node {
+		if _, said := own[name]; said {
+			continue
+		}
+		if all == nil {
+			all = map[string]string{}
+		}
+		all[name] = value
+	}
+	return all
 }
 
 const hostMode = "host"
@@ -171,9 +199,9 @@ func HostNetwork(pod *runtimeapi.PodSandboxConfig) bool {
 	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
 }
 
-// hostname cuts a name to what the kernel takes (HOST_NAME_MAX).
+// hostname cuts a name to what the kernel takes (HOST_NAME_MAX, 64; sethostname(2)).
 func hostname(name string) string {
-	const most = 63
+	const most = 64
 	if len(name) > most {
 		return strings.TrimRight(name[:most], "-.")
 	}

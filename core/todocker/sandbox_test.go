@@ -113,8 +113,33 @@ func TestSandboxVariants(t *testing.T) {
 			func(o Order) bool { return o.Host.OomScoreAdj == -500 },
 		},
 		"a long hostname": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 62) + "-" + "tail" })},
-			func(o Order) bool { return o.Config.Hostname == strings.Repeat("a", 62) },
+			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 63) + "-" + "tail" })},
+			func(o Order) bool { return o.Config.Hostname == strings.Repeat("a", 63) },
+		},
+		"the node's IPv6": {
+			SandboxAsk{Can: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+			func(o Order) bool {
+				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(labels.Decode(o.Config.Labels).Config, "ipv6")
+			},
+		},
+		"the node's IPv6, but for what the pod has of its own": {
+			SandboxAsk{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"},
+				Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+					p.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "0", "kernel.msgmax": "1"}
+				})},
+			func(o Order) bool {
+				s := o.Host.Sysctls
+				return len(s) == 3 && s["net.ipv6.conf.all.disable_ipv6"] == "0" && s["net.ipv6.conf.default.disable_ipv6"] == "1" && s["kernel.msgmax"] == "1"
+			},
+		},
+		"the node's IPv6 in its own network": {
+			SandboxAsk{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"},
+				Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
+			func(o Order) bool { return len(o.Host.Sysctls) == 0 },
+		},
+		"the node's IPv6 on Docker's bridge, which sees to that itself": {
+			SandboxAsk{Can: old, Pod: pod(), Bridge: true, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+			func(o Order) bool { return len(o.Host.Sysctls) == 0 },
 		},
 		"another handler": {
 			SandboxAsk{Can: recent, Pod: pod(), Handler: "runsc"},
@@ -245,9 +270,12 @@ func TestHostname(t *testing.T) {
 	const id = "0123456789abcdef0123456789abcdef"
 	for name, tt := range map[string]struct{ said, want string }{
 		"said":            {"web-0", "web-0"},
-		"too long":        {strings.Repeat("a", 62) + "-tail", strings.Repeat("a", 62)},
+		"63 bytes":        {strings.Repeat("a", 31) + "." + strings.Repeat("b", 31), strings.Repeat("a", 31) + "." + strings.Repeat("b", 31)},
+		"64 bytes":        {"h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31), "h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31)},
+		"65 bytes":        {strings.Repeat("a", 65), strings.Repeat("a", 64)},
+		"too long":        {strings.Repeat("a", 63) + "-tail", strings.Repeat("a", 63)},
 		"nothing":         {"", "0123456789ab"},
-		"nothing that is": {strings.Repeat("-", 64), "0123456789ab"},
+		"nothing that is": {strings.Repeat("-", 65), "0123456789ab"},
 	} {
 		of := pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = tt.said })
 		if got := Hostname(of, id); got != tt.want {
