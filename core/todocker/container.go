@@ -1,8 +1,11 @@
 package todocker
 
 import (
+	"errors"
+	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -62,6 +65,8 @@ type Volume struct {
 // A File is one of a pod's own files and where its containers find it.
 type File struct {
 	Source, Target string
+	// ReadOnly is set where nothing bounds what is written to the file.
+	ReadOnly bool
 }
 
 // Container orders a container of a pod.
@@ -96,6 +101,10 @@ func Container(ask ContainerAsk) (Order, error) {
 	if err != nil {
 		return Order{}, err
 	}
+	grace, err := stopTimeout(c.GetAnnotations())
+	if err != nil {
+		return Order{}, err
+	}
 	config, err := containerJSON(c, ask.Volumes)
 	if err != nil {
 		return Order{}, err
@@ -117,6 +126,7 @@ func Container(ask ContainerAsk) (Order, error) {
 		return Order{}, err
 	}
 	host.GroupAdd = who.groups
+	host.Annotations = scopeProperties(grace, ask.Can)
 	var stage names.Stage
 	if len(staged) > 0 {
 		stage = ask.Stage
@@ -135,6 +145,7 @@ func Container(ask ContainerAsk) (Order, error) {
 			StdinOnce:   c.GetStdinOnce(),
 			Tty:         c.GetTty(),
 			StopSignal:  signal,
+			StopTimeout: grace,
 			Healthcheck: noHealthcheck(),
 			Labels: labels.Set{
 				Kind:        labels.Container,
@@ -278,4 +289,40 @@ func environment(vars []*runtimeapi.KeyValue) ([]string, error) {
 		out = append(out, v.GetKey()+"="+string(v.GetValue()))
 	}
 	return out, nil
+}
+
+// graceAnnotation is where the kubelet tells a pod's terminationGracePeriodSeconds
+// (pkg/kubelet/kuberuntime/labels.go podTerminationGracePeriodLabel).
+const graceAnnotation = "io.kubernetes.pod.terminationGracePeriod"
+
+// maxGrace bounds a grace period, in seconds. The Engine and systemd multiply it, and a
+// shutdown of the node waits for it, for as long as reboot.target allows (30 min) or longer.
+const maxGrace = 24 * 60 * 60
+
+// stopTimeout returns how many seconds the Engine is to wait before it kills the container
+// when it stops it by itself, as it does when it is shut down; nil for the Engine's default.
+// Stops that the kubelet asks for have a timeout of their own.
+func stopTimeout(annotations map[string]string) (*int, error) {
+	text, ok := annotations[graceAnnotation]
+	if !ok {
+		return nil, nil
+	}
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) || seconds < 0 {
+		return nil, invalid("annotation %s %q: must be a number of seconds, 0 or more", graceAnnotation, text)
+	}
+	grace := int(min(seconds, maxGrace))
+	return &grace, nil
+}
+
+// scopeProperties returns the annotations for the low-level runtime that give a container's
+// systemd scope its grace period: without one systemd kills what is in the scope 90 s after
+// a shutdown of the node has begun (DefaultTimeoutStopSec=). runc and crun pass
+// org.systemd.property.* to systemd (runc docs/systemd.md).
+func scopeProperties(grace *int, can engine.Record) map[string]string {
+	if grace == nil || can.CgroupDriver != "systemd" || !can.Annotations {
+		return nil
+	}
+	seconds := max(*grace, 1) // 0 is no limit to systemd
+	return map[string]string{"org.systemd.property.TimeoutStopUSec": fmt.Sprintf("uint64 %d000000", seconds)}
 }

@@ -35,7 +35,7 @@ func asked(can engine.Record, change ...func(*runtimeapi.ContainerConfig, *runti
 	return ContainerAsk{
 		Pod: pod(), Config: c, SandboxID: "s1", ImageID: "sha256:1", ImageName: "nginx:1", Can: can,
 		TargetID: "c2full", Volumes: map[string]Volume{"files:1": {ID: "sha256:f", Ref: "files@sha256:f"}},
-		Files: []File{{"/run/p/hosts", "/etc/hosts"}, {"/run/p/resolv.conf", "/etc/resolv.conf"}},
+		Files: []File{{Source: "/run/p/hosts", Target: "/etc/hosts"}, {Source: "/run/p/resolv.conf", Target: "/etc/resolv.conf"}},
 	}
 }
 
@@ -299,6 +299,117 @@ func TestMounts(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// The API server compares the words of mountPath only, so charts with extra mounts have two
+// at one place; runtimes that mount in order have the later one on top.
+func TestOfTwoMountsAtOnePathTheLaterOneWins(t *testing.T) {
+	image := &runtimeapi.ImageSpec{Image: "files:1"}
+	for name, tt := range map[string]struct {
+		in     []*runtimeapi.Mount
+		want   []string // source:target of the container's own, in order
+		staged []string // options of what is staged
+	}{
+		"the same words":     {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d"}, {HostPath: "/b", ContainerPath: "/d"}}, []string{"/b:/d"}, nil},
+		"a slash at the end": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d"}, {HostPath: "/b", ContainerPath: "/d/"}}, []string{"/b:/d"}, nil},
+		"other spellings": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/x/../d"}, {HostPath: "/b", ContainerPath: "d"},
+			{HostPath: "/c", ContainerPath: "//d"}, {HostPath: "/e", ContainerPath: "/./d/."}, {HostPath: "/f", ContainerPath: "/../d"}}, []string{"/f:/d"}, nil},
+		"with another between": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d"}, {HostPath: "/b", ContainerPath: "/d/e"}, {HostPath: "/c", ContainerPath: "/d/"}},
+			[]string{"/b:/d/e", "/c:/d"}, nil},
+		"a file of the pod": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/etc/hosts"}, {HostPath: "/b", ContainerPath: "/etc/hosts"}}, []string{"/b:/etc/hosts"}, nil},
+		"staged, then not": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d", MountOptions: []string{"noexec"}}, {HostPath: "/b", ContainerPath: "/d"},
+			{HostPath: "/c", ContainerPath: "/e", MountOptions: []string{"nodev"}}}, []string{"/b:/d", "/stages/s/0:/e"}, []string{"nodev"}},
+		"not, then staged": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d"}, {HostPath: "/b", ContainerPath: "/d", MountOptions: []string{"noexec"}}},
+			[]string{"/stages/s/0:/d"}, []string{"noexec"}},
+		"of an image, which is then mounted once": {[]*runtimeapi.Mount{{ContainerPath: "/d", Readonly: true, Image: image}, {ContainerPath: "/d/", Readonly: true, Image: image}},
+			[]string{"sha256:f:/d"}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ask := asked(recent, func(c config, _ security) { c.Mounts = tt.in })
+			ask.Stage, ask.Stages = "s", mounts.New("/stages")
+			got, err := Container(ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var have, staged []string
+			targets := map[string]bool{}
+			for _, m := range got.Host.Mounts {
+				if targets[m.Target] {
+					t.Errorf("Docker is asked for two mounts at %s", m.Target)
+				}
+				targets[m.Target] = true
+				if !strings.HasPrefix(m.Source, "/run/p/") {
+					have = append(have, m.Source+":"+m.Target)
+				}
+			}
+			for _, s := range got.Staged {
+				staged = append(staged, s.Options...)
+			}
+			if !slices.Equal(have, tt.want) || !slices.Equal(staged, tt.staged) {
+				t.Errorf("mounts %q, staged %q; want %q, %q", have, staged, tt.want, tt.staged)
+			}
+		})
+	}
+	bad := asked(old, func(c config, _ security) {
+		c.Mounts = []*runtimeapi.Mount{{HostPath: "relative", ContainerPath: "/d"}, {HostPath: "/b", ContainerPath: "/d"}}
+	})
+	if _, err := Container(bad); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a mount that is not valid below another one: %v", err)
+	}
+}
+
+// Docker stops containers by itself when it is shut down, systemd when the node is.
+func TestGracePeriodAtShutdown(t *testing.T) {
+	grace := func(can engine.Record, value string) ContainerAsk {
+		return asked(can, func(c config, _ security) { c.Annotations = map[string]string{graceAnnotation: value} })
+	}
+	const property = "org.systemd.property.TimeoutStopUSec"
+	noAnnotations := recent
+	noAnnotations.Annotations = false
+	for name, tt := range map[string]struct {
+		ask   ContainerAsk
+		want  int // seconds; -1 for Docker's default
+		scope string
+	}{
+		"none":                         {asked(recent), -1, ""},
+		"of the pod":                   {grace(recent, "60"), 60, "uint64 60000000"},
+		"zero":                         {grace(recent, "0"), 0, "uint64 1000000"},
+		"with cgroupfs":                {grace(old, "60"), 60, ""},
+		"with Docker before API 1.43":  {grace(noAnnotations, "60"), 60, ""},
+		"longer than can be reckoned":  {grace(recent, "9223372036854775807"), maxGrace, "uint64 86400000000"},
+		"longer than a number can say": {grace(recent, "92233720368547758070"), maxGrace, "uint64 86400000000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := Container(tt.ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			have := -1
+			if got.Config.StopTimeout != nil {
+				have = *got.Config.StopTimeout
+			}
+			if have != tt.want || got.Host.Annotations[property] != tt.scope {
+				t.Errorf("StopTimeout %d, scope %q; want %d, %q", have, got.Host.Annotations[property], tt.want, tt.scope)
+			}
+		})
+	}
+	for _, value := range []string{"", "-1", "60s", "1e3", "-92233720368547758070"} {
+		if _, err := Container(grace(recent, value)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v, want an invalid argument", value, err)
+		}
+	}
+}
+
+func TestFilesThatNothingBoundsAreReadOnly(t *testing.T) {
+	ask := asked(old)
+	ask.Files[1].ReadOnly = true
+	got, err := Container(ask)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := got.Host.Mounts; m[0].ReadOnly || !m[1].ReadOnly {
+		t.Errorf("%+v", m)
 	}
 }
 

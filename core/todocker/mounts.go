@@ -14,22 +14,20 @@ import (
 
 // bindings orders the container's own mounts, then the pod's files. What the
 // Engine cannot be asked for is to be staged, and the Engine is asked to bind that.
+//
+// Of several mounts at one path the last one wins, as where a runtime mounts one over the
+// other; the Engine takes no two. All of them must be valid.
 func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err error) {
-	taken := map[string]bool{}
-	named := map[string]int{} // how often an image is mounted natively
-	for _, m := range ask.Config.GetMounts() {
-		target := m.GetContainerPath()
-		if target == "" {
+	wins := map[string]int{} // which mount is at a path in the end
+	for i, m := range ask.Config.GetMounts() {
+		if m.GetContainerPath() == "" {
 			return nil, nil, invalid("mount of %q without a container_path", m.GetHostPath())
 		}
-		if !path.IsAbs(target) {
-			target = "/" + target // as other runtimes have it
-		}
-		target = path.Clean(target)
-		if taken[target] {
-			return nil, nil, invalid("two mounts at %q", target)
-		}
-		taken[target] = true
+		wins[mountPoint(m)] = i
+	}
+	named := map[string]int{} // how often an image is mounted natively
+	for i, m := range ask.Config.GetMounts() {
+		target := mountPoint(m)
 		if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
 			return nil, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", target)
 		}
@@ -46,6 +44,9 @@ func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err er
 		if err != nil {
 			return nil, nil, err
 		}
+		if wins[target] != i {
+			continue
+		}
 		if tree != nil {
 			order.Source = ask.Stages.Path(ask.Stage, len(staged))
 			staged = append(staged, *tree)
@@ -61,16 +62,20 @@ func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err er
 		out = append(out, order)
 	}
 	for _, f := range ask.Files {
-		if !taken[f.Target] {
+		if _, taken := wins[f.Target]; !taken {
 			out = append(out, mount.Mount{
 				Type: mount.TypeBind, Source: f.Source, Target: f.Target,
-				ReadOnly:    ask.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
+				ReadOnly:    f.ReadOnly || ask.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
 				BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
 			})
 		}
 	}
 	return out, staged, nil
 }
+
+// mountPoint returns the path of a mount in the container. A relative path is below the
+// root, as with other runtimes.
+func mountPoint(m *runtimeapi.Mount) string { return path.Clean("/" + m.GetContainerPath()) }
 
 // propagations are how the CRI's propagations are called.
 var propagations = map[runtimeapi.MountPropagation]struct {
