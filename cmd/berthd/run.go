@@ -67,7 +67,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, mounts.New(filepath.Join(cfg.RunDir, "mounts")), log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox"))},
+	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: mounts.Tmpfs{}},
 		docker, seen, images, containers, pods, intents, updates, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
 	streams, err := streaming.Listen(cfg.StreamingAddr, cfg.StreamingTLS, commands)

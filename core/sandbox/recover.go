@@ -75,7 +75,7 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 		// What tells of the attachment stays for the next try.
 		return errors.Join(detachErr, removeErr)
 	}
-	if err := errors.Join(removeErr, os.RemoveAll(s.podDir(id)), s.Checkpoints.Remove(id), s.updates.Delete(id)); err != nil {
+	if err := errors.Join(removeErr, s.removeFiles(id), s.Checkpoints.Remove(id), s.updates.Delete(id)); err != nil {
 		return err
 	}
 	s.view.Forget(id)

@@ -283,37 +283,32 @@ func startContainer(ctx context.Context, docker *engine.Conn, id string) error {
 // furnish attaches the started sandbox to its network and writes the files of
 // the pod.
 func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, made *intent) error {
+	seen, err := inspect(ctx, docker, made.ID)
+	if err != nil {
+		return fmt.Errorf("inspect sandbox %s: %w", made.ID, err)
+	}
+	if !seen.State.Running {
+		return fmt.Errorf("sandbox %s: the pause process has ended with exit code %d: %w", made.ID, seen.State.ExitCode, errdefs.ErrFailedPrecondition)
+	}
 	var addrs []netip.Addr
 	switch {
 	case todocker.HostNetwork(pod):
 	case s.Bridge:
-		seen, err := s.view.Refresh(ctx, made.ID)
-		if err != nil {
-			return err
-		}
 		for _, n := range seen.NetworkSettings.Networks {
 			if addr, err := netip.ParseAddr(n.IPAddress); err == nil {
 				addrs = append(addrs, addr)
 			}
 		}
 	default:
-		var err error
-		if addrs, err = s.attach(ctx, docker, pod, made); err != nil {
+		if addrs, err = s.attach(ctx, pod, made, seen.State.Pid); err != nil {
 			return fmt.Errorf("network of sandbox %s: %w", made.ID, err)
 		}
 	}
-	return s.writeFiles(made.ID, pod, addrs)
+	return s.writeFiles(made.ID, pod, addrs, seen)
 }
 
-// attach gives the started sandbox its network.
-func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, made *intent) ([]netip.Addr, error) {
-	seen, err := inspect(ctx, docker, made.ID)
-	if err != nil {
-		return nil, fmt.Errorf("inspect: %w", err)
-	}
-	if !seen.State.Running {
-		return nil, fmt.Errorf("the pause process has ended with exit code %d: %w", seen.State.ExitCode, errdefs.ErrFailedPrecondition)
-	}
+// attach gives the started sandbox, whose pause process is pid, its network.
+func (s *Service) attach(ctx context.Context, pod *runtimeapi.PodSandboxConfig, made *intent, pid int) ([]netip.Addr, error) {
 	asked, err := networkPod(made.ID, pod)
 	if err != nil {
 		return nil, err
@@ -328,7 +323,7 @@ func (s *Service) attach(ctx context.Context, docker *engine.Conn, pod *runtimea
 	if err := s.intents.Put(made.Name, made); err != nil {
 		return nil, err
 	}
-	if _, err := s.network.Bind(made.ID, seen.State.Pid); err != nil {
+	if _, err := s.network.Bind(made.ID, pid); err != nil {
 		return nil, err
 	}
 	return s.network.Attach(ctx, plan)

@@ -30,6 +30,18 @@ type Config struct {
 	Bridge bool
 	// Checkpoints is where cri-dockerd keeps, and looks for, its checkpoints.
 	Checkpoints checkpoint.Dir
+	// Tmpfs bounds what containers can write to the files of their pod. Without it
+	// they can only read them.
+	Tmpfs Tmpfs
+}
+
+// A Tmpfs makes file systems of a bounded size (mounts.Tmpfs).
+type Tmpfs interface {
+	// Mount mounts one of size bytes on dir, whose files have the SELinux label.
+	Mount(dir string, size int64, label string) error
+	// Remove unmounts what Mount has mounted on dir, and removes dir with all files. A
+	// directory that is not there is no error.
+	Remove(dir string) error
 }
 
 // A Service does what the kubelet asks about pod sandboxes. What it remembers
@@ -49,6 +61,8 @@ type Service struct {
 
 	left     chan struct{} // has one element if something waits for KeepClean
 	patience time.Duration // detachPatience
+
+	unbounded sync.Once // for the warning that files of pods cannot be written to
 
 	mu       sync.Mutex         // guards following
 	detaches map[string]failing // to take the network back, by sandbox ID

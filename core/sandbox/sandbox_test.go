@@ -181,6 +181,7 @@ type room struct {
 	dir    string
 	docker *engine.Engine
 	shelf  func(name string) *journal.Shelf
+	tmpfs  *fakeTmpfs
 	*sandbox.Service
 }
 
@@ -188,7 +189,7 @@ func newRoom(t *testing.T) *room { return newRoomOn(t, (*enginetest.Engine).Conn
 
 // newRoomOn is newRoom with an Engine that is connected to in another way.
 func newRoomOn(t *testing.T, connect func(*enginetest.Engine, testing.TB) *engine.Engine) *room {
-	r := &room{T: t, engine: enginetest.New(t), cables: newCables(), dir: t.TempDir()}
+	r := &room{T: t, engine: enginetest.New(t), cables: newCables(), dir: t.TempDir(), tmpfs: newFakeTmpfs()}
 	r.engine.AddImage(enginetest.Image{Config: container.Config{Entrypoint: []string{"pause"}}}, "pause")
 	r.client = r.engine.Client(t)
 	r.docker = connect(r.engine, t)
@@ -215,6 +216,7 @@ func (r *room) serve(bridge bool) {
 	next := simple{docker: r.client}
 	r.Service = sandbox.New(sandbox.Config{
 		RunDir: filepath.Join(r.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints")),
+		Tmpfs: r.tmpfs,
 	}, r.docker, r.view, next, next, r.cables, r.shelf("intents"), r.shelf("updates"), slog.New(slog.DiscardHandler))
 }
 
@@ -262,6 +264,7 @@ func (r *room) leftovers() []string {
 	for _, id := range r.cables.Attached() {
 		left = append(left, "attachment of "+id)
 	}
+	left = append(left, r.tmpfs.mounted()...)
 	for _, pattern := range []string{"run/pods/*", "journal/*/*/*", "checkpoints/*"} {
 		files, err := filepath.Glob(filepath.Join(r.dir, pattern))
 		if err != nil {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 	"time"
 
@@ -163,7 +162,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 			return err
 		}
 	}
-	if err := errors.Join(os.RemoveAll(s.podDir(pod.ID())), s.Checkpoints.Remove(pod.ID()), s.updates.Delete(pod.ID())); err != nil {
+	if err := errors.Join(s.removeFiles(pod.ID()), s.Checkpoints.Remove(pod.ID()), s.updates.Delete(pod.ID())); err != nil {
 		return err
 	}
 	s.view.Forget(pod.ID())
