@@ -201,6 +201,54 @@ func TestForeign(t *testing.T) {
 	}
 }
 
+// sysfs of a network namespace is read-only in all mounts if it was so in the first.
+func TestWritableSysfs(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Skip(err)
+		}
+		if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
+			t.Fatal(err)
+		}
+		privileged := t.TempDir()
+		if err := unix.Mount("sysfs", privileged, "sysfs", unix.MS_NOSUID, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(privileged+"/class/net/lo/ifalias", []byte("a"), 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("before: %v, want EROFS", err)
+		}
+		err := WritableSysfs(unix.Gettid())
+		if errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(privileged+"/class/net/lo/ifalias", []byte("a"), 0); err != nil {
+			t.Errorf("after: %v", err)
+		}
+		if flags(t, "/sys")&unix.ST_RDONLY == 0 {
+			t.Error("the first mount is writable as well")
+		}
+		later := t.TempDir()
+		if err := unix.Mount("sysfs", later, "sysfs", unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+		if flags(t, later)&unix.ST_RDONLY == 0 {
+			t.Error("a read-only mount made later is writable")
+		}
+		if err := unix.Mount("tmpfs", "/sys", "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := WritableSysfs(unix.Gettid()); err == nil {
+			t.Error("what is no sysfs was remounted")
+		}
+	})
+	if err := WritableSysfs(1 << 30); err == nil {
+		t.Error("no error for a process that there is not")
+	}
+}
+
 // A mount of the node that is noexec stays so, whatever options it is staged with.
 func TestStagingClearsNoFlag(t *testing.T) {
 	alone(t, func(t *testing.T) {

@@ -2,8 +2,11 @@ package mounts
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Foreign reports whether the process pid has mounts of its own, and so does not see
@@ -36,4 +39,31 @@ func Parent(pid int) int {
 		return 0
 	}
 	return parent
+}
+
+// WritableSysfs makes the file system at /sys of the process pid writable. The mount itself stays
+// as it is: a process with a read-only one goes on with that, others can mount it writable.
+// Before Linux 5.2 it is an error of kind errors.ErrUnsupported.
+func WritableSysfs(pid int) error {
+	path := "/proc/" + strconv.Itoa(pid) + "/root/sys"
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	if st.Type != unix.SYSFS_MAGIC {
+		return fmt.Errorf("%s is no sysfs", path)
+	}
+	fd, err := unix.Fspick(unix.AT_FDCWD, path, unix.FSPICK_CLOEXEC|unix.FSPICK_NO_AUTOMOUNT)
+	if err != nil {
+		return &os.PathError{Op: "fspick", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	err = unix.FsconfigSetFlag(fd, "rw")
+	if err == nil {
+		err = unix.FsconfigReconfigure(fd)
+	}
+	if err != nil {
+		return &os.PathError{Op: "remount rw", Path: path, Err: err}
+	}
+	return nil
 }

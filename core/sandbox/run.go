@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/mounts"
 	"berth/core/names"
 	"berth/core/profiles"
 	"berth/core/todocker"
@@ -303,8 +304,21 @@ func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtime
 		if addrs, err = s.attach(ctx, pod, made, seen.State.Pid); err != nil {
 			return fmt.Errorf("network of sandbox %s: %w", made.ID, err)
 		}
+		s.openSysfs(pod, made.ID, seen.State.Pid)
 	}
 	return s.writeFiles(made.ID, pod, addrs, seen)
+}
+
+// openSysfs makes /sys writable for privileged containers of a pod with a network of its own.
+// sysfs is one file system per network namespace, and read-only for all its mounts if
+// the first one was, which is that of the unprivileged pause process.
+func (s *Service) openSysfs(pod *runtimeapi.PodSandboxConfig, id string, pid int) {
+	if !pod.GetLinux().GetSecurityContext().GetPrivileged() {
+		return
+	}
+	if err := mounts.WritableSysfs(pid); err != nil {
+		s.log.Warn("/sys will be read-only in the privileged containers of a pod", slog.String("sandbox", id), slog.Any("err", err))
+	}
 }
 
 // attach gives the started sandbox, whose pause process is pid, its network.
