@@ -39,12 +39,9 @@ func newHealth() health { return health{asking: make(chan struct{}, 1)} }
 // Plugins that can (CNI 1.1) are asked, and what they say is believed for some
 // seconds, so that Status may be called often.
 func (n *CNI) Status(ctx context.Context) error {
-	nw, err := n.choose()
+	nw, err := n.complete()
 	if err != nil {
 		return err
-	}
-	if plugin := n.missing(nw); plugin != "" {
-		return n.lacks(nw, plugin)
 	}
 	if !speaks11(nw.list) {
 		return nil
@@ -78,6 +75,25 @@ func (n *CNI) Status(ctx context.Context) error {
 		h.heard = now
 	}
 	return h.err
+}
+
+// Installed returns nil if there is a configuration and all of its plugins are there. Unlike
+// Status it runs none of them.
+func (n *CNI) Installed() error {
+	_, err := n.complete()
+	return err
+}
+
+// complete returns the network that pods are attached to, if all of its plugins are there.
+func (n *CNI) complete() (*network, error) {
+	nw, err := n.choose()
+	if err != nil {
+		return nil, err
+	}
+	if plugin := n.missing(nw); plugin != "" {
+		return nil, n.lacks(nw, plugin)
+	}
+	return nw, nil
 }
 
 // ask asks each plugin of nw for its status.

@@ -49,6 +49,7 @@ func doctor(ctx context.Context, cfg Config, out io.Writer) error {
 	p.checkSocket(ctx)
 	p.checkKubelet()
 	p.checkKernel()
+	p.checkPropagation()
 	p.checkUnits()
 	p.checkLeftovers()
 	if err := p.print(out); err != nil {
@@ -96,3 +97,7 @@ func (p *patient) tell(check, state, found, do string) {
 
 // path returns where a file of the node is for us.
 func (p *patient) path(name string) string { return filepath.Join(p.cfg.doctor.root, name) }
+
+// elsewhere reports whether the files are not those of the node that the doctor runs on. Such
+// files may be anybody's: nothing of them is executed.
+func (p *patient) elsewhere() bool { return filepath.Clean("/"+p.cfg.doctor.root) != "/" }

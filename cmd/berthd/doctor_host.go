@@ -34,6 +34,58 @@ func (p *patient) checkKernel() {
 	}
 }
 
+// propagated are the directories below which pods see mounts come and go if they ask for
+// mountPropagation: the node's root, and where the kubelet and CSI drivers mount volumes.
+var propagated = []string{"/", "/var/lib/kubelet"}
+
+// checkPropagation looks whether mounts below those directories reach pods. systemd makes / shared
+// at boot; a node without systemd, or a Docker in a container or in unshare(1), may not have that.
+func (p *patient) checkPropagation() {
+	list, err := os.ReadFile(p.path("/proc/self/mountinfo"))
+	if err != nil {
+		return // the files of another root have no processes
+	}
+	checked := map[string]bool{}
+	for _, dir := range propagated {
+		point, shared := mountOf(string(list), dir)
+		if point == "" || checked[point] {
+			continue
+		}
+		checked[point] = true
+		if !shared {
+			p.tell("propagation", doubt, "the mount "+point+" is not shared: pods with a volume of "+dir+" that has mountPropagation HostToContainer or Bidirectional, as those of CSI drivers and node-exporter, do not start",
+				"mount --make-rshared "+point)
+		}
+	}
+	if !slices.ContainsFunc(p.report, func(f finding) bool { return f.Check == "propagation" }) {
+		p.tell("propagation", fine, "mounts of the node reach pods that ask for it", "")
+	}
+}
+
+// mountOf returns where the file system that dir is on is mounted, by the content of a
+// mountinfo file, and whether that mount is shared; "" if it is not there.
+func mountOf(mountinfo, dir string) (point string, shared bool) {
+	for line := range strings.Lines(mountinfo) {
+		// number, parent, device, root, mount point, options, shared:N and the like, -, ...
+		fields := strings.Fields(line)
+		if len(fields) < 7 {
+			continue
+		}
+		at := fields[4]
+		if at != dir && !strings.HasPrefix(dir, strings.TrimSuffix(at, "/")+"/") || len(at) < len(point) {
+			continue
+		}
+		point, shared = at, false
+		for _, tag := range fields[6:] {
+			if tag == "-" {
+				break
+			}
+			shared = shared || strings.HasPrefix(tag, "shared:")
+		}
+	}
+	return point, shared
+}
+
 // sysctl returns a setting of the kernel, "" if there is none of that name.
 func (p *patient) sysctl(name string) string {
 	text, err := os.ReadFile(p.path("/proc/sys/" + name))

@@ -32,8 +32,13 @@ func (p *patient) checkNetwork(ctx context.Context) {
 	}
 	conf := p.path(p.cfg.CNIConfDir)
 	skipped := new(warnings)
-	err := network.New(network.Config{ConfDir: conf, BinDirs: bins, CacheDir: p.path(p.cfg.CNICacheDir), RunDir: p.path(p.cfg.RunDir)},
-		slog.New(skipped)).Status(ctx)
+	pods := network.New(network.Config{ConfDir: conf, BinDirs: bins, CacheDir: p.path(p.cfg.CNICacheDir), RunDir: p.path(p.cfg.RunDir)}, slog.New(skipped))
+	var err error
+	if p.elsewhere() {
+		err = pods.Installed() // the programs of another root are not run
+	} else {
+		err = pods.Status(ctx)
+	}
 	files, _ := filepath.Glob(filepath.Join(conf, "*"))
 	switch {
 	case err == nil:
