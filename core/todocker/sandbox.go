@@ -47,7 +47,8 @@ type SandboxAsk struct {
 
 // NodeSysctls are the names of the settings that a pod with a network of its own takes over
 // from the node: a new network namespace has IPv6 whatever the node says, so ::1 would be
-// there, and before 127.0.0.1 (containerd#8958). Docker's own sandboxes have no IPv6 either.
+// there, and before 127.0.0.1 (containerd#8958). In a sandbox that Docker 20.10 gives its own network
+// it switches IPv6 off (libnetwork osl).
 var NodeSysctls = []string{"net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"}
 
 // PauseOOMScore is the oom_score_adj that a pause process should have: the
