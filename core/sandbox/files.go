@@ -55,15 +55,7 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 	if err := writeAll(dir, below); err != nil {
 		return fmt.Errorf("files of sandbox %s: %w", id, err)
 	}
-	if s.Tmpfs == nil || seen.ContainerJSONBase == nil || mounts.Foreign(mounts.Parent(seen.State.Pid)) {
-		return nil
-	}
-	page := int64(os.Getpagesize())
-	size := int64(filesSlack)
-	for _, text := range content {
-		size += (int64(len(text))/page + 1) * page
-	}
-	if err := s.Tmpfs.Mount(dir, size, seen.MountLabel); err != nil {
+	if err := s.bound(dir, content, seen); err != nil {
 		s.unbounded.Do(func() {
 			s.log.Warn("no file system for the files of a pod: its containers can read /etc/hosts, /etc/hostname and /etc/resolv.conf, but not write to them; said once",
 				slog.String("sandbox", id), slog.Any("err", err))
@@ -74,6 +66,23 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 		return fmt.Errorf("files of sandbox %s: %w", id, err)
 	}
 	return nil
+}
+
+// bound mounts a file system on dir that has room for content, and little more. Whoever starts the
+// containers of the pod, the parent of the pause process seen, must see the mount.
+func (s *Service) bound(dir string, content map[string][]byte, seen container.InspectResponse) error {
+	switch {
+	case s.Tmpfs == nil:
+		return errors.ErrUnsupported
+	case mounts.Foreign(mounts.Parent(seen.State.Pid)):
+		return errors.New("Docker has a mount namespace of its own (PrivateMounts=, MountFlags= and the like in its unit), or it cannot be told")
+	}
+	page := int64(os.Getpagesize())
+	size := int64(filesSlack)
+	for _, text := range content {
+		size += (int64(len(text))/page + 1) * page
+	}
+	return s.Tmpfs.Mount(dir, size, seen.MountLabel)
 }
 
 // podContent returns the content of the files of a pod, by their names.

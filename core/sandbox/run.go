@@ -304,16 +304,17 @@ func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtime
 		if addrs, err = s.attach(ctx, pod, made, seen.State.Pid); err != nil {
 			return fmt.Errorf("network of sandbox %s: %w", made.ID, err)
 		}
-		s.openSysfs(pod, made.ID, seen.State.Pid)
 	}
+	s.openSysfs(pod, made.ID, seen.State.Pid)
 	return s.writeFiles(made.ID, pod, addrs, seen)
 }
 
 // openSysfs makes /sys writable for privileged containers of a pod with a network of its own.
 // sysfs is one file system per network namespace, and read-only for all its mounts if
-// the first one was, which is that of the unprivileged pause process.
+// the first one was, which is that of the unprivileged pause process. That of the node's
+// network is the node's.
 func (s *Service) openSysfs(pod *runtimeapi.PodSandboxConfig, id string, pid int) {
-	if !pod.GetLinux().GetSecurityContext().GetPrivileged() {
+	if !pod.GetLinux().GetSecurityContext().GetPrivileged() || todocker.HostNetwork(pod) {
 		return
 	}
 	if err := mounts.WritableSysfs(pid); err != nil {
