@@ -17,20 +17,7 @@ func (n *node) begin(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerCo
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return podID, n.add(podID, pod, c)
-}
-
-// add starts another container in a pod.
-func (n *node) add(podID string, pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) string {
-	n.t.Helper()
-	made, err := n.runtime.CreateContainer(n.t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: podID, Config: c, SandboxConfig: pod})
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	if _, err := n.runtime.StartContainer(n.t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
-		n.t.Fatal(err)
-	}
-	return made.GetContainerId()
+	return podID, n.create(podID, pod, c)
 }
 
 // TestContainersCannotFillTheRunDirectory writes to the files of a pod as far as it goes.
@@ -51,7 +38,7 @@ func TestContainersCannotFillTheRunDirectory(t *testing.T) {
 		// They are still there for the next container, also of another daemon.
 		n.kill()
 		n.start()
-		again := n.add(podID, pod, shell("again", "sleep 1000"))
+		again := n.create(podID, pod, shell("again", "sleep 1000"))
 		n.exec(again, "cat", "/etc/hostname")
 		n.remove(podID)
 		n.clean()
@@ -67,7 +54,7 @@ func TestWritableFilesOfThePod(t *testing.T) {
 		t.Skip("this Docker has mounts of its own, and the files are read-only for that")
 	}
 	n.exec(id, "sh", "-c", "echo 'nameserver 10.9.9.9' >/etc/resolv.conf")
-	other := n.add(podID, pod, shell("other", "sleep 1000"))
+	other := n.create(podID, pod, shell("other", "sleep 1000"))
 	if got := n.exec(other, "cat", "/etc/resolv.conf"); got != "nameserver 10.9.9.9\n" {
 		t.Errorf("another container of the pod reads %q", got)
 	}
@@ -84,7 +71,7 @@ func TestPrivilegedPodHasAWritableSys(t *testing.T) {
 	podID, beside := n.begin(pod, plain)
 	c := shell("c", "sleep 1000")
 	c.Linux.SecurityContext.Privileged = true
-	id := n.add(podID, pod, c)
+	id := n.create(podID, pod, c)
 	n.exec(id, "sh", "-c", "echo tuned >/sys/class/net/lo/ifalias && grep -q tuned /sys/class/net/lo/ifalias")
 	r, err := n.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: beside, Cmd: []string{"sh", "-c", "echo x >/sys/class/net/lo/ifalias"}, Timeout: 20})
 	if err != nil || r.GetExitCode() == 0 || !strings.Contains(string(r.GetStderr()), "Read-only") {
