@@ -75,7 +75,7 @@ func (s *Service) bound(dir string, content map[string][]byte, seen container.In
 	case s.Tmpfs == nil:
 		return errors.ErrUnsupported
 	case mounts.Foreign(mounts.Parent(seen.State.Pid)):
-		return errors.New("Docker has a mount namespace of its own (PrivateMounts=, MountFlags= and the like in its unit), or it cannot be told")
+		return errors.New("the mount namespace of Docker is not the one of berthd (PrivateMounts=, MountFlags= and the like in its unit), or cannot be read")
 	}
 	page := int64(os.Getpagesize())
 	size := int64(filesSlack)

@@ -191,7 +191,7 @@ func TestSandboxVariants(t *testing.T) {
 			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 		"the kubelet's default profile for sandboxes, where it is unconfined in daemon.json": {
-			SandboxAsk{Can: engine.Record{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).SeccompProfilePath = "runtime/default" })},
+			SandboxAsk{Can: engine.Record{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 		"the default seccomp profile, where it can be said": {

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"unicode"
 
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
@@ -182,20 +181,25 @@ func seccompOptions(p *runtimeapi.SecurityProfile, privileged bool, can engine.R
 }
 
 // sandboxSeccomp returns the security context of a sandbox without RuntimeDefault where
-// the Engine has no seccomp. The kubelet asks for RuntimeDefault for every sandbox,
+// the Engine cannot enforce that. The kubelet asks for RuntimeDefault for every sandbox,
 // whatever the pod says (generatePodSandboxLinuxConfig, since 1.19); it is about the pause process
 // alone, which runs nothing of the pod's. Containers get what they ask for or are refused.
-func sandboxSeccomp(sc *runtimeapi.LinuxSandboxSecurityContext, can engine.Record) *runtimeapi.LinuxSandboxSecurityContext {
+func sandboxSeccomp(sc SecurityContext, can engine.Record) SecurityContext {
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	if err != nil || p == nil || p.GetProfileType() != runtimeapi.SecurityProfile_RuntimeDefault {
 		return sc
 	}
-	if can.SeccompProfile != "" && (can.SeccompBuiltin || can.SeccompProfile != wordUnconfined) {
+	if _, err := seccompOptions(p, false, can, ""); err == nil {
 		return sc
 	}
-	sc = proto.CloneOf(sc)
-	sc.Seccomp, sc.SeccompProfilePath = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, ""
-	return sc
+	return unfiltered{sc}
+}
+
+// unfiltered is a security context with the seccomp profile Unconfined.
+type unfiltered struct{ SecurityContext }
+
+func (unfiltered) GetSeccomp() *runtimeapi.SecurityProfile {
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
 }
 
 // labelOptions says which SELinux label a container has. One that asks for none
