@@ -259,14 +259,14 @@ func TestStagingClearsNoFlag(t *testing.T) {
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
 		for option := range restrictions {
-			if err := s.Put("c", []Tree{{Source: source, Options: []string{option, "r" + option}}}); err != nil {
+			if err := s.Put(stageC, []Tree{{Source: source, Options: []string{option, "r" + option}}}); err != nil {
 				t.Fatal(err)
 			}
 			const want = unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_RDONLY
-			if got := flags(t, s.Path("c", 0)) & want; got != want {
+			if got := flags(t, s.Path(stageC, 0)) & want; got != want {
 				t.Errorf("%s: flags %#x, want %#x", option, got, want)
 			}
-			if err := s.Drop("c"); err != nil {
+			if err := s.Drop(stageC); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -319,15 +319,15 @@ func TestOfTwoMountsAtOnePathTheLaterOneWins(t *testing.T) {
 			[]string{"/b:/d/e", "/c:/d"}, nil},
 		"a file of the pod": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/etc/hosts"}, {HostPath: "/b", ContainerPath: "/etc/hosts"}}, []string{"/b:/etc/hosts"}, nil},
 		"staged, then not": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d", MountOptions: []string{"noexec"}}, {HostPath: "/b", ContainerPath: "/d"},
-			{HostPath: "/c", ContainerPath: "/e", MountOptions: []string{"nodev"}}}, []string{"/b:/d", "/stages/s/0:/e"}, []string{"nodev"}},
+			{HostPath: "/c", ContainerPath: "/e", MountOptions: []string{"nodev"}}}, []string{"/b:/d", "/stages/" + stage.String() + "/0:/e"}, []string{"nodev"}},
 		"not, then staged": {[]*runtimeapi.Mount{{HostPath: "/a", ContainerPath: "/d"}, {HostPath: "/b", ContainerPath: "/d", MountOptions: []string{"noexec"}}},
-			[]string{"/stages/s/0:/d"}, []string{"noexec"}},
+			[]string{"/stages/" + stage.String() + "/0:/d"}, []string{"noexec"}},
 		"of an image, which is then mounted once": {[]*runtimeapi.Mount{{ContainerPath: "/d", Readonly: true, Image: image}, {ContainerPath: "/d/", Readonly: true, Image: image}},
 			[]string{"sha256:f:/d"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ask := asked(recent, func(c config, _ security) { c.Mounts = tt.in })
-			ask.Stage, ask.Stages = "s", mounts.New("/stages")
+			ask.Stage, ask.Stages = stage, mounts.New("/stages")
 			got, err := Container(ask)
 			if err != nil {
 				t.Fatal(err)

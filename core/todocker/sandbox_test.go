@@ -119,7 +119,7 @@ func TestSandboxVariants(t *testing.T) {
 		"the node's IPv6": {
 			SandboxAsk{Can: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
 			func(o Order) bool {
-				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(labels.Decode(o.Config.Labels).Config, "ipv6")
+				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(recorded(o).Config, "ipv6")
 			},
 		},
 		"the node's IPv6, but for what the pod has of its own": {
