@@ -421,7 +421,7 @@ var messages = []message{
 		{"attributes", berth, "see its fields", "live.TestStatsAreTrue"},
 		{"cpu", cgroup, "see its fields; not of a container that does not run", "live.TestStatsAreTrue"},
 		{"memory", cgroup, "see its fields; not of a container that does not run", "live.TestStatsAreTrue"},
-		{"writable_layer", berth, "see FilesystemUsage", "live.TestStatsAreTrue"},
+		{"writable_layer", berth, "see FilesystemUsage; not there before the first measurement", "live.TestStatsAreTrue stats.TestNoWritableLayerBeforeTheFirstMeasurement"},
 		{"swap", cgroup, "see its fields", "stats.TestMemoryV1 stats.TestMemoryV2"},
 		{"io", cgroup, "see its fields; on v2", "stats.TestMemoryV2"},
 	}},
@@ -457,8 +457,8 @@ var messages = []message{
 	{"FilesystemUsage", []row{
 		{"timestamp", berth, "of a layer when it was measured; of images and all containers when it is told: the kubelet evicts only on what is newer than what it knows", "image.TestFsInfo"},
 		{"fs_id", berth, "see its field", "image.TestFsInfo"},
-		{"used_bytes", berth, "of layers and of what containers have written, measured now and then and once after their end", "stats.TestWalk stats.TestWalkGoesOn stats.TestMeasureOfWhatHasEnded image.TestFsInfo image.TestFsInfoOfTheContainerdStore live.TestStatsAreTrue"},
-		{"inodes_used", berth, "of what containers have written, measured now and then and once after their end; of images 0: Docker does not tell. Of ended containers whose files are not found 0", "stats.TestWalk stats.TestWalkGoesOn stats.TestMeasureOfWhatHasEnded"},
+		{"used_bytes", berth, "of layers, and of what containers have written to root file systems, volumes of images and the logs that Docker keeps, measured now and then and once after their end", "stats.TestWalk stats.TestWalkGoesDeep stats.TestExitedContainerIsMeasuredOnce stats.TestLogsAndVolumesCount live.TestAllThatAContainerWritesIsCounted image.TestFsInfo image.TestFsInfoOfTheContainerdStore live.TestStatsAreTrue"},
+		{"inodes_used", berth, "of what containers have written, measured now and then and once after their end; of images 0: Docker does not tell. Not there for a container whose files are not found", "stats.TestWalk stats.TestWalkGoesDeep stats.TestExitedContainerIsMeasuredOnce stats.TestLayerIsNotWhereItsContainerSays"},
 	}},
 	{"FilesystemIdentifier", []row{
 		{"mountpoint", engine, "`DockerRootDir` of info; with the containerd image store where its containerd keeps its data, as its open files tell. The same for images and containers", "image.TestFsInfo engine.TestContainerdRoot live.TestStatsAreTrue"},

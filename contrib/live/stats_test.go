@@ -1,6 +1,7 @@
 package live
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
+	dockerimage "github.com/docker/docker/api/types/image"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -180,4 +183,55 @@ func TestStatsAskDockerNothing(t *testing.T) {
 		t.Errorf("%d requests to Docker: %s", n, what)
 	}
 	n.removeAll()
+}
+
+// TestAllThatAContainerWritesIsCounted has a container write to its root file system, to a
+// volume of its image and to its output.
+func TestAllThatAContainerWritesIsCounted(t *testing.T) {
+	n := newNode(t)
+	ctx := t.Context()
+	base, err := n.docker.ContainerCreate(ctx, &container.Config{Image: *image, Cmd: []string{"true"}}, nil, nil, nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := n.docker.ContainerCommit(ctx, base.ID, container.CommitOptions{Reference: "berth-test-volume:1", Changes: []string{"VOLUME /v"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = n.docker.ImageRemove(context.Background(), made.ID, dockerimage.RemoveOptions{Force: true})
+	})
+	config := n.pod("written")
+	pod, err := n.run(ctx, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mib = 1 << 20
+	c := shell("c", `dd if=/dev/urandom of=/v/x bs=1M count=100 2>/dev/null; dd if=/dev/urandom of=/x bs=1M count=30 2>/dev/null
+		yes 0123456789012345678901234567890123456789 | head -c 20000000; sleep 1000`)
+	c.Image = &runtimeapi.ImageSpec{Image: "berth-test-volume:1"}
+	id := n.create(pod, config, c)
+	stats := func() *runtimeapi.FilesystemUsage {
+		r, err := n.runtime.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.GetStats().GetWritableLayer()
+	}
+	// Docker writes some 80 bytes for each line of 41.
+	const logs, want = 20_000_000 / 41 * 80, 130*mib + 20_000_000/41*80
+	n.until(3*time.Minute, "not all is counted", func() bool {
+		used := stats()
+		if used != nil && used.GetUsedBytes() == nil {
+			t.Fatal("a measurement without a number")
+		}
+		return near(used.GetUsedBytes().GetValue(), want, logs)
+	})
+	if got := stats().GetUsedBytes().GetValue(); got < 130*mib+20_000_000 {
+		t.Errorf("%d MiB", got/mib)
+	}
+	fs, err := n.images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+	if err != nil || fs.GetContainerFilesystems()[0].GetUsedBytes().GetValue() < 130*mib+20_000_000 {
+		t.Errorf("%v, %v", fs, err)
+	}
 }

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strconv"
@@ -10,17 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// mostGroups bounds how many cgroups below one are read: who has cgroups of its own can
+// make any number.
+const mostGroups = 4096
+
 // Processes returns the processes in g and in what is below it.
 func Processes(g Group) ([]int, error) {
 	for _, controller := range []string{"pids", "memory", "cpuacct"} { // any will do
 		if dir, ok := g.Dir(controller); ok {
-			return processes(nil, dir)
+			left := mostGroups
+			return processes(nil, dir, &left)
 		}
 	}
 	return nil, errors.New("no cgroup tells its processes: neither the controller pids nor memory is mounted")
 }
 
-func processes(all []int, dir string) ([]int, error) {
+func processes(all []int, dir string, left *int) ([]int, error) {
+	if *left--; *left < 0 {
+		return nil, fmt.Errorf("%s: more than %d cgroups", dir, mostGroups)
+	}
 	data, err := os.ReadFile(dir + "/cgroup.procs")
 	if err != nil && !isUnsupported(err) { // a group of threads, whose processes are above
 		return nil, err
@@ -44,7 +53,7 @@ func processes(all []int, dir string) ([]int, error) {
 		if !e.IsDir() {
 			continue
 		}
-		below, err := processes(all, dir+"/"+e.Name())
+		below, err := processes(all, dir+"/"+e.Name(), left)
 		switch {
 		case err == nil:
 			all = below

@@ -35,8 +35,9 @@ type Config struct {
 	// PullProgress is how long a pull may wait for the registry without progress
 	// before it is given up.
 	PullProgress time.Duration
-	// Written tells how many bytes and inodes all containers have written.
-	Written func() (bytes, inodes uint64)
+	// Written tells how many bytes and inodes all containers have written, and how
+	// many of the bytes are in their root file systems.
+	Written func() (bytes, inodes, layers uint64)
 }
 
 // A Service does what the kubelet asks about images.

@@ -44,7 +44,8 @@ func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.File
 		}}
 	}
 	// The same mountpoint in both, or the kubelet takes the disk for split.
-	return entry(s.used.Load(), 0), entry(s.Written()), nil
+	bytes, inodes, _ := s.Written()
+	return entry(s.used.Load(), 0), entry(bytes, inodes), nil
 }
 
 // Run measures, now and then, until ctx ends.
@@ -90,8 +91,8 @@ func (s *Service) measure(ctx context.Context, docker *engine.Conn) (uint64, err
 	layers := uint64(max(df.LayersSize, 0))
 	if docker.Can.Snapshotter {
 		// The Engine adds up all of containerd's snapshots, those that containers
-		// write to among them (28.5).
-		written, _ := s.Written()
+		// write to among them (Docker 28.5).
+		_, _, written := s.Written()
 		layers -= min(layers, written)
 	}
 	return layers, nil

@@ -121,8 +121,12 @@ func traffics(of func(*counters) uint64) func(*reading, emit) {
 }
 
 var diskFamilies = []*family{
-	{name: "container_fs_usage_bytes", help: "Bytes written to the root file system and still there, as last measured.", keys: []string{"device"}, kind: gauge, of: containers,
-		read: disks(func(r *reading) uint64 { return r.written })},
+	{name: "container_fs_usage_bytes", help: "Bytes written to the root file system, to volumes of the image and to the log that Docker keeps, as last measured; not there before.", keys: []string{"device"}, kind: gauge, of: containers,
+		read: func(r *reading, emit emit) {
+			if r.disk != nil && r.written != nil {
+				emit(r.written.bytes, r.disk.device)
+			}
+		}},
 	{name: "container_fs_limit_bytes", help: "Size of the file system that containers are on.", keys: []string{"device"}, kind: gauge, of: containers,
 		read: disks(func(r *reading) uint64 { return r.disk.size })},
 	{name: "container_fs_inodes_total", help: "Inodes of the file system that containers are on.", keys: []string{"device"}, kind: gauge, of: containers,
@@ -175,8 +179,18 @@ var processFamilies = []*family{
 	{name: "container_processes", help: "Processes.", kind: gauge, of: containers, read: one(func(r *reading) uint64 { return r.processes })},
 	{name: "container_threads", help: "Threads of all processes.", kind: gauge, of: containers | pods, read: one(func(r *reading) uint64 { return r.threads })},
 	{name: "container_threads_max", help: "The most threads there may be, 0 for no limit.", kind: gauge, of: containers | pods, read: one(func(r *reading) uint64 { return r.threadsMax })},
-	{name: "container_file_descriptors", help: "Open file descriptors of all processes.", kind: gauge, of: containers, read: one(func(r *reading) uint64 { return r.files })},
-	{name: "container_sockets", help: "Open sockets of all processes.", kind: gauge, of: containers, read: one(func(r *reading) uint64 { return r.sockets })},
+	{name: "container_file_descriptors", help: "Open file descriptors of all processes.", kind: gauge, of: containers,
+		read: func(r *reading, emit emit) {
+			if r.opened != nil {
+				emit(r.opened.files)
+			}
+		}},
+	{name: "container_sockets", help: "Open sockets of all processes.", kind: gauge, of: containers,
+		read: func(r *reading, emit emit) {
+			if r.opened != nil {
+				emit(r.opened.sockets)
+			}
+		}},
 	{name: "container_ulimits_soft", help: "Soft limits of the first process.", keys: []string{"ulimit"}, kind: gauge, of: containers,
 		read: func(r *reading, emit emit) {
 			if r.openFiles != nil {
@@ -198,8 +212,8 @@ var specFamilies = []*family{
 		read: one(func(r *reading) uint64 { return positive(r.asked.GetCpuShares(), 1024) })},
 	{name: "container_spec_memory_limit_bytes", help: "Memory limit, 0 for none.", kind: gauge, of: containers,
 		read: one(func(r *reading) uint64 { return positive(r.asked.GetMemoryLimitInBytes(), 0) })},
-	{name: "container_spec_memory_swap_limit_bytes", help: "Limit of memory and swap together, 0 for none.", kind: gauge, of: containers,
-		read: one(func(r *reading) uint64 { return positive(r.asked.GetMemorySwapLimitInBytes(), 0) })},
+	{name: "container_spec_memory_swap_limit_bytes", help: "Limit of memory and swap together with cgroup v1, of swap with cgroup v2; 0 for none.", kind: gauge, of: containers,
+		read: one(func(r *reading) uint64 { return r.memory.swapLimit })},
 	{name: "container_spec_memory_reservation_limit_bytes", help: "Memory that is left to it where memory is short, 0 for none said.", kind: gauge, of: containers,
 		read: one(func(r *reading) uint64 { return r.memory.reserved })},
 }
@@ -277,9 +291,10 @@ type reading struct {
 	threads, threadsMax uint64
 
 	// Of containers only.
-	processes, files, sockets uint64
-	openFiles                 *uint64 // the most files that its first process may open, nil for no limit
-	written                   uint64
-	disk                      *disk // nil where it cannot be looked at
-	asked                     *runtimeapi.LinuxContainerResources
+	processes uint64
+	opened    *open    // nil if nothing has been counted yet
+	openFiles *uint64  // the most files that its first process may open, nil for no limit
+	written   *written // nil before the first measurement
+	disk      *disk    // nil where it cannot be looked at
+	asked     *runtimeapi.LinuxContainerResources
 }

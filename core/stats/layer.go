@@ -3,43 +3,82 @@ package stats
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/engine"
 	"berth/core/view"
 )
 
 const (
-	// measureEvery is how often a container's writable layer is measured at
-	// most.
-	measureEvery = time.Minute
-	// restFactor keeps measuring to a tenth of one core: after each one there is
-	// a rest of that many times what it took.
+	// measureInterval is how often what a container has written is measured at most.
+	measureInterval = time.Minute
+	// restFactor keeps the measuring of one container to a tenth of a core: after each
+	// slice the container is left alone for that many times what the slice took.
 	restFactor = 9
-	// tick is the pause between two looks at what is due to be measured, and between two
-	// samples of CPU time that nobody has asked for.
+	// loadFactor keeps the measuring of all containers to a quarter of a core: after
+	// each slice nothing is measured for that many times what it took.
+	loadFactor = 3
+	// tick is the interval at which is looked for what is due to be measured, and at
+	// which samples of CPU time are taken.
 	tick = 10 * time.Second
 )
 
-// A layer is what a container has written to its root file system, as last
-// measured.
-type layer struct {
-	at            time.Time
-	bytes, inodes uint64
-	of            first  // with no process if it was measured after the end
-	dir           string // where the files are, "" if only the Engine knows
+// measureSlice is how long one container is measured at a time. Whatever a container
+// does to make its measuring slow, each of the others waits no longer for it than that
+// and the pause after it.
+var measureSlice = 100 * time.Millisecond
+
+// A written is what a container has written to its root file system, to the volumes
+// that Docker has made for it and to the log that Docker keeps, as last measured.
+type written struct {
+	at    time.Time
+	of    first // with no process if it was measured after the end
+	bytes uint64
+	// layer are the bytes in the root file system alone.
+	layer uint64
+	// inodes are valid only with countsInodes: the Engine tells a size only.
+	inodes       uint64
+	countsInodes bool
+	// partial tells that more than this is there: the measuring has not come to its end yet.
+	partial bool
+	due     time.Time // when it is to be measured again, if the container still runs
 }
 
-// writable tells what the container id has written; no bytes before the first
-// measurement.
+// A measuring is the measuring of one container as far as it has got.
+type measuring struct {
+	of     first
+	engine bool  // whether the Engine measures the root file system
+	layer  *walk // of the root file system, unless the Engine does
+	rest   *walk // of volumes and logs
+	began  time.Time
+	took   time.Duration
+	resume time.Time // not to be continued before
+}
+
+func (m *measuring) close() {
+	m.layer.close()
+	m.rest.close()
+}
+
+// A size is what the Engine says that the root file system of a container holds.
+type size struct {
+	wanted bool // whether it is to be measured when it is due
+	bytes  uint64
+	at     time.Time // when the Engine was asked, zero if it has not answered yet
+	due    time.Time
+}
+
+// writable returns what the container id has written; nil before the first
+// measurement, for a 0 would be taken for a measured one.
 func (s *Service) writable(id string) *runtimeapi.FilesystemUsage {
 	docker, err := s.docker.Last()
 	if err != nil {
@@ -47,43 +86,84 @@ func (s *Service) writable(id string) *runtimeapi.FilesystemUsage {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := &runtimeapi.FilesystemUsage{
-		Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Can.ImageFS()},
-		UsedBytes: number(0), InodesUsed: number(0),
+	w := s.written[id]
+	if w == nil {
+		return nil
 	}
-	if l := s.layers[id]; l != nil {
-		out.Timestamp, out.UsedBytes.Value, out.InodesUsed.Value = l.at.UnixNano(), l.bytes, l.inodes
+	out := &runtimeapi.FilesystemUsage{
+		Timestamp: w.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Can.ImageFS()},
+		UsedBytes: number(w.bytes),
+	}
+	if w.countsInodes {
+		out.InodesUsed = number(w.inodes)
 	}
 	return out
 }
 
-// Written returns how many bytes and inodes all containers have written, as
-// last measured.
-func (s *Service) Written() (bytes, inodes uint64) {
+// Written returns how many bytes and inodes all containers have written, as last
+// measured, and how many of the bytes are in their root file systems.
+func (s *Service) Written() (bytes, inodes, layers uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, l := range s.layers {
-		bytes += l.bytes
-		inodes += l.inodes
+	for _, w := range s.written {
+		bytes += w.bytes
+		inodes += w.inodes
+		layers += w.layer
 	}
-	return bytes, inodes
+	return bytes, inodes, layers
 }
 
-// Run measures writable layers until ctx ends.
+// Run measures what containers have written until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.keepMeasuring(ctx) })
+	// By itself: the Engine may take long for one container, or hang.
+	g.Go(func() error { return s.keepSizes(ctx) })
+	return g.Wait()
+}
+
+func (s *Service) keepMeasuring(ctx context.Context) error {
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, m := range s.measuring {
+			m.close()
+		}
+		clear(s.measuring)
+	}()
 	for {
 		if list, err := s.view.Containers(ctx, nil); err == nil {
 			s.forget(ctx, list)
 			for _, c := range list {
-				if err := s.measure(ctx, c); err != nil && ctx.Err() == nil && !gone(err) {
-					s.log.Debug("what a container has written could not be measured", slog.String("container", c.ID()), slog.Any("err", err))
+				begin := time.Now()
+				if err := s.measure(c); err != nil && !gone(err) {
+					level := slog.LevelDebug
+					if errors.Is(err, unix.ELOOP) { // on purpose, perhaps
+						level = slog.LevelWarn
+					}
+					s.log.Log(ctx, level, "what a container has written could not be measured completely", slog.String("container", c.ID()), slog.Any("err", err))
+				}
+				if !pause(ctx, loadFactor*time.Since(begin)) {
+					return nil
 				}
 			}
 		}
-		if !pause(ctx, tick) {
+		if !pause(ctx, s.untilNext()) {
 			return nil
 		}
 	}
+}
+
+// untilNext returns the time until the next round: less than a tick if there is
+// measuring to be continued.
+func (s *Service) untilNext() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := tick
+	for _, m := range s.measuring {
+		next = min(next, time.Until(m.resume))
+	}
+	return max(next, measureSlice)
 }
 
 // KeepRates takes samples of the CPU time of pods and containers, so that rates are
@@ -167,9 +247,25 @@ func (s *Service) forget(ctx context.Context, list []*view.Container) {
 			delete(s.rates, id)
 		}
 	}
-	for id := range s.layers {
+	for id := range s.written {
 		if !ids[id] {
-			delete(s.layers, id)
+			delete(s.written, id)
+		}
+	}
+	for id, m := range s.measuring {
+		if !ids[id] {
+			m.close()
+			delete(s.measuring, id)
+		}
+	}
+	for key := range s.sizes {
+		if !firsts[key] {
+			delete(s.sizes, key)
+		}
+	}
+	for id := range s.layerDirs {
+		if !ids[id] {
+			delete(s.layerDirs, id)
 		}
 	}
 	for id := range s.opens {
@@ -184,211 +280,253 @@ func (s *Service) forget(ctx context.Context, list []*view.Container) {
 	}
 }
 
-// measure looks at what one container has written: now and then while it runs, and
-// once after it has ended.
-func (s *Service) measure(ctx context.Context, c *view.Container) error {
+// measure goes on with measuring what one container has written, for a slice of time:
+// now and then while it runs, and once after it has ended. The error is why something
+// was not counted.
+func (s *Service) measure(c *view.Container) error {
 	ended := c.Row.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
 	if c.Pid == 0 && !ended {
 		return nil // it has written nothing yet
 	}
-	l := &layer{of: first{c.ID(), c.Pid}}
+	key := first{c.ID(), c.Pid}
+	begin := time.Now()
 	s.mu.Lock()
-	last := s.layers[c.ID()]
+	last, m := s.written[c.ID()], s.measuring[c.ID()]
 	s.mu.Unlock()
-	if last != nil {
-		if ended && last.of == l.of || !ended && time.Since(last.at) < measureEvery {
+	if m != nil && m.of != key { // it has ended meanwhile
+		s.drop(m)
+		m = nil
+	}
+	switch {
+	case m != nil:
+		if begin.Before(m.resume) {
 			return nil
 		}
-		l.dir = last.dir // it has one all its life
-	}
-	at := time.Now()
-	missed, err := s.fill(ctx, l, ended)
-	if err == nil {
-		l.at = time.Now()
-		s.mu.Lock()
-		s.layers[c.ID()] = l
-		s.mu.Unlock()
-	}
-	pause(ctx, restFactor*time.Since(at))
-	return errors.Join(missed, err)
-}
-
-// fill measures l. What could be counted does count: missed says why something
-// could not. With err nothing is known.
-func (s *Service) fill(ctx context.Context, l *layer, ended bool) (missed, err error) {
-	switch {
-	case l.dir != "":
-	case ended:
-		l.dir, err = s.dirOf(ctx, l.of.id)
-	default:
-		l.dir, err = upperDir(l.of.pid)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if l.dir != "" {
-		if missed, err := walk(ctx, l.dir, l); !errors.Is(err, fs.ErrNotExist) {
-			return missed, err
-		}
-	}
-	return nil, s.sizeOf(ctx, l.of.id, l)
-}
-
-// dirOf asks the Engine for what upperDir tells of containers that run; "" where it
-// does not say, as with the containerd image store.
-func (s *Service) dirOf(ctx context.Context, id string) (string, error) {
-	docker, err := s.docker.Use()
-	if err != nil {
-		return "", err
-	}
-	ctx, cancel := docker.Short(ctx)
-	defer cancel()
-	found, err := docker.ContainerInspect(ctx, id)
-	if err != nil || docker.Can.StorageDriver != "overlay2" {
-		return "", err
-	}
-	return found.GraphDriver.Data["UpperDir"], nil
-}
-
-// upperDir returns where the process pid's root file system keeps what has been
-// written, or "" if it is no overlay.
-func upperDir(pid int) (string, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	dir := ""
-	for line := range strings.Lines(string(data)) {
-		fields := strings.Fields(line)
-		if len(fields) < 10 || fields[4] != "/" {
-			continue
-		}
-		// The last mount on / counts.
-		dir = ""
-		for i := 6; i+3 < len(fields); i++ {
-			if fields[i] != "-" || fields[i+1] != "overlay" {
-				continue
-			}
-			for option := range strings.SplitSeq(fields[i+3], ",") {
-				if upper, ok := strings.CutPrefix(option, "upperdir="); ok && filepath.IsAbs(upper) {
-					dir = upper
-				}
-			}
-		}
-	}
-	return dir, nil
-}
-
-// walk adds up what is below dir as du does, a file with many names once. What
-// cannot be read is left out; missed is the first of that.
-func walk(ctx context.Context, dir string, l *layer) (missed, err error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return nil, &fs.PathError{Op: "lstat", Path: dir, Err: err}
-	}
-	t := &tree{l: l, device: st.Dev, seen: map[uint64]bool{}}
-	err = t.add(ctx, unix.AT_FDCWD, dir, 0)
-	return t.missed, err
-}
-
-const (
-	// longest is how long a path gets before there is a new beginning for those
-	// below it. The kernel takes no path of 4096 bytes or more at a time, but
-	// files can be deeper than that.
-	longest = 3500
-	// deepest bounds the beginnings that are open at a time: one for every dozen
-	// of directories with long names.
-	deepest = 10_000
-)
-
-// A tree is what is added up in one walk.
-type tree struct {
-	l      *layer
-	device uint64
-	seen   map[uint64]bool // inodes with many names
-	missed error
-}
-
-// add counts the file at path, which begins in the open directory at, and what is
-// below it, if it is a directory. The error is that of ctx.
-func (t *tree) add(ctx context.Context, at int, path string, depth int) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(at, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		t.miss("stat", path, err)
+	case last == nil || last.partial:
+	case ended && last.of == key, !ended && begin.Before(last.due):
 		return nil
 	}
-	if st.Dev != t.device {
-		return nil
-	}
-	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if st.Nlink > 1 && !isDir {
-		if t.seen[st.Ino] {
-			return nil
-		}
-		t.seen[st.Ino] = true
-	}
-	t.l.bytes += uint64(max(st.Blocks, 0)) * 512
-	t.l.inodes++
-	switch {
-	case !isDir:
-		return nil
-	case depth == deepest:
-		t.miss("open", path, unix.ELOOP)
-		return nil
-	}
-	return t.below(ctx, at, path, depth+1)
-}
-
-// below counts what is in a directory.
-func (t *tree) below(ctx context.Context, at int, path string, depth int) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	fd, err := unix.Openat(at, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.miss("open", path, err)
-		return nil
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		t.miss("read", path, err) // those that were read count
-	}
-	if len(path) > longest {
-		at, path = fd, "."
-	} else {
-		f.Close()
-	}
-	for _, name := range names {
-		if err := t.add(ctx, at, path+"/"+name, depth); err != nil {
+	if m == nil {
+		docker, err := s.docker.Last()
+		if err != nil {
 			return err
 		}
+		m = s.begin(docker, c, key)
+		s.mu.Lock()
+		s.measuring[c.ID()] = m
+		s.mu.Unlock()
+	}
+	done := s.advance(m, begin.Add(measureSlice))
+	took := time.Since(begin)
+	m.took += took
+	m.resume = time.Now().Add(restFactor * took)
+	s.note(m, last, done)
+	if !done {
+		return nil
+	}
+	s.drop(m)
+	return errors.Join(m.layer.missed, m.rest.missed)
+}
+
+// begin returns the measuring of a container that is to be measured anew.
+func (s *Service) begin(docker *engine.Conn, c *view.Container, key first) *measuring {
+	m := &measuring{of: key, layer: newWalk(), rest: newWalk(), began: time.Now()}
+	if dir := s.layerDir(docker, c); dir != "" {
+		m.layer = newWalk(dir)
+	} else {
+		m.engine = true
+	}
+	for _, dir := range c.Volumes {
+		if below(docker.Can.RootDir, dir) {
+			m.rest.roots = append(m.rest.roots, dir)
+		}
+	}
+	s.addLogs(m.rest, filepath.Join(docker.Can.RootDir, "containers", c.ID()), c.JSONPath)
+	return m
+}
+
+// advance goes on until the given time and reports whether m is complete.
+func (s *Service) advance(m *measuring, until time.Time) bool {
+	if !m.layer.run(until) || !m.rest.run(until) {
+		return false
+	}
+	if m.layer.absent != nil { // we do not see it; the Engine does
+		m.engine = true
+	}
+	return !m.engine || !s.sizeOf(m.of).at.Before(m.began)
+}
+
+// note puts down what m has counted, as far as it is news.
+func (s *Service) note(m *measuring, last *written, done bool) {
+	layer, inodes := m.layer.total()
+	if m.engine {
+		layer = s.sizeOf(m.of).bytes
+	}
+	bytes, more := m.rest.total()
+	now := &written{at: time.Now(), of: m.of, bytes: layer + bytes, layer: layer, inodes: inodes + more, countsInodes: !m.engine, partial: !done}
+	now.due = now.at.Add(max(measureInterval, restFactor*m.took))
+	// Of one that takes long it counts what there is at least: else a container could
+	// have more files than can be counted, and no limit.
+	if !done && (now.bytes == 0 || last != nil && last.bytes >= now.bytes) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.written[m.of.id] = now
+}
+
+func (s *Service) drop(m *measuring) {
+	m.close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.measuring[m.of.id] == m {
+		delete(s.measuring, m.of.id)
+	}
+}
+
+// layerDir returns the directory with what a container has written to its root file
+// system, "" if it cannot be told. Nothing that the container itself can change has
+// a say in it: its own mount table would lead wherever it likes.
+func (s *Service) layerDir(docker *engine.Conn, c *view.Container) string {
+	can := docker.Can
+	if c.Layer != "" {
+		if below(can.RootDir, c.Layer) {
+			return c.Layer
+		}
+		return ""
+	}
+	s.mu.Lock()
+	dir := s.layerDirs[c.ID()]
+	s.mu.Unlock()
+	if dir != "" || c.Pid == 0 {
+		return dir
+	}
+	// With the containerd image store the Engine does not say it, but has the root file
+	// system mounted at <data root>/rootfs/<snapshotter>/<ID> while the container runs
+	// (moby, daemon/snapshotter/mount.go).
+	list, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		return m.FSType != "overlay" || filepath.Base(m.Mountpoint) != c.ID() || !below(can.RootDir, m.Mountpoint), false
+	})
+	if err != nil || len(list) == 0 {
+		return ""
+	}
+	dir = upperDir(list[len(list)-1].VFSOptions, can.RootDir, can.ContainerdRoot)
+	if dir != "" {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.layerDirs[c.ID()] = dir
+	}
+	return dir
+}
+
+// upperDir returns the upperdir= of the options of an overlay, "" if it is below none of
+// the roots.
+func upperDir(options string, roots ...string) string {
+	for option := range strings.SplitSeq(options, ",") {
+		upper, ok := strings.CutPrefix(option, "upperdir=")
+		if !ok {
+			continue
+		}
+		for _, root := range roots {
+			if below(root, upper) {
+				return upper
+			}
+		}
+	}
+	return ""
+}
+
+// below reports whether path is below the directory root.
+func below(root, path string) bool {
+	return filepath.IsAbs(root) && filepath.Clean(path) == path && strings.HasPrefix(path, strings.TrimSuffix(root, "/")+"/")
+}
+
+// addLogs adds to w what Docker keeps of the output of a container, in its own directory
+// dir. jsonPath is the newest file of the driver json-file, if it is that; the driver
+// local has a directory.
+func (s *Service) addLogs(w *walk, dir, jsonPath string) {
+	w.roots = append(w.roots, filepath.Join(dir, "local-logs"))
+	if jsonPath == "" || filepath.Dir(jsonPath) != dir {
+		return
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), filepath.Base(jsonPath)) {
+			w.file(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// sizeOf returns what the Engine says of the root file system of a container, and has it
+// asked now and then from now on.
+func (s *Service) sizeOf(key first) size {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	z := s.sizes[key]
+	if z == nil {
+		z = &size{}
+		s.sizes[key] = z
+	}
+	z.wanted = true
+	return *z
+}
+
+// keepSizes has the Engine measure the containers whose files we do not find, until ctx ends.
+func (s *Service) keepSizes(ctx context.Context) error {
+	for pause(ctx, tick/10) {
+		s.askSizes(ctx)
 	}
 	return nil
 }
 
-// miss takes note that something is left out, unless it was removed meanwhile.
-func (t *tree) miss(what, path string, err error) {
-	if t.missed == nil && !errors.Is(err, fs.ErrNotExist) {
-		t.missed = &fs.PathError{Op: what, Path: path, Err: err}
+func (s *Service) askSizes(ctx context.Context) {
+	now := time.Now()
+	var due []first
+	s.mu.Lock()
+	for key, z := range s.sizes {
+		if z.wanted && !now.Before(z.due) {
+			due = append(due, key)
+		}
+	}
+	s.mu.Unlock()
+	for _, key := range due {
+		begin := time.Now()
+		bytes, err := s.ask(ctx, key.id)
+		took := time.Since(begin)
+		s.mu.Lock()
+		if z := s.sizes[key]; z != nil {
+			z.due = time.Now().Add(max(measureInterval, restFactor*took))
+			if err == nil {
+				z.bytes, z.at, z.wanted = bytes, begin, false
+			}
+		}
+		s.mu.Unlock()
+		if err != nil && ctx.Err() == nil && !gone(err) {
+			s.log.Debug("the Engine could not measure what a container has written", slog.String("container", key.id), slog.Any("err", err))
+		}
+		if ctx.Err() != nil {
+			return
+		}
 	}
 }
 
-// sizeOf has the Engine measure a container whose files we do not find.
-func (s *Service) sizeOf(ctx context.Context, id string, l *layer) error {
+// ask has the Engine measure the root file system of a container.
+func (s *Service) ask(ctx context.Context, id string) (uint64, error) {
 	docker, err := s.docker.Use()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	ctx, cancel := docker.Short(ctx)
 	defer cancel()
 	found, _, err := docker.ContainerInspectWithRaw(ctx, id, true)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if found.SizeRw != nil {
-		l.bytes = uint64(max(*found.SizeRw, 0))
+	if found.SizeRw == nil {
+		return 0, errors.New("the Engine does not tell the size")
 	}
-	return nil
+	return uint64(max(*found.SizeRw, 0)), nil
 }

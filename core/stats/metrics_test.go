@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
+	"berth/network"
 )
 
 // names are those that CRI-O 1.36 has, which the conformance tests ask for, and
@@ -92,7 +94,7 @@ func full() *reading {
 		huge:    []hugeReading{{"2MB", 1, 2}},
 		devices: []device{{cgroup.Device{Major: "8", Minor: "0", Bytes: map[string]uint64{"Read": 1, "Write": 2, "Total": 3}, Requests: map[string]uint64{"Read": 1}}, "/dev/sda"}},
 		traffic: []counters{{Name: "eth0", RxBytes: 1, TxBytes: 2}, {Name: "net1"}},
-		cpu:     cpuReading{total: 2_900_000_000}, openFiles: &n, disk: &disk{device: "/dev/sda1"},
+		cpu:     cpuReading{total: 2_900_000_000}, openFiles: &n, disk: &disk{device: "/dev/sda1"}, opened: &open{}, written: &written{},
 		asked: &runtimeapi.LinuxContainerResources{CpuQuota: 20000},
 	}
 	psi := &runtimeapi.PsiStats{Some: &psiData{Total: 3e9}, Full: &psiData{Total: 1e9}}
@@ -154,7 +156,7 @@ func TestWhatIsNotThere(t *testing.T) {
 	for _, f := range families {
 		list := f.sample(nil, &reading{}, "", "", "", "", "")
 		switch {
-		case f.name == "container_spec_cpu_quota", f.name == "container_ulimits_soft", strings.Contains(f.name, "_fs_"), strings.Contains(f.name, "_network_"),
+		case f.name == "container_spec_cpu_quota", f.name == "container_ulimits_soft", f.name == "container_file_descriptors", f.name == "container_sockets", strings.Contains(f.name, "_fs_"), strings.Contains(f.name, "_network_"),
 			strings.Contains(f.name, "_pressure_"), strings.Contains(f.name, "_hugetlb_"), strings.Contains(f.name, "_blkio_"):
 			if len(list) != 0 {
 				t.Errorf("%s: %v", f.name, list)
@@ -288,19 +290,99 @@ func TestNothingIsToldTwice(t *testing.T) {
 	}
 }
 
-// What is open is counted for real, and not all the time where that is slow.
-func TestOpened(t *testing.T) {
+// Open files are counted for real, and not again before a rest.
+func TestOpenFilesAreCounted(t *testing.T) {
 	s := New(nil, nil, nil)
 	list := []int{os.Getpid(), math.MaxInt32}
-	n, _ := s.opened(t.Context(), "c", list)
-	if n < 3 {
-		t.Errorf("%d files", n)
+	soon := time.Now().Add(time.Minute)
+	if n := s.opened(t.Context(), "c", list, soon); n == nil || n.files < 3 {
+		t.Errorf("%+v", n)
 	}
-	s.opens["c"] = &open{at: time.Now(), took: time.Hour, files: 7, sockets: 3}
-	if files, sockets := s.opened(t.Context(), "c", list); files != 7 || sockets != 3 {
-		t.Errorf("%d files, %d sockets, though it is not time yet", files, sockets)
+	s.opens["c"] = &open{due: time.Now().Add(time.Hour), files: 7, sockets: 3}
+	if n := s.opened(t.Context(), "c", list, soon); n.files != 7 || n.sockets != 3 {
+		t.Errorf("%+v, though it is not time yet", n)
 	}
 	if limit, err := readOpenFiles(os.Getpid()); err != nil || limit == nil || *limit < 10 {
 		t.Errorf("limit of open files %v, %v", limit, err)
+	}
+}
+
+// A container with more open files than can be counted in its slice tells what was found,
+// is left alone for long, and takes no time from the next container.
+func TestContainerWithManyOpenFilesTakesOneSlice(t *testing.T) {
+	var held []*os.File
+	for range 3 * linksAtOnce {
+		f, err := os.Open("/dev/null")
+		if err != nil {
+			t.Skip(err)
+		}
+		defer f.Close()
+		held = append(held, f)
+	}
+	defer func(was time.Duration) { openedSlice = was }(openedSlice)
+	openedSlice = time.Nanosecond
+	s := New(nil, nil, nil)
+	own := []int{os.Getpid()}
+	soon := time.Now().Add(time.Minute)
+	n := s.opened(t.Context(), "many", own, soon)
+	if n == nil || n.files == 0 || n.files >= uint64(len(held)) {
+		t.Errorf("%+v, want a part of %d", n, len(held))
+	}
+	if rest := time.Until(n.due); rest < openedRest/2 {
+		t.Errorf("counted again after %v", rest)
+	}
+	openedSlice = time.Minute
+	if n := s.opened(t.Context(), "other", own, soon); n.files <= uint64(len(held)) {
+		t.Errorf("the next one: %+v", n)
+	}
+	// Where the time for all is over, the last numbers are told, and none rather than 0.
+	past := time.Now().Add(-time.Second)
+	if n := s.opened(t.Context(), "third", own, past); n != nil {
+		t.Errorf("without time: %+v", n)
+	}
+	s.opens["third"] = &open{files: 7}
+	if n := s.opened(t.Context(), "third", own, past); n == nil || n.files != 7 {
+		t.Errorf("without time: %+v", n)
+	}
+}
+
+// What has not been measured has no sample, which is not the same as 0.
+func TestNothingIsToldBeforeItIsMeasured(t *testing.T) {
+	r := full()
+	r.written, r.opened = nil, nil
+	for _, f := range families {
+		unknown := f.name == "container_fs_usage_bytes" || f.name == "container_file_descriptors" || f.name == "container_sockets"
+		if n := len(f.sample(nil, r, "/id", "image", "ns", "pod", "c")); unknown != (n == 0) {
+			t.Errorf("%s: %d samples", f.name, n)
+		}
+	}
+}
+
+// A limit of swap is the kernel's, which Docker sets where nothing was asked for.
+func TestSwapLimitIsTheKernels(t *testing.T) {
+	for text, want := range map[string]uint64{"268435456": 268435456, "9223372036854771712": 0} {
+		r, err := readMemoryV1(files(t, map[string]string{"memory.usage_in_bytes": "1", "memory.stat": "", "memory.memsw.limit_in_bytes": text}))
+		if err != nil || r.swapLimit != want {
+			t.Errorf("v1 %s: %d, %v", text, r.swapLimit, err)
+		}
+	}
+	for text, want := range map[string]uint64{"4096": 4096, "max": 0} {
+		r, err := readMemoryV2(files(t, map[string]string{"memory.current": "1", "memory.stat": "", "memory.events": "", "memory.swap.max": text}))
+		if err != nil || r.swapLimit != want {
+			t.Errorf("v2 %s: %d, %v", text, r.swapLimit, err)
+		}
+	}
+}
+
+// Who may make interfaces in a pod cannot make metrics without end.
+func TestInterfacesAreBounded(t *testing.T) {
+	var all []network.Counters
+	for i := range 1000 {
+		all = append(all, network.Counters{Name: "dummy" + strconv.Itoa(i)})
+	}
+	all = append(all, network.Counters{Name: defaultInterface})
+	got := fewer(all)
+	if len(got) != mostInterfaces || usage(got) == nil {
+		t.Errorf("%d interfaces, %v", len(got), got)
 	}
 }

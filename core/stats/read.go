@@ -111,6 +111,7 @@ type memoryReading struct {
 	usage, most, rss, cache, kernel, mapped, swap uint64
 	activeFile, inactiveFile, reserved            uint64
 	failures, kills                               uint64
+	swapLimit                                     uint64 // with memory on v1, 0 for none
 	ownFaults, ownMajorFaults                     uint64
 	faults, majorFaults                           uint64 // with what is below
 }
@@ -152,6 +153,7 @@ func readMemoryV1(dir string) (r memoryReading, err error) {
 	for file, to := range map[string]*uint64{
 		"memory.max_usage_in_bytes": &r.most, "memory.failcnt": &r.failures, "memory.kmem.usage_in_bytes": &r.kernel,
 		"memory.soft_limit_in_bytes": &r.reserved, "memory.memsw.usage_in_bytes": &both,
+		"memory.memsw.limit_in_bytes": &r.swapLimit,
 	} {
 		if *to, err = sure(cgroup.Number(dir, file)); err != nil {
 			return r, err
@@ -160,6 +162,9 @@ func readMemoryV1(dir string) (r memoryReading, err error) {
 	r.swap = less(both, r.usage)
 	if r.reserved >= 1<<62 {
 		r.reserved = 0 // version 1 writes the largest number of whole pages for none
+	}
+	if r.swapLimit >= 1<<62 {
+		r.swapLimit = 0
 	}
 	control, err := cgroup.Numbers(dir, "memory.oom_control", "oom_kill")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -186,7 +191,7 @@ func readMemoryV2(dir string) (r memoryReading, err error) {
 	if r.usage, err = cgroup.Number(dir, "memory.current"); err != nil {
 		return r, err
 	}
-	for file, to := range map[string]*uint64{"memory.peak": &r.most, "memory.swap.current": &r.swap, "memory.low": &r.reserved} {
+	for file, to := range map[string]*uint64{"memory.peak": &r.most, "memory.swap.current": &r.swap, "memory.low": &r.reserved, "memory.swap.max": &r.swapLimit} {
 		if *to, err = sure(cgroup.Number(dir, file)); err != nil {
 			return r, err
 		}
@@ -196,6 +201,9 @@ func readMemoryV2(dir string) (r memoryReading, err error) {
 	r.most = max(r.most, r.usage)
 	if r.reserved == cgroup.Unlimited {
 		r.reserved = 0
+	}
+	if r.swapLimit == cgroup.Unlimited {
+		r.swapLimit = 0
 	}
 	events, err := cgroup.Numbers(dir, "memory.events", "max", "oom_kill")
 	r.failures, r.kills = events["max"], events["oom_kill"]

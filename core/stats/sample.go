@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -339,11 +340,32 @@ const defaultInterface = "eth0"
 
 // traffic reads the counters of a pod's interfaces.
 func traffic(pid int) (*runtimeapi.NetworkUsage, error) {
-	all, err := network.Traffic(pid)
+	all, err := interfaces(pid)
 	if err != nil {
 		return nil, err
 	}
 	return usage(all), nil
+}
+
+// mostInterfaces bounds how many interfaces of a pod are reported. Who may make interfaces
+// in a pod can make any number, and each is several samples.
+const mostInterfaces = 64
+
+// interfaces reads the counters of a pod's interfaces, at most mostInterfaces of them and
+// the one of CNI in any case.
+func interfaces(pid int) ([]network.Counters, error) {
+	all, err := network.Traffic(pid)
+	return fewer(all), err
+}
+
+func fewer(all []network.Counters) []network.Counters {
+	if len(all) <= mostInterfaces {
+		return all
+	}
+	if i := slices.IndexFunc(all, func(c network.Counters) bool { return c.Name == defaultInterface }); i > 0 {
+		all[0], all[i] = all[i], all[0]
+	}
+	return all[:mostInterfaces]
 }
 
 // usage says it in the words of the CRI, or not at all for a pod without the

@@ -31,11 +31,14 @@ type Service struct {
 	view   *view.View
 	log    *slog.Logger
 
-	mu     sync.Mutex // guards following
-	groups map[first]cgroup.Group
-	rates  map[string]rate   // by container or sandbox ID
-	layers map[string]*layer // by container ID
-	opens  map[string]*open  // by container ID
+	mu        sync.Mutex // guards following
+	groups    map[first]cgroup.Group
+	rates     map[string]rate       // by container or sandbox ID
+	written   map[string]*written   // by container ID
+	measuring map[string]*measuring // by container ID
+	layerDirs map[string]string     // by container ID, of those that the node's mount table tells
+	sizes     map[first]*size
+	opens     map[string]*open // by container ID
 }
 
 // first names the first process of a container or sandbox: the kernel gives
@@ -49,7 +52,8 @@ type first struct {
 func New(docker *engine.Engine, seen *view.View, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: seen, log: log,
-		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, layers: map[string]*layer{}, opens: map[string]*open{},
+		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, written: map[string]*written{}, measuring: map[string]*measuring{},
+		layerDirs: map[string]string{}, sizes: map[first]*size{}, opens: map[string]*open{},
 	}
 }
 
@@ -126,14 +130,25 @@ func among[T, R any](list []T, read func(T) *R) []*R {
 	all := make([]*R, len(list))
 	var next atomic.Int64
 	var wg sync.WaitGroup
+	var panicked atomic.Pointer[any]
 	for range min(len(list), readers) {
 		wg.Go(func() {
+			// A panic here would end the daemon; in the goroutine of a call it is
+			// the end of that call only.
+			defer func() {
+				if p := recover(); p != nil {
+					panicked.Store(&p)
+				}
+			}()
 			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
 				all[i] = read(list[i])
 			}
 		})
 	}
 	wg.Wait()
+	if p := panicked.Load(); p != nil {
+		panic(*p)
+	}
 	return slices.DeleteFunc(all, func(one *R) bool { return one == nil })
 }
 

@@ -1,23 +1,15 @@
 package stats
 
 import (
-	"context"
-	"errors"
-	"io/fs"
-	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/docker/docker/api/types/container"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
-	"berth/core/engine/enginetest"
 	"berth/core/view"
 	"berth/network"
 )
@@ -139,136 +131,6 @@ func TestSpeed(t *testing.T) {
 		if got != step.want {
 			t.Errorf("after %v: %s, want %s", step.after, got, step.want)
 		}
-	}
-}
-
-func TestWalk(t *testing.T) {
-	dir := t.TempDir()
-	big := filepath.Join(dir, "sub", "big")
-	if err := os.Mkdir(filepath.Dir(big), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(big, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Link(big, filepath.Join(dir, "again")); err != nil {
-		t.Fatal(err)
-	}
-	var l layer
-	if missed, err := walk(t.Context(), dir, &l); missed != nil || err != nil {
-		t.Fatal(missed, err)
-	}
-	// Two directories and a file of a megabyte, though it has two names.
-	if l.inodes != 3 || l.bytes < 1<<20 || l.bytes > 1<<20+64<<10 {
-		t.Errorf("%d bytes, %d inodes", l.bytes, l.inodes)
-	}
-}
-
-// Paths can get longer than the kernel takes at a time, and something can always be
-// unreadable: neither hides what there is besides.
-func TestWalkGoesOn(t *testing.T) {
-	dir := t.TempDir()
-	name := strings.Repeat("d", 200)
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const levels = 60
-	for range levels {
-		below := -1
-		if err = unix.Mkdirat(fd, name, 0o700); err == nil {
-			below, err = unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
-		}
-		unix.Close(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fd = below
-	}
-	deep, err := unix.Openat(fd, "deep", unix.O_CREAT|unix.O_WRONLY, 0o600)
-	unix.Close(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = unix.Write(deep, make([]byte, 1<<20))
-	unix.Close(deep)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var l layer
-	if missed, err := walk(t.Context(), dir, &l); missed != nil || err != nil {
-		t.Fatal(missed, err)
-	}
-	if l.inodes != levels+2 || l.bytes < 1<<20 {
-		t.Errorf("%d bytes, %d inodes, want a megabyte and %d", l.bytes, l.inodes, levels+2)
-	}
-
-	if _, err := walk(t.Context(), filepath.Join(dir, "none"), &layer{}); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("where nothing is: %v", err)
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := walk(ended, dir, &layer{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("after the end: %v", err)
-	}
-	for path, want := range map[string]bool{name: true, strings.Repeat("d", 300): true, "none": false} {
-		w := &tree{l: &layer{}, seen: map[uint64]bool{}}
-		at := unix.AT_FDCWD
-		if path == name {
-			at = -1
-		}
-		if err := w.below(t.Context(), at, path, 0); err != nil || (w.missed != nil) != want {
-			t.Errorf("%.10s: missed %v, %v", path, w.missed, err)
-		}
-	}
-}
-
-// What ended before it was measured, perhaps under an earlier daemon, is measured
-// once.
-func TestMeasureOfWhatHasEnded(t *testing.T) {
-	e := enginetest.New(t)
-	e.AddImage(enginetest.Image{}, "busybox:1")
-	s := New(e.Connect(t), nil, slog.New(slog.DiscardHandler))
-	made, err := e.Client(t).ContainerCreate(t.Context(), &container.Config{Image: "busybox:1"}, nil, nil, nil, "one")
-	if err != nil {
-		t.Fatal(err)
-	}
-	found, _ := e.Container(made.ID)
-	upper := found.GraphDriver.Data["UpperDir"]
-	if err := os.MkdirAll(upper, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(upper, "big"), make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c := &view.Container{Row: &runtimeapi.Container{Id: made.ID, State: runtimeapi.ContainerState_CONTAINER_CREATED}}
-	measure := func(want uint64) {
-		t.Helper()
-		if err := s.measure(t.Context(), c); err != nil {
-			t.Fatal(err)
-		}
-		if _, inodes := s.Written(); inodes != want {
-			t.Errorf("%d inodes written, want %d", inodes, want)
-		}
-	}
-	measure(0)
-	c.Row.State = runtimeapi.ContainerState_CONTAINER_EXITED
-	measure(2)
-	if bytes, _ := s.Written(); bytes < 1<<20 {
-		t.Errorf("%d bytes written", bytes)
-	}
-	if err := os.WriteFile(filepath.Join(upper, "more"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	measure(2)
-	// What was measured while it ran is not what it has left.
-	s.layers[made.ID].of.pid = 7
-	measure(3)
-	// Where we do not find its files, the Engine says how much it is.
-	s.layers[made.ID] = &layer{of: first{made.ID, 7}, dir: filepath.Join(upper, "none")}
-	measure(0)
-	if n := e.Calls("GET /containers/{id}/json"); n != 2 {
-		t.Errorf("the Engine was asked %d times", n)
 	}
 }
 

@@ -10,6 +10,7 @@ package view
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/mount"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -80,6 +82,13 @@ type Container struct {
 	LogDirectory string
 	Stage        names.Stage // of its staged mounts, if it has some
 	Ours         bool        // created by berth rather than taken over
+
+	// Layer is the directory with what is written to the root file system, "" where
+	// the Engine does not say, as with the containerd image store.
+	Layer string
+	// Volumes are the directories of the volumes that the Engine has made for the
+	// container, one for each VOLUME of its image.
+	Volumes []string
 }
 
 // ID returns the ID of the container.
@@ -623,6 +632,8 @@ func (v *View) container(c container.InspectResponse, recorded labels.Set) (*Con
 		Ours:     recorded.Ours(),
 
 		LogDirectory: v.logDirectory(c.Name, recorded),
+		Layer:        c.GraphDriver.Data["UpperDir"],
+		Volumes:      anonymousVolumes(c.Mounts),
 	}, nil
 }
 
@@ -642,6 +653,19 @@ func (v *View) logDirectory(name string, said labels.Set) string {
 		return ""
 	}
 	return n.LogDirectory(said.LogPath)
+}
+
+// anonymousVolumes returns the directories of the volumes that the Engine has made and
+// named by itself.
+func anonymousVolumes(mounts []container.MountPoint) []string {
+	var dirs []string
+	for _, m := range mounts {
+		_, notHex := hex.DecodeString(m.Name)
+		if m.Type == mount.TypeVolume && m.Driver == "local" && len(m.Name) == 64 && notHex == nil {
+			dirs = append(dirs, m.Source)
+		}
+	}
+	return dirs
 }
 
 // missing takes note that a look that began at ticket did not find id.

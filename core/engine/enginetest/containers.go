@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
 	"os"
@@ -97,7 +98,26 @@ func (e *Engine) inspect(c *call) error {
 		e.mu.Unlock()
 		return err
 	}
-	text, err := json.Marshal(e.look(b))
+	found := e.look(b)
+	if c.flag("size") {
+		var written, all int64
+		err := filepath.WalkDir(filepath.Join(e.layerDir(b.id), "diff"), func(_ string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil {
+				written += info.Size()
+			}
+			return err
+		})
+		if err != nil {
+			written = -1 // as Engines say it
+		}
+		all = written
+		found.SizeRw, found.SizeRootFs = &written, &all
+	}
+	text, err := json.Marshal(found)
 	e.mu.Unlock()
 	if err != nil {
 		return err
