@@ -13,6 +13,7 @@
 //	ground      core/engine                     the connection to Docker
 //	            network                         CNI and network namespaces
 //	            streaming                       HTTP streams
+//	            core/oom                        which containers the kernel has killed for want of memory
 //	cellar      core/labels core/names          the words we write on containers
 //	            core/journal core/checkpoint    small files
 //	            core/pause    core/cgroup       the pause image; cgroup files

@@ -23,7 +23,7 @@ const module = "berth/"
 var floors = [][]string{
 	{"core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/metrics"},
 	{"core/labels", "core/mounts"},
-	{"core/engine", "network", "streaming"},
+	{"core/engine", "network", "streaming", "core/oom"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},
 	{"core/view", "core/profiles"},
 	{"core/sandbox", "core/container", "core/image", "core/exec", "core/logs", "core/stats"},

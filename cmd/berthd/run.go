@@ -19,6 +19,7 @@ import (
 	"berth/core/journal"
 	"berth/core/logs"
 	"berth/core/mounts"
+	"berth/core/oom"
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/stats"
@@ -62,8 +63,13 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
+	ends, err := notes.Shelf("oom")
+	if err != nil {
+		return err
+	}
+	kills := oom.New(ends, log)
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
-	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, Metrics: reg}, docker, log)
+	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, OOM: kills, Metrics: reg}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, mounts.New(filepath.Join(cfg.RunDir, "mounts")), log)
@@ -92,6 +98,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return side.Run(ctx) })
 	g.Go(func() error { return docker.Run(ctx) })
 	g.Go(func() error { return seen.Run(ctx) })
+	g.Go(func() error { return kills.Run(ctx) })
 	g.Go(func() error { return pods.Run(ctx) })
 	g.Go(func() error { return images.Run(ctx) })
 	g.Go(func() error { return images.Tidy(ctx) })

@@ -165,7 +165,7 @@ var messages = []message{
 		{"exit_code", engine, "`State.ExitCode`; 128 for a start that failed without one", "tocri.TestAFailedStartHasATime live.TestFailedStart"},
 		{"image", store, "see ImageSpec", "tocri.TestAFailedStartHasATime"},
 		{"image_ref", store, "the image's digest in the repository of which the user spoke, or the ID", "image.TestRepoDigest tocri.TestAFailedStartHasATime"},
-		{"reason", engine, "Completed, Error, OOMKilled or StartError, from `State`", "tocri.TestContainerState"},
+		{"reason", engine, "Completed, Error or StartError, from `State`; OOMKilled if the kernel's count of kills in the container's cgroup says so", "tocri.TestContainerState oom.TestWhyAContainerHasEnded oom.TestKernelKills live.TestOOMKilledIfAndOnlyIfTheKernelKilled"},
 		{"message", engine, "`State.Error`", "live.TestFailedStart"},
 		{"labels", store, "as they were sent", "labels.FuzzRoundTrip"},
 		{"annotations", store, "as they were sent", "labels.FuzzRoundTrip"},

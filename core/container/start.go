@@ -100,6 +100,8 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Conta
 			}
 		}
 	}
+	started := s.view.ExpectStart(ctx, c)
+	defer started()
 	short, cancel := docker.Short(ctx)
 	err = docker.ContainerStart(short, c.ID(), container.StartOptions{})
 	cancel()

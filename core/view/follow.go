@@ -57,6 +57,9 @@ func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	// waited for.
 	g, ctx := errgroup.WithContext(ctx)
 	defer v.lag.clear() // the next sync sees all that was not seen
+	if v.OOM != nil {
+		defer v.OOM.Deaf()
+	}
 	desk := &desk{looks: map[string]bool{}}
 	g.Go(func() error {
 		// An Engine that was only slow has a new connection, and breaks no stream.
@@ -117,6 +120,7 @@ func eventFilter() filters.Args {
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("label", labels.Set{}.Filter()[0]),
 		filters.Arg("event", string(events.ActionDestroy)),
+		filters.Arg("event", string(events.ActionKill)),
 	)
 	for _, action := range inspectOn {
 		f.Add("event", string(action))
@@ -124,9 +128,25 @@ func eventFilter() filters.Args {
 	return f
 }
 
+// sigKill is SIGKILL, as events of Docker name it.
+const sigKill = "9"
+
 // handleEvent acts on one event. It must not wait: the Engine drops the events of a
 // slow listener.
 func (v *View) handleEvent(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, m events.Message) {
+	if v.OOM != nil {
+		switch m.Action {
+		case events.ActionStart:
+			v.OOM.Started(m.Actor.ID)
+		case events.ActionKill:
+			if m.Actor.Attributes["signal"] == sigKill {
+				v.OOM.Slain(m.Actor.ID)
+			}
+		case events.ActionDie:
+			v.OOM.Died(m.Actor.ID)
+		default:
+		}
+	}
 	switch {
 	case m.Action == events.ActionDestroy:
 		ticket, over := v.begin()
@@ -228,6 +248,7 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 		}
 	}
 	v.sweep(list, ticket)
+	v.forgetOOM()
 	return nil
 }
 

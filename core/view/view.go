@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cgroup"
 	"berth/core/engine"
 	"berth/core/journal"
 	"berth/core/labels"
@@ -113,6 +114,9 @@ type Config struct {
 	Updates *journal.Shelf
 	// Logs sees to the log files of containers.
 	Logs Logs
+	// OOM finds out what was killed for want of memory. Where it is nil, Docker's word
+	// is taken.
+	OOM OOM
 	// Metrics is told how far the view lags behind, unless it is nil.
 	Metrics prometheus.Registerer
 }
@@ -125,6 +129,26 @@ type Logs interface {
 	Keep(ctx context.Context, c *Container)
 	// Drop is called when a container is gone.
 	Drop(id string)
+}
+
+// OOM finds out which containers the kernel has killed for want of memory.
+type OOM interface {
+	// Expect is called before a container is started whose cgroup will be in parent; done
+	// is called when it has been.
+	Expect(id string, parent cgroup.Group) (done func())
+	// Running is called with the first process of a container that runs.
+	Running(id string, pid int)
+	// Started, Slain and Died are called with what Docker tells, in its order: a
+	// start, a SIGKILL that it has sent, an end. Deaf is called when some may be lost.
+	Started(id string)
+	Slain(id string)
+	Died(id string)
+	Deaf()
+	// Killed reports whether a container has ended of that; flag is Docker's word.
+	Killed(ctx context.Context, id string, flag bool, exitCode int, finished time.Time) bool
+	// Drop is called when a container is gone, Forget with all that are there.
+	Drop(id string)
+	Forget(keep func(id string) bool)
 }
 
 // A View is the node in memory. Run keeps it current.
@@ -405,11 +429,47 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 		return c, fmt.Errorf("inspect %s: %w", id, err)
 	}
 	defer done()
+	v.judge(ctx, c)
 	keep := func(k *Container) { v.Logs.Keep(ctx, k) }
 	if err := v.put(c, ticket, keep); err != nil {
 		return c, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return c, nil
+}
+
+// judge puts right what Docker says of whether a container was killed for want of memory.
+func (v *View) judge(ctx context.Context, c container.InspectResponse) {
+	if v.OOM == nil {
+		return
+	}
+	if recorded, err := labels.Read(c); err != nil || recorded.Kind != labels.Container || c.State == nil {
+		return
+	}
+	if c.State.Running {
+		v.OOM.Running(c.ID, c.State.Pid)
+		return
+	}
+	if _, _, finished, err := tocri.Times(c); err == nil && finished != 0 {
+		c.State.OOMKilled = v.OOM.Killed(ctx, c.ID, c.State.OOMKilled, c.State.ExitCode, time.Unix(0, finished))
+	}
+}
+
+// ExpectStart is to be called before a container of a sandbox is started, and done when it
+// has been: of one that is killed at once it is known why.
+func (v *View) ExpectStart(ctx context.Context, c *Container) (done func()) {
+	none := func() {}
+	if v.OOM == nil {
+		return none
+	}
+	pod, err := v.Sandbox(ctx, c.Row.GetPodSandboxId())
+	if err != nil {
+		return none
+	}
+	g, err := cgroup.Of(pod.Pid, pod.ID())
+	if err != nil {
+		return none
+	}
+	return v.OOM.Expect(c.ID(), g.Parent())
 }
 
 // errUnreadable is the kind of what will not get better by looking again.
@@ -672,6 +732,9 @@ func anonymousVolumes(mounts []container.MountPoint) []string {
 func (v *View) missing(id string, ticket uint64) {
 	if v.miss(id, ticket) {
 		v.Logs.Drop(id)
+		if v.OOM != nil {
+			v.OOM.Drop(id)
+		}
 	}
 }
 
@@ -724,6 +787,17 @@ func (v *View) Forget(id string) {
 	defer v.mu.Unlock()
 	v.tickets++
 	v.forget(id, v.tickets)
+}
+
+// forgetOOM forgets why containers have ended that are gone.
+func (v *View) forgetOOM() {
+	if v.OOM == nil {
+		return
+	}
+	v.mu.RLock()
+	ids := maps.Clone(v.containers)
+	v.mu.RUnlock()
+	v.OOM.Forget(func(id string) bool { return ids[id] != nil })
 }
 
 // forget is Forget for what was gone at ticket, with v.mu held. A look that

@@ -62,6 +62,7 @@ type node struct {
 	client *client.Client
 	view   *view.View
 	logs   noLogs
+	oom    view.OOM
 }
 
 func newNode(t *testing.T, before ...func(*node)) *node {
@@ -83,7 +84,7 @@ func newNode(t *testing.T, before ...func(*node)) *node {
 		}
 		return s
 	}
-	n.view = view.New(view.Config{Network: attached{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: n.logs}, n.docker, slog.New(slog.DiscardHandler))
+	n.view = view.New(view.Config{Network: attached{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: n.logs, OOM: n.oom}, n.docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, n.view.Run)
 	return n
 }
