@@ -358,6 +358,9 @@ func (s *Service) advance(m *measuring, until time.Time) bool {
 
 // note puts down what m has counted, as far as it is news.
 func (s *Service) note(m *measuring, last *written, done bool) {
+	if m.engine && !done {
+		return // the most of it is not known yet
+	}
 	layer, inodes := m.layer.total()
 	if m.engine {
 		layer = s.sizeOf(m.of).bytes

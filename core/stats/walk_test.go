@@ -369,7 +369,12 @@ func TestHangingEngineDoesNotKeepMeasuringWaiting(t *testing.T) {
 	e.Hang("GET /containers/{id}/json")
 	other, _ := another(t, e, "other")
 	begin := time.Now()
+	must(t, os.MkdirAll(filepath.Join(e.RootDir, "containers", c.ID(), "local-logs"), 0o700),
+		os.WriteFile(filepath.Join(e.RootDir, "containers", c.ID(), "local-logs", "container.log"), make([]byte, mib), 0o600))
 	must(t, s.measure(c), s.measure(other))
+	if got := s.writable(c.ID()); got != nil {
+		t.Errorf("%v, though the most of it is not known", got)
+	}
 	if took := time.Since(begin); took > 5*time.Second {
 		t.Errorf("it took %v", took)
 	}
