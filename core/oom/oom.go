@@ -48,7 +48,8 @@ type Watcher struct {
 	verdicts *journal.Shelf // of ended containers: the cgroups are gone
 	log      *slog.Logger
 
-	files *fsnotify.Watcher // nil if the node has no inotify instance left
+	files   *fsnotify.Watcher // nil if the node has no inotify instance left
+	stopped chan struct{}     // closed when Run ends
 
 	mu       sync.Mutex // guards following
 	runs     map[string]*run
@@ -78,7 +79,7 @@ type verdict struct {
 
 // New returns a Watcher that keeps on verdicts what it has found out.
 func New(verdicts *journal.Shelf, log *slog.Logger) *Watcher {
-	w := &Watcher{verdicts: verdicts, log: log, runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{}}
+	w := &Watcher{verdicts: verdicts, log: log, runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{}, stopped: make(chan struct{})}
 	var err error
 	if w.files, err = fsnotify.NewWatcher(); err != nil {
 		log.Warn("cgroups cannot be watched; which containers are OOMKilled is taken from Docker", slog.Any("err", err))
@@ -145,6 +146,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 func (w *Watcher) stop() {
 	w.mu.Lock()
 	w.over = true
+	close(w.stopped)
 	for id := range w.runs {
 		w.unwatchLocked(id)
 	}
@@ -361,7 +363,13 @@ func (w *Watcher) follow(r *run, event *os.File) {
 			if grown || time.Since(begin) > countTimeout {
 				break
 			}
-			time.Sleep(wait)
+			t := time.NewTimer(wait)
+			select {
+			case <-t.C:
+			case <-w.stopped:
+				t.Stop()
+				return
+			}
 		}
 	}
 }
