@@ -124,6 +124,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 func (s *Service) keepMeasuring(ctx context.Context) error {
 	defer func() {
+		s.walking <- struct{}{} // and nobody measures any more
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, m := range s.measuring {
@@ -133,10 +134,15 @@ func (s *Service) keepMeasuring(ctx context.Context) error {
 	}()
 	for {
 		if list, err := s.view.Containers(ctx, nil); err == nil {
+			s.walking <- struct{}{}
 			s.forget(ctx, list)
+			<-s.walking
 			for _, c := range list {
+				s.walking <- struct{}{}
 				begin := time.Now()
-				if err := s.measure(c); err != nil && !gone(err) {
+				err := s.measure(c)
+				<-s.walking
+				if err != nil && !gone(err) {
 					level := slog.LevelDebug
 					if errors.Is(err, unix.ELOOP) { // on purpose, perhaps
 						level = slog.LevelWarn
@@ -152,6 +158,34 @@ func (s *Service) keepMeasuring(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// measureFirst measures a container that has never been, for a slice of time, and returns
+// what was found; nil if that is nothing yet, or somebody else is measuring for long.
+func (s *Service) measureFirst(ctx context.Context, c *view.Container) *written {
+	t := time.NewTimer(2 * measureSlice)
+	defer t.Stop()
+	select {
+	case s.walking <- struct{}{}:
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return nil
+	}
+	defer func() { <-s.walking }()
+	if w := s.lastWritten(c.ID()); w != nil {
+		return w
+	}
+	if err := s.measure(c); err != nil && !gone(err) {
+		s.log.Debug("what a container has written could not be measured completely", slog.String("container", c.ID()), slog.Any("err", err))
+	}
+	return s.lastWritten(c.ID())
+}
+
+func (s *Service) lastWritten(id string) *written {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.written[id]
 }
 
 // untilNext returns the time until the next round: less than a tick if there is
@@ -282,7 +316,7 @@ func (s *Service) forget(ctx context.Context, list []*view.Container) {
 
 // measure goes on with measuring what one container has written, for a slice of time:
 // now and then while it runs, and once after it has ended. The error is why something
-// was not counted.
+// was not counted. The caller holds s.walking.
 func (s *Service) measure(c *view.Container) error {
 	ended := c.Row.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
 	if c.Pid == 0 && !ended {

@@ -207,8 +207,8 @@ func (s *Service) leftOut(what, id string, err error) {
 // counters are those of an interface.
 type counters = network.Counters
 
-// readContainer reads what is known of a container, and the path of its cgroup. Open
-// files are counted until the given time.
+// readContainer reads what is known of a container, and the path of its cgroup. What
+// is slow is done until the given time.
 func (s *Service) readContainer(ctx context.Context, c *view.Container, until time.Time) (*reading, string, error) {
 	g, err := s.group(c.ID(), c.Pid)
 	if err != nil {
@@ -227,9 +227,10 @@ func (s *Service) readContainer(ctx context.Context, c *view.Container, until ti
 	}
 	r.processes = uint64(len(list))
 	r.opened = s.opened(ctx, c.ID(), list, until)
-	s.mu.Lock()
-	r.written = s.written[c.ID()]
-	s.mu.Unlock()
+	if r.written = s.lastWritten(c.ID()); r.written == nil && time.Now().Before(until) {
+		// The conformance tests ask for it as soon as a container runs.
+		r.written = s.measureFirst(ctx, c)
+	}
 	// What had ended half-way would be told with zeros.
 	_, err = os.Stat("/proc/" + strconv.Itoa(c.Pid))
 	return r, g.Path(), err

@@ -104,6 +104,10 @@ func TestOpenFilesBlankNoOtherMetrics(t *testing.T) {
 	if files := counted(all, "container_file_descriptors"); fmt.Sprint(files) != "[1 1 1]" {
 		t.Errorf("open files %v", files)
 	}
+	// Neither is what has been written, which is measured for the first time here.
+	if written := counted(all, "container_fs_usage_bytes"); fmt.Sprint(written) != "[1 1 1]" {
+		t.Errorf("written %v", written)
+	}
 }
 
 // ranOut is a context whose time is over once it has been looked at a few times.

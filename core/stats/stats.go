@@ -31,6 +31,9 @@ type Service struct {
 	view   *view.View
 	log    *slog.Logger
 
+	// walking is held, by an element in it, by whoever goes on with a measuring or drops one.
+	walking chan struct{}
+
 	mu        sync.Mutex // guards following
 	groups    map[first]cgroup.Group
 	rates     map[string]rate       // by container or sandbox ID
@@ -53,7 +56,7 @@ func New(docker *engine.Engine, seen *view.View, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: seen, log: log,
 		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, written: map[string]*written{}, measuring: map[string]*measuring{},
-		layerDirs: map[string]string{}, sizes: map[first]*size{}, opens: map[string]*open{},
+		layerDirs: map[string]string{}, sizes: map[first]*size{}, opens: map[string]*open{}, walking: make(chan struct{}, 1),
 	}
 }
 
