@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
 
+	"berth/core/cgroup"
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/labels"
@@ -79,6 +81,16 @@ func scraped(t *testing.T, pods int) *Service {
 		}
 		return err == nil && ready == pods
 	})
+	own, err := cgroup.OfProcess(os.Getpid())
+	must(t, err)
+	list, inside, err := s.pods(t.Context(), nil)
+	must(t, err)
+	for _, p := range list {
+		s.groups[first{p.ID(), p.Pid}] = own // this process stands for all
+		for _, c := range inside[p.ID()] {
+			s.groups[first{c.ID(), c.Pid}] = own
+		}
+	}
 	return s
 }
 
