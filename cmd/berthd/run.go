@@ -195,7 +195,7 @@ type networks interface {
 	view.Network
 	server.Network
 	Run(ctx context.Context) error
-	NetNS(id string, pid int) string
+	Dial(ctx context.Context, id string, pid, port int) (net.Conn, error)
 }
 
 // bridge stands for Docker's own network, which asks for nothing. Behind it is the
@@ -211,7 +211,7 @@ func dialer(pods networks) exec.Dial {
 		if pod.HostNetwork {
 			return network.Dial(ctx, "", port)
 		}
-		return network.Dial(ctx, pods.NetNS(pod.ID(), pod.Pid), port)
+		return pods.Dial(ctx, pod.ID(), pod.Pid, port)
 	}
 }
 
