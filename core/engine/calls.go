@@ -62,6 +62,7 @@ func measured(calls *prometheus.HistogramVec, to **meter) client.Opt {
 			own.RegisterProtocol("http", m)
 		}
 		m.next = own.Clone()
+		own.DialContext = dialer(own.DialContext).noting() // of Hijack
 		*to = m
 		return nil
 	}

@@ -94,7 +94,7 @@ func (e *Engine) execStart(c *call) error {
 		return err
 	}
 	if order.Detach {
-		if _, _, err := e.beginExec(s, io.Discard, io.Discard); err != nil {
+		if _, _, err := e.beginExec(s, io.Discard, io.Discard, func() {}); err != nil {
 			return err
 		}
 		return c.answer(http.StatusOK, nil)
@@ -105,27 +105,38 @@ func (e *Engine) execStart(c *call) error {
 	}
 	defer conn.Close()
 	out, errs := streams(conn, s.order.Tty)
-	p, over, err := e.beginExec(s, out, errs)
+	p, over, err := e.beginExec(s, out, errs, func() { _ = conn.Close() })
 	if err != nil {
 		// Too late for a status: what went wrong is all the output there is.
 		_, _ = fmt.Fprintf(out, "%v\r\n", err)
 		return nil
 	}
-	if s.order.AttachStdin {
-		go func() {
-			_, _ = io.Copy(p.input, conn)
-			p.input.end()
-		}()
-	}
+	left := make(chan struct{}) // closed when the client has said all
+	go func() {
+		defer close(left)
+		if !s.order.AttachStdin {
+			_, _ = io.Copy(io.Discard, conn)
+			return
+		}
+		_, _ = io.Copy(p.input, conn)
+		p.input.end()
+	}()
 	select {
 	case <-over:
 	case <-c.run.ctx.Done():
+		return nil
+	}
+	if p.keeps() {
+		select {
+		case <-left:
+		case <-c.run.ctx.Done():
+		}
 	}
 	return nil
 }
 
 // beginExec starts the process of s. over is closed when it has ended.
-func (e *Engine) beginExec(s *session, out, errs io.Writer) (_ *Process, over <-chan struct{}, err error) {
+func (e *Engine) beginExec(s *session, out, errs io.Writer, hangUp func()) (_ *Process, over <-chan struct{}, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if s.begun {
@@ -144,6 +155,7 @@ func (e *Engine) beginExec(s *session, out, errs io.Writer) (_ *Process, over <-
 	}
 	p := e.newProcess(s.box, newPipe(), s.order.Cmd, s.order.Env, s.order.Tty)
 	p.ID = s.id
+	p.hangUp = hangUp
 	if s.order.AttachStdin {
 		p.Stdin = p.input
 	}
@@ -266,4 +278,12 @@ func (e *Engine) EndExec(id string, code int) {
 		return
 	}
 	p.finish(code)
+}
+
+// ForgetExec has the exec session id be no more, as when its container has ended;
+// its output stays as it is.
+func (e *Engine) ForgetExec(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.sessions, id)
 }

@@ -37,8 +37,33 @@ type Process struct {
 	ended  func(code int)
 	once   sync.Once
 
-	mu       sync.Mutex // guards handlers
+	mu       sync.Mutex // guards following
 	handlers map[int]chan string
+	kept     bool   // of an exec: whether a child keeps the output
+	hangUp   func() // of an exec: ends the output
+}
+
+// KeepOutput has the output of an exec stay open when the process ends, as it does
+// while a child has it.
+func (p *Process) KeepOutput() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.kept = true
+}
+
+// CloseOutput ends the output of an exec while the process goes on.
+func (p *Process) CloseOutput() {
+	p.mu.Lock()
+	hangUp := p.hangUp
+	p.mu.Unlock()
+	hangUp()
+}
+
+// keeps reports whether KeepOutput was called.
+func (p *Process) keeps() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.kept
 }
 
 // newProcess makes a process that nothing has begun yet.
