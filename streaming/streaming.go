@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -23,17 +24,30 @@ import (
 
 // A Runtime joins streams to containers and pods. The context of an exec or
 // attach ends when its client has gone, and that of every call when Run ends.
-// After that nothing can be read from its streams nor written to them. An attach that
-// returns ErrSlow has its client cut off.
+// After that writes to its streams fail. A client that ErrSlow is returned for has
+// five more seconds to read what it was sent, and the error.
 type Runtime = streaming.Runtime
 
 // loopback is where the server listens unless told otherwise, and what URLs
 // name where it listens everywhere: the kubelet is on the same node.
 const loopback = "127.0.0.1"
 
+// What may be had without a token: each URL is for one use, so a client that has
+// one sends its request at once and nothing after it.
+const (
+	requestTimeout = 10 * time.Second
+	idleTimeout    = 5 * time.Second
+	maxHeader      = 16 << 10
+)
+
 // A Server serves streams at URLs that are good for one use within a minute.
 type Server struct {
+	// ErrorLog is told, at debug level and at most once a second, what goes wrong
+	// with connections. If it is nil, nobody is. It must not be set after Run.
+	ErrorLog *slog.Logger
+
 	listener net.Listener
+	clients  *clients
 	inside   *inside
 	base     *url.URL
 	calls    *calls
@@ -53,7 +67,8 @@ func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("streaming address %q: %w", addr, err)
 	}
-	l = clients{l}
+	clients := newClients(l)
+	l = clients
 	config := streaming.DefaultConfig
 	config.StreamIdleTimeout = 0 // a shell may be left alone for as long as its user likes
 	config.BaseURL = baseURL(l.Addr())
@@ -62,12 +77,12 @@ func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 		// Connections are taken over, which HTTP/2 does not have.
 		l = tls.NewListener(l, &tls.Config{GetCertificate: pair.load, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	}
-	calls := &calls{runtime: runtime}
+	calls := newCalls(runtime)
 	server, err := streaming.NewServer(config, calls)
 	if err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &Server{listener: l, inside: newInside(), base: config.BaseURL, calls: calls, server: server}, nil
+	return &Server{listener: l, clients: clients, inside: newInside(), base: config.BaseURL, calls: calls, server: server}, nil
 }
 
 // A KeyPair names the files of a certificate and its key. They are read again
@@ -126,17 +141,27 @@ func (s *Server) PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.Port
 	return s.server.GetPortForward(r)
 }
 
-// Run serves until ctx ends. Streams that are open then are cut, and it waits for
-// the Runtime to have seen that.
+// Run serves until ctx ends. Execs and attaches that are open then end with an
+// error, which their clients have a few seconds to read. Then all connections are
+// cut, and Run waits for the calls of the Runtime to return.
 func (s *Server) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
+	run, stop := context.WithCancel(ctx)
+	conns, cut := context.WithCancel(context.WithoutCancel(ctx))
 	srv := &http.Server{
-		Handler: translator{s.server, s.inside}, ReadHeaderTimeout: 30 * time.Second,
-		BaseContext: func(net.Listener) context.Context { return ctx }, ConnContext: of,
+		Handler:           translator{s.server, s.inside},
+		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, // all end with the upgrade
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		BaseContext: func(net.Listener) context.Context { return conns }, ConnContext: of, ConnState: s.clients.changed,
+		ErrorLog: newErrorLog(s.ErrorLog),
 	}
-	defer s.calls.begin(ctx)()
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = srv.Close() })()
+	end := s.calls.begin(run)
+	defer func() {
+		stop()
+		s.calls.drain(stopGrace)
+		cut()
+		end()
+	}()
+	defer context.AfterFunc(run, func() { _ = srv.Close() })()
 	var g errgroup.Group
 	for _, l := range []net.Listener{s.listener, s.inside} {
 		g.Go(func() error {

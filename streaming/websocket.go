@@ -33,6 +33,7 @@ type translator struct {
 }
 
 func (t translator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer finish(r.Context())
 	switch {
 	case wsstream.IsWebSocketRequestWithTunnelingProtocol(r):
 		t.tunnel(w, r)
@@ -141,7 +142,11 @@ func (t translator) channels(w http.ResponseWriter, r *http.Request) {
 	var output sync.WaitGroup
 	for _, channel := range []int{stdout, stderr, status} {
 		if streams[channel] != nil {
-			output.Go(func() { io.Copy(client[channel], streams[channel]) }) //nolint:errcheck // either side may go
+			output.Go(func() {
+				if _, err := io.Copy(client[channel], streams[channel]); err != nil {
+					conn.Close() // what is left of the others cannot be passed on either
+				}
+			})
 		}
 	}
 	output.Wait()
@@ -224,9 +229,9 @@ func newInside() *inside {
 
 func (l *inside) dial(ctx context.Context) (net.Conn, error) {
 	ours, theirs := net.Pipe()
-	outer, _ := ctx.Value(clientKey{}).(*client) // whom to cut
+	outer, _ := ctx.Value(clientKey{}).(*client)
 	select {
-	case l.conns <- &client{Conn: theirs, gone: func() {}, outer: outer}:
+	case l.conns <- newClient(theirs, outer):
 		return ours, nil
 	case <-l.done:
 		return nil, errStopped
