@@ -35,7 +35,7 @@ func TestURLsAreAbsoluteAndCanBeDialled(t *testing.T) {
 
 func TestABufferHandsOnEverything(t *testing.T) {
 	var got bytes.Buffer
-	b := NewBuffer(&got, 64, time.Second)
+	b := NewBuffer(&got, NewBudget(1<<20), 64, time.Second)
 	want := strings.Repeat("0123456789", 1000)
 	if _, err := io.Copy(b, io.LimitReader(strings.NewReader(want), int64(len(want)))); err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func TestABufferHandsOnEverything(t *testing.T) {
 func TestABufferGivesUpWhoDoesNotRead(t *testing.T) {
 	r, w := io.Pipe() // nobody reads r
 	defer r.Close()
-	b := NewBuffer(w, 1024, 20*time.Millisecond)
+	b := NewBuffer(w, NewBudget(1<<20), 1024, 20*time.Millisecond)
 	var err error
 	for range 100 {
 		if _, err = b.Write(make([]byte, 512)); err != nil {
@@ -86,7 +86,7 @@ func TestABufferBesideASlowReader(t *testing.T) {
 				got := make(chan int)
 				go func() {
 					n := 0
-					for b := make([]byte, piece); ; time.Sleep(tt.pause) {
+					for b := make([]byte, 64<<10); ; time.Sleep(tt.pause) {
 						k, err := io.ReadFull(r, b)
 						n += k
 						if err != nil {
@@ -95,7 +95,7 @@ func TestABufferBesideASlowReader(t *testing.T) {
 						}
 					}
 				}()
-				b := NewBuffer(w, limit, patience)
+				b := NewBuffer(w, NewBudget(10*limit), limit, patience)
 				time.Sleep(10 * patience) // in which there is nothing to take
 				began := time.Now()
 				var err error
@@ -114,4 +114,60 @@ func TestABufferBesideASlowReader(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Readers that do not keep up use the Budget and no more; one that does is served
+// beside them.
+func TestBuffersShareABudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit, patience = 1 << 20, 10 * time.Second
+		budget := NewBudget(2 * limit)
+		var stalled []*Buffer
+		for range 4 {
+			r, w := io.Pipe() // nobody reads r
+			defer r.Close()
+			b := NewBuffer(w, budget, limit, patience)
+			stalled = append(stalled, b)
+			go func() {
+				for {
+					if _, err := b.Write(make([]byte, 32<<10)); err != nil {
+						r.Close()
+						return
+					}
+				}
+			}()
+		}
+		synctest.Wait()
+		held := 0
+		for _, b := range stalled {
+			b.mu.Lock()
+			for _, part := range b.queue {
+				held += cap(part.data)
+			}
+			b.mu.Unlock()
+		}
+		if most := 2*limit + len(stalled)*32<<10; held > most {
+			t.Errorf("%d bytes are held for readers that do not read, want at most %d", held, most)
+		}
+		var got bytes.Buffer
+		good := NewBuffer(&got, budget, limit, patience)
+		for range 100 {
+			if _, err := good.Write(make([]byte, 32<<10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := good.Close(); err != nil || got.Len() != 100*32<<10 {
+			t.Errorf("a reader that keeps up got %d bytes, %v", got.Len(), err)
+		}
+		time.Sleep(2 * patience)
+		for _, b := range stalled {
+			if err := b.Close(); !errors.Is(err, ErrSlow) {
+				t.Errorf("a reader that does not read: %v, want ErrSlow", err)
+			}
+		}
+		synctest.Wait()
+		if !budget.Take(2 * limit) {
+			t.Error("the budget is not whole again")
+		}
+	})
 }

@@ -376,12 +376,12 @@ var messages = []message{
 	{"ExecSyncRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSync"},
 		{"cmd", engine, "`Cmd` of an exec; refused if empty", "exec.TestSync"},
-		{"timeout", berth, "the command is killed with all it has begun", "live.TestExecTimeout exec.TestSyncRunsOutOfTime"},
+		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, whoever keeps its output open", "live.TestExecTimeout exec.TestSyncRunsOutOfTime live.TestExecLeavesNoZombies live.TestExecThatLeavesAChild"},
 	}},
 	{"ExecSyncResponse", []row{
 		{"stdout", engine, "the output of the exec, cut at 16 MiB together with stderr", "exec.TestSync"},
 		{"stderr", engine, "the output of the exec, cut at 16 MiB together with stdout", "exec.TestSync"},
-		{"exit_code", engine, "`ExitCode` of the exec", "exec.TestSync"},
+		{"exit_code", engine, "`ExitCode` of the exec; 126 or 127 for what cannot be run, with the reason in the output", "exec.TestSync live.TestExecOfWhatCannotBeRun"},
 	}},
 	{"ExecRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "e2e.TestCRI"},

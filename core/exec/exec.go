@@ -1,9 +1,8 @@
-// Package exec is the room where commands are run in containers that run
-// already, where streams are joined to a container's own, and where ports of
-// pods are reached.
+// Package exec runs commands in containers, joins streams to those of containers,
+// and reaches ports of pods.
 //
-// It is called by the front desk (core/server) and by package streaming, and
-// talks to the Docker Engine.
+// It is called by core/server and by package streaming, and talks to the Docker
+// Engine.
 package exec
 
 import (
@@ -21,11 +20,13 @@ import (
 	"berth/core/view"
 )
 
-// A Service runs commands and joins streams. It keeps no state of its own.
+// A Service runs commands and joins streams. All it keeps is count of the memory
+// that its sessions use.
 type Service struct {
 	docker *engine.Engine
 	view   *view.View
 	dial   Dial
+	memory *memory
 	signal func(id string, pid int, signal unix.Signal) error
 	log    *slog.Logger
 }
@@ -35,16 +36,12 @@ type Dial func(ctx context.Context, pod *view.Sandbox, port int) (net.Conn, erro
 
 // New returns a Service; none of its arguments may be nil.
 func New(docker *engine.Engine, view *view.View, dial Dial, log *slog.Logger) *Service {
-	return &Service{docker: docker, view: view, dial: dial, signal: signalTree, log: log}
+	return &Service{docker: docker, view: view, dial: dial, memory: newMemory(memoryLimit), signal: signalTree, log: log}
 }
 
 // detachKeys is what an Engine takes for the wish to leave a stream. It cannot
 // be told to take nothing, and its default swallows a shell's ctrl-p.
 const detachKeys = "ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-^,ctrl-],ctrl-_,ctrl-@"
-
-// exitPatience is how long after the end of its output a command may take to
-// be known to have ended.
-const exitPatience = 5 * time.Second
 
 // running returns the container id, which must run.
 func (s *Service) running(ctx context.Context, id string) (*view.Container, error) {
@@ -54,36 +51,6 @@ func (s *Service) running(ctx context.Context, id string) (*view.Container, erro
 	}
 	return c, err
 }
-
-// exitCode returns the exit code of an exec session whose output has ended. A
-// command that could not be run at all is an error of kind Unknown.
-func exitCode(ctx context.Context, docker *engine.Conn, session, said string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, exitPatience)
-	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		found, err := docker.ContainerExecInspect(ctx, session)
-		switch {
-		case err != nil:
-			return 0, fmt.Errorf("exec: %w", err)
-		case found.Running:
-		case found.Pid == 0 && (found.ExitCode == exitNotRunnable || found.ExitCode == exitNotFound || found.ExitCode == exitNoExec):
-			// It has never been a process; the Engine writes why to its output.
-			return 0, fmt.Errorf("exec: %s: %w", said, errdefs.ErrUnknown)
-		default:
-			return found.ExitCode, nil
-		}
-		if err := wait(ctx, pause); err != nil {
-			return 0, fmt.Errorf("exec: waiting for the exit code: %w", err)
-		}
-	}
-}
-
-// Exit codes that the Engine makes up for what could not be run.
-const (
-	exitNotRunnable = 126
-	exitNotFound    = 127
-	exitNoExec      = 128
-)
 
 // exit returns what an exec session that ended with code returns.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -15,11 +16,9 @@ import (
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
-	"berth/core/engine"
 	"berth/streaming"
 )
 
@@ -35,79 +34,61 @@ const (
 )
 
 // Exec runs cmd in the container id with the given streams, nil for those not
-// wanted, until it ends. Its exit code comes as a bare ExitError.
+// wanted, until it ends. Its exit code comes as a bare ExitError; that of a command
+// that could not be run is 126 or 127, and Docker's reason is in its output.
 //
 // When ctx ends, or a stream fails, the client has gone, and the command is ended
 // with all that it has begun. out and errs must fail once ctx has ended.
 func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	docker, err := s.docker.Use()
+	release, err := s.memory.admit(ctx)
 	if err != nil {
 		return err
 	}
-	c, err := s.running(ctx, id)
-	if err != nil {
-		return err
-	}
-	made, err := docker.ContainerExecCreate(ctx, c.ID(), container.ExecOptions{
-		Tty: tty, AttachStdin: in != nil, AttachStdout: out != nil, AttachStderr: errs != nil && !tty, DetachKeys: detachKeys, Cmd: cmd,
+	defer release()
+	x, err := s.create(ctx, id, container.ExecOptions{
+		Tty: tty, AttachStdin: in != nil, AttachStdout: out != nil, AttachStderr: errs != nil && !tty, Cmd: cmd,
 	})
 	if err != nil {
-		return fmt.Errorf("exec: %w", err)
+		return err
 	}
-	// From here on the Engine runs the command whether or not anybody listens.
-	gone, err := s.attend(ctx, docker, made.ID, in, out, errs, tty, resize)
-	if gone || ctx.Err() != nil {
-		s.abandon(context.WithoutCancel(ctx), docker, c.ID(), made.ID, tty)
+	code, err := x.attend(ctx, in, out, errs, resize)
+	if err == nil {
+		return exit(code)
 	}
-	return err
+	var failed errOutput
+	if errors.As(err, &failed) || ctx.Err() != nil {
+		x.abandon(ctx)
+	}
+	return fmt.Errorf("exec in container %s: %w", x.container, err)
 }
 
-// attend starts an exec session and returns what it returns. gone tells that a
-// stream has failed.
-func (s *Service) attend(ctx context.Context, docker *engine.Conn, session string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (gone bool, err error) {
-	streams, err := docker.ContainerExecAttach(ctx, session, container.ExecAttachOptions{Tty: tty})
+// attend runs the command and returns its exit code. A client that reads slowly
+// holds up this command and no other.
+func (x *session) attend(ctx context.Context, in io.Reader, out, errs io.Writer, resize <-chan remotecommand.TerminalSize) (int, error) {
+	streams, err := x.start(ctx)
 	if err != nil {
-		return false, fmt.Errorf("exec: %w", err)
+		return 0, err
 	}
+	output, copied := newOutput(streams), make(chan error, 1)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer streams.Close()
 	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	defer context.AfterFunc(ctx, streams.Close)()
-	var sizes sync.WaitGroup
-	defer func() { cancel(); sizes.Wait() }()
-	sizes.Go(func() {
+	running.Go(func() {
 		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
-			return docker.ContainerExecResize(ctx, session, size)
+			return x.docker.ContainerExecResize(ctx, x.id, size)
 		})
 	})
-	// A client that reads slowly holds up this command and no other.
-	if err := join(streams, in, out, errs, tty); err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return true, fmt.Errorf("exec: %w", err)
-	}
-	code, err := exitCode(ctx, docker, session, "see its output")
-	if err != nil {
-		return false, err
-	}
-	return false, exit(code)
-}
-
-// abandon ends a command whose client has gone, for the Engine does not. One that
-// has a terminal is told so as by a terminal that is closed, with SIGHUP, and
-// killed if it does not end in time.
-func (s *Service) abandon(ctx context.Context, docker *engine.Conn, id, session string, tty bool) {
-	if tty {
-		s.kill(ctx, docker, id, session, unix.SIGHUP)
-		if _, err := exitCode(ctx, docker, session, ""); err == nil {
-			return
-		}
-	}
-	s.kill(ctx, docker, id, session, unix.SIGKILL)
+	feed(streams, in)
+	running.Go(func() { copied <- collect(output, out, errs, x.tty) })
+	return x.wait(ctx, output, copied)
 }
 
 // Attach joins streams, nil for those not wanted, to those of the container id
-// until it ends or the client leaves. A client that does not keep up is cut
-// off: an Engine holds up the container for it.
+// until it ends or the client leaves. A client that does not keep up is given up:
+// Docker holds up the container for it.
 func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	docker, err := s.docker.Use()
 	if err != nil {
@@ -115,14 +96,22 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 	}
 	c, err := s.running(ctx, id)
 	if err != nil {
+		return unanswered(err)
+	}
+	release, err := s.memory.admit(ctx)
+	if err != nil {
 		return err
 	}
-	streams, err := docker.ContainerAttach(ctx, c.ID(), container.AttachOptions{
-		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil, DetachKeys: detachKeys,
+	defer release()
+	streams, err := docker.Hijack(ctx, func(ctx context.Context) (types.HijackedResponse, error) {
+		return docker.ContainerAttach(ctx, c.ID(), container.AttachOptions{
+			Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil, DetachKeys: detachKeys,
+		})
 	})
 	if err != nil {
-		return fmt.Errorf("attach: %w", err)
+		return fmt.Errorf("attach to container %s: %w", c.ID(), err)
 	}
+	defer streams.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, streams.Close)()
@@ -134,14 +123,16 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 		if w == nil {
 			return nil
 		}
-		b := streaming.NewBuffer(w, attachBuffer, attachPatience)
+		b := streaming.NewBuffer(w, s.memory.Budget, attachBuffer, attachPatience)
 		buffers = append(buffers, b)
 		return b
 	}
-	err = join(streams, in, buffered(out), buffered(errs), c.TTY)
+	feed(streams, in)
+	err = collect(streams.Reader, buffered(out), buffered(errs), c.TTY)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
+	streams.Close()
 	for _, b := range buffers {
 		if closeErr := b.Close(); closeErr != nil && !errors.Is(err, closeErr) {
 			err = errors.Join(err, closeErr)
@@ -150,23 +141,25 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 	return err
 }
 
-// join copies between an Engine's streams and a client's until the Engine's
-// output ends. It closes the Engine's streams.
-func join(streams types.HijackedResponse, in io.Reader, out, errs io.Writer, tty bool) error {
-	defer streams.Close()
-	if in != nil {
-		// It ends with the client's connection, which outlives this call by as
-		// much as the server takes to close it.
-		go func() {
-			_, _ = io.Copy(streams.Conn, in)
-			_ = streams.CloseWrite()
-		}()
+// feed copies from a client's stdin, which may be nil. It ends with the client's
+// connection, which outlives a session by as much as the server takes to close it.
+func feed(streams types.HijackedResponse, in io.Reader) {
+	if in == nil {
+		return
 	}
+	go func() {
+		_, _ = io.Copy(streams.Conn, in)
+		_ = streams.CloseWrite()
+	}()
+}
+
+// collect copies Docker's output to a client's streams until it ends.
+func collect(from io.Reader, out, errs io.Writer, tty bool) error {
 	if tty {
-		_, err := io.Copy(orDiscard(out), streams.Reader)
+		_, err := io.Copy(orDiscard(out), from)
 		return err
 	}
-	_, err := stdcopy.StdCopy(orDiscard(out), orDiscard(errs), streams.Reader)
+	_, err := stdcopy.StdCopy(orDiscard(out), orDiscard(errs), from)
 	return err
 }
 
@@ -199,7 +192,7 @@ func resizing(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set 
 }
 
 // PortForward connects stream to a port of the pod in the sandbox id, until
-// either end is done.
+// either end is done. An error is that there was no connection.
 func (s *Service) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	if port <= 0 || port > 65535 {
 		return fmt.Errorf("port %d: %w", port, errdefs.ErrInvalidArgument)
@@ -211,14 +204,21 @@ func (s *Service) PortForward(ctx context.Context, id string, port int32, stream
 	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
 		return fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
 	}
+	release, err := s.memory.admit(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	conn, err := s.dial(ctx, pod, int(port))
 	if err != nil {
 		return fmt.Errorf("port %d of sandbox %s: %w", port, pod.ID(), err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if err := forward(conn, stream); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("port %d of sandbox %s: %w", port, pod.ID(), err)
+	// However a connection ends that was there, it is that one's end: kubectl gives
+	// up all it forwards at the first word of an error (kubernetes#111825).
+	if err := forward(conn, stream); err != nil {
+		s.log.Debug("forwarded connection broke", slog.String("sandbox", pod.ID()), slog.Int("port", int(port)), slog.Any("err", err))
 	}
 	return nil
 }

@@ -13,15 +13,19 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"golang.org/x/net/websocket"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
+	utilexec "k8s.io/utils/exec"
 
 	"berth/core/engine/enginetest"
 	"berth/core/exec"
+	"berth/core/labels"
 	"berth/streaming"
 )
 
@@ -323,7 +327,7 @@ func TestAStalledAttachIsCut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		left := 0
 		for _, function := range []string{"remotecommand.ServeAttach", "streaming.(*Buffer).hand", "streaming.translator.channels"} {
 			left += stacks(function)
@@ -334,5 +338,97 @@ func TestAStalledAttachIsCut(t *testing.T) {
 		if time.Now().After(limit) {
 			t.Fatalf("%d goroutines wait for clients that do not read", left)
 		}
+	}
+}
+
+// A pod that resets a connection has ended that one, and not all that a client
+// forwards: kubectl gives up at the first word of an error.
+func TestPortForwardTakesAResetForAnEnd(t *testing.T) {
+	room, _, c, _ := newRoom(t)
+	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"}}`}
+	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: said.Encode()}, nil, nil, nil, "k8s_POD_web_ns_u_0")
+	if err == nil {
+		err = c.ContainerStart(t.Context(), made.ID, container.StartOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1))
+			_ = conn.(*net.TCPConn).SetLinger(0) // what is not read is answered with a reset
+			conn.Close()
+		}
+	}()
+	room.OnDial(func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
+	forward := func() error {
+		ours, theirs := net.Pipe()
+		defer ours.Close()
+		go ours.Write(make([]byte, 1000))
+		return room.PortForward(t.Context(), made.ID, 80, theirs)
+	}
+	enginetest.Until(t, "the sandbox does not get ready", func() bool { return !errdefs.IsNotFound(forward()) })
+	for range 3 {
+		if err := forward(); err != nil {
+			t.Errorf("a reset: %v, want the end of the connection", err)
+		}
+	}
+	l.Close()
+	if err := forward(); err == nil {
+		t.Error("nobody listens, and it is no error")
+	}
+}
+
+// What cannot be run exits with 126 or 127, and Docker's reason is in its output.
+func TestExecOfWhatCannotBeRun(t *testing.T) {
+	room, _, _, id := newRoom(t)
+	var out bytes.Buffer
+	err := room.Exec(t.Context(), id, []string{"missing"}, nil, closer{&out}, nil, false, nil)
+	//nolint:errorlint // this is how cri-streaming looks at it
+	if e, ok := err.(utilexec.ExitError); !ok || e.ExitStatus() != 126 && e.ExitStatus() != 127 || !strings.Contains(out.String(), "not found") {
+		t.Errorf("%v with the output %q, want 126 or 127 and the reason", err, out.String())
+	}
+}
+
+type closer struct{ io.Writer }
+
+func (closer) Close() error { return nil }
+
+// An attach or exec that Docker does not answer ends with its client.
+func TestStreamsEndWhenDockerHangs(t *testing.T) {
+	for route, call := range map[string]func(*exec.Service, context.Context, string) error{
+		"POST /exec/{id}/start": func(room *exec.Service, ctx context.Context, id string) error {
+			return room.Exec(ctx, id, []string{"sleep", "1000"}, nil, closer{io.Discard}, nil, false, nil)
+		},
+		"POST /containers/{id}/attach": func(room *exec.Service, ctx context.Context, id string) error {
+			return room.Attach(ctx, id, nil, closer{io.Discard}, nil, false, nil)
+		},
+	} {
+		t.Run(route, func(t *testing.T) {
+			room, e, _, id := newRoom(t)
+			release := e.Hang(route)
+			defer release()
+			ctx, hangUp := context.WithCancel(t.Context())
+			e.On(route, hangUp)
+			done := make(chan error, 1)
+			go func() { done <- call(room, ctx, id) }()
+			select {
+			case err := <-done:
+				if err == nil {
+					t.Error("it is a success")
+				}
+			case <-time.After(enginetest.Patience):
+				t.Fatal("it goes on after its client has gone")
+			}
+		})
 	}
 }

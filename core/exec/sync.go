@@ -1,34 +1,29 @@
 package exec
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
-
 	"golang.org/x/sys/unix"
-
-	"berth/core/engine"
 )
 
 // maxOutput is how much of both streams together Sync returns, in bytes: what
 // fits into one answer, of which the kubelet takes 16 MiB.
 const maxOutput = 16<<20 - 64<<10
 
-// killPatience is how long a command that was killed may take to be gone.
-const killPatience = 10 * time.Second
-
 // Sync runs cmd in the container id and returns what it wrote, cut at just
-// below 16 MiB in all, and its exit code. A command that could not be run is an error.
+// below 16 MiB in all, and its exit code. A command that could not be run has the
+// exit code 126 or 127, and Docker's reason in its output, as with cri-dockerd: a
+// probe takes an error for no answer at all.
 //
 // After timeout, 0 for none, or when the caller hangs up, the command is
-// killed with all it has begun, and the error is that of a context.
+// killed with all it has begun, and the error is that of a context. If Docker does
+// not answer meanwhile, the error is of kind Unavailable.
 func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
@@ -38,89 +33,66 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	if len(cmd) == 0 {
 		return nil, nil, 0, fmt.Errorf("no command: %w", errdefs.ErrInvalidArgument)
 	}
-	docker, err := s.docker.Use()
+	x, err := s.create(ctx, id, container.ExecOptions{AttachStdout: true, AttachStderr: true, Cmd: cmd})
 	if err != nil {
 		return nil, nil, 0, err
 	}
-	c, err := s.running(ctx, id)
+	streams, err := x.start(ctx)
 	if err != nil {
 		return nil, nil, 0, err
-	}
-	made, err := docker.ContainerExecCreate(ctx, c.ID(), container.ExecOptions{
-		AttachStdout: true, AttachStderr: true, DetachKeys: detachKeys, Cmd: cmd,
-	})
-	if err != nil {
-		return nil, nil, 0, fmt.Errorf("exec: %w", err)
-	}
-	// From here on the Engine runs the command whether or not anybody listens.
-	work := context.WithoutCancel(ctx)
-	streams, err := docker.ContainerExecAttach(work, made.ID, container.ExecAttachOptions{})
-	if err != nil {
-		return nil, nil, 0, fmt.Errorf("exec: %w", err)
 	}
 	defer streams.Close()
-	room := maxOutput
-	out, errs := &capped{room: &room}, &capped{room: &room}
-	copied := make(chan error, 1)
+	kept := s.memory.keep(ctx, maxOutput)
+	defer kept.release()
+	output, copied := newOutput(streams), make(chan error, 1)
+	out, errs := kept.stream(), kept.stream()
 	go func() {
-		_, err := stdcopy.StdCopy(out, errs, streams.Reader)
-		copied <- err
+		defer close(copied)
+		if _, err := stdcopy.StdCopy(out, errs, output); err != nil {
+			copied <- err
+		}
 	}()
-	select {
-	case err = <-copied:
-	case <-ctx.Done():
-		s.kill(work, docker, c.ID(), made.ID, unix.SIGKILL)
-		streams.Close() // and with it the copy, should the kill have had no effect
-		<-copied
-		return nil, nil, 0, fmt.Errorf("exec: %w", ctx.Err())
+	exit, err := x.wait(ctx, output, copied)
+	if errors.Is(err, context.DeadlineExceeded) {
+		exit, err = x.last(ctx, output, copied)
+	}
+	switch {
+	case err == nil, errors.Is(err, context.DeadlineExceeded):
+	case errdefs.IsUnavailable(err):
+		go x.find(context.WithoutCancel(ctx), unix.SIGKILL, false)
+	default:
+		x.end(ctx, unix.SIGKILL)
+	}
+	streams.Close() // and with it the copy, should the kill have had no effect
+	kept.stop()
+	for range copied { // until it is closed
+	}
+	if full := kept.err(); full != nil {
+		err = full
 	}
 	if err != nil {
-		return nil, nil, 0, fmt.Errorf("exec: read its output: %w", err)
+		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
 	}
-	exit, err := exitCode(work, docker, made.ID, strings.TrimSpace(out.String()))
-	if err != nil {
-		return nil, nil, 0, err
-	}
-	return out.Bytes(), errs.Bytes(), int32(exit), nil
+	return out.bytes(), errs.bytes(), int32(exit), nil
 }
 
-// kill ends an exec session with all that it has begun. Docker has no word for
-// that, so it is done by process.
-func (s *Service) kill(ctx context.Context, docker *engine.Conn, id, session string, signal unix.Signal) {
-	ctx, cancel := context.WithTimeout(ctx, killPatience)
+// last ends a command whose time is up. It may have ended while a child keeps its
+// output open, of which Docker 20.10 tells only after two seconds, and it may be
+// Docker that has hung all the time.
+func (x *session) last(ctx context.Context, output *output, copied <-chan error) (int, error) {
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		found, err := docker.ContainerExecInspect(ctx, session)
-		if err != nil {
-			s.log.Warn("an exec that is to end could not be found", slog.String("container", id), slog.Any("err", err))
-			return
+	found, err := x.inspect(limit)
+	if err != nil {
+		return 0, fmt.Errorf("its time is up, and whether it has ended is not known: %w", unanswered(err))
+	}
+	if !ended(found) {
+		if !x.end(ctx, unix.SIGKILL) {
+			return 0, ctx.Err()
 		}
-		if found.Pid != 0 {
-			if err := s.signal(id, found.Pid, signal); err != nil {
-				s.log.Warn("an exec that is to end could not be killed",
-					slog.String("container", id), slog.Int("pid", found.Pid), slog.Any("err", err))
-			}
-			return
-		}
-		if !found.Running && pause > 100*time.Millisecond {
-			return // over before it was a process
-		}
-		if wait(ctx, pause) != nil {
-			return
+		if found, err = x.settled(limit); err != nil {
+			return 0, ctx.Err()
 		}
 	}
-}
-
-// capped keeps what is written to it while there is room, which it may share,
-// and takes the rest without keeping it, so that the command is never held up.
-type capped struct {
-	bytes.Buffer
-	room *int
-}
-
-func (c *capped) Write(p []byte) (int, error) {
-	n := min(*c.room, len(p))
-	*c.room -= n
-	c.Buffer.Write(p[:n])
-	return len(p), nil
+	return found.ExitCode, output.drain(ctx, copied)
 }

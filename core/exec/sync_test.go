@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine/enginetest"
 	"berth/core/exec"
@@ -87,9 +91,9 @@ func TestSync(t *testing.T) {
 	if len(out) != 16<<20-64<<10 || code != 0 || err != nil {
 		t.Errorf("%d bytes of too many, %d, %v", len(out), code, err)
 	}
-	_, _, _, err = room.Sync(t.Context(), id, []string{"missing"}, time.Minute)
-	if !errdefs.IsUnknown(err) || !strings.Contains(err.Error(), "executable file not found") {
-		t.Errorf("a command that is not there: %v, want Unknown with the reason", err)
+	out, _, code, err = room.Sync(t.Context(), id, []string{"missing"}, time.Minute)
+	if err != nil || code != 126 && code != 127 || !strings.Contains(string(out), "executable file not found") {
+		t.Errorf("a command that is not there: %q, %d, %v; want the reason and 126 or 127", out, code, err)
 	}
 	if _, _, _, err := room.Sync(t.Context(), id, nil, 0); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no command: %v, want InvalidArgument", err)
@@ -112,11 +116,131 @@ func TestSyncRunsOutOfTime(t *testing.T) {
 	if _, _, _, err := room.Sync(ctx, id, []string{"sleep", "1000"}, time.Minute); !errors.Is(err, context.Canceled) {
 		t.Errorf("hung up: %v, want Canceled", err)
 	}
-	// Also if the Engine never answers.
-	release := e.Hang("POST /containers/{id}/exec")
-	defer release()
-	if _, _, _, err := room.Sync(t.Context(), id, []string{"true"}, 300*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("no answer: %v, want DeadlineExceeded", err)
+}
+
+// A Docker that hangs is not a command that runs out of time: the kubelet would take
+// that for a failed probe.
+func TestSyncIsUnavailableWhenDockerHangs(t *testing.T) {
+	for _, route := range []string{"POST /containers/{id}/exec", "POST /exec/{id}/start", "GET /exec/{id}/json"} {
+		t.Run(route, func(t *testing.T) {
+			room, e, _, id := newRoom(t)
+			release := e.Hang(route)
+			defer release()
+			begun, before := time.Now(), stacks("net/http.ReadResponse")
+			_, _, _, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
+			if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 8*time.Second {
+				t.Errorf("%v after %v, want Unavailable soon after 300 ms", err, time.Since(begun))
+			}
+			enginetest.Until(t, "a goroutine waits for an answer of Docker", func() bool { return stacks("net/http.ReadResponse") <= before })
+		})
+	}
+}
+
+// The command's own end counts, not that of a child that has its output.
+func TestSyncReturnsWhenTheCommandHasEnded(t *testing.T) {
+	for name, timeout := range map[string]time.Duration{"no timeout": 0, "just enough": 500 * time.Millisecond, "long": time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			room, e, _, id := newRoom(t)
+			e.Program("daemonize", func(p *enginetest.Process) int {
+				p.KeepOutput()
+				_, _ = p.Stdout.Write([]byte("started"))
+				return 7
+			})
+			begun := time.Now()
+			out, _, code, err := room.Sync(t.Context(), id, []string{"daemonize"}, timeout)
+			if string(out) != "started" || code != 7 || err != nil || time.Since(begun) > 5*time.Second {
+				t.Errorf("%q, %d, %v after %v; want 7 at once", out, code, err, time.Since(begun))
+			}
+		})
+	}
+}
+
+// With a PID namespace that the pod shares, Docker 20.10 forgets the execs of a
+// container that ends and leaves their streams open.
+func TestExecEndsWithItsContainer(t *testing.T) {
+	room, e, _, id := newRoom(t)
+	e.Program("stays", func(p *enginetest.Process) int {
+		p.KeepOutput()
+		_, _ = p.Stdout.Write([]byte("begun\n"))
+		<-p.Context().Done()
+		return 0
+	})
+	forget := func() {
+		for _, s := range e.Execs() {
+			e.ForgetExec(s.ID)
+		}
+	}
+	time.AfterFunc(300*time.Millisecond, forget)
+	begun := time.Now()
+	if _, _, _, err := room.Sync(t.Context(), id, []string{"stays"}, 0); err == nil || time.Since(begun) > 8*time.Second {
+		t.Errorf("%v after %v, want an error soon", err, time.Since(begun))
+	}
+	for name, dial := range map[string]func(*testing.T, string, bool, bool) caller{"SPDY": bySPDY, "WebSocket": byWebSocket} {
+		told, err := serve(t, room).Exec(&runtimeapi.ExecRequest{ContainerId: id, Cmd: []string{"stays"}, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := dial(t, told.GetUrl(), false, false)
+		defer c.conn.Close()
+		if _, err := io.ReadFull(c, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		forget()
+		if err := c.conn.SetReadDeadline(time.Now().Add(enginetest.Patience)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, c); err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the exec goes on", name)
+		}
+	}
+}
+
+// A command may close its output and go on.
+func TestSyncWaitsForACommandWithoutOutput(t *testing.T) {
+	room, e, _, id := newRoom(t)
+	e.Program("quiet", func(p *enginetest.Process) int {
+		p.CloseOutput()
+		select {
+		case <-p.Context().Done():
+		case <-time.After(7 * time.Second): // longer than Docker may take to answer
+		}
+		return 9
+	})
+	if _, _, code, err := room.Sync(t.Context(), id, []string{"quiet"}, time.Minute); code != 9 || err != nil {
+		t.Errorf("%d, %v; want 9", code, err)
+	}
+}
+
+// However much all of them print, they get their turn, and what is said little of is
+// not held up.
+func TestSyncSharesMemory(t *testing.T) {
+	room, e, _, id := newRoom(t)
+	room.LimitMemory(4 << 20)
+	e.Program("flood", func(p *enginetest.Process) int {
+		for range 256 {
+			if _, err := p.Stdout.Write(make([]byte, 32<<10)); err != nil {
+				return 1
+			}
+		}
+		return 0
+	})
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			out, _, code, err := room.Sync(t.Context(), id, []string{"flood"}, time.Minute)
+			if len(out) != 8<<20 || code != 0 || err != nil {
+				t.Errorf("%d bytes, %d, %v", len(out), code, err)
+			}
+		})
+	}
+	for range 20 {
+		if out, _, _, err := room.Sync(t.Context(), id, []string{"sh", "-c", "echo out"}, time.Minute); string(out) != "out\n" || err != nil {
+			t.Errorf("%q, %v", out, err)
+		}
+	}
+	all.Wait()
+	if !room.MemoryIsFree(4 << 20) {
+		t.Error("memory is taken of the limit when all have ended")
 	}
 }
 

@@ -1,0 +1,57 @@
+package exec
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestDescendantsAreTheDeepestLast(t *testing.T) {
+	all := []process{
+		{pid: 1, parent: 0, session: 1},
+		{pid: 10, parent: 9, session: 10}, // of the exec
+		{pid: 11, parent: 10, session: 10},
+		{pid: 12, parent: 11, session: 12}, // by setsid
+		{pid: 13, parent: 1, session: 10},  // its parent has ended
+		{pid: 14, parent: 13, session: 14},
+		{pid: 20, parent: 1, session: 1},
+		{pid: 21, parent: 20, session: 21},
+	}
+	depths := map[int]int{}
+	for i, level := range descendants(all, 10) {
+		for _, p := range level {
+			depths[p.pid] = i
+		}
+	}
+	for _, pid := range []int{11, 12, 13, 14} {
+		if _, ok := depths[pid]; !ok {
+			t.Errorf("process %d is left", pid)
+		}
+	}
+	if len(depths) != 4 {
+		t.Errorf("processes by level: %v, want 11 to 14", depths)
+	}
+	if depths[12] <= depths[11] || depths[14] <= depths[13] {
+		t.Errorf("levels %v, want children after their parents", depths)
+	}
+}
+
+// A list that is not of one moment may have processes that descend from themselves.
+func TestDescendantsEndOnACycle(t *testing.T) {
+	done := make(chan [][]process)
+	go func() {
+		done <- descendants([]process{
+			{pid: 5, parent: 6, session: 1}, {pid: 6, parent: 7, session: 1}, {pid: 7, parent: 5, session: 1},
+			{pid: 8, parent: 8, session: 1}, {pid: 10, parent: 11, session: 10}, {pid: 11, parent: 10, session: 10},
+		}, 10)
+	}()
+	select {
+	case levels := <-done:
+		if got := fmt.Sprint(levels); len(levels) != 1 || !slices.ContainsFunc(levels[0], func(p process) bool { return p.pid == 11 }) {
+			t.Errorf("got %s, want process 11", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it goes on for ever")
+	}
+}
