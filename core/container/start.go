@@ -22,7 +22,9 @@ import (
 const startLimit = 4 * time.Minute
 
 // Start starts a container that has been created and never started; of kind
-// FailedPrecondition otherwise. One whose start fails is EXITED from then on.
+// FailedPrecondition otherwise. One whose start fails is EXITED from then on, but where
+// the Engine has not answered or could not pass it on to containerd: then the error is
+// of kind Unavailable, and the container can be started again unless it runs.
 func (s *Service) Start(ctx context.Context, id string) error {
 	docker, err := s.docker.Use()
 	if err != nil {
@@ -42,21 +44,24 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	defer cancel()
 	err = s.launch(work, docker, c)
 	s.unsettle()
-	if !engine.Away(err) {
+	unknown := engine.OutcomeUnknown(err)
+	if !unknown {
 		// What runs has mounts of its own. Where ours stayed, a volume could not
 		// be taken away from the node once the container has ended.
 		if dropErr := s.stages.Drop(c.Stage); dropErr != nil {
 			s.log.Warn("staged mounts of a started container could not be taken down, trying again", slog.String("container", c.ID()), slog.Any("err", dropErr))
 		}
 	}
-	if err != nil && !engine.Away(err) {
+	if err != nil && !unknown {
 		// The kubelet's back-off counts from this, and the Engine keeps no time.
 		if noteErr := s.failures.Put(c.ID(), time.Now()); noteErr != nil {
 			s.log.Warn("the time of a failed start could not be kept", slog.String("container", c.ID()), slog.Any("err", noteErr))
 		}
 	}
-	if _, lookErr := s.view.Refresh(work, c.ID()); lookErr != nil && err == nil {
-		err = lookErr
+	if !unknown { // else the view is told by an event, and an Engine that does not answer is not asked again
+		if _, lookErr := s.view.Refresh(work, c.ID()); lookErr != nil && err == nil {
+			err = lookErr
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID(), plain{err})
@@ -106,7 +111,7 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Conta
 	err = docker.ContainerStart(short, c.ID(), container.StartOptions{})
 	cancel()
 	if err != nil {
-		if !engine.Away(err) { // then it may well run
+		if !engine.OutcomeUnknown(err) { // then it may well run
 			err = errors.Join(err, remove())
 		}
 		return err

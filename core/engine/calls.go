@@ -1,14 +1,9 @@
 package engine
 
 import (
-	"net/http"
 	"slices"
-	"strconv"
 	"strings"
-	"sync/atomic"
-	"time"
 
-	"github.com/docker/docker/client"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -21,51 +16,6 @@ func newCalls(reg prometheus.Registerer) *prometheus.HistogramVec {
 		Help:    "Time until Docker begins to answer a call, by what is called; the status is error where there was no answer.",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 120},
 	}, []string{"method", "path", "status"})
-}
-
-// A meter is a transport that measures what goes through it.
-type meter struct {
-	next  *http.Transport
-	calls *prometheus.HistogramVec
-	heard atomic.Int64 // when the newest answer began, as UnixNano
-}
-
-// RoundTrip sends a request on.
-func (m *meter) RoundTrip(r *http.Request) (*http.Response, error) {
-	begin := time.Now()
-	resp, err := m.next.RoundTrip(r)
-	status := "error"
-	if err == nil {
-		m.heard.Store(time.Now().UnixNano())
-		status = strconv.Itoa(resp.StatusCode)
-	}
-	m.calls.WithLabelValues(r.Method, pattern(r.URL.Path), status).Observe(time.Since(begin).Seconds())
-	return resp, err
-}
-
-// measured puts a meter in the way of a client's requests, behind its host has
-// been set.
-//
-// The client must keep its own transport: what it dials for attached streams, and
-// how, it takes from there (docker/client v28.5). So the meter is entered there
-// as what speaks the protocol, in front of a copy.
-func measured(calls *prometheus.HistogramVec, to **meter) client.Opt {
-	return func(c *client.Client) error {
-		own, ok := c.HTTPClient().Transport.(*http.Transport)
-		if !ok {
-			return nil // of a client that is not made here
-		}
-		m := &meter{calls: calls}
-		if own.TLSClientConfig != nil {
-			own.RegisterProtocol("https", m)
-		} else {
-			own.RegisterProtocol("http", m)
-		}
-		m.next = own.Clone()
-		own.DialContext = dialer(own.DialContext).noting() // of Hijack
-		*to = m
-		return nil
-	}
 }
 
 // words are what the paths of the Engine's API consist of, but for names.

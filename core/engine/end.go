@@ -13,13 +13,24 @@ import (
 const removalPatience = 10 * time.Second
 
 // Kill sends SIGKILL to the container id and returns once it does not run. One
-// that does not run, or is not there, is no error.
+// that does not run, or is not there, is no error. All of it is one call that should
+// be short: a process that cannot be killed is waited for no longer than that.
 func (c *Conn) Kill(ctx context.Context, id string) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // of the wait, where the kill fails
+	ctx, cancel := c.Short(ctx)
+	defer cancel()
 	ended, failed := c.ContainerWait(ctx, id, container.WaitConditionNotRunning)
 	err := c.ContainerKill(ctx, id, "KILL")
-	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
+	if err != nil && !errdefs.IsConflict(err) { // in conflict with one that does not run
+		cancel()
+		go func() { // the wait may have ended, and its goroutine does not end before that is read
+			select {
+			case <-ended:
+			case <-failed:
+			}
+		}()
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
 		return fmt.Errorf("kill %s: %w", id, err)
 	}
 	select {

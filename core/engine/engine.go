@@ -10,10 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,16 +62,16 @@ type Conn struct {
 	*client.Client
 	Can Record
 
-	at       string // when the record was made, by the Engine's clock
-	timeout  time.Duration
-	oomFloor atomic.Int64
-	meter    *meter
+	at        string // when the record was made, by the Engine's clock
+	timeout   time.Duration
+	oomFloor  atomic.Int64
+	transport *transport
 }
 
 // Close lets go of the connections that are idle.
 func (c *Conn) Close() error {
-	if c.meter != nil {
-		c.meter.next.CloseIdleConnections()
+	if c.transport != nil {
+		c.transport.next.CloseIdleConnections()
 	}
 	return c.Client.Close()
 }
@@ -178,9 +175,16 @@ func (e *Engine) Use() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conn == nil {
-		return nil, fmt.Errorf("docker: %w: %w", errdefs.ErrUnavailable, e.away)
+		return nil, e.unavailable()
 	}
 	return e.conn, nil
+}
+
+// unavailable returns why there is no connection. That the last ping, say, ran out of
+// time is text in it, not a kind of it: nothing has run out of time for the caller.
+// e.mu is held.
+func (e *Engine) unavailable() error {
+	return fmt.Errorf("docker: %w: %v", errdefs.ErrUnavailable, e.away) //nolint:errorlint // on purpose, see above
 }
 
 // Last returns the newest connection there has been, also while the Engine is
@@ -190,7 +194,7 @@ func (e *Engine) Last() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.last == nil {
-		return nil, fmt.Errorf("docker: %w: %w", errdefs.ErrUnavailable, e.away)
+		return nil, e.unavailable()
 	}
 	return e.last, nil
 }
@@ -350,6 +354,7 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 			return errReloaded
 		case <-tick.C:
 		}
+		conn.findContainerd(ctx)
 		err := conn.aliveWithin(ctx, pingTimeout)
 		switch {
 		case err == nil:
@@ -365,13 +370,42 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 // Alive returns nil if the Engine has answered a call within the last three
 // seconds, or does so now, and otherwise why there is no answer.
 func (c *Conn) Alive(ctx context.Context) error {
-	if c.meter != nil && time.Since(time.Unix(0, c.meter.heard.Load())) < silence {
+	if c.transport != nil && time.Since(time.Unix(0, c.transport.heard.Load())) < silence {
 		return nil
 	}
 	if _, err := c.Ping(ctx); err != nil {
 		return fmt.Errorf("ping: %w", err)
 	}
 	return nil
+}
+
+// Containerd returns nil unless the Engine has said that it has no connection to its
+// containerd, and has not got one since. The error is of kind Unavailable.
+func (c *Conn) Containerd() error {
+	if c.transport == nil {
+		return nil
+	}
+	if said := c.transport.lost.Load(); said != nil {
+		return fmt.Errorf("docker has lost its containerd: %w: %s", errdefs.ErrUnavailable, strings.TrimSpace(*said))
+	}
+	return nil
+}
+
+// noCommit is the commit of a containerd that the Engine cannot ask for it
+// (daemon/info_unix.go in docker 20.10 to 29).
+const noCommit = "N/A"
+
+// findContainerd asks an Engine that had lost its containerd whether it is there again.
+func (c *Conn) findContainerd(ctx context.Context) {
+	if c.Containerd() == nil {
+		return
+	}
+	said := c.transport.lost.Load()
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	if info, err := c.Info(ctx); err == nil && info.ContainerdCommit.ID != noCommit {
+		c.transport.lost.CompareAndSwap(said, nil) // not what was said meanwhile
+	}
 }
 
 func (c *Conn) aliveWithin(ctx context.Context, d time.Duration) error {
@@ -385,7 +419,7 @@ func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn := &Conn{timeout: e.cfg.Timeout}
-	conn.Client, err = client.NewClientWithOpts(hostOption(e.cfg.Host), client.WithAPIVersionNegotiation(), measured(e.calls, &conn.meter))
+	conn.Client, err = client.NewClientWithOpts(hostOption(e.cfg.Host), client.WithAPIVersionNegotiation(), throughTransport(e.cfg.Timeout, e.calls, &conn.transport))
 	if err != nil {
 		return nil, err
 	}
@@ -419,22 +453,6 @@ func (e *Engine) Ask(ctx context.Context) (Record, error) {
 		return Record{}, err
 	}
 	return conn.Can, conn.Close()
-}
-
-// closing are in what an Engine answers, with status 500, while it shuts down and
-// lets go of containerd: to what comes then, and to what it was about.
-var closing = []string{"grpc: the client connection is closing", "transport is closing"}
-
-// Away reports whether err says that the Engine could not be reached, hung up or
-// is shutting down, rather than that it refused.
-func Away(err error) bool {
-	if err == nil {
-		return false
-	}
-	var op *net.OpError
-	return client.IsErrConnectionFailed(err) || errdefs.IsUnavailable(err) ||
-		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		slices.ContainsFunc(closing, func(text string) bool { return strings.Contains(err.Error(), text) })
 }
 
 // sleep waits for d or the end of ctx.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/system"
 
 	"berth/core/engine"
@@ -228,12 +229,6 @@ func TestAway(t *testing.T) {
 			t.Errorf("%v is not away", err)
 		}
 	}
-	// Docker 20.10, told to end while a container was started.
-	for _, said := range []string{"grpc: the client connection is closing: context canceled", "transport is closing: unavailable"} {
-		if !engine.Away(errors.New("Error response from daemon: " + said)) {
-			t.Errorf("an Engine that shuts down is not away: %s", said)
-		}
-	}
 	if !engine.Away(io.ErrUnexpectedEOF) {
 		t.Error("an answer cut short is away")
 	}
@@ -276,4 +271,215 @@ func TestContainerdRoot(t *testing.T) {
 	}
 	defer open.Close()
 	expect("with its database open", root, at)
+}
+
+// connect returns an Engine whose short calls have timeout, connected.
+func connect(t *testing.T, host string, timeout time.Duration) (*engine.Engine, *engine.Conn) {
+	t.Helper()
+	docker, err := engine.New(engine.Config{Host: host, Timeout: timeout}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Background(t, docker.Run)
+	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+	defer cancel()
+	conn, err := docker.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return docker, conn
+}
+
+// Every call of Docker has a deadline of its own, whatever its caller's is, but a pull,
+// which ends when it makes no progress, and those that may be slow.
+func TestEveryCallHasADeadline(t *testing.T) {
+	const timeout = 200 * time.Millisecond
+	e := enginetest.New(t)
+	_, c := connect(t, e.Host, timeout)
+	e.AddImage(enginetest.Image{}, "server")
+	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, now := made.ID, 0
+	only := func(_ any, err error) error { return err }
+	for route, call := range map[string]func(context.Context) error{
+		"GET /info":                    func(ctx context.Context) error { return only(c.Info(ctx)) },
+		"GET /containers/json":         func(ctx context.Context) error { return only(c.ContainerList(ctx, container.ListOptions{})) },
+		"GET /containers/{id}/json":    func(ctx context.Context) error { return only(c.ContainerInspect(ctx, id)) },
+		"POST /containers/{id}/start":  func(ctx context.Context) error { return c.ContainerStart(ctx, id, container.StartOptions{}) },
+		"POST /containers/{id}/stop":   func(ctx context.Context) error { return c.ContainerStop(ctx, id, container.StopOptions{Timeout: &now}) },
+		"POST /containers/{id}/kill":   func(ctx context.Context) error { return c.Kill(ctx, id) },
+		"POST /containers/{id}/wait":   func(ctx context.Context) error { return c.Kill(ctx, id) },
+		"POST /containers/{id}/update": func(ctx context.Context) error { return only(c.ContainerUpdate(ctx, id, container.UpdateConfig{})) },
+		"DELETE /containers/{id}":      func(ctx context.Context) error { return c.ContainerRemove(ctx, id, container.RemoveOptions{}) },
+		"POST /containers/{id}/exec":   func(ctx context.Context) error { return only(c.ContainerExecCreate(ctx, id, container.ExecOptions{})) },
+		"GET /exec/{id}/json":          func(ctx context.Context) error { return only(c.ContainerExecInspect(ctx, "x")) },
+		"POST /exec/{id}/resize":       func(ctx context.Context) error { return c.ContainerExecResize(ctx, "x", container.ResizeOptions{}) },
+		"POST /exec/{id}/start": func(ctx context.Context) error {
+			return only(c.ContainerExecAttach(ctx, "x", container.ExecAttachOptions{}))
+		},
+		"POST /containers/{id}/attach": func(ctx context.Context) error { return only(c.ContainerAttach(ctx, id, container.AttachOptions{})) },
+		"POST /containers/{id}/resize": func(ctx context.Context) error { return c.ContainerResize(ctx, id, container.ResizeOptions{}) },
+		"GET /containers/{id}/logs": func(ctx context.Context) error {
+			return only(c.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true}))
+		},
+		"GET /images/json":        func(ctx context.Context) error { return only(c.ImageList(ctx, image.ListOptions{})) },
+		"GET /images/{name}/json": func(ctx context.Context) error { return only(c.ImageInspect(ctx, "server")) },
+		"DELETE /images/{name}":   func(ctx context.Context) error { return only(c.ImageRemove(ctx, "server", image.RemoveOptions{})) },
+		"POST /images/{name}/tag": func(ctx context.Context) error { return c.ImageTag(ctx, "server", "other") },
+		"GET /containers/{id}/archive": func(ctx context.Context) error {
+			body, _, err := c.CopyFromContainer(ctx, id, "/x")
+			return only(body, err)
+		},
+		"HEAD /containers/{id}/archive": func(ctx context.Context) error { return only(c.ContainerStatPath(ctx, id, "/x")) },
+	} {
+		t.Run(route, func(t *testing.T) {
+			defer e.Hang(route)()
+			begin := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+			defer cancel()
+			err := call(ctx)
+			if took := time.Since(begin); took > enginetest.Patience/2 {
+				t.Errorf("it took %v", took)
+			}
+			if !engine.Unanswered(err) || !errdefs.IsUnavailable(err) || engine.Away(err) || !engine.OutcomeUnknown(err) {
+				t.Errorf("%v: want that it is not answered, which is Unavailable", err)
+			}
+			// The same for a deadline of the caller.
+			ctx, cancel = context.WithTimeout(t.Context(), timeout/4)
+			defer cancel()
+			if err := call(ctx); !engine.Unanswered(err) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("with less time: %v", err)
+			}
+			ctx, cancel = context.WithCancel(t.Context())
+			cancel()
+			if err := call(ctx); !errors.Is(err, context.Canceled) || engine.Unanswered(err) {
+				t.Errorf("called off: %v", err)
+			}
+		})
+	}
+}
+
+// What has begun to be answered goes on: an exec, a wait, events.
+func TestStreamsOutliveTheirDeadline(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	e := enginetest.New(t)
+	_, c := connect(t, e.Host, timeout)
+	e.AddImage(enginetest.Image{}, "server")
+	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ContainerStart(t.Context(), made.ID, container.StartOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	ended, failed := c.ContainerWait(t.Context(), made.ID, container.WaitConditionNotRunning)
+	session, err := c.ContainerExecCreate(t.Context(), made.ID, container.ExecOptions{AttachStdin: true, AttachStdout: true, Cmd: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	streams, err := c.ContainerExecAttach(t.Context(), session.ID, container.ExecAttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer streams.Close()
+	time.Sleep(2 * timeout) // what is to be seen is that nothing happens
+	if _, err := io.WriteString(streams.Conn, "hello"); err != nil {
+		t.Errorf("write to an exec: %v", err)
+	}
+	if err := streams.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	if said, err := io.ReadAll(streams.Reader); err != nil || !strings.HasSuffix(string(said), "hello") {
+		t.Errorf("an exec said %q, %v", said, err)
+	}
+	if err := c.Kill(t.Context(), made.ID); err != nil {
+		t.Error(err)
+	}
+	select {
+	case <-ended:
+	case err := <-failed:
+		t.Errorf("wait: %v", err)
+	}
+}
+
+// That the last ping has run out of time is no news of the call that hears of it: a
+// kubelet that is told DeadlineExceeded of a probe kills the container.
+func TestAHungEngineIsUnavailableAtOnce(t *testing.T) {
+	e := enginetest.New(t)
+	docker := e.Connect(t)
+	defer e.Hang("")()
+	var err error
+	enginetest.Until(t, "nobody notices that the Engine hangs", func() bool { _, err = docker.Use(); return err != nil })
+	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || !engine.Away(err) || !strings.Contains(err.Error(), "ping") {
+		t.Errorf("%v: want Unavailable, and why", err)
+	}
+}
+
+// An Engine that has lost its containerd, or shuts down, says 500 and why in words.
+func TestLostContainerdIsUnavailable(t *testing.T) {
+	e := enginetest.New(t)
+	_, c := connect(t, e.Host, time.Minute)
+	const start = "POST /containers/{id}/start"
+	begin := func() error { return c.ContainerStart(t.Context(), "web", container.StartOptions{}) }
+	for _, said := range []string{
+		"grpc: the client connection is closing: context canceled", "transport is closing: unavailable", // 20.10, told to end while a container was started
+		`connection error: desc = "transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused"`,
+		"error reading from server: EOF: unavailable",
+	} {
+		e.FailSaying(start, http.StatusInternalServerError, said)
+		if err := begin(); !engine.Away(err) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), said) {
+			t.Errorf("%s: %v, want Unavailable", said, err)
+		}
+		if err := c.Containerd(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "containerd") {
+			t.Errorf("%s: nobody is told: %v", said, err)
+		}
+		e.Heal(start)
+		// The Engine of this test has its containerd, and says so when asked.
+		enginetest.Until(t, "it stays lost", func() bool { return c.Containerd() == nil })
+	}
+	e.FailSaying(start, http.StatusInternalServerError, "failed to create shim task: OCI runtime create failed: unknown")
+	if err := begin(); engine.Away(err) || !errdefs.IsInternal(err) || c.Containerd() != nil {
+		t.Errorf("a start that runc refuses: %v, %v", err, c.Containerd())
+	}
+	e.Heal(start)
+
+	find := e.LoseContainerd()
+	e.AddImage(enginetest.Image{}, "server")
+	if _, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "web"); err != nil {
+		t.Fatal(err)
+	}
+	if err := begin(); !engine.Away(err) || c.Containerd() == nil {
+		t.Errorf("start: %v", err)
+	}
+	n := e.Calls("GET /info")
+	enginetest.Until(t, "nobody asks whether it is back", func() bool { return e.Calls("GET /info") > n+1 })
+	if c.Containerd() == nil {
+		t.Error("it is taken for back before it is")
+	}
+	find()
+	if err := begin(); err != nil || c.Containerd() != nil {
+		t.Errorf("back: %v, %v", err, c.Containerd())
+	}
+}
+
+// What a pod may choose the words of does not make its failure Docker's.
+func TestContainerdIsNotLostByWordsOfAPod(t *testing.T) {
+	for text, want := range map[string]bool{
+		`connection error: desc = "transport: Error while dialing dial unix /x.sock: connect: connection refused": unavailable`:       true,
+		`Cannot kill container: 0123abcd: transport is closing: unavailable`:                                                          true,
+		`failed to create task for container: error reading from server: read unix @->/x.sock: connection reset by peer: unavailable`: true,
+
+		`unable to find user transport is closing: no matching entries in passwd file`:                                             false,
+		`unable to find group error reading from server: no matching entries in group file`:                                        false,
+		`OCI runtime create failed: runc create failed: exec: "transport is closing": executable file not found in $PATH: unknown`: false,
+		`error while creating mount source path '/a: transport is closing': mkdir /a: read-only file system`:                       false,
+		`failed to create shim task: transport is closing today: unknown`:                                                          false,
+		`invalid mount config for type "bind": bind source path does not exist: /transport is closing`:                             false,
+	} {
+		if got := engine.ContainerdLost(text); got != want {
+			t.Errorf("%s: %v", text, got)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/api/types/versions"
@@ -213,9 +214,12 @@ func lowestOOMScore(host string) int {
 	return score
 }
 
+// listenerTimeout is how long it may take to connect to a local socket.
+const listenerTimeout = time.Second
+
 // listener returns the process that listens on the Unix socket at path.
 func listener(path string) (int, error) {
-	conn, err := net.Dial("unix", path)
+	conn, err := net.DialTimeout("unix", path, listenerTimeout)
 	if err != nil {
 		return 0, err
 	}

@@ -1,9 +1,14 @@
 package engine
 
 import (
+	"errors"
+	"net"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/docker/docker/api/types/system"
+	"golang.org/x/sys/unix"
 )
 
 func TestRecord(t *testing.T) {
@@ -37,5 +42,31 @@ func TestKernelAtLeast(t *testing.T) {
 		if got := kernelAtLeast(release, 5, 12); got != want {
 			t.Errorf("%s: %v", release, got)
 		}
+	}
+}
+
+// A socket whose backlog is full, or that nobody accepts at, does not keep us waiting.
+func TestListenerOfASocketThatIsFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	for range 3 {
+		conn, err := net.DialTimeout("unix", path, 100*time.Millisecond)
+		if err == nil {
+			defer conn.Close()
+		}
+	}
+	if _, err := listener(path); err == nil {
+		t.Error("it is reached")
+	}
+	if took := time.Since(begin); took > 10*listenerTimeout {
+		t.Errorf("it took %v", took)
 	}
 }

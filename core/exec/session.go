@@ -60,6 +60,35 @@ func unanswered(err error) error {
 	return err
 }
 
+// hijackError is the error of a call that was to take over its connection: that of
+// ctx if the caller has hung up, and of kind Unavailable if Docker has not answered in
+// time. Docker answers such a call before it does anything.
+func hijackError(ctx context.Context, err error) error {
+	if canceled := ctx.Err(); errors.Is(canceled, context.Canceled) {
+		return canceled
+	}
+	return unanswered(err)
+}
+
+// couldNotRun returns an error of kind Unavailable if the exit code of the command
+// stands for a containerd that Docker has lost, of which said, its output, tells. The
+// words of a command that has run are none of Docker's.
+func (x *session) couldNotRun(ctx context.Context, exit int, said string) error {
+	if exit < exitNotRunnable || exit > exitNoExec || !engine.ContainerdLost(said) {
+		return nil
+	}
+	if found, err := x.inspect(ctx); err == nil && found.Pid != 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", said, errdefs.ErrUnavailable)
+}
+
+// Exit codes that Docker makes up for a command that could not be run.
+const (
+	exitNotRunnable = 126
+	exitNoExec      = 128
+)
+
 // create asks Docker for an exec in the container id, which must run.
 func (s *Service) create(ctx context.Context, id string, options container.ExecOptions) (*session, error) {
 	docker, err := s.docker.Use()
@@ -83,10 +112,9 @@ func (s *Service) create(ctx context.Context, id string, options container.ExecO
 // start has Docker run the command. From here on it runs whether or not anybody
 // reads its output.
 func (x *session) start(ctx context.Context) (types.HijackedResponse, error) {
-	streams, err := x.docker.Hijack(ctx, func(ctx context.Context) (types.HijackedResponse, error) {
-		return x.docker.ContainerExecAttach(ctx, x.id, container.ExecAttachOptions{Tty: x.tty})
-	})
+	streams, err := x.docker.ContainerExecAttach(ctx, x.id, container.ExecAttachOptions{Tty: x.tty})
 	if err != nil {
+		err = hijackError(ctx, err)
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) {
 			// Docker may run it yet.
 			go x.find(context.WithoutCancel(ctx), unix.SIGKILL, true)

@@ -103,13 +103,11 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 		return err
 	}
 	defer release()
-	streams, err := docker.Hijack(ctx, func(ctx context.Context) (types.HijackedResponse, error) {
-		return docker.ContainerAttach(ctx, c.ID(), container.AttachOptions{
-			Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil, DetachKeys: detachKeys,
-		})
+	streams, err := docker.ContainerAttach(ctx, c.ID(), container.AttachOptions{
+		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil, DetachKeys: detachKeys,
 	})
 	if err != nil {
-		return fmt.Errorf("attach to container %s: %w", c.ID(), err)
+		return fmt.Errorf("attach to container %s: %w", c.ID(), hijackError(ctx, err))
 	}
 	defer streams.Close()
 	ctx, cancel := context.WithCancel(ctx)

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
 	"golang.org/x/sys/unix"
+
+	"berth/core/engine"
 )
 
 // maxOutput is how much of both streams together Sync returns, in bytes: what
@@ -22,12 +25,13 @@ const maxOutput = 16<<20 - 64<<10
 // probe takes an error for no answer at all.
 //
 // After timeout, 0 for none, or when the caller hangs up, the command is
-// killed with all it has begun, and the error is that of a context. If Docker does
-// not answer meanwhile, the error is of kind Unavailable.
+// killed with all it has begun, and the error is engine.ErrCommandTimeout or that of
+// the caller's context. If Docker does not answer meanwhile, the error is of kind
+// Unavailable.
 func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
+		ctx, cancel = context.WithTimeoutCause(ctx, timeout, engine.ErrCommandTimeout)
 		defer cancel()
 	}
 	if len(cmd) == 0 {
@@ -70,7 +74,13 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	if full := kept.err(); full != nil {
 		err = full
 	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = context.Cause(ctx) // whose time is up: the command's, or the caller's
+	}
 	if err != nil {
+		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
+	}
+	if err := x.couldNotRun(ctx, exit, strings.TrimSpace(string(out.bytes()))); err != nil {
 		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
 	}
 	return out.bytes(), errs.bytes(), int32(exit), nil

@@ -241,7 +241,7 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string
 // the lowest that an unprivileged Engine can.
 func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent) error {
 	err := startContainer(ctx, docker, made.ID)
-	if err == nil || ask.OOMScore >= 0 || engine.Away(err) {
+	if err == nil || ask.OOMScore >= 0 || engine.OutcomeUnknown(err) {
 		return err
 	}
 	first := err

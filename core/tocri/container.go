@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/names"
 )
@@ -173,7 +174,8 @@ func containerState(s *container.State) (runtimeapi.ContainerState, string) {
 	switch {
 	case s.Running || s.Paused || s.Restarting:
 		return runtimeapi.ContainerState_CONTAINER_RUNNING, ""
-	case never(s.FinishedAt) && never(s.StartedAt) && s.ExitCode == 0 && s.Error == "" && !s.Dead:
+	case never(s.FinishedAt) && never(s.StartedAt) && !s.Dead && (s.ExitCode == 0 && s.Error == "" || engine.ContainerdLost(s.Error)):
+		// Where a start never reached containerd the container can be started again.
 		return runtimeapi.ContainerState_CONTAINER_CREATED, ""
 	case never(s.StartedAt):
 		return runtimeapi.ContainerState_CONTAINER_EXITED, reasonStartError

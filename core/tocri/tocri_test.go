@@ -26,16 +26,17 @@ func TestContainerState(t *testing.T) {
 		state  runtimeapi.ContainerState
 		reason string
 	}{
-		"not started":            {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp}, created, ""},
-		"could not run":          {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, ExitCode: 127}, exited, "StartError"},
-		"could not run, no code": {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "x"}, exited, "StartError"},
-		"running":                {container.State{Running: true, StartedAt: started}, running, ""},
-		"paused":                 {container.State{Running: true, Paused: true, StartedAt: started}, running, ""},
-		"succeeded":              {container.State{StartedAt: started, FinishedAt: done}, exited, "Completed"},
-		"failed":                 {container.State{StartedAt: started, FinishedAt: done, ExitCode: 3}, exited, "Error"},
-		"out of memory":          {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137, OOMKilled: true}, exited, "OOMKilled"},
-		"a child out of memory":  {container.State{StartedAt: started, FinishedAt: done, OOMKilled: true}, exited, "Completed"},
-		"killed":                 {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137}, exited, "Error"},
+		"not started":                 {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp}, created, ""},
+		"could not run":               {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, ExitCode: 127}, exited, "StartError"},
+		"could not run, no code":      {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "x"}, exited, "StartError"},
+		"not passed on to containerd": {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, ExitCode: 128, Error: "transport is closing: unavailable"}, created, ""},
+		"running":                     {container.State{Running: true, StartedAt: started}, running, ""},
+		"paused":                      {container.State{Running: true, Paused: true, StartedAt: started}, running, ""},
+		"succeeded":                   {container.State{StartedAt: started, FinishedAt: done}, exited, "Completed"},
+		"failed":                      {container.State{StartedAt: started, FinishedAt: done, ExitCode: 3}, exited, "Error"},
+		"out of memory":               {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137, OOMKilled: true}, exited, "OOMKilled"},
+		"a child out of memory":       {container.State{StartedAt: started, FinishedAt: done, OOMKilled: true}, exited, "Completed"},
+		"killed":                      {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137}, exited, "Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if state, reason := containerState(&tt.docker); state != tt.state || reason != tt.reason {

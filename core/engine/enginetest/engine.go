@@ -65,6 +65,8 @@ type Engine struct {
 	removeTakes time.Duration
 	oomFloor    int
 
+	containerdLost bool
+
 	programs      map[string]Program
 	startFailures map[string]StartFailure
 

@@ -144,6 +144,11 @@ func (e *Engine) beginExec(s *session, out, errs io.Writer, hangUp func()) (_ *P
 	}
 	s.begun = true
 	e.tellExec(s, events.ActionExecStart+": ", nil)
+	if e.containerdLost {
+		code := exitNotRun
+		s.code = &code
+		return nil, nil, refusal(http.StatusInternalServerError, "%s", containerdText)
+	}
 	program, failure := e.program(s.order.Cmd, false)
 	if failure != nil {
 		code := exitNotRun

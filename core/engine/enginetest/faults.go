@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,7 +19,8 @@ import (
 type fault struct {
 	what   string
 	status int
-	nth    int // which call, counted from now; 0 is all
+	text   string // of the answer, "" for any
+	nth    int    // which call, counted from now; 0 is all
 	seen   int
 	lose   bool
 }
@@ -37,6 +39,11 @@ const HangUp = -1
 // Fail has the Engine answer what with status from now on, or hang up if status is
 // HangUp, until Heal. Nothing else happens in such a call.
 func (e *Engine) Fail(what string, status int) { e.order(&fault{what: what, status: status}) }
+
+// FailSaying has the Engine answer what with status and text from now on, until Heal.
+func (e *Engine) FailSaying(what string, status int, text string) {
+	e.order(&fault{what: what, status: status, text: text})
+}
 
 // FailOnce has the Engine answer the nth call of what, counted from now and
 // from 1, with status, or hang up if status is HangUp.
@@ -145,7 +152,7 @@ func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
 			waits = append(waits, d)
 		}
 	}
-	status := 0
+	status, text := 0, ""
 	for _, f := range e.faults {
 		if !slices.Contains(subjects, f.what) {
 			continue
@@ -156,7 +163,7 @@ func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
 		case f.lose:
 			lose = true
 		case status == 0:
-			status = f.status
+			status, text = f.status, f.text
 		}
 	}
 	e.mu.Unlock()
@@ -184,6 +191,42 @@ func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
 	case HangUp:
 		return false, errHangUp
 	default:
-		return false, refusal(status, "ordered to fail: %s", http.StatusText(status))
+		if text == "" {
+			text = "ordered to fail: " + http.StatusText(status)
+		}
+		return false, refusal(status, "%s", text)
 	}
+}
+
+// containerdText is what Docker 20.10 says of a containerd that nobody listens for.
+const containerdText = `connection error: desc = "transport: Error while dialing dial unix /var/run/docker/containerd/containerd.sock: connect: connection refused": unavailable`
+
+// LoseContainerd has the Engine lose its connection to containerd until find is called:
+// nothing can be started, killed or executed.
+func (e *Engine) LoseContainerd() (find func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.containerdLost = true
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.containerdLost = false
+	}
+}
+
+// Routes returns the names of all that is served.
+func (e *Engine) Routes() []string {
+	var names []string
+	for _, r := range e.routes {
+		names = append(names, r.name)
+	}
+	return names
+}
+
+// Called returns the routes that have been called since the start or the last
+// ResetCalls.
+func (e *Engine) Called() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Sorted(maps.Keys(e.counts))
 }

@@ -86,6 +86,9 @@ const runcCannot = "failed to create shim task: OCI runtime create failed: runc 
 // gets for that. e.mu is held.
 func (e *Engine) obstacle(b *box) (int, error) {
 	const broken = http.StatusInternalServerError
+	if e.containerdLost {
+		return exitNoStart, refusal(broken, "%s", containerdText)
+	}
 	if name, ok := strings.CutPrefix(string(b.host.NetworkMode), "container:"); ok && !b.config.NetworkDisabled {
 		holder, err := e.find(name)
 		if err != nil {
@@ -261,10 +264,13 @@ func (e *Engine) kill(c *call) error {
 	}
 	e.mu.Lock()
 	b, err := e.find(c.name)
-	running := err == nil && b.process != nil
+	running, lost := err == nil && b.process != nil, e.containerdLost
 	e.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	if running && lost {
+		return refusal(http.StatusInternalServerError, "Cannot kill container: %s: %s", c.name, containerdText)
 	}
 	if !running {
 		if e.speaks("1.44") {

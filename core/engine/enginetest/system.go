@@ -100,8 +100,13 @@ func (e *Engine) self() system.Info {
 		features["org.opencontainers.runtime-spec.features"] = `{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOptions":["bind","ro","rbind","rro"]}`
 	}
 	runc := system.RuntimeWithStatus{Runtime: system.Runtime{Path: "runc"}, Status: features}
+	commit := system.Commit{ID: sum("containerd")[:40]}
+	if e.containerdLost {
+		commit.ID = "N/A"
+	}
 	info := system.Info{
-		ID: sum(e.Host)[:36], Name: Name, Images: len(e.images),
+		ContainerdCommit: commit,
+		ID:               sum(e.Host)[:36], Name: Name, Images: len(e.images),
 		Driver:       "overlay2",
 		DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
 		Plugins: system.PluginsInfo{
