@@ -42,7 +42,7 @@ func options(cfg *Config) []group {
 			{name: "container-runtime-endpoint", value: set(&cfg.Endpoint, anEndpoint), initial: "unix:///var/run/cri-dockerd.sock",
 				usage: "where the kubelet finds us: unix:///`PATH`, also where systemd passes a socket at that path, or fd:// or fd://NAME for the first socket or the one of that name that systemd passes"},
 			{name: "docker-endpoint", value: set(&cfg.DockerEndpoint, aDockerHost), initial: "unix:///var/run/docker.sock",
-				usage: "where Docker listens: unix:///`PATH` or tcp://HOST:PORT; empty for what DOCKER_HOST and its like in the environment say"},
+				usage: "where Docker listens: unix:///`PATH` or tcp://HOST:PORT, with TLS by DOCKER_CERT_PATH and DOCKER_TLS_VERIFY of the environment; empty for what DOCKER_HOST there says"},
 			{name: "runtime-request-timeout", value: set(&cfg.RequestTimeout, aTimeout), initial: "0s",
 				usage: "how long calls to Docker that should be short may take; 0 for 1m59s"},
 			{name: "streaming-bind-addr", value: set(&cfg.StreamingAddr, anAddress), initial: "",

@@ -106,8 +106,11 @@ Files of the pods that run.
 Their network namespaces.
 .SH ENVIRONMENT
 .TP
-.BR DOCKER_HOST ", " DOCKER_TLS_VERIFY ", " DOCKER_CERT_PATH
+.B DOCKER_HOST
 Where Docker listens, if docker\-endpoint is empty.
+.TP
+.BR DOCKER_TLS_VERIFY ", " DOCKER_CERT_PATH
+The certificates for a Docker at tcp://HOST:PORT.
 .SH EXAMPLES
 .nf
 systemctl status berth.service

@@ -64,7 +64,8 @@ func TestCallsAreMeasured(t *testing.T) {
 	}
 }
 
-// TestCallsOverTCP measures where Docker is on the network, with and without TLS.
+// TestCallsOverTCP measures where Docker is on the network, with and without TLS, and
+// whether it is named or found in the environment.
 func TestCallsOverTCP(t *testing.T) {
 	reached := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Api-Version", "1.24") // too old to go on
@@ -88,7 +89,15 @@ func TestCallsOverTCP(t *testing.T) {
 				t.Setenv("DOCKER_CERT_PATH", dir)
 				t.Setenv("DOCKER_TLS_VERIFY", "1")
 			}
-			t.Setenv("DOCKER_HOST", "tcp://"+srv.Listener.Addr().String())
+			host := "tcp://" + srv.Listener.Addr().String()
+			t.Setenv("DOCKER_HOST", host)
+			named, err := engine.New(engine.Config{Host: host}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := named.Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
+				t.Errorf("the Engine was not reached by its name: %v", err)
+			}
 			reg := prometheus.NewPedanticRegistry()
 			docker, err := engine.New(engine.Config{Metrics: reg}, slog.New(slog.DiscardHandler))
 			if err != nil {

@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -110,9 +112,14 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = ShortTimeout
 	}
-	c, err := client.NewClientWithOpts(hostOption(cfg.Host))
+	var at string
+	c, err := client.NewClientWithOpts(hostOption(cfg.Host), exposed(&at))
 	if err != nil {
 		return nil, fmt.Errorf("docker endpoint %q: %w", cfg.Host, err)
+	}
+	if at != "" {
+		log.Warn("docker is spoken to over the network without TLS: whoever is on the way, or reaches that port, is root there; set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or use its Unix socket",
+			slog.String("docker-endpoint", at))
 	}
 	if err := c.Close(); err != nil {
 		return nil, err
@@ -135,20 +142,45 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	return e, nil
 }
 
-// hostOption reads the whole environment only when no host is named: a
-// DOCKER_API_VERSION left in it must not pin the version against the Engine's.
+// hostOption takes from the environment the host where none is named, and for a host
+// on the network the certificates (DOCKER_CERT_PATH, DOCKER_TLS_VERIFY), but nothing
+// else: a DOCKER_API_VERSION left in it must not pin the version against the Engine's.
 func hostOption(host string) client.Opt {
-	if host == "" {
-		return func(c *client.Client) error {
-			for _, opt := range []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHostFromEnv()} {
-				if err := opt(c); err != nil {
-					return err
-				}
+	return func(c *client.Client) error {
+		var opts []client.Opt
+		if host == "" {
+			opts = []client.Opt{client.WithTLSClientConfigFromEnv(), client.WithHostFromEnv()}
+		} else {
+			if strings.HasPrefix(host, "tcp://") {
+				opts = append(opts, client.WithTLSClientConfigFromEnv())
 			}
-			return nil
+			opts = append(opts, client.WithHost(host))
 		}
+		for _, opt := range opts {
+			if err := opt(c); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	return client.WithHost(host)
+}
+
+// exposed puts into at where the Engine is reached if that is over the network and
+// without TLS.
+func exposed(at *string) client.Opt {
+	return func(c *client.Client) error {
+		host, err := client.ParseHostURL(c.DaemonHost())
+		if err != nil || host.Scheme != "tcp" {
+			return nil // the client says what is wrong with it
+		}
+		own, ok := c.HTTPClient().Transport.(*http.Transport)
+		ip := net.ParseIP(host.Hostname())
+		loopback := host.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+		if !loopback && ok && own.TLSClientConfig == nil {
+			*at = host.Host
+		}
+		return nil
+	}
 }
 
 // errNotYet is why there is no connection before the first try.
@@ -259,7 +291,7 @@ func (e *Engine) set(conn *Conn, away error) {
 // Run keeps e connected until ctx ends. That the Engine is away is never an
 // error here.
 func (e *Engine) Run(ctx context.Context) error {
-	wait, told := backoffMin, ""
+	wait, told, warned := backoffMin, "", false
 	for ctx.Err() == nil {
 		conn, err := e.dial(ctx)
 		if err != nil && ctx.Err() != nil {
@@ -283,6 +315,10 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Unlock()
 		e.log.Info("connected to docker", slog.String("version", conn.Can.Version), slog.String("api", conn.Can.API),
 			slog.String("cgroup", conn.Can.CgroupDriver), slog.String("storage", conn.Can.StorageDriver), slog.Bool("live-restore", conn.Can.LiveRestore))
+		if conn.Can.UserNSRemap && !warned {
+			warned = true
+			e.log.Warn("docker has userns-remap, but pods run without it: root in a container of a pod is root on the node")
+		}
 		err = e.watch(ctx, conn)
 		if ctx.Err() != nil {
 			return nil // calls under way may finish, with the connection there is

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -481,5 +482,54 @@ func TestContainerdIsNotLostByWordsOfAPod(t *testing.T) {
 		if got := engine.ContainerdLost(text); got != want {
 			t.Errorf("%s: %v", text, got)
 		}
+	}
+}
+
+// Docker on the network is spoken to with TLS where the environment has certificates,
+// and otherwise there is a warning.
+func TestWarnsOfDockerWithoutTLS(t *testing.T) {
+	for _, tt := range []struct {
+		host string
+		want bool
+	}{
+		{"tcp://10.0.0.1:2375", true}, {"tcp://docker.example:2375", true}, {"tcp://127.0.0.1:2375", false}, {"tcp://[::1]:2375", false},
+		{"tcp://localhost:2375", false}, {"unix:///var/run/docker.sock", false},
+	} {
+		var out bytes.Buffer
+		if _, err := engine.New(engine.Config{Host: tt.host}, slog.New(slog.NewTextHandler(&out, nil))); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(out.String(), "without TLS"); got != tt.want {
+			t.Errorf("%s: %s", tt.host, &out)
+		}
+	}
+}
+
+// With userns-remap pods get less than what else runs in that Docker.
+func TestWarnsOnceOfUsernsRemap(t *testing.T) {
+	e := enginetest.New(t, enginetest.Info(func(i *system.Info) { i.SecurityOptions = append(i.SecurityOptions, "name=userns") }))
+	var out bytes.Buffer
+	docker, err := engine.New(engine.Config{Host: e.Host}, slog.New(slog.NewTextHandler(&out, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- docker.Run(ctx) }()
+	for range 2 {
+		first, err := docker.Wait(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Stop()
+		docker.Gone(ctx, first, nil)
+		e.Restart()
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "userns-remap"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, &out)
 	}
 }
