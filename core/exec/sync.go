@@ -80,10 +80,11 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
 	}
-	if err := x.couldNotRun(ctx, exit, strings.TrimSpace(string(out.bytes()))); err != nil {
+	stdout, stderr = out.bytes(), errs.bytes()
+	if err := x.couldNotRun(ctx, exit, strings.TrimSpace(string(stdout))); err != nil {
 		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
 	}
-	return out.bytes(), errs.bytes(), int32(exit), nil
+	return stdout, stderr, int32(exit), nil
 }
 
 // last ends a command whose time is up. It may have ended while a child keeps its

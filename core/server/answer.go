@@ -39,7 +39,7 @@ func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerIn
 			resp, err = next(ctx, req)
 			return err
 		})
-		err = coded(err)
+		err = coded(ctx, err)
 		took, method := time.Since(start), path.Base(call.FullMethod)
 		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 		log.LogAttrs(ctx, level(method, err), "answered", slog.String("call", method),
@@ -54,9 +54,9 @@ func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerIn
 // answerStream is answer for calls whose answer comes in pieces.
 func answerStream(log *slog.Logger, calls *prometheus.HistogramVec) grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-		start := time.Now()
-		err := coded(survive(log, func() error { return next(srv, stream) }))
-		took, method := time.Since(start), path.Base(call.FullMethod)
+		start, method := time.Now(), path.Base(call.FullMethod)
+		err := coded(stream.Context(), survive(log, func() error { return next(srv, stream) }))
+		took := time.Since(start)
 		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 		log.LogAttrs(stream.Context(), level(method, err), "answered", slog.String("call", method),
 			slog.Duration("took", took), problem(err))
@@ -77,7 +77,12 @@ func survive(log *slog.Logger, call func() error) (err error) {
 }
 
 // kinds is all there is to translating errors: the Engine's client and our own
-// rooms speak errdefs, the kubelet hears gRPC. The first match counts.
+// packages speak errdefs, the kubelet hears gRPC. The first match counts.
+//
+// DeadlineExceeded is for a command that ran longer than its timeout, and for a call
+// whose caller's own deadline has passed. The kubelet takes it for a failed probe and
+// kills the container, so a Docker that does not answer, and whatever else we give up
+// on our own, is Unavailable, even where the error is a context.DeadlineExceeded too.
 //
 // errgrpc.ToGRPC would do the same, but it looks inside the client's errors
 // instead of asking them, and finds codes.Unknown there (errdefs v1.0.0).
@@ -85,9 +90,10 @@ var kinds = []struct {
 	is   func(error) bool
 	code codes.Code
 }{
-	{func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, codes.DeadlineExceeded},
+	{func(err error) bool { return errors.Is(err, engine.ErrCommandTimeout) }, codes.DeadlineExceeded},
+	{engine.OutcomeUnknown, codes.Unavailable},
+	{func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, codes.Unavailable},
 	{func(err error) bool { return errors.Is(err, context.Canceled) }, codes.Canceled},
-	{engine.Away, codes.Unavailable},
 	{errdefs.IsNotFound, codes.NotFound},
 	{errdefs.IsInvalidArgument, codes.InvalidArgument},
 	{errdefs.IsAlreadyExists, codes.AlreadyExists},
@@ -100,15 +106,18 @@ var kinds = []struct {
 	{errdefs.IsInternal, codes.Internal},
 }
 
-// coded returns err with its gRPC code and its text unchanged. An error that
-// is a gRPC status already keeps it.
-func coded(err error) error {
+// coded returns the error of a call with context ctx with its gRPC code and its text
+// unchanged. An error that is a gRPC status already keeps it.
+func coded(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
 	// A status wrapped deeper down is not what is said here.
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
+	}
+	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return status.Error(codes.DeadlineExceeded, err.Error())
 	}
 	for _, kind := range kinds {
 		if kind.is(err) {

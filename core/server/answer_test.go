@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +19,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
 )
 
 func TestCodes(t *testing.T) {
@@ -25,23 +28,36 @@ func TestCodes(t *testing.T) {
 		err  error
 		want codes.Code
 	}{
-		"nothing":             {nil, codes.OK},
-		"not found":           {fmt.Errorf("x: %w", errdefs.ErrNotFound), codes.NotFound},
-		"bad request":         {fmt.Errorf("x: %w", errdefs.ErrInvalidArgument), codes.InvalidArgument},
-		"in the way":          {fmt.Errorf("x: %w", errdefs.ErrConflict), codes.FailedPrecondition},
-		"out of time":         {fmt.Errorf("x: %w", context.DeadlineExceeded), codes.DeadlineExceeded},
-		"the Engine is away":  {fmt.Errorf("x: %w: %w", errdefs.ErrUnavailable, errors.New("y")), codes.Unavailable},
-		"the Engine hung up":  {fmt.Errorf("x: %w", io.ErrUnexpectedEOF), codes.Unavailable},
-		"a status of its own": {status.Error(codes.ResourceExhausted, "x"), codes.ResourceExhausted},
-		"nobody knows":        {errors.New("x"), codes.Unknown},
-		"not found and some":  {errors.Join(errdefs.ErrNotFound, errors.New("x")), codes.NotFound},
+		"nothing":              {nil, codes.OK},
+		"not found":            {fmt.Errorf("x: %w", errdefs.ErrNotFound), codes.NotFound},
+		"bad request":          {fmt.Errorf("x: %w", errdefs.ErrInvalidArgument), codes.InvalidArgument},
+		"in the way":           {fmt.Errorf("x: %w", errdefs.ErrConflict), codes.FailedPrecondition},
+		"a command too long":   {fmt.Errorf("x: %w", engine.ErrCommandTimeout), codes.DeadlineExceeded},
+		"out of our own time":  {fmt.Errorf("x: %w", context.DeadlineExceeded), codes.Unavailable},
+		"away and out of time": {fmt.Errorf("x: %w: %w", errdefs.ErrUnavailable, context.DeadlineExceeded), codes.Unavailable},
+		"the Engine is away":   {fmt.Errorf("x: %w: %w", errdefs.ErrUnavailable, errors.New("y")), codes.Unavailable},
+		"the Engine hung up":   {fmt.Errorf("x: %w", io.ErrUnexpectedEOF), codes.Unavailable},
+		"a status of its own":  {status.Error(codes.ResourceExhausted, "x"), codes.ResourceExhausted},
+		"nobody knows":         {errors.New("x"), codes.Unknown},
+		"not found and some":   {errors.Join(errdefs.ErrNotFound, errors.New("x")), codes.NotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := coded(tt.err)
+			got := coded(t.Context(), tt.err)
 			if status.Code(got) != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestCodeOfTheCallersOwnDeadline(t *testing.T) {
+	ctx, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	if got := coded(ctx, fmt.Errorf("x: %w", ctx.Err())); status.Code(got) != codes.DeadlineExceeded {
+		t.Errorf("got %v", got)
+	}
+	if got := coded(ctx, errdefs.ErrUnavailable); status.Code(got) != codes.Unavailable {
+		t.Errorf("got %v", got)
 	}
 }
 

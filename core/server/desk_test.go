@@ -61,18 +61,25 @@ type house struct {
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
 	told    *prometheus.Registry
-	leave   func() // ends the daemon
+	leave   func()        // ends the daemon
+	timeout time.Duration // of short calls of Docker, 0 for the default
 }
 
 // furnish moves in.
 func furnish(t testing.TB, options ...enginetest.Option) *house {
+	t.Helper()
+	return furnishWith(t, 0, options...)
+}
+
+// furnishWith moves in where short calls of Docker have timeout.
+func furnishWith(t testing.TB, timeout time.Duration, options ...enginetest.Option) *house {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "desk") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &house{TB: t, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &house{TB: t, timeout: timeout, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	t.Cleanup(func() { h.leave() })
 	h.enter()
@@ -92,7 +99,7 @@ func (h *house) enter() {
 		h.must(err)
 		return s
 	}
-	docker, err := engine.New(engine.Config{Host: h.engine.Host, Metrics: h.told}, log)
+	docker, err := engine.New(engine.Config{Host: h.engine.Host, Timeout: h.timeout, Metrics: h.told}, log)
 	h.must(err)
 	output := logs.New(logs.CRI, docker, shelf("logs"), log)
 	failures, updates := shelf("failed-starts"), shelf("updates")
@@ -121,7 +128,8 @@ func (h *house) enter() {
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
-	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as a kubelet's
 	h.must(err)
 	h.leave = sync.OnceFunc(func() {
 		conn.Close()

@@ -148,10 +148,23 @@ func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCon
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
 }
 
+// execMargin is how long before the end of a caller's deadline an ExecSync that has not
+// come to an end is answered.
+const execMargin = time.Second
+
 // ExecSync runs a command in a container; its time limit is in seconds, 0 for
 // none.
 func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	stdout, stderr, code, err := s.Commands.Sync(ctx, r.GetContainerId(), r.GetCmd(), seconds(r.GetTimeout()))
+	timeout := seconds(r.GetTimeout())
+	// The end of the kubelet's own deadline is a failed probe to it. It is minutes
+	// later than the command's timeout, and what uses those up is Docker: then it is
+	// to be told in time that Docker is not available.
+	if deadline, ok := ctx.Deadline(); ok && timeout > 0 && time.Until(deadline) > timeout+execMargin {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-execMargin))
+		defer cancel()
+	}
+	stdout, stderr, code, err := s.Commands.Sync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
 	if err != nil {
 		return nil, err
 	}

@@ -112,6 +112,9 @@ func (s *Server) alive(ctx context.Context) error {
 	if err := conn.Alive(ctx); err != nil {
 		return fmt.Errorf("no sign of life: %w", err)
 	}
+	if err := conn.Containerd(); err != nil {
+		return err
+	}
 	return s.View.Ready(ctx)
 }
 

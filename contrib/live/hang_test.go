@@ -1,0 +1,161 @@
+package live
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// pidIn returns the process whose number is in a file beside the Engine's socket.
+func pidIn(t *testing.T, elem ...string) int {
+	t.Helper()
+	file := filepath.Join(append([]string{filepath.Dir(strings.TrimPrefix(*host, "unix://"))}, elem...)...)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Skip("needs an Engine whose process is known:", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// condition returns what Status says of the runtime.
+func (n *node) condition() *runtimeapi.RuntimeCondition {
+	n.t.Helper()
+	s, err := n.runtime.Status(n.t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s.GetStatus().GetConditions()[0]
+}
+
+// TestDockerHangs stops Docker's process under a liveness probe. The kubelet takes
+// DeadlineExceeded for a container that is not well, and kills it.
+func TestDockerHangs(t *testing.T) {
+	n := newNode(t, "--runtime-request-timeout", "20s")
+	_, c, err := n.whole(n.pod("hangs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := pidIn(t, "pid")
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	defer goOn()
+	probe := func() (codes.Code, time.Duration, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		begin := time.Now()
+		_, err := n.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"true"}, Timeout: 2})
+		return codeOf(err), time.Since(begin), err
+	}
+	probes := 0
+	for end := time.Now().Add(15 * time.Second); time.Now().Before(end); probes++ {
+		if code, took, err := probe(); code != codes.Unavailable || took > 10*time.Second {
+			t.Errorf("probe %d: %v after %v, want Unavailable", probes, err, took)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	if _, err := n.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); codeOf(err) != codes.Unavailable {
+		t.Errorf("list: %v", err)
+	}
+	if said := n.condition(); said.GetStatus() || said.GetReason() != "DockerDaemonNotReady" || said.GetMessage() == "" {
+		t.Errorf("status %v", said)
+	}
+	goOn()
+	n.waitReady(20 * time.Second)
+	n.until(10*time.Second, "no probe once Docker goes on", func() bool { code, _, _ := probe(); return code == codes.OK })
+	t.Logf("%d probes while Docker hung", probes)
+	n.removeAll()
+	n.clean()
+}
+
+// TestContainerdDies kills Docker's containerd for as long as pods are started. What
+// Docker could not pass on is no container that cannot run.
+func TestContainerdDies(t *testing.T) {
+	n := newNode(t)
+	pod := n.pod("lost")
+	id, running, err := n.whole(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: shell("late", "sleep 1000"), SandboxConfig: pod})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidIn(t, "exec", "containerd", "containerd.pid")
+	stop := make(chan struct{})
+	var killer sync.WaitGroup
+	killer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+				_ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL)
+			}
+		}
+	})
+	end := sync.OnceFunc(func() { close(stop); killer.Wait() })
+	defer end()
+	// Docker may still have its connection for a moment, and the start go through:
+	// so the sandbox comes first.
+	n.until(20*time.Second, "Docker starts pods without containerd", func() bool {
+		_, err := n.run(t.Context(), n.pod("other"))
+		if err != nil && codeOf(err) != codes.Unavailable {
+			t.Fatalf("run: %v, want Unavailable", err)
+		}
+		return err != nil
+	})
+	start := func() error {
+		_, err := n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()})
+		return err
+	}
+	if err := start(); codeOf(err) != codes.Unavailable {
+		t.Errorf("start: %v, want Unavailable", err)
+	}
+	state := func() *runtimeapi.ContainerStatus {
+		s, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: made.GetContainerId()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.GetStatus()
+	}
+	if s := state(); s.GetState() != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("after a start that was not passed on: %v", s)
+	}
+	_, err = n.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: running, Cmd: []string{"true"}, Timeout: 10})
+	if codeOf(err) != codes.Unavailable {
+		t.Errorf("exec: %v, want Unavailable", err)
+	}
+	if said := n.condition(); said.GetStatus() || !strings.Contains(said.GetMessage(), "containerd") {
+		t.Errorf("status %v", said)
+	}
+	seen, err := n.docker.ContainerInspect(t.Context(), made.GetContainerId())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("docker: %+v", seen.State)
+	// What berthd finds when it comes up is the same.
+	n.kill()
+	end()
+	n.start()
+	if s := state(); s.GetState() != runtimeapi.ContainerState_CONTAINER_CREATED {
+		t.Errorf("after a restart: %v", s)
+	}
+	n.until(30*time.Second, "not started once containerd is back", func() bool { return start() == nil })
+	n.removeAll()
+	n.clean()
+}
