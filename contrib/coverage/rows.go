@@ -233,8 +233,8 @@ var messages = []message{
 		{"metadata", store, "as in PodSandboxStatus", "tocri.TestSandbox"},
 		{"state", berth, "as in PodSandboxStatus", "tocri.TestSandbox"},
 		{"created_at", engine, "as in PodSandboxStatus", "live.TestPodAsTold"},
-		{"labels", store, "as in PodSandboxStatus", "labels.FuzzRoundTrip live.TestPodAsTold"},
-		{"annotations", store, "as in PodSandboxStatus", "labels.FuzzRoundTrip live.TestPodAsTold"},
+		{"labels", store, "as in PodSandboxStatus; those that are not the kubelet's own left out where a list would exceed one message", "labels.FuzzRoundTrip live.TestPodAsTold server.TestEveryListFits"},
+		{"annotations", store, "as in PodSandboxStatus; left out of dead and old rows first where a list would exceed one message", "labels.FuzzRoundTrip live.TestPodAsTold server.TestEveryListFits"},
 		{"runtime_handler", store, "as in PodSandboxStatus", "live.TestPodAsTold"},
 	}},
 	{"StreamPodSandboxesRequest", []row{
@@ -346,8 +346,8 @@ var messages = []message{
 		{"image_ref", store, "as in ContainerStatus", "tocri.TestContainerImage"},
 		{"state", engine, "as in ContainerStatus", "server.TestTheViewNeverLies"},
 		{"created_at", engine, "as in ContainerStatus", "live.TestPodAsTold"},
-		{"labels", store, "as in ContainerStatus", "live.TestPodAsTold"},
-		{"annotations", store, "as in ContainerStatus", "live.TestPodAsTold"},
+		{"labels", store, "as in ContainerStatus; those that are not the kubelet's own left out where a list would exceed one message", "live.TestPodAsTold server.TestEveryListFits"},
+		{"annotations", store, "as in ContainerStatus; left out of dead and old rows first where a list would exceed one message", "live.TestPodAsTold server.TestEveryListFits"},
 		{"image_id", engine, "as in ContainerStatus", "tocri.TestContainerImage"},
 	}},
 	{"StreamContainersRequest", []row{

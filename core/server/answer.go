@@ -29,9 +29,10 @@ func newCalls(reg prometheus.Registerer) *prometheus.HistogramVec {
 	}, []string{"method", "code"})
 }
 
-// answer gives every call its one log line and its measure, and every error
-// its gRPC code.
+// answer gives every call its one log line and its measure, every error its gRPC
+// code, and every answer a size that gRPC carries.
 func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerInterceptor {
+	fitter := &fitter{limit: fitBytes, log: log}
 	return func(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		var resp any
@@ -47,15 +48,16 @@ func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerIn
 		if err != nil {
 			return nil, err
 		}
-		return resp, nil
+		return fitter.fit(method, resp), nil
 	}
 }
 
 // answerStream is answer for calls whose answer comes in pieces.
 func answerStream(log *slog.Logger, calls *prometheus.HistogramVec) grpc.StreamServerInterceptor {
+	fitter := &fitter{limit: fitBytes, log: log}
 	return func(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		start, method := time.Now(), path.Base(call.FullMethod)
-		err := coded(stream.Context(), survive(log, func() error { return next(srv, stream) }))
+		err := coded(stream.Context(), survive(log, func() error { return next(srv, fitting{stream, method, fitter}) }))
 		took := time.Since(start)
 		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 		log.LogAttrs(stream.Context(), level(method, err), "answered", slog.String("call", method),

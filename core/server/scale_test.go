@@ -210,3 +210,39 @@ func BenchmarkScale(b *testing.B) {
 		}
 	}
 }
+
+// Pods with more annotations than one message carries are listed.
+func TestListsOfLargePods(t *testing.T) {
+	h := furnish(t)
+	const pods = 6
+	large := strings.Repeat("x", 3<<20)
+	for i := range pods {
+		pod := h.pod(fmt.Sprintf("p%d", i))
+		pod.Annotations = map[string]string{"large": large}
+		c := command("c", "sleep", "1000")
+		c.Annotations = map[string]string{"large": large, "io.kubernetes.container.hash": "1"}
+		_, _, err := h.begin(pod, c)
+		h.must(err)
+	}
+	ctx := t.Context()
+	sandboxes, err := h.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	h.must(err)
+	containers, err := h.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	h.must(err)
+	if len(sandboxes.GetItems()) != pods || len(containers.GetContainers()) != pods {
+		t.Errorf("%d pods and %d containers, want %d of each", len(sandboxes.GetItems()), len(containers.GetContainers()), pods)
+	}
+	for _, c := range containers.GetContainers() {
+		if c.GetAnnotations()["io.kubernetes.container.hash"] != "1" {
+			t.Errorf("annotations of %s lack its hash", c.GetId())
+		}
+	}
+	_, err = h.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+	h.must(err)
+	_, err = h.runtime.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+	h.must(err)
+	one, err := h.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandboxes.GetItems()[pods-1].GetId()})
+	if err != nil || one.GetStatus().GetAnnotations()["large"] != large {
+		t.Errorf("the status of one has not all its annotations: %v", err)
+	}
+}
