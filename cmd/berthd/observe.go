@@ -29,11 +29,6 @@ func newRegistry() (*prometheus.Registry, error) {
 		reg.Register(collectors.NewGoCollector()), reg.Register(collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})))
 }
 
-// A runner works until ctx ends.
-type runner interface {
-	Run(ctx context.Context) error
-}
-
 // nobody has nothing to do.
 type nobody struct{}
 
@@ -45,7 +40,7 @@ func observe(cfg Config, reg *prometheus.Registry, seen *view.View, cri net.Addr
 	if cfg.MetricsAddr == "" {
 		return nobody{}, nil
 	}
-	side, err := metrics.Listen(cfg.MetricsAddr, metrics.Config{
+	config := metrics.Config{
 		Gatherer: reg, Profiles: cfg.Profiles,
 		Healthy: func(ctx context.Context) error {
 			if err := answers(ctx, cri); err != nil {
@@ -55,15 +50,25 @@ func observe(cfg Config, reg *prometheus.Registry, seen *view.View, cri net.Addr
 			// that it runs.
 			return seen.Ready(ctx)
 		},
-	}, log)
-	if err != nil {
-		return nil, fmt.Errorf("metrics at %s (--metrics-bind-addr): %w", cfg.MetricsAddr, err)
 	}
-	log.Info("metrics", slog.String("address", side.Addr().String()))
-	if host, _, err := net.SplitHostPort(cfg.MetricsAddr); err != nil || !onLoopback(host) {
+	if !onLoopback(hostOf(cfg.MetricsAddr)) {
 		log.Warn("metrics are told to whoever reaches this address", slog.String("metrics-bind-addr", cfg.MetricsAddr))
 	}
-	return side, nil
+	return reopening("metrics (--metrics-bind-addr)", func() (*metrics.Server, error) {
+		side, err := metrics.Listen(cfg.MetricsAddr, config, log)
+		if err != nil {
+			return nil, fmt.Errorf("metrics at %s (--metrics-bind-addr): %w", cfg.MetricsAddr, err)
+		}
+		return side, nil
+	}, func(side *metrics.Server) { log.Info("metrics", slog.String("address", side.Addr().String())) }, log)
+}
+
+// hostOf returns the host of an address that may have a port.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
 }
 
 // answers returns nil if somebody serves at a socket, which a gRPC server shows

@@ -25,7 +25,6 @@ import (
 	"berth/core/stats"
 	"berth/core/view"
 	"berth/network"
-	"berth/streaming"
 )
 
 // run is the whole daemon on one page: furnish, then serve on l until ctx ends.
@@ -76,7 +75,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: mounts.Tmpfs{}},
 		docker, seen, images, containers, pods, intents, updates, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
-	streams, err := streaming.Listen(cfg.StreamingAddr, cfg.StreamingTLS, commands)
+	streams, err := serveStreams(cfg, commands, log)
 	if err != nil {
 		return err
 	}
@@ -121,7 +120,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		}
 		return desk.Serve(ctx, l)
 	})
-	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("streams", streams.URL()), slog.String("version", version))
+	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("version", version))
 	tell(log, daemon.SdNotifyReady)
 	defer context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping) })()
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {

@@ -3,11 +3,16 @@ package metrics
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -49,14 +54,18 @@ func served(t *testing.T, cfg Config) func(path string) (int, string) {
 }
 
 func TestHealth(t *testing.T) {
-	var wrong error
-	get := served(t, Config{Healthy: func(context.Context) error { return wrong }})
-	if code, body := get("/healthz"); code != http.StatusOK || body != "ok\n" {
-		t.Errorf("%d %q", code, body)
-	}
-	wrong = errors.New("docker: away:\nno such file")
-	if code, body := get("/healthz"); code != http.StatusServiceUnavailable || body != "docker: away: no such file\n" {
-		t.Errorf("%d %q", code, body)
+	for _, tt := range []struct {
+		wrong error
+		code  int
+		body  string
+	}{
+		{nil, http.StatusOK, "ok\n"},
+		{errors.New("docker: away:\nno such file"), http.StatusServiceUnavailable, "docker: away: no such file\n"},
+	} {
+		get := served(t, Config{Healthy: func(context.Context) error { return tt.wrong }})
+		if code, body := get("/healthz"); code != tt.code || body != tt.body {
+			t.Errorf("%d %q", code, body)
+		}
 	}
 }
 
@@ -103,5 +112,119 @@ func TestListenTwice(t *testing.T) {
 	defer first.listener.Close()
 	if _, err := Listen(first.Addr().String(), Config{}, slog.New(slog.DiscardHandler)); err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("%v", err)
+	}
+}
+
+// However many ask whether all is well, and hang up, one at a time finds out.
+func TestHealthIsCheckedOnceForAll(t *testing.T) {
+	var checks atomic.Int64
+	release := make(chan struct{})
+	get := served(t, Config{Healthy: func(context.Context) error {
+		checks.Add(1)
+		<-release
+		return nil
+	}})
+	var all sync.WaitGroup
+	for range 30 {
+		all.Go(func() {
+			if code, body := get("/healthz"); code != http.StatusOK {
+				t.Errorf("%d %q", code, body)
+			}
+		})
+	}
+	for checks.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	close(release)
+	all.Wait()
+	// Those who came after the first had been answered may have found out once more.
+	if n := checks.Load(); n > 2 {
+		t.Errorf("checked %d times", n)
+	}
+}
+
+// Clients that ask and do not read keep nobody else from being answered.
+func TestSlowReadersDoNotHoldUpMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	for i := range 8 { // together more than a socket holds
+		reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: fmt.Sprintf("metric_%d", i), Help: strings.Repeat("y", 1<<20)}))
+	}
+	s, err := Listen("127.0.0.1:0", Config{Gatherer: reg, Healthy: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	for range 2 * atOnce {
+		conn, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil { // its answer is under way, and is read no further
+			t.Fatal(err)
+		}
+	}
+	resp, err := http.Get("http://" + s.Addr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+// There are so many clients at most; one more waits until another has gone.
+func TestConnectionsAreBounded(t *testing.T) {
+	s, err := Listen("127.0.0.1:0", Config{Gatherer: prometheus.NewRegistry(), Healthy: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	ask := func(conn net.Conn) error {
+		_, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		if err == nil {
+			_, err = io.ReadFull(conn, make([]byte, 1))
+		}
+		return err
+	}
+	var conns []net.Conn
+	for range maxConns {
+		conn, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := ask(conn); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	late, err := net.Dial("tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer late.Close()
+	if err := late.SetDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(late); err == nil {
+		t.Error("one more is let in")
+	}
+	conns[0].Close()
+	if err := late.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(late, make([]byte, 1)); err != nil {
+		t.Errorf("it is not let in when another has gone: %v", err)
 	}
 }

@@ -22,7 +22,6 @@ import (
 	"berth/core/sandbox"
 	"berth/core/stats"
 	"berth/core/view"
-	"berth/streaming"
 )
 
 // maxMessage is the largest message that the kubelet sends or takes.
@@ -44,8 +43,16 @@ type Rooms struct {
 	Images     *image.Service
 	Commands   *exec.Service
 	Stats      *stats.Service
-	Streams    *streaming.Server
+	Streams    Streams
 	Network    Network
+}
+
+// Streams prepare exec, attach and port-forward, and tell where each is to be had. The
+// error is of kind Unavailable while they are not served.
+type Streams interface {
+	Exec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
+	Attach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
+	PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
 // Network is what Status and UpdateRuntimeConfig ask of the pods' network.
