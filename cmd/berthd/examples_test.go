@@ -32,6 +32,7 @@ func exported(t *testing.T) map[string]bool {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	docker := enginetest.New(t)
+	docker.PID = enginetest.InCgroups(t)
 	docker.AddImage(enginetest.Image{}, "busybox:1")
 	free, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

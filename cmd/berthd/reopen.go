@@ -134,7 +134,11 @@ func serveStreams(cfg Config, runtime streaming.Runtime, log *slog.Logger) (stre
 			slog.String("streaming-bind-addr", cfg.StreamingAddr))
 	}
 	r, err := reopening("exec, attach and port-forward (--streaming-bind-addr)", func() (*streaming.Server, error) {
-		return streaming.Listen(cfg.StreamingAddr, cfg.StreamingTLS, runtime)
+		s, err := streaming.Listen(cfg.StreamingAddr, cfg.StreamingTLS, runtime)
+		if err == nil {
+			s.ErrorLog = log
+		}
+		return s, err
 	}, func(s *streaming.Server) { log.Info("streams are served", slog.String("streams", s.URL())) }, log)
 	return streams{r}, err
 }

@@ -79,7 +79,6 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	streams.ErrorLog = log
 	desk := server.New(server.Rooms{
 		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: containers, Images: images,
 		Commands: commands, Stats: used, Streams: streams, Network: pods,

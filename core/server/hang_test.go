@@ -153,6 +153,9 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			h := furnishWith(t, hangTimeout)
+			if name == "ContainerStats" || name == "PodSandboxStats" { // there are none without a cgroup
+				h.engine.PID = enginetest.InCgroups(t)
+			}
 			fresh := func() any {
 				s := h.subject()
 				if name == "RemoveImage" { // has to be there

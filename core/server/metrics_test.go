@@ -2,71 +2,21 @@ package server_test
 
 import (
 	"errors"
-	"fmt"
 	"io"
-	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/cgroup"
+	"berth/core/engine/enginetest"
 )
-
-// inCgroups returns what gives containers processes in cgroups that are named after them,
-// as those of a real Engine are.
-func inCgroups(t *testing.T) func(id string) int {
-	controllers := []string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}
-	parent := fmt.Sprintf("berth-test-%d", os.Getpid())
-	all, err := cgroup.Make(parent, controllers)
-	t.Cleanup(func() { all.Remove() })
-	if err != nil {
-		t.Skipf("needs root, for cgroups of its own: %v", err)
-	}
-	var mu sync.Mutex // guards pids
-	pids := map[string]int{}
-	return func(id string) int {
-		mu.Lock()
-		defer mu.Unlock()
-		if pids[id] != 0 {
-			return pids[id]
-		}
-		sleeper := exec.Command("sleep", "1000")
-		g, err := cgroup.Make(parent+"/"+id, controllers)
-		t.Cleanup(func() { g.Remove() })
-		if err == nil {
-			err = sleeper.Start()
-		}
-		if err != nil {
-			t.Error(err)
-			return 0
-		}
-		t.Cleanup(func() { sleeper.Process.Kill(); sleeper.Wait() })
-		dirs := slices.Collect(maps.Values(g.V1))
-		if g.V2 != "" {
-			dirs = append(dirs, g.V2)
-		}
-		for _, dir := range dirs {
-			if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(sleeper.Process.Pid)), 0); err != nil {
-				t.Error(err)
-			}
-		}
-		pids[id] = sleeper.Process.Pid
-		return pids[id]
-	}
-}
 
 // TestMetrics reads metrics as the kubelet does: it knows descriptors and
 // drops what does not fit them.
 func TestMetrics(t *testing.T) {
 	h := furnish(t)
-	h.engine.PID = inCgroups(t)
+	h.engine.PID = enginetest.InCgroups(t)
 	ctx := t.Context()
 	order := command("c", "sleep", "1000")
 	order.Image.UserSpecifiedImage = busybox
