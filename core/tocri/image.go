@@ -15,7 +15,7 @@ type ImageFacts struct {
 	Tags    []string
 	Digests []string
 	Size    int64  // in bytes
-	User    string // whom its containers run as: a number or a name, with a group perhaps
+	User    string // Config.User: a UID or a name, with a group perhaps
 	Pinned  bool   // never to be collected
 }
 
@@ -29,8 +29,11 @@ func Image(f ImageFacts) *runtimeapi.Image {
 		Size:        uint64(max(f.Size, 1)), // the kubelet takes 0 for a broken answer
 		Pinned:      f.Pinned,
 	}
+	// A number that is no UID (0 to 1<<31-1) is a name: the kubelet takes every UID but 0
+	// for good under runAsNonRoot, and refuses names there. Docker up to 28.5 cuts
+	// 4294967296 to 0.
 	user, _, _ := strings.Cut(f.User, ":")
-	if uid, err := strconv.ParseInt(user, 10, 64); err == nil {
+	if uid, err := strconv.ParseInt(user, 10, 32); err == nil && uid >= 0 {
 		out.Uid = &runtimeapi.Int64Value{Value: uid}
 	} else {
 		out.Username = user

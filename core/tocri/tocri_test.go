@@ -8,6 +8,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -138,6 +139,30 @@ func TestImage(t *testing.T) {
 	}
 	if got := Image(ImageFacts{User: "www:www"}); got.GetUsername() != "www" || got.GetUid() != nil {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestImageUserOutOfRangeIsAName keeps the kubelet from taking a UID that Docker may cut to 0
+// for another than root: runAsNonRoot refuses names.
+func TestImageUserOutOfRangeIsAName(t *testing.T) {
+	for user, want := range map[string]*runtimeapi.Image{
+		"0":                         {Uid: &runtimeapi.Int64Value{}},
+		"-0":                        {Uid: &runtimeapi.Int64Value{}},
+		"2147483647:9":              {Uid: &runtimeapi.Int64Value{Value: 2147483647}},
+		"2147483648":                {Username: "2147483648"},
+		"4294967296:1":              {Username: "4294967296"},
+		"18446744073709551616":      {Username: "18446744073709551616"},
+		"-1":                        {Username: "-1"},
+		"-4294967296":               {Username: "-4294967296"},
+		"-9223372036854775808:1000": {Username: "-9223372036854775808"},
+		"1000 ":                     {Username: "1000 "},
+		"":                          {},
+		":1000":                     {},
+	} {
+		got := Image(ImageFacts{User: user})
+		if got.GetUsername() != want.GetUsername() || !proto.Equal(got.GetUid(), want.GetUid()) {
+			t.Errorf("%q: UID %v, username %q; want %v, %q", user, got.GetUid(), got.GetUsername(), want.GetUid(), want.GetUsername())
+		}
 	}
 }
 

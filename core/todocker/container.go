@@ -113,13 +113,9 @@ func Container(ask ContainerAsk) (Order, error) {
 	if err != nil {
 		return Order{}, err
 	}
-	told := ""
-	if who.told != nil {
-		text, err := protojson.Marshal(who.told)
-		if err != nil {
-			return Order{}, err
-		}
-		told = string(text)
+	told, err := protojson.Marshal(who.told)
+	if err != nil {
+		return Order{}, err
 	}
 	host, staged, err := containerHost(ask)
 	if err != nil {
@@ -156,7 +152,7 @@ func Container(ask ContainerAsk) (Order, error) {
 				Config:      config,
 				Image:       ask.ImageName,
 				ImageRef:    ask.ImageRef,
-				User:        told,
+				User:        string(told),
 				Stage:       stage,
 			}.Encode(),
 		},

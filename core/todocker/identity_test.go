@@ -1,9 +1,14 @@
 package todocker
 
 import (
+	"bytes"
+	"fmt"
+	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/sys/user"
 	"google.golang.org/protobuf/testing/protocmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -26,15 +31,17 @@ func TestIdentify(t *testing.T) {
 		groups []string
 		told   *runtimeapi.LinuxContainerUser
 	}{
-		"nothing said":                     {nil, "", "", nil, told(0, 0, 0, 1)},
-		"the image's user":                 {nil, "web", "web", nil, told(1000, 1001, 1001, 50000)},
-		"the image's user and group":       {nil, "web:other", "web:other", []string{"50000"}, told(1000, 60000, 50000, 60000)},
-		"a user by number":                 {&sc{RunAsUser: id(1000)}, "root", "1000", nil, told(1000, 1001, 1001, 50000)},
-		"a user by name":                   {&sc{RunAsUsername: "web"}, "", "web", nil, told(1000, 1001, 1001, 50000)},
-		"a number that nobody has":         {&sc{RunAsUser: id(4242)}, "web", "4242", nil, told(4242, 0, 0)},
-		"a name that nobody has":           {&sc{RunAsUsername: "nobody"}, "", "nobody", nil, nil},
+		"nothing said":                     {nil, "", "0:0", []string{"1"}, told(0, 0, 0, 1)},
+		"the image's user":                 {nil, "web", "1000:1001", []string{"50000"}, told(1000, 1001, 1001, 50000)},
+		"the image's user and group":       {nil, "web:other", "1000:60000", []string{"50000"}, told(1000, 60000, 50000, 60000)},
+		"the image's user, group by GID":   {nil, "web:77", "1000:77", []string{"50000"}, told(1000, 77, 77, 50000)},
+		"the image's group alone":          {nil, ":other", "0:60000", []string{"1"}, told(0, 60000, 1, 60000)},
+		"a user by number":                 {&sc{RunAsUser: id(1000)}, "root", "1000:1001", []string{"50000"}, told(1000, 1001, 1001, 50000)},
+		"a user by name":                   {&sc{RunAsUsername: "web"}, "", "1000:1001", []string{"50000"}, told(1000, 1001, 1001, 50000)},
+		"a number that nobody has":         {&sc{RunAsUser: id(4242)}, "web", "4242:0", nil, told(4242, 0, 0)},
+		"the highest number":               {&sc{RunAsUser: id(1<<31 - 1)}, "web", "2147483647:0", nil, told(1<<31-1, 0, 0)},
 		"a user and a group":               {&sc{RunAsUser: id(1000), RunAsGroup: id(7)}, "", "1000:7", []string{"50000"}, told(1000, 7, 7, 50000)},
-		"groups besides":                   {&sc{RunAsUser: id(1000), SupplementalGroups: []int64{9}}, "", "1000", []string{"9"}, told(1000, 1001, 9, 1001, 50000)},
+		"groups besides":                   {&sc{RunAsUser: id(1000), SupplementalGroups: []int64{9}}, "", "1000:1001", []string{"9", "50000"}, told(1000, 1001, 9, 1001, 50000)},
 		"groups besides a group":           {&sc{RunAsUser: id(1000), RunAsGroup: id(7), SupplementalGroups: []int64{50000}}, "", "1000:7", []string{"50000"}, told(1000, 7, 7, 50000)},
 		"strict":                           {&sc{RunAsUser: id(1000), SupplementalGroupsPolicy: strict}, "", "1000:1001", nil, told(1000, 1001, 1001)},
 		"strict, groups besides":           {&sc{RunAsUser: id(1000), RunAsGroup: id(7), SupplementalGroups: []int64{9}, SupplementalGroupsPolicy: strict}, "", "1000:7", []string{"9"}, told(1000, 7, 7, 9)},
@@ -52,7 +59,90 @@ func TestIdentify(t *testing.T) {
 			}
 		})
 	}
-	if _, err := identify(&sc{RunAsGroup: id(7)}, "web", accounts); err == nil {
-		t.Error("a group without a user is taken")
+}
+
+// TestIdentifyAgreesWithDocker compares the numbers with what Docker's own library makes of
+// the same words.
+func TestIdentifyAgreesWithDocker(t *testing.T) {
+	a := Accounts{
+		Passwd: []byte("\n#web:x:1:1::/:\nroot:x:0:0::/root:/bin/sh\ntoor:x:0:7::/:\n:x:5:5::/:\nweb:x:1000:1001::/:\nweb:x:1002:1003::/:\nodd:x:no:number\n77:x:78:79::/:\nshort\n"),
+		Group:  []byte(" # comment\nroot:x:0:toor\nnone:x:5:\n\nweb:x:1001:\nextra:x:50000:root,web,77\nextra:x:50001:web\nodd:x:no:odd\n77:x:80:web\n"),
+	}
+	for _, spec := range []string{"", "root", "toor", "web", "odd", "short", "0", "5", "77", "78", "+5", "1000", "4242", "web:extra", "web:77", "1000:odd", ":77", "77:77", "web:", "none", "web:none-such", "4294967296", "-1", "web:-1"} {
+		want, wantErr := user.GetExecUser(spec, nil, bytes.NewReader(a.Passwd), bytes.NewReader(a.Group))
+		who, group, _ := strings.Cut(spec, ":")
+		got, err := lookUp(who, group, a)
+		if (err == nil) != (wantErr == nil) {
+			t.Errorf("%q: %v, want %v", spec, err, wantErr)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if got.uid != int64(want.Uid) || got.gid != int64(want.Gid) {
+			t.Errorf("%q: %d:%d, want %d:%d", spec, got.uid, got.gid, want.Uid, want.Gid)
+		}
+		var groups []int64
+		for _, gid := range want.Sgids {
+			groups = append(groups, int64(gid))
+		}
+		if group == "" && !cmp.Equal(got.groups, groups) {
+			t.Errorf("%q: groups %v, want %v", spec, got.groups, groups)
+		}
+	}
+}
+
+// TestIdentifyRefuses has identities that cannot be had as they are asked for: nobody else
+// runs in their place.
+func TestIdentifyRefuses(t *testing.T) {
+	type sc = runtimeapi.LinuxContainerSecurityContext
+	id := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
+	hostile := Accounts{
+		Passwd: []byte("root:x:0:0::/:\nbig:x:4294967296:0::/:\nbiggroup:x:5:4294967296::/:\nhuge:x:99999999999999999999:0::/:\nlow:x:-4294967296:0::/:\nmember:x:6:6::/:\n"),
+		Group:  []byte("root:x:0:\n9:x:0:\nbig:x:4294967296:member\n"),
+	}
+	many := Accounts{Passwd: []byte("web:x:1:1::/:\n")}
+	for i := range maxGroups + 1 {
+		many.Group = fmt.Appendf(many.Group, "g%d:x:%d:web\n", i, i)
+	}
+	long := Accounts{Passwd: append(bytes.Repeat([]byte("#"), 1<<20), "\nweb:x:1:1::/:\n"...)}
+	const strict = runtimeapi.SupplementalGroupsPolicy_Strict
+	for name, tt := range map[string]struct {
+		sc    *sc
+		image string
+		files Accounts
+		is    func(error) bool
+	}{
+		"a UID above the range":           {&sc{RunAsUser: id(1 << 31)}, "", hostile, errdefs.IsInvalidArgument},
+		"a UID that Docker cuts to 0":     {&sc{RunAsUser: id(1 << 32)}, "", hostile, errdefs.IsInvalidArgument},
+		"a UID below 0":                   {&sc{RunAsUser: id(-1)}, "", hostile, errdefs.IsInvalidArgument},
+		"a GID above the range":           {&sc{RunAsUser: id(1), RunAsGroup: id(1 << 32)}, "", hostile, errdefs.IsInvalidArgument},
+		"a GID below 0":                   {&sc{RunAsUser: id(1), RunAsGroup: id(-1)}, "", hostile, errdefs.IsInvalidArgument},
+		"a supplemental group above":      {&sc{SupplementalGroups: []int64{1, 1 << 32}}, "", hostile, errdefs.IsInvalidArgument},
+		"a supplemental group below":      {&sc{SupplementalGroups: []int64{-1}}, "", hostile, errdefs.IsInvalidArgument},
+		"a group without a user":          {&sc{RunAsGroup: id(7)}, "web", hostile, errdefs.IsInvalidArgument},
+		"the image's UID":                 {nil, "4294967296", hostile, errdefs.IsFailedPrecondition},
+		"the image's UID, as a name":      {&sc{RunAsUsername: "4294967296"}, "", hostile, errdefs.IsFailedPrecondition},
+		"the image's UID beyond int64":    {nil, "99999999999999999999", hostile, errdefs.IsFailedPrecondition},
+		"the image's UID below 0":         {nil, "-4294967296", hostile, errdefs.IsFailedPrecondition},
+		"the image's GID":                 {nil, "1:4294967296", hostile, errdefs.IsFailedPrecondition},
+		"a UID in passwd":                 {nil, "big", hostile, errdefs.IsFailedPrecondition},
+		"a UID in passwd beyond int64":    {nil, "huge", hostile, errdefs.IsFailedPrecondition},
+		"a UID in passwd below 0":         {nil, "low", hostile, errdefs.IsFailedPrecondition},
+		"a GID in passwd":                 {nil, "biggroup", hostile, errdefs.IsFailedPrecondition},
+		"a GID in group":                  {nil, "root:big", hostile, errdefs.IsFailedPrecondition},
+		"a GID that has the user":         {nil, "member", hostile, errdefs.IsFailedPrecondition},
+		"a user that is not there":        {nil, "app", hostile, errdefs.IsFailedPrecondition},
+		"a user not there, strict":        {&sc{SupplementalGroupsPolicy: strict}, "app", hostile, errdefs.IsFailedPrecondition},
+		"a group that is not there":       {nil, "root:app", hostile, errdefs.IsFailedPrecondition},
+		"a name that is another number":   {&sc{SupplementalGroups: []int64{9}, SupplementalGroupsPolicy: strict}, "", hostile, errdefs.IsFailedPrecondition},
+		"more groups than can be told of": {nil, "web", many, errdefs.IsFailedPrecondition},
+		"a file that cannot be read":      {nil, "web", long, errdefs.IsFailedPrecondition},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := identify(tt.sc, tt.image, tt.files); !tt.is(err) {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
 	}
 }

@@ -224,6 +224,18 @@ func TestSandboxRefuses(t *testing.T) {
 		"a user namespace": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
 		})},
+		"a UID out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1 << 32}
+		})},
+		"a GID out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.RunAsUser, p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}, &runtimeapi.Int64Value{Value: -1}
+		})},
+		"a GID out of range alone": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1 << 32}
+		})},
+		"a supplemental group out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			p.Linux.SecurityContext.SupplementalGroups = []int64{1, 1 << 31}
+		})},
 		"fields for Windows": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Windows = &runtimeapi.WindowsPodSandboxConfig{SecurityContext: &runtimeapi.WindowsSandboxSecurityContext{HostProcess: true}}
 		})},

@@ -258,6 +258,9 @@ func pauseUser(sc *runtimeapi.LinuxSandboxSecurityContext) (string, error) {
 	if err := groupsPolicy(sc.GetSupplementalGroupsPolicy()); err != nil {
 		return "", err
 	}
+	if err := checkIDs(sc); err != nil {
+		return "", err
+	}
 	uid, gid := sc.GetRunAsUser(), sc.GetRunAsGroup()
 	switch {
 	case uid == nil:
