@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
-	"path"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -18,30 +18,23 @@ import (
 )
 
 const (
-	// largestAccounts is the most that is read of a file of users or groups.
-	largestAccounts = 1 << 20
-	// mostLinks is how many symbolic links may lead to one.
-	mostLinks = 5
-	// mostRemembered bounds how many images' accounts are kept in memory.
-	mostRemembered = 512
-	removeLimit    = time.Minute
-	tidyEvery      = time.Minute
-	tidySoon       = time.Second
+	// maxAccountsFile is the largest file of users or groups that is read.
+	maxAccountsFile = 1 << 20
+	removeLimit     = time.Minute
+	tidyEvery       = time.Minute
+	tidySoon        = time.Second
 )
 
-// Accounts returns the users and groups of the image with the ID. They are read
-// once, from a container that is made for it and never started: no storage
-// driver shows an image's files otherwise.
+// Accounts returns the users and groups of the image with the ID. They are read from a
+// container that is created for it and never started, for no storage driver shows an
+// image's files otherwise, and then kept in a cache.
 func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, error) {
 	done, err := s.reading.Take(ctx, id)
 	if err != nil {
 		return todocker.Accounts{}, err
 	}
 	defer done()
-	s.accountsMu.Lock()
-	known, ok := s.accounts[id]
-	s.accountsMu.Unlock()
-	if ok {
+	if known, ok := s.accounts.get(id); ok {
 		return known, nil
 	}
 	docker, err := s.docker.Use()
@@ -57,12 +50,7 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 	if err != nil {
 		return todocker.Accounts{}, fmt.Errorf("users of image %s: %w", id, err)
 	}
-	s.accountsMu.Lock()
-	defer s.accountsMu.Unlock()
-	if len(s.accounts) >= mostRemembered {
-		clear(s.accounts)
-	}
-	s.accounts[id] = read
+	s.accounts.put(id, read)
 	return read, nil
 }
 
@@ -103,25 +91,30 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 	return a, err
 }
 
-// readFile reads a file of a container; one that is not there is empty.
+// readFile reads a file of a container; one that is not there is empty, as for Docker.
+//
+// Docker itself follows the links: it reads the same file with the same rules when the
+// container starts. A file that cannot be read as a whole is an error, and not
+// taken for an empty one: Docker would find users in it that are unknown here.
 func readFile(ctx context.Context, docker *engine.Conn, id, name string) ([]byte, error) {
-	for range mostLinks {
-		text, link, err := readEntry(ctx, docker, id, name)
-		if err != nil || link == "" {
-			return text, err
-		}
-		if !path.IsAbs(link) {
-			link = path.Join(path.Dir(name), link)
-		}
-		name = link
+	text, target, err := readEntry(ctx, docker, id, name)
+	if err != nil || target == "" {
+		return text, err
 	}
-	return nil, nil // as good as not there
+	if text, target, err = readEntry(ctx, docker, id, target); err == nil && target != "" {
+		err = fmt.Errorf("symbolic link to %s, which is a symbolic link: %w", target, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return text, nil
 }
 
-// readEntry reads what is called name: a file, or where a link leads. An error of
-// kind NotFound is about the container.
-func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text []byte, link string, err error) {
-	body, _, err := docker.CopyFromContainer(ctx, id, name)
+// readEntry reads the file called name or, if that is a symbolic link, returns the path
+// that it leads to, without any further links. An error of kind NotFound is about the
+// container.
+func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text []byte, target string, err error) {
+	body, stat, err := docker.CopyFromContainer(ctx, id, name)
 	if errdefs.IsNotFound(err) {
 		// That may be the file or the container.
 		_, err := docker.ContainerInspect(ctx, id)
@@ -131,20 +124,26 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 		return nil, "", err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
+	if stat.Mode&fs.ModeSymlink != 0 {
+		if stat.LinkTarget == "" {
+			err = fmt.Errorf("%s is a symbolic link, and Docker does not say to what: %w", name, errdefs.ErrFailedPrecondition)
+		}
+		return nil, stat.LinkTarget, err
+	}
 	archive := tar.NewReader(body)
 	header, err := archive.Next()
-	if err != nil {
+	switch {
+	case err != nil:
+		return nil, "", fmt.Errorf("%s: %w", name, err)
+	case !stat.Mode.IsRegular(), header.Typeflag != tar.TypeReg:
+		return nil, "", fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
+	case header.Size > maxAccountsFile:
+		return nil, "", fmt.Errorf("%s has %d bytes, at most %d are supported: %w", name, header.Size, maxAccountsFile, errdefs.ErrFailedPrecondition)
+	}
+	if text, err = io.ReadAll(archive); err != nil {
 		return nil, "", fmt.Errorf("%s: %w", name, err)
 	}
-	switch header.Typeflag {
-	case tar.TypeSymlink:
-		return nil, header.Linkname, nil
-	case tar.TypeReg:
-		text, err = io.ReadAll(io.LimitReader(archive, largestAccounts))
-		return text, "", err
-	default:
-		return nil, "", nil
-	}
+	return text, "", nil
 }
 
 // tidy removes the containers that were made to look into images, by a daemon

@@ -104,6 +104,128 @@ func TestAnImageWithoutAccounts(t *testing.T) {
 	}
 }
 
+// links are n symbolic links, the first of which is first and the last of which leads to last.
+func links(n int, first, last string) map[string]string {
+	all := map[string]string{}
+	for i := range n - 1 {
+		next := fmt.Sprintf("/etc/link%d", i)
+		all[first], first = next, next
+	}
+	all[first] = last
+	return all
+}
+
+// TestAccountsFollowLinksAsDockerDoes has images whose /etc/passwd is behind links: Docker
+// reads the file that they lead to, so no other may count here.
+func TestAccountsFollowLinksAsDockerDoes(t *testing.T) {
+	const right, wrong = "app:x:7:8::/:\n", "app:x:1:1::/:\n"
+	for name, img := range map[string]enginetest.Image{
+		"one":            {Links: links(1, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": right}},
+		"a relative one": {Links: links(1, "/etc/passwd", "../usr/passwd"), Files: map[string]string{"/usr/passwd": right}},
+		"six":            {Links: links(6, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": right}},
+		"255":            {Links: links(255, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": right}},
+		"the directory":  {Links: map[string]string{"/etc": "usr/etc"}, Files: map[string]string{"/usr/etc/passwd": right}},
+		"back out of a linked directory": {
+			Links: map[string]string{"/etc": "/usr/etc", "/usr/etc/passwd": "../passwd"},
+			Files: map[string]string{"/usr/passwd": right, "/passwd": wrong},
+		},
+		"out of the root": {Links: links(1, "/etc/passwd", "../../../usr/passwd"), Files: map[string]string{"/usr/passwd": right}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := enginetest.New(t)
+			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+			got, err := s.Accounts(t.Context(), e.AddImage(img, "app"))
+			if err != nil || string(got.Passwd) != right {
+				t.Errorf("%q, %v; want %q", got.Passwd, err, right)
+			}
+		})
+	}
+	t.Run("to nothing", func(t *testing.T) {
+		e := enginetest.New(t)
+		s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+		got, err := s.Accounts(t.Context(), e.AddImage(enginetest.Image{Links: links(2, "/etc/passwd", "/none")}, "app"))
+		if err != nil || len(got.Passwd) > 0 {
+			t.Errorf("%q, %v; want no users", got.Passwd, err)
+		}
+	})
+}
+
+// TestAccountsThatCannotBeReadAreAnError has files that are there and beyond a limit: taken for
+// empty ones they would hide groups that Docker adds.
+func TestAccountsThatCannotBeReadAreAnError(t *testing.T) {
+	for name, img := range map[string]enginetest.Image{
+		"too large":      {Files: map[string]string{"/etc/group": strings.Repeat("#", maxAccountsFile) + "\napp:x:6:app\n"}},
+		"a directory":    {Links: links(1, "/etc/passwd", "/dir"), Files: map[string]string{"/dir/file": ""}},
+		"too many links": {Links: links(256, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": "app:x:7:8::/:\n"}},
+		"a loop":         {Links: map[string]string{"/etc/passwd": "passwd"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := enginetest.New(t)
+			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+			got, err := s.Accounts(t.Context(), e.AddImage(img, "app"))
+			if err == nil {
+				t.Errorf("%d and %d bytes, want an error", len(got.Passwd), len(got.Group))
+			}
+			if left := e.Len(); left > 0 {
+				t.Errorf("%d containers left behind", left)
+			}
+		})
+	}
+}
+
+// TestAccountsInMemoryAreBounded has more and larger files of users than memory is for.
+func TestAccountsInMemoryAreBounded(t *testing.T) {
+	e := enginetest.New(t)
+	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+	id := func(i, size int) string {
+		return e.AddImage(enginetest.Image{Files: map[string]string{"/etc/passwd": strings.Repeat("#", size)}}, fmt.Sprintf("app:%d", i))
+	}
+	read := func(id string) (made int) {
+		t.Helper()
+		before := e.Calls("POST /containers/create")
+		if _, err := s.Accounts(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		return e.Calls("POST /containers/create") - before
+	}
+	small, large := id(0, 100), id(1, maxAccountsFile)
+	if read(small) != 1 || read(small) != 0 {
+		t.Error("a small one is not kept")
+	}
+	for range 2 {
+		if read(large) != 1 {
+			t.Error("a large one is kept")
+		}
+	}
+	const images = 2 * maxCachedAccounts / (200 << 10)
+	for i := range images {
+		read(id(2+i, 200<<10))
+		if read(small) != 0 {
+			t.Fatalf("what is used all the time was evicted, after %d others", i)
+		}
+	}
+	if s.accounts.size > maxCachedAccounts || s.accounts.size < maxCachedAccounts/2 {
+		t.Errorf("%d bytes kept, want at most %d and no few", s.accounts.size, maxCachedAccounts)
+	}
+	// Gone with their images.
+	if err := s.Remove(t.Context(), small); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.List(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.accounts.get(small); ok {
+		t.Error("kept for an image that is gone")
+	}
+	sum := 0
+	for _, entry := range s.accounts.entries {
+		sum += entry.Value.(*cachedAccounts).size()
+	}
+	if sum != s.accounts.size || len(s.accounts.entries) != s.accounts.recent.Len() {
+		t.Errorf("%d bytes and %d entries, counted as %d and %d", sum, len(s.accounts.entries), s.accounts.size, s.accounts.recent.Len())
+	}
+}
+
 func TestTidy(t *testing.T) {
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))

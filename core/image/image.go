@@ -23,7 +23,6 @@ import (
 
 	"berth/core/engine"
 	"berth/core/tocri"
-	"berth/core/todocker"
 	"berth/core/turns"
 )
 
@@ -52,8 +51,9 @@ type Service struct {
 	pause    pauseImage
 	used     atomic.Uint64 // bytes that images take, as last measured
 
-	accountsMu sync.Mutex // guards following
-	accounts   map[string]todocker.Accounts
+	accounts accountsCache
+
+	accountsMu sync.Mutex      // guards looking
 	looking    map[string]bool // label values of containers made to look into images
 	untidy     chan struct{}   // told when one could not be removed
 
@@ -64,7 +64,7 @@ type Service struct {
 // New returns a Service; none of its arguments may be nil.
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	return &Service{
-		Config: cfg, docker: docker, log: log, accounts: map[string]todocker.Accounts{}, looking: map[string]bool{}, untidy: make(chan struct{}, 1),
+		Config: cfg, docker: docker, log: log, looking: map[string]bool{}, untidy: make(chan struct{}, 1),
 		pulls: pulls{running: map[string]*pull{}},
 		users: map[string]string{},
 	}
@@ -186,6 +186,7 @@ func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.accounts.retain(users)
 	s.users = users // never changed from here on, so that others may read on
 	return users, nil
 }

@@ -32,15 +32,25 @@ func (e *Engine) archive(c *call) error {
 		e.mu.Unlock()
 		return err
 	}
-	files := b.files
+	files, links := b.files, b.links
 	e.tell(b, events.ActionArchivePath, nil)
 	e.mu.Unlock()
 
-	at = path.Clean("/" + at)
+	name := path.Clean("/" + at)
+	at, err = resolve(links, name, false)
+	if err != nil {
+		return err
+	}
+	target, isLink := links[at]
 	inside := strings.TrimSuffix(at, "/") + "/"
-	stat := container.PathStat{Name: path.Base(at), Mode: 0o644, Mtime: b.created}
+	stat := container.PathStat{Name: path.Base(name), Mode: 0o644, Mtime: b.created}
 	content, isFile := files[at]
-	if isFile {
+	if isLink {
+		stat.Mode = os.ModeSymlink | 0o777
+		if stat.LinkTarget, err = resolve(links, at, true); err != nil {
+			return err
+		}
+	} else if isFile {
 		stat.Size = int64(len(content))
 	} else {
 		stat.Mode = os.ModeDir | 0o755
@@ -64,6 +74,12 @@ func (e *Engine) archive(c *call) error {
 		return nil
 	}
 	w := tar.NewWriter(c.ResponseWriter)
+	if isLink {
+		if err := w.WriteHeader(&tar.Header{Name: stat.Name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777}); err != nil {
+			return errHangUp
+		}
+		return w.Close()
+	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		under, below := strings.CutPrefix(name, inside)
 		if name == at {
@@ -82,4 +98,30 @@ func (e *Engine) archive(c *call) error {
 		}
 	}
 	return w.Close()
+}
+
+// maxLinks is how many symbolic links Docker follows (moby/sys/symlink.FollowSymlinkInScope).
+const maxLinks = 255
+
+// resolve follows the symbolic links of a container in a path, as Docker does: also the one at
+// its end if last is set.
+func resolve(links map[string]string, name string, last bool) (string, error) {
+	at, rest := "/", strings.Split(name, "/")
+	for followed := 0; len(rest) > 0; {
+		next := path.Join(at, rest[0])
+		rest = rest[1:]
+		target, isLink := links[next]
+		if !isLink || len(rest) == 0 && !last {
+			at = next
+			continue
+		}
+		if followed++; followed > maxLinks {
+			return "", refusal(http.StatusInternalServerError, "evalSymlinksInScope: too many links in %s", name)
+		}
+		if path.IsAbs(target) {
+			at = "/"
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	return at, nil
 }

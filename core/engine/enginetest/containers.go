@@ -29,7 +29,7 @@ const never = "0001-01-01T00:00:00Z"
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // A box is a container. Engine.mu guards it, but for what never changes: id,
-// created, config, image, path, args, files, gone, out.
+// created, config, image, path, args, files, links, gone, out.
 type box struct {
 	id, name string
 	created  time.Time
@@ -39,6 +39,7 @@ type box struct {
 	path     string
 	args     []string
 	files    map[string]string // of its image, by path
+	links    map[string]string // of its image: targets of symbolic links, by path
 
 	state    container.State
 	process  *Process      // nil while none runs

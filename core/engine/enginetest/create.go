@@ -73,13 +73,13 @@ func (e *Engine) make(name string, config *container.Config, host *container.Hos
 		return nil, err
 	}
 	var image string
-	var files map[string]string
+	var files, links map[string]string
 	if config.Image != "" {
 		p, err := e.image(config.Image)
 		if err != nil {
 			return nil, refusal(http.StatusNotFound, "No such image: %s", withTag(config.Image))
 		}
-		image, files = p.ID, p.files()
+		image, files, links = p.ID, p.files(), p.Links
 		merge(config, p.Config)
 	}
 	argv := slices.Concat([]string(config.Entrypoint), []string(config.Cmd))
@@ -104,7 +104,7 @@ func (e *Engine) make(name string, config *container.Config, host *container.Hos
 	e.complete(config, host, id)
 	b := &box{
 		id: id, name: strings.TrimPrefix(name, "/"), created: time.Now().UTC(),
-		config: config, host: host, image: image, path: argv[0], args: argv[1:], files: files,
+		config: config, host: host, image: image, path: argv[0], args: argv[1:], files: files, links: links,
 		state: container.State{Status: container.StateCreated, StartedAt: never, FinishedAt: never},
 		gone:  make(chan struct{}),
 		out:   newOutput(config.Tty),

@@ -27,6 +27,7 @@ type Image struct {
 	Size    int64             // bytes; 1 MB if 0
 	Created time.Time         // now if zero
 	Files   map[string]string // by absolute path; a few users are added unless there is an /etc/passwd
+	Links   map[string]string // symbolic links and their targets, by absolute path
 	Arch    string            // amd64 if empty
 }
 
