@@ -40,6 +40,8 @@ type Config struct {
 	LogLevel       string // a key of levels
 	LogFormat      string // text or json
 
+	NodeCredentials bool // for pods whose pulls bring none
+
 	verb     string // what to do
 	doctor   doctorConfig
 	warnings []warning

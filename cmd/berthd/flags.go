@@ -57,6 +57,8 @@ func options(cfg *Config) []group {
 				usage: "`IMAGE` of the process that holds a pod; where it cannot be pulled, a built-in one serves"},
 			{name: "image-pull-progress-deadline", value: set(&cfg.PullProgress, aWait), initial: "1m0s",
 				usage: "how long a pull may wait for the registry without progress before it is given up; unpacking does not count"},
+			{name: "node-credentials", value: set(&cfg.NodeCredentials, yesOrNo), initial: "false",
+				usage: "pull images of pods that bring no credentials with those of root's docker login and credential helpers on this node; whoever may create a pod can then run every image that they are good for"},
 		}},
 		{"Logs of containers", []*option{
 			{name: "container-logs", value: choice(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",

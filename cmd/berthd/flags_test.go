@@ -159,6 +159,8 @@ func TestValues(t *testing.T) {
 		{"metrics-bind-addr", "10.0.0.1", wrong},
 		{"metrics-bind-addr", "70000", wrong},
 		{"metrics-bind-addr", "example.org:9633", wrong},
+		{"node-credentials", "true", "true"},
+		{"node-credentials", "maybe", wrong},
 		{"profiling", "true", "true"},
 		{"profiling", "on", wrong},
 		{"log-level", "WARNING", "warning"},

@@ -70,7 +70,9 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
 	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, OOM: kills, Metrics: reg}, docker, log)
 	used := stats.New(docker, seen, log)
-	images := image.New(image.Config{PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, Written: used.Written}, docker, log)
+	images := image.New(image.Config{
+		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Written: used.Written,
+	}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, mounts.New(filepath.Join(cfg.RunDir, "mounts")), log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: mounts.Tmpfs{}},
 		docker, seen, images, containers, pods, intents, updates, log)

@@ -682,7 +682,7 @@ var messages = []message{
 	}},
 	{"PullImageRequest", []row{
 		{"image", engine, "see its fields", "image.TestPullsShareOne"},
-		{"auth", engine, "`X-Registry-Auth`; without any, Docker's own configuration is asked", "image.TestCredentials image.TestAuthInEveryForm live.TestPullsWithCredentials"},
+		{"auth", engine, "`X-Registry-Auth`; without any, Docker's own configuration is asked with `node-credentials`, and for the pause image", "image.TestCredentials image.TestAuthInEveryForm live.TestPullsWithCredentials"},
 		{"sandbox_config", nothing, "Docker pulls an image in the same way for every pod", ""},
 	}},
 	{"AuthConfig", []row{

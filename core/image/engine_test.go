@@ -3,11 +3,14 @@ package image_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,10 +51,36 @@ func newRoom(t *testing.T, pauseImage string, edits ...func(*system.Info)) (*ima
 	for _, edit := range edits {
 		e.SetInfo(edit)
 	}
-	room := image.New(image.Config{
-		PauseImage: pauseImage, PullProgress: stall, Written: func() (bytes, inodes, layers uint64) { return 70, 7, 60 },
-	}, e.Connect(t), slog.New(slog.DiscardHandler))
-	return room, e
+	return newService(t, e, image.Config{PauseImage: pauseImage}), e
+}
+
+// newService returns an image service on e.
+func newService(t *testing.T, e *enginetest.Engine, cfg image.Config) *image.Service {
+	t.Helper()
+	cfg.PullProgress, cfg.Written = stall, func() (bytes, inodes, layers uint64) { return 70, 7, 60 }
+	return image.New(cfg, e.Connect(t), slog.New(slog.DiscardHandler))
+}
+
+// dockerConfig writes Docker's configuration of the node, for one test.
+func dockerConfig(t *testing.T, text string) {
+	t.Helper()
+	file := filepath.Join(os.Getenv("DOCKER_CONFIG"), "config.json")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(file) })
+}
+
+// credentialHelper adds a script as a program called docker-credential-test, for one test. In it,
+// $DIR is the directory that is returned.
+func credentialHelper(t *testing.T, script string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte("#!/bin/sh\nDIR="+dir+"\n"+script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	return dir
 }
 
 func TestPullsShareOne(t *testing.T) {
@@ -209,25 +238,36 @@ func TestTheEngineGoesAwayInAPull(t *testing.T) {
 }
 
 func TestCredentials(t *testing.T) {
-	room, e := newRoom(t, "")
+	e := enginetest.New(t)
 	e.Registry("r.test/a:1", enginetest.Remote{})
+	const login, other, helper = `{"auths":{"r.test":{"auth":"eDp5"}}}`, `{"auths":{"other.test":{"auth":"eDp5"}}}`, `{"credsStore":"test"}`
+	ofNode := registry.AuthConfig{Username: "x", Password: "y", ServerAddress: "r.test"}
 	for name, tt := range map[string]struct {
-		given *runtimeapi.AuthConfig
-		file  string
-		want  registry.AuthConfig
+		node   bool // node-credentials
+		given  *runtimeapi.AuthConfig
+		file   string
+		helper string
+		want   registry.AuthConfig
 	}{
-		"none":          {nil, `{}`, registry.AuthConfig{}},
-		"the kubelet's": {&runtimeapi.AuthConfig{Username: "u", Password: "p"}, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "u", Password: "p", ServerAddress: "r.test"}},
-		"the node's":    {nil, `{"auths":{"r.test":{"auth":"eDp5"}}}`, registry.AuthConfig{Username: "x", Password: "y", ServerAddress: "r.test"}},
-		"of another":    {nil, `{"auths":{"other.test":{"auth":"eDp5"}}}`, registry.AuthConfig{}},
-		"unreadable":    {nil, `{"auths":`, registry.AuthConfig{}},
+		"none":                              {true, nil, `{}`, "", registry.AuthConfig{}},
+		"the kubelet's":                     {true, &runtimeapi.AuthConfig{Username: "u", Password: "p"}, login, "", registry.AuthConfig{Username: "u", Password: "p", ServerAddress: "r.test"}},
+		"the node's":                        {true, nil, login, "", ofNode},
+		"the node's, not for pods":          {false, nil, login, "", registry.AuthConfig{}},
+		"the node's, not for an empty auth": {false, &runtimeapi.AuthConfig{ServerAddress: "r.test"}, login, "", registry.AuthConfig{}},
+		"of another":                        {true, nil, other, "", registry.AuthConfig{}},
+		"unreadable":                        {true, nil, `{"auths":`, "", registry.AuthConfig{}},
+		"a helper's":                        {true, nil, helper, `[ "$1 $(cat)" = "get r.test" ] && echo '{"Username":"x","Secret":"y"}'`, ofNode},
+		"a helper's for this registry":      {true, nil, `{"credHelpers":{"r.test":"test"},"credsStore":"none"}`, `echo '{"Username":"x","Secret":"y"}'`, ofNode},
+		"a helper's token":                  {true, nil, helper, `echo '{"Username":"<token>","Secret":"t"}'`, registry.AuthConfig{IdentityToken: "t", ServerAddress: "r.test"}},
+		"a helper's, not for pods":          {false, nil, helper, `echo '{"Username":"x","Secret":"y"}'`, registry.AuthConfig{}},
+		"none of a helper":                  {true, nil, helper, `echo "credentials not found in native keychain"; exit 1`, registry.AuthConfig{}},
+		"a helper that fails":               {true, nil, helper, `exit 1`, registry.AuthConfig{}},
+		"a helper that is not there":        {true, nil, `{"credsStore":"none"}`, "", registry.AuthConfig{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			file := filepath.Join(os.Getenv("DOCKER_CONFIG"), "config.json")
-			if err := os.WriteFile(file, []byte(tt.file), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			defer os.Remove(file)
+			dockerConfig(t, tt.file)
+			credentialHelper(t, tt.helper)
+			room := newService(t, e, image.Config{NodeCredentials: tt.node})
 			if _, err := room.Pull(t.Context(), "r.test/a:1", "", tt.given); err != nil {
 				t.Fatal(err)
 			}
@@ -239,6 +279,70 @@ func TestCredentials(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the node's for the pause image", func(t *testing.T) {
+		dockerConfig(t, login)
+		e.Registry("r.test/pause:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Password == "y" }})
+		room := newService(t, e, image.Config{PauseImage: "r.test/pause:1"})
+		if _, err := room.Pull(t.Context(), "r.test/pause:1", "", nil); err == nil {
+			t.Error("pulled for a pod")
+		}
+		if _, err := room.Pause(t.Context()); err != nil || !e.HasImage("r.test/pause:1") {
+			t.Errorf("not pulled for sandboxes: %v", err)
+		}
+	})
+}
+
+// TestCredentialHelperRunsOnceAndEndsWithItsCaller has a helper that hangs, and several pulls.
+func TestCredentialHelperRunsOnceAndEndsWithItsCaller(t *testing.T) {
+	for name, script := range map[string]string{
+		"by itself":     `echo $$ >>$DIR/started; exec sleep 1000`,
+		"with a child":  `sleep 1000 & echo $! >>$DIR/started; wait`,
+		"deaf to TERM ": `trap '' TERM; echo $$ >>$DIR/started; while :; do sleep 1; done`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dockerConfig(t, `{"credsStore":"test"}`)
+			dir := credentialHelper(t, script)
+			e := enginetest.New(t)
+			e.Registry("r.test/a:1", enginetest.Remote{})
+			room := newService(t, e, image.Config{NodeCredentials: true})
+			started := func() []string {
+				text, _ := os.ReadFile(filepath.Join(dir, "started"))
+				return strings.Fields(string(text))
+			}
+			ctx, hangUp := context.WithCancel(t.Context())
+			defer hangUp()
+			var all errgroup.Group
+			for range 5 {
+				all.Go(func() error {
+					if _, err := room.Pull(ctx, "r.test/a:1", "", nil); !errors.Is(err, context.Canceled) {
+						return fmt.Errorf("%w, want Canceled", err)
+					}
+					return nil
+				})
+			}
+			enginetest.Until(t, "the helper was not started", func() bool { return len(started()) > 0 })
+			hangUp()
+			if err := all.Wait(); err != nil {
+				t.Error(err)
+			}
+			for _, text := range started() {
+				pid, err := strconv.Atoi(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				enginetest.Until(t, "a helper is left", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) || zombie(pid) })
+			}
+			if n := len(started()); n != 1 || len(e.Pulls()) > 0 {
+				t.Errorf("%d helpers were started and %d pulls, want one and none", n, len(e.Pulls()))
+			}
+		})
+	}
+}
+
+// zombie reports whether a process has ended, though nobody has waited for it.
+func zombie(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && strings.Contains(string(text), ") Z ")
 }
 
 func TestOneIdentity(t *testing.T) {

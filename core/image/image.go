@@ -34,6 +34,9 @@ type Config struct {
 	// PullProgress is how long a pull may wait for the registry without progress
 	// before it is given up.
 	PullProgress time.Duration
+	// NodeCredentials lets pulls for pods use the credentials that root's Docker
+	// configuration has, where the kubelet gives none. The pause image always may.
+	NodeCredentials bool
 	// Written tells how many bytes and inodes all containers have written, and how
 	// many of the bytes are in their root file systems.
 	Written func() (bytes, inodes, layers uint64)
@@ -47,6 +50,7 @@ type Service struct {
 
 	removals turns.Turns // by image ID
 	reading  turns.Turns // of accounts, by image ID
+	helpers  turns.Turns // of credential helpers, by server
 	pulls    pulls
 	pause    pauseImage
 	used     atomic.Uint64 // bytes that images take, as last measured

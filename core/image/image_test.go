@@ -244,7 +244,7 @@ func TestCredentialsAreForTheirRegistryOnly(t *testing.T) {
 		{"r.test/a:1", "other.test", false},
 		{"busybox", "r.test", false},
 	} {
-		got, err := s.credentials(t.Context(), tt.ref, &runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: tt.server})
+		got, err := s.credentials(t.Context(), tt.ref, &runtimeapi.AuthConfig{Username: "u", Password: "p", ServerAddress: tt.server}, true)
 		if err != nil || (got.Username == "u") != tt.shown {
 			t.Errorf("%s with credentials of %q: shown %v, %v; want %v", tt.ref, tt.server, got.Username == "u", err, tt.shown)
 		}

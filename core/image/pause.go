@@ -85,7 +85,7 @@ func (s *Service) getPause(ctx context.Context, docker *engine.Conn) (string, er
 	}
 	if time.Since(s.pause.failed) > pausePullAgain {
 		short, cancel := context.WithTimeout(ctx, pausePullLimit)
-		id, err := s.Pull(short, s.PauseImage, "", nil)
+		id, err := s.pullWith(short, s.PauseImage, "", nil, true)
 		cancel()
 		if err == nil {
 			return id, nil

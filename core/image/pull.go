@@ -43,6 +43,11 @@ type pull struct {
 // An error that begins with RegistryUnavailable tells that another try may
 // succeed; NotFound, that there is no such image.
 func (s *Service) Pull(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig) (string, error) {
+	return s.pullWith(ctx, ref, handler, given, s.NodeCredentials)
+}
+
+// pullWith is Pull, with the credentials of the node or without.
+func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, node bool) (string, error) {
 	if ref == "" {
 		return "", fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument)
 	}
@@ -53,7 +58,7 @@ func (s *Service) Pull(ctx context.Context, ref, handler string, given *runtimea
 	if _, err := todocker.Runtime(handler, docker.Can); err != nil {
 		return "", err
 	}
-	auth, err := s.credentials(ctx, ref, given)
+	auth, err := s.credentials(ctx, ref, given, node)
 	if err != nil {
 		return "", err
 	}
