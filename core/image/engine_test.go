@@ -386,6 +386,20 @@ func TestOneIdentity(t *testing.T) {
 	}
 }
 
+// run starts a container and returns its ID.
+func run(t *testing.T, e *enginetest.Engine, image string) string {
+	t.Helper()
+	docker := e.Client(t)
+	made, err := docker.ContainerCreate(t.Context(), &container.Config{Image: image, Cmd: []string{"serve"}}, nil, nil, nil, "")
+	if err == nil {
+		err = docker.ContainerStart(t.Context(), made.ID, container.StartOptions{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made.ID
+}
+
 func TestListWithABrokenImage(t *testing.T) {
 	room, e := newRoom(t, "")
 	bad, good := e.AddImage(enginetest.Image{Config: container.Config{User: "7"}}, "bad:1"), e.AddImage(enginetest.Image{Config: container.Config{User: "8"}}, "good:1")
@@ -432,14 +446,7 @@ func TestRemoveFiveAtOnce(t *testing.T) {
 func TestRemoveOfWhatIsUsed(t *testing.T) {
 	room, e := newRoom(t, "")
 	e.AddImage(enginetest.Image{}, "a:1")
-	docker := e.Client(t)
-	made, err := docker.ContainerCreate(t.Context(), &container.Config{Image: "a:1", Cmd: []string{"serve"}}, nil, nil, nil, "user")
-	if err == nil {
-		err = docker.ContainerStart(t.Context(), made.ID, container.StartOptions{})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	run(t, e, "a:1")
 	if err := room.Remove(t.Context(), "a:1"); !errdefs.IsConflict(err) {
 		t.Errorf("%v, want Conflict", err)
 	}
@@ -484,6 +491,63 @@ func TestPause(t *testing.T) {
 		}
 		if found, _, err := room.Status(t.Context(), id, false); err != nil || !found.GetPinned() {
 			t.Errorf("it is not pinned: %v, %v", found, err)
+		}
+	})
+	t.Run("another image has the name of the built-in one", func(t *testing.T) {
+		for name, edit := range map[string]func(*enginetest.Image){
+			"other layers":     func(i *enginetest.Image) { i.Layers = []string{"sha256:" + strings.Repeat("b", 64)} },
+			"one layer more":   func(i *enginetest.Image) { i.Layers = append(i.Layers, "sha256:"+strings.Repeat("b", 64)) },
+			"other entrypoint": func(i *enginetest.Image) { i.Config.Entrypoint = []string{"/bin/sh"} },
+			"a command":        func(i *enginetest.Image) { i.Config.Cmd = []string{"-v"} },
+			"an environment":   func(i *enginetest.Image) { i.Config.Env = []string{"A=b"} },
+			"a volume":         func(i *enginetest.Image) { i.Config.Volumes = map[string]struct{}{"/v": {}} },
+			"root":             func(i *enginetest.Image) { i.Config.User = "" },
+			"labels":           func(i *enginetest.Image) { i.Config.Labels = map[string]string{"a": "b"} },
+			"architecture":     func(i *enginetest.Image) { i.Arch = "vax" },
+		} {
+			for _, configured := range []string{"r.test/pause:3", pause.Ref} {
+				room, e := newRoom(t, configured)
+				genuine, err := room.Pause(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				found, err := e.Client(t).ImageInspect(t.Context(), genuine)
+				if err != nil {
+					t.Fatal(err)
+				}
+				img := enginetest.Image{Layers: found.RootFS.Layers, Arch: found.Architecture, Config: container.Config{
+					Entrypoint: found.Config.Entrypoint, User: found.Config.User, WorkingDir: found.Config.WorkingDir, Labels: found.Config.Labels,
+				}}
+				edit(&img)
+				other := e.AddImage(img, pause.Ref)
+				room.ForgetPause()
+				if got, err := room.Pause(t.Context()); got != genuine || err != nil {
+					t.Errorf("%s, configured %s: %s, %v; want %s and not %s", name, configured, got, err, genuine, other)
+				}
+				if e.Calls("POST /images/load") != 2 {
+					t.Errorf("%s: loaded %d times, want twice", name, e.Calls("POST /images/load"))
+				}
+			}
+		}
+	})
+	t.Run("the Engine hangs", func(t *testing.T) {
+		room, e := newRoom(t, "pause:3")
+		release := e.Hang("GET /images/{name}/json")
+		t.Cleanup(release)
+		first, hangUp := context.WithCancel(t.Context())
+		var waiting errgroup.Group
+		waiting.Go(func() error { _, err := room.Pause(first); return err })
+		enginetest.Until(t, "not looked for", func() bool { return e.Calls("GET /images/{name}/json") > 0 })
+		// Who comes later waits no longer than it wants to.
+		ctx, cancel := context.WithTimeout(t.Context(), stall/10)
+		defer cancel()
+		if id, err := room.Pause(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s, %v; want DeadlineExceeded", id, err)
+		}
+		room.ForgetPause() // does not wait at all
+		hangUp()
+		if err := waiting.Wait(); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v, want Canceled", err)
 		}
 	})
 	t.Run("the Engine goes away", func(t *testing.T) {

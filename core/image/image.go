@@ -51,7 +51,7 @@ type Service struct {
 	removals turns.Turns // by image ID
 	reading  turns.Turns // of accounts, by image ID
 	helpers  turns.Turns // of credential helpers, by server
-	pulls    pulls
+	pulls    flights     // by image and credentials
 	pause    pauseImage
 	used     atomic.Uint64 // bytes that images take, as last measured
 
@@ -69,7 +69,6 @@ type Service struct {
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	return &Service{
 		Config: cfg, docker: docker, log: log, looking: map[string]bool{}, untidy: make(chan struct{}, 1),
-		pulls: pulls{running: map[string]*pull{}},
 		users: map[string]string{},
 	}
 }

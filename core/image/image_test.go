@@ -93,7 +93,7 @@ func TestPullFailures(t *testing.T) {
 }
 
 func TestOnePullForAll(t *testing.T) {
-	all := pulls{running: map[string]*pull{}}
+	var all flights
 	var begun, ended sync.WaitGroup
 	release := make(chan struct{})
 	count := 0

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,21 +18,6 @@ import (
 	"berth/core/engine"
 	"berth/core/todocker"
 )
-
-// pulls are the pulls under way, by what is pulled and with which credentials.
-type pulls struct {
-	mu      sync.Mutex // guards running
-	running map[string]*pull
-}
-
-// A pull goes on as long as anybody waits for it.
-type pull struct {
-	waiters int
-	cancel  context.CancelFunc
-	done    chan struct{}
-	id      string // once done is closed, like err
-	err     error
-}
 
 // Pull brings the image ref to the node, for a runtime handler that Docker has,
 // and returns its ID: images are the same for all handlers. Calls for the same
@@ -66,50 +50,13 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if err != nil {
 		return "", err
 	}
-	p := s.pulls.join(ctx, ref+"\x00"+header, func(ctx context.Context) (string, error) {
+	id, err := s.pulls.do(ctx, ref+"\x00"+header, func(ctx context.Context) (string, error) {
 		return s.pull(ctx, docker, ref, header)
 	})
-	select {
-	case <-p.done:
-		return p.id, p.err
-	case <-ctx.Done():
-		s.pulls.leave(p)
+	if err != nil && ctx.Err() != nil {
 		return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
 	}
-}
-
-// join returns the pull called key, which is begun if need be.
-func (all *pulls) join(ctx context.Context, key string, begin func(context.Context) (string, error)) *pull {
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	if p, ok := all.running[key]; ok && p.waiters > 0 {
-		p.waiters++
-		return p
-	}
-	// It belongs to all who wait, and ends with the last of them.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	p := &pull{waiters: 1, cancel: cancel, done: make(chan struct{})}
-	all.running[key] = p
-	go func() {
-		defer cancel()
-		p.id, p.err = begin(ctx)
-		all.mu.Lock()
-		if all.running[key] == p {
-			delete(all.running, key)
-		}
-		all.mu.Unlock()
-		close(p.done)
-	}()
-	return p
-}
-
-// leave takes one waiter off p and calls it off with the last.
-func (all *pulls) leave(p *pull) {
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	if p.waiters--; p.waiters == 0 {
-		p.cancel()
-	}
+	return id, err
 }
 
 // errStalled is the cause of a pull that was given up.
@@ -150,6 +97,8 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 		}
 		return "", pullFailure(ref, err)
 	}
+	ctx, done := docker.Short(ctx)
+	defer done()
 	// By what was pulled: the image of a digest may have no tag.
 	found, err := s.find(ctx, docker, ref)
 	return found.ID, err
@@ -188,8 +137,8 @@ func (e *pullError) Error() string {
 	return text
 }
 
-// pullFailure sorts the ways a pull can fail. The Engine tells of the
-// registry's answers in words alone, so that here, and only here, words count.
+// pullFailure sorts the ways a pull can fail. The Engine tells of the registry's
+// answers in words alone, so the kind is taken from the text.
 func pullFailure(ref string, err error) error {
 	text := err.Error()
 	has := func(words ...string) bool {

@@ -11,15 +11,17 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/image"
+	v1 "github.com/moby/docker-image-spec/specs-go/v1"
 )
 
-// Ref is the name that the built-in image has in the Engine. No registry
-// answers for .local, so nobody can be served another image under it, and an
-// operator who finds it in docker images sees whose it is. An Engine that has it
-// is not given it again: with other bytes it gets another tag.
+// Ref is the name that the built-in image has in the Engine, so that an operator who
+// finds it in docker images sees whose it is. With other bytes it gets another tag.
+// The name proves nothing: other images can have it, see Is.
 const Ref = name + ":" + version
 
 const (
@@ -51,15 +53,56 @@ func program(arch string) ([]byte, error) {
 // Archive returns the image for an architecture, in the form of docker save.
 // Its bytes, and so the ID of the image, are always the same.
 func Archive(arch string) ([]byte, error) {
+	layer, config, err := parts(arch)
+	if err != nil {
+		return nil, err
+	}
+	configName, layerName := digest(config)+".json", digest(layer)+"/layer.tar"
+	manifest, err := json.Marshal([]map[string]any{{
+		"Config": configName, "RepoTags": []string{Ref}, "Layers": []string{layerName},
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return pack([]file{{configName, 0o644, config}, {layerName, 0o644, layer}, {"manifest.json", 0o644, manifest}})
+}
+
+// Is reports whether an image, as Docker describes it, is the built-in one for an
+// architecture. Its ID does not tell: that depends on Docker's image store.
+func Is(found image.InspectResponse, arch string) bool {
+	_, config, err := parts(arch)
+	if err != nil || found.Config == nil || found.Architecture != arch {
+		return false
+	}
+	var want struct {
+		Config v1.DockerOCIImageConfig
+		RootFS struct {
+			DiffIDs []string `json:"diff_ids"`
+		}
+	}
+	if err := json.Unmarshal(config, &want); err != nil {
+		return false
+	}
+	// As JSON, in which what is empty and what is not there are the same.
+	wantText, err := json.Marshal(want.Config)
+	if err != nil {
+		return false
+	}
+	text, err := json.Marshal(found.Config)
+	return err == nil && bytes.Equal(text, wantText) && slices.Equal(found.RootFS.Layers, want.RootFS.DiffIDs)
+}
+
+// parts returns the only layer of the image for an architecture, and its configuration.
+func parts(arch string) (layer, config []byte, err error) {
 	bin, err := program(arch)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	layer, err := pack([]file{{"pause", 0o755, bin}})
+	layer, err = pack([]file{{"pause", 0o755, bin}})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	config, err := json.Marshal(map[string]any{
+	config, err = json.Marshal(map[string]any{
 		"architecture": arch,
 		"os":           "linux",
 		"created":      epoch.Format(time.RFC3339),
@@ -75,17 +118,7 @@ func Archive(arch string) ([]byte, error) {
 		"rootfs":  map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + digest(layer)}},
 		"history": []map[string]any{{"created": epoch.Format(time.RFC3339), "created_by": "berth core/pause"}},
 	})
-	if err != nil {
-		return nil, err
-	}
-	configName, layerName := digest(config)+".json", digest(layer)+"/layer.tar"
-	manifest, err := json.Marshal([]map[string]any{{
-		"Config": configName, "RepoTags": []string{Ref}, "Layers": []string{layerName},
-	}})
-	if err != nil {
-		return nil, err
-	}
-	return pack([]file{{configName, 0o644, config}, {layerName, 0o644, layer}, {"manifest.json", 0o644, manifest}})
+	return layer, config, err
 }
 
 // epoch is when everything in the image was made, so that it is always the same.

@@ -28,6 +28,7 @@ type Image struct {
 	Created time.Time         // now if zero
 	Files   map[string]string // by absolute path; a few users are added unless there is an /etc/passwd
 	Links   map[string]string // symbolic links and their targets, by absolute path
+	Layers  []string          // their digests; one that is made up if empty
 	Arch    string            // amd64 if empty
 }
 
@@ -60,6 +61,9 @@ func (i Image) complete(name string) Image {
 	}
 	if i.Created.IsZero() {
 		i.Created = time.Now()
+	}
+	if len(i.Layers) == 0 {
+		i.Layers = []string{"sha256:" + layer(i.ID)}
 	}
 	if i.Arch == "" {
 		i.Arch = "amd64"
@@ -287,7 +291,7 @@ func (e *Engine) imageInspect(c *call) error {
 		GraphDriver: storage.DriverData{Name: e.self().Driver, Data: map[string]string{
 			"UpperDir": filepath.Join(e.RootDir, "overlay2", layer(p.ID), "diff"),
 		}},
-		RootFS:   image.RootFS{Type: "layers", Layers: []string{"sha256:" + layer(p.ID)}},
+		RootFS:   image.RootFS{Type: "layers", Layers: p.Layers},
 		Metadata: image.Metadata{LastTagTime: p.tagged},
 	}, p.Config})
 	e.mu.Unlock()

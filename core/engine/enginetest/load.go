@@ -43,6 +43,7 @@ func (e *Engine) imageLoad(c *call) error {
 		img := Image{ID: "sha256:" + sum(string(config)), Config: about.Config, Created: about.Created, Arch: about.Architecture}
 		for _, l := range m.Layers {
 			img.Size += int64(len(files[path.Clean(l)]))
+			img.Layers = append(img.Layers, "sha256:"+sum(string(files[path.Clean(l)])))
 		}
 		e.mu.Lock()
 		e.keep(img.complete(""))
