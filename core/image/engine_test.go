@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
@@ -398,6 +400,41 @@ func run(t *testing.T, e *enginetest.Engine, image string) string {
 		t.Fatal(err)
 	}
 	return made.ID
+}
+
+// TestLongErrorsOfRegistriesAreCut has registries answer with more than anybody wants to read, or
+// to have in memory.
+func TestLongErrorsOfRegistriesAreCut(t *testing.T) {
+	const page = "error parsing HTTP 500 Internal Server Error response body: "
+	for name, remote := range map[string]enginetest.Remote{
+		"a message of 200 MB":    {Error: page, Flood: 200 << 20},
+		"a message of 60 kB":     {Error: page + strings.Repeat("x", 60_000)},
+		"an answer of some MB":   {Status: http.StatusInternalServerError, Error: page + strings.Repeat("x", 3<<20)},
+		"an answer of some kB":   {Status: http.StatusInternalServerError, Error: page + strings.Repeat("x", 30_000)},
+		"characters of 3 octets": {Error: page + strings.Repeat("\u20ac", 10_000)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			room, e := newRoom(t, "r.test/a:1")
+			e.Registry("r.test/a:1", remote)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := room.Pull(t.Context(), "r.test/a:1", "", nil)
+			runtime.ReadMemStats(&after)
+			if err == nil || len(err.Error()) > 8<<10 || !utf8.ValidString(err.Error()) {
+				t.Fatalf("%d bytes, want an error of a few kB", len(fmt.Sprint(err)))
+			}
+			if engine.Away(err) || !strings.Contains(err.Error(), "500 Internal Server Error") && remote.Status == 0 {
+				t.Errorf("%.200s", err)
+			}
+			if used := after.TotalAlloc - before.TotalAlloc; used > 40<<20 {
+				t.Errorf("took %d MiB of memory", used>>20)
+			}
+			// The built-in one serves where it is the pause image.
+			if _, err := room.Pause(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 func TestListWithABrokenImage(t *testing.T) {

@@ -104,18 +104,35 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	return found.ID, err
 }
 
+const (
+	// maxMessage is the longest message about the progress of a pull or a load that is read.
+	// Those of Docker have some hundred bytes, but one about an error quotes what the
+	// registry has answered, whatever that is.
+	maxMessage = 64 << 10
+	// quoted is how much is told of a longer one.
+	quoted = 2 << 10
+)
+
 // follow reads an Engine's progress messages to the end, hands on each, and
 // returns the error that they tell of, for the answer itself began well.
 func follow(messages io.Reader, told func(jsonmessage.JSONMessage)) error {
-	for dec := json.NewDecoder(messages); ; {
+	limited := &io.LimitedReader{R: messages}
+	for dec := json.NewDecoder(limited); ; {
+		limited.N = maxMessage // what dec has read ahead is less than that
 		var m jsonmessage.JSONMessage
 		switch err := dec.Decode(&m); {
+		case err != nil && limited.N <= 0:
+			begin, err := io.ReadAll(io.LimitReader(dec.Buffered(), quoted))
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("docker sent a message of more than %d bytes, which begins with %q", maxMessage, begin)
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return err
 		case m.Error != nil:
-			return m.Error
+			return engine.ShortenError(m.Error)
 		}
 		told(m)
 	}
@@ -140,6 +157,7 @@ func (e *pullError) Error() string {
 // pullFailure sorts the ways a pull can fail. The Engine tells of the registry's
 // answers in words alone, so the kind is taken from the text.
 func pullFailure(ref string, err error) error {
+	err = engine.ShortenError(err)
 	text := err.Error()
 	has := func(words ...string) bool {
 		for _, w := range words {

@@ -108,8 +108,9 @@ var kinds = []struct {
 	{errdefs.IsInternal, codes.Internal},
 }
 
-// coded returns the error of a call with context ctx with its gRPC code and its text
-// unchanged. An error that is a gRPC status already keeps it.
+// coded returns the error of a call with context ctx with its gRPC code and its text,
+// which is shortened where it is very long. An error that is a gRPC status already
+// keeps it.
 func coded(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -119,14 +120,14 @@ func coded(ctx context.Context, err error) error {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return status.Error(codes.DeadlineExceeded, err.Error())
+		return status.Error(codes.DeadlineExceeded, engine.Shorten(err.Error()))
 	}
 	for _, kind := range kinds {
 		if kind.is(err) {
-			return status.Error(kind.code, err.Error())
+			return status.Error(kind.code, engine.Shorten(err.Error()))
 		}
 	}
-	return status.Error(codes.Unknown, err.Error())
+	return status.Error(codes.Unknown, engine.Shorten(err.Error()))
 }
 
 // level keeps the kubelet's polling out of the way: what went well is debug,

@@ -61,6 +61,18 @@ func TestCodeOfTheCallersOwnDeadline(t *testing.T) {
 	}
 }
 
+// TestLongErrorsAreCut: registries and images have a say in the text of errors, and the kubelet logs
+// it with each retry.
+func TestLongErrorsAreCut(t *testing.T) {
+	long := strings.Repeat("x", 1<<20) + " the cause"
+	for _, err := range []error{errors.New(long), fmt.Errorf("%s: %w", long, errdefs.ErrNotFound)} {
+		got := coded(t.Context(), err)
+		if n := len(got.Error()); n > 5<<10 || !strings.Contains(got.Error(), "the cause") {
+			t.Errorf("%d bytes: %.200s", n, got)
+		}
+	}
+}
+
 func TestOneLineAndNoPanicPerCall(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))

@@ -1,6 +1,9 @@
 package enginetest
 
 import (
+	"bytes"
+	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -29,6 +32,9 @@ type Remote struct {
 	// comes in the stream, after all went well so far.
 	Error  string
 	Status int
+	// Flood is how many bytes follow in the stream's text about the error, as where a
+	// registry answers with a large page.
+	Flood int64
 
 	Pace  time.Duration // between two messages of progress
 	Steps int           // messages of progress while downloading; 2 if 0
@@ -187,6 +193,9 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 			}
 		}
 	}
+	if r.Flood > 0 {
+		return flood(c, r)
+	}
 	if r.Error != "" {
 		return send(progress{Error: r.Error, Detail: map[string]string{"message": r.Error}})
 	}
@@ -211,6 +220,21 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 		outcome = "Image is up to date"
 	}
 	return send(progress{Status: "Status: " + outcome + " for " + familiar})
+}
+
+// flood sends an error whose text is too long to keep.
+func flood(c *call, r *Remote) error {
+	if _, err := fmt.Fprintf(c.ResponseWriter, `{"errorDetail":{"message":%q},"error":"%s`, r.Error, r.Error); err != nil {
+		return errHangUp
+	}
+	more := bytes.Repeat([]byte("x"), 64<<10)
+	for left := r.Flood; left > 0; left -= int64(len(more)) {
+		if _, err := c.ResponseWriter.Write(more); err != nil {
+			return errHangUp
+		}
+	}
+	_, err := io.WriteString(c.ResponseWriter, `"}`)
+	return err
 }
 
 // script is what is told of a pull before its outcome.
