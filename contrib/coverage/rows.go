@@ -677,7 +677,7 @@ var messages = []message{
 		{"verbose", berth, "adds `info`", "e2e.TestCRI"},
 	}},
 	{"ImageStatusResponse", []row{
-		{"image", engine, "see its fields; an image that is not there is no error", "image.TestOneIdentity"},
+		{"image", engine, "see its fields; an image that is not there is no error", "image.TestOneIdentity image.TestShortIDs"},
 		{"info", engine, "with verbose, what its builder has said", "e2e.TestCRI"},
 	}},
 	{"PullImageRequest", []row{
@@ -697,7 +697,7 @@ var messages = []message{
 		{"image_ref", engine, "the ID of the image", "image.TestOneIdentity"},
 	}},
 	{"RemoveImageRequest", []row{
-		{"image", engine, "removed with all its names", "image.TestRemoveFiveAtOnce image.TestRemoveOfWhatIsUsed"},
+		{"image", engine, "removed with all its names, by a name, an ID or the first 12 digits of one", "image.TestRemoveFiveAtOnce image.TestRemoveOfWhatIsUsed image.TestRemoveOfAnImageThatOthersWereBuiltFrom image.TestShortIDs"},
 	}},
 	{"ImageFsInfoResponse", []row{
 		{"image_filesystems", berth, "see FilesystemUsage", "image.TestFsInfo"},

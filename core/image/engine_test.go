@@ -382,10 +382,127 @@ func TestOneIdentity(t *testing.T) {
 		if found, _, err := room.Status(t.Context(), ref, false); found != nil || err != nil {
 			t.Errorf("status of %q: %v, %v; want none", ref, found, err)
 		}
-		if err := room.Remove(t.Context(), ref); err != nil || !e.HasImage(id) {
-			t.Errorf("removal of %q: %v", ref, err)
-		}
 	}
+	if err := room.Remove(t.Context(), "r.test/b:1"); err != nil || !e.HasImage(id) {
+		t.Errorf("removal of what is not there: %v", err)
+	}
+}
+
+// TestShortIDs has the beginning of an ID find its image where an operator may have typed it, and
+// nowhere where it may come from a pod.
+func TestShortIDs(t *testing.T) {
+	const digits = "8a762036a7b2"
+	id := "sha256:" + digits + strings.Repeat("0", 52)
+	for _, tt := range []struct {
+		ref           string
+		found, remove bool
+		refused       func(error) bool // by Remove
+	}{
+		{id, true, true, nil},
+		{strings.TrimPrefix(id, "sha256:"), true, true, nil},
+		{digits, true, true, nil},       // docker
+		{digits + "0", true, true, nil}, // crictl
+		{digits + strings.Repeat("0", 51), true, true, nil},
+		{digits[:11], false, false, errdefs.IsInvalidArgument},
+		{digits[:1], false, false, errdefs.IsInvalidArgument},
+		{"sha256:" + digits, false, true, nil},
+		{"sha256:" + digits + "0", false, true, nil},
+		{"sha256:" + digits[:11], false, false, errdefs.IsInvalidArgument},
+		{"sha256:" + digits[:1], false, false, errdefs.IsInvalidArgument},
+		{digits + ":latest", false, false, nil}, // a pod's, as the kubelet completes it
+		{"docker.io/library/" + digits, false, false, nil},
+		{"", false, false, errdefs.IsInvalidArgument},
+	} {
+		t.Run(tt.ref, func(t *testing.T) {
+			room, e := newRoom(t, "")
+			e.AddImage(enginetest.Image{ID: id}, "registry.corp/private:1")
+			found, _, err := room.Status(t.Context(), tt.ref, false)
+			if err != nil || (found != nil) != tt.found {
+				t.Errorf("status: %v, %v; want it found: %v", found, err, tt.found)
+			}
+			if list, err := room.List(t.Context(), &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: tt.ref}}); tt.ref != "" && (err != nil || (len(list) == 1) != tt.found) {
+				t.Errorf("list: %v, %v; want it found: %v", list, err, tt.found)
+			}
+			if got, err := room.Resolve(t.Context(), tt.ref, tt.ref); (err == nil) != tt.found || tt.found && got.ID != id {
+				t.Errorf("for a container: %v, %v; want it found: %v", got, err, tt.found)
+			}
+			err = room.Remove(t.Context(), tt.ref)
+			if tt.refused == nil && err != nil || tt.refused != nil && !tt.refused(err) {
+				t.Errorf("removal: %v", err)
+			}
+			if e.HasImage(id) == tt.remove {
+				t.Errorf("it is there after the removal: %v", !tt.remove)
+			}
+		})
+	}
+	t.Run("two images", func(t *testing.T) {
+		room, e := newRoom(t, "")
+		other := "sha256:" + digits + strings.Repeat("1", 52)
+		e.AddImage(enginetest.Image{ID: id}, "a:1")
+		e.AddImage(enginetest.Image{ID: other}, "b:1")
+		if found, _, err := room.Status(t.Context(), digits, false); found != nil || err != nil {
+			t.Errorf("status: %v, %v", found, err)
+		}
+		_ = room.Remove(t.Context(), digits)
+		if !e.HasImage(id) || !e.HasImage(other) {
+			t.Error("one of two images with these digits was removed")
+		}
+	})
+	t.Run("a name goes before", func(t *testing.T) {
+		room, e := newRoom(t, "")
+		e.AddImage(enginetest.Image{ID: id}, "a:1")
+		named := e.AddImage(enginetest.Image{}, digits, "abcd")
+		for _, ref := range []string{digits, "abcd"} {
+			if found, _, err := room.Status(t.Context(), ref, false); found.GetId() != named || err != nil {
+				t.Errorf("status: %v, %v", found, err)
+			}
+		}
+		if err := room.Remove(t.Context(), digits); err != nil || e.HasImage(named) || !e.HasImage(id) {
+			t.Errorf("removal: %v", err)
+		}
+	})
+}
+
+// TestRemoveOfAnImageThatOthersWereBuiltFrom succeeds, or the kubelet's garbage collection would
+// fail on it for ever: its names go, and its layers with the last image that needs them.
+func TestRemoveOfAnImageThatOthersWereBuiltFrom(t *testing.T) {
+	const digits = "8a762036a7b2"
+	id, digest := "sha256:"+digits+strings.Repeat("0", 52), "sha256:"+strings.Repeat("d", 64)
+	for _, ref := range []string{"base:1", "docker.io/library/base:1", "other/base:2", "base@" + digest, id, strings.TrimPrefix(id, "sha256:"), digits, digits + "0", "sha256:" + digits} {
+		t.Run(ref, func(t *testing.T) {
+			room, e := newRoom(t, "")
+			e.AddImage(enginetest.Image{ID: id}, "base:1", "other/base:2", "base@"+digest)
+			child := e.AddImage(enginetest.Image{Parent: id}, "child:1")
+			running := run(t, e, "child:1")
+			for range 2 { // the second time it has no names any more
+				if err := room.Remove(t.Context(), ref); err != nil {
+					t.Fatal(err)
+				}
+			}
+			list, err := room.List(t.Context(), nil)
+			if err != nil || len(list) != 1 || list[0].GetId() != child {
+				t.Errorf("listed %v, %v; want the child alone", list, err)
+			}
+			if e.HasImage("base:1") || e.HasImage("other/base:2") || e.HasImage("base@"+digest) {
+				t.Error("it has names left")
+			}
+			if err := e.Client(t).ContainerRemove(t.Context(), running, container.RemoveOptions{Force: true}); err != nil {
+				t.Fatal(err)
+			}
+			if err := room.Remove(t.Context(), "child:1"); err != nil || e.HasImage(id) || e.HasImage(child) {
+				t.Errorf("removal of the child: %v; base left: %v, child left: %v", err, e.HasImage(id), e.HasImage(child))
+			}
+		})
+	}
+	t.Run("a container runs in it", func(t *testing.T) {
+		room, e := newRoom(t, "")
+		id := e.AddImage(enginetest.Image{}, "base:1")
+		e.AddImage(enginetest.Image{Parent: id}, "child:1")
+		run(t, e, "base:1")
+		if err := room.Remove(t.Context(), "base:1"); !errdefs.IsConflict(err) || !e.HasImage("base:1") {
+			t.Errorf("%v, want Conflict and the name kept", err)
+		}
+	})
 }
 
 // run starts a container and returns its ID.
@@ -400,6 +517,31 @@ func run(t *testing.T, e *enginetest.Engine, image string) string {
 		t.Fatal(err)
 	}
 	return made.ID
+}
+
+// TestImagesWithEnormousConfigurationsAreNotRun: Docker repeats labels and more of an image in
+// each event and each list.
+func TestImagesWithEnormousConfigurationsAreNotRun(t *testing.T) {
+	room, e := newRoom(t, "")
+	for name, tt := range map[string]struct {
+		config container.Config
+		ok     bool
+	}{
+		"some":            {container.Config{Labels: map[string]string{"a": strings.Repeat("x", 255<<10)}}, true},
+		"a large label":   {container.Config{Labels: map[string]string{"a": strings.Repeat("x", 256<<10)}}, false},
+		"a large name":    {container.Config{Labels: map[string]string{strings.Repeat("x", 256<<10): "a"}}, false},
+		"an environment":  {container.Config{Env: []string{"A=" + strings.Repeat("x", 1<<20)}}, false},
+		"a long command":  {container.Config{Cmd: []string{strings.Repeat("x", 1<<20)}}, false},
+		"a long pathname": {container.Config{WorkingDir: "/" + strings.Repeat("x", 1<<20)}, false},
+	} {
+		e.AddImage(enginetest.Image{Config: tt.config}, "large:1")
+		switch got, err := room.Resolve(t.Context(), "large:1", "large:1"); {
+		case tt.ok && err != nil:
+			t.Errorf("%s: %v", name, err)
+		case !tt.ok && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "at most")):
+			t.Errorf("%s: %v, %v; want FailedPrecondition and what is allowed", name, got, err)
+		}
+	}
 }
 
 // TestLongErrorsOfRegistriesAreCut has registries answer with more than anybody wants to read, or

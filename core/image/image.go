@@ -8,8 +8,11 @@ package image
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -73,28 +77,65 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	}
 }
 
-// find looks for the image that ref names: by tag, by digest or by ID. It is of
-// kind NotFound if there is none.
-func (s *Service) find(ctx context.Context, docker *engine.Conn, ref string) (image.InspectResponse, error) {
+// A match is a way in which a reference may find an image besides by its names and its whole
+// ID.
+type match int
+
+const (
+	// byDigits is by the beginning of an ID, in 12 digits or more without an algorithm, as
+	// docker and crictl print them. A reference of a pod never looks like that: the kubelet
+	// adds a tag to each that has none (applyDefaultImageTag in pkg/kubelet/images).
+	byDigits match = iota
+	// byDigest is byDigits, and by such digits after "sha256:". A pod's author may write
+	// that, and the kubelet passes it on as a name with a tag. So it is only for calls that
+	// never get a reference of a pod: it could find an image of another tenant.
+	byDigest
+)
+
+// minDigits is how many digits of an ID must be given: docker prints 12, crictl 13.
+const minDigits = 12
+
+// errFewDigits is about the beginning of an ID that finds an image and may not.
+var errFewDigits = fmt.Errorf("the beginning of an image ID must have at least %d digits: %w", minDigits, errdefs.ErrInvalidArgument)
+
+// find looks for the image that ref names: by tag, by digest, by ID, or as by says. It is of
+// kind NotFound if there is none, and errFewDigits if ref may not find what it does.
+func (s *Service) find(ctx context.Context, docker *engine.Conn, ref string, by match) (image.InspectResponse, error) {
 	if ref == "" {
-		return image.InspectResponse{}, fmt.Errorf("no image named: %w", errdefs.ErrNotFound)
+		return image.InspectResponse{}, fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument)
 	}
 	found, err := docker.ImageInspect(ctx, ref)
 	if err != nil {
 		return found, fmt.Errorf("image %q: %w", ref, err)
 	}
-	// The Engine takes "abcd" for the beginning of an ID before it is a name.
-	if !isID(ref) && strings.HasPrefix(strings.TrimPrefix(found.ID, "sha256:"), ref) {
+	digits, digest := strings.CutPrefix(ref, algorithm)
+	switch {
+	case isID(ref), !isHex(digits), called(found, ref):
+		return found, nil
+	// So Docker has taken it for the beginning of an ID.
+	case len(digits) < minDigits:
+		return image.InspectResponse{}, fmt.Errorf("image %q: %w", ref, errFewDigits)
+	case digest && by != byDigest:
 		return image.InspectResponse{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
 	return found, nil
 }
 
+// called reports whether ref is one of the names of an image.
+func called(found image.InspectResponse, ref string) bool {
+	return slices.ContainsFunc(slices.Concat(found.RepoTags, found.RepoDigests), func(name string) bool { return sameName(name, ref) })
+}
+
+// algorithm is that of IDs.
+const algorithm = "sha256:"
+
 // isID reports whether ref is a whole ID rather than a name.
 func isID(ref string) bool {
-	hex := strings.TrimPrefix(ref, "sha256:")
-	return len(hex) == 64 && strings.Trim(hex, "0123456789abcdef") == ""
+	digits := strings.TrimPrefix(ref, algorithm)
+	return len(digits) == 64 && isHex(digits)
 }
+
+func isHex(text string) bool { return strings.Trim(text, "0123456789abcdef") == "" }
 
 // Status returns the image that ref names, nil if there is none, and with
 // verbose what else there is to know of it.
@@ -105,8 +146,8 @@ func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtim
 	}
 	ctx, cancel := docker.Short(ctx)
 	defer cancel()
-	found, err := s.find(ctx, docker, ref)
-	if errdefs.IsNotFound(err) {
+	found, err := s.find(ctx, docker, ref, byDigits)
+	if errdefs.IsNotFound(err) || ref == "" || errors.Is(err, errFewDigits) {
 		return nil, nil, nil
 	}
 	if err != nil {
@@ -214,8 +255,11 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, erro
 	}
 	ctx, cancel := docker.Short(ctx)
 	defer cancel()
-	found, err := s.find(ctx, docker, ref)
+	found, err := s.find(ctx, docker, ref, byDigits)
 	if err != nil {
+		return Found{}, err
+	}
+	if err := checkConfig(found); err != nil {
 		return Found{}, err
 	}
 	out := Found{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID)}
@@ -230,6 +274,38 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, erro
 		}
 	}
 	return out, nil
+}
+
+const (
+	// maxLabels is how many bytes of labels an image may have. Docker copies them to each
+	// container, and sends them with each event about it and in each list.
+	maxLabels = 256 << 10
+	// maxConfig is how large the configuration of an image may be, as JSON. Docker copies it to
+	// each container, too, and sends most of it with each inspect.
+	maxConfig = 1 << 20
+)
+
+// checkConfig refuses an image whose containers would make each answer of Docker
+// enormous.
+func checkConfig(found image.InspectResponse) error {
+	if found.Config == nil {
+		return nil
+	}
+	size := 0
+	for k, v := range found.Config.Labels {
+		size += len(k) + len(v)
+	}
+	if size > maxLabels {
+		return fmt.Errorf("image %s has %d bytes of labels: at most %d are supported: %w", found.ID, size, maxLabels, errdefs.ErrFailedPrecondition)
+	}
+	text, err := json.Marshal(found.Config)
+	if err != nil {
+		return fmt.Errorf("image %s: %w", found.ID, err)
+	}
+	if len(text) > maxConfig {
+		return fmt.Errorf("image %s has a configuration of %d bytes: at most %d are supported: %w", found.ID, len(text), maxConfig, errdefs.ErrFailedPrecondition)
+	}
+	return nil
 }
 
 // repoDigest picks the digest of the repository that the user named, else the
@@ -251,8 +327,11 @@ func repoDigest(digests []string, userRef, id string) string {
 	return pick
 }
 
-// Remove removes an image with all its names, however it is called. One that is
-// not there is no error; one that a container runs in is of kind Conflict.
+// Remove removes an image with all its names, however it is called. One that is not there
+// is no error; one that a running container uses is of kind Conflict.
+//
+// Of an image that others were built from only the names are removed: Docker keeps its
+// layers for the others, does not list it any more, and removes it with the last of them.
 func (s *Service) Remove(ctx context.Context, ref string) error {
 	docker, err := s.docker.Use()
 	if err != nil {
@@ -260,7 +339,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	}
 	ctx, cancel := docker.Short(context.WithoutCancel(ctx))
 	defer cancel()
-	found, err := s.find(ctx, docker, ref)
+	found, err := s.find(ctx, docker, ref, byDigest)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -273,8 +352,35 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	}
 	defer done()
 	_, err = docker.ImageRemove(ctx, found.ID, image.RemoveOptions{Force: true, PruneChildren: true})
+	if errdefs.IsConflict(err) {
+		err = s.untag(ctx, docker, found.ID, err)
+	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove image %q: %w", ref, err)
+	}
+	return nil
+}
+
+// untag removes all names of an image that Docker refuses to remove by its ID. Where that is
+// because a running container uses it, it returns the refusal.
+func (s *Service) untag(ctx context.Context, docker *engine.Conn, id string, refusal error) error {
+	// The filter also finds containers of images that were built from this one.
+	running, err := docker.ContainerList(ctx, container.ListOptions{Filters: filters.NewArgs(filters.Arg("ancestor", id))})
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(running, func(c container.Summary) bool { return c.ImageID == id }) {
+		return refusal
+	}
+	found, err := docker.ImageInspect(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Concat(found.RepoTags, found.RepoDigests) {
+		// With the last tag of a repository Docker has removed its digests.
+		if _, err := docker.ImageRemove(ctx, name, image.RemoveOptions{Force: true, PruneChildren: true}); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
 	}
 	return nil
 }

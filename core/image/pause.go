@@ -106,7 +106,7 @@ func (s *Service) getPause(ctx context.Context, docker *engine.Conn) (string, er
 func (s *Service) findShort(ctx context.Context, docker *engine.Conn, ref string) (image.InspectResponse, error) {
 	ctx, cancel := docker.Short(ctx)
 	defer cancel()
-	return s.find(ctx, docker, ref)
+	return s.find(ctx, docker, ref, byDigest)
 }
 
 // pullPause pulls the configured pause image. It returns "" if that cannot be had, and an
@@ -151,7 +151,7 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 	if err := follow(resp.Body, func(jsonmessage.JSONMessage) {}); err != nil {
 		return "", fmt.Errorf("load the built-in pause image: %w", err)
 	}
-	found, err := s.find(ctx, docker, pause.Ref)
+	found, err := s.find(ctx, docker, pause.Ref, byDigits)
 	if err != nil {
 		return "", err
 	}

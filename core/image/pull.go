@@ -100,7 +100,7 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	ctx, done := docker.Short(ctx)
 	defer done()
 	// By what was pulled: the image of a digest may have no tag.
-	found, err := s.find(ctx, docker, ref)
+	found, err := s.find(ctx, docker, ref, byDigits)
 	return found.ID, err
 }
 

@@ -223,7 +223,7 @@ func (e *Engine) list(c *call) error {
 		}
 		if a := args.Get("ancestor"); len(a) > 0 && !slices.ContainsFunc(a, func(ref string) bool {
 			p, err := e.image(ref)
-			return err == nil && p.ID == b.image
+			return err == nil && e.descends(b.image, p.ID)
 		}) {
 			continue
 		}
@@ -233,6 +233,18 @@ func (e *Engine) list(c *call) error {
 	}
 	e.mu.Unlock()
 	return c.answer(http.StatusOK, rows)
+}
+
+// descends reports whether an image is another one or was built from it. e.mu is held.
+func (e *Engine) descends(id, from string) bool {
+	for id != from {
+		p := e.images[id]
+		if p == nil || p.Parent == "" {
+			return false
+		}
+		id = p.Parent
+	}
+	return true
 }
 
 // newestFirst lists the containers. e.mu is held.

@@ -29,6 +29,7 @@ type Image struct {
 	Files   map[string]string // by absolute path; a few users are added unless there is an /etc/passwd
 	Links   map[string]string // symbolic links and their targets, by absolute path
 	Layers  []string          // their digests; one that is made up if empty
+	Parent  string            // ID of the image that it was built or committed from, if any
 	Arch    string            // amd64 if empty
 }
 
@@ -253,7 +254,10 @@ func (e *Engine) imageList(c *call) error {
 				continue
 			}
 		}
-		tags, _ := e.names(p.ID)
+		tags, digests := e.names(p.ID)
+		if len(tags)+len(digests) == 0 && len(e.children(p.ID)) > 0 && !c.flag("all") {
+			continue
+		}
 		if want := args.Get("dangling"); len(want) > 0 && (want[0] == "true" || want[0] == "1") != (len(tags) == 0) {
 			continue
 		}
@@ -336,7 +340,7 @@ func (e *Engine) tellImage(action events.Action, p *picture, name string) {
 // imageRemove is DELETE /images/{name}.
 func (e *Engine) imageRemove(c *call) error {
 	e.mu.Lock()
-	done, err := e.removeImage(c.name, c.flag("force"))
+	done, err := e.removeImage(c.name, c.flag("force"), !c.flag("noprune"))
 	e.mu.Unlock()
 	if err != nil {
 		return err
@@ -345,8 +349,9 @@ func (e *Engine) imageRemove(c *call) error {
 }
 
 // removeImage removes a name of an image, and with the last one the image, or
-// the image with all its names if ref is an ID. e.mu is held.
-func (e *Engine) removeImage(ref string, force bool) ([]image.DeleteResponse, error) {
+// the image with all its names if ref is an ID. With prune it also removes parents that have
+// no name and no other children. e.mu is held.
+func (e *Engine) removeImage(ref string, force, prune bool) ([]image.DeleteResponse, error) {
 	p, err := e.image(ref)
 	if err != nil {
 		return nil, err
@@ -380,7 +385,7 @@ func (e *Engine) removeImage(ref string, force bool) ([]image.DeleteResponse, er
 			}
 		}
 		tags, digests = e.names(p.ID)
-		if len(tags)+len(digests) > 0 || user != "" && (running || !force) {
+		if len(tags)+len(digests) > 0 || len(e.children(p.ID)) > 0 || user != "" && (running || !force) {
 			return done, nil // it stays, perhaps without a name
 		}
 	} else {
@@ -389,6 +394,8 @@ func (e *Engine) removeImage(ref string, force bool) ([]image.DeleteResponse, er
 			repos[repository(r)] = true
 		}
 		switch {
+		case len(e.children(p.ID)) > 0:
+			return nil, conflict("unable to delete %s (cannot be forced) - image has dependent child images", short(p.ID))
 		case running:
 			return nil, conflict("unable to delete %s (cannot be forced) - image is being used by running container %s", short(p.ID), short(user))
 		case !force && (len(tags) > 1 || len(repos) > 1):
@@ -409,7 +416,24 @@ func (e *Engine) removeImage(ref string, force bool) ([]image.DeleteResponse, er
 			e.t.Error(err)
 		}
 	}
+	if tags, digests := e.names(p.Parent); prune && e.images[p.Parent] != nil && len(tags)+len(digests)+len(e.children(p.Parent)) == 0 {
+		more, err := e.removeImage(p.Parent, false, prune)
+		if err != nil {
+			return done, nil //nolint:nilerr // it is in use, and stays
+		}
+		done = append(done, more...)
+	}
 	return done, nil
+}
+
+// children are the IDs of the images that were built from the image id. e.mu is held.
+func (e *Engine) children(id string) (found []string) {
+	for _, p := range e.images {
+		if p.Parent == id {
+			found = append(found, p.ID)
+		}
+	}
+	return found
 }
 
 // userOf returns a container that uses the image id, one that runs if there is
