@@ -124,7 +124,7 @@ func (s *Service) pullPause(ctx context.Context) (string, error) {
 	if err == nil {
 		return id, nil
 	}
-	if ctx.Err() != nil || engine.Away(err) {
+	if ctx.Err() != nil || engine.OutcomeUnknown(err) {
 		return "", err // which says nothing of the registry
 	}
 	s.pause.mu.Lock()

@@ -131,6 +131,9 @@ func follow(messages io.Reader, told func(jsonmessage.JSONMessage)) error {
 			return nil
 		case err != nil:
 			return err
+		case m.Error != nil && engine.ContainerdLost(m.Error.Message):
+			// Docker shuts down, or its containerd has died: it broke the work off.
+			return fmt.Errorf("%s: %w", engine.Shorten(m.Error.Message), io.ErrUnexpectedEOF)
 		case m.Error != nil:
 			return engine.ShortenError(m.Error)
 		}
