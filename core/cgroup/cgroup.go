@@ -98,17 +98,23 @@ func parse(text string, v2 bool) Group {
 		switch {
 		case len(fields) != 3:
 		case v2 && fields[0] == "0" && fields[1] == "":
-			g.V2 = filepath.Join(Root, fields[2])
+			g.V2 = inRoot(fields[2])
 		case !v2 && fields[1] != "":
 			for controller := range strings.SplitSeq(fields[1], ",") {
 				if g.V1 == nil {
 					g.V1 = map[string]string{}
 				}
-				g.V1[controller] = filepath.Join(Root, strings.TrimPrefix(controller, "name="), fields[2])
+				g.V1[controller] = inRoot(strings.TrimPrefix(controller, "name="), fields[2])
 			}
 		}
 	}
 	return g
+}
+
+// inRoot joins elements to a path below Root. The kernel shows a cgroup outside of
+// the reader's cgroup namespace with leading "..", which must not lead out.
+func inRoot(elem ...string) string {
+	return filepath.Join(Root, filepath.Join(append([]string{"/"}, elem...)...))
 }
 
 // of returns the cgroup of the container id that g is, or is below, and whether there

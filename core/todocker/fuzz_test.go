@@ -1,6 +1,7 @@
 package todocker
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 
@@ -73,3 +74,37 @@ func check(t *testing.T, err error) {
 type stages struct{}
 
 func (stages) Path(name names.Stage, _ int) string { return "/stage/" + name.String() }
+
+// FuzzIdentify finds users and groups in whatever files an image brings. What is told
+// to the kubelet is what Docker is told, in numbers that are in range.
+func FuzzIdentify(f *testing.F) {
+	for _, user := range []string{"", "app", "app:staff", "1000", "1000:9", "4294967296", "-1", ":", "root:", "0:4294967296", "\n"} {
+		f.Add([]byte("root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n"), []byte("staff:x:50:app\n9:x:0:\ndisk:x:6:app\n"), user, int64(1000), int64(9), true)
+		f.Add([]byte("app:x:4294967296:-1::/:\n:::\n"), []byte("x:x:4294967296:app,app\n"), user, int64(-1), int64(1)<<40, false)
+	}
+	f.Fuzz(func(t *testing.T, passwd, group []byte, user string, uid, gid int64, strict bool) {
+		sc := &runtimeapi.LinuxContainerSecurityContext{SupplementalGroups: []int64{gid}}
+		if strict {
+			sc.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+		}
+		if uid%2 == 0 {
+			sc.RunAsUser = &runtimeapi.Int64Value{Value: uid}
+		}
+		who, err := identify(sc, user, Accounts{Passwd: passwd, Group: group})
+		check(t, err)
+		if err != nil {
+			return
+		}
+		if want := fmt.Sprintf("%d:%d", who.told.GetUid(), who.told.GetGid()); who.user != want {
+			t.Errorf("Docker is told %q, the kubelet %s", who.user, want)
+		}
+		for _, id := range append(who.told.GetSupplementalGroups(), who.told.GetUid(), who.told.GetGid()) {
+			if !validID(id) {
+				t.Errorf("%d is out of range", id)
+			}
+		}
+		if strict && len(who.groups) != 1 {
+			t.Errorf("Strict, and the groups are %v", who.groups)
+		}
+	})
+}
