@@ -33,32 +33,13 @@ func (n *node) victim() (dir string, check func(when string)) {
 	if err := os.WriteFile(dir+"/file", []byte("the node's"), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-	before := n.contents(dir)
+	before := enginetest.Tree(n.t, dir)
 	return dir, func(when string) {
 		n.t.Helper()
-		if diff := cmp.Diff(before, n.contents(dir)); diff != "" {
+		if diff := cmp.Diff(before, enginetest.Tree(n.t, dir)); diff != "" {
 			n.t.Errorf("%s: files of the node (-want +got):\n%s", when, diff)
 		}
 	}
-}
-
-// contents lists the paths below dir and what is in the files.
-func (n *node) contents(dir string) map[string]string {
-	n.t.Helper()
-	found := map[string]string{}
-	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			found[path] = "a directory"
-			return err
-		}
-		text, err := os.ReadFile(path)
-		found[path] = string(text)
-		return err
-	})
-	if err != nil {
-		n.t.Error(err)
-	}
-	return found
 }
 
 // labelled is a Dockerfile with labels.

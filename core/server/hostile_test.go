@@ -25,7 +25,7 @@ func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
 	h.must(os.MkdirAll(filepath.Join(target, "empty"), 0o755))
 	h.must(os.WriteFile(filepath.Join(target, "file"), []byte("x"), 0o600))
 	h.must(os.MkdirAll(filepath.Join(run, "mounts"), 0o700)) // so that relative paths lead somewhere
-	before := tree(t, target)
+	before := enginetest.Tree(t, target)
 	cli := h.engine.Client(t)
 
 	var byHand, pods, containers []string
@@ -73,7 +73,7 @@ func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
 
 	check := func(when string) {
 		t.Helper()
-		if diff := cmp.Diff(before, tree(t, target)); diff != "" {
+		if diff := cmp.Diff(before, enginetest.Tree(t, target)); diff != "" {
 			t.Errorf("%s: files of the node (-want +got):\n%s", when, diff)
 		}
 		for _, id := range byHand {
@@ -154,23 +154,4 @@ func TestLabelsOfThePauseImageAreNotBelieved(t *testing.T) {
 	if diff := cmp.Diff(want.GetStatus(), got.GetStatus(), protocmp.Transform(), ignore); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
 	}
-}
-
-// tree lists a directory: paths, with the contents of files.
-func tree(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	found := map[string]string{}
-	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			found[path] = "a directory"
-			return err
-		}
-		text, err := os.ReadFile(path)
-		found[path] = string(text)
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
 }

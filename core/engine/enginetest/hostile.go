@@ -1,6 +1,10 @@
 package enginetest
 
-import "path/filepath"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 // HostileLabels are labels that the author of an image may choose. The paths that
 // they name lead to target, by every way that berth has been seen to go: as they
@@ -37,4 +41,23 @@ func HostileLabels(run, target string) map[string]map[string]string {
 		},
 		"broken": {"io.kubernetes.docker.type": "container", "berth.config": "{", "berth.labels": "{", "berth.annotations": "\x00", "berth.user": "["},
 	}
+}
+
+// Tree lists a directory: paths, with the contents of files.
+func Tree(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			found[path] = "a directory"
+			return err
+		}
+		text, err := os.ReadFile(path)
+		found[path] = string(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
