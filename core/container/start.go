@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/tocri"
 	"berth/core/todocker"
 	"berth/core/view"
 )
@@ -54,8 +55,9 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	}
 	if err != nil && !unknown {
 		// The kubelet's back-off counts from this, and the Engine keeps no time.
-		if noteErr := s.failures.Put(c.ID(), time.Now()); noteErr != nil {
-			s.log.Warn("the time of a failed start could not be kept", slog.String("container", c.ID()), slog.Any("err", noteErr))
+		var recorded tocri.FailedStart
+		if !s.failures.Get(c.ID(), &recorded) {
+			s.recordFailure(c.ID(), tocri.FailedStart{At: time.Now()})
 		}
 	}
 	if !unknown { // else the view is told by an event, and an Engine that does not answer is not asked again
@@ -67,6 +69,13 @@ func (s *Service) Start(ctx context.Context, id string) error {
 		return fmt.Errorf("start container %s: %w", c.ID(), plain{err})
 	}
 	return nil
+}
+
+// recordFailure records that the start of the container id failed.
+func (s *Service) recordFailure(id string, failed tocri.FailedStart) {
+	if err := s.failures.Put(id, failed); err != nil {
+		s.log.Warn("failed start could not be recorded; the status of the container lacks its time and reason", slog.String("container", id), slog.Any("err", err))
+	}
 }
 
 // inTurn returns the container id as it is once it is this caller's turn, which
@@ -140,6 +149,8 @@ func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *view.Conta
 		err = errors.Join(err, adjustOOMScore(c.ID(), found.State.Pid, score))
 	}
 	if err != nil {
+		// Recorded first: whoever sees that it has ended is to see why.
+		s.recordFailure(c.ID(), tocri.FailedStart{At: time.Now(), Message: plain{err}.Error()})
 		return errors.Join(err, docker.Kill(ctx, c.ID()))
 	}
 	return nil

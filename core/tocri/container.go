@@ -5,6 +5,7 @@
 package tocri
 
 import (
+	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -37,10 +38,28 @@ const (
 	neverTimestamp = "0001-01-01T00:00:00Z"
 )
 
+// A FailedStart is what is recorded of a container whose start failed. The zero
+// FailedStart stands for nothing known.
+type FailedStart struct {
+	At time.Time
+	// Message says why, where Docker had started the container before it failed and
+	// so does not say it.
+	Message string
+}
+
+// UnmarshalJSON reads what is recorded. berth 1.0 recorded the time alone.
+func (f *FailedStart) UnmarshalJSON(text []byte) error {
+	if len(text) > 0 && text[0] == '"' {
+		return json.Unmarshal(text, &f.At)
+	}
+	type fields FailedStart // without this method
+	return json.Unmarshal(text, (*fields)(f))
+}
+
 // Container translates an inspected container into a row of a list and into a
-// status. failedAt is when its start failed, zero if that is not known; the
-// kubelet's back-off counts from it, so the time of creation stands in for it.
-func Container(c container.InspectResponse, failedAt time.Time) (*runtimeapi.Container, *runtimeapi.ContainerStatus, error) {
+// status. failed is what is recorded if its start failed; the kubelet's back-off
+// counts from that time, so the time of creation stands in where it is not known.
+func Container(c container.InspectResponse, failed FailedStart) (*runtimeapi.Container, *runtimeapi.ContainerStatus, error) {
 	if c.ContainerJSONBase == nil || c.State == nil || c.Config == nil || c.HostConfig == nil {
 		return nil, nil, fmt.Errorf("container %s: the Engine's answer is not whole", id(c))
 	}
@@ -63,12 +82,16 @@ func Container(c container.InspectResponse, failedAt time.Time) (*runtimeapi.Con
 	}
 	if reason == reasonStartError {
 		at.started = 0
-		if at.finished = at.created; !failedAt.IsZero() {
-			at.finished = failedAt.UnixNano()
+		if at.finished = at.created; !failed.At.IsZero() {
+			at.finished = failed.At.UnixNano()
 		}
 		if exit == 0 {
 			exit = exitCannotRun
 		}
+	}
+	message := c.State.Error
+	if failed.Message != "" && state == runtimeapi.ContainerState_CONTAINER_EXITED && reason != reasonStartError {
+		reason, message, exit = reasonStartError, failed.Message, exitCannotRun
 	}
 	image := &runtimeapi.ImageSpec{
 		Image: said.Image, UserSpecifiedImage: said.Image,
@@ -93,7 +116,7 @@ func Container(c container.InspectResponse, failedAt time.Time) (*runtimeapi.Con
 		ImageRef:    ref,
 		ImageId:     c.Image,
 		Reason:      reason,
-		Message:     c.State.Error,
+		Message:     message,
 		Labels:      said.Labels,
 		Annotations: said.Annotations,
 		Mounts:      config.GetMounts(),

@@ -2,7 +2,6 @@ package tocri
 
 import (
 	"testing"
-	"time"
 
 	"github.com/docker/docker/api/types/container"
 
@@ -23,7 +22,7 @@ func FuzzInspect(f *testing.F) {
 				Running: how&1 > 0, Paused: how&2 > 0, Dead: how&4 > 0, OOMKilled: how&8 > 0,
 			}, labels.Set{Kind: kind, Config: config, User: user}, name)
 			c.Config.StopSignal = signal
-			row, status, err := Container(c, time.Time{})
+			row, status, err := Container(c, FailedStart{})
 			if err == nil && (row.GetId() != c.ID || status.GetId() != c.ID) {
 				t.Errorf("row %v, status %v", row, status)
 			}

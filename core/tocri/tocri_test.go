@@ -1,6 +1,7 @@
 package tocri
 
 import (
+	"encoding/json"
 	"net/netip"
 	"strconv"
 	"testing"
@@ -62,14 +63,14 @@ func TestAFailedStartHasATime(t *testing.T) {
 		Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox",
 	}, "/k8s_c_p_n_u_0")
 	at := time.Unix(1_800_000_000, 5)
-	_, s, err := Container(c, at)
+	_, s, err := Container(c, FailedStart{At: at})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.GetFinishedAt() != at.UnixNano() || s.GetExitCode() != 128 || s.GetStartedAt() != 0 || s.GetCreatedAt()%1e9 != 123456789 {
 		t.Errorf("got %v", s)
 	}
-	if _, s, _ = Container(c, time.Time{}); s.GetFinishedAt() != s.GetCreatedAt() {
+	if _, s, _ = Container(c, FailedStart{}); s.GetFinishedAt() != s.GetCreatedAt() {
 		t.Errorf("without a note: finished %d, created %d", s.GetFinishedAt(), s.GetCreatedAt())
 	}
 	if s.GetImage().GetImage() != "busybox" || s.GetImageId() != "sha256:1" || s.GetImageRef() == "" {
@@ -81,7 +82,7 @@ func TestContainerThatCriDockerdHasMade(t *testing.T) {
 	c := inspected(container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}, labels.Set{
 		Kind: labels.Container, SandboxID: "s1", Labels: map[string]string{"a": "b"},
 	}, "/k8s_nginx_web-0_default_u1_3")
-	row, s, err := Container(c, time.Time{})
+	row, s, err := Container(c, FailedStart{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func TestContainerThatCriDockerdHasMade(t *testing.T) {
 		t.Errorf("row %v\nstatus %v", row, s)
 	}
 	c.Name = "/somebody"
-	if _, _, err := Container(c, time.Time{}); err == nil {
+	if _, _, err := Container(c, FailedStart{}); err == nil {
 		t.Error("a name of no scheme is understood")
 	}
 }
@@ -203,7 +204,7 @@ func TestContainerImage(t *testing.T) {
 		Kind: labels.Container, Image: "registry.test/web:1", ImageRef: "registry.test/web@sha256:2",
 		Config: `{"metadata":{"name":"c"},"image":{"image":"sha256:1","annotations":{"a":"b"},"runtimeHandler":"runc"}}`,
 	}, "/k8s_c_p_n_u_0")
-	row, s, err := Container(c, time.Time{})
+	row, s, err := Container(c, FailedStart{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,5 +218,31 @@ func TestContainerImage(t *testing.T) {
 	}
 	if row.GetImageRef() != "registry.test/web@sha256:2" || s.GetImageRef() != row.GetImageRef() || row.GetImageId() != "sha256:1" {
 		t.Errorf("row %v\nstatus %v", row, s)
+	}
+}
+
+// A start that failed once Docker had started the container is a StartError, too, and
+// its message is not lost.
+func TestStartThatFailedAfterDockersOwn(t *testing.T) {
+	var failed FailedStart
+	if err := json.Unmarshal([]byte(`{"At":"2026-11-23T06:00:01Z","Message":"set memory.limit_in_bytes to 100000: device or resource busy"}`), &failed); err != nil {
+		t.Fatal(err)
+	}
+	set := labels.Set{Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox"}
+	c := inspected(container.State{StartedAt: "2026-11-23T06:00:00Z", FinishedAt: "2026-11-23T06:00:01Z", ExitCode: 137}, set, "/k8s_c_p_n_u_0")
+	_, s, err := Container(c, failed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.GetReason() != "StartError" || s.GetMessage() != failed.Message || s.GetExitCode() != 128 {
+		t.Errorf("%v", s)
+	}
+	c.State.Running = true
+	if _, s, err := Container(c, failed); err != nil || s.GetReason() != "" || s.GetMessage() != "" {
+		t.Errorf("while it runs: %v, %v", s, err)
+	}
+	// What berth 1.0 recorded.
+	if err := json.Unmarshal([]byte(`"2026-11-23T06:00:00Z"`), &failed); err != nil || failed.At.Unix() != 1795413600 {
+		t.Errorf("%v, %v", failed, err)
 	}
 }

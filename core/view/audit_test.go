@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"golang.org/x/sync/errgroup"
@@ -145,7 +144,7 @@ func TestFromList(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			said := labels.Set{Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`}
 			c := fromList(container.Summary{Names: []string{"/k8s_c_p_n_u_0"}, ID: "c", Created: 1, State: tt.state, Status: tt.status, Labels: said.Encode()}, life{})
-			_, status, err := tocri.Container(c, time.Time{})
+			_, status, err := tocri.Container(c, tocri.FailedStart{})
 			if err != nil {
 				t.Fatal(err)
 			}

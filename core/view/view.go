@@ -667,11 +667,11 @@ func bridged(c container.InspectResponse) tocri.Network {
 
 // container makes what the view keeps of a container.
 func (v *View) container(c container.InspectResponse, recorded labels.Set) (*Container, error) {
-	var failedAt time.Time
+	var failed tocri.FailedStart
 	if c.State.StartedAt == "" || c.State.ExitCode != 0 || c.State.Error != "" {
-		v.Failures.Get(c.ID, &failedAt)
+		v.Failures.Get(c.ID, &failed)
 	}
-	row, status, err := tocri.Container(c, failedAt)
+	row, status, err := tocri.Container(c, failed)
 	if err != nil {
 		return nil, err
 	}
