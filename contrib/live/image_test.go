@@ -44,14 +44,15 @@ func (n *node) victim() (dir string, check func(when string)) {
 
 // labelled is a Dockerfile with labels.
 func labelled(from string, set map[string]string) string {
-	text := "FROM " + from + "\n"
+	var text strings.Builder
+	fmt.Fprintf(&text, "FROM %s\n", from)
 	for _, k := range slices.Sorted(maps.Keys(set)) {
 		// Those that a Dockerfile cannot say are for the tests on the fake Engine.
 		if !strings.ContainsAny(set[k], "\x00") {
-			text += fmt.Sprintf("LABEL %s='%s'\n", k, set[k])
+			fmt.Fprintf(&text, "LABEL %s='%s'\n", k, set[k])
 		}
 	}
-	return text
+	return text.String()
 }
 
 // TestLabelsOfImages has every label that berth reads set by images: of a pod's
@@ -263,12 +264,13 @@ func TestContentsOfImages(t *testing.T) {
 // links are lines of a Dockerfile for an image with symbolic links in place of what
 // docker build itself mounts.
 func links(pathsAndTargets ...string) string {
-	script := "true"
+	var script strings.Builder
+	script.WriteString("true")
 	for i := 0; i < len(pathsAndTargets); i += 2 {
 		path, target := "/links/"+pathsAndTargets[i], pathsAndTargets[i+1]
-		script += fmt.Sprintf(" && mkdir -p %s && ln -s %s %s", filepath.Dir(path), target, path)
+		fmt.Fprintf(&script, " && mkdir -p %s && ln -s %s %s", filepath.Dir(path), target, path)
 	}
-	return "RUN " + script + "\nFROM scratch\nCOPY --from=base /bin /bin\nCOPY --from=base /links /\nCMD [\"sh\"]"
+	return "RUN " + script.String() + "\nFROM scratch\nCOPY --from=base /bin /bin\nCOPY --from=base /links /\nCMD [\"sh\"]"
 }
 
 func etcIs(target string) string { return links("etc", target) + "\nUSER app" }

@@ -217,13 +217,20 @@ func gone(err error) error {
 // reaped waits until the processes are gone, zombies too, for at most reapGrace.
 func reaped(killed []process) {
 	left := slices.Clone(killed)
-	for limit := time.Now().Add(reapGrace); ; time.Sleep(100 * time.Microsecond) {
+	poll, limit := time.NewTicker(100*time.Microsecond), time.After(reapGrace)
+	defer poll.Stop()
+	for {
 		left = slices.DeleteFunc(left, func(p process) bool {
 			now, err := stat(p.pid)
 			return err != nil || now.started != p.started
 		})
-		if len(left) == 0 || time.Now().After(limit) {
+		if len(left) == 0 {
 			return
+		}
+		select {
+		case <-limit:
+			return
+		case <-poll.C:
 		}
 	}
 }

@@ -93,7 +93,7 @@ func (s Set) Encode() map[string]string {
 	for k, v := range s.Labels {
 		out[s.dockerKey(k)] = v
 	}
-	for k, v := range map[string]string{
+	maps.Copy(out, map[string]string{
 		kindKey:        string(s.Kind),
 		sandboxKey:     s.SandboxID,
 		logPathKey:     s.LogPath,
@@ -105,9 +105,7 @@ func (s Set) Encode() map[string]string {
 		stageKey:       s.Stage.String(),
 		labelsKey:      keys(s.Labels),
 		annotationsKey: keys(s.Annotations),
-	} {
-		out[k] = v
-	}
+	})
 	if s.Kind == Sandbox {
 		out[nameKey] = podName
 	}

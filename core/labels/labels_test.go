@@ -196,11 +196,9 @@ func TestReadDistrustsLabelsOfEarlierContainers(t *testing.T) {
 		t.Errorf("of cri-dockerd: %+v", got)
 	}
 
-	for k, v := range map[string]string{
+	maps.Copy(written, map[string]string{
 		"berth.config": config(t, map[string]any{"name": "c"}), "berth.labels": "[]", "berth.annotations": "[]", "berth.image": "app", "berth.image-ref": "app@sha256:1",
-	} {
-		written[k] = v
-	}
+	})
 	got, err = labels.Read(inspected("/k8s_c_p_n_u_0", written, image, byBerth()))
 	if err != nil {
 		t.Fatal(err)

@@ -21,7 +21,7 @@ func InCgroups(t testing.TB) func(id string) int {
 	controllers := []string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}
 	parent := fmt.Sprintf("berth-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
 	all, err := cgroup.Make(parent, controllers)
-	t.Cleanup(func() { all.Remove() })
+	t.Cleanup(func() { _ = all.Remove() })
 	if err != nil {
 		t.Skipf("needs root, for cgroups of its own: %v", err)
 	}
@@ -35,7 +35,7 @@ func InCgroups(t testing.TB) func(id string) int {
 		}
 		sleeper := exec.Command("sleep", "1000")
 		g, err := cgroup.Make(parent+"/"+id, controllers)
-		t.Cleanup(func() { g.Remove() })
+		t.Cleanup(func() { _ = g.Remove() })
 		if err == nil {
 			err = sleeper.Start()
 		}
@@ -43,7 +43,7 @@ func InCgroups(t testing.TB) func(id string) int {
 			t.Error(err)
 			return 0
 		}
-		t.Cleanup(func() { sleeper.Process.Kill(); sleeper.Wait() })
+		t.Cleanup(func() { _ = sleeper.Process.Kill(); _ = sleeper.Wait() })
 		dirs := slices.Collect(maps.Values(g.V1))
 		if g.V2 != "" {
 			dirs = append(dirs, g.V2)
