@@ -114,9 +114,26 @@ func readFile(ctx context.Context, docker *engine.Conn, id, name string) ([]byte
 // that it leads to, without any further links. An error of kind NotFound is about the
 // container.
 func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text []byte, target string, err error) {
-	body, stat, err := docker.CopyFromContainer(ctx, id, name)
+	// Docker opens what it archives, and waits for ever for the other end of a FIFO, with
+	// a container that cannot be removed then (docker 20.10). So the kind comes first.
+	stat, err := docker.ContainerStatPath(ctx, id, name)
 	if errdefs.IsNotFound(err) {
 		// That may be the file or the container.
+		_, err := docker.ContainerInspect(ctx, id)
+		return nil, "", err
+	}
+	switch {
+	case err != nil:
+		return nil, "", err
+	case stat.Mode&fs.ModeSymlink != 0 && stat.LinkTarget == "":
+		return nil, "", fmt.Errorf("%s is a symbolic link, and Docker does not say to what: %w", name, errdefs.ErrFailedPrecondition)
+	case stat.Mode&fs.ModeSymlink != 0:
+		return nil, stat.LinkTarget, nil
+	case !stat.Mode.IsRegular():
+		return nil, "", fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	body, _, err := docker.CopyFromContainer(ctx, id, name)
+	if errdefs.IsNotFound(err) {
 		_, err := docker.ContainerInspect(ctx, id)
 		return nil, "", err
 	}
@@ -124,18 +141,12 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 		return nil, "", err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
-	if stat.Mode&fs.ModeSymlink != 0 {
-		if stat.LinkTarget == "" {
-			err = fmt.Errorf("%s is a symbolic link, and Docker does not say to what: %w", name, errdefs.ErrFailedPrecondition)
-		}
-		return nil, stat.LinkTarget, err
-	}
 	archive := tar.NewReader(body)
 	header, err := archive.Next()
 	switch {
 	case err != nil:
 		return nil, "", fmt.Errorf("%s: %w", name, err)
-	case !stat.Mode.IsRegular(), header.Typeflag != tar.TypeReg:
+	case header.Typeflag != tar.TypeReg:
 		return nil, "", fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
 	case header.Size > maxAccountsFile:
 		return nil, "", fmt.Errorf("%s has %d bytes, at most %d are supported: %w", name, header.Size, maxAccountsFile, errdefs.ErrFailedPrecondition)
