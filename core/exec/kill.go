@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// reapGrace is how long the parent of a process that was killed has to reap it.
+	// reapGrace is how long at most the parent of a process that was killed has to reap it.
 	// It takes some microseconds, and more where the CPUs are busy.
-	reapGrace = 100 * time.Millisecond
+	reapGrace = 500 * time.Millisecond
 	// killRounds is how often processes are looked for that were begun meanwhile.
 	killRounds = 3
 	// killLimit bounds the time for all that in a container of very many processes.
-	killLimit = 500 * time.Millisecond
+	killLimit = 2 * time.Second
 )
 
 // errEnded is that a process had ended before it could be sent a signal.
