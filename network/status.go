@@ -53,7 +53,7 @@ func (n *CNI) Status(ctx context.Context) error {
 	case h.asking <- struct{}{}:
 		defer func() { <-h.asking }()
 	case <-limited.Done():
-		return unwell(nw, limited.Err()) // whoever asks is told soon
+		return unwell(nw, limited.Err()) // anyone who asks is told soon
 	}
 	if time.Now().Before(h.until) {
 		return h.err

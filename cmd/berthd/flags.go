@@ -58,7 +58,7 @@ func options(cfg *Config) []group {
 			{name: "image-pull-progress-deadline", value: set(&cfg.PullProgress, aWait), initial: "1m0s",
 				usage: "how long a pull may wait for the registry without progress before it is given up; unpacking does not count"},
 			{name: "node-credentials", value: set(&cfg.NodeCredentials, yesOrNo), initial: "false",
-				usage: "pull images of pods that bring no credentials with those of root's docker login and credential helpers on this node; whoever may create a pod can then run every image that they are good for"},
+				usage: "pull images of pods that bring no credentials with those of root's docker login and credential helpers on this node; anyone who may create a pod can then run every image that they are good for"},
 		}},
 		{"Logs of containers", []*option{
 			{name: "container-logs", value: choice(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
@@ -88,7 +88,7 @@ func options(cfg *Config) []group {
 		}},
 		{"Metrics", []*option{
 			{name: "metrics-bind-addr", value: set(&cfg.MetricsAddr, aMetricsAddress), initial: "",
-				usage: "`IP:PORT` to serve /metrics for Prometheus and /healthz on, or only a port for 127.0.0.1; empty for none. Whoever reaches it is told, without authentication"},
+				usage: "`IP:PORT` to serve /metrics for Prometheus and /healthz on, or only a port for 127.0.0.1; empty for none. Anyone who reaches it is told, without authentication"},
 			{name: "profiling", value: set(&cfg.Profiles, yesOrNo), initial: "false",
 				usage: "serve profiles of the daemon itself at /debug/pprof/ of metrics-bind-addr, which must be on the loopback"},
 		}},
@@ -199,7 +199,7 @@ func parse(c call) (cfg Config, done bool, err error) {
 	case cfg.Profiles && cfg.MetricsAddr == "":
 		return cfg, false, misuse("--profiling needs metrics-bind-addr")
 	case cfg.Profiles && (err != nil || !onLoopback(host)):
-		return cfg, false, misuse("--profiling shows what is in memory to whoever asks: metrics-bind-addr must be on the loopback, not %s", cfg.MetricsAddr)
+		return cfg, false, misuse("--profiling shows what is in memory to anyone who asks: metrics-bind-addr must be on the loopback, not %s", cfg.MetricsAddr)
 	}
 	if cfg.verb == verbPrint {
 		return cfg, true, printConfig(c.out, table, cfg.warnings)

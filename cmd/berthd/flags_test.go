@@ -71,7 +71,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// Whoever adds an option shows in a script what it does.
+// Anyone who adds an option shows in a script what it does.
 func TestEveryOptionHasItsScript(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/script/*.txtar")
 	if err != nil {

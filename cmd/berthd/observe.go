@@ -52,7 +52,7 @@ func observe(cfg Config, reg *prometheus.Registry, seen *view.View, cri net.Addr
 		},
 	}
 	if !onLoopback(hostOf(cfg.MetricsAddr)) {
-		log.Warn("metrics are told to whoever reaches this address", slog.String("metrics-bind-addr", cfg.MetricsAddr))
+		log.Warn("metrics are told to anyone who reaches this address", slog.String("metrics-bind-addr", cfg.MetricsAddr))
 	}
 	return reopening("metrics (--metrics-bind-addr)", func() (*metrics.Server, error) {
 		side, err := metrics.Listen(cfg.MetricsAddr, config, log)

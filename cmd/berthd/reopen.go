@@ -24,7 +24,7 @@ type runner interface {
 }
 
 // A reopener keeps a server for which pods must not wait: where its address is taken,
-// by whoever bound it while we were restarted, it is tried again and again while the
+// by a process that bound it while we were restarted, it is tried again and again while the
 // rest of the daemon does its work.
 type reopener[S runner] struct {
 	what     string // is served, for the log
@@ -130,7 +130,7 @@ func (s streams) PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.Port
 // serveStreams opens what serves exec, attach and port-forward.
 func serveStreams(cfg Config, runtime streaming.Runtime, log *slog.Logger) (streams, error) {
 	if cfg.StreamingTLS == (streaming.KeyPair{}) && cfg.StreamingAddr != "" && !onLoopback(hostOf(cfg.StreamingAddr)) {
-		log.Warn("exec, attach and port-forward are served over the network without TLS: whoever is on the way reads and writes along; set streaming-tls-cert-file and streaming-tls-private-key-file, or leave streaming-bind-addr empty",
+		log.Warn("exec, attach and port-forward are served over the network without TLS: anyone who is on the way reads and writes along; set streaming-tls-cert-file and streaming-tls-private-key-file, or leave streaming-bind-addr empty",
 			slog.String("streaming-bind-addr", cfg.StreamingAddr))
 	}
 	r, err := reopening("exec, attach and port-forward (--streaming-bind-addr)", func() (*streaming.Server, error) {

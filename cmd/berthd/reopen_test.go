@@ -20,7 +20,7 @@ import (
 // noStreams joins nothing.
 type noStreams struct{ streaming.Runtime }
 
-// Whoever takes a fixed port of the streams while berthd restarts takes the streams, and
+// Anyone who takes a fixed port of the streams while berthd restarts takes the streams, and
 // nothing else, until the port is free.
 func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
 	holder, err := net.Listen("tcp", "127.0.0.1:0")

@@ -117,7 +117,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		docker.Settled(first)
 		cancel()
 		if ctx.Err() != nil {
-			return nil // whoever waits is the next life's
+			return nil // anyone who waits is the next life's
 		}
 		return desk.Serve(ctx, l)
 	})

@@ -376,7 +376,7 @@ var messages = []message{
 	{"ExecSyncRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSync"},
 		{"cmd", engine, "`Cmd` of an exec; refused if empty", "exec.TestSync"},
-		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, whoever keeps its output open; a Docker that does not answer in that time is Unavailable", "live.TestExecTimeout exec.TestSyncRunsOutOfTime live.TestExecLeavesNoZombies live.TestExecThatLeavesAChild server.TestExecSyncTellsACommandFromDocker live.TestDockerHangs"},
+		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, even if a child keeps its output open; a Docker that does not answer in that time is Unavailable", "live.TestExecTimeout exec.TestSyncRunsOutOfTime live.TestExecLeavesNoZombies live.TestExecThatLeavesAChild server.TestExecSyncTellsACommandFromDocker live.TestDockerHangs"},
 	}},
 	{"ExecSyncResponse", []row{
 		{"stdout", engine, "the output of the exec, cut at 16 MiB together with stderr", "exec.TestSync"},

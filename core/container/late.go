@@ -58,7 +58,7 @@ func (c *caller) hungUp() error {
 	return c.ctx.Err()
 }
 
-// A late container is made, and whoever asked for it has run out of time. Nobody
+// A late container is made, and anyone who asked for it has run out of time. Nobody
 // is shown it before he asks again.
 type late struct {
 	id, sandbox string

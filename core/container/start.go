@@ -149,7 +149,7 @@ func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *view.Conta
 		err = errors.Join(err, adjustOOMScore(c.ID(), found.State.Pid, score))
 	}
 	if err != nil {
-		// Recorded first: whoever sees that it has ended is to see why.
+		// Recorded first: anyone who sees that it has ended is to see why.
 		s.recordFailure(c.ID(), tocri.FailedStart{At: time.Now(), Message: plain{err}.Error()})
 		return errors.Join(err, docker.Kill(ctx, c.ID()))
 	}

@@ -20,7 +20,7 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// TestCallsAreMeasured sees each kind of call once, whoever it is about.
+// TestCallsAreMeasured sees each kind of call once, whatever it is about.
 func TestCallsAreMeasured(t *testing.T) {
 	e := enginetest.New(t)
 	reg := prometheus.NewPedanticRegistry()

@@ -118,7 +118,7 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 		return nil, fmt.Errorf("docker endpoint %q: %w", cfg.Host, err)
 	}
 	if at != "" {
-		log.Warn("docker is spoken to over the network without TLS: whoever is on the way, or reaches that port, is root there; set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or use its Unix socket",
+		log.Warn("docker is spoken to over the network without TLS: anyone who is on the way, or reaches that port, is root there; set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or use its Unix socket",
 			slog.String("docker-endpoint", at))
 	}
 	if err := c.Close(); err != nil {

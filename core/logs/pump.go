@@ -217,7 +217,7 @@ func pause(ctx context.Context, p *pump, d time.Duration) {
 // may end.
 func (s *Service) park(watcher *fsnotify.Watcher, p *pump) bool {
 	if p.in == nil {
-		// There is no file yet, or no more. Whoever starts the container tells us.
+		// There is no file yet, or no more. Anyone who starts the container tells us.
 		return s.rest(p)
 	}
 	s.mu.Lock()

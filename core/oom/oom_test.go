@@ -167,7 +167,7 @@ func TestEarlierKillsDoNotCount(t *testing.T) {
 	}
 }
 
-// Docker tells of a SIGKILL before it tells of the end, and whoever asks in between gets
+// Docker tells of a SIGKILL before it tells of the end, and anyone who asks in between gets
 // the answer that all get.
 func TestAnswerWaitsForTheEvents(t *testing.T) {
 	n := newNode(t)

@@ -68,7 +68,7 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 	return nil
 }
 
-// bound mounts a file system on dir that has room for content, and little more. Whoever starts the
+// bound mounts a file system on dir that has room for content, and little more. Anyone who starts the
 // containers of the pod, the parent of the pause process seen, must see the mount.
 func (s *Service) bound(dir string, content map[string][]byte, seen container.InspectResponse) error {
 	switch {

@@ -31,7 +31,7 @@ type Service struct {
 	view   *view.View
 	log    *slog.Logger
 
-	// walking is held, by an element in it, by whoever goes on with a measuring or drops one.
+	// walking is held, by an element in it, by a process that goes on with a measuring or drops one.
 	walking chan struct{}
 
 	mu        sync.Mutex // guards following
