@@ -44,7 +44,7 @@ read -ra live_flags <<<"${LIVE_FLAGS:-}"
 read -ra live_args <<<"${LIVE_ARGS:-}"
 on() { # on PACKAGE [flags of its tests]
 	[ "${LIVE_ONLY:-$1}" = "$1" ] || return 0
-	go test -count=1 -timeout 20m "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}"
+	go test -count=1 -timeout 30m "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}"
 }
 on core/engine/enginetest
 on core/pause
