@@ -86,7 +86,7 @@ func TestWrongStreamsAreAnErrorAtOnce(t *testing.T) {
 	}
 	_, err = reopening("x", func() (nobody, error) { return nobody{}, errors.New("no") }, func(nobody) {}, slog.New(slog.DiscardHandler))
 	if err == nil {
-		t.Error("an error of another kind is none")
+		t.Error("an error of another kind is taken for an address that is in use")
 	}
 }
 

@@ -110,6 +110,13 @@ func readFile(ctx context.Context, docker *engine.Conn, id, name string) ([]byte
 	return text, nil
 }
 
+// containerMissing tells what Docker did not find: the error is nil if it was a file, as the
+// container is there, and of kind NotFound if it was the container.
+func containerMissing(ctx context.Context, docker *engine.Conn, id string) error {
+	_, err := docker.ContainerInspect(ctx, id)
+	return err
+}
+
 // readEntry reads the file called name or, if that is a symbolic link, returns the path
 // that it leads to, without any further links. An error of kind NotFound is about the
 // container.
@@ -117,12 +124,9 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 	// Docker opens what it archives, and waits for ever for the other end of a FIFO, with
 	// a container that cannot be removed then (docker 20.10). So the kind comes first.
 	stat, err := docker.ContainerStatPath(ctx, id, name)
-	if errdefs.IsNotFound(err) {
-		// That may be the file or the container.
-		_, err := docker.ContainerInspect(ctx, id)
-		return nil, "", err
-	}
 	switch {
+	case errdefs.IsNotFound(err):
+		return nil, "", containerMissing(ctx, docker, id)
 	case err != nil:
 		return nil, "", err
 	case stat.Mode&fs.ModeSymlink != 0 && stat.LinkTarget == "":
@@ -133,11 +137,10 @@ func readEntry(ctx context.Context, docker *engine.Conn, id, name string) (text 
 		return nil, "", fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
 	}
 	body, _, err := docker.CopyFromContainer(ctx, id, name)
-	if errdefs.IsNotFound(err) {
-		_, err := docker.ContainerInspect(ctx, id)
-		return nil, "", err
-	}
-	if err != nil {
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, "", containerMissing(ctx, docker, id)
+	case err != nil:
 		return nil, "", err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
