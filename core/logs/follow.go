@@ -78,8 +78,10 @@ func (s *Service) stream(ctx context.Context, p *pump, asks []ask) (_ []ask, end
 	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	since := p.at.since(tty)
+	known := p.at.replay()
 	body, err := docker.ContainerLogs(ctx, p.id, container.LogsOptions{
-		ShowStdout: true, ShowStderr: true, Follow: true, Timestamps: true, Since: p.at.Last,
+		ShowStdout: true, ShowStderr: true, Follow: true, Timestamps: true, Since: since,
 	})
 	if err != nil {
 		return asks, false, fmt.Errorf("log stream: %w", err)
@@ -90,7 +92,6 @@ func (s *Service) stream(ctx context.Context, p *pump, asks []ask) (_ []ask, end
 		defer close(messages)
 		return errors.Join(split(ctx, body, tty, messages), body.Close())
 	})
-	known := position{Last: p.at.Last, Count: p.at.Count}
 	for {
 		var late <-chan time.Time
 		if len(p.reopens) > 0 {
@@ -103,8 +104,7 @@ func (s *Service) stream(ctx context.Context, p *pump, asks []ask) (_ []ask, end
 			if !ok {
 				return asks, false, g.Wait()
 			}
-			if m.stamp == known.Last && known.Count > 0 {
-				known.Count-- // written by the last stream
+			if known.has(m) {
 				continue
 			}
 			if err := s.take1(p, m); err != nil {
@@ -134,11 +134,7 @@ func quiet(err error) error {
 
 // take1 writes one message.
 func (s *Service) take1(p *pump, m message) error {
-	if m.stamp == p.at.Last {
-		p.at.Count++
-	} else {
-		p.at.Last, p.at.Count = m.stamp, 1
-	}
+	p.at.mark(m.stream).add(m.stamp)
 	if err := p.write(p.at.Open.appendPiece(nil, []byte(m.stamp), []byte(m.stream), m.text)); err != nil {
 		return err
 	}

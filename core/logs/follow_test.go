@@ -3,6 +3,7 @@ package logs_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -301,4 +302,36 @@ func TestFollowReopens(t *testing.T) {
 	if err := s.Reopen(ctx, made.ID); err != nil {
 		t.Error(err)
 	}
+}
+
+// A line in pieces has the time of its first piece, while the other stream goes on: wherever
+// berthd is begun anew, each message is written once.
+func TestFollowGoesOnInBothStreams(t *testing.T) {
+	part, other := strings.Repeat("x", piece), strings.Repeat("y", piece)
+	step := make(chan struct{})
+	f := follow(t, false, "json-file", func(p *enginetest.Process) int {
+		for _, w := range []struct {
+			to   io.Writer
+			text string
+		}{
+			{p.Stdout, "first\n"}, {p.Stderr, "FIRST\n"}, {p.Stdout, part}, {p.Stderr, other}, {p.Stdout, part}, {p.Stderr, other + "END\n"},
+			{p.Stdout, part}, {p.Stderr, "next\n"}, {p.Stdout, "end\n"}, {p.Stderr, "last\n"},
+		} {
+			<-step
+			_, _ = w.to.Write([]byte(w.text))
+		}
+		return 0
+	})
+	for i := range 10 {
+		step <- struct{}{}
+		enginetest.Until(t, "nothing is written", func() bool {
+			_, err := os.Stat(f.path)
+			return err == nil && len(records(t, f.path)) > i
+		})
+		f.end()
+		f.begin()
+		f.keep(true)
+	}
+	f.whole(rec{"stdout", "F", "first"}, rec{"stderr", "F", "FIRST"}, rec{"stderr", "F", other + other + "END"},
+		rec{"stderr", "F", "next"}, rec{"stdout", "F", part + part + part + "end"}, rec{"stderr", "F", "last"})
 }

@@ -153,6 +153,7 @@ func TestReopenWaitsForTheEndOfALine(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- n.logs.Reopen(t.Context(), "c1") }()
+	time.Sleep(100 * time.Millisecond) // it is asked for before the lines go on
 	n.write("stdout", 2, part)
 	n.write("stdout", 2, "end\n")
 	n.write("stdout", 5, "next\n") // the other stream is in the middle of one

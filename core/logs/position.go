@@ -18,11 +18,13 @@ type position struct {
 	File   place `json:"file,omitzero"`   // how long the kubelet's file was then
 
 	// Follow tells that the Engine's log stream is read, not its file. Then
-	// there is no Source, but the time of the last line and how many lines of
-	// that time have been written.
-	Follow bool   `json:"follow,omitempty"`
-	Last   string `json:"last,omitempty"`
-	Count  int    `json:"count,omitempty"`
+	// there is no Source, but what was written last of each stream.
+	Follow bool `json:"follow,omitempty"`
+	Stdout mark `json:"stdout,omitzero"`
+	Stderr mark `json:"stderr,omitzero"`
+	// Last and Count are a mark without a stream, as berth 1.0 has noted it.
+	Last  string `json:"last,omitempty"`
+	Count int    `json:"count,omitempty"`
 
 	// Dir is the log directory of the pod, as the CRI has named it when the
 	// container was created; "" where an earlier berth has noted the rest.
