@@ -2,6 +2,7 @@ package live
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -234,4 +235,40 @@ func TestAllThatAContainerWritesIsCounted(t *testing.T) {
 	if err != nil || fs.GetContainerFilesystems()[0].GetUsedBytes().GetValue() < 130*mib+20_000_000 {
 		t.Errorf("%v, %v", fs, err)
 	}
+}
+
+// TestDockerStatsOfPodsAreZero: the Engine looks for the statistics of a network that it has not
+// made, and gives up: all that docker stats prints of a container in a pod is 0. The CRI's own numbers are true.
+func TestDockerStatsOfPodsAreZero(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("dockerstats")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := n.create(pod, config, shell("c", "exec sleep 1000"))
+	usage := func(id string) uint64 {
+		reader, err := n.docker.ContainerStatsOneShot(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer reader.Body.Close()
+		var seen container.StatsResponse
+		if err := json.NewDecoder(reader.Body).Decode(&seen); err != nil {
+			t.Fatal(err)
+		}
+		return seen.MemoryStats.Usage
+	}
+	if got := usage(id); got != 0 {
+		t.Errorf("this Engine knows that the container uses %d bytes: operating.md and open.md say that it does not", got)
+	}
+	if usage(pod) == 0 {
+		t.Error("this Engine knows nothing of the pause container either")
+	}
+	seen, err := n.runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})
+	if err != nil || seen.GetStats().GetMemory().GetUsageBytes().GetValue() == 0 {
+		t.Errorf("statistics by the CRI: %v, %v", seen, err)
+	}
+	n.remove(pod)
+	n.clean()
 }
