@@ -1,9 +1,11 @@
 package live
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -123,6 +125,59 @@ func TestOddPods(t *testing.T) {
 	status, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	if err != nil || status.GetStatus().GetStopSignal() != runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3 {
 		t.Errorf("stop_signal %v, %v", status.GetStatus().GetStopSignal(), err)
+	}
+	n.remove(podID)
+	n.clean()
+}
+
+// TestOneContainerOfASharedPIDNamespaceEnds: whether it is stopped, ends by itself or its first process is
+// killed, none of its processes is left, and the rest of the pod goes on. See moby#50523 and kubernetes#92214.
+func TestOneContainerOfASharedPIDNamespaceEnds(t *testing.T) {
+	n := newNode(t)
+	pod := n.pod("shared")
+	inPod := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}
+	pod.Linux.SecurityContext.NamespaceOptions = inPod
+	several := func(name, script string) *runtimeapi.ContainerConfig {
+		c := shell(name, script)
+		c.Linux.SecurityContext.NamespaceOptions = inPod
+		return c
+	}
+	podID, other := n.begin(pod, several("other", "exec sleep 1002"))
+	process := func(id string) int {
+		seen, err := n.docker.ContainerInspect(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen.State.Pid
+	}
+	first := process(other)
+	for i, tt := range []struct {
+		name, last string
+		end        func(id string) error
+	}{
+		{"stopped", "wait", func(id string) error {
+			_, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
+			return err
+		}},
+		{"ends", "sleep 1", func(string) error { return nil }},
+		{"killed", "wait", func(id string) error { return syscall.Kill(process(id), syscall.SIGKILL) }},
+	} {
+		seconds := fmt.Sprint(10_000 + i)
+		id := n.create(podID, pod, several(tt.name, "sleep "+seconds+" & sleep "+seconds+" & "+tt.last))
+		if err := tt.end(id); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		n.exited(id)
+		n.until(10*time.Second, tt.name+": it has left processes", func() bool {
+			return !strings.Contains(n.exec(other, "ps"), "sleep "+seconds)
+		})
+		seen, err := n.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: podID})
+		if err != nil || seen.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("%s: the sandbox is %v, %v", tt.name, seen.GetStatus().GetState(), err)
+		}
+		if now := process(other); now != first {
+			t.Errorf("%s: the first process of the other container was %d and is %d", tt.name, first, now)
+		}
 	}
 	n.remove(podID)
 	n.clean()
