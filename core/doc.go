@@ -20,6 +20,7 @@
 //	            core/systemd                    what systemd must know of cgroups
 //	            core/mounts                     mounts that the Engine cannot be asked for
 //	            core/metrics                    /metrics and /healthz for the operator's tools
+//	            core/panics                     panics as errors
 //	            core/undo core/turns            small tools
 //	            core/scramble                   messages that no kubelet sends, for tests
 //

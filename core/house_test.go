@@ -21,7 +21,7 @@ const module = "berth/"
 // Do not move a package to make a build pass: a wall in the way is a question
 // about the plan in doc.go.
 var floors = [][]string{
-	{"core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/metrics"},
+	{"core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/metrics", "core/panics"},
 	{"core/labels", "core/mounts"},
 	{"core/engine", "network", "streaming", "core/oom"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},

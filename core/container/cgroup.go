@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
 	"berth/core/engine"
+	"berth/core/panics"
 	"berth/core/systemd"
 	"berth/core/todocker"
 )
@@ -52,7 +52,7 @@ func (s *Service) tell(ctx context.Context, knobs []todocker.Knob, g cgroup.Grou
 // KeepSettings writes again what systemd takes away from the cgroups of containers.
 // It returns when ctx ends.
 func (s *Service) KeepSettings(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := panics.NewGroupWithContext(ctx, s.log)
 	g.Go(func() error {
 		systemd.Reloads(ctx, s.unsettle)
 		return nil

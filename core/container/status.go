@@ -6,11 +6,11 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
 	"berth/core/journal"
+	"berth/core/panics"
 	"berth/core/view"
 )
 
@@ -51,7 +51,7 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 // Engine and now and then, and removes what was made too late for its caller. It
 // returns when ctx ends.
 func (s *Service) KeepClean(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := panics.NewGroupWithContext(ctx, s.log)
 	g.Go(func() error { return s.giveUp(ctx) })
 	g.Go(func() error { return s.tidy(ctx) })
 	return g.Wait()

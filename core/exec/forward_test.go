@@ -2,6 +2,7 @@ package exec
 
 import (
 	"io"
+	"log/slog"
 	"net"
 	"testing"
 	"testing/synctest"
@@ -47,7 +48,7 @@ func TestForward(t *testing.T) {
 				began := time.Now()
 				done := make(chan error, 1)
 				go func() {
-					done <- forward(ours, halves{saying, counter{&heard}})
+					done <- forward(slog.New(slog.DiscardHandler), ours, halves{saying, counter{&heard}})
 					ours.Close()
 				}()
 				if tt.after == 0 {
@@ -109,7 +110,7 @@ func TestForwardHalfClosed(t *testing.T) {
 		say.Write(make([]byte, 1000))
 		say.Close()
 	}()
-	if err := forward(conn, halves{saying, counter{&heard}}); err != nil || heard != 1000 {
+	if err := forward(slog.New(slog.DiscardHandler), conn, halves{saying, counter{&heard}}); err != nil || heard != 1000 {
 		t.Errorf("%d bytes, %v", heard, err)
 	}
 }

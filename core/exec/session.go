@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/engine"
+	"berth/core/panics"
 )
 
 const (
@@ -117,7 +118,7 @@ func (x *session) start(ctx context.Context) (types.HijackedResponse, error) {
 		err = hijackError(ctx, err)
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) {
 			// Docker may run it yet.
-			go x.find(context.WithoutCancel(ctx), unix.SIGKILL, true)
+			x.findLater(ctx, unix.SIGKILL, true)
 		}
 		return streams, fmt.Errorf("exec in container %s: start: %w", x.container, err)
 	}
@@ -258,12 +259,17 @@ func (o *output) Read(p []byte) (int, error) {
 // for a moment only: if Docker does not answer, the command is looked for meanwhile.
 func (x *session) end(ctx context.Context, signal unix.Signal) (hadEnded bool) {
 	done := make(chan bool, 1)
-	go func() { done <- x.find(context.WithoutCancel(ctx), signal, false) }()
+	panics.Go(x.log, func() { done <- x.find(context.WithoutCancel(ctx), signal, false) })
 	select {
 	case hadEnded = <-done:
 	case <-time.After(killWait):
 	}
 	return hadEnded
+}
+
+// findLater is find in the background, whatever becomes of ctx.
+func (x *session) findLater(ctx context.Context, signal unix.Signal, late bool) {
+	panics.Go(x.log, func() { x.find(context.WithoutCancel(ctx), signal, late) })
 }
 
 // find waits until the command is a process, and signals that. It reports whether

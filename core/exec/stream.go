@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
+	"berth/core/panics"
 	"berth/streaming"
 )
 
@@ -40,6 +40,10 @@ const (
 // When ctx ends, or a stream fails, the client has gone, and the command is ended
 // with all that it has begun. out and errs must fail once ctx has ended.
 func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	return panics.Try(s.log, func() error { return s.exec(ctx, id, cmd, in, out, errs, tty, resize) })
+}
+
+func (s *Service) exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	release, err := s.memory.admit(ctx)
 	if err != nil {
 		return err
@@ -70,19 +74,23 @@ func (x *session) attend(ctx context.Context, in io.Reader, out, errs io.Writer,
 		return 0, err
 	}
 	output, copied := newOutput(streams), make(chan error, 1)
-	var running sync.WaitGroup
-	defer running.Wait()
+	running := panics.NewGroup(x.log)
+	defer func() { _ = running.Wait() }() // what has failed is in the log
 	defer streams.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, streams.Close)()
-	running.Go(func() {
+	running.Go(func() error {
 		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
 			return x.docker.ContainerExecResize(ctx, x.id, size)
 		})
+		return nil
 	})
-	feed(streams, in)
-	running.Go(func() { copied <- collect(output, out, errs, x.tty) })
+	feed(x.log, streams, in)
+	running.Go(func() error {
+		copied <- panics.Try(x.log, func() error { return collect(output, out, errs, x.tty) })
+		return nil
+	})
 	return x.wait(ctx, output, copied)
 }
 
@@ -90,6 +98,10 @@ func (x *session) attend(ctx context.Context, in io.Reader, out, errs io.Writer,
 // until it ends or the client leaves. A client that does not keep up is given up:
 // Docker holds up the container for it.
 func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	return panics.Try(s.log, func() error { return s.attach(ctx, id, in, out, errs, tty, resize) })
+}
+
+func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	docker, err := s.docker.Use()
 	if err != nil {
 		return err
@@ -113,8 +125,10 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, streams.Close)()
-	go resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
-		return docker.ContainerResize(ctx, c.ID(), size)
+	panics.Go(s.log, func() {
+		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
+			return docker.ContainerResize(ctx, c.ID(), size)
+		})
 	})
 	var buffers []*streaming.Buffer
 	buffered := func(w io.WriteCloser) io.Writer {
@@ -125,7 +139,7 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 		buffers = append(buffers, b)
 		return b
 	}
-	feed(streams, in)
+	feed(s.log, streams, in)
 	err = collect(streams.Reader, buffered(out), buffered(errs), c.TTY)
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -141,14 +155,14 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 
 // feed copies from a client's stdin, which may be nil. It ends with the client's
 // connection, which outlives a session by as much as the server takes to close it.
-func feed(streams types.HijackedResponse, in io.Reader) {
+func feed(log *slog.Logger, streams types.HijackedResponse, in io.Reader) {
 	if in == nil {
 		return
 	}
-	go func() {
+	panics.Go(log, func() {
 		_, _ = io.Copy(streams.Conn, in)
 		_ = streams.CloseWrite()
-	}()
+	})
 }
 
 // collect copies Docker's output to a client's streams until it ends.
@@ -192,6 +206,10 @@ func resizing(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set 
 // PortForward connects stream to a port of the pod in the sandbox id, until
 // either end is done. An error is that there was no connection.
 func (s *Service) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
+	return panics.Try(s.log, func() error { return s.portForward(ctx, id, port, stream) })
+}
+
+func (s *Service) portForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	if port <= 0 || port > 65535 {
 		return fmt.Errorf("port %d: %w", port, errdefs.ErrInvalidArgument)
 	}
@@ -215,7 +233,7 @@ func (s *Service) PortForward(ctx context.Context, id string, port int32, stream
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	// However a connection ends that was there, it is that one's end: kubectl gives
 	// up all it forwards at the first word of an error (kubernetes#111825).
-	if err := forward(conn, stream); err != nil {
+	if err := forward(s.log, conn, stream); err != nil {
 		s.log.Debug("forwarded connection broke", slog.String("sandbox", pod.ID()), slog.Int("port", int(port)), slog.Any("err", err))
 	}
 	return nil
@@ -225,16 +243,16 @@ func (s *Service) PortForward(ctx context.Context, id string, port int32, stream
 // client has finished saying, the pod hears as an end; it may go on answering.
 // A client that has gone does not look different, nor does its local one behind
 // a kubectl, so a port that is silent after that is left.
-func forward(conn net.Conn, stream io.ReadWriter) error {
+func forward(log *slog.Logger, conn net.Conn, stream io.ReadWriter) error {
 	a := &answer{Conn: conn}
-	go func() {
+	panics.Go(log, func() {
 		_, _ = io.Copy(conn, stream)
 		if half, ok := conn.(*net.TCPConn); ok {
 			_ = half.CloseWrite()
 		}
 		a.last.Store(true)
 		_ = a.renew() // else it has been closed
-	}()
+	})
 	_, err := io.Copy(stream, a)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil

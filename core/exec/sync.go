@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/engine"
+	"berth/core/panics"
 )
 
 // maxOutput is how much of both streams together Sync returns, in bytes: what
@@ -50,12 +51,16 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	defer kept.release()
 	output, copied := newOutput(streams), make(chan error, 1)
 	out, errs := kept.stream(), kept.stream()
-	go func() {
+	panics.Go(x.log, func() {
 		defer close(copied)
-		if _, err := stdcopy.StdCopy(out, errs, output); err != nil {
+		err := panics.Try(x.log, func() error {
+			_, err := stdcopy.StdCopy(out, errs, output)
+			return err
+		})
+		if err != nil {
 			copied <- err
 		}
-	}()
+	})
 	exit, err := x.wait(ctx, output, copied)
 	if errors.Is(err, context.DeadlineExceeded) {
 		exit, err = x.last(ctx, output, copied)
@@ -63,7 +68,7 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	switch {
 	case err == nil, errors.Is(err, context.DeadlineExceeded):
 	case errdefs.IsUnavailable(err):
-		go x.find(context.WithoutCancel(ctx), unix.SIGKILL, false)
+		x.findLater(ctx, unix.SIGKILL, false)
 	default:
 		x.end(ctx, unix.SIGKILL)
 	}

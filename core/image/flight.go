@@ -2,12 +2,16 @@ package image
 
 import (
 	"context"
+	"log/slog"
 	"sync"
+
+	"berth/core/panics"
 )
 
-// flights are pieces of work under way that callers share, by key. The zero value is ready to
-// use.
+// flights are pieces of work under way that callers share, by key.
 type flights struct {
+	log *slog.Logger
+
 	mu      sync.Mutex // guards running
 	running map[string]*flight
 }
@@ -50,16 +54,19 @@ func (all *flights) join(ctx context.Context, key string, work func(context.Cont
 		all.running = map[string]*flight{}
 	}
 	all.running[key] = f
-	go func() {
+	panics.Go(all.log, func() {
 		defer cancel()
-		f.id, f.err = work(ctx)
+		f.err = panics.Try(all.log, func() (err error) {
+			f.id, err = work(ctx)
+			return err
+		})
 		all.mu.Lock()
 		if all.running[key] == f {
 			delete(all.running, key)
 		}
 		all.mu.Unlock()
 		close(f.done)
-	}()
+	})
 	return f
 }
 

@@ -74,6 +74,7 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	return &Service{
 		Config: cfg, docker: docker, log: log, looking: map[string]bool{}, untidy: make(chan struct{}, 1),
 		users: map[string]string{},
+		pulls: flights{log: log}, pause: pauseImage{flights: flights{log: log}},
 	}
 }
 

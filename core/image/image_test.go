@@ -93,7 +93,7 @@ func TestPullFailures(t *testing.T) {
 }
 
 func TestOnePullForAll(t *testing.T) {
-	var all flights
+	all := flights{log: slog.New(slog.DiscardHandler)}
 	var begun, ended sync.WaitGroup
 	release := make(chan struct{})
 	count := 0

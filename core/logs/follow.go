@@ -10,7 +10,8 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
-	"golang.org/x/sync/errgroup"
+
+	"berth/core/panics"
 )
 
 // follow is pump for a container whose output is to be had from the Engine
@@ -87,7 +88,7 @@ func (s *Service) stream(ctx context.Context, p *pump, asks []ask) (_ []ask, end
 		return asks, false, fmt.Errorf("log stream: %w", err)
 	}
 	messages := make(chan message)
-	var g errgroup.Group
+	g := panics.NewGroup(s.log)
 	g.Go(func() error {
 		defer close(messages)
 		return errors.Join(split(ctx, body, tty, messages), body.Close())

@@ -32,6 +32,8 @@ import (
 	"berth/core/engine"
 	"berth/core/journal"
 	"berth/core/view"
+
+	"berth/core/panics"
 )
 
 // A Mode is how containers created from now on get their log files. Those that
@@ -114,7 +116,12 @@ func (s *Service) Run(ctx context.Context) error {
 		s.due = nil
 		s.mu.Unlock()
 		for _, p := range due {
-			g.Go(func() error { s.pump(ctx, watcher, p); return nil })
+			g.Go(func() error {
+				if err := panics.Try(s.log, func() error { s.pump(ctx, watcher, p); return nil }); err != nil {
+					s.stopped(p, err)
+				}
+				return nil
+			})
 		}
 		select {
 		case e := <-watcher.Events:
@@ -163,6 +170,18 @@ func (s *Service) wake(p *pump) {
 	select {
 	case s.awake <- struct{}{}:
 	default:
+	}
+}
+
+// stopped is called when a pump has panicked: it goes on with the next thing that there
+// is to do for its container.
+func (s *Service) stopped(p *pump, err error) {
+	s.mu.Lock()
+	asks := p.asks
+	p.asks, p.running = nil, false
+	s.mu.Unlock()
+	for _, a := range asks {
+		a.done <- err
 	}
 }
 

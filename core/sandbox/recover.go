@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +16,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/panics"
 	"berth/network"
 )
 
@@ -60,17 +60,19 @@ func isSandbox(c container.InspectResponse) bool {
 // discard leaves nothing of the sandbox id: network, container, files.
 func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
 	var detachErr, removeErr error
-	var all sync.WaitGroup
+	all := panics.NewGroup(s.log)
 	if plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id) {
 		if plan == nil {
 			plan = s.recalled(id)
 		}
-		all.Go(func() { detachErr = s.detach(ctx, plan, id) })
+		all.Go(func() error { detachErr = s.detach(ctx, plan, id); return nil })
 	}
 	// Plugins may take all the time there is. What they work on is there without
 	// the container: our own handle keeps the network namespace alive.
-	all.Go(func() { removeErr = docker.Discard(ctx, id) })
-	all.Wait()
+	all.Go(func() error { removeErr = docker.Discard(ctx, id); return nil })
+	if err := all.Wait(); err != nil {
+		return err
+	}
 	if detachErr != nil {
 		// What tells of the attachment stays for the next try.
 		return errors.Join(detachErr, removeErr)

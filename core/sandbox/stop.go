@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 
 	"berth/core/engine"
 	"berth/core/names"
+	"berth/core/panics"
 	"berth/core/view"
 	"berth/network"
 )
@@ -74,7 +74,7 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 	if err != nil {
 		return err
 	}
-	var all errgroup.Group
+	all := panics.NewGroup(s.log)
 	for _, c := range running {
 		if c.Running {
 			all.Go(func() error { return s.containers.Kill(ctx, c.ID()) })
@@ -90,7 +90,7 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandb
 			s.log.Warn("no handle on the network namespace of a pod", slog.String("sandbox", pod.ID()), slog.Any("err", err))
 		}
 	}
-	all = errgroup.Group{}
+	all = panics.NewGroup(s.log)
 	if !pod.HostNetwork && !pod.Bridged {
 		all.Go(func() error { return s.detach(ctx, s.plan(pod), pod.ID()) })
 	}
@@ -178,7 +178,7 @@ func (s *Service) removeContainers(ctx context.Context, sandbox string) error {
 	if err != nil {
 		return err
 	}
-	var all errgroup.Group
+	all := panics.NewGroup(s.log)
 	for _, c := range inside {
 		all.Go(func() error { return s.containers.Remove(ctx, c.ID()) })
 	}

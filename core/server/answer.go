@@ -3,10 +3,8 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"path"
-	"runtime/debug"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"berth/core/engine"
+	"berth/core/panics"
 )
 
 // newCalls makes the measure of how long calls take, known to reg unless that
@@ -36,7 +35,7 @@ func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerIn
 	return func(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		var resp any
-		err := survive(log, func() (err error) {
+		err := panics.Try(log, func() (err error) {
 			resp, err = next(ctx, req)
 			return err
 		})
@@ -57,25 +56,13 @@ func answerStream(log *slog.Logger, calls *prometheus.HistogramVec) grpc.StreamS
 	fitter := &fitter{limit: fitBytes, log: log}
 	return func(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		start, method := time.Now(), path.Base(call.FullMethod)
-		err := coded(stream.Context(), survive(log, func() error { return next(srv, fitting{stream, method, fitter}) }))
+		err := coded(stream.Context(), panics.Try(log, func() error { return next(srv, fitting{stream, method, fitter}) }))
 		took := time.Since(start)
 		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 		log.LogAttrs(stream.Context(), level(method, err), "answered", slog.String("call", method),
 			slog.Duration("took", took), problem(err))
 		return err
 	}
-}
-
-// survive turns a panic in one call into that call's error: it must not take
-// the answers to all others with it.
-func survive(log *slog.Logger, call func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Error("a call panicked, which is a bug in berthd", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			err = fmt.Errorf("panic: %v: %w", p, errdefs.ErrInternal)
-		}
-	}()
-	return call()
 }
 
 // kinds is all there is to translating errors: the Engine's client and our own

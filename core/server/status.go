@@ -9,13 +9,13 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/panics"
 )
 
 // Who we are to the kubelet: the same as cri-dockerd, for the name becomes
@@ -70,10 +70,12 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	defer cancel()
 	// Side by side, for each may need all the time there is.
 	var engineErr, networkErr error
-	var both sync.WaitGroup
-	both.Go(func() { engineErr = s.alive(ctx) })
-	both.Go(func() { networkErr = s.Network.Status(ctx) })
-	both.Wait()
+	both := panics.NewGroup(s.log)
+	both.Go(func() error { engineErr = s.alive(ctx); return nil })
+	both.Go(func() error { networkErr = s.Network.Status(ctx); return nil })
+	if err := both.Wait(); err != nil {
+		return nil, err
+	}
 	resp := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
 			condition(runtimeapi.RuntimeReady, engineNotReady, engineErr),

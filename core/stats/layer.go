@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/panics"
 	"berth/core/view"
 )
 
@@ -140,7 +141,7 @@ func (s *Service) keepMeasuring(ctx context.Context) error {
 			for _, c := range list {
 				s.walking <- struct{}{}
 				begin := time.Now()
-				err := s.measure(c)
+				err := panics.Try(s.log, func() error { return s.measure(c) })
 				<-s.walking
 				if err != nil && !gone(err) {
 					level := slog.LevelDebug

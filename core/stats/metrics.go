@@ -104,7 +104,7 @@ func (s *Service) sample(ctx context.Context) ([]*samples, error) {
 	}
 	can := told(thisHost())
 	until := time.Now().Add(openedBudget)
-	all := among(list, func(pod *view.Sandbox) *samples {
+	all := among(s.log, list, func(pod *view.Sandbox) *samples {
 		if ctx.Err() != nil {
 			return nil
 		}

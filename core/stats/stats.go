@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,6 +21,8 @@ import (
 	"berth/core/cgroup"
 	"berth/core/engine"
 	"berth/core/view"
+
+	"berth/core/panics"
 )
 
 // A Service answers what is used. Run measures what is slow, and KeepRates looks at
@@ -89,7 +90,7 @@ func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerSt
 
 // each returns what containers use, without those that have ended.
 func (s *Service) each(list []*view.Container) []*runtimeapi.ContainerStats {
-	return among(list, func(c *view.Container) *runtimeapi.ContainerStats {
+	return among(s.log, list, func(c *view.Container) *runtimeapi.ContainerStats {
 		used, err := s.container(c)
 		if err != nil && !gone(err) {
 			s.log.Warn("what a container uses cannot be read, left out", slog.String("container", c.ID()), slog.Any("err", err))
@@ -127,31 +128,19 @@ var (
 // processors are for the pods.
 const readers = 2
 
-// among returns what read makes of each of list, in their order and without
-// nils.
-func among[T, R any](list []T, read func(T) *R) []*R {
+// among returns what read returns for each of list, in their order and without
+// nils. One for which it panics is left out.
+func among[T, R any](log *slog.Logger, list []T, read func(T) *R) []*R {
 	all := make([]*R, len(list))
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	var panicked atomic.Pointer[any]
-	for range min(len(list), readers) {
-		wg.Go(func() {
-			// A panic here would end the daemon; in the goroutine of a call it is
-			// the end of that call only.
-			defer func() {
-				if p := recover(); p != nil {
-					panicked.Store(&p)
-				}
-			}()
-			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
-				all[i] = read(list[i])
-			}
+	g := panics.NewGroup(log)
+	g.SetLimit(readers)
+	for i, one := range list {
+		g.Go(func() error {
+			all[i] = read(one)
+			return nil
 		})
 	}
-	wg.Wait()
-	if p := panicked.Load(); p != nil {
-		panic(*p)
-	}
+	_ = g.Wait() // the panics are in the log
 	return slices.DeleteFunc(all, func(one *R) bool { return one == nil })
 }
 
@@ -180,7 +169,7 @@ func (s *Service) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	return among(list, func(pod *view.Sandbox) *runtimeapi.PodSandboxStats {
+	return among(s.log, list, func(pod *view.Sandbox) *runtimeapi.PodSandboxStats {
 		used, err := s.sandbox(pod, inside[pod.ID()])
 		if err != nil && !gone(err) {
 			s.log.Warn("what a pod uses cannot be read, left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))

@@ -8,12 +8,12 @@ import (
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
-	"golang.org/x/sync/errgroup"
 
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/panics"
 	"berth/core/tocri"
 )
 
@@ -90,10 +90,10 @@ func TestAudit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := func(look func(context.Context, *errgroup.Group) error) {
+	all := func(look func(context.Context, *panics.Group) error) {
 		t.Helper()
-		var g errgroup.Group
-		if err := look(t.Context(), &g); err != nil {
+		g := panics.NewGroup(slog.New(slog.DiscardHandler))
+		if err := look(t.Context(), g); err != nil {
 			t.Fatal(err)
 		}
 		if err := g.Wait(); err != nil {
@@ -101,7 +101,7 @@ func TestAudit(t *testing.T) {
 		}
 	}
 	desk := &desk{looks: map[string]bool{}}
-	all(func(ctx context.Context, g *errgroup.Group) error { return v.sync(ctx, conn, g, desk) })
+	all(func(ctx context.Context, g *panics.Group) error { return v.sync(ctx, conn, g, desk) })
 	looks := map[string]func() int{}
 	for name, tt := range cases {
 		do(ids[name], tt.unseen)
@@ -109,7 +109,7 @@ func TestAudit(t *testing.T) {
 		e.On("GET /containers/"+ids[name]+"/json", func() { count++ })
 		looks[name] = func() int { return count }
 	}
-	all(func(ctx context.Context, g *errgroup.Group) error { return v.audit(ctx, conn, g, desk) })
+	all(func(ctx context.Context, g *panics.Group) error { return v.audit(ctx, conn, g, desk) })
 	for name, tt := range cases {
 		t.Run(name, func(t *testing.T) {
 			want := 0

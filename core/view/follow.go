@@ -14,10 +14,10 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
-	"golang.org/x/sync/errgroup"
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/panics"
 )
 
 const (
@@ -55,7 +55,7 @@ func (v *View) Run(ctx context.Context) error {
 func (v *View) follow(ctx context.Context, conn *engine.Conn) error {
 	// Whatever is still looking when the stream breaks is called off and
 	// waited for.
-	g, ctx := errgroup.WithContext(ctx)
+	g, ctx := panics.NewGroupWithContext(ctx, v.log)
 	defer v.lag.clear() // the next sync sees all that was not seen
 	if v.OOM != nil {
 		defer v.OOM.Deaf()
@@ -133,7 +133,7 @@ const sigKill = "9"
 
 // handleEvent acts on one event. It must not wait: the Engine drops the events of a
 // slow listener.
-func (v *View) handleEvent(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, m events.Message) {
+func (v *View) handleEvent(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk, m events.Message) {
 	if v.OOM != nil {
 		switch m.Action {
 		case events.ActionStart:
@@ -191,7 +191,7 @@ func (d *desk) again(id string) bool {
 }
 
 // lookSoon looks at id in the background, until it has been seen or is gone.
-func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, id string) {
+func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk, id string) {
 	if !d.begin(id) {
 		return
 	}
@@ -225,7 +225,7 @@ func (v *View) lookSoon(ctx context.Context, conn *engine.Conn, g *errgroup.Grou
 }
 
 // sync looks at everything that is ours.
-func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk) error {
+func (v *View) sync(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk) error {
 	ticket, over := v.begin()
 	defer over()
 	list, err := v.list(ctx, conn)
@@ -253,8 +253,8 @@ func (v *View) sync(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d
 }
 
 // lookAll inspects the containers in rows, a part of a list that was asked for at ticket.
-func (v *View) lookAll(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk, rows []container.Summary, ticket uint64) error {
-	var all errgroup.Group
+func (v *View) lookAll(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk, rows []container.Summary, ticket uint64) error {
+	all := panics.NewGroup(v.log)
 	all.SetLimit(looksAtOnce)
 	for _, row := range rows {
 		all.Go(func() error {
@@ -283,7 +283,7 @@ func (v *View) lookAll(ctx context.Context, conn *engine.Conn, g *errgroup.Group
 }
 
 // audit compares the Engine's list with the view and looks at what differs.
-func (v *View) audit(ctx context.Context, conn *engine.Conn, g *errgroup.Group, d *desk) error {
+func (v *View) audit(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk) error {
 	ticket, over := v.begin()
 	defer over()
 	list, err := v.list(ctx, conn)
@@ -473,7 +473,7 @@ func (v *View) Each(ctx context.Context, what string, wake <-chan struct{}, do f
 			return nil // ctx has ended
 		}
 		if err = v.Ready(ctx); err == nil {
-			err = do(ctx, conn)
+			err = panics.Try(v.log, func() error { return do(ctx, conn) })
 		}
 		if err == nil || conn != last {
 			pause, last = eachFirst, conn

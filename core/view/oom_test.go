@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"berth/core/cgroup"
 	"berth/core/engine/enginetest"
 )
@@ -85,4 +87,34 @@ func TestOOMKilledIsNotDockersWord(t *testing.T) {
 			t.Errorf("heard of %v", heard)
 		}
 	}
+}
+
+// A brokenKernel panics for one container.
+type brokenKernel struct {
+	kernel
+	id string
+}
+
+func (k *brokenKernel) Running(id string, pid int) {
+	if id == k.id {
+		panic("no such cgroup")
+	}
+	k.kernel.Running(id, pid)
+}
+
+// A container that berth cannot cope with ends neither the daemon nor what is known of the others.
+func TestPanicWhileInspectingConcernsOneContainer(t *testing.T) {
+	k := &brokenKernel{}
+	n := newNode(t, func(n *node) { n.oom = k })
+	sandbox := n.sandbox("web")
+	k.id = n.container(sandbox, "bad")
+	good := n.container(sandbox, "good")
+	n.start(k.id)
+	n.start(good)
+	n.becomes(good, "RUNNING")
+	if _, err := n.view.Refresh(t.Context(), k.id); !errdefs.IsInternal(err) {
+		t.Errorf("error %v, want Internal", err)
+	}
+	n.remove(good)
+	n.becomes(good, "")
 }

@@ -34,6 +34,7 @@ import (
 	"berth/core/journal"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/panics"
 	"berth/core/tocri"
 	"berth/core/turns"
 )
@@ -429,9 +430,13 @@ func (v *View) look(ctx context.Context, docker *engine.Conn, id string) (contai
 		return c, fmt.Errorf("inspect %s: %w", id, err)
 	}
 	defer done()
-	v.judge(ctx, c)
-	keep := func(k *Container) { v.Logs.Keep(ctx, k) }
-	if err := v.put(c, ticket, keep); err != nil {
+	// A container whose description is more than berth can cope with must not end it,
+	// again and again after each start.
+	err = panics.Try(v.log, func() error {
+		v.judge(ctx, c)
+		return v.put(c, ticket, func(k *Container) { v.Logs.Keep(ctx, k) })
+	})
+	if err != nil {
 		return c, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return c, nil

@@ -1,0 +1,47 @@
+package panics_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"berth/core/panics"
+)
+
+func TestTryReturnsAPanicAsAnInternalError(t *testing.T) {
+	var out bytes.Buffer
+	err := panics.Try(slog.New(slog.NewTextHandler(&out, nil)), func() error { panic("no such row") })
+	if !errdefs.IsInternal(err) || !strings.Contains(err.Error(), "no such row") {
+		t.Errorf("error %v", err)
+	}
+	if !strings.Contains(out.String(), "panics_test.go") {
+		t.Errorf("the log has no stack: %s", out.String())
+	}
+	failed := errors.New("failed")
+	if err := panics.Try(slog.New(slog.DiscardHandler), func() error { return failed }); err != failed {
+		t.Errorf("error %v, want its own", err)
+	}
+}
+
+func TestGroupEndsWithAPanicOfOneFunction(t *testing.T) {
+	g, ctx := panics.NewGroupWithContext(t.Context(), slog.New(slog.DiscardHandler))
+	g.Go(func() error { <-ctx.Done(); return nil })
+	g.Go(func() error { panic("broken") })
+	if err := g.Wait(); !errdefs.IsInternal(err) {
+		t.Errorf("error %v", err)
+	}
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		t.Error("the others were not cancelled")
+	}
+}
+
+func TestGoSurvivesAPanic(t *testing.T) {
+	done := make(chan struct{})
+	panics.Go(slog.New(slog.DiscardHandler), func() { defer close(done); panic("broken") })
+	<-done
+}
