@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -58,7 +59,7 @@ func (n *CNI) Attach(ctx context.Context, plan Plan) (_ []netip.Addr, err error)
 
 // enter notes, before there is anything to collect, that id is not garbage.
 func (n *CNI) enter(ctx context.Context, id string) error {
-	if err := n.lockIdle(ctx); err != nil {
+	if err := n.lockIdle(ctx, gcGrace); err != nil {
 		return err
 	}
 	defer n.mu.Unlock()
@@ -68,8 +69,14 @@ func (n *CNI) enter(ctx context.Context, id string) error {
 }
 
 // lockIdle locks n.mu at a moment when no GC is under way: that would not know
-// what begins meanwhile.
-func (n *CNI) lockIdle(ctx context.Context) error {
+// what begins meanwhile. A GC that has not ended after grace is stopped, unless grace is 0.
+func (n *CNI) lockIdle(ctx context.Context, grace time.Duration) error {
+	var late <-chan time.Time
+	if grace > 0 {
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		late = t.C
+	}
 	for {
 		n.mu.Lock()
 		gc := n.gc
@@ -78,9 +85,11 @@ func (n *CNI) lockIdle(ctx context.Context) error {
 		}
 		n.mu.Unlock()
 		select {
-		case <-gc:
+		case <-gc.over:
+		case <-late:
+			gc.cancel(errPreempted)
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the plugins to clean up: %w", ctx.Err())
+			return fmt.Errorf("wait for the GC of the network plugins: %w", ctx.Err())
 		}
 	}
 }
@@ -261,7 +270,8 @@ func (n *CNI) nothingLeft(id string) bool {
 // since the daemon's start and those attached by others on this node. Pods
 // that Attached lists beside them are detached.
 //
-// Attach waits while it runs, for a minute at most.
+// The plugins must not collect what is being attached, so Attach waits while they are at it,
+// for gcGrace at most: then they are stopped, and the rest is for the next GC.
 func (n *CNI) GC(ctx context.Context, keep []string) error {
 	nw, err := n.choose()
 	if err != nil || !nw.complete.Load() || nw.list.DisableGC || !speaks11(nw.list) {
@@ -269,63 +279,92 @@ func (n *CNI) GC(ctx context.Context, keep []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, gcLimit)
 	defer cancel()
-	valid, done, err := n.beginGC(ctx, keep)
+	errs := []error{n.detachOrphans(ctx, nw, keep)}
+	gc, valid, done, err := n.beginGC(ctx, keep)
 	if err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	defer done()
-
 	past, err := n.lib.GetCachedAttachments("")
 	if err != nil {
-		return fmt.Errorf("read what libcni remembers: %w", err)
+		return errors.Join(append(errs, fmt.Errorf("read libcni's cache: %w", err))...)
 	}
 	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
 	for id := range valid {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
-	var errs []error
 	for _, a := range past {
-		if a.Network != nw.list.Name || valid[a.ContainerID] && a.IfName == ifName {
-			continue
+		if a.Network == nw.list.Name && !(valid[a.ContainerID] && a.IfName == ifName) {
+			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 		}
-		if n.ours(a) {
-			// libcni would detach it itself, but in a namespace that may have
-			// become another's.
-			err := n.Detach(ctx, nil, a.ContainerID)
-			if err == nil {
-				continue
-			}
-			errs = append(errs, err)
-		}
-		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 	}
-	if err := n.lib.GCNetworkList(ctx, nw.list, args); err != nil {
+	if err := n.lib.GCNetworkList(gc, nw.list, args); err != nil {
+		if gc.Err() != nil {
+			err = context.Cause(gc)
+		}
 		errs = append(errs, fmt.Errorf("network %q: %w", nw.list.Name, err))
 	}
 	return errors.Join(errs...)
 }
 
-// beginGC makes Attach wait until done is called, and returns the pods that
-// have, or are about to have, an attachment worth keeping.
-func (n *CNI) beginGC(ctx context.Context, keep []string) (valid map[string]bool, done func(), err error) {
-	if err := n.lockIdle(ctx); err != nil {
-		return nil, nil, err
+// detachOrphans detaches the pods that are attached and neither in keep nor attached since
+// the daemon's start. libcni's GC would do so itself, but in a network namespace that may
+// have become another pod's.
+func (n *CNI) detachOrphans(ctx context.Context, nw *network, keep []string) error {
+	past, err := n.lib.GetCachedAttachments("")
+	if err != nil {
+		return fmt.Errorf("read libcni's cache: %w", err)
 	}
-	defer n.mu.Unlock()
-	valid = map[string]bool{}
+	n.mu.Lock()
+	valid := n.validLocked(keep)
+	n.mu.Unlock()
+	var errs []error
+	for _, a := range past {
+		if a.Network != nw.list.Name || valid[a.ContainerID] && a.IfName == ifName || !n.ours(a) {
+			continue
+		}
+		errs = append(errs, n.Detach(ctx, nil, a.ContainerID))
+	}
+	return errors.Join(errs...)
+}
+
+// validLocked returns the pods that have, or are about to have, an attachment worth keeping.
+func (n *CNI) validLocked(keep []string) map[string]bool {
+	valid := map[string]bool{}
 	for _, id := range keep {
 		valid[id] = true
 	}
 	for id := range n.attached {
 		valid[id] = true
 	}
-	gc := make(chan struct{})
+	return valid
+}
+
+// A collection is a GC that plugins are at work on.
+type collection struct {
+	over   chan struct{} // closed when it is
+	cancel context.CancelCauseFunc
+}
+
+// errPreempted is why a GC was stopped.
+var errPreempted = errors.New("stopped because a pod was waiting for its network")
+
+// beginGC makes Attach wait until done is called, and returns the context of the GC, which
+// ends when an Attach has waited for gcGrace, and what validLocked returns.
+func (n *CNI) beginGC(ctx context.Context, keep []string) (_ context.Context, valid map[string]bool, done func(), err error) {
+	if err := n.lockIdle(ctx, 0); err != nil {
+		return nil, nil, nil, err
+	}
+	defer n.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(ctx)
+	gc := &collection{make(chan struct{}), cancel}
 	n.gc = gc
-	return valid, func() {
+	return ctx, n.validLocked(keep), func() {
+		cancel(nil)
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		n.gc = nil
-		close(gc)
+		close(gc.over)
 	}, nil
 }
 

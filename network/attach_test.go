@@ -479,7 +479,7 @@ func TestAttachWaitsForGC(t *testing.T) {
 	d.conf("10-a.conflist", with(`, "result": `+dual))
 	n := d.new()
 	plan := d.planned(n, "pod")
-	_, done, err := n.beginGC(t.Context(), nil)
+	_, _, done, err := n.beginGC(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -494,6 +494,25 @@ func TestAttachWaitsForGC(t *testing.T) {
 	done()
 	if _, err := n.Attach(t.Context(), plan); err != nil {
 		t.Error(err)
+	}
+}
+
+// A plugin that hangs in a GC does not keep new pods from their network.
+func TestAttachStopsAGCThatHangs(t *testing.T) {
+	d := newNode(t, "fake")
+	d.conf("10-a.conflist", with(`, "result": `+dual))
+	n := d.new()
+	plan := d.planned(n, "pod")
+	gc, _, done, err := n.beginGC(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { <-gc.Done(); done() }() // as a plugin that is killed
+	if _, err := n.Attach(t.Context(), plan); err != nil {
+		t.Error(err)
+	}
+	if cause := context.Cause(gc); !errors.Is(cause, errPreempted) {
+		t.Errorf("the GC ended with %v", cause)
 	}
 }
 

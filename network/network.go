@@ -25,8 +25,11 @@ const (
 	// operationLimit bounds one ADD or DEL of a whole chain of plugins. It is
 	// cri-dockerd's, and leaves the kubelet's four minutes room to clean up.
 	operationLimit = 220 * time.Second
-	// gcLimit bounds one GC, which Attach waits for.
+	// gcLimit bounds one GC.
 	gcLimit = time.Minute
+	// gcGrace is how long Attach waits for a GC before it stops it. Plugins look through
+	// their own tables, which takes milliseconds.
+	gcGrace = 2 * time.Second
 )
 
 // Config is what an operator can choose about the network. All paths are
@@ -76,7 +79,7 @@ type CNI struct {
 	attached map[string]bool         // ids that Attach was called for and Detach was not
 	known    map[string][]netip.Addr // addresses of attached ids
 	detached recent                  // ids that have nothing left to detach
-	gc       chan struct{}           // closed when the GC under way is over; nil without one
+	gc       *collection             // the GC under way; nil without one
 }
 
 // New returns a CNI that knows the configuration there is now. That files or

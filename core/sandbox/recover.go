@@ -129,15 +129,27 @@ func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, key := range names {
-		errs = append(errs, s.cleanIntent(ctx, docker, key))
-	}
+	errs := s.forEach(names, func(key string) error { return s.cleanIntent(ctx, docker, key) })
 	errs = append(errs, s.cleanOrphans(ctx, docker))
 	if !s.Bridge { // then the plugins that there are work for others
 		errs = append(errs, s.collect(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// cleanersAtOnce bounds how many sandboxes are cleaned up at a time. More than one, for a
+// network plugin may need minutes for each.
+const cleanersAtOnce = 8
+
+// forEach calls clean for each of names, some at a time, and returns their errors.
+func (s *Service) forEach(names []string, clean func(name string) error) []error {
+	errs := make([]error, len(names))
+	g := panics.NewGroup(s.log)
+	g.SetLimit(cleanersAtOnce)
+	for i, name := range names {
+		g.Go(func() error { errs[i] = clean(name); return nil })
+	}
+	return append(errs, g.Wait())
 }
 
 // cleanIntent takes down what one intent has led to, unless a call is at work
@@ -187,26 +199,26 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 		orphans = append(orphans, e.Name())
 	}
 	slices.Sort(orphans)
-	var errs []error
-	for _, id := range slices.Compact(orphans) {
-		_, err := s.view.Sandbox(ctx, id)
-		if err == nil {
-			continue // even if it is gone behind our back; the kubelet will have it stopped
-		} else if !errdefs.IsNotFound(err) {
-			errs = append(errs, err) // the view is not there yet
-			continue
-		}
-		// The view may not have seen what is being made just now.
-		switch _, err := inspect(ctx, docker, id); {
-		case err == nil:
-		case !errdefs.IsNotFound(err):
-			errs = append(errs, fmt.Errorf("inspect %s: %w", id, err))
-		default:
-			s.log.Info("letting go of what is left of a sandbox", slog.String("sandbox", id))
-			errs = append(errs, s.discard(ctx, docker, id, nil))
-		}
+	return errors.Join(s.forEach(slices.Compact(orphans), func(id string) error { return s.cleanOrphan(ctx, docker, id) })...)
+}
+
+// cleanOrphan discards what is left of the sandbox id if its container is no more.
+func (s *Service) cleanOrphan(ctx context.Context, docker *engine.Conn, id string) error {
+	switch _, err := s.view.Sandbox(ctx, id); {
+	case err == nil:
+		return nil // even if it is gone behind our back; the kubelet will have it stopped
+	case !errdefs.IsNotFound(err):
+		return err // the view is not there yet
 	}
-	return errors.Join(errs...)
+	// The view may not have seen what is being made just now.
+	switch _, err := inspect(ctx, docker, id); {
+	case err == nil:
+		return nil
+	case !errdefs.IsNotFound(err):
+		return fmt.Errorf("inspect %s: %w", id, err)
+	}
+	s.log.Info("removing what is left of a sandbox whose container is gone", slog.String("sandbox", id))
+	return s.discard(ctx, docker, id, nil)
 }
 
 // collect has the plugins clean up what no pod needs.

@@ -44,6 +44,8 @@ type cables struct {
 	steps    []string
 	plans    map[string]*network.Plan // of the last detach, by ID
 	kept     []string                 // by the last gc
+
+	detaching func(id string) // called without mu by each Detach; may be nil
 }
 
 func newCables() *cables {
@@ -82,6 +84,9 @@ func (c *cables) Detach(_ context.Context, plan *network.Plan, id string) error 
 	c.mu.Lock()
 	c.plans[id] = plan
 	c.mu.Unlock()
+	if c.detaching != nil {
+		c.detaching(id)
+	}
 	return c.step("detach", func() { c.forget(id) })
 }
 
@@ -772,6 +777,21 @@ func TestCleansAroundWhatHangs(t *testing.T) {
 			enginetest.Until(t, "the orphan stays", func() bool { _, err := os.Stat(orphan); return err != nil })
 		})
 	}
+}
+
+// A network plugin that takes long for some pods does not keep others from being cleaned up.
+func TestOrphansAreCleanedUpSideBySide(t *testing.T) {
+	r := newRoom(t)
+	var all sync.WaitGroup
+	all.Add(3)
+	r.cables.detaching = func(string) { all.Done(); all.Wait() }
+	for _, digit := range []string{"a", "b", "c"} {
+		if _, err := r.cables.Bind(strings.Repeat(digit, 64), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	enginetest.Background(t, r.KeepClean)
+	enginetest.Until(t, "they wait for each other", func() bool { return len(r.cables.Bound()) == 0 })
 }
 
 // A pod that cannot give its network back does not keep the plugins from
