@@ -98,17 +98,14 @@ const jsonFile = "json-file"
 // Run writes until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	defer close(s.over)
-	watcher, err := fsnotify.NewWatcher()
+	files, err := fsnotify.NewWatcher()
 	if err != nil {
 		// A node may have run out of inotify instances.
 		s.log.Warn("log files are looked at twice a second, for they cannot be watched", slog.Any("err", err))
-		watcher = &fsnotify.Watcher{}
+		files = nil
 	}
-	defer func() {
-		if watcher.Events != nil {
-			_ = watcher.Close() // there is nothing left to watch
-		}
-	}()
+	watches := watcher{files}
+	defer watches.close()
 	var g errgroup.Group
 	for {
 		s.mu.Lock()
@@ -117,19 +114,19 @@ func (s *Service) Run(ctx context.Context) error {
 		s.mu.Unlock()
 		for _, p := range due {
 			g.Go(func() error {
-				if err := panics.Try(s.log, func() error { s.pump(ctx, watcher, p); return nil }); err != nil {
+				if err := panics.Try(s.log, func() error { s.pump(ctx, watches, p); return nil }); err != nil {
 					s.stopped(p, err)
 				}
 				return nil
 			})
 		}
 		select {
-		case e := <-watcher.Events:
-			s.changed(watcher, e.Name)
-		case err := <-watcher.Errors:
+		case e := <-watches.events():
+			s.changed(watches, e.Name)
+		case err := <-watches.errors():
 			// Events were lost, and nobody knows whose.
 			s.log.Debug("log files: looking at all", slog.Any("err", err))
-			s.changed(watcher, "")
+			s.changed(watches, "")
 		case <-s.awake:
 		case <-ctx.Done():
 			return g.Wait()
@@ -138,7 +135,7 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // changed wakes the pump whose source is called name, or all if name is empty.
-func (s *Service) changed(watcher *fsnotify.Watcher, name string) {
+func (s *Service) changed(watches watcher, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	paths := []string{name}
@@ -147,7 +144,7 @@ func (s *Service) changed(watcher *fsnotify.Watcher, name string) {
 	}
 	for _, path := range paths {
 		// A watch tells of every line; until the pump has caught up one is enough.
-		_ = watcher.Remove(path) // it ends by itself when the file goes
+		watches.remove(path)
 		if p, ok := s.files[path]; ok {
 			delete(s.files, path)
 			s.wake(p)

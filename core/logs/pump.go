@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/fsnotify/fsnotify"
 )
 
 const (
@@ -99,7 +98,7 @@ type buffers struct{ in, out []byte }
 var pool = sync.Pool{New: func() any { return &buffers{in: make([]byte, readAtOnce)} }}
 
 // pump runs p until there is nothing more to do for it.
-func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) {
+func (s *Service) pump(ctx context.Context, watches watcher, p *pump) {
 	if p.at.Follow {
 		s.follow(ctx, p)
 		return
@@ -149,7 +148,7 @@ func (s *Service) pump(ctx context.Context, watcher *fsnotify.Watcher, p *pump) 
 			pause(ctx, p, gather)
 		default:
 			s.noteInTime(p)
-			if s.park(watcher, p) {
+			if s.park(watches, p) {
 				return
 			}
 			pause(ctx, p, unwatched)
@@ -215,7 +214,7 @@ func pause(ctx context.Context, p *pump, d time.Duration) {
 
 // park has p woken when its source changes, and reports whether its goroutine
 // may end.
-func (s *Service) park(watcher *fsnotify.Watcher, p *pump) bool {
+func (s *Service) park(watches watcher, p *pump) bool {
 	if p.in == nil {
 		// There is no file yet, or no more. Anyone who starts the container tells us.
 		return s.rest(p)
@@ -223,14 +222,14 @@ func (s *Service) park(watcher *fsnotify.Watcher, p *pump) bool {
 	s.mu.Lock()
 	s.files[p.source] = p
 	s.mu.Unlock()
-	if watcher.Events == nil || watcher.Add(p.source) != nil {
+	if !watches.add(p.source) {
 		s.unpark(p)
 		return false
 	}
 	// What came between the last look and the watch is nobody's news.
 	if grown, err := p.grown(); err != nil || grown {
 		s.unpark(p)
-		_ = watcher.Remove(p.source) // it may have ended by itself
+		watches.remove(p.source)
 		select {
 		case p.nudge <- struct{}{}:
 		default:

@@ -150,8 +150,11 @@ func (v *View) handleEvent(ctx context.Context, conn *engine.Conn, g *panics.Gro
 	switch {
 	case m.Action == events.ActionDestroy:
 		ticket, over := v.begin()
-		defer over()
-		v.missing(m.Actor.ID, ticket)
+		removed := v.miss(m.Actor.ID, ticket)
+		over()
+		if removed {
+			g.Go(func() error { v.drop(m.Actor.ID); return nil }) // which takes disk I/O
+		}
 	case slices.Contains(inspectOn, m.Action):
 		v.lag.heard(m.Actor.ID, time.Unix(0, m.TimeNano))
 		v.lookSoon(ctx, conn, g, d, m.Actor.ID)

@@ -736,15 +736,20 @@ func anonymousVolumes(mounts []container.MountPoint) []string {
 // missing takes note that a look that began at ticket did not find id.
 func (v *View) missing(id string, ticket uint64) {
 	if v.miss(id, ticket) {
-		v.Logs.Drop(id)
-		if v.OOM != nil {
-			v.OOM.Drop(id)
-		}
+		v.drop(id)
 	}
 }
 
-// miss is missing without the log; it reports whether id is gone, rather than
-// seen by a later look.
+// drop has others forget the container id, which is gone.
+func (v *View) drop(id string) {
+	v.Logs.Drop(id)
+	if v.OOM != nil {
+		v.OOM.Drop(id)
+	}
+}
+
+// miss marks id as gone in memory. It reports whether that is so, rather than that
+// it was seen by a later inspection.
 func (v *View) miss(id string, ticket uint64) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
