@@ -44,8 +44,10 @@ read -ra live_flags <<<"${LIVE_FLAGS:-}"
 read -ra live_args <<<"${LIVE_ARGS:-}"
 on() { # on PACKAGE [flags of its tests]
 	[ "${LIVE_ONLY:-$1}" = "$1" ] || return 0
-	go test -count=1 -timeout 30m "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}"
+	go test -count=1 -timeout 30m "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
 }
+failed=0
 on core/engine/enginetest
 on core/pause
 on contrib/live -cni "$(cni_dir)" "${live_args[@]}"
+exit "$failed"

@@ -104,8 +104,8 @@ func TestOnARealEngine(t *testing.T) {
 		if err := docker.ContainerStop(ctx, id, container.StopOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("took %v, want less than a second", took)
+		if took := time.Since(began); took > 5*time.Second { // Docker kills after ten
+			t.Errorf("took %v, want at once", took)
 		}
 		stopped, err := docker.ContainerInspect(ctx, id)
 		if err != nil {

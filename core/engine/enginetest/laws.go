@@ -684,7 +684,17 @@ func endsTogether(c *court) {
 
 func execEnds(c *court) {
 	id := c.start("sleep", "1000")
-	time.AfterFunc(300*time.Millisecond, func() { _ = c.docker.ContainerKill(c.ctx, id, "KILL") })
+	go func() { // the container is killed once the command runs: earlier it is one that could not be started
+		for c.ctx.Err() == nil {
+			if seen, err := c.docker.ContainerInspect(c.ctx, id); err == nil && len(seen.ExecIDs) > 0 {
+				if found, err := c.docker.ContainerExecInspect(c.ctx, seen.ExecIDs[0]); err == nil && found.Pid != 0 {
+					break
+				}
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		_ = c.docker.ContainerKill(c.ctx, id, "KILL")
+	}()
 	if _, _, found := c.exec(id, "sleep", "1000"); found.Running || found.ExitCode != exitKilled {
 		c.Errorf("%+v", found)
 	}
