@@ -21,7 +21,7 @@ const module = "berth/"
 // Do not move a package to make a build pass: a wall in the way is a question
 // about the plan in doc.go.
 var floors = [][]string{
-	{"core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/metrics", "core/panics"},
+	{"core/names", "core/undo", "core/turns", "core/journal", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/scramble", "core/metrics", "core/testmain", "core/panics"},
 	{"core/labels", "core/mounts"},
 	{"core/engine", "network", "streaming", "core/oom"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},
@@ -50,6 +50,7 @@ var barred = []struct{ who, what, why string }{
 	{"core/server", "github.com/docker/docker", "the front desk asks rooms, not Docker"},
 	{"", module + "core/engine/enginetest", "only tests import it"},
 	{"", module + "core/scramble", "only tests import it"},
+	{"", module + "core/testmain", "only tests import it"},
 }
 
 type file struct {

@@ -43,6 +43,7 @@ func (d *node) planned(n *CNI, id string) Plan {
 }
 
 func TestAttach(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		conf string
 		want []string
@@ -110,6 +111,7 @@ func TestAttach(t *testing.T) {
 }
 
 func TestWhatIsCalled(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake", "second")
 	d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [
 		{"type": "fake", "notes": "NOTES", "result": `+dual+`}, {"type": "second", "notes": "NOTES"}]}`)
@@ -144,6 +146,7 @@ func TestWhatIsCalled(t *testing.T) {
 }
 
 func TestAttachWithoutANamespace(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", with(``))
 	n := d.new()
@@ -159,6 +162,7 @@ func TestAttachWithoutANamespace(t *testing.T) {
 // A plugin that hangs ends with the caller's patience, and so does what it has
 // started.
 func TestAttachThatHangs(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", with(`, "hang": ["ADD"]`))
 	n := d.new()
@@ -177,6 +181,7 @@ func TestAttachThatHangs(t *testing.T) {
 
 // Pods do not wait for each other; operations on one pod do.
 func TestTurns(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	gate := filepath.Join(d.dir, "gate")
 	d.conf("10-a.conflist", with(`, "hangUntil": "`+gate+`", "result": `+dual))
@@ -228,6 +233,7 @@ func cachedBy(id, network, netns, config string) string {
 }
 
 func TestDetach(t *testing.T) {
+	t.Parallel()
 	const id = "0123abcd"
 	old := `{"cniVersion": "0.4.0", "name": "old", "plugins": [{"type": "fake", "notes": "NOTES"}]}`
 	for name, tt := range map[string]struct {
@@ -337,6 +343,7 @@ func TestDetach(t *testing.T) {
 
 // A failed DEL leaves everything for the next try; Forget gives up.
 func TestDetachThatFails(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", with(`, "fail": ["DEL"], "result": `+dual))
 	n := d.new()
@@ -364,6 +371,7 @@ func TestDetachThatFails(t *testing.T) {
 
 // A plugin in no directory is an error as long as somebody remembers.
 func TestDetachWithoutThePlugin(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", with(`, "result": `+dual))
 	n := d.new()
@@ -380,6 +388,7 @@ func TestDetachWithoutThePlugin(t *testing.T) {
 }
 
 func TestNamesThatAreNoIDs(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", with(``))
 	n := d.new()
@@ -397,6 +406,7 @@ func TestNamesThatAreNoIDs(t *testing.T) {
 }
 
 func TestPodsOfCRIDockerd(t *testing.T) {
+	t.Parallel()
 	d := newNode(t)
 	d.cache("old-0123-eth0", cachedBy("0123", "old", "/proc/4711/ns/net", with(``)))
 	d.cache("cni-loopback-0123-eth0", cachedBy("0123", "cni-loopback", "/proc/4711/ns/net", `{}`))
@@ -422,6 +432,7 @@ func TestPodsOfCRIDockerd(t *testing.T) {
 }
 
 func TestGC(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) {
 			d := newNode(t, "fake")
@@ -475,6 +486,7 @@ func TestGC(t *testing.T) {
 // A pod that comes while the plugins collect is not on their list, and so has
 // to wait.
 func TestAttachWaitsForGC(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", with(`, "result": `+dual))
 	n := d.new()

@@ -17,6 +17,7 @@ func list(name, plugin string) string {
 }
 
 func TestWhichNetwork(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		files map[string]string
 		want  string // network
@@ -110,6 +111,7 @@ func TestWhichNetwork(t *testing.T) {
 }
 
 func TestNoDirectory(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	if err := os.Remove(d.cfg.ConfDir); err != nil {
 		t.Fatal(err)
@@ -122,6 +124,7 @@ func TestNoDirectory(t *testing.T) {
 }
 
 func TestPluginThatCannotBeExecutedIsMissing(t *testing.T) {
+	t.Parallel()
 	d := newNode(t)
 	if err := os.WriteFile(filepath.Join(d.dir, "bin", "fake"), nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -134,6 +137,7 @@ func TestPluginThatCannotBeExecutedIsMissing(t *testing.T) {
 
 // A plugin that is installed later is noticed without an event.
 func TestPluginInstalledLater(t *testing.T) {
+	t.Parallel()
 	d := newNode(t)
 	d.conf("10-a.conflist", list("a", "fake"))
 	n := d.new()
@@ -151,6 +155,7 @@ func TestPluginInstalledLater(t *testing.T) {
 
 // While a plugin is being replaced no pod must land on the next network.
 func TestPluginReplaced(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake", "other")
 	d.conf("10-a.conflist", list("a", "fake"))
 	d.conf("20-b.conflist", list("b", "other"))
@@ -173,6 +178,7 @@ func TestPluginReplaced(t *testing.T) {
 
 // Plugins in a directory named after the network become part of the plan.
 func TestPluginsInAFolder(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake", "extra")
 	d.conf("10-a.conflist", list("a", "fake"))
 	d.conf("a/10-extra.conf", `{"type": "extra", "capabilities": {"dns": true}}`)

@@ -73,6 +73,7 @@ func TestDialRefusesTheNodesOwnNamespace(t *testing.T) {
 // A namespace that is another one is not dialled either, if its process is not one
 // of the sandbox.
 func TestDialRefusesAProcessOfAnotherCgroup(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"berth/core/testmain"
 )
 
 // TestMain makes the test binary a CNI plugin when it is run as one.
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 	}
 	// With the race detector every program sleeps a second before it ends.
 	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE"))
-	os.Exit(m.Run())
+	os.Exit(testmain.M{M: m}.Run()) // most tests wait for plugins, or for time to pass
 }
 
 // script is what a fake plugin reads in its configuration.

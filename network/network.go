@@ -68,6 +68,8 @@ type CNI struct {
 	log      *slog.Logger
 	lib      *libcni.CNIConfig
 
+	statusTimeout time.Duration // of the STATUS of all plugins
+
 	found atomic.Pointer[findings] // what is in confDir
 	turns turns                    // one operation per pod at a time
 
@@ -98,6 +100,9 @@ func New(cfg Config, log *slog.Logger) *CNI {
 		netnsDir: filepath.Clean(cfg.NetNSDir),
 		olderDir: older,
 		log:      log,
+
+		statusTimeout: statusTimeout,
+
 		attached: map[string]bool{},
 		known:    map[string][]netip.Addr{},
 	}

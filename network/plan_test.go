@@ -44,6 +44,7 @@ const allRuntimeConfig = `{
 }`
 
 func TestWhatPluginsAreTold(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		capabilities string
 		pod          Pod
@@ -99,6 +100,7 @@ func TestWhatPluginsAreTold(t *testing.T) {
 
 // A plan read back from JSON does what the plan did.
 func TestPlanSurvivesJSON(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES",
 		"capabilities": {`+allCapabilities+`}}]}`)

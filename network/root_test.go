@@ -145,6 +145,7 @@ func withBridge(t *testing.T) (n *CNI, d *node, leases func() []string) {
 }
 
 func TestRealPlugins(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}
@@ -227,6 +228,7 @@ func TestRealPlugins(t *testing.T) {
 
 // Whatever dies or is lost between ADD and DEL, the address comes back.
 func TestRealLeaseIsReleased(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}
@@ -273,6 +275,7 @@ func TestRealLeaseIsReleased(t *testing.T) {
 }
 
 func TestRealHostPort(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}
@@ -326,6 +329,7 @@ func remove(t *testing.T, path string) {
 }
 
 func TestBind(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}
@@ -391,6 +395,7 @@ func TestBind(t *testing.T) {
 
 // Where everything below is shared already, as with systemd, no mount is added.
 func TestBindWhereMountsAreShared(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}
@@ -428,6 +433,7 @@ func TestBindWhereMountsAreShared(t *testing.T) {
 // A pod whose namespace an earlier version has bound elsewhere keeps it, and
 // nothing of it stays. What others have in the directory is theirs.
 func TestBindWhereItWasBefore(t *testing.T) {
+	t.Parallel()
 	if !inOwnNamespaces(t) {
 		return
 	}

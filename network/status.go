@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// askLimit is how long the plugins may take to say how they are: callers
-	// must be answered before they lose patience with the whole daemon.
-	askLimit = 800 * time.Millisecond
+	// statusTimeout is how long the plugins may take to answer STATUS. The kubelet waits
+	// for the status of the whole runtime, and calls the node not ready without it.
+	statusTimeout = 800 * time.Millisecond
 	// goodFor and badFor are how long an answer is believed.
 	goodFor = 5 * time.Second
 	badFor  = time.Second
@@ -47,20 +47,20 @@ func (n *CNI) Status(ctx context.Context) error {
 		return nil
 	}
 	h := &nw.health
-	limited, cancel := context.WithTimeout(ctx, askLimit)
+	limited, cancel := context.WithTimeout(ctx, n.statusTimeout)
 	defer cancel()
 	select {
 	case h.asking <- struct{}{}:
 		defer func() { <-h.asking }()
 	case <-limited.Done():
-		return unwell(nw, limited.Err()) // anyone who asks is told soon
+		return n.unwell(nw, limited.Err()) // another caller is still waiting for the plugins
 	}
 	if time.Now().Before(h.until) {
 		return h.err
 	}
 	err = n.ask(limited, nw)
 	if ctx.Err() != nil {
-		return unwell(nw, ctx.Err()) // the caller's doing says nothing about the plugins
+		return n.unwell(nw, ctx.Err()) // the caller's doing says nothing about the plugins
 	}
 	now := time.Now()
 	switch {
@@ -69,7 +69,7 @@ func (n *CNI) Status(ctx context.Context) error {
 	case limited.Err() != nil && now.Sub(h.heard) < slowFor:
 		h.until = now.Add(badFor) // err is still what they said
 	default:
-		h.err, h.until = unwell(nw, err), now.Add(badFor)
+		h.err, h.until = n.unwell(nw, err), now.Add(badFor)
 	}
 	if limited.Err() == nil {
 		h.heard = now
@@ -113,9 +113,9 @@ func (n *CNI) ask(ctx context.Context, nw *network) error {
 	return nil
 }
 
-func unwell(nw *network, err error) error {
+func (n *CNI) unwell(nw *network, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within %v", askLimit)
+		err = fmt.Errorf("no answer within %v", n.statusTimeout)
 	}
 	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("CNI network %q of %s is not ready: %v", nw.list.Name, nw.file, err))
 }

@@ -37,6 +37,7 @@ func current(n *CNI) string {
 }
 
 func TestConfigurationComesAndGoes(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	n := d.new()
 	run(t, n)
@@ -90,6 +91,7 @@ func TestConfigurationComesAndGoes(t *testing.T) {
 }
 
 func TestDirectoryCreatedLater(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.cfg.ConfDir = filepath.Join(d.dir, "etc", "cni", "net.d")
 	n := d.new()
@@ -109,6 +111,7 @@ func TestDirectoryCreatedLater(t *testing.T) {
 }
 
 func TestDirectoryBehindASymbolicLink(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	behind := filepath.Join(d.dir, "elsewhere")
 	if err := os.Rename(d.cfg.ConfDir, behind); err != nil {
@@ -124,6 +127,7 @@ func TestDirectoryBehindASymbolicLink(t *testing.T) {
 }
 
 func TestFolderOfPluginsIsWatched(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake", "extra")
 	d.conf("10-a.conflist", list("a", "fake"))
 	n := d.new()
@@ -144,6 +148,7 @@ func TestFolderOfPluginsIsWatched(t *testing.T) {
 // A file in the folder that is read half written takes the network away, until
 // the rest of it is there.
 func TestFolderOfABrokenNetworkIsWatched(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake", "extra")
 	d.conf("10-a.conflist", list("a", "fake"))
 	n := d.new()
@@ -157,6 +162,7 @@ func TestFolderOfABrokenNetworkIsWatched(t *testing.T) {
 
 // What the configuration directory's parent is full of is none of our business.
 func TestOnlyWhatMattersIsRead(t *testing.T) {
+	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", list("a", "fake"))
 	n := d.new()

@@ -104,6 +104,7 @@ var metricName = regexp.MustCompile(`\b(?:berthd|container|go|process)_[a-zA-Z0-
 
 // TestExamples holds the dashboard and the alerts to what is really exported.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	names := exported(t)
 	for file, read := range map[string]func(*testing.T, []byte) []string{
 		"grafana-dashboard.json": dashboard,

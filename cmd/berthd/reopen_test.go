@@ -23,6 +23,7 @@ type noStreams struct{ streaming.Runtime }
 // Anyone who takes a fixed port of the streams while berthd restarts takes the streams, and
 // nothing else, until the port is free.
 func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
+	t.Parallel()
 	holder, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

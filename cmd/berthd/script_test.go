@@ -18,11 +18,13 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"berth/core/testmain"
 )
 
 // The scripts call us as the program that we are.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
+	testscript.Main(testmain.M{M: m}, map[string]func(){
 		"berthd":      enter,
 		"cri-dockerd": enter,
 		"activate":    activate,
@@ -50,6 +52,7 @@ func asNobody() {
 const patience = 20 * time.Second
 
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,

@@ -22,6 +22,7 @@ import (
 
 // TestCallsAreMeasured sees each kind of call once, whatever it is about.
 func TestCallsAreMeasured(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	reg := prometheus.NewPedanticRegistry()
 	docker, err := engine.New(engine.Config{Host: e.Host, Metrics: reg}, slog.New(slog.DiscardHandler))

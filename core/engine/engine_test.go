@@ -22,9 +22,14 @@ import (
 
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
+	"berth/core/testmain"
 )
 
+// Most tests wait for an Engine that hangs, or for time to pass.
+func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
+
 func TestComesAndGoes(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	docker := e.Connect(t)
 	first, err := docker.Use()
@@ -65,6 +70,7 @@ func TestComesAndGoes(t *testing.T) {
 // A runtime that is added to daemon.json is known as soon as the Engine knows it,
 // and nobody is told that the Engine is away.
 func TestReadsItsConfigurationAgain(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	docker := e.Connect(t)
 	for _, name := range []string{"first", "second"} {
@@ -94,6 +100,7 @@ func TestReadsItsConfigurationAgain(t *testing.T) {
 
 // What happens while its record is made is not missed.
 func TestReadsItsConfigurationMeanwhile(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	var once sync.Once
 	e.On("GET /events", func() {
@@ -111,6 +118,7 @@ func TestReadsItsConfigurationMeanwhile(t *testing.T) {
 }
 
 func TestAHungCallDoesNotLookLikeADeadEngine(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	docker := e.Connect(t)
 	conn, err := docker.Use()
@@ -130,6 +138,7 @@ func TestAHungCallDoesNotLookLikeADeadEngine(t *testing.T) {
 }
 
 func TestRefusesWhatItCannotServe(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		spoil func(*enginetest.Engine)
 		want  string
@@ -163,6 +172,7 @@ func rootless(info *system.Info) {
 }
 
 func TestKillAndDiscard(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
 	conn, err := e.Connect(t).Use()
@@ -202,6 +212,7 @@ func TestKillAndDiscard(t *testing.T) {
 }
 
 func TestAway(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	conn, err := e.Connect(t).Use()
 	if err != nil {
@@ -238,6 +249,7 @@ func TestAway(t *testing.T) {
 // Where images are with the containerd image store is where containerd has its
 // database open. The test is containerd.
 func TestContainerdRoot(t *testing.T) {
+	t.Parallel()
 	root, rootDir := t.TempDir(), t.TempDir()
 	socket, own, db := filepath.Join(root, "s"), filepath.Join(rootDir, "containerd", "daemon"), filepath.Join(root, "io.containerd.metadata.v1.bolt", "meta.db")
 	l, err := net.Listen("unix", socket)
@@ -294,6 +306,7 @@ func connect(t *testing.T, host string, timeout time.Duration) (*engine.Engine, 
 // Every call of Docker has a deadline of its own, whatever its caller's is, but a pull,
 // which ends when it makes no progress, and those that may be slow.
 func TestEveryCallHasADeadline(t *testing.T) {
+	t.Parallel()
 	const timeout = 200 * time.Millisecond
 	e := enginetest.New(t)
 	_, c := connect(t, e.Host, timeout)
@@ -364,6 +377,7 @@ func TestEveryCallHasADeadline(t *testing.T) {
 
 // What has begun to be answered goes on: an exec, a wait, events.
 func TestStreamsOutliveTheirDeadline(t *testing.T) {
+	t.Parallel()
 	const timeout = 300 * time.Millisecond
 	e := enginetest.New(t)
 	_, c := connect(t, e.Host, timeout)
@@ -408,6 +422,7 @@ func TestStreamsOutliveTheirDeadline(t *testing.T) {
 // That the last ping has run out of time is no news of the call that hears of it: a
 // kubelet that is told DeadlineExceeded of a probe kills the container.
 func TestAHungEngineIsUnavailableAtOnce(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	docker := e.Connect(t)
 	defer e.Hang("")()
@@ -420,6 +435,7 @@ func TestAHungEngineIsUnavailableAtOnce(t *testing.T) {
 
 // An Engine that has lost its containerd, or shuts down, says 500 and why in words.
 func TestLostContainerdIsUnavailable(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	_, c := connect(t, e.Host, time.Minute)
 	const start = "POST /containers/{id}/start"
@@ -507,6 +523,7 @@ func TestWarnsOfDockerWithoutTLS(t *testing.T) {
 
 // With userns-remap pods get less than what else runs in that Docker.
 func TestWarnsOnceOfUsernsRemap(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t, enginetest.Info(func(i *system.Info) { i.SecurityOptions = append(i.SecurityOptions, "name=userns") }))
 	var out bytes.Buffer
 	docker, err := engine.New(engine.Config{Host: e.Host}, slog.New(slog.NewTextHandler(&out, nil)))

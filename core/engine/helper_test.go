@@ -14,6 +14,7 @@ import (
 
 // Helpers are recognised by what an image cannot set, whatever its labels are.
 func TestHelpersAreNotForgedByImages(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	docker, err := e.Connect(t).Wait(t.Context())
 	if err != nil {

@@ -47,6 +47,7 @@ func TestKernelAtLeast(t *testing.T) {
 
 // A socket whose backlog is full, or that nobody accepts at, does not keep us waiting.
 func TestListenerOfASocketThatIsFull(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	if err != nil {

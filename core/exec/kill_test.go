@@ -39,6 +39,7 @@ func TestDescendantsAreTheDeepestLast(t *testing.T) {
 
 // A list that is not of one moment may have processes that descend from themselves.
 func TestDescendantsEndOnACycle(t *testing.T) {
+	t.Parallel()
 	done := make(chan [][]process)
 	go func() {
 		done <- descendants([]process{

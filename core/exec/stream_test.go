@@ -180,6 +180,7 @@ func (k *killer) signals() []unix.Signal {
 
 // What a client leaves behind that goes, in whatever way, is ended.
 func TestAbandoned(t *testing.T) {
+	t.Parallel()
 	clients := map[string]func(t *testing.T, at string, stdin, tty bool) caller{"SPDY": bySPDY, "WebSocket": byWebSocket}
 	goes := map[string]func(c caller) error{
 		"breaks": func(c caller) error { return c.conn.Close() },
@@ -264,6 +265,7 @@ func running(e *enginetest.Engine) bool {
 
 // When the daemon ends, so does what it has a client for.
 func TestStoppedWhileAttended(t *testing.T) {
+	t.Parallel()
 	room, e, _, id := newRoom(t)
 	k := &killer{e: e}
 	e.PID = k.pid
@@ -343,6 +345,7 @@ func TestAStalledAttachIsCut(t *testing.T) {
 // A pod that resets a connection has ended that one, and not all that a client
 // forwards: kubectl gives up at the first word of an error.
 func TestPortForwardTakesAResetForAnEnd(t *testing.T) {
+	t.Parallel()
 	room, _, c, _ := newRoom(t)
 	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"}}`}
 	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: said.Encode()}, nil, nil, nil, "k8s_POD_web_ns_u_0")
@@ -389,6 +392,7 @@ func TestPortForwardTakesAResetForAnEnd(t *testing.T) {
 
 // What cannot be run exits with 126 or 127, and Docker's reason is in its output.
 func TestExecOfWhatCannotBeRun(t *testing.T) {
+	t.Parallel()
 	room, _, _, id := newRoom(t)
 	var out bytes.Buffer
 	err := room.Exec(t.Context(), id, []string{"missing"}, nil, closer{&out}, nil, false, nil)
@@ -404,6 +408,7 @@ func (closer) Close() error { return nil }
 
 // An attach or exec that Docker does not answer ends with its client.
 func TestStreamsEndWhenDockerHangs(t *testing.T) {
+	t.Parallel()
 	for route, call := range map[string]func(*exec.Service, context.Context, string) error{
 		"POST /exec/{id}/start": func(room *exec.Service, ctx context.Context, id string) error {
 			return room.Exec(ctx, id, []string{"sleep", "1000"}, nil, closer{io.Discard}, nil, false, nil)

@@ -22,8 +22,12 @@ import (
 	"berth/core/exec"
 	"berth/core/journal"
 	"berth/core/labels"
+	"berth/core/testmain"
 	"berth/core/view"
 )
+
+// Most tests wait for an Engine that hangs, or for time to pass.
+func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 type nothing struct{}
 
@@ -72,6 +76,7 @@ func newRoom(t *testing.T, first ...enginetest.Program) (*exec.Service, *enginet
 }
 
 func TestSync(t *testing.T) {
+	t.Parallel()
 	room, e, _, id := newRoom(t)
 	big := bytes.Repeat([]byte("x"), 1<<20)
 	e.Program("flood", func(p *enginetest.Process) int {
@@ -121,23 +126,33 @@ func TestSyncRunsOutOfTime(t *testing.T) {
 // A Docker that hangs is not a command that runs out of time: the kubelet would take
 // that for a failed probe.
 func TestSyncIsUnavailableWhenDockerHangs(t *testing.T) {
+	// Not parallel to other tests, because it counts goroutines of the whole process.
+	syncs := map[string]func() error{}
 	for _, route := range []string{"POST /containers/{id}/exec", "POST /exec/{id}/start", "GET /exec/{id}/json"} {
-		t.Run(route, func(t *testing.T) {
-			room, e, _, id := newRoom(t)
-			release := e.Hang(route)
-			defer release()
-			begun, before := time.Now(), stacks("net/http.ReadResponse")
+		room, e, _, id := newRoom(t)
+		defer e.Hang(route)()
+		syncs[route] = func() error {
 			_, _, _, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
-			if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 8*time.Second {
-				t.Errorf("%v after %v, want Unavailable soon after 300 ms", err, time.Since(begun))
+			return err
+		}
+	}
+	before := stacks("net/http.ReadResponse")
+	var all sync.WaitGroup
+	for route, do := range syncs {
+		all.Go(func() {
+			begun := time.Now()
+			if err := do(); !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 8*time.Second {
+				t.Errorf("%s: %v after %v, want Unavailable soon after 300 ms", route, err, time.Since(begun))
 			}
-			enginetest.Until(t, "a goroutine waits for an answer of Docker", func() bool { return stacks("net/http.ReadResponse") <= before })
 		})
 	}
+	all.Wait()
+	enginetest.Until(t, "a goroutine waits for an answer of Docker", func() bool { return stacks("net/http.ReadResponse") <= before })
 }
 
 // The command's own end counts, not that of a child that has its output.
 func TestSyncReturnsWhenTheCommandHasEnded(t *testing.T) {
+	t.Parallel()
 	for name, timeout := range map[string]time.Duration{"no timeout": 0, "just enough": 500 * time.Millisecond, "long": time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			room, e, _, id := newRoom(t)
@@ -158,6 +173,7 @@ func TestSyncReturnsWhenTheCommandHasEnded(t *testing.T) {
 // With a PID namespace that the pod shares, Docker 20.10 forgets the execs of a
 // container that ends and leaves their streams open.
 func TestExecEndsWithItsContainer(t *testing.T) {
+	t.Parallel()
 	room, e, _, id := newRoom(t)
 	e.Program("stays", func(p *enginetest.Process) int {
 		p.KeepOutput()
@@ -197,6 +213,7 @@ func TestExecEndsWithItsContainer(t *testing.T) {
 
 // A command may close its output and go on.
 func TestSyncWaitsForACommandWithoutOutput(t *testing.T) {
+	t.Parallel()
 	room, e, _, id := newRoom(t)
 	e.Program("quiet", func(p *enginetest.Process) int {
 		p.CloseOutput()
@@ -257,6 +274,7 @@ func TestSyncInWhatEnds(t *testing.T) {
 }
 
 func TestSyncWhileTheEngineGoes(t *testing.T) {
+	t.Parallel()
 	room, e, _, id := newRoom(t)
 	time.AfterFunc(200*time.Millisecond, e.Stop)
 	began := time.Now()

@@ -32,6 +32,7 @@ func prune(t *testing.T, e *enginetest.Engine) func() {
 }
 
 func TestAccounts(t *testing.T) {
+	t.Parallel()
 	const users, groups = "root:x:0:0::/:\napp:x:7:8::/:\n", "root:x:0:\napp:x:8:\n"
 	whole := map[string]string{"/etc/passwd": users, "/etc/group": groups}
 	for name, tt := range map[string]struct {
@@ -89,6 +90,7 @@ func TestAccounts(t *testing.T) {
 }
 
 func TestAnImageWithoutAccounts(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
 	id := e.AddImage(enginetest.Image{}, "scratch")
@@ -118,6 +120,7 @@ func links(n int, first, last string) map[string]string {
 // TestAccountsFollowLinksAsDockerDoes has images whose /etc/passwd is behind links: Docker
 // reads the file that they lead to, so no other may count here.
 func TestAccountsFollowLinksAsDockerDoes(t *testing.T) {
+	t.Parallel()
 	const right, wrong = "app:x:7:8::/:\n", "app:x:1:1::/:\n"
 	for name, img := range map[string]enginetest.Image{
 		"one":            {Links: links(1, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": right}},
@@ -153,6 +156,7 @@ func TestAccountsFollowLinksAsDockerDoes(t *testing.T) {
 // TestAccountsThatCannotBeReadAreAnError has files that are there and beyond a limit: taken for
 // empty ones they would hide groups that Docker adds.
 func TestAccountsThatCannotBeReadAreAnError(t *testing.T) {
+	t.Parallel()
 	for name, img := range map[string]enginetest.Image{
 		"too large":      {Files: map[string]string{"/etc/group": strings.Repeat("#", maxAccountsFile) + "\napp:x:6:app\n"}},
 		"a directory":    {Links: links(1, "/etc/passwd", "/dir"), Files: map[string]string{"/dir/file": ""}},
@@ -231,6 +235,7 @@ func TestAccountsInMemoryAreBounded(t *testing.T) {
 }
 
 func TestTidy(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
 	docker, err := s.docker.Wait(t.Context())

@@ -1,6 +1,7 @@
 package image_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,9 +28,16 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/image"
 	"berth/core/pause"
+	"berth/core/testmain"
 )
 
-const stall = time.Second
+const (
+	// stall is the progress deadline of the tests' pulls.
+	stall = time.Second
+	// slowStall is that of pulls that do make progress. On a busy machine a step that is
+	// to come within a part of it may come later.
+	slowStall = 4 * time.Second
+)
 
 // TestMain gives the tests a configuration of Docker's own. Where that is is
 // looked up once in the life of a process.
@@ -42,7 +50,7 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	m.Run()
+	testmain.M{M: m}.Run() // most tests wait for an Engine that hangs, or for time to pass
 }
 
 // newRoom returns the image room and its Engine, which says of itself what edits
@@ -59,7 +67,8 @@ func newRoom(t *testing.T, pauseImage string, edits ...func(*system.Info)) (*ima
 // newService returns an image service on e.
 func newService(t *testing.T, e *enginetest.Engine, cfg image.Config) *image.Service {
 	t.Helper()
-	cfg.PullProgress, cfg.Written = stall, func() (bytes, inodes, layers uint64) { return 70, 7, 60 }
+	cfg.PullProgress = cmp.Or(cfg.PullProgress, stall)
+	cfg.Written = func() (bytes, inodes, layers uint64) { return 70, 7, 60 }
 	return image.New(cfg, e.Connect(t), slog.New(slog.DiscardHandler))
 }
 
@@ -86,6 +95,7 @@ func credentialHelper(t *testing.T, script string) (dir string) {
 }
 
 func TestPullsShareOne(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	e.Registry("r.test/a:1", enginetest.Remote{Steps: 5, Pace: 100 * time.Millisecond})
 	var all errgroup.Group
@@ -114,6 +124,7 @@ func TestPullsShareOne(t *testing.T) {
 }
 
 func TestAPullThatNobodyWaitsForIsOff(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	e.Registry("r.test/a:1", enginetest.Remote{Steps: 10, Pace: 100 * time.Millisecond})
 	var all errgroup.Group
@@ -136,32 +147,38 @@ func TestAPullThatNobodyWaitsForIsOff(t *testing.T) {
 }
 
 func TestWatchdog(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		remote enginetest.Remote
 		stuck  bool
 	}{
-		"slow but sure":                   {enginetest.Remote{Steps: 8, Pace: stall / 3}, false},
+		"slow but sure":                   {enginetest.Remote{Steps: 8, Pace: slowStall / 5}, false},
 		"no manifest":                     {enginetest.Remote{Stall: "Pulling from"}, true},
 		"no first byte":                   {enginetest.Remote{Stall: "Pulling fs layer"}, true},
 		"no byte any more":                {enginetest.Remote{Stall: "Downloading"}, true},
 		"no byte any more, and says so":   {enginetest.Remote{Stall: "Downloading", Repeats: true}, true},
-		"other downloads go before":       {enginetest.Remote{Stall: "Waiting", StallFor: 2 * stall}, false},
-		"unpacked without a word":         {enginetest.Remote{Stall: "Download complete", StallFor: 2 * stall}, false},
-		"unpacked for long":               {enginetest.Remote{Stall: "Extracting", StallFor: 2 * stall}, false},
-		"written to a slow disk":          {enginetest.Remote{Steps: 1, Stall: "Downloading", StallFor: 2 * stall, Repeats: true}, false},
+		"other downloads go before":       {enginetest.Remote{Stall: "Waiting", StallFor: 3 * slowStall / 2}, false},
+		"unpacked without a word":         {enginetest.Remote{Stall: "Download complete", StallFor: 3 * slowStall / 2}, false},
+		"unpacked for long":               {enginetest.Remote{Stall: "Extracting", StallFor: 3 * slowStall / 2}, false},
+		"written to a slow disk":          {enginetest.Remote{Steps: 1, Stall: "Downloading", StallFor: 3 * slowStall / 2, Repeats: true}, false},
 		"unpacked, no configuration ever": {enginetest.Remote{Stall: "Pull complete"}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			room, e := newRoom(t, "")
+			e := enginetest.New(t)
+			limit := slowStall
+			if tt.stuck {
+				limit = stall
+			}
+			room := newService(t, e, image.Config{PullProgress: limit})
 			e.Registry("r.test/a:1", tt.remote)
-			ctx, cancel := context.WithTimeout(t.Context(), 5*stall)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*slowStall)
 			defer cancel()
 			began := time.Now()
 			id, err := room.Pull(ctx, "r.test/a:1", "", nil)
 			took := time.Since(began)
 			if !tt.stuck {
-				if id == "" || err != nil || took < stall {
+				if id == "" || err != nil || took < limit {
 					t.Errorf("%q, %v after %v; want it pulled", id, err, took)
 				}
 				return
@@ -182,6 +199,7 @@ func TestWatchdog(t *testing.T) {
 }
 
 func TestPullFails(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	if _, err := room.Pull(t.Context(), "r.test/any:1", "kata", nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("for a handler that Docker does not have: %v", err)
@@ -214,6 +232,7 @@ func TestPullFails(t *testing.T) {
 }
 
 func TestTheEngineGoesAwayInAPull(t *testing.T) {
+	t.Parallel()
 	const ref = "r.test/a:1"
 	for name, disturb := range map[string]func(*enginetest.Engine){
 		"at once": func(e *enginetest.Engine) {
@@ -348,6 +367,7 @@ func zombie(pid int) bool {
 }
 
 func TestOneIdentity(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	digest := "sha256:" + strings.Repeat("d", 64)
 	e.Registry("r.test/a:1", enginetest.Remote{Digest: digest, Image: enginetest.Image{Config: container.Config{User: "7:8"}, Size: 5000}})
@@ -391,6 +411,7 @@ func TestOneIdentity(t *testing.T) {
 // TestShortIDs has the beginning of an ID find its image where an operator may have typed it, and
 // nowhere where it may come from a pod.
 func TestShortIDs(t *testing.T) {
+	t.Parallel()
 	const digits = "8a762036a7b2"
 	id := "sha256:" + digits + strings.Repeat("0", 52)
 	for _, tt := range []struct {
@@ -466,6 +487,7 @@ func TestShortIDs(t *testing.T) {
 // TestRemoveOfAnImageThatOthersWereBuiltFrom succeeds, or the kubelet's garbage collection would
 // fail on it for ever: its names go, and its layers with the last image that needs them.
 func TestRemoveOfAnImageThatOthersWereBuiltFrom(t *testing.T) {
+	t.Parallel()
 	const digits = "8a762036a7b2"
 	id, digest := "sha256:"+digits+strings.Repeat("0", 52), "sha256:"+strings.Repeat("d", 64)
 	for _, ref := range []string{"base:1", "docker.io/library/base:1", "other/base:2", "base@" + digest, id, strings.TrimPrefix(id, "sha256:"), digits, digits + "0", "sha256:" + digits} {
@@ -522,6 +544,7 @@ func run(t *testing.T, e *enginetest.Engine, image string) string {
 // TestImagesWithEnormousConfigurationsAreNotRun: Docker repeats labels and more of an image in
 // each event and each list.
 func TestImagesWithEnormousConfigurationsAreNotRun(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	for name, tt := range map[string]struct {
 		config container.Config
@@ -580,6 +603,7 @@ func TestLongErrorsOfRegistriesAreCut(t *testing.T) {
 }
 
 func TestListWithABrokenImage(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	bad, good := e.AddImage(enginetest.Image{Config: container.Config{User: "7"}}, "bad:1"), e.AddImage(enginetest.Image{Config: container.Config{User: "8"}}, "good:1")
 	users := func() (map[string]int64, error) {
@@ -607,6 +631,7 @@ func TestListWithABrokenImage(t *testing.T) {
 }
 
 func TestRemoveFiveAtOnce(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	id := e.AddImage(enginetest.Image{}, "a:1", "b:1")
 	e.Delay("DELETE /images/{name}", 50*time.Millisecond)
@@ -623,6 +648,7 @@ func TestRemoveFiveAtOnce(t *testing.T) {
 }
 
 func TestRemoveOfWhatIsUsed(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	e.AddImage(enginetest.Image{}, "a:1")
 	run(t, e, "a:1")
@@ -632,6 +658,7 @@ func TestRemoveOfWhatIsUsed(t *testing.T) {
 }
 
 func TestPause(t *testing.T) {
+	t.Parallel()
 	t.Run("there", func(t *testing.T) {
 		room, e := newRoom(t, "pause:3")
 		id := e.AddImage(enginetest.Image{}, "pause:3")
@@ -768,6 +795,7 @@ func TestPause(t *testing.T) {
 }
 
 func TestFsInfo(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "")
 	e.AddImage(enginetest.Image{Size: 1000}, "a:1")
 	e.AddImage(enginetest.Image{Size: 234}, "b:1")
@@ -801,6 +829,7 @@ func TestFsInfo(t *testing.T) {
 
 // There the Engine's number has what containers have written in it.
 func TestFsInfoOfTheContainerdStore(t *testing.T) {
+	t.Parallel()
 	room, e := newRoom(t, "", func(info *system.Info) {
 		info.DriverStatus = [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}}
 	})

@@ -172,6 +172,7 @@ func damaged(line string) string {
 // Whatever a container writes, with a terminal or without one, its log goes on,
 // and has the bytes as the log driver keeps them.
 func TestFollowAnyBytes(t *testing.T) {
+	t.Parallel()
 	for name, line := range map[string]string{
 		"plain":            strings.Repeat("x", 100_000),
 		"whole pieces":     strings.Repeat("x", 3*piece),
@@ -204,6 +205,7 @@ func TestFollowAnyBytes(t *testing.T) {
 
 // The last line of each stream is over once the container has ended.
 func TestFollowEndsTheLastLine(t *testing.T) {
+	t.Parallel()
 	part := strings.Repeat("x", piece)
 	for name, tt := range map[string]struct {
 		out, err string
@@ -238,6 +240,7 @@ func TestFollowEndsTheLastLine(t *testing.T) {
 
 // A new file is begun between lines.
 func TestFollowReopensBetweenLines(t *testing.T) {
+	t.Parallel()
 	goOn := make(chan struct{})
 	part := strings.Repeat("x", piece)
 	f := follow(t, false, "json-file", func(p *enginetest.Process) int {
@@ -270,6 +273,7 @@ func TestFollowReopensBetweenLines(t *testing.T) {
 
 // A file is begun anew also if that was asked for before there is a stream.
 func TestFollowReopens(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
 	docker, c := e.Connect(t), e.Client(t)
@@ -307,6 +311,7 @@ func TestFollowReopens(t *testing.T) {
 // A line in pieces has the time of its first piece, while the other stream goes on: wherever
 // berthd is begun anew, each message is written once.
 func TestFollowGoesOnInBothStreams(t *testing.T) {
+	t.Parallel()
 	part, other := strings.Repeat("x", piece), strings.Repeat("y", piece)
 	step := make(chan struct{})
 	f := follow(t, false, "json-file", func(p *enginetest.Process) int {

@@ -12,6 +12,7 @@ import (
 
 // The lag grows while a log cannot be written, and is none again after.
 func TestLag(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	reg := prometheus.NewPedanticRegistry()
 	if err := n.logs.Export(reg); err != nil {

@@ -49,6 +49,7 @@ func record(i int, stream, tag, text string) string {
 // Once a container has ended its log has no line that is not over: on neither
 // stream, and however it and berthd have ended.
 func TestTheLastLineIsAFullOne(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		print func(n *node)
 		want  string
@@ -141,6 +142,7 @@ func stampEnd(text string) string {
 
 // The kubelet rotates between lines: what collects logs reads each file by itself.
 func TestReopenWaitsForTheEndOfALine(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.started()
@@ -185,6 +187,7 @@ func inALine(t *testing.T) (n *node, older string) {
 
 // A line that does not end keeps no rotation back for long.
 func TestReopenInALineThatGoesOn(t *testing.T) {
+	t.Parallel()
 	n, older := inALine(t)
 	began := time.Now()
 	if err := n.logs.Reopen(t.Context(), "c1"); err != nil {
@@ -202,6 +205,7 @@ func TestReopenInALineThatGoesOn(t *testing.T) {
 // A container that ends in the middle of a line ends it in the file that has its
 // beginning, if a new one is asked for then.
 func TestReopenAtTheEnd(t *testing.T) {
+	t.Parallel()
 	n, older := inALine(t)
 	done := make(chan error, 1)
 	go func() { done <- n.logs.Reopen(t.Context(), "c1") }()

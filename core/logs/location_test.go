@@ -79,6 +79,7 @@ func refuses(t *testing.T, what, kind string, err error) {
 }
 
 func TestOpenRefusesWhatIsNoLog(t *testing.T) {
+	t.Parallel()
 	for kind, put := range notLogs {
 		for _, mode := range []logs.Mode{logs.CRI, logs.Follow, logs.Link} {
 			if kind == "symbolic link" {
@@ -108,6 +109,7 @@ func TestOpenRefusesWhatIsNoLog(t *testing.T) {
 // A log whose place is taken goes on where it was, and the new file is begun
 // once it can be.
 func TestReopenRefusesWhatIsNoLog(t *testing.T) {
+	t.Parallel()
 	for kind, put := range notLogs {
 		t.Run(kind, func(t *testing.T) {
 			n := newNode(t, logs.CRI)
@@ -141,6 +143,7 @@ func TestReopenRefusesWhatIsNoLog(t *testing.T) {
 // What took the place of a log while berthd was away keeps neither the log of another container nor
 // the end of berthd, and is told of.
 func TestBerthdStartsWithWhatIsNoLog(t *testing.T) {
+	t.Parallel()
 	for kind, put := range notLogs {
 		t.Run(kind, func(t *testing.T) {
 			n := newNode(t, logs.CRI)
@@ -177,6 +180,7 @@ func TestBerthdStartsWithWhatIsNoLog(t *testing.T) {
 // No component of a path below the log directory may be a link; the way to that
 // directory may.
 func TestNoLinkBelowTheLogDirectoryIsFollowed(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	elsewhere := filepath.Join(n.dir, "elsewhere")
 	if err := os.MkdirAll(filepath.Join(elsewhere, "web"), 0o755); err != nil {
@@ -217,6 +221,7 @@ func TestNoLinkBelowTheLogDirectoryIsFollowed(t *testing.T) {
 
 // A link that takes the place of a directory later is not followed either.
 func TestNoLinkIsFollowedLater(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(1)
@@ -247,6 +252,7 @@ func TestNoLinkIsFollowedLater(t *testing.T) {
 // A path counts only below the log directory of the container's pod, whatever a
 // label says.
 func TestPathsOutsideTheLogDirectory(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct{ dir, path string }{
 		"another file of the node": {"/pods", "/victim"},
 		"no pod is known":          {"", "/victim"},
@@ -292,6 +298,7 @@ func TestPathsOutsideTheLogDirectory(t *testing.T) {
 // Of a container in a pod of cri-dockerd the log directory is known by who has created
 // it, also to another daemon.
 func TestTheLogDirectoryIsRemembered(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(1)
@@ -305,6 +312,7 @@ func TestTheLogDirectoryIsRemembered(t *testing.T) {
 
 // The log directory may be gone for a while, also when berthd starts.
 func TestALogDirectoryThatIsGoneForAWhile(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(4)

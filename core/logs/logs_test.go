@@ -19,8 +19,12 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/journal"
 	"berth/core/logs"
+	"berth/core/testmain"
 	"berth/core/view"
 )
+
+// Most tests wait for time to pass, or for something to be noticed.
+func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 // A node is a directory with what an Engine and a kubelet have on disk, and a
 // Service that can be ended and begun again.
@@ -167,12 +171,11 @@ func end(i int) string { return stamp(i) + " stdout F \n" }
 func (n *node) has(path, text string) {
 	n.t.Helper()
 	var got []byte
-	for range 300 {
+	for limit := time.Now().Add(enginetest.Patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		got, _ = os.ReadFile(path)
 		if string(got) == text {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	n.t.Errorf("%s is %d bytes, want %d\ngot  %.300q\nwant %.300q", filepath.Base(path), len(got), len(text), got, text)
 }
@@ -210,6 +213,7 @@ func (n *node) open() {
 }
 
 func TestLinesAreCopied(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(10)
@@ -225,6 +229,7 @@ func TestLinesAreCopied(t *testing.T) {
 }
 
 func TestTheKubeletRotates(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(10)
@@ -246,6 +251,7 @@ func TestTheKubeletRotates(t *testing.T) {
 }
 
 func TestTheEngineRotates(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.logs.Keep(t.Context(), n.seen(true))
@@ -263,6 +269,7 @@ func TestTheEngineRotates(t *testing.T) {
 }
 
 func TestTheEngineRotatesSlowly(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.logs.Keep(t.Context(), n.seen(true))
@@ -282,6 +289,7 @@ func TestTheEngineRotatesSlowly(t *testing.T) {
 
 // A daemon that dies loses no line and repeats none, whenever it dies.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		meanwhile func(n *node)
 		first     int // line in the file at path
@@ -326,6 +334,7 @@ func TestKilled(t *testing.T) {
 }
 
 func TestAGapIsTold(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(10)
@@ -348,6 +357,7 @@ func TestAGapIsTold(t *testing.T) {
 
 // The Engine's file is emptied by operators who need the space.
 func TestTruncated(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(10)
@@ -362,6 +372,7 @@ func TestTruncated(t *testing.T) {
 }
 
 func TestWhatHasPrintedNothing(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.logs.Keep(t.Context(), n.seen(true))
@@ -373,6 +384,7 @@ func TestWhatHasPrintedNothing(t *testing.T) {
 }
 
 func TestNeverStarted(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	for range 2 {
@@ -417,6 +429,7 @@ func TestARemovedLogStaysRemoved(t *testing.T) {
 
 // Looks may come in another order than that in which they were taken.
 func TestALateLookDoesNotStartALogAgain(t *testing.T) {
+	t.Parallel()
 	n := removed(t)
 	n.logs.Keep(t.Context(), n.seen(true))
 	time.Sleep(200 * time.Millisecond)
@@ -428,6 +441,7 @@ func TestALateLookDoesNotStartALogAgain(t *testing.T) {
 // The journal is written twice a second by a container that prints now and then,
 // and not at all by one that does not.
 func TestHowOftenTheJournalIsWritten(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	watcher, err := fsnotify.NewWatcher()
@@ -476,6 +490,7 @@ func TestHowOftenTheJournalIsWritten(t *testing.T) {
 
 // What is wrong with the journal is said once.
 func TestTheJournalCannotBeWritten(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(1)
@@ -496,6 +511,7 @@ func TestTheJournalCannotBeWritten(t *testing.T) {
 }
 
 func TestStartedAgain(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.open()
 	n.print(3)
@@ -509,6 +525,7 @@ func TestStartedAgain(t *testing.T) {
 }
 
 func TestALinkComesAndGoes(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.Link)
 	for range 2 { // after a restart everything is opened again
 		n.open()
@@ -534,6 +551,7 @@ func TestALinkComesAndGoes(t *testing.T) {
 
 // Containers keep the form of log that they were created with.
 func TestModesDoNotChangeWhatIsThere(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.Link)
 	n.open()
 	n.print(3)
@@ -549,6 +567,7 @@ func TestModesDoNotChangeWhatIsThere(t *testing.T) {
 
 // cri-dockerd's containers have a link, which a removed one gets again.
 func TestTakenOver(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	n.print(3)
 	c := n.seen(true)
@@ -563,6 +582,7 @@ func TestTakenOver(t *testing.T) {
 }
 
 func TestAStaleLinkIsReplaced(t *testing.T) {
+	t.Parallel()
 	n := newNode(t, logs.CRI)
 	if err := os.MkdirAll(filepath.Dir(n.path), 0o755); err != nil {
 		t.Fatal(err)
@@ -583,6 +603,7 @@ func TestAStaleLinkIsReplaced(t *testing.T) {
 // Where the Engine does not say where its file is, nothing is begun that would
 // have to be corrected once it does.
 func TestWithoutASource(t *testing.T) {
+	t.Parallel()
 	blind := func(c *view.Container) *view.Container {
 		c.JSONPath = ""
 		return c

@@ -41,6 +41,7 @@ import (
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/stats"
+	"berth/core/testmain"
 	"berth/core/view"
 	"berth/network"
 	"berth/streaming"
@@ -50,6 +51,9 @@ const busybox = "busybox:1"
 
 // rounds is small, for every run of the tests; 400 are ten thousand things done.
 var rounds = flag.Int("rounds", 8, "how many `rounds` TestTheViewNeverLies takes, of 25 things done each")
+
+// Most tests wait for an Engine that hangs, or for time to pass.
+func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 // A house is the whole daemon but its door, on an Engine of maps and with a
 // network of maps.
@@ -65,21 +69,15 @@ type house struct {
 	timeout time.Duration // of short calls of Docker, 0 for the default
 }
 
-// furnish moves in.
+// furnish starts a daemon on an Engine of its own.
 func furnish(t testing.TB, options ...enginetest.Option) *house {
-	t.Helper()
-	return furnishWith(t, 0, options...)
-}
-
-// furnishWith moves in where short calls of Docker have timeout.
-func furnishWith(t testing.TB, timeout time.Duration, options ...enginetest.Option) *house {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "desk") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &house{TB: t, timeout: timeout, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &house{TB: t, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	t.Cleanup(func() { h.leave() })
 	h.enter()
@@ -105,7 +103,7 @@ func (h *house) enter() {
 	failures, updates := shelf("failed-starts"), shelf("updates")
 	seen := view.New(view.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output, Metrics: h.told}, docker, log)
 	used := stats.New(docker, seen, log)
-	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 300 * time.Millisecond, Written: used.Written}, docker, log)
+	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, Written: used.Written}, docker, log)
 	run := filepath.Join(dir, "run")
 	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, mounts.New(filepath.Join(run, "mounts")), log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), updates, log)
@@ -158,13 +156,7 @@ func (h *house) must(err error) {
 
 func (h *house) until(what string, ok func() bool) {
 	h.Helper()
-	for range 1000 {
-		if ok() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	h.Fatal(what)
+	enginetest.Until(h, what, ok)
 }
 
 func (h *house) ready() bool {
@@ -261,11 +253,10 @@ func (h *house) leftovers() []string {
 // clean fails unless nothing is left, once what is under way is done.
 func (h *house) clean() {
 	h.Helper()
-	for range 300 {
+	for limit := time.Now().Add(enginetest.Patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		if len(h.leftovers()) == 0 {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	h.Errorf("left behind:\n  %s", strings.Join(h.leftovers(), "\n  "))
 }
@@ -407,16 +398,21 @@ func TestEveryCallBroken(t *testing.T) {
 	calls := h.engine.Calls()
 	h.endAll()
 	h.clean()
-	breaks := map[string]func(n int){
-		"refused":  func(n int) { h.engine.FailOnce("", 500, n) },
-		"hung up":  func(n int) { h.engine.FailOnce("", enginetest.HangUp, n) },
-		"not told": func(n int) { h.engine.Lose("", n) },
+	breaks := map[string]func(e *enginetest.Engine, n int){
+		"refused":  func(e *enginetest.Engine, n int) { e.FailOnce("", 500, n) },
+		"hung up":  func(e *enginetest.Engine, n int) { e.FailOnce("", enginetest.HangUp, n) },
+		"not told": func(e *enginetest.Engine, n int) { e.Lose("", n) },
 	}
 	for name, how := range breaks {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := furnish(t)
+			_, _, err := h.begin(h.pod("warm"), order) // as above: the images are known then
+			h.must(err)
+			h.endAll()
 			for n := 1; n <= calls; n++ {
 				pod := h.pod(fmt.Sprintf("p%d", n))
-				how(n)
+				how(h.engine, n)
 				_, _, first := h.begin(pod, order)
 				h.engine.Heal("")
 				h.until("not back", h.ready)
@@ -496,6 +492,7 @@ func TestABrokenNetworkLeavesNothing(t *testing.T) {
 }
 
 func TestDockerAway(t *testing.T) {
+	t.Parallel()
 	h := furnish(t, enginetest.LiveRestore())
 	pod, id, err := h.begin(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
@@ -519,6 +516,7 @@ func TestDockerAway(t *testing.T) {
 
 // An Engine that does not answer says nothing about the network.
 func TestAHungPing(t *testing.T) {
+	t.Parallel()
 	h := furnish(t)
 	release := h.engine.Hang("HEAD /_ping")
 	defer release()
@@ -535,6 +533,7 @@ func TestAHungPing(t *testing.T) {
 }
 
 func TestAnEngineTooOld(t *testing.T) {
+	t.Parallel()
 	h := furnish(t)
 	h.engine.Stop()
 	h.engine.Version("1.40")
@@ -571,6 +570,7 @@ func TestOneHungContainer(t *testing.T) {
 // A sandbox that Docker has not told all of since berthd came up is ready, but
 // gets no containers: what they take over from it is not known.
 func TestASandboxKnownFromAList(t *testing.T) {
+	t.Parallel()
 	h := furnish(t)
 	config := h.pod("web")
 	pod, _, err := h.begin(config, command("c", "sleep", "1000"))

@@ -36,23 +36,29 @@ type subject struct {
 
 var subjects atomic.Int64
 
-// subject returns one that no call has been about yet. On a busy machine an Engine that
-// does not hang may run out of hangTimeout too: then it is another.
+// subject returns one that no call has been about yet. Docker must answer within
+// Config.Timeout, so tests call it before hurry.
 func (h *house) subject() (s subject) {
 	h.Helper()
-	h.until("no pod", func() bool {
-		n := subjects.Add(1)
-		s = subject{pod: h.pod(fmt.Sprintf("hang%d", n)), image: &runtimeapi.ImageSpec{Image: fmt.Sprintf("registry.test/hang:%d", n)}}
-		h.engine.Registry(s.image.GetImage(), enginetest.Remote{})
-		var err error
-		if s.sandbox, s.running, err = h.begin(s.pod, command("c", "sleep", "1000")); err != nil {
-			return false
-		}
-		made, err := h.runtime.CreateContainer(h.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.sandbox, Config: command("d", "sleep", "1000"), SandboxConfig: s.pod})
-		s.unstarted = made.GetContainerId()
-		return err == nil
-	})
+	n := subjects.Add(1)
+	s = subject{pod: h.pod(fmt.Sprintf("hang%d", n)), image: &runtimeapi.ImageSpec{Image: fmt.Sprintf("registry.test/hang:%d", n)}}
+	h.engine.Registry(s.image.GetImage(), enginetest.Remote{})
+	var err error
+	s.sandbox, s.running, err = h.begin(s.pod, command("c", "sleep", "1000"))
+	h.must(err)
+	made, err := h.runtime.CreateContainer(h.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.sandbox, Config: command("d", "sleep", "1000"), SandboxConfig: s.pod})
+	h.must(err)
+	s.unstarted = made.GetContainerId()
 	return s
+}
+
+// hurry restarts the daemon with hangTimeout. On a busy machine an Engine that does not
+// hang may run out of hangTimeout too, so what a test needs is made before.
+func (h *house) hurry() {
+	h.Helper()
+	h.leave()
+	h.timeout = hangTimeout
+	h.enter()
 }
 
 // asked is a request of each call that depends on Docker at all, or might.
@@ -149,34 +155,36 @@ func (h *house) askWithin(patience time.Duration, name string, request any) (cod
 // Unavailable within a time of their own. The kubelet takes DeadlineExceeded for a
 // probe that has failed, and Internal and Unknown for what is broken for good.
 func TestHungDockerIsUnavailable(t *testing.T) {
+	t.Parallel()
 	for _, name := range slices.Sorted(maps.Keys(asked)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := furnishWith(t, hangTimeout)
+			h := furnish(t)
 			if name == "ContainerStats" || name == "PodSandboxStats" { // there are none without a cgroup
 				h.engine.PID = enginetest.InCgroups(t)
 			}
 			fresh := func() any {
 				s := h.subject()
 				if name == "RemoveImage" { // has to be there
-					h.until("no image", func() bool {
-						_, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: s.image})
-						return err == nil
-					})
+					_, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: s.image})
+					h.must(err)
 				}
 				return asked[name](h, s)
 			}
-			h.until("it fails while Docker answers", func() bool {
-				request := fresh()
-				h.engine.ResetCalls()
-				_, _, err := h.ask(name, request)
-				return err == nil
-			})
+			request := fresh()
+			h.engine.ResetCalls()
+			if _, _, err := h.ask(name, request); err != nil {
+				t.Fatalf("it fails while Docker answers: %v", err)
+			}
 			needed := slices.DeleteFunc(h.engine.Called(), func(route string) bool {
 				return strings.HasSuffix(route, "/_ping") || route == "GET /info" || route == "GET /events"
 			})
-			check := func(what string, routes ...string) {
-				request := fresh()
+			requests := make([]any, len(needed)+1)
+			for i := range requests {
+				requests[i] = fresh()
+			}
+			h.hurry()
+			check := func(what string, request any, routes ...string) {
 				for _, route := range routes {
 					defer h.engine.Hang(route)()
 				}
@@ -193,10 +201,10 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 					t.Errorf("%s: %v after %v, want Unavailable", what, err, took)
 				}
 			}
-			for _, route := range needed {
-				check(route+" hangs", route)
+			for i, route := range needed {
+				check(route+" hangs", requests[i], route)
 			}
-			check("all but pings hang", slices.DeleteFunc(h.engine.Routes(), func(route string) bool {
+			check("all but pings hang", requests[len(needed)], slices.DeleteFunc(h.engine.Routes(), func(route string) bool {
 				return strings.HasSuffix(route, "/_ping")
 			})...)
 		})
@@ -205,8 +213,10 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 
 // An Engine that hangs altogether is away, and so is every call, at once.
 func TestHungDockerIsAwayForEveryCall(t *testing.T) {
-	h := furnishWith(t, hangTimeout)
+	t.Parallel()
+	h := furnish(t)
 	s := h.subject()
+	h.hurry()
 	h.ask("ListImages", &runtimeapi.ListImagesRequest{})
 	defer h.engine.Hang("")()
 	h.until("not noticed", func() bool {
@@ -243,7 +253,8 @@ func TestHungDockerIsAwayForEveryCall(t *testing.T) {
 
 // A command that runs too long, and no Docker that does not answer, is a failed probe.
 func TestExecSyncTellsACommandFromDocker(t *testing.T) {
-	h := furnishWith(t, time.Minute)
+	t.Parallel()
+	h := furnish(t)
 	s := h.subject()
 	probe := func(ctx context.Context, timeout int64, cmd ...string) codes.Code {
 		_, err := h.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: s.running, Cmd: cmd, Timeout: timeout})
@@ -269,6 +280,7 @@ func TestExecSyncTellsACommandFromDocker(t *testing.T) {
 // Where Docker has lost its containerd what it could not pass on is tried again, and
 // not taken for a container that cannot run. Status says why.
 func TestLostContainerdIsUnavailable(t *testing.T) {
+	t.Parallel()
 	h := furnish(t)
 	s := h.subject()
 	find := h.engine.LoseContainerd()

@@ -27,6 +27,7 @@ func (nowhere) Drop(string)                           {}
 // The Engine's list is compared with the view, whose events may have been lost.
 // What does not differ costs no look.
 func TestAudit(t *testing.T) {
+	t.Parallel()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Client(t)

@@ -10,6 +10,7 @@ import (
 
 // The lag counts from the first event that has not been looked at.
 func TestLag(t *testing.T) {
+	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
 	l := newLag(reg)
 	if l.oldest() != 0 {

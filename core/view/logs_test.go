@@ -11,6 +11,7 @@ import (
 // Where the log of a container may be is derived from what only berth and cri-dockerd
 // can have written: the sandbox's config or, without one, the container's name. Containers are newer than their sandbox, so that Docker lists them first.
 func TestLogDirectory(t *testing.T) {
+	t.Parallel()
 	want := map[string]string{}
 	n := newNode(t, func(n *node) {
 		name := func(c string) names.Name { return names.Name{Container: c, Pod: "web", Namespace: "ns", UID: "u"} }

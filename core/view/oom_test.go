@@ -59,10 +59,13 @@ func (k *kernel) about(id string) []string {
 // Docker's flag is for the life of a container and may be missing: it is the kernel's count
 // that says whether one is OOMKilled.
 func TestOOMKilledIsNotDockersWord(t *testing.T) {
+	t.Parallel()
 	for _, killed := range []bool{false, true} {
 		k := &kernel{killed: killed}
 		n := newNode(t, func(n *node) { n.oom = k })
 		id := n.container(n.sandbox("web"), "a")
+		// The events of what is started before the view listens are never heard.
+		n.becomes(id, "CREATED")
 		n.start(id)
 		n.becomes(id, "RUNNING")
 		if !killed {

@@ -47,6 +47,7 @@ func TestBetween(t *testing.T) {
 // A subscriber that does not read must hold up nobody, and must not grow
 // without bounds.
 func TestASlowSubscriber(t *testing.T) {
+	t.Parallel()
 	v := New(Config{}, nil, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

@@ -24,8 +24,12 @@ import (
 	"berth/core/journal"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/testmain"
 	"berth/core/view"
 )
+
+// Most tests wait for an Engine that hangs, or for time to pass.
+func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 // attached is a network that every pod is on whose process is known.
 type attached struct{}
@@ -147,6 +151,7 @@ func (n *node) becomes(id, state string) {
 }
 
 func TestEventsAreFollowed(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
 	id := n.container(pod, "a")
@@ -184,6 +189,7 @@ func TestEventsAreFollowed(t *testing.T) {
 }
 
 func TestAsksNothingOfTheEngine(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
 	id := n.container(pod, "a")
@@ -210,6 +216,7 @@ func TestAsksNothingOfTheEngine(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestFilters(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	pod, other := n.sandbox("web"), n.sandbox("db")
 	a, b, c := n.container(pod, "a"), n.container(pod, "b"), n.container(other, "c")
@@ -248,6 +255,7 @@ func TestFilters(t *testing.T) {
 }
 
 func TestResyncAfterABrokenStream(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
 	stays, dies, goes := n.container(pod, "stays"), n.container(pod, "dies"), n.container(pod, "goes")
@@ -269,6 +277,7 @@ func TestResyncAfterABrokenStream(t *testing.T) {
 }
 
 func TestNoOldAnswersAfterTheEngineWasAway(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	n.engine.SetLiveRestore(true)
 	id := n.container(n.sandbox("web"), "a")
@@ -292,6 +301,7 @@ func TestNoOldAnswersAfterTheEngineWasAway(t *testing.T) {
 }
 
 func TestReadYourWrites(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
 	n.becomes(id, "CREATED")
@@ -321,6 +331,7 @@ func TestReadYourWrites(t *testing.T) {
 // A slow look must not bring back what was removed meanwhile, even if it is the
 // first that would have been seen of it.
 func TestLateLooksBringNothingBack(t *testing.T) {
+	t.Parallel()
 	looked, removed := make(chan struct{}, 10), make(chan struct{})
 	n := newNode(t, func(n *node) {
 		n.logs.keep = func() {
@@ -345,6 +356,7 @@ func TestLateLooksBringNothingBack(t *testing.T) {
 }
 
 func TestOneHungContainerDelaysNoOther(t *testing.T) {
+	t.Parallel()
 	var hung, other string
 	var release func()
 	n := newNode(t, func(n *node) {
@@ -376,6 +388,7 @@ func TestOneHungContainerDelaysNoOther(t *testing.T) {
 }
 
 func TestAFailedLookIsTriedAgain(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
 	n.becomes(id, "CREATED")
@@ -385,6 +398,7 @@ func TestAFailedLookIsTriedAgain(t *testing.T) {
 }
 
 func TestHalfMadeThingsAreHidden(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	done := n.view.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String()).Reveal
 	id := n.sandbox("web")
@@ -402,6 +416,7 @@ func TestHalfMadeThingsAreHidden(t *testing.T) {
 }
 
 func TestWhatIsNotOursIsNotSeen(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	made, err := n.client.ContainerCreate(t.Context(), &container.Config{Image: "server"}, nil, nil, nil, "mine")
 	if err != nil {
@@ -416,6 +431,7 @@ func TestWhatIsNotOursIsNotSeen(t *testing.T) {
 }
 
 func TestEachRunsOnceAConnection(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	tries := make(chan *engine.Conn, 10)
 	failed := errors.New("not yet")
@@ -444,6 +460,7 @@ func TestEachRunsOnceAConnection(t *testing.T) {
 // What fails is tried again ever more seldom, but at once where the Engine has
 // gone and come back.
 func TestEachLosesPatience(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	tries := make(chan time.Time, 10)
 	enginetest.Background(t, func(ctx context.Context) error {
@@ -470,6 +487,7 @@ func TestEachLosesPatience(t *testing.T) {
 // An Engine that was too busy to answer in time is connected to again, and the
 // stream of the connection before is as good as ever: nothing breaks it.
 func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
 	n.becomes(id, "CREATED")
@@ -643,6 +661,7 @@ func TestAHungFirstLook(t *testing.T) {
 // What was not there for a while, perhaps because a disk was mounted late, is
 // seen again.
 func TestWhatTheEngineHasAgain(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
 	n.start(id)
@@ -659,6 +678,7 @@ func TestWhatTheEngineHasAgain(t *testing.T) {
 
 // A container that came up after the list was made is not in it, and not gone.
 func TestALateListTakesNothingAway(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	dropped := map[string]bool{}
 	n := newNode(t, func(n *node) {
@@ -698,6 +718,7 @@ func TestALateListTakesNothingAway(t *testing.T) {
 // What is said to the logs must not be older than what was said before, for they do
 // what they are told last.
 func TestLogsAreToldInOrder(t *testing.T) {
+	t.Parallel()
 	var inside, kept atomic.Int32
 	var holding, overlap atomic.Bool
 	hold := make(chan struct{})
@@ -768,6 +789,7 @@ func TestLogsAreToldInOrder(t *testing.T) {
 
 // A container is a pod's as long as it has the name of one, which no image can give it.
 func TestRenamedContainersBelongToNobody(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
 	id := n.container(pod, "c")
@@ -797,6 +819,7 @@ func TestRenamedContainersBelongToNobody(t *testing.T) {
 // The first event about a pod shows it as it is once it is complete: a kubelet that
 // goes by events would otherwise take it for one without a ready sandbox.
 func TestEventsOfAHiddenSandboxComeOnceItIsRevealed(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	var mu sync.Mutex
 	var got []string
