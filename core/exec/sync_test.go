@@ -75,6 +75,20 @@ func newRoom(t *testing.T, first ...enginetest.Program) (*exec.Service, *enginet
 	return exec.New(docker, seen, nil, log), e, c, made.ID
 }
 
+// onceRunning calls do, in the background, as soon as e runs an exec.
+func onceRunning(t *testing.T, e *enginetest.Engine, do func()) {
+	t.Helper()
+	go func() {
+		for t.Context().Err() == nil {
+			if running(e) {
+				do()
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+}
+
 func TestSync(t *testing.T) {
 	t.Parallel()
 	room, e, _, id := newRoom(t)
@@ -111,7 +125,7 @@ func TestSync(t *testing.T) {
 func TestSyncRunsOutOfTime(t *testing.T) {
 	room, e, _, id := newRoom(t)
 	began := time.Now()
-	_, _, _, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
+	_, _, _, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, time.Second) // of which its start is a part
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 5*time.Second {
 		t.Errorf("%v after %v, want DeadlineExceeded at once", err, time.Since(began))
 	}
@@ -186,7 +200,7 @@ func TestExecEndsWithItsContainer(t *testing.T) {
 			e.ForgetExec(s.ID)
 		}
 	}
-	time.AfterFunc(300*time.Millisecond, forget)
+	onceRunning(t, e, forget)
 	begun := time.Now()
 	if _, _, _, err := room.Sync(t.Context(), id, []string{"stays"}, 0); err == nil || time.Since(begun) > 8*time.Second {
 		t.Errorf("%v after %v, want an error soon", err, time.Since(begun))
@@ -262,8 +276,9 @@ func TestSyncSharesMemory(t *testing.T) {
 }
 
 func TestSyncInWhatEnds(t *testing.T) {
+	t.Parallel()
 	room, e, _, id := newRoom(t)
-	time.AfterFunc(200*time.Millisecond, func() { e.Die(id, 0) })
+	onceRunning(t, e, func() { e.Die(id, 0) })
 	if _, _, code, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, time.Minute); code != 137 || err != nil {
 		t.Errorf("exit code %d, %v; want 137", code, err)
 	}
@@ -276,7 +291,7 @@ func TestSyncInWhatEnds(t *testing.T) {
 func TestSyncWhileTheEngineGoes(t *testing.T) {
 	t.Parallel()
 	room, e, _, id := newRoom(t)
-	time.AfterFunc(200*time.Millisecond, e.Stop)
+	onceRunning(t, e, e.Stop)
 	began := time.Now()
 	if _, _, _, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, time.Minute); err == nil || time.Since(began) > 10*time.Second {
 		t.Errorf("%v after %v, want an error at once", err, time.Since(began))
