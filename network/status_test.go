@@ -74,7 +74,6 @@ func TestStatusOfACallerInAHurry(t *testing.T) {
 
 // A new configuration is asked at once.
 func TestStatusAfterAChange(t *testing.T) {
-	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES", "fail": ["STATUS"]}]}`)
 	n := d.new()

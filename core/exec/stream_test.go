@@ -306,6 +306,7 @@ func stacks(function string) int {
 // A client that has stopped reading holds up neither the container nor anything
 // here.
 func TestAStalledAttachIsCut(t *testing.T) {
+	t.Parallel()
 	for _, dial := range []func(t *testing.T, at string, stdin, tty bool) caller{bySPDY, byWebSocket} {
 		room, _, _, id := newRoom(t, func(p *enginetest.Process) int {
 			line := bytes.Repeat([]byte("x"), 16<<10)
@@ -328,7 +329,9 @@ func TestAStalledAttachIsCut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for limit := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+	// Goroutines of parallel tests are counted too; those tests end in less time than a client
+	// that does not read is waited for.
+	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		left := 0
 		for _, function := range []string{"remotecommand.ServeAttach", "streaming.(*Buffer).hand", "streaming.translator.channels"} {
 			left += stacks(function)

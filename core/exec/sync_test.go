@@ -166,7 +166,6 @@ func TestSyncIsUnavailableWhenDockerHangs(t *testing.T) {
 
 // The command's own end counts, not that of a child that has its output.
 func TestSyncReturnsWhenTheCommandHasEnded(t *testing.T) {
-	t.Parallel()
 	for name, timeout := range map[string]time.Duration{"no timeout": 0, "just enough": 500 * time.Millisecond, "long": time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			room, e, _, id := newRoom(t)
