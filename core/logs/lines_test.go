@@ -187,7 +187,6 @@ func inALine(t *testing.T) (n *node, older string) {
 
 // A line that does not end keeps no rotation back for long.
 func TestReopenInALineThatGoesOn(t *testing.T) {
-	t.Parallel()
 	n, older := inALine(t)
 	began := time.Now()
 	if err := n.logs.Reopen(t.Context(), "c1"); err != nil {
@@ -205,7 +204,6 @@ func TestReopenInALineThatGoesOn(t *testing.T) {
 // A container that ends in the middle of a line ends it in the file that has its
 // beginning, if a new one is asked for then.
 func TestReopenAtTheEnd(t *testing.T) {
-	t.Parallel()
 	n, older := inALine(t)
 	done := make(chan error, 1)
 	go func() { done <- n.logs.Reopen(t.Context(), "c1") }()
