@@ -87,11 +87,15 @@ func (s *Service) forget(ctx context.Context) error {
 	return nil
 }
 
-// Reopen begins a new log file for a running container.
+// Reopen begins a new log file for a running container. The error is of kind Unavailable
+// for one that has not been inspected since berthd connected to Docker.
 func (s *Service) Reopen(ctx context.Context, id string) error {
 	c, err := s.Running(ctx, id)
 	if err != nil {
 		return err
+	}
+	if c.Pid == 0 { // where its log is, the list does not say
+		return fmt.Errorf("log of container %s: Docker has not described the container yet: %w", c.ID(), errdefs.ErrUnavailable)
 	}
 	return s.logs.Reopen(ctx, c.ID())
 }

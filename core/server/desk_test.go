@@ -573,11 +573,12 @@ func TestASandboxKnownFromAList(t *testing.T) {
 	t.Parallel()
 	h := furnish(t)
 	config := h.pod("web")
-	pod, _, err := h.begin(config, command("c", "sleep", "1000"))
+	pod, running, err := h.begin(config, command("c", "sleep", "1000"))
 	h.must(err)
 	h.leave()
 	release := h.engine.Hang(pod)
 	defer release()
+	defer h.engine.Hang(running)()
 	h.enter()
 	seen, err := h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 	if err != nil || seen.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || seen.GetStatus().GetNetwork().GetIp() != "10.1.2.3" {
@@ -589,6 +590,9 @@ func TestASandboxKnownFromAList(t *testing.T) {
 	}
 	if err := create(); status.Code(err) != codes.Unavailable {
 		t.Errorf("create: %v, want Unavailable", err)
+	}
+	if _, err := h.runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: running}); status.Code(err) != codes.Unavailable {
+		t.Errorf("reopen the log of a container known from the list: %v, want Unavailable", err)
 	}
 	release()
 	h.until("no container once Docker has told", func() bool { return create() == nil })

@@ -137,7 +137,12 @@ func (v *View) handleEvent(ctx context.Context, conn *engine.Conn, g *panics.Gro
 	if v.OOM != nil {
 		switch m.Action {
 		case events.ActionStart:
-			v.OOM.Started(m.Actor.ID)
+			v.mu.RLock()
+			_, removed := v.removed[m.Actor.ID]
+			v.mu.RUnlock()
+			if !removed { // else the event is late, and nothing would forget the container again
+				v.OOM.Started(m.Actor.ID)
+			}
 		case events.ActionKill:
 			if m.Actor.Attributes["signal"] == sigKill {
 				v.OOM.Slain(m.Actor.ID)
