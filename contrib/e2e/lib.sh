@@ -63,7 +63,8 @@ engine_root() {
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
 # that of another Debian, with ENGINE=29 the one that engine29.sh builds; these
 # only inside a box (box.sh). Unless the flags name a configuration file it has
-# DIR/daemon.json, which a test may change.
+# DIR/daemon.json, which a test may change. With ENGINE_RESTARTS=1 it is started again
+# whenever it ends, until there is a file DIR/over.
 start_engine() {
 	local dir=$1 flags=() enter=() root m config='{}'
 	shift
@@ -91,8 +92,15 @@ start_engine() {
 		echo "$config" >"$dir/daemon.json"
 		flags+=(--config-file "$dir/daemon.json")
 	fi
-	PATH=$PATH:/usr/sbin:/sbin "${enter[@]}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
-		-H "unix://$dir/docker.sock" --bridge none --iptables=false --ip-masq=false "${flags[@]}" "$@" >"$dir/log" 2>&1 &
+	local engine=("${enter[@]}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid"
+		-H "unix://$dir/docker.sock" --bridge none --iptables=false --ip-masq=false "${flags[@]}" "$@")
+	if [ -n "${ENGINE_RESTARTS:-}" ]; then
+		while [ ! -e "$dir/over" ]; do
+			PATH=$PATH:/usr/sbin:/sbin "${engine[@]}" >>"$dir/log" 2>&1 || sleep 0.5
+		done &
+	else
+		PATH=$PATH:/usr/sbin:/sbin "${engine[@]}" >"$dir/log" 2>&1 &
+	fi
 	engine_pid=$!
 	for _ in $(seq 300); do
 		if docker -H "unix://$dir/docker.sock" version >/dev/null 2>&1; then return 0; fi

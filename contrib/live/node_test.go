@@ -25,6 +25,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -37,6 +38,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if command := os.Getenv("CNI_COMMAND"); command != "" { // run as a CNI plugin
+		os.Exit(badPlugin(command))
+	}
 	flag.Parse()
 	code := 0
 	if *host != "" && *program == "" {
@@ -66,6 +70,9 @@ type node struct {
 	proxy  *proxy
 	log    *lockedBuffer
 
+	metrics string // address of the daemon's metrics, for an audit
+	systemd bool   // whether that is Docker's driver of cgroups, for an audit
+
 	cmd     *exec.Cmd
 	done    chan struct{}
 	conn    *grpc.ClientConn
@@ -92,6 +99,14 @@ func (b *lockedBuffer) String() string {
 
 // newNode starts a berthd, with further flags, or skips where there is no Engine.
 func newNode(t testing.TB, flags ...string) *node {
+	t.Helper()
+	n := prepareNode(t, flags...)
+	n.start()
+	return n
+}
+
+// prepareNode is newNode, but for starting berthd.
+func prepareNode(t testing.TB, flags ...string) *node {
 	t.Helper()
 	if *host == "" {
 		t.Skip("needs root and a Docker Engine: -docker unix:///...")
@@ -135,7 +150,6 @@ func newNode(t testing.TB, flags ...string) *node {
 		}
 		os.RemoveAll(dir)
 	})
-	n.start()
 	return n
 }
 
@@ -144,12 +158,37 @@ func (n *node) path(elem ...string) string { return filepath.Join(append([]strin
 // start starts berthd and waits until it is ready.
 func (n *node) start() {
 	n.t.Helper()
-	n.launch(*program, append([]string{"--run-dir", n.path("run")}, n.flags...)...)
+	n.launch(*program, n.ownFlags()...)
+}
+
+func (n *node) ownFlags() []string { return append([]string{"--run-dir", n.path("run")}, n.flags...) }
+
+// restart kills berthd and starts it again, while callers call. The clients connect
+// again on their own.
+func (n *node) restart() {
+	n.t.Helper()
+	_ = n.cmd.Process.Kill()
+	<-n.done
+	n.spawn(*program, n.ownFlags()...)
 }
 
 // launch starts a berthd, or a cri-dockerd, with what flags both have, and waits
 // until it is ready.
 func (n *node) launch(program string, flags ...string) {
+	n.t.Helper()
+	n.spawn(program, flags...)
+	conn, err := grpc.NewClient("unix:"+n.path("cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)), // as the kubelet does
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, MaxDelay: 500 * time.Millisecond}}))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.conn, n.runtime, n.images = conn, runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+	n.waitReady(20 * time.Second)
+}
+
+// spawn starts the process alone.
+func (n *node) spawn(program string, flags ...string) {
 	n.t.Helper()
 	n.cmd = exec.Command(program, append([]string{
 		"--container-runtime-endpoint", "unix://" + n.path("cri.sock"), "--docker-endpoint", "unix://" + n.path("docker.sock"),
@@ -163,13 +202,6 @@ func (n *node) launch(program string, flags ...string) {
 	n.done = make(chan struct{})
 	cmd, done := n.cmd, n.done
 	go func() { _ = cmd.Wait(); close(done) }()
-	conn, err := grpc.NewClient("unix:"+n.path("cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as the kubelet does
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	n.conn, n.runtime, n.images = conn, runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
-	n.waitReady(20 * time.Second)
 }
 
 // waitReady waits until Status says that pods can be run.
@@ -329,6 +361,9 @@ type proxy struct {
 	before bool                                                      // act before Docker sees it
 	act    func(w http.ResponseWriter, r *http.Request) (spent bool) // returns whether it has answered
 	seen   string                                                    // the request acted on
+	faults []*fault
+	lifted chan struct{} // closed when the faults are lifted
+	hits   int           // requests that a fault was made of
 }
 
 func newProxy(t testing.TB, path string) *proxy {
@@ -405,6 +440,10 @@ func (p *proxy) total() (int, string) {
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f, lifted := p.faulty(r); f != nil {
+		f.serve(p, lifted, w, r)
+		return
+	}
 	quiet := strings.HasSuffix(r.URL.Path, "/_ping") || strings.HasSuffix(r.URL.Path, "/events") ||
 		strings.HasSuffix(r.URL.Path, "/info") || strings.HasSuffix(r.URL.Path, "/wait") || strings.HasSuffix(r.URL.Path, "/system/df")
 	if quiet {

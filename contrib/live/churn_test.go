@@ -1,0 +1,505 @@
+package live
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// A churn lives pods as a kubelet does: it lists before it makes, makes again what has
+// failed, probes, rotates logs, stops and removes until it is told that it is done. It
+// keeps what it has been told, for the audit.
+type churn struct {
+	n       *node
+	patient time.Duration // how long one call may take
+	pace    time.Duration // between the steps of a pod
+	limit   time.Duration // how long one step may be tried, once faults are over
+	ctx     context.Context
+	// impatient has half of the calls left by their caller after at most 300 ms.
+	impatient bool
+
+	quiet sync.RWMutex // taken for reading by each call, for writing by the audit
+
+	mu       sync.Mutex // guards following
+	pods     map[string]*churned
+	done     int
+	answers  map[string]int // calls by method and code
+	problems []string
+	calm     time.Time // since when there have been no faults; zero while there are
+}
+
+// churned is a pod as its kubelet knows it.
+type churned struct {
+	config       *runtimeapi.PodSandboxConfig
+	sandbox      string // told ready, and not asked to stop
+	container    string // told running, and not asked to stop
+	old          []string
+	removed      bool
+	containerLog string // pattern of the files of the last container
+}
+
+func newChurn(n *node, patient time.Duration) *churn {
+	ctx, cancel := context.WithCancel(context.Background())
+	n.t.Cleanup(cancel)
+	return &churn{n: n, ctx: ctx, patient: patient, limit: 90 * time.Second, pods: map[string]*churned{}, answers: map[string]int{}, calm: time.Now()}
+}
+
+// troubled says that there are faults, or are none any more.
+func (ch *churn) troubled(yes bool) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	ch.calm = time.Now()
+	if yes {
+		ch.calm = time.Time{}
+	}
+}
+
+func (ch *churn) problem(format string, args ...any) {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	ch.problems = append(ch.problems, fmt.Sprintf(format, args...))
+}
+
+// faults returns what has been wrong since the last time.
+func (ch *churn) faults() []string {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	list := ch.problems
+	ch.problems = nil
+	return list
+}
+
+// call makes one call of the CRI, with a deadline, not while there is an audit.
+func (ch *churn) call(method string, do func(ctx context.Context) error) error {
+	ch.quiet.RLock()
+	defer ch.quiet.RUnlock()
+	patient := ch.patient
+	ch.mu.Lock()
+	if ch.impatient && ch.calm.IsZero() && rand.N(2) == 0 {
+		patient = rand.N(300 * time.Millisecond)
+	}
+	ch.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ch.ctx, patient)
+	defer cancel()
+	begin := time.Now()
+	err := do(ctx)
+	code := codeOf(err)
+	ch.mu.Lock()
+	ch.answers[method+" "+code.String()]++
+	ch.mu.Unlock()
+	if took := time.Since(begin); took > ch.patient+3*time.Second {
+		ch.problem("%s: answered %v after its deadline", method, took-ch.patient)
+	}
+	return err
+}
+
+// until does something until it succeeds, as a kubelet syncs a pod again and again.
+func (ch *churn) until(what string, do func() error) bool {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		err := do()
+		if err == nil {
+			return true
+		}
+		ch.mu.Lock()
+		late := !ch.calm.IsZero() && time.Since(ch.calm) > ch.limit
+		ch.mu.Unlock()
+		if late || ch.ctx.Err() != nil {
+			ch.problem("%s fails still %v after the last fault: %v", what, ch.limit, err)
+			return false
+		}
+		time.Sleep(pause)
+	}
+}
+
+const churnScript = `i=0; trap 'echo "end $i"; exit 0' TERM
+while [ $i -lt 200 ]; do echo "line $i"; i=$((i+1)); done
+while :; do echo "line $i"; i=$((i+1)); sleep 0.2; done`
+
+// life is that of one pod, from the first sync to the last.
+func (ch *churn) life(name string, steps int) {
+	n := ch.n
+	p := &churned{config: n.pod(name)}
+	p.config.Linux.CgroupParent = n.faultCgroup(name)
+	ch.mu.Lock()
+	ch.pods[name] = p
+	ch.mu.Unlock()
+	if err := os.MkdirAll(filepath.Join(p.config.GetLogDirectory(), "c"), 0o755); err != nil {
+		ch.problem("%v", err)
+		return
+	}
+	up := ch.until("making pod "+name, func() error { return ch.sandbox(p) }) &&
+		ch.until("making the container of "+name, func() error { return ch.container(p) })
+	for i := 0; up && i < steps; i++ {
+		ch.pauses()
+		switch i % 4 {
+		case 0, 2:
+			ch.probe(p)
+		case 1:
+			ch.rotate(p)
+		case 3:
+			ch.statuses(p)
+		}
+	}
+	ch.end(name, p)
+}
+
+func (ch *churn) pauses() {
+	if ch.pace > 0 {
+		time.Sleep(ch.pace/2 + rand.N(ch.pace))
+	}
+}
+
+// sandbox makes the sandbox of a pod unless there is one.
+func (ch *churn) sandbox(p *churned) error {
+	var list []*runtimeapi.PodSandbox
+	if err := ch.call("ListPodSandbox", func(ctx context.Context) error {
+		r, err := ch.n.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": p.config.GetMetadata().GetName()}}})
+		list = r.GetItems()
+		return err
+	}); err != nil {
+		return err
+	}
+	ready, attempt := "", uint32(0)
+	for _, s := range list {
+		attempt = max(attempt, s.GetMetadata().GetAttempt()+1)
+		if s.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+			if ready != "" {
+				ch.problem("pod %s has two ready sandboxes: %s and %s", p.config.GetMetadata().GetName(), ready, s.GetId())
+			}
+			ready = s.GetId()
+		} else if err := ch.call("RemovePodSandbox", func(ctx context.Context) error { // its kubelet would later
+			_, err := ch.n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.GetId()})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	if ready == "" {
+		p.config.Metadata.Attempt = attempt
+		if err := ch.call("RunPodSandbox", func(ctx context.Context) (err error) {
+			ready, err = ch.n.run(ctx, p.config)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	ch.mu.Lock()
+	p.sandbox = ready
+	ch.mu.Unlock()
+	return nil
+}
+
+// container makes and starts the container of a pod unless there is one that runs.
+func (ch *churn) container(p *churned) error {
+	var list []*runtimeapi.Container
+	if err := ch.call("ListContainers", func(ctx context.Context) error {
+		r, err := ch.n.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandbox}})
+		list = r.GetContainers()
+		return err
+	}); err != nil {
+		return err
+	}
+	attempt, id := uint32(0), ""
+	for _, c := range list {
+		attempt = max(attempt, c.GetMetadata().GetAttempt()+1)
+		if c.GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			if id != "" {
+				ch.problem("pod %s has two containers that run: %s and %s", p.config.GetMetadata().GetName(), id, c.GetId())
+			}
+			id = c.GetId()
+			p.containerLog = fmt.Sprintf("c/%d.log", c.GetMetadata().GetAttempt())
+		}
+	}
+	if id == "" {
+		config := shell("c", churnScript)
+		config.Metadata.Attempt = attempt
+		config.LogPath = fmt.Sprintf("c/%d.log", attempt)
+		if err := ch.call("CreateContainer", func(ctx context.Context) error {
+			r, err := ch.n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: p.sandbox, Config: config, SandboxConfig: p.config})
+			id = r.GetContainerId()
+			return err
+		}); err != nil {
+			return err
+		}
+		if err := ch.call("StartContainer", func(ctx context.Context) error {
+			_, err := ch.n.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
+			return err
+		}); err != nil {
+			return err
+		}
+		p.containerLog = config.GetLogPath()
+	}
+	ch.mu.Lock()
+	p.container = id
+	ch.mu.Unlock()
+	return nil
+}
+
+// probe runs a command as a liveness probe. Whatever is wrong, only a command that has
+// run too long may be called that: the kubelet kills the container.
+func (ch *churn) probe(p *churned) {
+	const timeout = 10
+	var r *runtimeapi.ExecSyncResponse
+	ctx, cancel := context.WithTimeout(ch.ctx, ch.patient+timeout*time.Second)
+	defer cancel()
+	ch.quiet.RLock()
+	defer ch.quiet.RUnlock()
+	r, err := ch.n.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"echo", "well"}, Timeout: timeout})
+	code := codeOf(err)
+	ch.mu.Lock()
+	ch.answers["ExecSync "+code.String()]++
+	calm := !ch.calm.IsZero() && time.Since(ch.calm) > 20*time.Second
+	ch.mu.Unlock()
+	switch {
+	case code == codes.DeadlineExceeded:
+		ch.problem("a probe that takes no time is DeadlineExceeded, for which a kubelet kills the container: %v", err)
+	case err == nil && (r.GetExitCode() != 0 || string(r.GetStdout()) != "well\n"):
+		ch.problem("a probe that succeeds: exit code %d, stdout %q, stderr %q", r.GetExitCode(), r.GetStdout(), r.GetStderr())
+	case err != nil && calm:
+		ch.problem("a probe without a fault: %v", err)
+	}
+}
+
+// rotate does to a log what the kubelet does.
+func (ch *churn) rotate(p *churned) {
+	log := filepath.Join(p.config.GetLogDirectory(), p.containerLog)
+	old := fmt.Sprintf("%s.%d", log, time.Now().UnixNano())
+	if err := os.Rename(log, old); err != nil {
+		return // it has not begun yet
+	}
+	if err := ch.call("ReopenContainerLog", func(ctx context.Context) error {
+		_, err := ch.n.runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: p.container})
+		return err
+	}); err != nil {
+		if _, missing := os.Lstat(log); missing != nil {
+			_ = os.Rename(old, log)
+		}
+	}
+}
+
+// statuses wants to hear of what it was told that it runs.
+func (ch *churn) statuses(p *churned) {
+	_ = ch.call("PodSandboxStatus", func(ctx context.Context) error {
+		r, err := ch.n.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
+		if err == nil && (r.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || r.GetStatus().GetNetwork().GetIp() == "") || codeOf(err) == codes.NotFound {
+			ch.problem("sandbox %s was told to be ready: %v, %v", p.sandbox, r.GetStatus(), err)
+		}
+		return err
+	})
+	_ = ch.call("ContainerStatus", func(ctx context.Context) error {
+		r, err := ch.n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
+		if err == nil && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || codeOf(err) == codes.NotFound {
+			ch.problem("container %s was told to run: %v, %v", p.container, r.GetStatus(), err)
+		}
+		return err
+	})
+}
+
+// end stops and removes all that there is of a pod, and reads its last log.
+func (ch *churn) end(name string, p *churned) {
+	ch.mu.Lock()
+	c := p.container
+	p.container, p.sandbox = "", "" // whatever comes of it, it is not sure any more
+	ch.mu.Unlock()
+	code := int32(-1)
+	if c != "" {
+		ch.until("stopping the container of "+name, func() error {
+			return ch.call("StopContainer", func(ctx context.Context) error {
+				_, err := ch.n.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c, Timeout: 3})
+				return err
+			})
+		})
+		ch.until("the status of a container that was stopped", func() error {
+			return ch.call("ContainerStatus", func(ctx context.Context) error {
+				r, err := ch.n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c})
+				if err == nil && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
+					ch.problem("container %s was told to be stopped: %v", c, r.GetStatus())
+				}
+				code = r.GetStatus().GetExitCode()
+				return err
+			})
+		})
+	}
+	var all []*runtimeapi.PodSandbox
+	ch.until("listing the sandboxes of "+name, func() error {
+		return ch.call("ListPodSandbox", func(ctx context.Context) error {
+			r, err := ch.n.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": name}}})
+			all = r.GetItems()
+			return err
+		})
+	})
+	for _, s := range all {
+		ch.until("stopping sandbox "+s.GetId(), func() error {
+			return ch.call("StopPodSandbox", func(ctx context.Context) error {
+				_, err := ch.n.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.GetId()})
+				return err
+			})
+		})
+		ch.until("removing sandbox "+s.GetId(), func() error {
+			return ch.call("RemovePodSandbox", func(ctx context.Context) error {
+				_, err := ch.n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.GetId()})
+				return err
+			})
+		})
+	}
+	if c != "" {
+		ch.complete(name, filepath.Join(p.config.GetLogDirectory(), p.containerLog), code)
+	}
+	_ = os.RemoveAll(p.config.GetLogDirectory())
+	ch.mu.Lock()
+	p.removed = true
+	for _, s := range all {
+		p.old = append(p.old, s.GetId())
+	}
+	ch.done++
+	ch.mu.Unlock()
+}
+
+// complete reads the log of a container with what was rotated away: no line may be
+// missing, and none there twice.
+func (ch *churn) complete(name, log string, code int32) {
+	files, _ := filepath.Glob(log + ".*")
+	slices.Sort(files)
+	next, ended := 0, false
+	for _, file := range append(files, log) {
+		text, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		for line := range strings.Lines(string(text)) {
+			_, rest, _ := strings.Cut(line, " stdout F ")
+			switch {
+			case ended:
+				ch.problem("log of %s: %q after its end", name, line)
+			case rest == fmt.Sprintf("line %d\n", next):
+				next++
+				continue
+			case rest == fmt.Sprintf("end %d\n", next):
+				ended = true
+				continue
+			default:
+				ch.problem("log of %s, %s: %q, want line %d", name, filepath.Base(file), line, next)
+			}
+			return
+		}
+	}
+	if code == 0 && !ended {
+		ch.problem("log of %s: its end is not there after line %d", name, next-1)
+	}
+}
+
+// run lives pods with so many workers for d, and returns when all are gone.
+func (ch *churn) run(workers int, d time.Duration, steps int) {
+	end := time.Now().Add(d)
+	stop := ch.others()
+	var all sync.WaitGroup
+	for w := range workers {
+		all.Go(func() {
+			for i := 0; time.Now().Before(end) && ch.ctx.Err() == nil; i++ {
+				ch.life(fmt.Sprintf("churn-%d-%d", w, i), steps)
+			}
+		})
+	}
+	all.Wait()
+	stop()
+}
+
+// others asks what a kubelet asks all the time: lists, stats, events, metrics, status.
+func (ch *churn) others() (stop func()) {
+	end := make(chan struct{})
+	var all sync.WaitGroup
+	every := func(d time.Duration, do func()) {
+		all.Go(func() {
+			for {
+				select {
+				case <-end:
+					return
+				case <-time.After(d):
+					do()
+				}
+			}
+		})
+	}
+	r := func() runtimeapi.RuntimeServiceClient { return ch.n.runtime }
+	every(time.Second, func() {
+		_ = ch.call("ListPodSandbox", func(ctx context.Context) error {
+			_, err := r().ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+			return err
+		})
+		_ = ch.call("ListContainers", func(ctx context.Context) error {
+			_, err := r().ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+			return err
+		})
+	})
+	every(3*time.Second, func() {
+		_ = ch.call("ListPodSandboxStats", func(ctx context.Context) error {
+			_, err := r().ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+			return err
+		})
+		_ = ch.call("ListContainerStats", func(ctx context.Context) error {
+			_, err := r().ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+			return err
+		})
+		_ = ch.call("ListPodSandboxMetrics", func(ctx context.Context) error {
+			_, err := r().ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+			return err
+		})
+		_, _ = ch.n.scrape()
+	})
+	every(5*time.Second, func() {
+		_ = ch.call("Status", func(ctx context.Context) error {
+			_, err := r().Status(ctx, &runtimeapi.StatusRequest{})
+			return err
+		})
+	})
+	events, cancel := context.WithCancel(ch.ctx)
+	every(200*time.Millisecond, func() {
+		stream, err := r().GetContainerEvents(events, &runtimeapi.GetEventsRequest{})
+		for err == nil {
+			_, err = stream.Recv()
+		}
+	})
+	return func() { close(end); cancel(); all.Wait() }
+}
+
+// scrape reads the daemon's metrics.
+func (n *node) scrape() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.metrics+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	req.Close = true // it must not be counted
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
+}
+
+// summary is how often each call was answered how.
+func (ch *churn) summary() string {
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	var parts []string
+	for _, key := range slices.Sorted(maps.Keys(ch.answers)) {
+		parts = append(parts, fmt.Sprintf("%s %d", key, ch.answers[key]))
+	}
+	return fmt.Sprintf("%d pods; %s", ch.done, strings.Join(parts, ", "))
+}

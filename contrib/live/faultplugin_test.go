@@ -1,0 +1,161 @@
+package live
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A pluginFault is what the plugin "misbehave" does instead of, or besides, its work.
+type pluginFault string
+
+const (
+	pluginGarbage      pluginFault = "garbage"       // prints no JSON
+	pluginGarbageAfter pluginFault = "garbage after" // the same, once the work is done
+	pluginHalf         pluginFault = "half"          // prints half of its result
+	pluginSilent       pluginFault = "silent"        // prints nothing, once the work is done
+	pluginNull         pluginFault = "null"          // prints null
+	pluginNoIP         pluginFault = "no IP"         // prints a result without addresses
+	pluginHuge         pluginFault = "huge"          // prints 200 MB
+	pluginHang         pluginFault = "hang"          // waits before its work, until told otherwise
+	pluginHangAfter    pluginFault = "hang after"    // waits after its work
+	pluginCrash        pluginFault = "crash"         // kills itself
+	pluginCrashAfter   pluginFault = "crash after"   // kills itself, once the work is done
+	pluginFail         pluginFault = "fail"          // says an error
+	pluginFailAfter    pluginFault = "fail after"    // says an error, once the work is done
+)
+
+// orders is a file that says what the plugin does: for each command one fault.
+type orders map[string]pluginFault
+
+// misbehave makes the plugin do as told, from its next call on.
+func (n *node) misbehave(o orders) {
+	n.t.Helper()
+	text, err := json.Marshal(o)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	temp := n.path("orders.new")
+	if err := os.WriteFile(temp, text, 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := os.Rename(temp, n.path("orders")); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// installMisbehaving has pods get their network from "misbehave", which is around the
+// plugin of a bridge, once berthd starts.
+func (n *node) installMisbehaving() {
+	t := n.t
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(n.path("bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(self, n.path("bin", "misbehave")); err != nil {
+		t.Fatal(err)
+	}
+	conf := n.path("net.d", "10-live.conflist")
+	text, err := os.ReadFile(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = bytes.Replace(text, []byte(`{"type": "bridge",`), fmt.Appendf(nil, `{"type": "misbehave", "real": %q, "orders": %q,`, *cniBin+"/bridge", n.path("orders")), 1)
+	if err := os.WriteFile(conf, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.flags = append(n.flags, "--cni-bin-dir", n.path("bin")+","+*cniBin)
+	n.misbehave(nil)
+}
+
+// badPlugin is the plugin "misbehave". It returns the code to exit with.
+func badPlugin(command string) int {
+	stdin, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return 5
+	}
+	var conf struct{ Real, Orders string }
+	if err := json.Unmarshal(stdin, &conf); err != nil {
+		return 6
+	}
+	read := func() pluginFault {
+		var o orders
+		text, err := os.ReadFile(conf.Orders)
+		if err == nil {
+			err = json.Unmarshal(text, &o)
+		}
+		if err != nil {
+			return ""
+		}
+		return o[command]
+	}
+	do := read()
+	work := func() ([]byte, int) {
+		cmd := exec.Command(conf.Real)
+		cmd.Stdin = bytes.NewReader(bytes.Replace(stdin, []byte(`"misbehave"`), []byte(`"bridge"`), 1))
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			return out, 1
+		}
+		return out, 0
+	}
+	die := func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL); select {} }
+	hang := func() {
+		for read() == do {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	say := func(text string) { _, _ = os.Stdout.WriteString(text) }
+	const failure = `{"code": 999, "msg": "a fault on purpose"}`
+	switch do {
+	case pluginHang:
+		hang()
+	case pluginCrash:
+		die()
+	case pluginFail:
+		say(failure)
+		return 1
+	case pluginGarbage:
+		say("there you are: 10.87.0.1\n")
+		return 0
+	case pluginNull:
+		say("null")
+		return 0
+	case pluginNoIP:
+		say(`{"cniVersion": "1.0.0"}`)
+		return 0
+	case pluginHuge:
+		for range 200 {
+			say(strings.Repeat("x", 1<<20))
+		}
+		return 0
+	}
+	out, code := work()
+	switch do {
+	case pluginHangAfter:
+		hang()
+	case pluginCrashAfter:
+		die()
+	case pluginFailAfter:
+		out, code = []byte(failure), 1
+	case pluginGarbageAfter:
+		out = []byte("done!\n")
+	case pluginHalf:
+		out = out[:len(out)/2]
+	case pluginSilent:
+		out = nil
+	}
+	say(string(out))
+	return code
+}

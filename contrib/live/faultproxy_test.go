@@ -1,0 +1,267 @@
+package live
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+)
+
+// A fault is what the proxy does to requests to Docker instead of passing them on.
+type fault struct {
+	method string         // of the requests, "" for any
+	path   *regexp.Regexp // of the requests, without their query
+	skip   int            // how many requests that match are passed on before the first fault
+	times  int            // how many requests it is for, 0 for all
+	chance float64        // that a request that matches is one, 0 for always
+
+	kind  faultKind
+	after bool          // Docker gets the request and does what it says; only the answer is lost
+	code  int           // of faultStatus
+	wait  time.Duration // of faultDelay and faultHang, 0 for a hang until the faults are lifted
+}
+
+type faultKind string
+
+const (
+	faultHang   faultKind = "hang"   // no answer until the client leaves, the faults are lifted or wait is over
+	faultDelay  faultKind = "delay"  // the answer comes later
+	faultStatus faultKind = "status" // an error of Docker's
+	faultCut    faultKind = "cut"    // the connection breaks without an answer
+	faultHalf   faultKind = "half"   // the connection breaks in the middle of the answer
+	faultEmpty  faultKind = "empty"  // an answer without a body
+
+	// Of GET /events.
+	eventsDrop    faultKind = "drop events"      // each second one
+	eventsDouble  faultKind = "double events"    // each one
+	eventsReorder faultKind = "reorder events"   // each pair
+	eventsLate    faultKind = "late events"      // by wait
+	eventsClosed  faultKind = "events closed"    // after wait
+	eventsGarbage faultKind = "garbage in event" // each fifth is half of one
+)
+
+func (f *fault) String() string {
+	s := string(f.kind)
+	if f.kind == faultStatus {
+		s = fmt.Sprint(f.code)
+	}
+	if f.after {
+		s += " after"
+	}
+	return s
+}
+
+// endpoint is the path of requests to Docker's API, whose version is before it.
+func endpoint(path string) *regexp.Regexp { return regexp.MustCompile(`^(?:/v[0-9.]+)?` + path + `$`) }
+
+// inject makes faults of requests from now on, beside those that there are.
+func (p *proxy) inject(list ...*fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = append(p.faults, list...)
+	if p.lifted == nil {
+		p.lifted = make(chan struct{})
+	}
+}
+
+// lift ends all faults, and breaks the connections that hang.
+func (p *proxy) lift() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = nil
+	if p.lifted != nil {
+		close(p.lifted)
+		p.lifted = nil
+	}
+}
+
+// faulty returns the fault for a request, nil for none, and what is closed when it is
+// lifted.
+func (p *proxy) faulty(r *http.Request) (*fault, chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, f := range p.faults {
+		switch {
+		case f.method != "" && f.method != r.Method, !f.path.MatchString(r.URL.Path), f.chance > 0 && rand.Float64() >= f.chance:
+			continue
+		case f.skip > 0:
+			f.skip--
+			continue
+		}
+		p.hits++
+		if f.times == 1 {
+			p.faults = append(p.faults[:i:i], p.faults[i+1:]...)
+		} else if f.times > 1 {
+			f.times--
+		}
+		return f, p.lifted
+	}
+	return nil, nil
+}
+
+// serve answers a request with a fault.
+func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
+	switch f.kind {
+	case faultDelay:
+		wait(r.Context(), lifted, f.wait)
+		p.pass(w, r)
+		return
+	case eventsClosed:
+		ctx, cancel := context.WithTimeout(r.Context(), f.wait)
+		defer cancel()
+		p.pass(w, r.WithContext(ctx))
+		panic(http.ErrAbortHandler)
+	case eventsDrop, eventsDouble, eventsReorder, eventsLate, eventsGarbage:
+		p.pass(&eventWriter{ResponseWriter: w, fault: f}, r)
+		return
+	case faultHalf:
+		if r.Header.Get("Upgrade") != "" {
+			p.pass(&cutWriter{w, 3}, r) // half a header of a stream
+			panic(http.ErrAbortHandler)
+		}
+	}
+	answer := httptest.NewRecorder()
+	if f.after || f.kind == faultHalf || f.kind == faultEmpty {
+		p.pass(answer, r.WithContext(context.WithoutCancel(r.Context())))
+	}
+	switch f.kind {
+	case faultHang:
+		wait(r.Context(), lifted, f.wait)
+	case faultStatus:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(f.code)
+		_ = json.NewEncoder(w).Encode(map[string]string{"message": "a fault on purpose"})
+		return
+	case faultEmpty, faultHalf:
+		body := answer.Body.Bytes()
+		for key, values := range answer.Header() {
+			w.Header()[key] = values
+		}
+		if f.kind == faultEmpty {
+			w.Header().Del("Content-Length")
+			w.WriteHeader(answer.Code)
+			return
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(max(len(body), 2)))
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(body[:len(body)/2])
+		_ = http.NewResponseController(w).Flush()
+	}
+	panic(http.ErrAbortHandler) // the connection breaks
+}
+
+// pass has Docker answer a request, even one that this side answers otherwise.
+func (p *proxy) pass(w http.ResponseWriter, r *http.Request) {
+	defer func() {
+		// Of the reverse proxy, when the client or Docker leaves in the middle.
+		if broken := recover(); broken != nil && broken != http.ErrAbortHandler { //nolint:errorlint // it is panicked with as it is
+			panic(broken)
+		}
+	}()
+	p.rev.ServeHTTP(w, r)
+}
+
+// wait waits for d, forever if that is 0, for the end of the request or until faults
+// are lifted.
+func wait(ctx context.Context, lifted chan struct{}, d time.Duration) {
+	var over <-chan time.Time
+	if d > 0 {
+		over = time.After(d)
+	}
+	select {
+	case <-ctx.Done():
+	case <-lifted:
+	case <-over:
+	}
+}
+
+// A cutWriter breaks a connection that was taken over after so many bytes.
+type cutWriter struct {
+	http.ResponseWriter
+	left int
+}
+
+func (w *cutWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Hijack is of http.Hijacker.
+func (w *cutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	return &cutConn{Conn: conn, left: w.left}, rw, nil
+}
+
+type cutConn struct {
+	net.Conn
+	left int
+	once sync.Once
+}
+
+func (c *cutConn) Write(p []byte) (int, error) {
+	if n := min(len(p), c.left); n < len(p) {
+		_, _ = c.Conn.Write(p[:n])
+		c.once.Do(func() { c.Conn.Close() })
+		return n, net.ErrClosed
+	}
+	c.left -= len(p)
+	return c.Conn.Write(p)
+}
+
+// An eventWriter passes events on, one a line, in the way of a fault.
+type eventWriter struct {
+	http.ResponseWriter
+	fault *fault
+	rest  []byte // the beginning of an event
+	held  []byte // an event that is to come after the next
+	count int
+}
+
+func (w *eventWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// Write is of http.ResponseWriter.
+func (w *eventWriter) Write(p []byte) (int, error) {
+	w.rest = append(w.rest, p...)
+	for {
+		end := bytes.IndexByte(w.rest, '\n')
+		if end < 0 {
+			return len(p), nil
+		}
+		event := bytes.Clone(w.rest[:end+1])
+		w.rest = w.rest[end+1:]
+		w.count++
+		switch w.fault.kind {
+		case eventsDrop:
+			if w.count%2 == 0 {
+				continue
+			}
+		case eventsDouble:
+			event = append(event, event...)
+		case eventsReorder:
+			if w.held == nil {
+				w.held = event
+				continue
+			}
+			event, w.held = append(event, w.held...), nil
+		case eventsLate:
+			time.Sleep(w.fault.wait)
+		case eventsGarbage:
+			if w.count%5 == 0 {
+				event = []byte(strings.ToUpper(string(event[:len(event)/2])) + "\n")
+			}
+		}
+		if _, err := w.ResponseWriter.Write(event); err != nil {
+			return 0, err
+		}
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+	}
+}
