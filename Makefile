@@ -4,7 +4,7 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover bench lint clean
+.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak bench lint clean
 
 help: ## this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,12 @@ test-vm-critest: ## critest and the live tests in a virtual machine with cgroup 
 
 test-changeover: ## from a real cri-dockerd to berthd and back, under running pods (root)
 	contrib/e2e/changeover.sh
+
+test-faults: ## pods under faults of Docker, plugins, disks and clients, in ten minutes (root); FAULTS=pattern
+	FAULTS='$(FAULTS)' contrib/e2e/faults.sh
+
+soak: ## an hour of pods under random faults on a private Docker Engine (root); SOAK=5m SEED=number
+	SEED='$(SEED)' contrib/e2e/faults.sh soak $(SOAK)
 
 test-kubeadm: packages ## kubeadm init from the deb to a Deployment, and a reboot, in a virtual machine (root)
 	contrib/e2e/vm-kubeadm.sh

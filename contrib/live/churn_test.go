@@ -387,7 +387,7 @@ func (ch *churn) complete(name, log string, code int32) {
 			case rest == fmt.Sprintf("line %d\n", next):
 				next++
 				continue
-			case rest == fmt.Sprintf("end %d\n", next):
+			case rest == fmt.Sprintf("end %d\n", next), rest == fmt.Sprintf("end %d\n", next-1): // the signal came before i was counted up
 				ended = true
 				continue
 			default:

@@ -63,11 +63,17 @@ func (f *fault) String() string {
 // endpoint is the path of requests to Docker's API, whose version is before it.
 func endpoint(path string) *regexp.Regexp { return regexp.MustCompile(`^(?:/v[0-9.]+)?` + path + `$`) }
 
-// inject makes faults of requests from now on, beside those that there are.
+// inject makes faults of requests from now on, beside those that there are. A stream of
+// events that a fault is for begins anew.
 func (p *proxy) inject(list ...*fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = append(p.faults, list...)
+	for _, f := range list {
+		if f.path.MatchString("/events") && p.cutEvents != nil {
+			p.cutEvents()
+		}
+	}
 	if p.lifted == nil {
 		p.lifted = make(chan struct{})
 	}
@@ -77,6 +83,11 @@ func (p *proxy) inject(list ...*fault) {
 func (p *proxy) lift() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	for _, f := range p.faults {
+		if f.path.MatchString("/events") && p.cutEvents != nil {
+			p.cutEvents()
+		}
+	}
 	p.faults = nil
 	if p.lifted != nil {
 		close(p.lifted)
@@ -110,28 +121,37 @@ func (p *proxy) faulty(r *http.Request) (*fault, chan struct{}) {
 
 // serve answers a request with a fault.
 func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
+	whole := true
 	switch f.kind {
 	case faultDelay:
 		wait(r.Context(), lifted, f.wait)
-		p.pass(w, r)
-		return
+		whole = p.pass(w, r)
 	case eventsClosed:
 		ctx, cancel := context.WithTimeout(r.Context(), f.wait)
 		defer cancel()
-		p.pass(w, r.WithContext(ctx))
-		panic(http.ErrAbortHandler)
+		whole = p.pass(w, r.WithContext(ctx))
 	case eventsDrop, eventsDouble, eventsReorder, eventsLate, eventsGarbage:
-		p.pass(&eventWriter{ResponseWriter: w, fault: f}, r)
+		whole = p.pass(&eventWriter{ResponseWriter: w, fault: f}, r)
+	default:
+		f.answer(p, lifted, w, r)
 		return
-	case faultHalf:
-		if r.Header.Get("Upgrade") != "" {
-			p.pass(&cutWriter{w, 3}, r) // half a header of a stream
-			panic(http.ErrAbortHandler)
-		}
+	}
+	if !whole {
+		panic(http.ErrAbortHandler) // the connection breaks
+	}
+}
+
+// answer is serve for faults of the answer itself.
+func (f *fault) answer(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
+	if f.kind == faultHalf && r.Header.Get("Upgrade") != "" {
+		p.pass(&cutWriter{w, 3}, r) // half a header of a stream
+		panic(http.ErrAbortHandler)
 	}
 	answer := httptest.NewRecorder()
 	if f.after || f.kind == faultHalf || f.kind == faultEmpty {
-		p.pass(answer, r.WithContext(context.WithoutCancel(r.Context())))
+		if !p.pass(answer, r.WithContext(context.WithoutCancel(r.Context()))) {
+			panic(http.ErrAbortHandler)
+		}
 	}
 	switch f.kind {
 	case faultHang:
@@ -159,8 +179,8 @@ func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *
 	panic(http.ErrAbortHandler) // the connection breaks
 }
 
-// pass has Docker answer a request, even one that this side answers otherwise.
-func (p *proxy) pass(w http.ResponseWriter, r *http.Request) {
+// pass has Docker answer a request, and reports whether it has, to its end.
+func (p *proxy) pass(w http.ResponseWriter, r *http.Request) (whole bool) {
 	defer func() {
 		// Of the reverse proxy, when the client or Docker leaves in the middle.
 		if broken := recover(); broken != nil && broken != http.ErrAbortHandler { //nolint:errorlint // it is panicked with as it is
@@ -168,6 +188,7 @@ func (p *proxy) pass(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	p.rev.ServeHTTP(w, r)
+	return true
 }
 
 // wait waits for d, forever if that is 0, for the end of the request or until faults

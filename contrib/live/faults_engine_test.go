@@ -132,8 +132,6 @@ func testFaultsOfEvents(t *testing.T) {
 			tr := prepareTrial(t, false)
 			tr.proxy.inject(f) // from the first connection on
 			tr.begin(t)
-			tr.proxy.lift()
-			tr.proxy.inject(f)
 			tr.under(t, 3, 8*time.Second, func(time.Time) { time.Sleep(time.Second) })
 		})
 	}

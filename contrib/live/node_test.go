@@ -72,6 +72,7 @@ type node struct {
 
 	metrics string // address of the daemon's metrics, for an audit
 	systemd bool   // whether that is Docker's driver of cgroups, for an audit
+	strays  []stray
 
 	cmd     *exec.Cmd
 	done    chan struct{}
@@ -364,6 +365,8 @@ type proxy struct {
 	faults []*fault
 	lifted chan struct{} // closed when the faults are lifted
 	hits   int           // requests that a fault was made of
+
+	cutEvents context.CancelFunc // ends the newest stream of events
 }
 
 func newProxy(t testing.TB, path string) *proxy {
@@ -376,7 +379,7 @@ func newProxy(t testing.TB, path string) *proxy {
 			return (&net.Dialer{}).DialContext(ctx, "unix", real)
 		}},
 		FlushInterval: -1,
-		ErrorHandler:  func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
+		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // as a Docker that is not there
 	}
 	p.open()
 	t.Cleanup(p.close)
@@ -440,6 +443,14 @@ func (p *proxy) total() (int, string) {
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasSuffix(r.URL.Path, "/events") {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		r = r.WithContext(ctx)
+		p.mu.Lock()
+		p.cutEvents = cancel
+		p.mu.Unlock()
+	}
 	if f, lifted := p.faulty(r); f != nil {
 		f.serve(p, lifted, w, r)
 		return
