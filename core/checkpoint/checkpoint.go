@@ -139,7 +139,11 @@ func (d Dir) Read(id string) (Checkpoint, bool) {
 // written when a daemon died; it need not be there.
 func (d Dir) Remove(id string) error {
 	for _, name := range []string{"." + id, id} {
-		if err := os.Remove(filepath.Join(string(d), name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		path := filepath.Join(string(d), name)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			continue // a read-only file system refuses to remove even what does not exist
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("checkpoint: %w", err)
 		}
 	}

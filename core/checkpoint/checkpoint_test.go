@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // Files as cri-dockerd 0.4.3 has written them.
@@ -128,4 +129,15 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("%v became %v, %v", c, c2, err)
 		}
 	})
+}
+
+func TestRemoveSucceedsOnAReadOnlyDiskWithoutACheckpoint(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("checkpoints", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Skip("needs a root that may mount:", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := Dir(dir).Remove(strings.Repeat("0123456789abcdef", 4)); err != nil {
+		t.Errorf("Remove of what is not there: %v", err)
+	}
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"berth/core/journal"
 )
 
@@ -140,4 +142,15 @@ func TestWritersOfOneKeyDoNotTearIt(t *testing.T) {
 		}
 	})
 	writers.Wait()
+}
+
+func TestDeleteSucceedsOnAReadOnlyDiskWithoutTheKey(t *testing.T) {
+	s, dir := shelf(t)
+	if err := unix.Mount("journal", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Skip("needs a root that may mount:", err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := s.Delete("key"); err != nil {
+		t.Errorf("Delete of what is not there: %v", err)
+	}
 }
