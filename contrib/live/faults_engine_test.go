@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -20,7 +21,7 @@ func testFaultsOfEndpoints(t *testing.T) {
 	tr := newTrial(t, false, "--runtime-request-timeout", "4s")
 	tr.ch.patient = 5 * time.Second
 	count := 0
-	one := func(what string, faults ...*fault) {
+	one := func(what string, steps int, faults ...*fault) {
 		t.Helper()
 		count++
 		tr.proxy.inject(faults...)
@@ -30,7 +31,7 @@ func testFaultsOfEndpoints(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			tr.ch.life(fmt.Sprintf("fault-%d", count), 5)
+			tr.ch.life(fmt.Sprintf("fault-%d", count), steps)
 		}()
 		select {
 		case <-done:
@@ -42,6 +43,9 @@ func testFaultsOfEndpoints(t *testing.T) {
 		if tr.proxy.hit() == hits {
 			t.Errorf("%s: no request was of that kind", what)
 		}
+		if faults[0].method == http.MethodDelete && faults[0].code == 404 {
+			tr.collect(t) // berthd was told that the container is gone
+		}
 		tr.check(t, what)
 		t.Logf("%s: %v", what, time.Since(begin).Round(time.Millisecond))
 	}
@@ -49,41 +53,64 @@ func testFaultsOfEndpoints(t *testing.T) {
 		{kind: faultHang, after: true}, {kind: faultCut, after: true}, {kind: faultStatus, code: 500, after: true}, {kind: faultStatus, code: 409},
 		{kind: faultStatus, code: 404}, {kind: faultStatus, code: 502}, {kind: faultHalf}, {kind: faultEmpty},
 	}
+	few := []fault{{kind: faultHang}, {kind: faultCut}, {kind: faultStatus, code: 500}, {kind: faultHalf}}
 	for _, e := range []struct {
 		name, method string
 		path         *regexp.Regexp
-		skip         int
+		skip, steps  int
 		kinds        []fault
 	}{
-		{"create of a sandbox", http.MethodPost, endpoint(`/containers/create`), 0, kinds},
-		{"start of a sandbox", http.MethodPost, endpoint(`/containers/[^/]+/start`), 0, kinds},
-		{"create of a container", http.MethodPost, endpoint(`/containers/create`), 1, kinds},
-		{"start of a container", http.MethodPost, endpoint(`/containers/[^/]+/start`), 1, kinds},
-		{"kill", http.MethodPost, endpoint(`/containers/[^/]+/kill`), 0, kinds[:5]},
-		{"stop", http.MethodPost, endpoint(`/containers/[^/]+/stop`), 0, kinds[:5]},
-		{"wait", http.MethodPost, endpoint(`/containers/[^/]+/wait`), 0, kinds[:5]},
-		{"removal", http.MethodDelete, endpoint(`/containers/[^/]+`), 0, kinds[:5]},
-		{"create of an exec", http.MethodPost, endpoint(`/containers/[^/]+/exec`), 0, kinds},
-		{"start of an exec", http.MethodPost, endpoint(`/exec/[^/]+/start`), 0, []fault{{kind: faultHang}, {kind: faultCut}, {kind: faultStatus, code: 500}, {kind: faultHalf}}},
-		{"inspect of an exec", http.MethodGet, endpoint(`/exec/[^/]+/json`), 0, kinds},
-		{"inspect of an image", http.MethodGet, endpoint(`/images/.+/json`), 0, kinds[:3]},
+		{"create of a sandbox", http.MethodPost, endpoint(`/containers/create`), 0, 1, kinds},
+		{"start of a sandbox", http.MethodPost, endpoint(`/containers/[^/]+/start`), 0, 1, kinds},
+		{"create of a container", http.MethodPost, endpoint(`/containers/create`), 1, 1, kinds},
+		{"start of a container", http.MethodPost, endpoint(`/containers/[^/]+/start`), 1, 1, kinds},
+		{"kill", http.MethodPost, endpoint(`/containers/[^/]+/kill`), 0, 1, kinds[:5]},
+		{"stop", http.MethodPost, endpoint(`/containers/[^/]+/stop`), 0, 1, kinds[:5]},
+		{"wait", http.MethodPost, endpoint(`/containers/[^/]+/wait`), 0, 1, kinds[:5]},
+		{"removal", http.MethodDelete, endpoint(`/containers/[^/]+`), 0, 1, kinds[:5]},
+		{"create of an exec", http.MethodPost, endpoint(`/containers/[^/]+/exec`), 0, 3, few},
+		{"start of an exec", http.MethodPost, endpoint(`/exec/[^/]+/start`), 0, 3, few},
+		{"inspect of an exec", http.MethodGet, endpoint(`/exec/[^/]+/json`), 0, 3, few},
+		{"inspect of an image", http.MethodGet, endpoint(`/images/.+/json`), 0, 1, few[:2]},
 	} {
 		for _, kind := range e.kinds {
 			kind.method, kind.path, kind.skip, kind.times = e.method, e.path, e.skip, 1
-			one(fmt.Sprintf("%s, %v", e.name, &kind), &kind)
+			one(fmt.Sprintf("%s, %v", e.name, &kind), e.steps, &kind)
 		}
 	}
 	// A container or all of them not to be inspected for a while.
-	for _, kind := range []fault{{kind: faultHang}, {kind: faultCut}, {kind: faultStatus, code: 500}, {kind: faultHalf}, {kind: faultEmpty}} {
+	for _, kind := range append(few, fault{kind: faultEmpty}) {
 		kind.method, kind.times = http.MethodGet, 3
 		inspect, list := kind, kind
 		inspect.path, list.path = endpoint(`/containers/[0-9a-f]{64}/json`), endpoint(`/containers/json`)
-		one(fmt.Sprintf("inspect, %v", &inspect), &inspect)
+		one(fmt.Sprintf("inspect, %v", &inspect), 3, &inspect)
 		closed := &fault{method: http.MethodGet, path: endpoint(`/events`), kind: eventsClosed, wait: 100 * time.Millisecond, times: 2}
-		one(fmt.Sprintf("list, %v", &list), &list, closed) // it is asked for when events have been lost
+		one(fmt.Sprintf("list, %v", &list), 1, &list, closed) // it is asked for when events have been lost
 	}
 	tr.finish(t)
 	t.Logf("%d faults", count)
+}
+
+// collect removes containers whose sandbox is no more, as the kubelet's garbage
+// collection does, once they are listed again.
+func (tr *trial) collect(t *testing.T) {
+	t.Helper()
+	tr.until(20*time.Second, "a container that Docker has, and was said not to have, is not listed", func() bool {
+		have, err := tr.docker.ContainerList(t.Context(), container.ListOptions{All: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := tr.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range list.GetContainers() {
+			if _, err := tr.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c.GetId()}); err != nil {
+				t.Error(err)
+			}
+		}
+		return len(have) == 0
+	})
 }
 
 // hit returns of how many requests faults were made.

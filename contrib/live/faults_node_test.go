@@ -126,6 +126,7 @@ func testFewAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr.ch.troubled(true)
+	defer time.AfterFunc(time.Minute, func() { tr.ch.troubled(false) }).Stop()
 	var all sync.WaitGroup
 	for i := range 10 {
 		all.Go(func() { tr.ch.life(fmt.Sprintf("few-%d", i), 2) })
