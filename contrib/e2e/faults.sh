@@ -17,4 +17,6 @@ export ENGINE_RESTARTS=1 ENGINE_FLAGS="--live-restore ${ENGINE_FLAGS:-}" LIVE_ON
 if [ "${1:-}" = soak ]; then
 	LIVE_FLAGS='-v -timeout 0 -run ^TestSoak$' LIVE_ARGS="-soak ${2:-1h} -seed ${SEED:-0}" exec "$e2e/live.sh"
 fi
+FAULTS=${FAULTS:-}
+FAULTS=${FAULTS// /_} # as go test names them
 LIVE_FLAGS="-v -timeout 60m -run ^TestFaults\$${FAULTS:+/$FAULTS}" LIVE_ARGS=-faults exec "$e2e/live.sh"

@@ -228,6 +228,8 @@ func testFaultsOfDisks(t *testing.T) {
 			tr.ch.troubled(false)
 			<-done
 			tr.remove(sandbox)
+			tr.restart() // collects records that could not be deleted, as it does now and then
+			tr.waitReady(20 * time.Second)
 			tr.finish(t)
 		})
 	}
