@@ -240,6 +240,17 @@ func engine(t *testing.T, s syscall.Signal) {
 	}
 }
 
+// engineEnds ends Docker's process by a signal, and waits until there is another.
+func (n *node) engineEnds(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	pid := pidIn(t, "pid")
+	if err := syscall.Kill(pid, s); err != nil {
+		t.Fatal(err)
+	}
+	n.until(30*time.Second, "Docker does not end", func() bool { return syscall.Kill(pid, 0) != nil })
+	n.engineBack()
+}
+
 // engineBack waits until Docker, which something starts again, answers.
 func (n *node) engineBack() {
 	n.t.Helper()
@@ -264,8 +275,8 @@ func testFaultsOfDocker(t *testing.T) {
 			time.Sleep(2*time.Second + rand.N(9*time.Second))
 			engine(t, syscall.SIGCONT)
 		}},
-		{"TERM under churn", func(t *testing.T, n *node) { engine(t, syscall.SIGTERM); time.Sleep(time.Second); n.engineBack() }},
-		{"KILL under churn", func(t *testing.T, n *node) { engine(t, syscall.SIGKILL); time.Sleep(time.Second); n.engineBack() }},
+		{"TERM under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGTERM) }},
+		{"KILL under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }},
 		{"containerd killed under churn", func(t *testing.T, n *node) {
 			_ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL)
 		}},

@@ -52,8 +52,8 @@ func TestSoak(t *testing.T) {
 			time.Sleep(moment(9 * time.Second))
 			engine(t, syscall.SIGCONT)
 		}},
-		{"dockerd: KILL", func() { engine(t, syscall.SIGKILL); time.Sleep(time.Second); tr.engineBack() }},
-		{"dockerd: TERM", func() { engine(t, syscall.SIGTERM); time.Sleep(time.Second); tr.engineBack() }},
+		{"dockerd: KILL", func() { tr.engineEnds(t, syscall.SIGKILL) }},
+		{"dockerd: TERM", func() { tr.engineEnds(t, syscall.SIGTERM) }},
 		{"containerd: KILL", func() { _ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL) }},
 		{"endpoints", func() {
 			tr.proxy.inject(randomFaults(0.05)...)
