@@ -13,10 +13,10 @@ need_cni
 need busybox=busybox-static curl=curl
 [ -x "$cache/busybox" ] || "$e2e/busybox.sh"
 may_lower_oom || [ -x "$cache/bin/runc-clamp" ] || build_tools
-export ENGINE_RESTARTS=1 ENGINE_FLAGS="--live-restore ${ENGINE_FLAGS:-}" LIVE_ONLY=contrib/live
+export LIVE_TIMEOUT=0 ENGINE_RESTARTS=1 ENGINE_FLAGS="--live-restore ${ENGINE_FLAGS:-}" LIVE_ONLY=contrib/live
 if [ "${1:-}" = soak ]; then
-	LIVE_FLAGS='-v -timeout 0 -run ^TestSoak$' LIVE_ARGS="-soak ${2:-1h} -seed ${SEED:-0}" exec "$e2e/live.sh"
+	LIVE_FLAGS='-v -run ^TestSoak$' LIVE_ARGS="-soak ${2:-1h} -seed ${SEED:-0}" exec "$e2e/live.sh"
 fi
 FAULTS=${FAULTS:-}
 FAULTS=${FAULTS// /_} # as go test names them
-LIVE_FLAGS="-v -timeout 60m -run ^TestFaults\$${FAULTS:+/$FAULTS}" LIVE_ARGS=-faults exec "$e2e/live.sh"
+LIVE_FLAGS="-v -run ^TestFaults\$${FAULTS:+/$FAULTS}" LIVE_ARGS=-faults exec "$e2e/live.sh"

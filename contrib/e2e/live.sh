@@ -41,12 +41,13 @@ tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth-test:1 >/dev/null
 cd "$top"
 
 # LIVE_FLAGS are further flags of go test, such as -run or -bench; LIVE_ARGS are
-# further flags of the tests, such as -lines; LIVE_ONLY is the one package to test.
+# further flags of the tests, such as -lines; LIVE_ONLY is the one package to test, and
+# LIVE_TIMEOUT how long that may take.
 read -ra live_flags <<<"${LIVE_FLAGS:-}"
 read -ra live_args <<<"${LIVE_ARGS:-}"
 on() { # on PACKAGE [flags of its tests]
 	[ "${LIVE_ONLY:-$1}" = "$1" ] || return 0
-	go test -count=1 -timeout 30m "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
+	go test -count=1 -timeout "${LIVE_TIMEOUT:-30m}" "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
 }
 failed=0
 on core/engine/enginetest

@@ -171,10 +171,10 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 		ch.mu.Lock()
 		for name, p := range ch.pods {
 			if p.sandbox != "" && !ready[p.sandbox] {
-				say("pod %s: sandbox %s was told to be ready, it is %q", name, p.sandbox, listed[p.sandbox])
+				say("pod %s: sandbox %s was told to be ready, it is %q, for Docker %q", name, p.sandbox, listed[p.sandbox], docker[p.sandbox])
 			}
 			if p.container != "" && listed[p.container] != "running" {
-				say("pod %s: container %s was told to run, it is %q", name, p.container, listed[p.container])
+				say("pod %s: container %s was told to run, it is %q, for Docker %q", name, p.container, listed[p.container], docker[p.container])
 			}
 			for _, id := range p.old {
 				if docker[id] != "" || listed[id] != "" {
@@ -311,10 +311,11 @@ type stray struct {
 
 // forgiven returns the lines of an audit but for strays, and ends those. A Docker that
 // ends or loses its containerd in the moment of a start forgets what it has begun: seen
-// with 20.10, with "runc init" in the cgroup or, once, the process of the pod.
+// with 20.10, with "runc init" in the cgroup or, once, the process of the pod. Or what
+// it has just started is "exited" for the next Docker.
 func (n *node) forgiven(lines []string) (left []string, forgiven int) {
 	for _, line := range lines {
-		if strings.Contains(line, `"" for Docker`) {
+		if strings.Contains(line, `"" for Docker`) || strings.HasSuffix(line, `, for Docker "exited"`) {
 			forgiven++
 		} else {
 			left = append(left, line)

@@ -30,6 +30,8 @@ type churn struct {
 	ctx     context.Context
 	// impatient has half of the calls left by their caller after at most 300 ms.
 	impatient bool
+	// forgetful tells that Docker may lose what it has just started, see forgiven.
+	forgetful bool
 
 	quiet sync.RWMutex // taken for reading by each call, for writing by the audit
 
@@ -140,8 +142,12 @@ func (ch *churn) life(name string, steps int) {
 		ch.problem("%v", err)
 		return
 	}
-	up := ch.until("making pod "+name, func() error { return ch.sandbox(p) }) &&
-		ch.until("making the container of "+name, func() error { return ch.container(p) })
+	up := ch.until("syncing pod "+name, func() error {
+		if err := ch.sandbox(p); err != nil {
+			return err
+		}
+		return ch.container(p)
+	})
 	for i := 0; up && i < steps; i++ {
 		ch.pauses()
 		switch i % 4 {
@@ -186,6 +192,9 @@ func (ch *churn) sandbox(p *churned) error {
 		}); err != nil {
 			return err
 		}
+	}
+	if p.sandbox != "" && p.sandbox != ready && !ch.forgetful {
+		ch.problem("pod %s: sandbox %s was told to be ready, listed is %q", p.config.GetMetadata().GetName(), p.sandbox, ready)
 	}
 	if ready == "" {
 		p.config.Metadata.Attempt = attempt
@@ -291,14 +300,14 @@ func (ch *churn) rotate(p *churned) {
 func (ch *churn) statuses(p *churned) {
 	_ = ch.call("PodSandboxStatus", func(ctx context.Context) error {
 		r, err := ch.n.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
-		if err == nil && (r.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || r.GetStatus().GetNetwork().GetIp() == "") || codeOf(err) == codes.NotFound {
+		if err == nil && !ch.forgetful && (r.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || r.GetStatus().GetNetwork().GetIp() == "") || codeOf(err) == codes.NotFound {
 			ch.problem("sandbox %s was told to be ready: %v, %v", p.sandbox, r.GetStatus(), err)
 		}
 		return err
 	})
 	_ = ch.call("ContainerStatus", func(ctx context.Context) error {
 		r, err := ch.n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
-		if err == nil && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || codeOf(err) == codes.NotFound {
+		if err == nil && !ch.forgetful && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || codeOf(err) == codes.NotFound {
 			ch.problem("container %s was told to run: %v, %v", p.container, r.GetStatus(), err)
 		}
 		return err

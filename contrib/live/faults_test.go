@@ -57,7 +57,7 @@ type trial struct {
 	before usage
 
 	forgetful bool // Docker may forget what it has begun to start, see forgiven
-	forgotten int
+	forgotten int  // of these
 }
 
 // newTrial starts a node and lives one pod without a fault.
@@ -126,7 +126,7 @@ func (tr *trial) finish(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	t.Logf("%s; now %v, before %v; %d cgroups and shims that Docker has forgotten", tr.ch.summary(), now, tr.before, tr.forgotten)
+	t.Logf("%s; now %v, before %v; %d things that Docker has forgotten", tr.ch.summary(), now, tr.before, tr.forgotten)
 }
 
 // under lives pods for d while do is called again and again, and for some seconds after.
@@ -284,6 +284,7 @@ func testFaultsOfDocker(t *testing.T) {
 		t.Run(blow.name, func(t *testing.T) {
 			tr := newTrial(t, false, direct...)
 			tr.forgetful = blow.name != "STOP under churn"
+			tr.ch.forgetful = tr.forgetful
 			blows := 0
 			tr.under(t, 4, 25*time.Second, func(end time.Time) {
 				time.Sleep(2*time.Second + rand.N(3*time.Second))

@@ -26,7 +26,7 @@ func TestSoak(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(seed, 0))
 	tr := newTrial(t, true, "--runtime-request-timeout", "30s")
-	tr.forgetful = true
+	tr.forgetful, tr.ch.forgetful = true, true
 	tr.ch.patient, tr.ch.pace = 45*time.Second, time.Second
 	begin := time.Now()
 	say := func(format string, args ...any) {
