@@ -267,7 +267,7 @@ func (ch *churn) probe(p *churned) {
 	code := codeOf(err)
 	ch.mu.Lock()
 	ch.answers["ExecSync "+code.String()]++
-	calm := !ch.calm.IsZero() && time.Since(ch.calm) > 20*time.Second
+	calm := !ch.forgetful && !ch.calm.IsZero() && time.Since(ch.calm) > 20*time.Second
 	ch.mu.Unlock()
 	switch {
 	case code == codes.DeadlineExceeded:
