@@ -68,7 +68,7 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 	switch {
 	case err == nil, errors.Is(err, context.DeadlineExceeded):
 	case errdefs.IsUnavailable(err):
-		x.findLater(ctx, unix.SIGKILL, false)
+		x.findLater(ctx, unix.SIGKILL, true) // Docker may run it yet
 	default:
 		x.end(ctx, unix.SIGKILL)
 	}
@@ -94,13 +94,17 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 
 // last ends a command whose time is up. It may have ended while a child keeps its
 // output open, of which Docker 20.10 tells only after two seconds, and it may be
-// Docker that has hung all the time.
+// Docker, or what starts processes for it, that has hung all the time.
 func (x *session) last(ctx context.Context, output *output, copied <-chan error) (int, error) {
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer cancel()
 	found, err := x.inspect(limit)
 	if err != nil {
 		return 0, fmt.Errorf("its time is up, and whether it has ended is not known: %w", unanswered(err))
+	}
+	if !ended(found) && found.Pid == 0 {
+		// A containerd-shim that hangs: Docker 20.10 says of the command that it runs.
+		return 0, fmt.Errorf("its time is up, and docker has not begun it: %w", errdefs.ErrUnavailable)
 	}
 	if !ended(found) {
 		if !x.end(ctx, unix.SIGKILL) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/client"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine/enginetest"
@@ -162,6 +164,23 @@ func TestSyncIsUnavailableWhenDockerHangs(t *testing.T) {
 	}
 	all.Wait()
 	enginetest.Until(t, "a goroutine waits for an answer of Docker", func() bool { return stacks("net/http.ReadResponse") <= before })
+}
+
+// A command that Docker has not begun when its time is up has not run too long.
+func TestSyncIsUnavailableWhenAShimHangs(t *testing.T) {
+	room, e, _, id := newRoom(t)
+	k := &killer{e: e}
+	e.PID = k.pid
+	room.OnSignal(k.signal)
+	goOn := e.HangShims()
+	defer goOn()
+	begun := time.Now()
+	_, _, _, err := room.Sync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
+	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || time.Since(begun) > 8*time.Second {
+		t.Errorf("%v after %v, want Unavailable soon after 300 ms", err, time.Since(begun))
+	}
+	goOn()
+	enginetest.Until(t, "a command that was begun too late is not killed", func() bool { return slices.Contains(k.signals(), unix.SIGKILL) })
 }
 
 // The command's own end counts, not that of a child that has its output.

@@ -66,6 +66,7 @@ type Engine struct {
 	oomFloor    int
 
 	containerdLost bool
+	shimHangs      chan struct{} // execs are not started before it is closed; nil for at once
 
 	programs      map[string]Program
 	startFailures map[string]StartFailure

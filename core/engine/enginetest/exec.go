@@ -21,11 +21,12 @@ type session struct {
 	box   *box
 	order container.ExecOptions
 
-	process *Process // while it runs
-	begun   bool
-	pid     int
-	code    *int // nil until it has ended
-	sizes   [][2]uint
+	process  *Process // while it runs
+	begun    bool
+	starting bool // said to run, and not begun yet, see HangShims
+	pid      int
+	code     *int // nil until it has ended
+	sizes    [][2]uint
 }
 
 // execCreate is POST /containers/{id}/exec.
@@ -104,6 +105,17 @@ func (e *Engine) execStart(c *call) error {
 		return errHangUp
 	}
 	defer conn.Close()
+	e.mu.Lock()
+	hang := e.shimHangs
+	s.starting = hang != nil
+	e.mu.Unlock()
+	if hang != nil {
+		select {
+		case <-hang:
+		case <-c.run.ctx.Done():
+			return nil
+		}
+	}
 	out, errs := streams(conn, s.order.Tty)
 	p, over, err := e.beginExec(s, out, errs, func() { _ = conn.Close() })
 	if err != nil {
@@ -142,7 +154,7 @@ func (e *Engine) beginExec(s *session, out, errs io.Writer, hangUp func()) (_ *P
 	if s.begun {
 		return nil, nil, refusal(http.StatusConflict, "Error: Exec command %s has already run", s.id)
 	}
-	s.begun = true
+	s.begun, s.starting = true, false
 	e.tellExec(s, events.ActionExecStart+": ", nil)
 	if e.containerdLost {
 		code := exitNotRun
@@ -214,7 +226,7 @@ func (e *Engine) execInspect(c *call) error {
 		return refusal(http.StatusNotFound, "No such exec instance: %s", c.name)
 	}
 	text, err := json.Marshal(map[string]any{
-		"ID": s.id, "ContainerID": s.box.id, "Running": s.process != nil, "ExitCode": s.code, "Pid": s.pid,
+		"ID": s.id, "ContainerID": s.box.id, "Running": s.process != nil || s.starting, "ExitCode": s.code, "Pid": s.pid,
 		"OpenStdin": s.order.AttachStdin, "OpenStdout": s.order.AttachStdout, "OpenStderr": s.order.AttachStderr,
 		"CanRemove": false, "DetachKeys": s.order.DetachKeys,
 		"ProcessConfig": map[string]any{

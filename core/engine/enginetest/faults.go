@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -212,6 +213,22 @@ func (e *Engine) LoseContainerd() (find func()) {
 		defer e.mu.Unlock()
 		e.containerdLost = false
 	}
+}
+
+// HangShims has the Engine take starts of execs and not begin them until goOn is
+// called, as with a containerd-shim that hangs: Docker 20.10 answers with the stream,
+// and says of the exec that it runs and has no process.
+func (e *Engine) HangShims() (goOn func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	hang := make(chan struct{})
+	e.shimHangs = hang
+	return sync.OnceFunc(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.shimHangs = nil
+		close(hang)
+	})
 }
 
 // Routes returns the names of all that is served.
