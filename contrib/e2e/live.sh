@@ -14,7 +14,7 @@ w=$BERTH_E2E_WORK
 engine_pid=''
 finish() {
 	docker ps -aq 2>/dev/null | xargs -r docker rm -fv >/dev/null 2>&1 || true
-	touch "$w/engine/over" # see ENGINE_RESTARTS
+	touch "$w/engine/over" 2>/dev/null || true # see ENGINE_RESTARTS
 	[ -z "${ENGINE_RESTARTS:-}" ] || engine_pid=$(cat "$w/engine/pid" 2>/dev/null || true)
 	if [ -n "$engine_pid" ]; then
 		kill "$engine_pid" 2>/dev/null || true
