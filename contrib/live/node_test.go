@@ -8,6 +8,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net"
 	"net/http"
@@ -379,6 +381,7 @@ func newProxy(t testing.TB, path string) *proxy {
 			return (&net.Dialer{}).DialContext(ctx, "unix", real)
 		}},
 		FlushInterval: -1,
+		ErrorLog:      log.New(io.Discard, "", 0),                                                      // connections break on purpose
 		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // as a Docker that is not there
 	}
 	p.open()
