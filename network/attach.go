@@ -294,7 +294,7 @@ func (n *CNI) GC(ctx context.Context, keep []string) error {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
 	for _, a := range past {
-		if a.Network == nw.list.Name && !(valid[a.ContainerID] && a.IfName == ifName) {
+		if a.Network == nw.list.Name && (!valid[a.ContainerID] || a.IfName != ifName) {
 			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
 		}
 	}

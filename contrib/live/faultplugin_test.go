@@ -140,6 +140,7 @@ func badPlugin(command string) int {
 			say(strings.Repeat("x", 1<<20))
 		}
 		return 0
+	default: // a fault after the work
 	}
 	out, code := work()
 	switch do {
@@ -155,6 +156,7 @@ func badPlugin(command string) int {
 		out = out[:len(out)/2]
 	case pluginSilent:
 		out = nil
+	default:
 	}
 	say(string(out))
 	return code

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -121,7 +122,7 @@ func (p *proxy) faulty(r *http.Request) (*fault, chan struct{}) {
 
 // serve answers a request with a fault.
 func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
-	whole := true
+	var whole bool
 	switch f.kind {
 	case faultDelay:
 		wait(r.Context(), lifted, f.wait)
@@ -163,9 +164,7 @@ func (f *fault) answer(p *proxy, lifted chan struct{}, w http.ResponseWriter, r 
 		return
 	case faultEmpty, faultHalf:
 		body := answer.Body.Bytes()
-		for key, values := range answer.Header() {
-			w.Header()[key] = values
-		}
+		maps.Copy(w.Header(), answer.Header())
 		if f.kind == faultEmpty {
 			w.Header().Del("Content-Length")
 			w.WriteHeader(answer.Code)
@@ -175,6 +174,7 @@ func (f *fault) answer(p *proxy, lifted chan struct{}, w http.ResponseWriter, r 
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(body[:len(body)/2])
 		_ = http.NewResponseController(w).Flush()
+	default:
 	}
 	panic(http.ErrAbortHandler) // the connection breaks
 }
@@ -231,7 +231,7 @@ type cutConn struct {
 func (c *cutConn) Write(p []byte) (int, error) {
 	if n := min(len(p), c.left); n < len(p) {
 		_, _ = c.Conn.Write(p[:n])
-		c.once.Do(func() { c.Conn.Close() })
+		c.once.Do(func() { c.Close() })
 		return n, net.ErrClosed
 	}
 	c.left -= len(p)
@@ -279,6 +279,7 @@ func (w *eventWriter) Write(p []byte) (int, error) {
 			if w.count%5 == 0 {
 				event = []byte(strings.ToUpper(string(event[:len(event)/2])) + "\n")
 			}
+		default:
 		}
 		if _, err := w.ResponseWriter.Write(event); err != nil {
 			return 0, err

@@ -97,11 +97,11 @@ func (x *session) attend(ctx context.Context, in io.Reader, out, errs io.Writer,
 // Attach joins streams, nil for those not wanted, to those of the container id
 // until it ends or the client leaves. A client that does not keep up is given up:
 // Docker holds up the container for it.
-func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	return panics.Try(s.log, func() error { return s.attach(ctx, id, in, out, errs, tty, resize) })
+func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
+	return panics.Try(s.log, func() error { return s.attach(ctx, id, in, out, errs, resize) })
 }
 
-func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
 	docker, err := s.docker.Use()
 	if err != nil {
 		return err
