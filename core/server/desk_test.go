@@ -53,7 +53,13 @@ const busybox = "busybox:1"
 var rounds = flag.Int("rounds", 8, "how many `rounds` TestTheViewNeverLies takes, of 25 things done each")
 
 // Most tests wait for an Engine that hangs, or for time to pass.
-func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
+func TestMain(m *testing.M) {
+	server.LimitAnswers(answerLimit)
+	testmain.M{M: m}.Run()
+}
+
+// answerLimit is a fifth of what gRPC carries: large messages take long under the race detector.
+const answerLimit = 3 << 20
 
 // A house is the whole daemon but its door, on an Engine of maps and with a
 // network of maps.
@@ -578,7 +584,8 @@ func TestASandboxKnownFromAList(t *testing.T) {
 	h.leave()
 	release := h.engine.Hang(pod)
 	defer release()
-	defer h.engine.Hang(running)()
+	releaseContainer := h.engine.Hang(running)
+	defer releaseContainer()
 	h.enter()
 	seen, err := h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 	if err != nil || seen.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || seen.GetStatus().GetNetwork().GetIp() != "10.1.2.3" {
@@ -595,6 +602,7 @@ func TestASandboxKnownFromAList(t *testing.T) {
 		t.Errorf("reopen the log of a container known from the list: %v, want Unavailable", err)
 	}
 	release()
+	releaseContainer()
 	h.until("no container once Docker has told", func() bool { return create() == nil })
 	h.end(pod)
 }

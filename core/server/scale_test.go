@@ -12,6 +12,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/labels"
@@ -237,7 +238,7 @@ func (h *house) largePod(name string, ofPod, ofContainer map[string]string) {
 func TestListsOfLargePods(t *testing.T) {
 	h := furnish(t)
 	const pods = 6
-	large := strings.Repeat("x", 3<<20)
+	large := strings.Repeat("x", answerLimit/5)
 	pod, c := h.pod("p0"), command("c", "sleep", "1000")
 	pod.Annotations = map[string]string{"large": large}
 	c.Annotations = map[string]string{"large": large, "io.kubernetes.container.hash": "1"}
@@ -257,6 +258,11 @@ func TestListsOfLargePods(t *testing.T) {
 	h.must(err)
 	if len(sandboxes.GetItems()) != pods || len(containers.GetContainers()) != pods {
 		t.Errorf("%d pods and %d containers, want %d of each", len(sandboxes.GetItems()), len(containers.GetContainers()), pods)
+	}
+	for _, m := range []proto.Message{sandboxes, containers} {
+		if size := proto.Size(m); size > answerLimit {
+			t.Errorf("a list has %d bytes, want at most %d", size, answerLimit)
+		}
 	}
 	for _, c := range containers.GetContainers() {
 		if c.GetAnnotations()["io.kubernetes.container.hash"] != "1" {
