@@ -49,8 +49,6 @@ type Record struct {
 
 	// Gates by API version (cri-on-docker 0.2).
 	SeccompBuiltin       bool // 1.42: seccomp=builtin can be said
-	StopSignal           bool // 1.42: a stop can name its signal
-	ConsoleSize          bool // 1.42: an exec can begin with its size
 	Annotations          bool // 1.43: HostConfig.Annotations
 	ReadOnlyNonRecursive bool // 1.44: a read-only mount says how deep it is
 	ImageMounts          bool // 1.48: mounts of type image, with a sub-path
@@ -114,8 +112,6 @@ func record(info system.Info, api string) Record {
 		Runtimes:       map[string]Runtime{},
 
 		SeccompBuiltin:       since("1.42"),
-		StopSignal:           since("1.42"),
-		ConsoleSize:          since("1.42"),
 		Annotations:          since("1.43"),
 		ReadOnlyNonRecursive: since("1.44"),
 		ImageMounts:          since("1.48"),

@@ -340,6 +340,11 @@ func (e *Engine) complete(config *container.Config, host *container.HostConfig, 
 	if !e.since("1.43") {
 		host.Annotations = nil
 	}
+	for _, m := range host.Mounts {
+		if m.BindOptions != nil && !e.since("1.44") {
+			m.BindOptions.ReadOnlyNonRecursive, m.BindOptions.ReadOnlyForceRecursive = false, false
+		}
+	}
 }
 
 // nameTaken returns nil if a container may be called name. e.mu is held.

@@ -112,13 +112,19 @@ func (c *court) create(change func(*container.Config, *container.HostConfig), co
 	}
 	made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
 	c.must(err)
+	c.removed(made.ID)
+	return made.ID
+}
+
+// removed removes a container when the test ends.
+func (c *court) removed(id string) {
+	c.Helper()
 	c.Cleanup(func() {
-		err := c.docker.ContainerRemove(context.WithoutCancel(c.ctx), made.ID, container.RemoveOptions{Force: true})
+		err := c.docker.ContainerRemove(context.WithoutCancel(c.ctx), id, container.RemoveOptions{Force: true})
 		if err != nil && !errdefs.IsNotFound(err) {
 			c.Error(err)
 		}
 	})
-	return made.ID
 }
 
 // start makes a container of a command and starts it.

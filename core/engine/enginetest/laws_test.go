@@ -1,11 +1,18 @@
 package enginetest_test
 
 import (
+	"context"
 	"flag"
+	"log/slog"
+	"reflect"
+	"slices"
 	"testing"
+	"time"
 
+	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 
+	"berth/core/engine"
 	"berth/core/engine/enginetest"
 )
 
@@ -34,4 +41,76 @@ func TestLawsOnDocker(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = docker.Close() })
 	enginetest.Laws(t, docker, *image)
+}
+
+// notByVersion are the fields of engine.Record of type bool that the Engine tells of
+// itself, or that the kernel decides.
+var notByVersion = []string{"Snapshotter", "LiveRestore", "AppArmor", "SELinux", "Rootless", "UserNSRemap", "StagedMounts"}
+
+// TestEachGateIsProbed fails if a field of engine.Record depends on the Engine's version
+// and there is no enginetest.Gate that tries it on real Engines.
+func TestEachGateIsProbed(t *testing.T) {
+	var probed []string
+	for _, g := range enginetest.Gates() {
+		probed = append(probed, g.Field)
+	}
+	for _, typ := range []reflect.Type{reflect.TypeFor[engine.Record](), reflect.TypeFor[engine.Runtime]()} {
+		for _, f := range reflect.VisibleFields(typ) {
+			if f.Type.Kind() == reflect.Bool && slices.Contains(probed, f.Name) == slices.Contains(notByVersion, f.Name) {
+				t.Errorf("%s.%s: want it either among the gates or among those that do not depend on the version", typ, f.Name)
+			}
+		}
+	}
+}
+
+func TestGates(t *testing.T) {
+	for _, api := range []string{"1.41", "1.42", "1.43", "1.44", "1.45", "1.47", "1.48", "1.50", "1.51"} {
+		t.Run(api, func(t *testing.T) {
+			e := enginetest.New(t, enginetest.API(api))
+			e.AddImage(enginetest.Image{Files: map[string]string{"/etc/passwd": ""}}, "berth-test:1")
+			gates(t, e.Host, "berth-test:1")
+		})
+	}
+}
+
+func TestGatesOnDocker(t *testing.T) {
+	if *host == "" {
+		t.Skip("needs a Docker Engine: -docker unix:///...")
+	}
+	gates(t, *host, *image)
+}
+
+// gates checks on the Engine at host that the record says of each gate what is true there.
+func gates(t *testing.T, host, ref string) {
+	t.Helper()
+	e, err := engine.New(engine.Config{Host: host}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	go func() { _ = e.Run(ctx) }()
+	conn, err := e.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := reflect.ValueOf(conn.Can)
+	for _, g := range enginetest.Gates() {
+		t.Run(g.Field, func(t *testing.T) {
+			var says bool
+			if g.Field == "RecursiveReadOnly" {
+				says = conn.Can.Runtimes[conn.Can.DefaultRuntime].RecursiveReadOnly
+			} else {
+				says = record.FieldByName(g.Field).Bool()
+			}
+			if due := versions.GreaterThanOrEqualTo(conn.Can.API, g.Since); says != due {
+				t.Errorf("API %s: the record says %v, want %v: it is there since %s", conn.Can.API, says, due, g.Since)
+			}
+			if works := g.Works(t, conn.Client, ref); works != says {
+				t.Errorf("API %s: the record says %v, and tried out it is %v", conn.Can.API, says, works)
+			} else {
+				t.Logf("Docker %s, API %s: %v", conn.Can.Version, conn.Can.API, works)
+			}
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -124,6 +125,20 @@ func (e *Engine) obstacle(b *box) (int, error) {
 	}
 	if err := e.findSubPaths(b); err != nil {
 		return exitNoStart, err
+	}
+	for _, option := range b.host.SecurityOpt {
+		profile, ok := strings.CutPrefix(option, "seccomp=")
+		named := profile == "unconfined" || profile == "builtin" && e.since("1.42")
+		if ok && !named && !json.Valid([]byte(profile)) {
+			return exitNoStart, refusal(broken, "Decoding seccomp profile failed: invalid character %.1q looking for beginning of value", profile)
+		}
+	}
+	for _, r := range b.host.DeviceRequests {
+		if len(e.self().CDISpecDirs) == 0 || r.Driver != "cdi" {
+			return exitNoStart, refusal(broken, "could not select device driver %q with capabilities: []", r.Driver)
+		}
+		// There are no CDI specifications.
+		return exitNoStart, refusal(broken, "CDI device injection failed: unresolvable CDI devices %s", strings.Join(r.DeviceIDs, ", "))
 	}
 	if b.host.OomScoreAdj < e.oomFloor {
 		return exitNoStart, refusal(broken, "%s: can't get final child's PID from pipe: EOF: unknown", runcCannot)
