@@ -28,7 +28,7 @@ test-unit: ## go vet and unit tests; needs neither root nor Docker
 test-engine: ## tests on a private Docker Engine, and critest (root)
 	contrib/e2e/test.sh
 
-test-engines: ## what test-engine does, on Docker 26.1, 28.5 and 29 as well (root)
+test-engines: ## what test-engine does, on Docker 23.0 to 29 as well (root)
 	contrib/e2e/engines.sh
 
 test-packages: packages ## packages are reproducible, clean, and install, upgrade and remove (root)
@@ -37,7 +37,7 @@ test-packages: packages ## packages are reproducible, clean, and install, upgrad
 test-vm: packages ## the deb in a virtual machine: units, pods, restarts, an upgrade, a reboot (root)
 	contrib/e2e/vm-test.sh
 
-test-kubelet: ## a real kubelet on a private Docker Engine, and what users do with kubectl (root)
+test-kubelet: ## a real kubelet (KUBE=1.31.14: of that release) on a private Docker Engine, and what users do with kubectl (root)
 	contrib/e2e/kubelet.sh
 
 test-conformance: ## the conformance specs of Kubernetes that are about the node, on a private Docker Engine (root)

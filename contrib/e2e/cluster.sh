@@ -5,7 +5,8 @@
 # ENGINE_FLAGS are as for critest.sh; with KEEP=1 all logs are kept.
 # With registry=yes the images that images.sh makes can be pulled; kube is what
 # kube.sh builds besides. GATES are further feature gates of the kubelet, such as
-# "EventedPLEG: true, PodAndContainerStatsFromCRI: true".
+# "EventedPLEG: true, PodAndContainerStatsFromCRI: true". KUBE is another release of
+# kubelet, apiserver and kubectl than the newest, such as 1.31.14.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	[ -x "$cache/bin/crictl" ] || build_tools
@@ -24,8 +25,12 @@ if [ "${1:-}" != --boxed ]; then
 fi
 shift
 w=$BERTH_E2E_WORK failed=0
+# Gates that later releases have on by default, of what is asked for here.
+gates=''
+[ "$kube_minor" -ge 35 ] || gates+=,ImageVolume=true
+[ "$kube_minor" -ge 33 ] || gates+=,SupplementalGroupsPolicy=true,InPlacePodVerticalScaling=true
 engine_pid='' pids=()
-k() { "$cache/kube/kubectl" --kubeconfig "$w/kubeconfig" "$@"; }
+k() { "$kube_dir/kubectl" --kubeconfig "$w/kubeconfig" "$@"; }
 finish() {
 	[ "$failed" = 0 ] || { grep -E 'level=(WARN|ERROR)' "$w/berthd.log" | tail -20; grep '^E' "$w/kubelet.log" | tail -20; }
 	for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done
@@ -77,8 +82,9 @@ pids+=($!)
 openssl genrsa -out "$w/sa.key" 2048 2>/dev/null
 token=$(openssl rand -hex 16)
 echo "$token,admin,admin,system:masters" >"$w/tokens"
-"$cache/kube/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$w/apiserver" --secure-port 6443 --bind-address 10.77.0.1 \
+"$kube_dir/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$w/apiserver" --secure-port 6443 --bind-address 10.77.0.1 \
 	--service-cluster-ip-range 10.96.0.0/16 --token-auth-file "$w/tokens" --authorization-mode AlwaysAllow --allow-privileged --kubelet-preferred-address-types InternalIP ${admission:-} \
+	${gates:+--feature-gates "${gates#,}"} \
 	--service-account-issuer https://kubernetes --service-account-key-file "$w/sa.key" --service-account-signing-key-file "$w/sa.key" >"$w/apiserver.log" 2>&1 &
 pids+=($!)
 cat >"$w/kubeconfig" <<-C
@@ -102,7 +108,7 @@ cat >"$w/kubelet.yaml" <<-C
 	cgroupRoot: /berth-kubelet
 	failCgroupV1: false
 	failSwapOn: false
-	featureGates: {KubeletInUserNamespace: true${GATES:+, $GATES}}
+	featureGates: {KubeletInUserNamespace: true$(sed 's/,/, /g; s/=/: /g' <<<"$gates")${GATES:+, $GATES}}
 	evictionHard: {memory.available: 1Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}
 	podLogsDir: $w/pods
 	containerLogMaxSize: 200Ki
@@ -113,7 +119,7 @@ cat >"$w/kubelet.yaml" <<-C
 	readOnlyPort: 0
 	shutdownGracePeriod: 0s
 C
-"$cache/kube/kubelet" --config "$w/kubelet.yaml" --kubeconfig "$w/kubeconfig" --root-dir "$w/kubelet" --cert-dir "$w/kubelet-certs" \
+"$kube_dir/kubelet" --config "$w/kubelet.yaml" --kubeconfig "$w/kubeconfig" --root-dir "$w/kubelet" --cert-dir "$w/kubelet-certs" \
 	--hostname-override node --node-ip 10.77.0.1 -v 2 >"$w/kubelet.log" 2>&1 &
 kubelet=$!
 pids+=("$kubelet")

@@ -1,29 +1,71 @@
 #!/usr/bin/env bash
-# engine29.sh: builds Docker Engine 29, with the containerd and runc that go with
-# it, from their Go modules into the cache. It takes some minutes the first time.
+# engine.sh VERSION: builds a Docker Engine that no Debian has (23.0, 24.0, 25.0, 27.5
+# or 29) from its Go modules into the cache. It takes some minutes the first time.
+# 29 comes with the containerd and runc that go with it; the others use those of
+# a Debian (start_engine in lib.sh).
 . "$(dirname "$0")/lib.sh"
-moby=github.com/moby/moby/v2
-versions="$moby/cmd/dockerd@v2.0.0-beta.24 containerd@v2.3.4 runc@v1.4.0"
-out=$cache/engine-29
-[ "$(cat "$out/.complete" 2>/dev/null)" != "$versions" ] || exit 0
-need gcc=build-essential pkg-config=pkg-config
-pkg-config --exists libseccomp || need no-such-program=libseccomp-dev
-say "building Docker Engine 29 into $out"
+version=${1:-} buildkit=''
+case $version in
+23.0) release=23.0.15 buildkit=v0.10.6 ;;
+24.0) release=24.0.9 buildkit=v0.11.6 ;;
+25.0) release=25.0.14 ;;
+27.5) release=27.5.1 ;;
+29) release='github.com/moby/moby/v2/cmd/dockerd@v2.0.0-beta.24 containerd@v2.3.4 runc@v1.4.0' ;;
+*) die "no Docker Engine ${version:-without a version} is known: 23.0, 24.0, 25.0, 27.5 or 29" ;;
+esac
+out=$cache/engine-$version
+[ "$(cat "$out/.complete" 2>/dev/null)" != "$release" ] || exit 0
+need gcc=build-essential
+say "building Docker Engine $version into $out"
 rm -rf "$out"
 mkdir -p "$out"
-export GOBIN=$out
-cd / # these modules are none of ours
-# The module does not know which release it becomes.
-go install -ldflags "-s -w -X $moby/dockerversion.Version=29.0.0-e2e" "$moby/cmd/dockerd@v2.0.0-beta.24"
-for c in containerd containerd-shim-runc-v2; do
-	go install -ldflags '-s -w' "github.com/containerd/containerd/v2/cmd/$c@v2.3.4"
-done
-CGO_ENABLED=1 go install -ldflags '-s -w' -tags seccomp github.com/opencontainers/runc@v1.4.0
-# The client of Debian 13 talks to it; that of Debian 12 is too old.
-root=$(engine_root trixie)
-cat >"$out/docker" <<-E
-	#!/bin/sh
-	exec $root/lib64/ld-linux-x86-64.so.2 --library-path $root/usr/lib/x86_64-linux-gnu $root/usr/bin/docker "\$@"
-E
-chmod +x "$out/docker"
-echo "$versions" >"$out/.complete"
+
+# latest builds 29 and what goes with it.
+latest() {
+	local moby=github.com/moby/moby/v2 c root
+	need pkg-config=pkg-config
+	pkg-config --exists libseccomp || need no-such-program=libseccomp-dev
+	export GOBIN=$out
+	cd / # these modules are none of ours
+	# The module does not know which release it becomes.
+	go install -ldflags "-s -w -X $moby/dockerversion.Version=29.0.0-e2e" "$moby/cmd/dockerd@v2.0.0-beta.24"
+	for c in containerd containerd-shim-runc-v2; do
+		go install -ldflags '-s -w' "github.com/containerd/containerd/v2/cmd/$c@v2.3.4"
+	done
+	CGO_ENABLED=1 go install -ldflags '-s -w' -tags seccomp github.com/opencontainers/runc@v1.4.0
+	# The client of Debian 13 talks to it; that of Debian 12 is too old.
+	root=$(engine_root trixie)
+	cat >"$out/docker" <<-E
+		#!/bin/sh
+		exec $root/lib64/ld-linux-x86-64.so.2 --library-path $root/usr/lib/x86_64-linux-gnu $root/usr/bin/docker "\$@"
+	E
+	chmod +x "$out/docker"
+}
+
+# older builds a release whose module names what it is made of in vendor.mod only.
+older() {
+	local source work
+	work=$(mktemp -d /tmp/berth-engine.XXXXXX)
+	cd "$work"
+	go mod init x >/dev/null 2>&1
+	source=$(go mod download -json "github.com/docker/docker@v$release+incompatible" | sed -n 's/^.*"Dir": "\(.*\)".*$/\1/p')
+	[ -n "$source" ] || die "Docker $release cannot be downloaded"
+	cp -r "$source" source
+	chmod -R u+w source
+	cd source
+	rm -rf vendor # of which a module has the list and no more
+	mv vendor.mod go.mod
+	mv vendor.sum go.sum
+	# 23.0 and 24.0 name a BuildKit of between two releases, which the module proxy
+	# does not have. They get the release before it; berth builds no images.
+	[ -z "$buildkit" ] || go mod edit -replace "github.com/moby/buildkit=github.com/moby/buildkit@$buildkit"
+	CGO_ENABLED=1 go build -mod=mod -ldflags "-s -w -X github.com/docker/docker/dockerversion.Version=$release" \
+		-tags 'netgo osusergo exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o "$out/dockerd" ./cmd/dockerd
+	rm -rf "$work"
+}
+
+case $version in
+29) latest ;;
+*) older ;;
+esac
+echo "$release" >"$out/.complete"

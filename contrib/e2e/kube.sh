@@ -2,15 +2,23 @@
 # kube.sh: builds Kubernetes and etcd from their Go modules into the cache, for
 # the tests with a real kubelet. It takes a quarter of an hour the first time. With
 # "conformance" it builds the specs of the node as well, and the image's program
-# that they ask for; with "dns" CoreDNS.
+# that they ask for; with "dns" CoreDNS. With KUBE=VERSION it builds of that release
+# what cluster.sh runs, and no more; the etcd is the same.
 . "$(dirname "$0")/lib.sh"
-kube=1.37.2 etcd=3.7.3 coredns=1.14.6
-out=$cache/kube
-versions="kubernetes $kube, etcd $etcd"
+etcd=3.7.3 coredns=1.14.6
+out=$kube_dir programs='kubelet kube-apiserver kubectl'
+versions="kubernetes $kube_version"
+if [ "$out" = "$cache/kube" ]; then
+	programs+=' kubeadm kube-controller-manager kube-scheduler kube-proxy'
+	versions+=", etcd $etcd"
+else
+	[ -z "${1:-}" ] || die "$1 is built of the Kubernetes that is tested by default only"
+	KUBE='' "$0"
+fi
 
 specs() {
 	[ "$(cat "$out/.specs" 2>/dev/null)" != "$versions" ] || return 0
-	say "building the specs of kubernetes $kube"
+	say "building the specs of kubernetes $kube_version"
 	mkdir -p "$out/src/specs"
 	cd "$out/src/specs"
 	cp "$out/src/kube/go.mod" .
@@ -85,17 +93,23 @@ say "building $versions into $out"
 mkdir -p "$out/src/kube" "$out/src/etcd"
 cd "$out/src/kube"
 # Kubernetes' own modules ask for each other as v0.0.0.
-dir=$(go mod download -json "k8s.io/kubernetes@v$kube" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+dir=$(go mod download -json "k8s.io/kubernetes@v$kube_version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+[ -n "$dir" ] || die "kubernetes $kube_version cannot be downloaded"
 {
-	printf 'module kube\n\ngo 1.26.0\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$kube"
-	sed -n "s|^\s*\(k8s.io/[a-z-]*\) v0\.0\.0$|\t\1 => \1 v0.${kube#*.}|p" "$dir/go.mod" | sort -u
+	# By the version of Go that it names, Go decides how its libraries behave.
+	printf 'module kube\n\n%s\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$(grep '^go ' "$dir/go.mod")" "$kube_version"
+	sed -n "s|^\s*\(k8s.io/[a-z-]*\) v0\.0\.0$|\t\1 => \1 v0.${kube_version#*.}|p" "$dir/go.mod" | sort -u
 	printf ')\n'
 } >go.mod
 v=k8s.io/component-base/version
-for c in kubelet kube-apiserver kubectl kubeadm kube-controller-manager kube-scheduler kube-proxy; do
-	CGO_ENABLED=0 go build -mod=mod -ldflags "-s -w -X $v.gitVersion=v$kube -X $v.gitMajor=1 -X $v.gitMinor=${kube:2:2} -X k8s.io/client-go/pkg/version.gitVersion=v$kube" \
+for c in $programs; do
+	CGO_ENABLED=0 go build -mod=mod -ldflags "-s -w -X $v.gitVersion=v$kube_version -X $v.gitMajor=1 -X $v.gitMinor=$kube_minor -X k8s.io/client-go/pkg/version.gitVersion=v$kube_version" \
 		-o "$out/" "k8s.io/kubernetes/cmd/$c"
 done
+if [ "$out" != "$cache/kube" ]; then
+	echo "$versions" >"$out/.complete"
+	exit 0
+fi
 cd "$out/src/etcd"
 printf 'module etcd\n\ngo 1.26.0\n\nrequire go.etcd.io/etcd/server/v3 v%s\n' "$etcd" >go.mod
 cat >main.go <<'E'

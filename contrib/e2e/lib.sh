@@ -5,6 +5,11 @@ set -euo pipefail
 e2e=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$e2e/../.." && pwd)
 cache=${BERTH_E2E_DIR:-/var/cache/berth-e2e} # what a second run need not make again
+kube_default=1.37.2
+kube_version=${KUBE:-$kube_default}
+kube_minor=$(cut -d. -f2 <<<"$kube_version")
+kube_dir=$cache/kube # of kubelet, kube-apiserver and kubectl
+[ "$kube_version" = "$kube_default" ] || kube_dir+=-$kube_version
 
 say() { printf '\n==> %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
@@ -61,20 +66,27 @@ engine_root() {
 
 # start_engine DIR [dockerd flags]: a Docker Engine of its own, at
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
-# that of another Debian, with ENGINE=29 the one that engine29.sh builds; these
-# only inside a box (box.sh). Unless the flags name a configuration file it has
+# that of another Debian, with ENGINE=VERSION the one that engine.sh builds: 23.0
+# and 24.0 use the containerd and runc of this machine, 25.0 and 27.5 those of
+# Debian 13, 29 its own. Other Engines than this machine's run only inside a
+# box (box.sh). Unless the flags name a configuration file it has
 # DIR/daemon.json, which a test may change. With ENGINE_RESTARTS=1 it is started again
 # whenever it ends, until there is a file DIR/over.
 start_engine() {
-	local dir=$1 flags=() enter=() root m config='{}'
+	local dir=$1 flags=() enter=() root='' m config='{}'
 	shift
 	mkdir -p "$dir"
-	if [ "${ENGINE:-}" = 29 ]; then
-		# Its client as well: 29 does not talk to that of 20.10.
-		export PATH=$cache/engine-29:$PATH
-	elif [ -n "${ENGINE:-}" ]; then
-		root=$cache/root-$ENGINE
+	case ${ENGINE:-} in
+	'') ;;
+	23.0 | 24.0 | 29) export PATH=$cache/engine-$ENGINE:$PATH ;; # 29 with a client: that of 20.10 is too old for it
+	25.0 | 27.5) root=$cache/root-trixie ;;
+	*) root=$cache/root-$ENGINE ;;
+	esac
+	if [ -n "$root" ]; then
 		mount --bind "$root" "$root" # layers can be unpacked below mount points only
+		case $ENGINE in
+		25.0 | 27.5) mount --bind "$cache/engine-$ENGINE/dockerd" "$root/usr/sbin/dockerd" ;;
+		esac
 		for m in proc sys dev run tmp; do mount --rbind "/$m" "$root/$m"; done
 		for m in hosts resolv.conf; do touch "$root/etc/$m"; mount --bind "/etc/$m" "$root/etc/$m"; done
 		mkdir -p /etc/docker "$root/etc/docker"
@@ -83,8 +95,8 @@ start_engine() {
 	fi
 	if ! may_lower_oom; then
 		m=$dir/runc-clamp
-		[ -z "${root:-}" ] || m=/usr/local/bin/runc-clamp
-		install -D "$cache/bin/runc-clamp" "${root:-}$m"
+		[ -z "$root" ] || m=/usr/local/bin/runc-clamp
+		install -D "$cache/bin/runc-clamp" "$root$m"
 		config='{"default-runtime": "clamp", "runtimes": {"clamp": {"path": "'$m'"}}}'
 		[[ " $* " != *" --config-file "* ]] || flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
 	fi
