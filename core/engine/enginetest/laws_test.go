@@ -22,7 +22,7 @@ var (
 )
 
 func TestLaws(t *testing.T) {
-	for _, api := range []string{"1.41", "1.51"} {
+	for _, api := range []string{"1.41", "1.42", "1.43", "1.44", "1.47", "1.51"} {
 		t.Run(api, func(t *testing.T) {
 			e := enginetest.New(t, enginetest.API(api))
 			e.AddImage(enginetest.Image{}, "berth-test:1")
