@@ -4,10 +4,18 @@
 # 29 comes with the containerd and runc that go with it; the others use those of
 # a Debian (start_engine in lib.sh).
 . "$(dirname "$0")/lib.sh"
-version=${1:-} buildkit=''
+version=${1:-} replace=()
 case $version in
-23.0) release=23.0.15 buildkit=v0.10.6 ;;
-24.0) release=24.0.9 buildkit=v0.11.6 ;;
+# The BuildKit that 23.0.15 and 24.0.9 name is of between two releases, and the module
+# proxy does not have it. They get the nearest before it that it has (for 24.0 that of
+# 24.0.6, which names in turn a Docker that is not there). berth builds no images.
+23.0) release=23.0.15 replace=(github.com/moby/buildkit=github.com/moby/buildkit@v0.10.6) ;;
+24.0)
+	release=24.0.9 replace=(
+		github.com/moby/buildkit=github.com/moby/buildkit@v0.11.7-0.20230723230859-616c3f613b54
+		github.com/docker/docker@v23.0.7-0.20230720050051-0cae31c7dd6e+incompatible=github.com/docker/docker@v23.0.15+incompatible
+	)
+	;;
 25.0) release=25.0.14 ;;
 27.5) release=27.5.1 ;;
 29) release='github.com/moby/moby/v2/cmd/dockerd@v2.0.0-beta.24 containerd@v2.3.4 runc@v1.4.0' ;;
@@ -44,8 +52,9 @@ latest() {
 
 # older builds a release whose module names what it is made of in vendor.mod only.
 older() {
-	local source work
+	local source m
 	work=$(mktemp -d /tmp/berth-engine.XXXXXX)
+	trap 'rm -rf "$work"' EXIT
 	cd "$work"
 	go mod init x >/dev/null 2>&1
 	source=$(go mod download -json "github.com/docker/docker@v$release+incompatible" | sed -n 's/^.*"Dir": "\(.*\)".*$/\1/p')
@@ -56,12 +65,10 @@ older() {
 	rm -rf vendor # of which a module has the list and no more
 	mv vendor.mod go.mod
 	mv vendor.sum go.sum
-	# 23.0 and 24.0 name a BuildKit of between two releases, which the module proxy
-	# does not have. They get the release before it; berth builds no images.
-	[ -z "$buildkit" ] || go mod edit -replace "github.com/moby/buildkit=github.com/moby/buildkit@$buildkit"
+	for m in "${replace[@]}"; do go mod edit -replace "$m"; done
 	CGO_ENABLED=1 go build -mod=mod -ldflags "-s -w -X github.com/docker/docker/dockerversion.Version=$release" \
 		-tags 'netgo osusergo exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o "$out/dockerd" ./cmd/dockerd
-	rm -rf "$work"
+	cd /
 }
 
 case $version in
