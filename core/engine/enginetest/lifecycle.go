@@ -133,12 +133,12 @@ func (e *Engine) obstacle(b *box) (int, error) {
 			return exitNoStart, refusal(broken, "Decoding seccomp profile failed: invalid character %.1q looking for beginning of value", profile)
 		}
 	}
-	for _, r := range b.host.DeviceRequests {
-		if len(e.self().CDISpecDirs) == 0 || r.Driver != "cdi" {
-			return exitNoStart, refusal(broken, "could not select device driver %q with capabilities: []", r.Driver)
+	if requests := b.host.DeviceRequests; len(requests) > 0 {
+		if len(e.self().CDISpecDirs) == 0 || requests[0].Driver != "cdi" {
+			return exitNoStart, refusal(broken, "could not select device driver %q with capabilities: []", requests[0].Driver)
 		}
 		// There are no CDI specifications.
-		return exitNoStart, refusal(broken, "CDI device injection failed: unresolvable CDI devices %s", strings.Join(r.DeviceIDs, ", "))
+		return exitNoStart, refusal(broken, "CDI device injection failed: unresolvable CDI devices %s", strings.Join(requests[0].DeviceIDs, ", "))
 	}
 	if b.host.OomScoreAdj < e.oomFloor {
 		return exitNoStart, refusal(broken, "%s: can't get final child's PID from pipe: EOF: unknown", runcCannot)
