@@ -101,6 +101,9 @@ dir=$(go mod download -json "k8s.io/kubernetes@v$kube_version" | sed -n 's/.*"Di
 	sed -n "s|^\s*\(k8s.io/[a-z-]*\) v0\.0\.0$|\t\1 => \1 v0.${kube_version#*.}|p" "$dir/go.mod" | sort -u
 	printf ')\n'
 } >go.mod
+case $kube_version in
+1.31.14) go mod edit -replace k8s.io/kube-scheduler=k8s.io/kube-scheduler@v0.31.13 ;; # the module proxy lacks the one of the same release
+esac
 v=k8s.io/component-base/version
 for c in $programs; do
 	CGO_ENABLED=0 go build -mod=mod -ldflags "-s -w -X $v.gitVersion=v$kube_version -X $v.gitMajor=1 -X $v.gitMinor=$kube_minor -X k8s.io/client-go/pkg/version.gitVersion=v$kube_version" \
