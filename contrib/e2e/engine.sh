@@ -21,6 +21,9 @@ case $version in
 29) release='github.com/moby/moby/v2/cmd/dockerd@v2.0.0-beta.24 containerd@v2.3.4 runc@v1.4.0' ;;
 *) die "no Docker Engine ${version:-without a version} is known: 23.0, 24.0, 25.0, 27.5 or 29" ;;
 esac
+case $version in
+25.0 | 27.5) engine_root trixie >/dev/null ;; # whose containerd and runc they use
+esac
 out=$cache/engine-$version
 [ "$(cat "$out/.complete" 2>/dev/null)" != "$release" ] || exit 0
 need gcc=build-essential
