@@ -27,6 +27,9 @@ var ErrCommandTimeout = fmt.Errorf("the command ran longer than its timeout: %w"
 type unanswered struct{ after time.Duration }
 
 func (e *unanswered) Error() string {
+	if e.after < time.Millisecond { // the call before it has used up the time of both, as of a ping
+		return "docker has not answered in time"
+	}
 	return fmt.Sprintf("docker has not answered within %v", e.after.Round(time.Millisecond))
 }
 
