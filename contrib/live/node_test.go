@@ -148,7 +148,8 @@ func prepareNode(t testing.TB, flags ...string) *node {
 			}
 		}
 		handles, _ := filepath.Glob(n.path("run", "netns", "*"))
-		for _, h := range append(handles, n.path("run", "netns")) {
+		files, _ := filepath.Glob(n.path("run", "pods", "*"))
+		for _, h := range slices.Concat(handles, files, []string{n.path("run", "netns")}) {
 			exec.Command("umount", "-l", h).Run()
 		}
 		os.RemoveAll(dir)
