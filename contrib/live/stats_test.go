@@ -238,7 +238,7 @@ func TestAllThatAContainerWritesIsCounted(t *testing.T) {
 }
 
 // TestDockerStatsOfPodsAreZero: the Engine looks for the statistics of a network that it has not
-// made, and gives up: all that docker stats prints of a container in a pod is 0. The CRI's own numbers are true.
+// made, and gives up: docker stats prints zeros for a container in a pod, or an error with Docker 29. The CRI's own numbers are true.
 func TestDockerStatsOfPodsAreZero(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("dockerstats")
@@ -249,6 +249,9 @@ func TestDockerStatsOfPodsAreZero(t *testing.T) {
 	id := n.create(pod, config, shell("c", "exec sleep 1000"))
 	usage := func(id string) uint64 {
 		reader, err := n.docker.ContainerStatsOneShot(t.Context(), id)
+		if err != nil && strings.Contains(err.Error(), "invalid id") { // Docker 29 says so, older ones log it
+			return 0
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
