@@ -123,7 +123,8 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	})
 	log.Info("serving", slog.String("endpoint", cfg.Endpoint), slog.String("version", version))
 	tell(log, daemon.SdNotifyReady)
-	defer context.AfterFunc(ctx, func() { tell(log, daemon.SdNotifyStopping) })()
+	// In the group, which is waited for: the process must not end before the message is sent.
+	g.Go(func() error { <-ctx.Done(); tell(log, daemon.SdNotifyStopping); return nil })
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
