@@ -113,14 +113,21 @@ func testKillsWhilePluginWorks(t *testing.T) {
 	tr.finish(t)
 }
 
-// testFewAddresses has more pods than addresses.
-func testFewAddresses(t *testing.T) {
-	tr := newTrial(t, false)
-	conf := tr.path("net.d", "10-live.conflist")
-	text, err := os.ReadFile(conf)
+// networkConfiguration returns the path and the content of the network configuration.
+func (tr *trial) networkConfiguration(t *testing.T) (path string, text []byte) {
+	t.Helper()
+	path = tr.path("net.d", "10-live.conflist")
+	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return path, text
+}
+
+// testFewAddresses has more pods than addresses.
+func testFewAddresses(t *testing.T) {
+	tr := newTrial(t, false)
+	conf, text := tr.networkConfiguration(t)
 	few := bytes.Replace(text, []byte(`"subnet": "10.87.0.0/16"`), []byte(`"subnet": "10.87.0.0/16", "rangeStart": "10.87.9.10", "rangeEnd": "10.87.9.14"`), 1)
 	if err := os.WriteFile(conf, few, 0o600); err != nil {
 		t.Fatal(err)
@@ -138,11 +145,7 @@ func testFewAddresses(t *testing.T) {
 // testConfigurationComesAndGoes removes, halves and doubles the network configuration.
 func testConfigurationComesAndGoes(t *testing.T) {
 	tr := newTrial(t, false)
-	conf := tr.path("net.d", "10-live.conflist")
-	text, err := os.ReadFile(conf)
-	if err != nil {
-		t.Fatal(err)
-	}
+	conf, text := tr.networkConfiguration(t)
 	tr.under(t, 3, 8*time.Second, func(time.Time) {
 		for _, now := range [][]byte{nil, text[:len(text)/2], append(bytes.Clone(text), text...)} {
 			if now == nil {
@@ -424,7 +427,7 @@ func testOddLogs(t *testing.T) {
 		}
 		tr.restart()
 		tr.waitReady(20 * time.Second)
-		time.Sleep(2 * time.Second) // in which it finds that there is none
+		time.Sleep(2 * time.Second) // berthd notices meanwhile that the directory is missing
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
