@@ -1,28 +1,25 @@
-// Package core is the floor plan. It holds no code: the rooms are its
-// sub-packages, and house_test.go keeps the walls where this comment says they
-// are.
+// Package core holds no code: it documents the layers of the daemon, and its tests
+// keep imports pointing down this list, never up and never sideways.
 //
-//	door        cmd/berthd                      flags, wiring, signals
-//	front desk  core/server                     one method per CRI call
-//	rooms       core/sandbox  core/container    one subject each; rooms
-//	            core/image    core/exec         never import each other
-//	            core/logs     core/stats
-//	landing     core/view                       all that Docker runs, in memory
-//	            core/profiles                   security profiles of the node
-//	stairs      core/todocker core/tocri        pure translation, no I/O
-//	ground      core/engine                     the connection to Docker
-//	            network                         CNI and network namespaces
-//	            streaming                       HTTP streams
-//	            core/oom                        which containers the kernel has killed for want of memory
-//	cellar      core/labels core/names          the words we write on containers
-//	            core/journal core/checkpoint    small files
-//	            core/pause    core/cgroup       the pause image; cgroup files
-//	            core/systemd                    what systemd must know of cgroups
-//	            core/mounts                     mounts that the Engine cannot be asked for
-//	            core/metrics                    /metrics and /healthz for the operator's tools
-//	            core/panics                     panics as errors
-//	            core/undo core/turns            small tools
-//	            core/scramble                   messages that no kubelet sends, for tests
-//
-// Imports point down this list, never up and never sideways.
+//	cmd/berthd                        commands, flags, wiring, signals
+//	core/server                       the CRI's gRPC services and interceptors
+//	core/sandbox    core/container    services, one subject of the CRI each;
+//	core/image      core/exec         they never import each other
+//	core/logs       core/stats
+//	core/cache                        every sandbox and container in memory
+//	core/securityprofile              seccomp and AppArmor profiles of the node
+//	core/todocker   core/tocri        pure translation, no I/O
+//	core/engine                       the connection to the Docker Engine
+//	network                           CNI and network namespaces
+//	streaming                         byte streams of exec, attach and port-forward
+//	core/oom                          containers that the kernel has killed for memory
+//	core/labels     core/names        labels and names that berth gives to containers
+//	core/state      core/checkpoint   files that outlive the daemon
+//	core/cgroup     core/systemd      cgroup files and scopes
+//	core/premount                     mounts that the Engine API cannot express
+//	core/pause                        the built-in pause image
+//	core/metrics                      /metrics and /healthz
+//	core/panics     core/rollback     utilities
+//	core/kmutex
+//	core/testmain   core/protofuzz    support for tests
 package core

@@ -21,7 +21,7 @@ var plainGoroutines = map[string]string{
 // packages of core start goroutines with core/panics.
 func TestGoroutinesRecoverPanics(t *testing.T) {
 	seen := map[string]bool{}
-	for _, f := range read(t) {
+	for _, f := range parseAll(t) {
 		if !strings.HasPrefix(f.pkg, "core/") || within(f.pkg, "core/engine/enginetest") || f.pkg == "core/panics" {
 			continue
 		}

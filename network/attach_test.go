@@ -423,7 +423,7 @@ func TestPodsOfCRIDockerd(t *testing.T) {
 			t.Errorf("pod %s: got %v, attached %v, want %d addresses", id, got, attached, want)
 		}
 	}
-	if !n.Same("0123", os.Getpid()) {
+	if !n.InNetNS("0123", os.Getpid()) {
 		t.Error("a pod without a bind is not in its namespace")
 	}
 	if got, want := n.NetNS("0123", 42), "/proc/42/ns/net"; got != want {

@@ -20,7 +20,7 @@ import (
 // process.
 func (n *CNI) Dial(ctx context.Context, id string, pid, port int) (net.Conn, error) {
 	netns := n.NetNS(id, pid)
-	if netns != OfProcess(pid) {
+	if netns != NetNSOfProcess(pid) {
 		return Dial(ctx, netns, port)
 	}
 	f, err := openNetNS(id, pid)
@@ -43,7 +43,7 @@ func openNetNS(id string, pid int) (*os.File, error) {
 		return nil, over(err)
 	}
 	defer unix.Close(handle)
-	f, err := os.Open(OfProcess(pid))
+	f, err := os.Open(NetNSOfProcess(pid))
 	if err != nil {
 		return nil, over(err)
 	}

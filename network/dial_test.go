@@ -56,7 +56,7 @@ func TestDialRefusesTheNodesOwnNamespace(t *testing.T) {
 	}
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
-	if conn, err := Dial(t.Context(), OfProcess(os.Getpid()), port); err == nil {
+	if conn, err := Dial(t.Context(), NetNSOfProcess(os.Getpid()), port); err == nil {
 		conn.Close()
 		t.Error("the node's own loopback was dialled by path")
 	}

@@ -47,8 +47,8 @@ func (n *CNI) path(id string) string {
 	return paths[0]
 }
 
-// OfProcess is the path of the network namespace that the process pid lives in.
-func OfProcess(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
+// NetNSOfProcess is the path of the network namespace that the process pid lives in.
+func NetNSOfProcess(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/ns/net" }
 
 // Bind keeps the network namespace of the process pid for the pod id, by a
 // bind mount that outlives the process, and returns its path. Binding it again
@@ -62,7 +62,7 @@ func (n *CNI) Bind(id string, pid int) (string, error) {
 		return "", fmt.Errorf("prepare %s for network namespaces: %w", n.netnsDir, err)
 	}
 	// An open file stays the same namespace, whoever has the pid next.
-	source, err := os.Open(OfProcess(pid))
+	source, err := os.Open(NetNSOfProcess(pid))
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			return "", fmt.Errorf("the process %d of pod %s has ended: %w", pid, id, errdefs.ErrFailedPrecondition)
@@ -146,10 +146,10 @@ func (n *CNI) Bound() []string {
 	return slices.Compact(ids)
 }
 
-// Same reports whether the process pid lives in the network namespace that is
+// InNetNS reports whether the process pid lives in the network namespace that is
 // bound for the pod id. It is taken for granted where none is: cri-dockerd
 // bound none.
-func (n *CNI) Same(id string, pid int) bool {
+func (n *CNI) InNetNS(id string, pid int) bool {
 	path := n.path(id)
 	if !bound(path) {
 		return true
@@ -158,7 +158,7 @@ func (n *CNI) Same(id string, pid int) bool {
 	if err != nil {
 		return false
 	}
-	its, err := stat(OfProcess(pid))
+	its, err := stat(NetNSOfProcess(pid))
 	return err == nil && ours == its
 }
 
@@ -168,7 +168,7 @@ func (n *CNI) NetNS(id string, pid int) string {
 	if path := n.path(id); bound(path) {
 		return path
 	}
-	return OfProcess(pid)
+	return NetNSOfProcess(pid)
 }
 
 // bound reports whether path is a network namespace, rather than a file left

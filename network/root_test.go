@@ -64,7 +64,7 @@ func pause(t *testing.T) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { end(cmd) })
-	err := ns.WithNetNSPath(OfProcess(cmd.Process.Pid), func(ns.NetNS) error { return loUp() })
+	err := ns.WithNetNSPath(NetNSOfProcess(cmd.Process.Pid), func(ns.NetNS) error { return loUp() })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func end(cmd *exec.Cmd) {
 func listen(t *testing.T, pid int, addr string) int {
 	t.Helper()
 	var l net.Listener
-	err := ns.WithNetNSPath(OfProcess(pid), func(ns.NetNS) (err error) {
+	err := ns.WithNetNSPath(NetNSOfProcess(pid), func(ns.NetNS) (err error) {
 		l, err = net.Listen("tcp", addr)
 		return err
 	})
@@ -349,7 +349,7 @@ func TestBind(t *testing.T) {
 	}
 	same := func(n *CNI, cmd *exec.Cmd, want bool) {
 		t.Helper()
-		if got := n.Same(cccc, cmd.Process.Pid); got != want {
+		if got := n.InNetNS(cccc, cmd.Process.Pid); got != want {
 			t.Errorf("same: got %v, want %v", got, want)
 		}
 	}
@@ -452,7 +452,7 @@ func TestBindWhereItWasBefore(t *testing.T) {
 	if path, err := n.Bind(id, pod.Process.Pid); err != nil || path != old || n.NetNS(id, 1) != old {
 		t.Errorf("bound again at %s, %v, netns %s; want %s", path, err, n.NetNS(id, 1), old)
 	}
-	if !n.Same(id, pod.Process.Pid) || n.Same(id, next.Process.Pid) {
+	if !n.InNetNS(id, pod.Process.Pid) || n.InNetNS(id, next.Process.Pid) {
 		t.Error("its process is taken for another")
 	}
 	// Another namespace is bound at the new place.
@@ -460,7 +460,7 @@ func TestBindWhereItWasBefore(t *testing.T) {
 	if want := filepath.Join(d.cfg.NetNSDir, prefix+id); err != nil || path != want {
 		t.Errorf("another is bound at %s, %v; want %s", path, err, want)
 	}
-	if bound(old) || !n.Same(id, next.Process.Pid) || len(n.Bound()) != 1 {
+	if bound(old) || !n.InNetNS(id, next.Process.Pid) || len(n.Bound()) != 1 {
 		t.Errorf("bound are %q", n.Bound())
 	}
 	for _, name := range []string{"berth-test", "berth-" + strings.Repeat("E", 64), "cni-1"} {

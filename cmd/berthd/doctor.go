@@ -36,7 +36,7 @@ type finding struct {
 // A patient is the node that is looked at.
 type patient struct {
 	cfg    Config
-	engine *engine.Record // nil if the Engine could not be asked
+	engine *engine.Features // nil if the Engine could not be asked
 	report []finding
 }
 

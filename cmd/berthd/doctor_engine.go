@@ -23,7 +23,7 @@ func (p *patient) checkEngine(ctx context.Context) {
 		p.tell("docker", wrong, err.Error(), "correct docker-endpoint")
 		return
 	}
-	can, err := docker.Ask(ctx)
+	can, err := docker.Probe(ctx)
 	if err != nil {
 		do := "look at: systemctl status docker.service"
 		var at string
@@ -32,7 +32,7 @@ func (p *patient) checkEngine(ctx context.Context) {
 			at, do = "nothing is at "+host, "install Docker Engine 20.10 or newer and: systemctl enable --now docker.service; if it listens elsewhere, set docker-endpoint"
 		case isUnix && errors.Is(unix.Access(path, unix.W_OK), fs.ErrPermission):
 			at, do = host+" is not for this user", "run the doctor as root"
-		case !engine.Away(err):
+		case !engine.IsUnavailable(err):
 			do = "do as it says"
 		}
 		p.tell("docker", wrong, cmp.Or(at, fmt.Sprintf("no use at %s: %v", host, err)), do)
@@ -51,7 +51,7 @@ func (p *patient) checkEngine(ctx context.Context) {
 }
 
 // checkCgroups looks at what Docker does with cgroups.
-func (p *patient) checkCgroups(can engine.Record) {
+func (p *patient) checkCgroups(can engine.Features) {
 	_, err := os.Stat(p.path("/run/systemd/system"))
 	found := fmt.Sprintf("%s, cgroup v%d", can.CgroupDriver, can.CgroupVersion)
 	switch {
@@ -70,7 +70,7 @@ func (p *patient) checkCgroups(can engine.Record) {
 }
 
 // checkStore looks at where Docker keeps images.
-func (p *patient) checkStore(can engine.Record) {
+func (p *patient) checkStore(can engine.Features) {
 	store := "Docker's own store"
 	if can.Snapshotter {
 		store = "containerd image store"

@@ -12,8 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"berth/core/cache"
 	"berth/core/metrics"
-	"berth/core/view"
 )
 
 // newRegistry returns a registry that tells what this is and how the process
@@ -36,7 +36,7 @@ type nobody struct{}
 func (nobody) Run(context.Context) error { return nil }
 
 // observe opens what tells the operator's tools how we do, if that is wanted.
-func observe(cfg Config, reg *prometheus.Registry, seen *view.View, cri net.Addr, log *slog.Logger) (runner, error) {
+func observe(cfg Config, reg *prometheus.Registry, seen *cache.Cache, cri net.Addr, log *slog.Logger) (runner, error) {
 	if cfg.MetricsAddr == "" {
 		return nobody{}, nil
 	}

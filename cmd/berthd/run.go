@@ -11,33 +11,33 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"berth/core/cache"
 	"berth/core/checkpoint"
 	"berth/core/container"
 	"berth/core/engine"
 	"berth/core/exec"
 	"berth/core/image"
-	"berth/core/journal"
 	"berth/core/logs"
-	"berth/core/mounts"
 	"berth/core/oom"
+	"berth/core/premount"
 	"berth/core/sandbox"
 	"berth/core/server"
+	"berth/core/state"
 	"berth/core/stats"
-	"berth/core/view"
 	"berth/network"
 )
 
 // run is the whole daemon on one page: furnish, then serve on l until ctx ends.
 func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) error {
-	notes, err := journal.Open(filepath.Join(cfg.RootDir, "berth"))
+	notes, err := state.Open(filepath.Join(cfg.RootDir, "berth"))
 	if err != nil {
 		return err
 	}
-	intents, err := notes.Shelf("sandboxes")
+	intents, err := notes.Bucket("sandboxes")
 	if err != nil {
 		return err
 	}
-	failures, err := notes.Shelf("failed-starts")
+	failures, err := notes.Bucket("failed-starts")
 	if err != nil {
 		return err
 	}
@@ -49,41 +49,41 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	node, err := notes.Shelf("node")
+	node, err := notes.Bucket("node")
 	if err != nil {
 		return err
 	}
 	pods := podNetwork(cfg, node, log)
-	updates, err := notes.Shelf("updates")
+	updates, err := notes.Bucket("updates")
 	if err != nil {
 		return err
 	}
-	positions, err := notes.Shelf("logs")
+	positions, err := notes.Bucket("logs")
 	if err != nil {
 		return err
 	}
-	ends, err := notes.Shelf("oom")
+	ends, err := notes.Bucket("oom")
 	if err != nil {
 		return err
 	}
 	kills := oom.New(ends, log)
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
-	seen := view.New(view.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, OOM: kills, Metrics: reg}, docker, log)
+	seen := cache.New(cache.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, OOM: kills, Metrics: reg}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Written: used.Written,
 	}, docker, log)
-	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, mounts.New(filepath.Join(cfg.RunDir, "mounts")), log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: mounts.Tmpfs{}},
+	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, premount.New(filepath.Join(cfg.RunDir, "mounts")), log)
+	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}},
 		docker, seen, images, containers, pods, intents, updates, log)
 	commands := exec.New(docker, seen, dialer(pods), log)
 	streams, err := serveStreams(cfg, commands, log)
 	if err != nil {
 		return err
 	}
-	desk := server.New(server.Rooms{
-		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: containers, Images: images,
-		Commands: commands, Stats: used, Streams: streams, Network: pods,
+	desk := server.New(server.Services{
+		Engine: docker, Cache: seen, Sandboxes: sandboxes, Containers: containers, Images: images,
+		Execs: commands, Stats: used, Streams: streams, Network: pods,
 	}, server.Info{PauseImage: cfg.PauseImage, Metrics: reg, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
 
 	if err := errors.Join(output.Export(reg), used.Export(ctx, reg)); err != nil {
@@ -102,10 +102,10 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	g.Go(func() error { return kills.Run(ctx) })
 	g.Go(func() error { return pods.Run(ctx) })
 	g.Go(func() error { return images.Run(ctx) })
-	g.Go(func() error { return images.Tidy(ctx) })
-	g.Go(func() error { return sandboxes.KeepClean(ctx) })
-	g.Go(func() error { return containers.KeepClean(ctx) })
-	g.Go(func() error { return containers.KeepSettings(ctx) })
+	g.Go(func() error { return images.RunGC(ctx) })
+	g.Go(func() error { return sandboxes.RunGC(ctx) })
+	g.Go(func() error { return containers.RunGC(ctx) })
+	g.Go(func() error { return containers.RunReapply(ctx) })
 	g.Go(func() error { return output.Run(ctx) })
 	g.Go(func() error { return used.Run(ctx) })
 	g.Go(func() error { return used.KeepRates(ctx) })
@@ -114,7 +114,7 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 		// A call that has waited in the socket while we were restarted must not
 		// be told that Docker is away before anybody has looked.
 		first, cancel := context.WithTimeout(ctx, firstLook)
-		docker.Settled(first)
+		docker.WaitFirstDial(first)
 		cancel()
 		if ctx.Err() != nil {
 			return nil // anyone who waits is the next life's
@@ -144,7 +144,7 @@ func tell(log *slog.Logger, state string) {
 }
 
 // podNetwork returns what gives pods their network.
-func podNetwork(cfg Config, node *journal.Shelf, log *slog.Logger) networks {
+func podNetwork(cfg Config, node *state.Bucket, log *slog.Logger) networks {
 	cidr := cfg.PodCIDR
 	if cidr == "" {
 		node.Get(podCIDRKey, &cidr)
@@ -176,7 +176,7 @@ const podCIDRKey = "pod-cidr"
 // kubelet sends it when it changes, and not again.
 type lasting struct {
 	*network.CNI
-	node *journal.Shelf
+	node *state.Bucket
 	log  *slog.Logger
 }
 
@@ -194,7 +194,7 @@ func (l lasting) SetPodCIDR(cidr string) error {
 // networks is what all rooms together need of a network of pods.
 type networks interface {
 	sandbox.Network
-	view.Network
+	cache.Network
 	server.Network
 	Run(ctx context.Context) error
 	Dial(ctx context.Context, id string, pid, port int) (net.Conn, error)
@@ -209,7 +209,7 @@ func (bridge) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 // dialer reaches ports of pods from within their networks.
 func dialer(pods networks) exec.Dial {
-	return func(ctx context.Context, pod *view.Sandbox, port int) (net.Conn, error) {
+	return func(ctx context.Context, pod *cache.Sandbox, port int) (net.Conn, error) {
 		if pod.HostNetwork {
 			return network.Dial(ctx, "", port)
 		}

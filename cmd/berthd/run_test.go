@@ -6,18 +6,18 @@ import (
 	"strings"
 	"testing"
 
-	"berth/core/journal"
+	"berth/core/state"
 )
 
 // On a node without plugins nothing is missing; what they did before is still
 // taken back.
 func TestPodNetworkWithoutPlugins(t *testing.T) {
 	dir := t.TempDir()
-	notes, err := journal.Open(dir)
+	notes, err := state.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, err := notes.Shelf("node")
+	node, err := notes.Bucket("node")
 	if err != nil {
 		t.Fatal(err)
 	}

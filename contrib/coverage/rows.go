@@ -91,7 +91,7 @@ var messages = []message{
 	}},
 	{"SecurityProfile", []row{
 		{"profile_type", engine, "`seccomp=` and `apparmor=` in `HostConfig.SecurityOpt`; RuntimeDefault of a container is refused where Docker cannot enforce it", "todocker.TestSecurityOptions todocker.TestProfilesThatDockerCannotEnforceAreRefused e2e.TestCRI"},
-		{"localhost_ref", engine, "seccomp: the content of the file, refused if that is no profile; AppArmor: the name, of a profile or a stack of profiles that are loaded; else, without AppArmor, `unconfined` and what names another namespace: refused", "todocker.TestSecurityOptions todocker.TestContainerRefuses profiles.TestRead profiles.TestSeccompThatIsNone e2e.TestCRI todocker.TestAppArmorLocalhostCannotBeUnconfined"},
+		{"localhost_ref", engine, "seccomp: the content of the file, refused if that is no profile; AppArmor: the name, of a profile or a stack of profiles that are loaded; else, without AppArmor, `unconfined` and what names another namespace: refused", "todocker.TestSecurityOptions todocker.TestContainerRefuses securityprofile.TestRead securityprofile.TestSeccompThatIsNone e2e.TestCRI todocker.TestAppArmorLocalhostCannotBeUnconfined"},
 	}},
 	{"LinuxContainerResources", []row{
 		{"cpu_period", engine, "`HostConfig.CpuPeriod`", "live.TestUpdate live.TestResources"},
@@ -192,13 +192,13 @@ var messages = []message{
 		{"host_path", engine, "`Source` of `HostConfig.Mounts`; made as a directory if it is not there, as containerd does", "todocker.TestMounts e2e.TestCRI"},
 		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
 		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; of a container that is not confined, the pod's", "container.TestSetLabels"},
-		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages; refused if the mount that the host path is on does not propagate", "live.TestPropagation todocker.TestMounts mounts.TestSharedSourceSurvives mounts.TestCheckPropagation e2e.TestCRI"},
+		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages; refused if the mount that the host path is on does not propagate", "live.TestPropagation todocker.TestMounts premount.TestSharedSourceSurvives premount.TestCheckPropagation e2e.TestCRI"},
 		{"uidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"gidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"recursive_read_only", engine, "`ReadOnlyForceRecursive`; before 25 a mount that berth stages", "live.TestMounts todocker.TestMounts"},
 		{"image", engine, "a mount of `Type` image; before 28 an overlay of the image's layers that berth stages", "live.TestMounts todocker.TestMounts"},
-		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none, for which Docker is asked once the container is created", "live.TestMounts todocker.TestMounts container.TestSubPathOfAnImage mounts.TestImage"},
-		{"mount_options", mount, "a mount that berth stages; noexec, nosuid, nodev, nosymfollow and ro, others are refused", "live.TestMounts mounts.TestCheck"},
+		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none, for which Docker is asked once the container is created", "live.TestMounts todocker.TestMounts container.TestSubPathOfAnImage premount.TestImage"},
+		{"mount_options", mount, "a mount that berth stages; noexec, nosuid, nodev, nosymfollow and ro, others are refused", "live.TestMounts premount.TestCheck"},
 	}},
 	{"ContainerResources", []row{
 		{"linux", store, "what was sent with what has been updated since", "live.TestUpdate"},
@@ -215,15 +215,15 @@ var messages = []message{
 		{"supplemental_groups", store, "from the request and the image's files, with the group itself", "todocker.TestIdentify e2e.TestCRI"},
 	}},
 	{"ListPodSandboxRequest", []row{
-		{"filter", berth, "see its fields", "view.TestFilters"},
+		{"filter", berth, "see its fields", "cache.TestFilters"},
 	}},
 	{"PodSandboxFilter", []row{
-		{"id", berth, "the ID or the beginning of one", "view.TestFilters"},
-		{"state", berth, "see its field", "view.TestFilters"},
-		{"label_selector", berth, "pairs that must all be there", "view.TestFilters"},
+		{"id", berth, "the ID or the beginning of one", "cache.TestFilters"},
+		{"state", berth, "see its field", "cache.TestFilters"},
+		{"label_selector", berth, "pairs that must all be there", "cache.TestFilters"},
 	}},
 	{"PodSandboxStateValue", []row{
-		{"state", berth, "compared", "view.TestFilters"},
+		{"state", berth, "compared", "cache.TestFilters"},
 	}},
 	{"ListPodSandboxResponse", []row{
 		{"items", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestTheViewNeverLies"},
@@ -238,7 +238,7 @@ var messages = []message{
 		{"runtime_handler", store, "as in PodSandboxStatus", "live.TestPodAsTold"},
 	}},
 	{"StreamPodSandboxesRequest", []row{
-		{"filter", berth, "as in ListPodSandboxRequest", "view.TestFilters"},
+		{"filter", berth, "as in ListPodSandboxRequest", "cache.TestFilters"},
 	}},
 	{"StreamPodSandboxesResponse", []row{
 		{"pod_sandboxes", berth, "as ListPodSandboxResponse, in pieces", "server.TestChunks"},
@@ -324,16 +324,16 @@ var messages = []message{
 		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestRemoveAtOnce"},
 	}},
 	{"ListContainersRequest", []row{
-		{"filter", berth, "see its fields", "view.TestFilters"},
+		{"filter", berth, "see its fields", "cache.TestFilters"},
 	}},
 	{"ContainerFilter", []row{
-		{"id", berth, "the ID or the beginning of one", "view.TestFilters"},
-		{"state", berth, "see its field", "view.TestFilters"},
-		{"pod_sandbox_id", berth, "the ID or the beginning of one", "view.TestFilters"},
-		{"label_selector", berth, "pairs that must all be there", "view.TestFilters"},
+		{"id", berth, "the ID or the beginning of one", "cache.TestFilters"},
+		{"state", berth, "see its field", "cache.TestFilters"},
+		{"pod_sandbox_id", berth, "the ID or the beginning of one", "cache.TestFilters"},
+		{"label_selector", berth, "pairs that must all be there", "cache.TestFilters"},
 	}},
 	{"ContainerStateValue", []row{
-		{"state", berth, "compared", "view.TestFilters"},
+		{"state", berth, "compared", "cache.TestFilters"},
 	}},
 	{"ListContainersResponse", []row{
 		{"containers", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestTheViewNeverLies"},
@@ -351,7 +351,7 @@ var messages = []message{
 		{"image_id", engine, "as in ContainerStatus", "tocri.TestContainerImage"},
 	}},
 	{"StreamContainersRequest", []row{
-		{"filter", berth, "as in ListContainersRequest", "view.TestFilters"},
+		{"filter", berth, "as in ListContainersRequest", "cache.TestFilters"},
 	}},
 	{"StreamContainersResponse", []row{
 		{"containers", berth, "as ListContainersResponse, in pieces", "server.TestChunks"},
@@ -473,16 +473,16 @@ var messages = []message{
 		{"psi", cgroup, "`io.pressure` on v2", "cgroup.TestFiles"},
 	}},
 	{"ListContainerStatsRequest", []row{
-		{"filter", berth, "see its fields", "view.TestFilters"},
+		{"filter", berth, "see its fields", "cache.TestFilters"},
 	}},
 	{"ContainerStatsFilter", []row{
-		{"*", berth, "as in ContainerFilter; only what runs is listed", "view.TestFilters live.TestStatsAskDockerNothing"},
+		{"*", berth, "as in ContainerFilter; only what runs is listed", "cache.TestFilters live.TestStatsAskDockerNothing"},
 	}},
 	{"ListContainerStatsResponse", []row{
 		{"stats", cgroup, "of what runs", "live.TestStatsAreTrue"},
 	}},
 	{"StreamContainerStatsRequest", []row{
-		{"filter", berth, "as in ListContainerStatsRequest", "view.TestFilters"},
+		{"filter", berth, "as in ListContainerStatsRequest", "cache.TestFilters"},
 	}},
 	{"StreamContainerStatsResponse", []row{
 		{"container_stats", cgroup, "as ListContainerStatsResponse, in pieces", "server.TestChunks"},
@@ -530,16 +530,16 @@ var messages = []message{
 	{"WindowsContainerStats", []row{{"*", nothing, windows, ""}}},
 	{"WindowsFilesystemUsage", []row{{"*", nothing, windows, ""}}},
 	{"ListPodSandboxStatsRequest", []row{
-		{"filter", berth, "see its fields", "view.TestFilters"},
+		{"filter", berth, "see its fields", "cache.TestFilters"},
 	}},
 	{"PodSandboxStatsFilter", []row{
-		{"*", berth, "as in PodSandboxFilter; only what is ready is listed", "view.TestFilters"},
+		{"*", berth, "as in PodSandboxFilter; only what is ready is listed", "cache.TestFilters"},
 	}},
 	{"ListPodSandboxStatsResponse", []row{
 		{"stats", cgroup, "of pods that are ready", "live.TestStatsAreTrue"},
 	}},
 	{"StreamPodSandboxStatsRequest", []row{
-		{"filter", berth, "as in ListPodSandboxStatsRequest", "view.TestFilters"},
+		{"filter", berth, "as in ListPodSandboxStatsRequest", "cache.TestFilters"},
 	}},
 	{"StreamPodSandboxStatsResponse", []row{
 		{"pod_sandbox_stats", cgroup, "as ListPodSandboxStatsResponse, in pieces", "server.TestChunks"},
@@ -601,8 +601,8 @@ var messages = []message{
 	}},
 	{"ContainerEventResponse", []row{
 		{"container_id", engine, "of a container, or of a pause container", "live.TestEvents"},
-		{"container_event_type", engine, "what has happened between two looks", "view.TestBetween live.TestEvents"},
-		{"created_at", engine, "when it happened", "view.TestBetween"},
+		{"container_event_type", engine, "what has happened between two looks", "cache.TestBetween live.TestEvents"},
+		{"created_at", engine, "when it happened", "cache.TestBetween"},
 		{"pod_sandbox_status", berth, "as it is then", "live.TestEvents"},
 		{"containers_statuses", berth, "as they are then", "live.TestEvents"},
 	}},

@@ -259,8 +259,8 @@ func TestBothWaysTellTheSame(t *testing.T) {
 	}
 	t.Logf("%d series, %d of them equal to the bit", len(told), equal)
 	for _, name := range []string{
-		"berthd_call_duration_seconds_bucket", "berthd_engine_call_duration_seconds_bucket", "berthd_view_lag_seconds_count",
-		"berthd_view_oldest_change_seconds", "berthd_log_lag_seconds", "berthd_build_info", "go_goroutines", "process_cpu_seconds_total",
+		"berthd_call_duration_seconds_bucket", "berthd_engine_call_duration_seconds_bucket", "berthd_cache_lag_seconds_count",
+		"berthd_cache_oldest_change_seconds", "berthd_log_lag_seconds", "berthd_build_info", "go_goroutines", "process_cpu_seconds_total",
 	} {
 		if !names[name] {
 			t.Errorf("%s is not exported", name)

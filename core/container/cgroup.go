@@ -23,7 +23,7 @@ import (
 )
 
 // turn writes knobs to the cgroup of the container id, whose process is pid.
-func (s *Service) turn(ctx context.Context, knobs []todocker.Knob, id string, pid int) error {
+func (s *Service) turn(ctx context.Context, knobs []todocker.CgroupSetting, id string, pid int) error {
 	g, err := cgroup.Of(pid, id)
 	if err != nil {
 		return gone(err)
@@ -35,7 +35,7 @@ func (s *Service) turn(ctx context.Context, knobs []todocker.Knob, id string, pi
 // tell tells systemd of knobs that it has words for, if it manages g: it comes before
 // the writing, for it writes more files than those. Without it they hold until
 // it next reads its units again, and are then written again (KeepSettings).
-func (s *Service) tell(ctx context.Context, knobs []todocker.Knob, g cgroup.Group) {
+func (s *Service) tell(ctx context.Context, knobs []todocker.CgroupSetting, g cgroup.Group) {
 	unit := filepath.Base(g.V2)
 	if !strings.HasSuffix(unit, ".scope") {
 		return
@@ -44,17 +44,17 @@ func (s *Service) tell(ctx context.Context, knobs []todocker.Knob, g cgroup.Grou
 	for _, k := range knobs {
 		files[k.File] = k.Value
 	}
-	if err := systemd.Tell(ctx, unit, files); err != nil && !errors.Is(err, systemd.ErrNoBus) {
+	if err := systemd.SetProperties(ctx, unit, files); err != nil && !errors.Is(err, systemd.ErrNoBus) {
 		s.log.Warn("systemd could not be told the settings of a container", slog.String("unit", unit), slog.Any("err", err))
 	}
 }
 
-// KeepSettings writes again what systemd takes away from the cgroups of containers.
+// RunReapply writes again what systemd takes away from the cgroups of containers.
 // It returns when ctx ends.
-func (s *Service) KeepSettings(ctx context.Context) error {
+func (s *Service) RunReapply(ctx context.Context) error {
 	g, ctx := panics.NewGroupWithContext(ctx, s.log)
 	g.Go(func() error {
-		systemd.Reloads(ctx, s.unsettle)
+		systemd.WatchReloads(ctx, s.unsettle)
 		return nil
 	})
 	g.Go(func() error {
@@ -70,7 +70,7 @@ func (s *Service) KeepSettings(ctx context.Context) error {
 			case <-t.C:
 			}
 			t.Stop()
-			docker, err := s.docker.Use()
+			docker, err := s.docker.Conn()
 			if err == nil {
 				err = s.settle(ctx, docker)
 			}
@@ -99,7 +99,7 @@ func (s *Service) unsettle() {
 // settle writes the settings of all running containers, where systemd may have taken
 // them away.
 func (s *Service) settle(ctx context.Context, docker *engine.Conn) error {
-	if docker.Can.CgroupDriver != "systemd" {
+	if docker.Features.CgroupDriver != "systemd" {
 		return nil
 	}
 	all, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{
@@ -119,7 +119,7 @@ func (s *Service) settle(ctx context.Context, docker *engine.Conn) error {
 // settleOne writes the settings of the container id if it runs. One that somebody is
 // starting or updating gets them from him.
 func (s *Service) settleOne(ctx context.Context, docker *engine.Conn, id string) error {
-	done, ok := s.turns.Try(id)
+	done, ok := s.turns.TryLock(id)
 	if !ok {
 		return nil
 	}
@@ -131,7 +131,7 @@ func (s *Service) settleOne(ctx context.Context, docker *engine.Conn, id string)
 	if err != nil {
 		return err
 	}
-	knobs, err := todocker.Knobs(c.Status.GetResources().GetLinux(), docker.Can)
+	knobs, err := todocker.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
 	if err != nil || !c.Running || len(knobs) == 0 {
 		return err
 	}
@@ -147,15 +147,15 @@ func (s *Service) settleOne(ctx context.Context, docker *engine.Conn, id string)
 // takes the cgroup as it is. undo removes it if the container did not start.
 //
 // With systemd as driver there is none before the start.
-func prepare(knobs []todocker.Knob, parent, id string) (undo func() error, err error) {
-	var early []todocker.Knob
+func prepare(knobs []todocker.CgroupSetting, parent, id string) (undo func() error, err error) {
+	var early []todocker.CgroupSetting
 	var controllers []string
 	for _, k := range knobs {
-		if k.Late {
+		if k.AfterStart {
 			continue
 		}
 		early = append(early, k)
-		if c := k.Of(); c != "" && !slices.Contains(controllers, c) {
+		if c := k.ControllerName(); c != "" && !slices.Contains(controllers, c) {
 			controllers = append(controllers, c)
 		}
 	}
@@ -170,7 +170,7 @@ func prepare(knobs []todocker.Knob, parent, id string) (undo func() error, err e
 }
 
 // write writes knobs to the files of a cgroup.
-func write(knobs []todocker.Knob, g cgroup.Group) error {
+func write(knobs []todocker.CgroupSetting, g cgroup.Group) error {
 	for _, k := range knobs {
 		file, err := place(k, g)
 		if err != nil {
@@ -188,7 +188,7 @@ func write(knobs []todocker.Knob, g cgroup.Group) error {
 
 // place returns the file of a knob; none if it is missing and optional, and an error of
 // kind InvalidArgument if it is missing.
-func place(k todocker.Knob, g cgroup.Group) (string, error) {
+func place(k todocker.CgroupSetting, g cgroup.Group) (string, error) {
 	dir, ok := g.Dir(k.Controller)
 	if ok {
 		file := filepath.Join(dir, k.File)
@@ -223,8 +223,8 @@ func set(file, value string) error {
 
 // present returns knobs with the values that they have now. Those without a value are
 // left out, and those without a file, or refused as by write.
-func present(knobs []todocker.Knob, g cgroup.Group) ([]todocker.Knob, error) {
-	var now []todocker.Knob
+func present(knobs []todocker.CgroupSetting, g cgroup.Group) ([]todocker.CgroupSetting, error) {
+	var now []todocker.CgroupSetting
 	for _, k := range knobs {
 		file, err := place(k, g)
 		if err != nil {
@@ -246,16 +246,16 @@ func present(knobs []todocker.Knob, g cgroup.Group) ([]todocker.Knob, error) {
 // putBack gives knobs that have another value by now the one that they had. The
 // kernel lets no limit of memory be above that of memory and swap: of two
 // such the one can only be written after the other, so there is a second round.
-func putBack(was []todocker.Knob, g cgroup.Group) error {
+func putBack(was []todocker.CgroupSetting, g cgroup.Group) error {
 	var errs []error
 	for range 2 {
 		errs = nil
 		for _, k := range was {
-			now, err := present([]todocker.Knob{k}, g)
+			now, err := present([]todocker.CgroupSetting{k}, g)
 			if err == nil && len(now) == 1 && now[0].Value == k.Value {
 				continue
 			}
-			errs = append(errs, gone(err), gone(write([]todocker.Knob{k}, g)))
+			errs = append(errs, gone(err), gone(write([]todocker.CgroupSetting{k}, g)))
 		}
 	}
 	return errors.Join(errs...)

@@ -45,12 +45,12 @@ func contents(t *testing.T, g cgroup.Group) map[string]string {
 // tell. What cannot be written is refused before anything is.
 func TestWhatWasIsPutBack(t *testing.T) {
 	g := group(t, map[string]string{"memory.high": "max\n", "cpuset.cpus": "\n", "memory.oom.group": "0\n"})
-	knobs := []todocker.Knob{{File: "memory.high", Value: "444"}, {File: "memory.oom.group", Value: "1"}, {File: "cpuset.cpus", Value: "0", Optional: true}, {File: "none", Value: "1", Optional: true}}
+	knobs := []todocker.CgroupSetting{{File: "memory.high", Value: "444"}, {File: "memory.oom.group", Value: "1"}, {File: "cpuset.cpus", Value: "0", Optional: true}, {File: "none", Value: "1", Optional: true}}
 	was, err := present(knobs, g)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []todocker.Knob{{File: "memory.high", Value: "max"}, {File: "memory.oom.group", Value: "0"}}
+	want := []todocker.CgroupSetting{{File: "memory.high", Value: "max"}, {File: "memory.oom.group", Value: "0"}}
 	if diff := cmp.Diff(want, was); diff != "" {
 		t.Errorf("before (-want +got):\n%s", diff)
 	}
@@ -63,10 +63,10 @@ func TestWhatWasIsPutBack(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"memory.high": "max\n", "cpuset.cpus": "0", "memory.oom.group": "0\n"}, contents(t, g)); diff != "" {
 		t.Errorf("afterwards (-want +got):\n%s", diff)
 	}
-	if _, err := present([]todocker.Knob{{File: "no.such", Value: "1"}}, g); !errdefs.IsInvalidArgument(err) {
+	if _, err := present([]todocker.CgroupSetting{{File: "no.such", Value: "1"}}, g); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a file that there is not: %v, want an invalid argument", err)
 	}
-	if _, err := present([]todocker.Knob{{File: "memory.high"}}, cgroup.Group{V2: g.V2 + "/gone"}); err == nil || errdefs.IsInvalidArgument(err) {
+	if _, err := present([]todocker.CgroupSetting{{File: "memory.high"}}, cgroup.Group{V2: g.V2 + "/gone"}); err == nil || errdefs.IsInvalidArgument(err) {
 		t.Errorf("a cgroup that has ended: %v", err)
 	}
 }

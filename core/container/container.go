@@ -12,29 +12,29 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 
+	"berth/core/cache"
 	"berth/core/engine"
-	"berth/core/journal"
-	"berth/core/mounts"
+	"berth/core/kmutex"
 	"berth/core/names"
+	"berth/core/premount"
+	"berth/core/state"
 	"berth/core/todocker"
-	"berth/core/turns"
-	"berth/core/view"
 )
 
 // A Service does what the kubelet asks about containers. It keeps nothing that
 // a restart would lose but who is being stopped, and what was made too late.
 type Service struct {
 	docker   *engine.Engine
-	view     *view.View
+	view     *cache.Cache
 	images   images
 	logs     logs
 	files    files
-	failures *journal.Shelf
-	updates  *journal.Shelf
-	stages   *mounts.Stage
+	failures *state.Bucket
+	updates  *state.Bucket
+	stages   *premount.Dir
 	log      *slog.Logger
 
-	turns turns.Turns // by ID, or by name where there is no ID yet
+	turns kmutex.Mutex // by ID, or by name where there is no ID yet
 
 	unsettled chan struct{} // holds one if systemd may have taken settings away
 
@@ -42,8 +42,8 @@ type Service struct {
 
 	mu       sync.Mutex // guards following
 	stopping map[string]int
-	staging  map[names.Stage]bool // names of staged mounts whose container is being made
-	late     map[string]late      // by name
+	staging  map[names.Premount]bool // names of staged mounts whose container is being made
+	late     map[string]late         // by name
 }
 
 // An Image is what a container needs to know of an image.
@@ -89,10 +89,10 @@ type files interface {
 }
 
 // New returns a Service; none of its arguments may be nil.
-func New(docker *engine.Engine, view *view.View, images images, logs logs, files files, failures, updates *journal.Shelf, stages *mounts.Stage, log *slog.Logger) *Service {
+func New(docker *engine.Engine, view *cache.Cache, images images, logs logs, files files, failures, updates *state.Bucket, stages *premount.Dir, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
-		stopping: map[string]int{}, staging: map[names.Stage]bool{}, late: map[string]late{},
+		stopping: map[string]int{}, staging: map[names.Premount]bool{}, late: map[string]late{},
 		unsettled: make(chan struct{}, 1),
 	}
 }

@@ -19,21 +19,21 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/container"
 	"berth/core/engine/enginetest"
-	"berth/core/journal"
 	"berth/core/labels"
-	"berth/core/mounts"
 	"berth/core/names"
+	"berth/core/premount"
+	"berth/core/state"
 	"berth/core/todocker"
-	"berth/core/view"
 )
 
 // attached is a network that every pod is on.
 type attached struct{}
 
 func (attached) Addresses(string) ([]netip.Addr, bool) { return nil, true }
-func (attached) Same(string, int) bool                 { return true }
+func (attached) InNetNS(string, int) bool              { return true }
 
 // shelf is where logs are noted that are kept.
 type shelf struct {
@@ -67,9 +67,9 @@ func (*shelf) Forget(func(string) bool) error       { return nil }
 func (*shelf) Driver() dockercontainer.LogConfig {
 	return dockercontainer.LogConfig{Type: "json-file", Config: map[string]string{"mode": "blocking"}}
 }
-func (*shelf) Keep(context.Context, *view.Container) {}
-func (*shelf) Drop(string)                           {}
-func (*shelf) Of(string) []todocker.File             { return nil }
+func (*shelf) Keep(context.Context, *cache.Container) {}
+func (*shelf) Drop(string)                            {}
+func (*shelf) Of(string) []todocker.File              { return nil }
 func (*shelf) Resolve(_ context.Context, ref, _ string) (container.Image, error) {
 	if ref != "server" {
 		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
@@ -86,7 +86,7 @@ type room struct {
 	*testing.T
 	engine *enginetest.Engine
 	client *client.Client
-	view   *view.View
+	view   *cache.Cache
 	logs   *shelf
 	*container.Service
 	pod string
@@ -97,22 +97,22 @@ func newRoom(t *testing.T, options ...enginetest.Option) *room {
 	r.engine.AddImage(enginetest.Image{}, "server")
 	r.client = r.engine.Client(t)
 	docker := r.engine.Connect(t)
-	notes, err := journal.Open(t.TempDir())
+	notes, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	failures, err := notes.Shelf("failures")
+	failures, err := notes.Bucket("failures")
 	if err != nil {
 		t.Fatal(err)
 	}
-	updates, err := notes.Shelf("updates")
+	updates, err := notes.Bucket("updates")
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	r.view = view.New(view.Config{Network: attached{}, Failures: failures, Updates: updates, Logs: r.logs}, docker, log)
+	r.view = cache.New(cache.Config{Network: attached{}, Failures: failures, Updates: updates, Logs: r.logs}, docker, log)
 	enginetest.Background(t, r.view.Run)
-	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, mounts.New(filepath.Join(t.TempDir(), "mounts")), log)
+	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, premount.New(filepath.Join(t.TempDir(), "mounts")), log)
 
 	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}
 	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{

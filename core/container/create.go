@@ -14,14 +14,14 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/labels"
-	"berth/core/mounts"
 	"berth/core/names"
-	"berth/core/profiles"
+	"berth/core/premount"
+	"berth/core/rollback"
+	"berth/core/securityprofile"
 	"berth/core/todocker"
-	"berth/core/undo"
-	"berth/core/view"
 )
 
 // nameTries is how often a name that is taken is looked into.
@@ -34,7 +34,7 @@ const nameTries = 4
 // The error is of kind NotFound if the sandbox or the image is not there and
 // FailedPrecondition if the sandbox is not ready.
 func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (_ string, err error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err
 	}
@@ -61,14 +61,14 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err := makeHostPaths(c.GetMounts()); err != nil {
 		return "", err
 	}
-	foreign := mounts.Foreign(mounts.Parent(pod.Pid)) // who starts containers
+	foreign := premount.InOtherMountNS(premount.ParentPID(pod.Pid)) // who starts containers
 	if !foreign {
 		if err := checkPropagation(c.GetMounts()); err != nil {
 			return "", err
 		}
 	}
 	name := order.Name.String()
-	done, err := s.turns.Take(ctx, name)
+	done, err := s.turns.Lock(ctx, name)
 	if err != nil {
 		return "", err
 	}
@@ -86,7 +86,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
 	defer cancel()
 	defer s.beginStaging(ask.Stage)()
-	var steps undo.Stack
+	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
 	if len(order.Staged) > 0 {
 		steps.Push(func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
@@ -105,7 +105,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, log, names.Stage{}) })
+	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, log, names.Premount{}) })
 	for _, step := range []func() error{
 		func() error { return nil },
 		func() error { return findSubPaths(work, docker, id, order.Host.Mounts) },
@@ -156,16 +156,16 @@ func (s *Service) sandboxIsThere(ctx context.Context, id string) error {
 // jsonFile is where the Engine writes the output of a container. Engines tell
 // only once it is started.
 func jsonFile(docker *engine.Conn, id string) string {
-	return filepath.Join(docker.Can.RootDir, "containers", id, id+"-json.log")
+	return filepath.Join(docker.Features.RootDir, "containers", id, id+"-json.log")
 }
 
 // ask gathers what an order for a container needs.
-func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerAsk, error) {
-	ask := todocker.ContainerAsk{
+func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
+	ask := todocker.ContainerParams{
 		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: names.NewStage(), Stages: s.stages, Can: docker.Can, Log: s.logs.Driver(),
+		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: names.NewStage(), Stages: s.stages, Can: docker.Features, Log: s.logs.Driver(),
 	}
-	if ask.Log.Type == "" && docker.Can.LoggingDriver == "none" {
+	if ask.Log.Type == "" && docker.Features.LoggingDriver == "none" {
 		return ask, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
 	}
 	ask.Can.LowestOOMScore = docker.OOMFloor()
@@ -200,13 +200,13 @@ func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *view.Sandbo
 	if ask.TargetID, err = s.target(ctx, pod, sc.GetNamespaceOptions()); err != nil {
 		return ask, err
 	}
-	ask.Seccomp, err = profiles.Read(sc, sc.GetPrivileged())
+	ask.Seccomp, err = securityprofile.Load(sc, sc.GetPrivileged())
 	return ask, err
 }
 
 // target returns the ID of the container whose processes another one of pod is to
 // see, "" for none.
-func (s *Service) target(ctx context.Context, pod *view.Sandbox, ns *runtimeapi.NamespaceOption) (string, error) {
+func (s *Service) target(ctx context.Context, pod *cache.Sandbox, ns *runtimeapi.NamespaceOption) (string, error) {
 	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
 		return "", nil
 	}
@@ -245,7 +245,7 @@ func checkPropagation(list []*runtimeapi.Mount) error {
 		if m.GetImage().GetImage() != "" {
 			continue
 		}
-		if err := mounts.CheckPropagation(m.GetHostPath(), todocker.Propagation(m.GetPropagation())); err != nil {
+		if err := premount.CheckPropagation(m.GetHostPath(), todocker.Propagation(m.GetPropagation())); err != nil {
 			return fmt.Errorf("propagation of mount %q: %w", m.GetContainerPath(), err)
 		}
 	}
@@ -254,7 +254,7 @@ func checkPropagation(list []*runtimeapi.Mount) error {
 
 // create makes the container, and makes its name free first if what has it is
 // an earlier try at the same. logDir is the log directory of the pod.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Order, logDir string, hidden *view.Hidden) (string, error) {
+func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Spec, logDir string, hidden *cache.Hidden) (string, error) {
 	for try := 0; ; try++ {
 		id, err := s.order(ctx, docker, order)
 		if err == nil {
@@ -277,7 +277,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocke
 // order has the Engine make the container. Where daemon.json has a
 // max-buffer-size among its log-opts, the Engine refuses logs that are not
 // buffered, and no order can take that option away: then it is to be a large one.
-func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker.Order) (string, error) {
+func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker.Spec) (string, error) {
 	created, err := docker.ContainerCreate(ctx, order.Config, order.Host, nil, nil, order.Name.String())
 	if err == nil || !errdefs.IsInvalidArgument(err) || order.Host.LogConfig.Config["mode"] == "" {
 		return created.ID, err
@@ -299,7 +299,7 @@ func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker
 
 // conflict looks into who has the name of an order, and reports whether it
 // could make it free.
-func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todocker.Order, logDir string) (free bool, err error) {
+func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todocker.Spec, logDir string) (free bool, err error) {
 	name := order.Name.String()
 	holder, err := docker.ContainerInspect(ctx, name)
 	if errdefs.IsNotFound(err) {

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/view"
+	"berth/core/cache"
 )
 
 const (
@@ -64,7 +64,7 @@ type late struct {
 	id, sandbox string
 	config      *runtimeapi.ContainerConfig
 	since       time.Time
-	hidden      *view.Hidden
+	hidden      *cache.Hidden
 }
 
 // setAside keeps a container for the caller that asks for the same again.
@@ -78,7 +78,7 @@ func (s *Service) setAside(name string, l late) {
 
 // claim returns the container that was set aside under the name if it is what is
 // asked for now, and nil if there is none. The turn of the name is the caller's.
-func (s *Service) claim(ctx context.Context, name, sandbox string, config *runtimeapi.ContainerConfig) *view.Container {
+func (s *Service) claim(ctx context.Context, name, sandbox string, config *runtimeapi.ContainerConfig) *cache.Container {
 	s.mu.Lock()
 	l, ok := s.late[name]
 	delete(s.late, name)
@@ -131,7 +131,7 @@ func (s *Service) removeLate(ctx context.Context, then time.Time) {
 }
 
 func (s *Service) removeUnclaimed(ctx context.Context, name, id string) error {
-	done, err := s.turns.Take(ctx, name)
+	done, err := s.turns.Lock(ctx, name)
 	if err != nil {
 		return err
 	}

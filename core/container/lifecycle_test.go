@@ -39,7 +39,7 @@ func TestCreateHidesTheContainerUntilItIsComplete(t *testing.T) {
 			done := r.creating(t.Context())
 			// The cache follows Docker's events: once it has the container, so would a list.
 			enginetest.Until(r, "not in the cache", func() bool {
-				inside, err := r.view.Inside(t.Context(), r.pod)
+				inside, err := r.view.ContainersOf(t.Context(), r.pod)
 				return err == nil && len(inside) == 1
 			})
 			if list, err := r.List(t.Context(), &runtimeapi.ContainerFilter{}); err != nil || len(list) > 0 {

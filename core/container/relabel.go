@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine"
-	"berth/core/view"
 )
 
 // relabel gives the files of mounts that ask for it the SELinux label that the
 // container id may use, as the Engine would for a volume with :Z; it has no such
 // word for mounts of the kind that we order. Where there is no SELinux nothing is
 // to be done.
-func (s *Service) relabel(ctx context.Context, docker *engine.Conn, pod *view.Sandbox, id string, mounts []*runtimeapi.Mount) error {
-	if !docker.Can.SELinux || len(labelled(mounts)) == 0 {
+func (s *Service) relabel(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, id string, mounts []*runtimeapi.Mount) error {
+	if !docker.Features.SELinux || len(labelled(mounts)) == 0 {
 		return nil
 	}
-	short, cancel := docker.Short(ctx)
+	short, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	made, err := docker.ContainerInspect(short, id)
 	if err != nil {

@@ -12,14 +12,14 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
-	"berth/core/mounts"
 	"berth/core/names"
+	"berth/core/premount"
 	"berth/core/todocker"
 )
 
 // beginStaging keeps the staged mounts called name from being tidied away before
 // the view knows their container; done is to be called then.
-func (s *Service) beginStaging(name names.Stage) (done func()) {
+func (s *Service) beginStaging(name names.Premount) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.staging[name] = true
@@ -32,14 +32,14 @@ func (s *Service) beginStaging(name names.Stage) (done func()) {
 
 // stage makes the mounts that the Engine cannot be asked for, and sees to it that
 // images stay whose files they are.
-func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.ContainerAsk, trees []mounts.Tree) error {
+func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.ContainerParams, trees []premount.Mount) error {
 	held := map[string]bool{}
 	for _, m := range ask.Config.GetMounts() {
 		volume, ok := ask.Volumes[m.GetImage().GetImage()]
 		if !ok || held[volume.ID] || ask.Can.ImageMounts {
 			continue
 		}
-		short, cancel := docker.Short(ctx)
+		short, cancel := docker.WithRequestTimeout(ctx)
 		_, err := docker.CreateHelper(short, volume.ID, engine.HoldHelper, ask.Stage.String())
 		cancel()
 		if err != nil {
@@ -47,8 +47,8 @@ func (s *Service) stage(ctx context.Context, docker *engine.Conn, ask todocker.C
 		}
 		held[volume.ID] = true
 	}
-	err := s.stages.Put(ask.Stage, trees)
-	if errors.Is(err, mounts.ErrLayers) {
+	err := s.stages.Create(ask.Stage, trees)
+	if errors.Is(err, premount.ErrLayers) {
 		return fmt.Errorf("ImageVolumeMountFailed: %w", err)
 	}
 	return err
@@ -62,7 +62,7 @@ func findSubPaths(ctx context.Context, docker *engine.Conn, id string, list []mo
 		return nil
 	}
 	const file = "/" // for whatever it is, all mounts are set up
-	short, cancel := docker.Short(ctx)
+	short, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	_, err := docker.ContainerStatPath(short, id, file)
 	if err == nil {
@@ -77,7 +77,7 @@ func findSubPaths(ctx context.Context, docker *engine.Conn, id string, list []mo
 }
 
 // unstage takes down the staged mounts called name, and what holds their images.
-func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name names.Stage) error {
+func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name names.Premount) error {
 	if name.None() {
 		return nil
 	}
@@ -90,17 +90,17 @@ func (s *Service) unstage(ctx context.Context, docker *engine.Conn, name names.S
 
 // release is unstage where it is known already what holds images, and for which
 // stage.
-func (s *Service) release(ctx context.Context, docker *engine.Conn, name names.Stage, held map[string]string) error {
+func (s *Service) release(ctx context.Context, docker *engine.Conn, name names.Premount, held map[string]string) error {
 	var errs []error
 	for id, stage := range held {
 		if stage == name.String() {
-			errs = append(errs, docker.Discard(ctx, id))
+			errs = append(errs, docker.ForceRemove(ctx, id))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return s.stages.Drop(name)
+	return s.stages.Remove(name)
 }
 
 // tidyStages takes down what was staged for containers that have been started
@@ -110,7 +110,7 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	used := map[names.Stage]bool{}
+	used := map[names.Premount]bool{}
 	for _, name := range staged {
 		used[name] = true
 	}
@@ -135,7 +135,7 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	states := map[names.Stage]runtimeapi.ContainerState{}
+	states := map[names.Premount]runtimeapi.ContainerState{}
 	for _, c := range all {
 		states[c.Stage] = c.Row.GetState()
 	}
@@ -144,7 +144,7 @@ func (s *Service) tidyStages(ctx context.Context, docker *engine.Conn) error {
 		switch {
 		case making[name], known && state == runtimeapi.ContainerState_CONTAINER_CREATED:
 		case known:
-			err = errors.Join(err, s.stages.Drop(name)) // its image stays
+			err = errors.Join(err, s.stages.Remove(name)) // its image stays
 		default:
 			s.log.Info("taking down staged mounts of a container that is no more", slog.String("stage", name.String()))
 			err = errors.Join(err, s.release(ctx, docker, name, held))

@@ -12,10 +12,10 @@ import (
 	"github.com/docker/docker/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/tocri"
 	"berth/core/todocker"
-	"berth/core/view"
 )
 
 // startLimit is how long starting one container may take once its caller has hung up:
@@ -27,7 +27,7 @@ const startLimit = 4 * time.Minute
 // the Engine has not answered or could not pass it on to containerd: then the error is
 // of kind Unavailable, and the container can be started again unless it runs.
 func (s *Service) Start(ctx context.Context, id string) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
@@ -49,7 +49,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	if !unknown {
 		// What runs has mounts of its own. Where ours stayed, a volume could not
 		// be taken away from the node once the container has ended.
-		if dropErr := s.stages.Drop(c.Stage); dropErr != nil {
+		if dropErr := s.stages.Remove(c.Stage); dropErr != nil {
 			s.log.Warn("staged mounts of a started container could not be taken down, trying again", slog.String("container", c.ID()), slog.Any("err", dropErr))
 		}
 	}
@@ -80,11 +80,11 @@ func (s *Service) recordFailure(id string, failed tocri.FailedStart) {
 
 // inTurn returns the container id as it is once it is this caller's turn, which
 // lasts until done is called.
-func (s *Service) inTurn(ctx context.Context, id string) (c *view.Container, done func(), err error) {
+func (s *Service) inTurn(ctx context.Context, id string) (c *cache.Container, done func(), err error) {
 	if c, err = s.view.Container(ctx, id); err != nil {
 		return nil, nil, err
 	}
-	if done, err = s.turns.Take(ctx, c.ID()); err != nil {
+	if done, err = s.turns.Lock(ctx, c.ID()); err != nil {
 		return nil, nil, err
 	}
 	if c, err = s.view.Container(ctx, c.ID()); err != nil {
@@ -95,13 +95,13 @@ func (s *Service) inTurn(ctx context.Context, id string) (c *view.Container, don
 }
 
 // launch starts a container with all that it asked for, or not at all.
-func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Container) error {
-	knobs, err := todocker.Knobs(c.Status.GetResources().GetLinux(), docker.Can)
+func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *cache.Container) error {
+	knobs, err := todocker.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
 	if err != nil {
 		return err
 	}
 	remove := func() error { return nil }
-	if len(knobs) > 0 && docker.Can.CgroupDriver == "cgroupfs" {
+	if len(knobs) > 0 && docker.Features.CgroupDriver == "cgroupfs" {
 		found, err := docker.ContainerInspect(ctx, c.ID())
 		if err != nil {
 			return err
@@ -116,7 +116,7 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Conta
 	}
 	started := s.view.ExpectStart(ctx, c)
 	defer started()
-	short, cancel := docker.Short(ctx)
+	short, cancel := docker.WithRequestTimeout(ctx)
 	err = docker.ContainerStart(short, c.ID(), container.StartOptions{})
 	cancel()
 	if err != nil {
@@ -131,7 +131,7 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *view.Conta
 // adjust gives a container that has just started what the Engine could not be told: knobs,
 // and an oom_score_adj that has been changed since it was created. A container that
 // cannot have what it asked for does not run.
-func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *view.Container, knobs []todocker.Knob) error {
+func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *cache.Container, knobs []todocker.CgroupSetting) error {
 	_, updated := s.updates.Load(c.ID())
 	if len(knobs) == 0 && !updated {
 		return nil

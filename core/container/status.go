@@ -8,15 +8,15 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine"
-	"berth/core/journal"
 	"berth/core/panics"
-	"berth/core/view"
+	"berth/core/state"
 )
 
 // Status returns what there is to know about the container id; of kind
 // NotFound if there is none.
-func (s *Service) Status(ctx context.Context, id string) (*view.Container, error) {
+func (s *Service) Status(ctx context.Context, id string) (*cache.Container, error) {
 	return s.view.Container(ctx, id)
 }
 
@@ -46,11 +46,11 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 	return statuses, nil
 }
 
-// KeepClean forgets notes on containers that are no more, takes down their staged
+// RunGC forgets notes on containers that are no more, takes down their staged
 // mounts and sees to the settings of those that run, after every connection to the
 // Engine and now and then, and removes what was made too late for its caller. It
 // returns when ctx ends.
-func (s *Service) KeepClean(ctx context.Context) error {
+func (s *Service) RunGC(ctx context.Context) error {
 	g, ctx := panics.NewGroupWithContext(ctx, s.log)
 	g.Go(func() error { return s.giveUp(ctx) })
 	g.Go(func() error { return s.tidy(ctx) })
@@ -58,7 +58,7 @@ func (s *Service) KeepClean(ctx context.Context) error {
 }
 
 func (s *Service) tidy(ctx context.Context) error {
-	return s.view.Each(ctx, "containers", nil, func(ctx context.Context, docker *engine.Conn) error {
+	return s.view.ReconcileLoop(ctx, "containers", nil, func(ctx context.Context, docker *engine.Conn) error {
 		return errors.Join(s.forget(ctx), s.tidyStages(ctx, docker), s.settle(ctx, docker), s.logs.Forget(func(id string) bool {
 			_, err := s.view.Container(ctx, id)
 			return !errdefs.IsNotFound(err)
@@ -68,7 +68,7 @@ func (s *Service) tidy(ctx context.Context) error {
 
 // forget drops the notes on containers that were removed behind our back.
 func (s *Service) forget(ctx context.Context) error {
-	for _, shelf := range []*journal.Shelf{s.failures, s.updates} {
+	for _, shelf := range []*state.Bucket{s.failures, s.updates} {
 		noted, err := shelf.Names()
 		if err != nil {
 			return err
@@ -102,7 +102,7 @@ func (s *Service) Reopen(ctx context.Context, id string) error {
 
 // Running returns the container id; of kind FailedPrecondition if it does not
 // run.
-func (s *Service) Running(ctx context.Context, id string) (*view.Container, error) {
+func (s *Service) Running(ctx context.Context, id string) (*cache.Container, error) {
 	c, err := s.view.Container(ctx, id)
 	if err == nil && !c.Running {
 		err = fmt.Errorf("container %s is not running: %w", c.ID(), errdefs.ErrFailedPrecondition)

@@ -27,7 +27,7 @@ const (
 //
 // The error is of kind DeadlineExceeded if it could not be killed.
 func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
@@ -112,7 +112,7 @@ func (s *Service) leave(id string) {
 // Kill ends the container at once. One that does not run or is not there is no
 // error.
 func (s *Service) Kill(ctx context.Context, id string) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (s *Service) Kill(ctx context.Context, id string) error {
 // that is not there is no error. The kubelet's log file stays, for it is the
 // kubelet's.
 func (s *Service) Remove(ctx context.Context, id string) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
@@ -163,12 +163,12 @@ type logFile struct {
 
 // discard leaves nothing of a container but the kubelet's log file:
 // neither in the Engine nor, if it has a stage, of its staged mounts.
-func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, stage names.Stage) error {
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, stage names.Premount) error {
 	// Before the Engine's own file goes with the container.
 	if err := s.logs.Close(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))
 	}
-	if err := docker.Discard(ctx, id); err != nil {
+	if err := docker.ForceRemove(ctx, id); err != nil {
 		return err
 	}
 	s.view.Forget(id)

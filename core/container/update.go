@@ -17,11 +17,11 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/cgroup"
 	"berth/core/engine"
+	"berth/core/rollback"
 	"berth/core/todocker"
-	"berth/core/undo"
-	"berth/core/view"
 )
 
 // Update changes the resources of a container that is created or runs; what
@@ -31,7 +31,7 @@ import (
 // The error is of kind NotFound if there is no container and
 // FailedPrecondition if it has ended.
 func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (err error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	if state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("container %s is %v and cannot be updated: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
 	}
-	order, err := todocker.UpdateContainer(c.Status.GetResources().GetLinux(), change, docker.Can)
+	order, err := todocker.UpdateContainer(c.Status.GetResources().GetLinux(), change, docker.Features)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 		return err
 	}
 	work := context.WithoutCancel(ctx)
-	var steps undo.Stack
+	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
 	steps.Push(back)
 	defer s.unsettle()
@@ -82,11 +82,11 @@ func (s *Service) keep(id string, what proto.Message) error {
 
 // apply tells the Engine, and writes what it cannot be told if the container
 // runs; if it does not, its start will.
-func (s *Service) apply(ctx context.Context, docker *engine.Conn, c *view.Container, order todocker.Update) error {
+func (s *Service) apply(ctx context.Context, docker *engine.Conn, c *cache.Container, order todocker.Update) error {
 	if err := tellEngine(ctx, docker, c.ID(), order.Engine); err != nil || !c.Running {
 		return err
 	}
-	err := s.turn(ctx, order.Knobs, c.ID(), c.Pid)
+	err := s.turn(ctx, order.CgroupSettings, c.ID(), c.Pid)
 	// Else it is left alone: processes may have given one to themselves.
 	if score := order.Result.GetOomScoreAdj(); score != c.Status.GetResources().GetLinux().GetOomScoreAdj() {
 		err = errors.Join(err, adjustOOMScore(c.ID(), c.Pid, max(int(score), docker.OOMFloor())))
@@ -95,7 +95,7 @@ func (s *Service) apply(ctx context.Context, docker *engine.Conn, c *view.Contai
 }
 
 func tellEngine(ctx context.Context, docker *engine.Conn, id string, change container.UpdateConfig) error {
-	short, cancel := docker.Short(ctx)
+	short, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	_, err := docker.ContainerUpdate(short, id, change)
 	return err
@@ -103,14 +103,14 @@ func tellEngine(ctx context.Context, docker *engine.Conn, id string, change cont
 
 // before looks what c has, and returns what gives it that again after order. An
 // order with a setting that the node does not know is refused here.
-func (s *Service) before(docker *engine.Conn, c *view.Container, order todocker.Update) (again func(context.Context) error, err error) {
+func (s *Service) before(docker *engine.Conn, c *cache.Container, order todocker.Update) (again func(context.Context) error, err error) {
 	old := c.Status.GetResources().GetLinux()
 	var g cgroup.Group
-	var was []todocker.Knob
+	var was []todocker.CgroupSetting
 	score, cpus, mems := 0, "", ""
 	if c.Running {
 		if g, err = cgroup.Of(c.Pid, c.ID()); err == nil {
-			was, err = present(slices.Concat(todocker.Told(docker.Can), order.Knobs), g)
+			was, err = present(slices.Concat(todocker.EngineManagedFiles(docker.Features), order.CgroupSettings), g)
 		}
 		if err == nil {
 			score, err = scoreOf(c.Pid)
@@ -120,7 +120,7 @@ func (s *Service) before(docker *engine.Conn, c *view.Container, order todocker.
 		}
 		cpus, mems = effective(g, "cpus"), effective(g, "mems")
 	}
-	told, err := todocker.Revert(old, order.Result, docker.Can, cpus, mems)
+	told, err := todocker.Revert(old, order.Result, docker.Features, cpus, mems)
 	if err != nil {
 		return nil, err
 	}

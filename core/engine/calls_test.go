@@ -38,7 +38,7 @@ func TestCallsAreMeasured(t *testing.T) {
 	}()
 	first, stop := context.WithTimeout(ctx, 10*time.Second)
 	defer stop()
-	conn, err := docker.Wait(first)
+	conn, err := docker.WaitConn(first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestCallsOverTCP(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := named.Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
+			if _, err := named.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
 				t.Errorf("the Engine was not reached by its name: %v", err)
 			}
 			reg := prometheus.NewPedanticRegistry()
@@ -104,7 +104,7 @@ func TestCallsOverTCP(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := docker.Ask(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
+			if _, err := docker.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
 				t.Errorf("the Engine was not reached: %v", err)
 			}
 			if n, err := testutil.GatherAndCount(reg, "berthd_engine_call_duration_seconds"); err != nil || n == 0 {

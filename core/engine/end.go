@@ -16,7 +16,7 @@ const removalPatience = 10 * time.Second
 // that does not run, or is not there, is no error. All of it is one call that should
 // be short: a process that cannot be killed is waited for no longer than that.
 func (c *Conn) Kill(ctx context.Context, id string) error {
-	ctx, cancel := c.Short(ctx)
+	ctx, cancel := c.WithRequestTimeout(ctx)
 	defer cancel()
 	ended, failed := c.ContainerWait(ctx, id, container.WaitConditionNotRunning)
 	err := c.ContainerKill(ctx, id, "KILL")
@@ -44,10 +44,10 @@ func (c *Conn) Kill(ctx context.Context, id string) error {
 	}
 }
 
-// Discard removes the container id, running or not, with its anonymous
+// ForceRemove removes the container id, running or not, with its anonymous
 // volumes, and returns once it is gone. One that is not there is no error.
-func (c *Conn) Discard(ctx context.Context, id string) error {
-	ctx, cancel := c.Short(ctx)
+func (c *Conn) ForceRemove(ctx context.Context, id string) error {
+	ctx, cancel := c.WithRequestTimeout(ctx)
 	defer cancel()
 	for deadline := time.Now().Add(removalPatience); ; {
 		err := c.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})

@@ -62,7 +62,7 @@ type Config struct {
 // a new one.
 type Conn struct {
 	*client.Client
-	Can Record
+	Features Features
 
 	at        string // when the record was made, by the Engine's clock
 	timeout   time.Duration
@@ -86,8 +86,8 @@ func (c *Conn) OOMFloor() int { return int(c.oomFloor.Load()) }
 // RaiseOOMFloor takes note that nothing below score is to be had.
 func (c *Conn) RaiseOOMFloor(score int) { c.oomFloor.Store(int64(score)) }
 
-// Short returns ctx bounded by the time limit for calls that should be short.
-func (c *Conn) Short(ctx context.Context) (context.Context, context.CancelFunc) {
+// WithRequestTimeout returns ctx bounded by the time limit for calls that should be short.
+func (c *Conn) WithRequestTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, c.timeout)
 }
 
@@ -134,7 +134,7 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	promauto.With(cfg.Metrics).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "berthd_engine_up", Help: "Whether Docker answers.",
 	}, func() float64 {
-		if _, err := e.Use(); err != nil {
+		if _, err := e.Conn(); err != nil {
 			return 0
 		}
 		return 1
@@ -186,9 +186,9 @@ func exposed(at *string) client.Opt {
 // errNotYet is why there is no connection before the first try.
 var errNotYet = errors.New("not connected yet")
 
-// Settled returns once it is known whether the Engine is there, or ctx has
+// WaitFirstDial returns once it is known whether the Engine is there, or ctx has
 // ended.
-func (e *Engine) Settled(ctx context.Context) {
+func (e *Engine) WaitFirstDial(ctx context.Context) {
 	e.mu.Lock()
 	known, changed := e.conn != nil || !errors.Is(e.away, errNotYet), e.changed
 	e.mu.Unlock()
@@ -201,9 +201,9 @@ func (e *Engine) Settled(ctx context.Context) {
 	}
 }
 
-// Use returns the connection to work with now. While the Engine is away the
+// Conn returns the connection to work with now. While the Engine is away the
 // error is of kind Unavailable and says why.
-func (e *Engine) Use() (*Conn, error) {
+func (e *Engine) Conn() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conn == nil {
@@ -219,10 +219,10 @@ func (e *Engine) unavailable() error {
 	return fmt.Errorf("docker: %w: %v", errdefs.ErrUnavailable, e.away) //nolint:errorlint // on purpose, see above
 }
 
-// Last returns the newest connection there has been, also while the Engine is
+// LastConn returns the newest connection there has been, also while the Engine is
 // away. Its record is still good to read; before the first connection the
 // error is of kind Unavailable.
-func (e *Engine) Last() (*Conn, error) {
+func (e *Engine) LastConn() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.last == nil {
@@ -231,8 +231,8 @@ func (e *Engine) Last() (*Conn, error) {
 	return e.last, nil
 }
 
-// Wait returns a connection as soon as there is one, or the error of ctx.
-func (e *Engine) Wait(ctx context.Context) (*Conn, error) {
+// WaitConn returns a connection as soon as there is one, or the error of ctx.
+func (e *Engine) WaitConn(ctx context.Context) (*Conn, error) {
 	for {
 		e.mu.Lock()
 		conn, changed := e.conn, e.changed
@@ -248,9 +248,9 @@ func (e *Engine) Wait(ctx context.Context) (*Conn, error) {
 	}
 }
 
-// Gone returns once conn is not the connection any more, there is something in
+// WaitReplaced returns once conn is not the connection any more, there is something in
 // wake, which may be nil, or ctx has ended.
-func (e *Engine) Gone(ctx context.Context, conn *Conn, wake <-chan struct{}) {
+func (e *Engine) WaitReplaced(ctx context.Context, conn *Conn, wake <-chan struct{}) {
 	for {
 		e.mu.Lock()
 		current, changed := e.conn, e.changed
@@ -268,9 +268,9 @@ func (e *Engine) Gone(ctx context.Context, conn *Conn, wake <-chan struct{}) {
 	}
 }
 
-// Lost tells e that conn has broken, so that it dials again at once. A conn
+// MarkBroken tells e that conn has broken, so that it dials again at once. A conn
 // that has been replaced already is none of e's business any more.
-func (e *Engine) Lost(conn *Conn, why error) {
+func (e *Engine) MarkBroken(conn *Conn, why error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conn == conn {
@@ -313,9 +313,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.mu.Lock()
 		e.set(conn, nil)
 		e.mu.Unlock()
-		e.log.Info("connected to docker", slog.String("version", conn.Can.Version), slog.String("api", conn.Can.API),
-			slog.String("cgroup", conn.Can.CgroupDriver), slog.String("storage", conn.Can.StorageDriver), slog.Bool("live-restore", conn.Can.LiveRestore))
-		if conn.Can.UserNSRemap && !warned {
+		e.log.Info("connected to docker", slog.String("version", conn.Features.Version), slog.String("api", conn.Features.API),
+			slog.String("cgroup", conn.Features.CgroupDriver), slog.String("storage", conn.Features.StorageDriver), slog.Bool("live-restore", conn.Features.LiveRestore))
+		if conn.Features.UserNSRemap && !warned {
 			warned = true
 			e.log.Warn("docker has userns-remap, but pods run without it: root in a container of a pod is root on the node")
 		}
@@ -327,7 +327,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			// Good to use until there is the next.
 			e.log.Info("docker has read its configuration again")
 		} else {
-			e.Lost(conn, err)
+			e.MarkBroken(conn, err)
 			e.log.Warn("docker has gone away", slog.Any("err", err))
 		}
 		// Calls under way keep the client; those to come get the next one.
@@ -475,20 +475,20 @@ func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
 		return nil, fmt.Errorf("this Docker Engine speaks API %s, berth needs %s or newer (Docker 20.10): upgrade Docker", pong.APIVersion, MinAPI)
 	}
 	c.NegotiateAPIVersionPing(pong)
-	if conn.Can, conn.at, err = inquire(ctx, c, e.cfg.Host); err != nil {
+	if conn.Features, conn.at, err = inquire(ctx, c, e.cfg.Host); err != nil {
 		return nil, err
 	}
-	conn.RaiseOOMFloor(conn.Can.LowestOOMScore)
+	conn.RaiseOOMFloor(conn.Features.LowestOOMScore)
 	return conn, nil
 }
 
-// Ask reaches the Engine once and returns its record.
-func (e *Engine) Ask(ctx context.Context) (Record, error) {
+// Probe reaches the Engine once and returns its record.
+func (e *Engine) Probe(ctx context.Context) (Features, error) {
 	conn, err := e.dial(ctx)
 	if err != nil {
-		return Record{}, err
+		return Features{}, err
 	}
-	return conn.Can, conn.Close()
+	return conn.Features, conn.Close()
 }
 
 // sleep waits for d or the end of ctx.

@@ -32,22 +32,22 @@ func TestComesAndGoes(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	docker := e.Connect(t)
-	first, err := docker.Use()
+	first, err := docker.Conn()
 	if err != nil {
 		t.Fatal(err)
 	}
 	gone := make(chan struct{})
 	go func() {
-		docker.Gone(t.Context(), first, nil)
+		docker.WaitReplaced(t.Context(), first, nil)
 		close(gone)
 	}()
 	e.Stop()
-	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := docker.Use(); return err != nil })
+	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := docker.Conn(); return err != nil })
 	<-gone
-	if _, err := docker.Use(); !errdefs.IsUnavailable(err) || !engine.Away(err) {
+	if _, err := docker.Conn(); !errdefs.IsUnavailable(err) || !engine.IsUnavailable(err) {
 		t.Errorf("while it is away: %v, want Unavailable", err)
 	}
-	if last, err := docker.Last(); last != first || err != nil {
+	if last, err := docker.LastConn(); last != first || err != nil {
 		t.Errorf("the last connection is %v, %v; want %v", last, err, first)
 	}
 
@@ -55,15 +55,15 @@ func TestComesAndGoes(t *testing.T) {
 	e.Version("1.51")
 	e.Restart()
 	back := time.Now()
-	conn, err := docker.Wait(t.Context())
+	conn, err := docker.WaitConn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	if took := time.Since(back); took > 3*time.Second {
 		t.Errorf("connected again after %v", took)
 	}
-	if first.Can.API != "1.41" || conn.Can.API != "1.51" || conn.ClientVersion() != "1.51" || !conn.Can.ImageMounts || first.Can.ImageMounts {
-		t.Errorf("API %s, then %s; want 1.41 and 1.51", first.Can.API, conn.Can.API)
+	if first.Features.API != "1.41" || conn.Features.API != "1.51" || conn.ClientVersion() != "1.51" || !conn.Features.ImageMounts || first.Features.ImageMounts {
+		t.Errorf("API %s, then %s; want 1.41 and 1.51", first.Features.API, conn.Features.API)
 	}
 }
 
@@ -74,20 +74,20 @@ func TestReadsItsConfigurationAgain(t *testing.T) {
 	e := enginetest.New(t)
 	docker := e.Connect(t)
 	for _, name := range []string{"first", "second"} {
-		before, err := docker.Use()
+		before, err := docker.Conn()
 		if err != nil {
 			t.Fatal(err)
 		}
 		e.Reload(func(i *system.Info) { i.Runtimes[name] = system.RuntimeWithStatus{} })
 		enginetest.Until(t, "runtime "+name+" is not known", func() bool {
-			conn, err := docker.Use()
+			conn, err := docker.Conn()
 			if err != nil {
 				t.Fatalf("it is away: %v", err)
 			}
-			_, ok := conn.Can.Runtimes[name]
+			_, ok := conn.Features.Runtimes[name]
 			return ok
 		})
-		if _, ok := before.Can.Runtimes[name]; ok {
+		if _, ok := before.Features.Runtimes[name]; ok {
 			t.Errorf("runtime %s was known before", name)
 		}
 	}
@@ -108,11 +108,11 @@ func TestReadsItsConfigurationMeanwhile(t *testing.T) {
 	})
 	docker := e.Connect(t)
 	enginetest.Until(t, "the runtime is not known", func() bool {
-		conn, err := docker.Use()
+		conn, err := docker.Conn()
 		if err != nil {
 			t.Fatalf("it is away: %v", err)
 		}
-		_, ok := conn.Can.Runtimes["new"]
+		_, ok := conn.Features.Runtimes["new"]
 		return ok
 	})
 }
@@ -121,7 +121,7 @@ func TestAHungCallDoesNotLookLikeADeadEngine(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	docker := e.Connect(t)
-	conn, err := docker.Use()
+	conn, err := docker.Conn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestAHungCallDoesNotLookLikeADeadEngine(t *testing.T) {
 	if _, err := conn.ContainerList(ctx, container.ListOptions{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("list: %v, want that it takes too long", err)
 	}
-	if now, err := docker.Use(); now != conn || err != nil {
+	if now, err := docker.Conn(); now != conn || err != nil {
 		t.Errorf("the connection is %v, %v; want the same as before", now, err)
 	}
 }
@@ -157,10 +157,10 @@ func TestRefusesWhatItCannotServe(t *testing.T) {
 			}
 			enginetest.Background(t, docker.Run)
 			enginetest.Until(t, "it does not say why", func() bool {
-				_, err = docker.Use()
+				_, err = docker.Conn()
 				return strings.Contains(err.Error(), tt.want)
 			})
-			if _, last := docker.Last(); !errdefs.IsUnavailable(err) || !errdefs.IsUnavailable(last) {
+			if _, last := docker.LastConn(); !errdefs.IsUnavailable(err) || !errdefs.IsUnavailable(last) {
 				t.Errorf("%v, %v; want Unavailable", err, last)
 			}
 		})
@@ -175,7 +175,7 @@ func TestKillAndDiscard(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
-	conn, err := e.Connect(t).Use()
+	conn, err := e.Connect(t).Conn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestKillAndDiscard(t *testing.T) {
 	// Somebody else removes it: Discard returns once that is over.
 	e.FailOnce("DELETE /containers/{id}", http.StatusConflict, 1)
 	for range 2 {
-		if err := conn.Discard(t.Context(), made.ID); err != nil {
+		if err := conn.ForceRemove(t.Context(), made.ID); err != nil {
 			t.Error(err)
 		}
 	}
@@ -214,34 +214,34 @@ func TestKillAndDiscard(t *testing.T) {
 func TestAway(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
-	conn, err := e.Connect(t).Use()
+	conn, err := e.Connect(t).Conn()
 	if err != nil {
 		t.Fatal(err)
 	}
 	ask := func() error { _, err := conn.ContainerInspect(t.Context(), "web"); return err }
-	if err := ask(); engine.Away(err) {
+	if err := ask(); engine.IsUnavailable(err) {
 		t.Errorf("not found is not away: %v", err)
 	}
 	e.Fail("GET /containers/{id}/json", http.StatusInternalServerError)
-	if err := ask(); engine.Away(err) {
+	if err := ask(); engine.IsUnavailable(err) {
 		t.Errorf("refused is not away: %v", err)
 	}
 	e.Heal("GET /containers/{id}/json")
 	// Not one that only asks: that is asked again on another connection.
 	e.FailOnce("POST /containers/{id}/start", enginetest.HangUp, 1)
-	if err := conn.ContainerStart(t.Context(), "web", container.StartOptions{}); !engine.Away(err) {
+	if err := conn.ContainerStart(t.Context(), "web", container.StartOptions{}); !engine.IsUnavailable(err) {
 		t.Errorf("cut off is away: %v", err)
 	}
 	e.Stop()
-	if err := ask(); !engine.Away(err) {
+	if err := ask(); !engine.IsUnavailable(err) {
 		t.Errorf("gone is away: %v", err)
 	}
 	for _, err := range []error{nil, context.Canceled, errors.New("EOF")} {
-		if engine.Away(err) {
+		if engine.IsUnavailable(err) {
 			t.Errorf("%v is not away", err)
 		}
 	}
-	if !engine.Away(io.ErrUnexpectedEOF) {
+	if !engine.IsUnavailable(io.ErrUnexpectedEOF) {
 		t.Error("an answer cut short is away")
 	}
 }
@@ -268,7 +268,7 @@ func TestContainerdRoot(t *testing.T) {
 	expect := func(name, want string, edit func(*system.Info)) {
 		t.Helper()
 		e.SetInfo(edit)
-		if can, err := docker.Ask(t.Context()); err != nil || can.ImageFS() != want {
+		if can, err := docker.Probe(t.Context()); err != nil || can.ImageFS() != want {
 			t.Errorf("%s: images are in %q, want %q; %v", name, can.ImageFS(), want, err)
 		}
 	}
@@ -296,7 +296,7 @@ func connect(t *testing.T, host string, timeout time.Duration) (*engine.Engine, 
 	enginetest.Background(t, docker.Run)
 	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
 	defer cancel()
-	conn, err := docker.Wait(ctx)
+	conn, err := docker.WaitConn(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,18 +357,18 @@ func TestEveryCallHasADeadline(t *testing.T) {
 			if took := time.Since(begin); took > enginetest.Patience/2 {
 				t.Errorf("it took %v", took)
 			}
-			if !engine.Unanswered(err) || !errdefs.IsUnavailable(err) || engine.Away(err) || !engine.OutcomeUnknown(err) {
+			if !engine.IsUnanswered(err) || !errdefs.IsUnavailable(err) || engine.IsUnavailable(err) || !engine.OutcomeUnknown(err) {
 				t.Errorf("%v: want that it is not answered, which is Unavailable", err)
 			}
 			// The same for a deadline of the caller.
 			ctx, cancel = context.WithTimeout(t.Context(), timeout/4)
 			defer cancel()
-			if err := call(ctx); !engine.Unanswered(err) || !errors.Is(err, context.DeadlineExceeded) {
+			if err := call(ctx); !engine.IsUnanswered(err) || !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("with less time: %v", err)
 			}
 			ctx, cancel = context.WithCancel(t.Context())
 			cancel()
-			if err := call(ctx); !errors.Is(err, context.Canceled) || engine.Unanswered(err) {
+			if err := call(ctx); !errors.Is(err, context.Canceled) || engine.IsUnanswered(err) {
 				t.Errorf("called off: %v", err)
 			}
 		})
@@ -427,8 +427,8 @@ func TestAHungEngineIsUnavailableAtOnce(t *testing.T) {
 	docker := e.Connect(t)
 	defer e.Hang("")()
 	var err error
-	enginetest.Until(t, "nobody notices that the Engine hangs", func() bool { _, err = docker.Use(); return err != nil })
-	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || !engine.Away(err) || !strings.Contains(err.Error(), "ping") {
+	enginetest.Until(t, "nobody notices that the Engine hangs", func() bool { _, err = docker.Conn(); return err != nil })
+	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || !engine.IsUnavailable(err) || !strings.Contains(err.Error(), "ping") {
 		t.Errorf("%v: want Unavailable, and why", err)
 	}
 }
@@ -446,7 +446,7 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 		"error reading from server: EOF: unavailable",
 	} {
 		e.FailSaying(start, http.StatusInternalServerError, said)
-		if err := begin(); !engine.Away(err) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), said) {
+		if err := begin(); !engine.IsUnavailable(err) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), said) {
 			t.Errorf("%s: %v, want Unavailable", said, err)
 		}
 		if err := c.Containerd(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "containerd") {
@@ -457,7 +457,7 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 		enginetest.Until(t, "it stays lost", func() bool { return c.Containerd() == nil })
 	}
 	e.FailSaying(start, http.StatusInternalServerError, "failed to create shim task: OCI runtime create failed: unknown")
-	if err := begin(); engine.Away(err) || !errdefs.IsInternal(err) || c.Containerd() != nil {
+	if err := begin(); engine.IsUnavailable(err) || !errdefs.IsInternal(err) || c.Containerd() != nil {
 		t.Errorf("a start that runc refuses: %v, %v", err, c.Containerd())
 	}
 	e.Heal(start)
@@ -467,7 +467,7 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 	if _, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "web"); err != nil {
 		t.Fatal(err)
 	}
-	if err := begin(); !engine.Away(err) || c.Containerd() == nil {
+	if err := begin(); !engine.IsUnavailable(err) || c.Containerd() == nil {
 		t.Errorf("start: %v", err)
 	}
 	n := e.Calls("GET /info")
@@ -534,12 +534,12 @@ func TestWarnsOnceOfUsernsRemap(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- docker.Run(ctx) }()
 	for range 2 {
-		first, err := docker.Wait(ctx)
+		first, err := docker.WaitConn(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		e.Stop()
-		docker.Gone(ctx, first, nil)
+		docker.WaitReplaced(ctx, first, nil)
 		e.Restart()
 	}
 	cancel()

@@ -38,17 +38,17 @@ func (*unanswered) Unavailable() {}
 
 func (*unanswered) Unwrap() error { return context.DeadlineExceeded }
 
-// Unanswered reports whether err says that the Engine, which is there, has not
+// IsUnanswered reports whether err says that the Engine, which is there, has not
 // answered a call in time. It may still do what it was asked for.
-func Unanswered(err error) bool {
+func IsUnanswered(err error) bool {
 	return errors.As(err, new(*unanswered))
 }
 
-// Away reports whether err says that the Engine could not be reached, hung up, is
+// IsUnavailable reports whether err says that the Engine could not be reached, hung up, is
 // shutting down or has lost its containerd, rather than that it refused. One call
 // that is not answered in time is no sign of that, see Unanswered.
-func Away(err error) bool {
-	if err == nil || Unanswered(err) {
+func IsUnavailable(err error) bool {
+	if err == nil || IsUnanswered(err) {
 		return false
 	}
 	var op *net.OpError
@@ -58,7 +58,7 @@ func Away(err error) bool {
 
 // OutcomeUnknown reports whether, for all that err says, the Engine may have done or
 // may still do what it was asked for.
-func OutcomeUnknown(err error) bool { return Away(err) || Unanswered(err) }
+func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(err) }
 
 // containerdLost is what an Engine says, with status 500, where it could not pass a call
 // on to containerd, or could not hear how it went: because containerd has died, or

@@ -57,7 +57,7 @@ var helperEntrypoint = []string{"/"}
 // Helpers returns the purposes of all helpers of the kind by container ID. A
 // running container is no helper, whatever its name.
 func (c *Conn) Helpers(ctx context.Context, kind HelperKind) (map[string]string, error) {
-	ctx, cancel := c.Short(ctx)
+	ctx, cancel := c.WithRequestTimeout(ctx)
 	defer cancel()
 	// Not by label alone: an image may carry every label that berth writes.
 	list, err := c.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", legacyHelperKeys[kind]))})

@@ -16,7 +16,7 @@ import (
 func TestHelpersAreNotForgedByImages(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
-	docker, err := e.Connect(t).Wait(t.Context())
+	docker, err := e.Connect(t).WaitConn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

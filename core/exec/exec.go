@@ -16,15 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 	utilexec "k8s.io/utils/exec"
 
+	"berth/core/cache"
 	"berth/core/engine"
-	"berth/core/view"
 )
 
 // A Service runs commands and joins streams. All it keeps is count of the memory
 // that its sessions use.
 type Service struct {
 	docker *engine.Engine
-	view   *view.View
+	view   *cache.Cache
 	dial   Dial
 	memory *memory
 	signal func(id string, pid int, signal unix.Signal) error
@@ -32,10 +32,10 @@ type Service struct {
 }
 
 // Dial connects to a port on the loopback of a pod.
-type Dial func(ctx context.Context, pod *view.Sandbox, port int) (net.Conn, error)
+type Dial func(ctx context.Context, pod *cache.Sandbox, port int) (net.Conn, error)
 
 // New returns a Service; none of its arguments may be nil.
-func New(docker *engine.Engine, view *view.View, dial Dial, log *slog.Logger) *Service {
+func New(docker *engine.Engine, view *cache.Cache, dial Dial, log *slog.Logger) *Service {
 	return &Service{docker: docker, view: view, dial: dial, memory: newMemory(memoryLimit), signal: signalTree, log: log}
 }
 
@@ -44,7 +44,7 @@ func New(docker *engine.Engine, view *view.View, dial Dial, log *slog.Logger) *S
 const detachKeys = "ctrl-@,ctrl-@,ctrl-@,ctrl-@,ctrl-^,ctrl-],ctrl-_,ctrl-@"
 
 // running returns the container id, which must run.
-func (s *Service) running(ctx context.Context, id string) (*view.Container, error) {
+func (s *Service) running(ctx context.Context, id string) (*cache.Container, error) {
 	c, err := s.view.Container(ctx, id)
 	if err == nil && !c.Running {
 		err = fmt.Errorf("container %s is not running: %w", c.ID(), errdefs.ErrFailedPrecondition)

@@ -6,12 +6,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"berth/core/view"
+	"berth/core/cache"
 )
 
 // OnDial has dial reach the ports of pods.
 func (s *Service) OnDial(dial func() (net.Conn, error)) {
-	s.dial = func(context.Context, *view.Sandbox, int) (net.Conn, error) { return dial() }
+	s.dial = func(context.Context, *cache.Sandbox, int) (net.Conn, error) { return dial() }
 }
 
 // OnSignal has f told of the signals that processes are sent, instead of them.

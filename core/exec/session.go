@@ -92,7 +92,7 @@ const (
 
 // create asks Docker for an exec in the container id, which must run.
 func (s *Service) create(ctx context.Context, id string, options container.ExecOptions) (*session, error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (s *Service) create(ctx context.Context, id string, options container.ExecO
 	if err != nil {
 		return nil, unanswered(err)
 	}
-	short, cancel := docker.Short(ctx)
+	short, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	options.DetachKeys = detachKeys
 	made, err := docker.ContainerExecCreate(short, c.ID(), options)

@@ -102,7 +102,7 @@ func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs
 }
 
 func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, resize <-chan remotecommand.TerminalSize) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}

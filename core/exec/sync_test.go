@@ -20,12 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine/enginetest"
 	"berth/core/exec"
-	"berth/core/journal"
 	"berth/core/labels"
+	"berth/core/state"
 	"berth/core/testmain"
-	"berth/core/view"
 )
 
 // Most tests wait for an Engine that hangs, or for time to pass.
@@ -33,10 +33,10 @@ func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 type nothing struct{}
 
-func (nothing) Addresses(string) ([]netip.Addr, bool) { return nil, true }
-func (nothing) Same(string, int) bool                 { return true }
-func (nothing) Keep(context.Context, *view.Container) {}
-func (nothing) Drop(string)                           {}
+func (nothing) Addresses(string) ([]netip.Addr, bool)  { return nil, true }
+func (nothing) InNetNS(string, int) bool               { return true }
+func (nothing) Keep(context.Context, *cache.Container) {}
+func (nothing) Drop(string)                            {}
 
 // newRoom returns the room, its Engine and a container that runs there, and in it
 // the last of first if there is one.
@@ -48,19 +48,19 @@ func newRoom(t *testing.T, first ...enginetest.Program) (*exec.Service, *enginet
 	}
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Connect(t)
-	notes, err := journal.Open(t.TempDir())
+	notes, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf := func(name string) *journal.Shelf {
-		s, err := notes.Shelf(name)
+	shelf := func(name string) *state.Bucket {
+		s, err := notes.Bucket(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s
 	}
 	log := slog.New(slog.DiscardHandler)
-	seen := view.New(view.Config{Network: nothing{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: nothing{}}, docker, log)
+	seen := cache.New(cache.Config{Network: nothing{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: nothing{}}, docker, log)
 	enginetest.Background(t, seen.Run)
 	c := e.Client(t)
 	said := labels.Set{Kind: labels.Container, SandboxID: "pod", Config: `{"metadata":{"name":"c"}}`}

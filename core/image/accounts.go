@@ -29,7 +29,7 @@ const (
 // container that is created for it and never started, for no storage driver shows an
 // image's files otherwise, and then kept in a cache.
 func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, error) {
-	done, err := s.reading.Take(ctx, id)
+	done, err := s.reading.Lock(ctx, id)
 	if err != nil {
 		return todocker.Accounts{}, err
 	}
@@ -37,7 +37,7 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 	if known, ok := s.accounts.get(id); ok {
 		return known, nil
 	}
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return todocker.Accounts{}, err
 	}
@@ -57,7 +57,7 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id string) (a todocker.Accounts, err error) {
 	// Finished even if the caller hangs up: what was begun is removed again.
 	work := context.WithoutCancel(ctx)
-	short, cancel := docker.Short(work)
+	short, cancel := docker.WithRequestTimeout(work)
 	defer cancel()
 	// Known before it is there, or tidy might take it for one that was left.
 	look := rand.Text()
@@ -76,7 +76,7 @@ func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id stri
 	defer func() {
 		limited, cancel := context.WithTimeout(work, removeLimit)
 		defer cancel()
-		if err := docker.Discard(limited, made); err != nil {
+		if err := docker.ForceRemove(limited, made); err != nil {
 			s.log.Info("a container made to look into an image could not be removed, trying again", slog.String("container", made), slog.Any("err", err))
 			select {
 			case s.untidy <- struct{}{}:
@@ -172,18 +172,18 @@ func (s *Service) tidy(ctx context.Context, docker *engine.Conn) error {
 		busy := s.looking[look]
 		s.accountsMu.Unlock()
 		if !busy {
-			err = errors.Join(err, docker.Discard(ctx, id))
+			err = errors.Join(err, docker.ForceRemove(ctx, id))
 		}
 	}
 	return err
 }
 
-// Tidy removes the containers that were made to look into images and were left
+// RunGC removes the containers that were made to look into images and were left
 // behind, now and then and soon after one could not be removed. It returns when
 // ctx ends.
-func (s *Service) Tidy(ctx context.Context) error {
+func (s *Service) RunGC(ctx context.Context) error {
 	for {
-		docker, err := s.docker.Wait(ctx)
+		docker, err := s.docker.WaitConn(ctx)
 		if err != nil {
 			return nil // ctx has ended
 		}

@@ -238,7 +238,7 @@ func TestTidy(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-	docker, err := s.docker.Wait(t.Context())
+	docker, err := s.docker.WaitConn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,7 +80,7 @@ func (s *Service) nodeCredentials(ctx context.Context, server string) (registry.
 	defer cancel()
 	// One helper at a time for each server: a helper that hangs is started again by each
 	// retry of the kubelet.
-	done, err := s.helpers.Take(limited, server)
+	done, err := s.helpers.Lock(limited, server)
 	var auth types.AuthConfig
 	if err == nil {
 		defer done()

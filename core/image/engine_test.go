@@ -219,7 +219,7 @@ func TestPullFails(t *testing.T) {
 		"a name that is none": {"UPPER:1", nil, "UPPER", errdefs.IsInvalidArgument},
 		"torn in the middle":  {"r.test/torn:1", nil, "RegistryUnavailable: ", nil},
 		"registry away":       {"r.test/away:1", nil, "RegistryUnavailable: ", nil},
-		"registry not well":   {"r.test/ill:1", nil, "RegistryUnavailable: ", func(err error) bool { return !engine.Away(err) }},
+		"registry not well":   {"r.test/ill:1", nil, "RegistryUnavailable: ", func(err error) bool { return !engine.IsUnavailable(err) }},
 		"wrong password":      {"r.test/private:1", &runtimeapi.AuthConfig{Username: "u", Password: "wrong-secret"}, "denied", func(err error) bool { return !errdefs.IsNotFound(err) }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -251,7 +251,7 @@ func TestTheEngineGoesAwayInAPull(t *testing.T) {
 			room, e := newRoom(t, "")
 			disturb(e)
 			id, err := room.Pull(t.Context(), ref, "", nil)
-			if id != "" || !engine.Away(err) || strings.HasPrefix(err.Error(), "RegistryUnavailable") {
+			if id != "" || !engine.IsUnavailable(err) || strings.HasPrefix(err.Error(), "RegistryUnavailable") {
 				t.Errorf("%q, %v; want that the Engine is away", id, err)
 			}
 		})
@@ -588,7 +588,7 @@ func TestLongErrorsOfRegistriesAreCut(t *testing.T) {
 			if err == nil || len(err.Error()) > 8<<10 || !utf8.ValidString(err.Error()) {
 				t.Fatalf("%d bytes, want an error of a few kB", len(fmt.Sprint(err)))
 			}
-			if engine.Away(err) || !strings.Contains(err.Error(), "500 Internal Server Error") && remote.Status == 0 {
+			if engine.IsUnavailable(err) || !strings.Contains(err.Error(), "500 Internal Server Error") && remote.Status == 0 {
 				t.Errorf("%.200s", err)
 			}
 			if used := after.TotalAlloc - before.TotalAlloc; used > 40<<20 {
@@ -620,7 +620,7 @@ func TestListWithABrokenImage(t *testing.T) {
 	}
 	e.Heal("GET /images/" + bad + "/json")
 	e.Fail("GET /images/{name}/json", enginetest.HangUp)
-	if got, err := users(); !engine.Away(err) {
+	if got, err := users(); !engine.IsUnavailable(err) {
 		t.Errorf("%v, %v; want that the Engine is away", got, err)
 	}
 	e.Heal("GET /images/{name}/json")
@@ -760,7 +760,7 @@ func TestPause(t *testing.T) {
 		room, e := newRoom(t, "r.test/pause:3")
 		e.Registry("r.test/pause:3", enginetest.Remote{})
 		e.FailOnce("POST /images/create", enginetest.HangUp, 1)
-		if id, err := room.Pause(t.Context()); !engine.Away(err) {
+		if id, err := room.Pause(t.Context()); !engine.IsUnavailable(err) {
 			t.Errorf("%s, %v; want that the Engine is away", id, err)
 		}
 		// Which is no reason not to pull once it is back.

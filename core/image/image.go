@@ -26,8 +26,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/kmutex"
 	"berth/core/tocri"
-	"berth/core/turns"
 )
 
 // Config is what an operator can choose about images.
@@ -52,10 +52,10 @@ type Service struct {
 	docker *engine.Engine
 	log    *slog.Logger
 
-	removals turns.Turns // by image ID
-	reading  turns.Turns // of accounts, by image ID
-	helpers  turns.Turns // of credential helpers, by server
-	pulls    flights     // by image and credentials
+	removals kmutex.Mutex // by image ID
+	reading  kmutex.Mutex // of accounts, by image ID
+	helpers  kmutex.Mutex // of credential helpers, by server
+	pulls    flights      // by image and credentials
 	pause    pauseImage
 	used     atomic.Uint64 // bytes that images take, as last measured
 
@@ -141,11 +141,11 @@ func isHex(text string) bool { return strings.Trim(text, "0123456789abcdef") == 
 // Status returns the image that ref names, nil if there is none, and with
 // verbose what else there is to know of it.
 func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtimeapi.Image, map[string]string, error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	found, err := s.find(ctx, docker, ref, byDigits)
 	if errdefs.IsNotFound(err) || ref == "" || errors.Is(err, errFewDigits) {
@@ -181,11 +181,11 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*
 		}
 		return []*runtimeapi.Image{found}, nil
 	}
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	list, err := docker.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs()})
 	if err != nil {
@@ -220,7 +220,7 @@ func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image
 		found, err := docker.ImageInspect(ctx, row.ID)
 		switch {
 		case errdefs.IsNotFound(err): // removed meanwhile
-		case err != nil && (ctx.Err() != nil || engine.Away(err)):
+		case err != nil && (ctx.Err() != nil || engine.IsUnavailable(err)):
 			return nil, fmt.Errorf("image %s: %w", row.ID, err)
 		case err != nil:
 			// One that is broken, or half removed, must not hide the others.
@@ -250,11 +250,11 @@ type Found struct {
 // Resolve finds a local image for somebody who runs it. It is of kind NotFound
 // if there is none.
 func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return Found{}, err
 	}
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	found, err := s.find(ctx, docker, ref, byDigits)
 	if err != nil {
@@ -334,11 +334,11 @@ func repoDigest(digests []string, userRef, id string) string {
 // Of an image that others were built from only the names are removed: Docker keeps its
 // layers for the others, does not list it any more, and removes it with the last of them.
 func (s *Service) Remove(ctx context.Context, ref string) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := docker.Short(context.WithoutCancel(ctx))
+	ctx, cancel := docker.WithRequestTimeout(context.WithoutCancel(ctx))
 	defer cancel()
 	found, err := s.find(ctx, docker, ref, byDigest)
 	if errdefs.IsNotFound(err) {
@@ -347,7 +347,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	done, err := s.removals.Take(ctx, found.ID)
+	done, err := s.removals.Lock(ctx, found.ID)
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ type pauseImage struct {
 // Pause returns the ID of the image that sandboxes run: the configured one if
 // it is there or can be pulled, else the one built in.
 func (s *Service) Pause(ctx context.Context) (string, error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err
 	}
@@ -104,7 +104,7 @@ func (s *Service) getPause(ctx context.Context, docker *engine.Conn) (string, er
 
 // findShort is find for a pause image, with a deadline.
 func (s *Service) findShort(ctx context.Context, docker *engine.Conn, ref string) (image.InspectResponse, error) {
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	return s.find(ctx, docker, ref, byDigest)
 }
@@ -141,7 +141,7 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 	if err != nil {
 		return "", fmt.Errorf("pause image %s is not here and cannot be pulled: %w", s.PauseImage, err)
 	}
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	resp, err := docker.ImageLoad(ctx, bytes.NewReader(archive))
 	if err != nil {

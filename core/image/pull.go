@@ -35,11 +35,11 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if ref == "" {
 		return "", fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument)
 	}
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err
 	}
-	if _, err := todocker.Runtime(handler, docker.Can); err != nil {
+	if _, err := todocker.Runtime(handler, docker.Features); err != nil {
 		return "", err
 	}
 	auth, err := s.credentials(ctx, ref, given, node)
@@ -92,12 +92,12 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
 		}
 		// A registry that is Unavailable is no Engine that is away.
-		if engine.Away(err) && !errdefs.IsUnavailable(err) {
+		if engine.IsUnavailable(err) && !errdefs.IsUnavailable(err) {
 			return "", fmt.Errorf("pull image %q: %w", ref, err)
 		}
 		return "", pullFailure(ref, err)
 	}
-	ctx, done := docker.Short(ctx)
+	ctx, done := docker.WithRequestTimeout(ctx)
 	defer done()
 	// By what was pulled: the image of a digest may have no tag.
 	found, err := s.find(ctx, docker, ref, byDigits)

@@ -30,7 +30,7 @@ const (
 // free, which it has just read, and does not evict on what is not newer than the
 // last it has seen.
 func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.FilesystemUsage, err error) {
-	docker, err := s.docker.Last()
+	docker, err := s.docker.LastConn()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -38,7 +38,7 @@ func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.File
 	entry := func(used, inodes uint64) []*runtimeapi.FilesystemUsage {
 		return []*runtimeapi.FilesystemUsage{{
 			Timestamp:  now,
-			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Can.ImageFS()},
+			FsId:       &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Features.ImageFS()},
 			UsedBytes:  &runtimeapi.UInt64Value{Value: used},
 			InodesUsed: &runtimeapi.UInt64Value{Value: inodes},
 		}}
@@ -51,7 +51,7 @@ func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.File
 // Run measures, now and then, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	for {
-		docker, err := s.docker.Wait(ctx)
+		docker, err := s.docker.WaitConn(ctx)
 		if err != nil {
 			return nil // ctx has ended
 		}
@@ -74,10 +74,10 @@ func rest(took time.Duration) time.Duration { return max(measureEvery, restFacto
 
 // measure returns how many bytes all images take together.
 func (s *Service) measure(ctx context.Context, docker *engine.Conn) (uint64, error) {
-	if !docker.Can.Snapshotter {
+	if !docker.Features.Snapshotter {
 		// The Engine notes the size of each layer in a small file; their sum is
 		// what its own system df says, without its locks.
-		notes, err := filepath.Glob(filepath.Join(docker.Can.RootDir, "image", docker.Can.StorageDriver, "layerdb", "sha256", "*", "size"))
+		notes, err := filepath.Glob(filepath.Join(docker.Features.RootDir, "image", docker.Features.StorageDriver, "layerdb", "sha256", "*", "size"))
 		if err == nil && len(notes) > 0 {
 			return sum(notes), nil
 		}
@@ -89,7 +89,7 @@ func (s *Service) measure(ctx context.Context, docker *engine.Conn) (uint64, err
 		return 0, err
 	}
 	layers := uint64(max(df.LayersSize, 0))
-	if docker.Can.Snapshotter {
+	if docker.Features.Snapshotter {
 		// The Engine adds up all of containerd's snapshots, those that containers
 		// write to among them (Docker 28.5).
 		_, _, written := s.Written()

@@ -71,12 +71,12 @@ type Set struct {
 
 	// The fields below are recorded by berth and not by cri-dockerd.
 
-	Config   string      // the CRI config as JSON, without what the Engine keeps elsewhere
-	Handler  string      // runtime handler of a sandbox
-	Image    string      // of a container, as its user wrote it
-	ImageRef string      // of a container, with the repository's digest if there was one
-	User     string      // of a container, the user it runs as, as JSON of the CRI; empty if not known
-	Stage    names.Stage // of a container, the name of its staged mounts, if it has some
+	Config   string         // the CRI config as JSON, without what the Engine keeps elsewhere
+	Handler  string         // runtime handler of a sandbox
+	Image    string         // of a container, as its user wrote it
+	ImageRef string         // of a container, with the repository's digest if there was one
+	User     string         // of a container, the user it runs as, as JSON of the CRI; empty if not known
+	Stage    names.Premount // of a container, the name of its staged mounts, if it has some
 }
 
 // Ours reports whether berth itself has created the container.

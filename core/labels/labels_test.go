@@ -57,7 +57,7 @@ func hostile(kind, value string) map[string]string {
 	return set
 }
 
-var compare = cmp.Options{cmpopts.EquateComparable(names.Stage{}), cmpopts.EquateEmpty()}
+var compare = cmp.Options{cmpopts.EquateComparable(names.Premount{}), cmpopts.EquateEmpty()}
 
 // FuzzRoundTrip holds the promise the whole daemon rests on: what is written
 // on a container is what is read back from it, whatever labels its image has.

@@ -70,7 +70,7 @@ func (s *Service) stream(ctx context.Context, p *pump, asks []ask) (_ []ask, end
 	if err := p.flush(); err != nil {
 		return asks, false, err
 	}
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return asks, false, err
 	}

@@ -14,10 +14,10 @@ import (
 	"github.com/docker/docker/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine/enginetest"
-	"berth/core/journal"
 	"berth/core/logs"
-	"berth/core/view"
+	"berth/core/state"
 )
 
 // A followed is a container whose log is read from the log stream of an Engine.
@@ -72,13 +72,13 @@ func follow(t *testing.T, tty bool, driver string, program enginetest.Program) *
 }
 
 // newShelf returns where positions are kept.
-func newShelf(t *testing.T) *journal.Shelf {
+func newShelf(t *testing.T) *state.Bucket {
 	t.Helper()
-	notes, err := journal.Open(t.TempDir())
+	notes, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf, err := notes.Shelf("logs")
+	shelf, err := notes.Bucket("logs")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func newShelf(t *testing.T) *journal.Shelf {
 
 // keep tells what the view would of the container.
 func (f *followed) keep(running bool) {
-	f.logs.Keep(f.t.Context(), &view.Container{
+	f.logs.Keep(f.t.Context(), &cache.Container{
 		Row:    &runtimeapi.Container{Id: f.id},
 		Status: &runtimeapi.ContainerStatus{Id: f.id, LogPath: f.path, StartedAt: 1}, Running: running, TTY: f.tty, Ours: true,
 		LogDirectory: filepath.Dir(f.path),
@@ -290,7 +290,7 @@ func TestFollowReopens(t *testing.T) {
 	if err := s.Open(made.ID, "", filepath.Dir(path), path); err != nil {
 		t.Fatal(err)
 	}
-	s.Keep(t.Context(), &view.Container{
+	s.Keep(t.Context(), &cache.Container{
 		Row:    &runtimeapi.Container{Id: made.ID},
 		Status: &runtimeapi.ContainerStatus{Id: made.ID, LogPath: path, StartedAt: 1}, Running: true, Ours: true, LogDirectory: filepath.Dir(path),
 	})

@@ -29,9 +29,9 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sync/errgroup"
 
+	"berth/core/cache"
 	"berth/core/engine"
-	"berth/core/journal"
-	"berth/core/view"
+	"berth/core/state"
 
 	"berth/core/panics"
 )
@@ -55,7 +55,7 @@ const drainLimit = 2 * time.Second
 type Service struct {
 	mode      Mode
 	docker    *engine.Engine
-	positions *journal.Shelf
+	positions *state.Bucket
 	log       *slog.Logger
 
 	awake chan struct{} // told when there is something in due
@@ -70,7 +70,7 @@ type Service struct {
 
 // New returns a Service that writes as mode says and keeps on positions where
 // it is. docker is asked for log streams only.
-func New(mode Mode, docker *engine.Engine, positions *journal.Shelf, log *slog.Logger) *Service {
+func New(mode Mode, docker *engine.Engine, positions *state.Bucket, log *slog.Logger) *Service {
 	return &Service{
 		mode: mode, docker: docker, positions: positions, log: log,
 		awake: make(chan struct{}, 1), over: make(chan struct{}),
@@ -234,7 +234,7 @@ func (s *Service) know(id, source string, file location) (*pump, error) {
 // Keep sees to the log of a container that has just been looked at. It returns
 // when the log of one that has ended is complete, or at least has had the time
 // to be: then the rest follows as soon as it can.
-func (s *Service) Keep(ctx context.Context, c *view.Container) {
+func (s *Service) Keep(ctx context.Context, c *cache.Container) {
 	path, started := c.Status.GetLogPath(), c.Status.GetStartedAt()
 	if path == "" || started == 0 {
 		return
@@ -281,7 +281,7 @@ func (s *Service) Keep(ctx context.Context, c *view.Container) {
 }
 
 // locate returns where the log of c is.
-func (s *Service) locate(c *view.Container) (location, error) {
+func (s *Service) locate(c *cache.Container) (location, error) {
 	dir := c.LogDirectory
 	var at position
 	if dir == "" && s.positions.Get(c.ID(), &at) {
@@ -303,7 +303,7 @@ func (s *Service) refuse(id string, err error) {
 
 // linked reports whether the log of c is a link to the Engine's file, and
 // keeps it one.
-func (s *Service) linked(c *view.Container, file location) bool {
+func (s *Service) linked(c *cache.Container, file location) bool {
 	switch {
 	case c.JSONPath == "":
 		// A link that is there leads to a file of Docker's, which is not ours to

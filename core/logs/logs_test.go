@@ -16,11 +16,11 @@ import (
 	"github.com/fsnotify/fsnotify"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine/enginetest"
-	"berth/core/journal"
 	"berth/core/logs"
+	"berth/core/state"
 	"berth/core/testmain"
-	"berth/core/view"
 )
 
 // Most tests wait for time to pass, or for something to be noticed.
@@ -53,11 +53,11 @@ func newNode(t *testing.T, mode logs.Mode) *node {
 // begin starts a daemon.
 func (n *node) begin() {
 	n.t.Helper()
-	notes, err := journal.Open(filepath.Join(n.dir, "journal"))
+	notes, err := state.Open(filepath.Join(n.dir, "journal"))
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	shelf, err := notes.Shelf("logs")
+	shelf, err := notes.Bucket("logs")
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -181,8 +181,8 @@ func (n *node) has(path, text string) {
 }
 
 // seen is what the view would tell of the container.
-func (n *node) seen(running bool) *view.Container {
-	return &view.Container{
+func (n *node) seen(running bool) *cache.Container {
+	return &cache.Container{
 		Row:     &runtimeapi.Container{Id: "c1"},
 		Status:  &runtimeapi.ContainerStatus{Id: "c1", LogPath: n.path, StartedAt: int64(n.runs)},
 		Running: running, JSONPath: n.source, Ours: true, LogDirectory: n.logDir(),
@@ -604,7 +604,7 @@ func TestAStaleLinkIsReplaced(t *testing.T) {
 // have to be corrected once it does.
 func TestWithoutASource(t *testing.T) {
 	t.Parallel()
-	blind := func(c *view.Container) *view.Container {
+	blind := func(c *cache.Container) *cache.Container {
 		c.JSONPath = ""
 		return c
 	}

@@ -111,28 +111,28 @@ func Parse(s string) (Name, error) {
 	return n, nil
 }
 
-// A Stage is the name of the staged mounts of one container: a random word, never
+// A Premount is the name of the staged mounts of one container: a random word, never
 // a path. The zero Stage stands for none. There is no other way to one than
 // NewStage and ParseStage, so that text from outside cannot be taken for a name.
-type Stage struct{ word string }
+type Premount struct{ word string }
 
 // stageWord matches what NewStage makes.
 var stageWord = regexp.MustCompile(`^[A-Z2-7]{16}$`)
 
 // NewStage returns a name that nothing else has.
-func NewStage() Stage { return Stage{rand.Text()[:16]} }
+func NewStage() Premount { return Premount{rand.Text()[:16]} }
 
 // ParseStage reads back a name that NewStage has made; "" is the zero Stage. The
 // error is of kind InvalidArgument for any other text.
-func ParseStage(s string) (Stage, error) {
+func ParseStage(s string) (Premount, error) {
 	if s != "" && !stageWord.MatchString(s) {
-		return Stage{}, fmt.Errorf("%q is not the name of staged mounts: %w", s, errdefs.ErrInvalidArgument)
+		return Premount{}, fmt.Errorf("%q is not the name of staged mounts: %w", s, errdefs.ErrInvalidArgument)
 	}
-	return Stage{s}, nil
+	return Premount{s}, nil
 }
 
 // String returns the name as text, "" for none.
-func (s Stage) String() string { return s.word }
+func (s Premount) String() string { return s.word }
 
 // None reports whether s is the name of nothing.
-func (s Stage) None() bool { return s.word == "" }
+func (s Premount) None() bool { return s.word == "" }

@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/cgroup"
-	"berth/core/journal"
+	"berth/core/state"
 )
 
 const (
@@ -45,7 +45,7 @@ const (
 
 // A Watcher watches the memory cgroups of containers. Run must run for that.
 type Watcher struct {
-	verdicts *journal.Shelf // of ended containers: the cgroups are gone
+	verdicts *state.Bucket // of ended containers: the cgroups are gone
 	log      *slog.Logger
 
 	files   *fsnotify.Watcher // nil if the node has no inotify instance left
@@ -78,7 +78,7 @@ type verdict struct {
 }
 
 // New returns a Watcher that keeps on verdicts what it has found out.
-func New(verdicts *journal.Shelf, log *slog.Logger) *Watcher {
+func New(verdicts *state.Bucket, log *slog.Logger) *Watcher {
 	w := &Watcher{verdicts: verdicts, log: log, runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{}, stopped: make(chan struct{})}
 	var err error
 	if w.files, err = fsnotify.NewWatcher(); err != nil {

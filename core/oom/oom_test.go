@@ -12,23 +12,23 @@ import (
 	"time"
 
 	"berth/core/cgroup"
-	"berth/core/journal"
+	"berth/core/state"
 )
 
 type node struct {
 	*testing.T
 	*Watcher
-	shelf *journal.Shelf
+	shelf *state.Bucket
 	dir   string // where cgroups of version 2 are
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	notes, err := journal.Open(t.TempDir())
+	notes, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf, err := notes.Shelf("oom")
+	shelf, err := notes.Bucket("oom")
 	if err != nil {
 		t.Fatal(err)
 	}

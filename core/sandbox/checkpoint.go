@@ -5,10 +5,10 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/checkpoint"
 	"berth/core/names"
 	"berth/core/todocker"
-	"berth/core/view"
 	"berth/network"
 )
 
@@ -27,7 +27,7 @@ func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 
 // unfinished returns the intent that has led to pod and no further, nil if there
 // is none.
-func (s *Service) unfinished(pod *view.Sandbox) *intent {
+func (s *Service) unfinished(pod *cache.Sandbox) *intent {
 	var left intent
 	if !s.intents.Get(names.Plain(pod.Name), &left) || left.ID != pod.ID() {
 		return nil
@@ -37,7 +37,7 @@ func (s *Service) unfinished(pod *view.Sandbox) *intent {
 
 // plan returns what is known of how to take the network of pod back, nil if
 // nothing is. Of a pod that was never finished there is more than the checkpoint.
-func (s *Service) plan(pod *view.Sandbox) *network.Plan {
+func (s *Service) plan(pod *cache.Sandbox) *network.Plan {
 	if left := s.unfinished(pod); left != nil && left.Plan != nil {
 		return left.Plan
 	}

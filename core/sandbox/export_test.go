@@ -11,7 +11,7 @@ func (s *Service) SetPatience(d time.Duration) { s.patience = d }
 
 // GC does one round of garbage collection.
 func (s *Service) GC(ctx context.Context) error {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/mounts"
+	"berth/core/premount"
 	"berth/core/todocker"
 )
 
@@ -74,7 +74,7 @@ func (s *Service) bound(dir string, content map[string][]byte, seen container.In
 	switch {
 	case s.Tmpfs == nil:
 		return errors.ErrUnsupported
-	case mounts.Foreign(mounts.Parent(seen.State.Pid)):
+	case premount.InOtherMountNS(premount.ParentPID(seen.State.Pid)):
 		return errors.New("the mount namespace of Docker is not the one of berthd (PrivateMounts=, MountFlags= and the like in its unit), or cannot be read")
 	}
 	page := int64(os.Getpagesize())

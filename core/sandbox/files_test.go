@@ -146,7 +146,7 @@ func TestFileSystemsOfSandboxesThatAreGoneAreUnmounted(t *testing.T) {
 	}
 	r.view.Forget(id) // as that of a new daemon, which has never seen it
 	r.serve(false)
-	enginetest.Background(t, r.KeepClean)
+	enginetest.Background(t, r.RunGC)
 	enginetest.Until(t, "the file system is still mounted", func() bool { return len(r.tmpfs.mounted()) == 0 })
 }
 

@@ -69,7 +69,7 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 	}
 	// Plugins may take all the time there is. What they work on is there without
 	// the container: our own handle keeps the network namespace alive.
-	all.Go(func() error { removeErr = docker.Discard(ctx, id); return nil })
+	all.Go(func() error { removeErr = docker.ForceRemove(ctx, id); return nil })
 	if err := all.Wait(); err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 // inspect looks at a container, for no longer than such a look should take: one
 // that hangs must not keep the others from being cleaned up.
 func inspect(ctx context.Context, docker *engine.Conn, id string) (container.InspectResponse, error) {
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	return docker.ContainerInspect(ctx, id)
 }
@@ -103,12 +103,12 @@ func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name str
 	return s.takeDown(ctx, docker, &left)
 }
 
-// KeepClean cleans up after every connection to the Engine, after every call that
+// RunGC cleans up after every connection to the Engine, after every call that
 // could not do so itself, and now and then: it undoes what was begun and not
 // finished, and lets go of what belongs to sandboxes that are no more. It returns
 // when ctx ends.
-func (s *Service) KeepClean(ctx context.Context) error {
-	return s.view.Each(ctx, "leftovers of sandboxes", s.left, s.clean)
+func (s *Service) RunGC(ctx context.Context) error {
+	return s.view.ReconcileLoop(ctx, "leftovers of sandboxes", s.left, s.clean)
 }
 
 // wakeIfLeft has KeepClean do its work if what was begun under the name is not
@@ -159,7 +159,7 @@ func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key stri
 	if !s.intents.Get(key, &left) || left.Name == "" {
 		return s.deleteTornIntent(key)
 	}
-	done, ok := s.turns.Try(left.Name)
+	done, ok := s.turns.TryLock(left.Name)
 	if !ok {
 		return nil
 	}
@@ -171,7 +171,7 @@ func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key stri
 // which no pod survives. The key is the name of the pod, unless it was too long
 // for a file's name; no call may be at work on it.
 func (s *Service) deleteTornIntent(key string) error {
-	done, ok := s.turns.Try(key)
+	done, ok := s.turns.TryLock(key)
 	if !ok {
 		return nil
 	}

@@ -17,11 +17,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
-	"berth/core/mounts"
 	"berth/core/names"
-	"berth/core/profiles"
+	"berth/core/premount"
+	"berth/core/rollback"
+	"berth/core/securityprofile"
 	"berth/core/todocker"
-	"berth/core/undo"
 	"berth/network"
 )
 
@@ -57,16 +57,16 @@ func suffixed(name, suffix string) string {
 // The caller may hang up at any time: the step under way is finished, and the
 // pod taken down.
 func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (_ string, err error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err
 	}
-	seccomp, err := profiles.Read(pod.GetLinux().GetSecurityContext(), false)
+	seccomp, err := securityprofile.Load(pod.GetLinux().GetSecurityContext(), false)
 	if err != nil {
 		return "", err
 	}
-	ask := todocker.SandboxAsk{
-		Pod: pod, Handler: handler, Can: docker.Can, Seccomp: seccomp, Bridge: s.Bridge,
+	ask := todocker.SandboxParams{
+		Pod: pod, Handler: handler, Can: docker.Features, Seccomp: seccomp, Bridge: s.Bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
 	}
 	order, err := todocker.Sandbox(ask)
@@ -76,7 +76,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	made := &intent{Name: order.Name.String()}
 
 	defer s.wakeIfLeft(made.Name) // once the turn is given back
-	done, err := s.turns.Take(ctx, made.Name)
+	done, err := s.turns.Lock(ctx, made.Name)
 	if err != nil {
 		return "", err
 	}
@@ -91,7 +91,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), runLimit)
 	defer cancel()
-	var steps undo.Stack
+	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
 
 	ready, err := s.create(work, docker, ask, made, suffix, &steps)
@@ -137,7 +137,7 @@ const nameTries = 4
 
 // create makes the pause container, under a name with suffix if the plain one is
 // not to be had. If the pod turns out to be there already it returns its ID.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent, suffix string, steps *undo.Stack) (ready string, err error) {
+func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.SandboxParams, made *intent, suffix string, steps *rollback.Stack) (ready string, err error) {
 	for try := 0; ; try++ {
 		if ask.Image, err = s.images.Pause(ctx); err != nil {
 			return "", fmt.Errorf("pause image: %w", err)
@@ -152,7 +152,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 			}
 			steps.Push(func(ctx context.Context) error { return s.takeDown(ctx, docker, made) })
 		}
-		short, cancel := docker.Short(ctx)
+		short, cancel := docker.WithRequestTimeout(ctx)
 		created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, made.called())
 		cancel()
 		switch {
@@ -239,13 +239,13 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string
 // start starts the pause container. Where the Engine turns out to be unable to
 // give the oom_score_adj that a pause process should have, it makes do with
 // the lowest that an unprivileged Engine can.
-func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.SandboxAsk, made *intent) error {
+func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.SandboxParams, made *intent) error {
 	err := startContainer(ctx, docker, made.ID)
 	if err == nil || ask.OOMScore >= 0 || engine.OutcomeUnknown(err) {
 		return err
 	}
 	first := err
-	if err := errors.Join(docker.Discard(ctx, made.ID), s.Checkpoints.Remove(made.ID)); err != nil {
+	if err := errors.Join(docker.ForceRemove(ctx, made.ID), s.Checkpoints.Remove(made.ID)); err != nil {
 		return errors.Join(first, err)
 	}
 	s.view.Forget(made.ID)
@@ -254,7 +254,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 	if err != nil {
 		return err
 	}
-	short, cancel := docker.Short(ctx)
+	short, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	created, err := docker.ContainerCreate(short, order.Config, order.Host, nil, nil, made.called())
 	if err != nil {
@@ -273,7 +273,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 }
 
 func startContainer(ctx context.Context, docker *engine.Conn, id string) error {
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	if err := docker.ContainerStart(ctx, id, container.StartOptions{}); err != nil {
 		return fmt.Errorf("start sandbox %s: %w", id, err)
@@ -317,7 +317,7 @@ func (s *Service) openSysfs(pod *runtimeapi.PodSandboxConfig, id string, pid int
 	if !pod.GetLinux().GetSecurityContext().GetPrivileged() || todocker.HostNetwork(pod) {
 		return
 	}
-	if err := mounts.WritableSysfs(pid); err != nil {
+	if err := premount.WritableSysfs(pid); err != nil {
 		s.log.Warn("/sys will be read-only in the privileged containers of a pod", slog.String("sandbox", id), slog.Any("err", err))
 	}
 }

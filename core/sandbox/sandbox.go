@@ -13,11 +13,11 @@ import (
 	"sync"
 	"time"
 
+	"berth/core/cache"
 	"berth/core/checkpoint"
 	"berth/core/engine"
-	"berth/core/journal"
-	"berth/core/turns"
-	"berth/core/view"
+	"berth/core/kmutex"
+	"berth/core/state"
 	"berth/network"
 )
 
@@ -49,15 +49,15 @@ type Tmpfs interface {
 type Service struct {
 	Config
 	docker     *engine.Engine
-	view       *view.View
+	view       *cache.Cache
 	images     images
 	containers containers
 	network    Network
-	intents    *journal.Shelf
-	updates    *journal.Shelf
+	intents    *state.Bucket
+	updates    *state.Bucket
 	log        *slog.Logger
 
-	turns turns.Turns // by Docker name, but for a suffix
+	turns kmutex.Mutex // by Docker name, but for a suffix
 
 	left     chan struct{} // has one element if something waits for KeepClean
 	patience time.Duration // detachPatience
@@ -104,8 +104,8 @@ type Network interface {
 }
 
 // New returns a Service; none of its arguments may be nil.
-func New(cfg Config, docker *engine.Engine, view *view.View, images images, containers containers, network Network,
-	intents, updates *journal.Shelf, log *slog.Logger) *Service {
+func New(cfg Config, docker *engine.Engine, view *cache.Cache, images images, containers containers, network Network,
+	intents, updates *state.Bucket, log *slog.Logger) *Service {
 	return &Service{
 		Config: cfg, docker: docker, view: view, images: images, containers: containers, network: network,
 		intents: intents, updates: updates, log: log, left: make(chan struct{}, 1), patience: detachPatience, detaches: map[string]failing{},

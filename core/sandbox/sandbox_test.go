@@ -22,14 +22,14 @@ import (
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/checkpoint"
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
-	"berth/core/journal"
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/sandbox"
-	"berth/core/view"
+	"berth/core/state"
 	"berth/network"
 )
 
@@ -122,7 +122,7 @@ func (c *cables) Addresses(id string) ([]netip.Addr, bool) {
 	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, c.attached[id]
 }
 
-func (c *cables) Same(string, int) bool { return true }
+func (c *cables) InNetNS(string, int) bool { return true }
 
 // breaks has steps fail from now on, and no others.
 func (c *cables) breaks(steps ...string) {
@@ -161,10 +161,10 @@ type simple struct {
 	docker *client.Client
 }
 
-func (simple) Pause(context.Context) (string, error) { return "pause", nil }
-func (simple) ForgetPause()                          {}
-func (simple) Keep(context.Context, *view.Container) {}
-func (simple) Drop(string)                           {}
+func (simple) Pause(context.Context) (string, error)  { return "pause", nil }
+func (simple) ForgetPause()                           {}
+func (simple) Keep(context.Context, *cache.Container) {}
+func (simple) Drop(string)                            {}
 func (s simple) Kill(ctx context.Context, id string) error {
 	return s.docker.ContainerKill(ctx, id, "KILL")
 }
@@ -182,10 +182,10 @@ type room struct {
 	engine *enginetest.Engine
 	client *client.Client
 	cables *cables
-	view   *view.View
+	view   *cache.Cache
 	dir    string
 	docker *engine.Engine
-	shelf  func(name string) *journal.Shelf
+	shelf  func(name string) *state.Bucket
 	tmpfs  *fakeTmpfs
 	*sandbox.Service
 }
@@ -198,18 +198,18 @@ func newRoomOn(t *testing.T, connect func(*enginetest.Engine, testing.TB) *engin
 	r.engine.AddImage(enginetest.Image{Config: container.Config{Entrypoint: []string{"pause"}}}, "pause")
 	r.client = r.engine.Client(t)
 	r.docker = connect(r.engine, t)
-	notes, err := journal.Open(filepath.Join(r.dir, "journal"))
+	notes, err := state.Open(filepath.Join(r.dir, "journal"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.shelf = func(name string) *journal.Shelf {
-		s, err := notes.Shelf(name)
+	r.shelf = func(name string) *state.Bucket {
+		s, err := notes.Bucket(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return s
 	}
-	r.view = view.New(view.Config{Network: r.cables, Failures: r.shelf("failures"), Updates: r.shelf("updates"), Logs: simple{}}, r.docker, slog.New(slog.DiscardHandler))
+	r.view = cache.New(cache.Config{Network: r.cables, Failures: r.shelf("failures"), Updates: r.shelf("updates"), Logs: simple{}}, r.docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, r.view.Run)
 	r.serve(false)
 	enginetest.Until(t, "no view", func() bool { return r.view.Ready(t.Context()) == nil })
@@ -232,7 +232,7 @@ func hasty(e *enginetest.Engine, t testing.TB) *engine.Engine {
 		t.Fatal(err)
 	}
 	enginetest.Background(t, docker.Run)
-	if _, err := docker.Wait(t.Context()); err != nil {
+	if _, err := docker.WaitConn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	return docker
@@ -366,7 +366,7 @@ func TestAHiddenPodIsNoGarbage(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.view.Hide(seen.Name).Reveal()
-	enginetest.Background(t, r.KeepClean)
+	enginetest.Background(t, r.RunGC)
 	enginetest.Until(t, "no garbage is collected", func() bool {
 		r.cables.mu.Lock()
 		defer r.cables.mu.Unlock()
@@ -416,7 +416,7 @@ func TestRunLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRoom(t)
 			r.engine.LoseEvents(true) // or the view has looks of its own
-			enginetest.Background(t, r.KeepClean)
+			enginetest.Background(t, r.RunGC)
 			ctx, hangUp := context.WithCancel(t.Context())
 			defer hangUp()
 			spoil(r, hangUp)
@@ -456,7 +456,7 @@ func TestAnEngineThatGoesAway(t *testing.T) {
 			r := newRoom(t)
 			r.engine.SetLiveRestore(true)
 			r.engine.LoseEvents(true)
-			enginetest.Background(t, r.KeepClean)
+			enginetest.Background(t, r.RunGC)
 			release := r.engine.Hang(route)
 			done := make(chan error, 1)
 			before := r.engine.Calls(route)
@@ -689,7 +689,7 @@ func TestAfterAFailedRollback(t *testing.T) {
 	}
 	t.Run("KeepClean is woken", func(t *testing.T) {
 		r := newRoom(t)
-		enginetest.Background(t, r.KeepClean)
+		enginetest.Background(t, r.RunGC)
 		enginetest.Until(t, "no round", func() bool { return r.cables.took() == "gc" })
 		id := fail(r)
 		r.cables.breaks()
@@ -724,7 +724,7 @@ func TestOrphansKeepTheirCheckpoints(t *testing.T) {
 	}
 	enginetest.Until(t, "nobody notices", func() bool { s, err := r.Status(t.Context(), id); return err == nil && s.Gone })
 	r.view.Forget(id) // as a daemon does that starts then
-	enginetest.Background(t, r.KeepClean)
+	enginetest.Background(t, r.RunGC)
 	enginetest.Until(t, "no round", func() bool { return strings.Count(r.cables.took(), "gc") > 1 })
 	if _, err := os.Stat(filepath.Join(r.dir, "checkpoints", id)); err != nil {
 		t.Error(err)
@@ -772,7 +772,7 @@ func TestCleansAroundWhatHangs(t *testing.T) {
 			if tt.then != nil {
 				tt.then(r)
 			}
-			enginetest.Background(t, r.KeepClean)
+			enginetest.Background(t, r.RunGC)
 			t.Cleanup(release)
 			enginetest.Until(t, "the orphan stays", func() bool { _, err := os.Stat(orphan); return err != nil })
 		})
@@ -790,7 +790,7 @@ func TestOrphansAreCleanedUpSideBySide(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	enginetest.Background(t, r.KeepClean)
+	enginetest.Background(t, r.RunGC)
 	enginetest.Until(t, "they wait for each other", func() bool { return len(r.cables.Bound()) == 0 })
 }
 
@@ -802,7 +802,7 @@ func TestCollectsWhileSomethingFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.cables.breaks("detach")
-	enginetest.Background(t, r.KeepClean)
+	enginetest.Background(t, r.RunGC)
 	enginetest.Until(t, "nothing is collected", func() bool { return strings.Contains(r.cables.took(), "detach gc") })
 	if len(r.cables.Bound()) == 0 {
 		t.Error("it was let go of")
@@ -856,7 +856,7 @@ func TestPodsFromBeforeDockersBridge(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.serve(true)
-		enginetest.Background(t, r.KeepClean)
+		enginetest.Background(t, r.RunGC)
 		enginetest.Until(t, "it stays", func() bool { return len(r.leftovers()) == 0 })
 	})
 }

@@ -7,12 +7,12 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/view"
+	"berth/core/cache"
 )
 
 // Status returns what there is to know about the sandbox id; of kind NotFound
 // if there is none.
-func (s *Service) Status(ctx context.Context, id string) (*view.Sandbox, error) {
+func (s *Service) Status(ctx context.Context, id string) (*cache.Sandbox, error) {
 	return s.view.Sandbox(ctx, id)
 }
 
@@ -30,7 +30,7 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.PodSandboxFilter)
 }
 
 // Ready returns the sandbox id; of kind FailedPrecondition if it is not ready.
-func (s *Service) Ready(ctx context.Context, id string) (*view.Sandbox, error) {
+func (s *Service) Ready(ctx context.Context, id string) (*cache.Sandbox, error) {
 	pod, err := s.view.Sandbox(ctx, id)
 	if err == nil && pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
 		err = fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)

@@ -10,10 +10,10 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/panics"
-	"berth/core/view"
 	"berth/network"
 )
 
@@ -46,8 +46,8 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 
 // inTurn takes the turn of the sandbox id and does its part, to the end even
 // if the caller hangs up. Where there is no such sandbox nothing is to be done.
-func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context, *engine.Conn, *view.Sandbox) error) error {
-	docker, err := s.docker.Use()
+func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context, *engine.Conn, *cache.Sandbox) error) error {
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context
 	if err != nil {
 		return err
 	}
-	done, err := s.turns.Take(ctx, names.Plain(pod.Name))
+	done, err := s.turns.Lock(ctx, names.Plain(pod.Name))
 	if err != nil {
 		return err
 	}
@@ -69,8 +69,8 @@ func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context
 }
 
 // stop does what Stop says; the turn is the caller's.
-func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *view.Sandbox) error {
-	running, err := s.view.Inside(ctx, pod.ID())
+func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
+	running, err := s.view.ContainersOf(ctx, pod.ID())
 	if err != nil {
 		return err
 	}
@@ -147,14 +147,14 @@ func (s *Service) countDetach(id string, err error) failing {
 }
 
 // remove does what Remove says; the turn is the caller's.
-func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.Sandbox) error {
+func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
 	if err := s.stop(ctx, docker, pod); err != nil {
 		return err
 	}
 	if err := s.removeContainers(ctx, pod.ID()); err != nil {
 		return err
 	}
-	if err := docker.Discard(ctx, pod.ID()); err != nil {
+	if err := docker.ForceRemove(ctx, pod.ID()); err != nil {
 		return err
 	}
 	if s.unfinished(pod) != nil {
@@ -174,7 +174,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *view.San
 
 // removeContainers removes all containers of a sandbox.
 func (s *Service) removeContainers(ctx context.Context, sandbox string) error {
-	inside, err := s.view.Inside(ctx, sandbox)
+	inside, err := s.view.ContainersOf(ctx, sandbox)
 	if err != nil {
 		return err
 	}

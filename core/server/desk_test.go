@@ -29,20 +29,20 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/checkpoint"
 	containers "berth/core/container"
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/exec"
 	"berth/core/image"
-	"berth/core/journal"
 	"berth/core/logs"
-	"berth/core/mounts"
+	"berth/core/premount"
 	"berth/core/sandbox"
 	"berth/core/server"
+	"berth/core/state"
 	"berth/core/stats"
 	"berth/core/testmain"
-	"berth/core/view"
 	"berth/network"
 	"berth/streaming"
 )
@@ -96,10 +96,10 @@ func (h *house) enter() {
 	dir := h.dir
 	h.told = prometheus.NewPedanticRegistry()
 	log := slog.New(slog.DiscardHandler)
-	notes, err := journal.Open(filepath.Join(dir, "journal"))
+	notes, err := state.Open(filepath.Join(dir, "journal"))
 	h.must(err)
-	shelf := func(name string) *journal.Shelf {
-		s, err := notes.Shelf(name)
+	shelf := func(name string) *state.Bucket {
+		s, err := notes.Bucket(name)
 		h.must(err)
 		return s
 	}
@@ -107,18 +107,18 @@ func (h *house) enter() {
 	h.must(err)
 	output := logs.New(logs.CRI, docker, shelf("logs"), log)
 	failures, updates := shelf("failed-starts"), shelf("updates")
-	seen := view.New(view.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output, Metrics: h.told}, docker, log)
+	seen := cache.New(cache.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output, Metrics: h.told}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, Written: used.Written}, docker, log)
 	run := filepath.Join(dir, "run")
-	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, mounts.New(filepath.Join(run, "mounts")), log)
+	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, premount.New(filepath.Join(run, "mounts")), log)
 	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), updates, log)
 	commands := exec.New(docker, seen, nil, log)
 	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, commands)
 	h.must(err)
-	desk := server.New(server.Rooms{
-		Engine: docker, View: seen, Sandboxes: sandboxes, Containers: inside, Images: images,
-		Commands: commands, Stats: used, Streams: streams, Network: h.pods,
+	desk := server.New(server.Services{
+		Engine: docker, Cache: seen, Sandboxes: sandboxes, Containers: inside, Images: images,
+		Execs: commands, Stats: used, Streams: streams, Network: h.pods,
 	}, server.Info{Metrics: h.told}, log)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
 	h.must(err)
@@ -127,7 +127,7 @@ func (h *house) enter() {
 	h.must(errors.Join(output.Export(h.told), used.Export(ctx, h.told)))
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		docker.Run, seen.Run, images.Run, images.Tidy, sandboxes.KeepClean, inside.KeepClean, output.Run, streams.Run,
+		docker.Run, seen.Run, images.Run, images.RunGC, sandboxes.RunGC, inside.RunGC, output.Run, streams.Run,
 		func(ctx context.Context) error { return desk.Serve(ctx, l) },
 	} {
 		g.Go(func() error { return run(ctx) })
@@ -238,7 +238,7 @@ func (c *cables) Addresses(id string) (addrs []netip.Addr, attached bool) {
 }
 
 func (c *cables) GC(context.Context, []string) error { return nil }
-func (c *cables) Same(string, int) bool              { return true }
+func (c *cables) InNetNS(string, int) bool           { return true }
 func (c *cables) Status(ctx context.Context) error   { return ctx.Err() }
 func (c *cables) SetPodCIDR(string) error            { return nil }
 

@@ -69,7 +69,7 @@ func TestRestartsUnderCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 		life, end := context.WithTimeout(ctx, 10*time.Millisecond)
-		if err := New(Rooms{Engine: docker}, Info{}, log).Serve(life, l); err != nil {
+		if err := New(Services{Engine: docker}, Info{}, log).Serve(life, l); err != nil {
 			t.Fatal(err)
 		}
 		end()
@@ -82,7 +82,7 @@ func TestRestartsUnderCalls(t *testing.T) {
 	}
 	last, end := context.WithCancel(context.Background())
 	served := make(chan error, 1)
-	go func() { served <- New(Rooms{Engine: docker}, Info{}, log).Serve(last, l) }()
+	go func() { served <- New(Services{Engine: docker}, Info{}, log).Serve(last, l) }()
 	clients.Wait()
 	end()
 	if err := <-served; err != nil {

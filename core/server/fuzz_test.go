@@ -16,7 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine/enginetest"
-	"berth/core/scramble"
+	"berth/core/protofuzz"
 )
 
 const (
@@ -71,7 +71,7 @@ func (h *house) scrambled(random *rand.Rand, words []string, wire []byte) {
 		// as it is
 	} else {
 		proto.Reset(m)
-		scramble.Fill(m, random, words...)
+		protofuzz.Fill(m, random, words...)
 	}
 	// Half of the orders are such that they get as far as the Engine.
 	if r, ok := m.(*runtimeapi.CreateContainerRequest); ok && random.IntN(2) == 0 {

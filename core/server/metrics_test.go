@@ -106,7 +106,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s is not exported", m.GetName())
 		}
 	}
-	for _, name := range []string{"berthd_call_duration_seconds", "berthd_engine_call_duration_seconds", "berthd_view_lag_seconds", "berthd_log_lag_seconds", "berthd_engine_up"} {
+	for _, name := range []string{"berthd_call_duration_seconds", "berthd_engine_call_duration_seconds", "berthd_cache_lag_seconds", "berthd_log_lag_seconds", "berthd_engine_up"} {
 		if exported[name] == 0 {
 			t.Errorf("%s is not exported", name)
 		}

@@ -164,7 +164,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-execMargin))
 		defer cancel()
 	}
-	stdout, stderr, code, err := s.Commands.Sync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
+	stdout, stderr, code, err := s.Execs.Sync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
 	if err != nil {
 		return nil, err
 	}

@@ -15,13 +15,13 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/container"
 	"berth/core/engine"
 	"berth/core/exec"
 	"berth/core/image"
 	"berth/core/sandbox"
 	"berth/core/stats"
-	"berth/core/view"
 )
 
 // maxMessage is the largest message that the kubelet sends or takes.
@@ -34,14 +34,14 @@ const stopPatience = 10 * time.Second
 // greetPatience is how long it may take until all who are in have been greeted.
 const greetPatience = time.Second
 
-// Rooms are the rooms a Server sends calls to.
-type Rooms struct {
+// Services are the rooms a Server sends calls to.
+type Services struct {
 	Engine     *engine.Engine
-	View       *view.View
+	Cache       *cache.Cache
 	Sandboxes  *sandbox.Service
 	Containers *container.Service
 	Images     *image.Service
-	Commands   *exec.Service
+	Execs   *exec.Service
 	Stats      *stats.Service
 	Streams    Streams
 	Network    Network
@@ -75,7 +75,7 @@ type Info struct {
 type Server struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
 	runtimeapi.UnimplementedImageServiceServer
-	Rooms
+	Services
 	Info
 	log    *slog.Logger
 	calls  *prometheus.HistogramVec
@@ -83,8 +83,8 @@ type Server struct {
 }
 
 // New returns a Server that answers from rooms.
-func New(rooms Rooms, info Info, log *slog.Logger) *Server {
-	return &Server{Rooms: rooms, Info: info, log: log, calls: newCalls(info.Metrics), ending: make(chan struct{})}
+func New(rooms Services, info Info, log *slog.Logger) *Server {
+	return &Server{Services: rooms, Info: info, log: log, calls: newCalls(info.Metrics), ending: make(chan struct{})}
 }
 
 // Serve answers the calls that come in on l until ctx ends, and lets those

@@ -39,12 +39,12 @@ const statusPatience = time.Second
 // Version tells the kubelet what it talks to. While the Engine is away it is
 // the one there was last.
 func (s *Server) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	conn, err := s.Engine.Last()
+	conn, err := s.Engine.LastConn()
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.VersionResponse{
-		Version: criVersion, RuntimeName: runtimeName, RuntimeVersion: version(conn.Can.Version), RuntimeApiVersion: runtimeVersion,
+		Version: criVersion, RuntimeName: runtimeName, RuntimeVersion: version(conn.Features.Version), RuntimeApiVersion: runtimeVersion,
 	}, nil
 }
 
@@ -83,15 +83,15 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
-	conn, err := s.Engine.Last()
+	conn, err := s.Engine.LastConn()
 	if err == nil {
-		resp.RuntimeHandlers = handlers(conn.Can)
-		resp.Features.MountOptions = conn.Can.StagedMounts
+		resp.RuntimeHandlers = handlers(conn.Features)
+		resp.Features.MountOptions = conn.Features.StagedMounts
 	}
 	if r.GetVerbose() {
 		facts := map[string]any{"config": s.config(), "golang": runtime.Version()}
 		if err == nil {
-			facts["engine"] = conn.Can
+			facts["engine"] = conn.Features
 		}
 		resp.Info = map[string]string{}
 		for k, v := range facts {
@@ -107,7 +107,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 
 // alive returns nil if pods can be run now, or why not.
 func (s *Server) alive(ctx context.Context) error {
-	conn, err := s.Engine.Use()
+	conn, err := s.Engine.Conn()
 	if err != nil {
 		return err
 	}
@@ -117,7 +117,7 @@ func (s *Server) alive(ctx context.Context) error {
 	if err := conn.Containerd(); err != nil {
 		return err
 	}
-	return s.View.Ready(ctx)
+	return s.Cache.Ready(ctx)
 }
 
 // config is the daemon's configuration as Status tells it; kubeadm compares
@@ -139,7 +139,7 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 }
 
 // handlers lists the Engine's runtimes, and "" for its default one.
-func handlers(can engine.Record) []*runtimeapi.RuntimeHandler {
+func handlers(can engine.Features) []*runtimeapi.RuntimeHandler {
 	list := []*runtimeapi.RuntimeHandler{handler("", can)}
 	for _, name := range slices.Sorted(maps.Keys(can.Runtimes)) {
 		list = append(list, handler(name, can))
@@ -147,7 +147,7 @@ func handlers(can engine.Record) []*runtimeapi.RuntimeHandler {
 	return list
 }
 
-func handler(name string, can engine.Record) *runtimeapi.RuntimeHandler {
+func handler(name string, can engine.Features) *runtimeapi.RuntimeHandler {
 	runtime := cmp.Or(name, can.DefaultRuntime)
 	return &runtimeapi.RuntimeHandler{
 		Name:     name,
@@ -157,12 +157,12 @@ func handler(name string, can engine.Record) *runtimeapi.RuntimeHandler {
 
 // RuntimeConfig tells the kubelet which cgroup driver to use.
 func (s *Server) RuntimeConfig(ctx context.Context, _ *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
-	conn, err := s.Engine.Last()
+	conn, err := s.Engine.LastConn()
 	if err != nil {
 		return nil, err
 	}
 	linux := &runtimeapi.LinuxRuntimeConfiguration{}
-	switch driver := conn.Can.CgroupDriver; driver {
+	switch driver := conn.Features.CgroupDriver; driver {
 	case "systemd":
 		linux.CgroupDriver = runtimeapi.CgroupDriver_SYSTEMD
 	case "cgroupfs":

@@ -22,7 +22,7 @@ func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.
 		case <-ctx.Done():
 		}
 	})
-	if err := s.View.Tell(ctx, stream.Send); !errors.Is(err, context.Canceled) {
+	if err := s.Cache.Subscribe(ctx, stream.Send); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/panics"
-	"berth/core/view"
 )
 
 const (
@@ -81,7 +81,7 @@ type size struct {
 // writable returns what the container id has written; nil before the first
 // measurement, for a 0 would be taken for a measured one.
 func (s *Service) writable(id string) *runtimeapi.FilesystemUsage {
-	docker, err := s.docker.Last()
+	docker, err := s.docker.LastConn()
 	if err != nil {
 		return nil
 	}
@@ -92,7 +92,7 @@ func (s *Service) writable(id string) *runtimeapi.FilesystemUsage {
 		return nil
 	}
 	out := &runtimeapi.FilesystemUsage{
-		Timestamp: w.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Can.ImageFS()},
+		Timestamp: w.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: docker.Features.ImageFS()},
 		UsedBytes: number(w.bytes),
 	}
 	if w.countsInodes {
@@ -163,7 +163,7 @@ func (s *Service) keepMeasuring(ctx context.Context) error {
 
 // measureFirst measures a container that has never been, for a slice of time, and returns
 // what was found; nil if that is nothing yet, or somebody else is measuring for long.
-func (s *Service) measureFirst(ctx context.Context, c *view.Container) *written {
+func (s *Service) measureFirst(ctx context.Context, c *cache.Container) *written {
 	t := time.NewTimer(2 * measureSlice)
 	defer t.Stop()
 	select {
@@ -227,7 +227,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // look takes a sample of each pod in list, and of the containers inside, by
 // sandbox.
-func (s *Service) look(list []*view.Sandbox, inside map[string][]*view.Container) {
+func (s *Service) look(list []*cache.Sandbox, inside map[string][]*cache.Container) {
 	sums := map[string]uint64{} // by sandbox ID
 	for id, some := range inside {
 		for _, c := range some {
@@ -263,7 +263,7 @@ func (s *Service) take(id string, pid int, parent bool) uint64 {
 }
 
 // forget drops what is known of containers and processes that are no more.
-func (s *Service) forget(ctx context.Context, list []*view.Container) {
+func (s *Service) forget(ctx context.Context, list []*cache.Container) {
 	pods, err := s.view.Sandboxes(ctx, nil)
 	if err != nil {
 		return
@@ -318,7 +318,7 @@ func (s *Service) forget(ctx context.Context, list []*view.Container) {
 // measure goes on with measuring what one container has written, for a slice of time:
 // now and then while it runs, and once after it has ended. The error is why something
 // was not counted. The caller holds s.walking.
-func (s *Service) measure(c *view.Container) error {
+func (s *Service) measure(c *cache.Container) error {
 	ended := c.Row.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
 	if c.Pid == 0 && !ended {
 		return nil // it has written nothing yet
@@ -342,7 +342,7 @@ func (s *Service) measure(c *view.Container) error {
 		return nil
 	}
 	if m == nil {
-		docker, err := s.docker.Last()
+		docker, err := s.docker.LastConn()
 		if err != nil {
 			return err
 		}
@@ -364,7 +364,7 @@ func (s *Service) measure(c *view.Container) error {
 }
 
 // begin returns the measuring of a container that is to be measured anew.
-func (s *Service) begin(docker *engine.Conn, c *view.Container, key first) *measuring {
+func (s *Service) begin(docker *engine.Conn, c *cache.Container, key first) *measuring {
 	m := &measuring{of: key, layer: newWalk(), rest: newWalk(), began: time.Now()}
 	if dir := s.layerDir(docker, c); dir != "" {
 		m.layer = newWalk(dir)
@@ -372,11 +372,11 @@ func (s *Service) begin(docker *engine.Conn, c *view.Container, key first) *meas
 		m.engine = true
 	}
 	for _, dir := range c.Volumes {
-		if below(docker.Can.RootDir, dir) {
+		if below(docker.Features.RootDir, dir) {
 			m.rest.roots = append(m.rest.roots, dir)
 		}
 	}
-	s.addLogs(m.rest, filepath.Join(docker.Can.RootDir, "containers", c.ID()), c.JSONPath)
+	s.addLogs(m.rest, filepath.Join(docker.Features.RootDir, "containers", c.ID()), c.JSONPath)
 	return m
 }
 
@@ -425,8 +425,8 @@ func (s *Service) drop(m *measuring) {
 // layerDir returns the directory with what a container has written to its root file
 // system, "" if it cannot be told. Nothing that the container itself can change has
 // a say in it: its own mount table would lead wherever it likes.
-func (s *Service) layerDir(docker *engine.Conn, c *view.Container) string {
-	can := docker.Can
+func (s *Service) layerDir(docker *engine.Conn, c *cache.Container) string {
+	can := docker.Features
 	if c.Layer != "" {
 		if below(can.RootDir, c.Layer) {
 			return c.Layer
@@ -553,11 +553,11 @@ func (s *Service) askSizes(ctx context.Context) {
 
 // ask has the Engine measure the root file system of a container.
 func (s *Service) ask(ctx context.Context, id string) (uint64, error) {
-	docker, err := s.docker.Use()
+	docker, err := s.docker.Conn()
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := docker.Short(ctx)
+	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	found, _, err := docker.ContainerInspectWithRaw(ctx, id, true)
 	if err != nil {

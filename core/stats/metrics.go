@@ -11,8 +11,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/cgroup"
-	"berth/core/view"
 	"berth/network"
 )
 
@@ -93,18 +93,18 @@ func (s *Service) sample(ctx context.Context) ([]*samples, error) {
 	if err != nil {
 		return nil, err
 	}
-	docker, err := s.docker.Last()
+	docker, err := s.docker.LastConn()
 	if err != nil {
 		return nil, err
 	}
-	under, err := readDisk(docker.Can.ImageFS())
+	under, err := readDisk(docker.Features.ImageFS())
 	if err != nil {
 		// It is not everybody's, and no reason to tell nothing at all.
 		s.log.Debug("no metrics of the file system that containers are on", slog.Any("err", err))
 	}
 	can := told(thisHost())
 	until := time.Now().Add(openedBudget)
-	all := among(s.log, list, func(pod *view.Sandbox) *samples {
+	all := among(s.log, list, func(pod *cache.Sandbox) *samples {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -133,7 +133,7 @@ func unique(all []*samples) []*samples {
 }
 
 // samplePod reads one pod and its containers; nil if it has ended.
-func (s *Service) samplePod(ctx context.Context, pod *view.Sandbox, list []*view.Container, under *disk, can []*family, until time.Time) *samples {
+func (s *Service) samplePod(ctx context.Context, pod *cache.Sandbox, list []*cache.Container, under *disk, can []*family, until time.Time) *samples {
 	g, err := s.group(pod.ID(), pod.Pid)
 	if err != nil {
 		s.leftOut("sandbox", pod.ID(), err)
@@ -209,7 +209,7 @@ type counters = network.Counters
 
 // readContainer reads what is known of a container, and the path of its cgroup. What
 // is slow is done until the given time.
-func (s *Service) readContainer(ctx context.Context, c *view.Container, until time.Time) (*reading, string, error) {
+func (s *Service) readContainer(ctx context.Context, c *cache.Container, until time.Time) (*reading, string, error) {
 	g, err := s.group(c.ID(), c.Pid)
 	if err != nil {
 		return nil, "", err

@@ -12,13 +12,13 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/cgroup"
-	"berth/core/view"
 	"berth/network"
 )
 
 // container reads what a running container uses.
-func (s *Service) container(c *view.Container) (*runtimeapi.ContainerStats, error) {
+func (s *Service) container(c *cache.Container) (*runtimeapi.ContainerStats, error) {
 	g, err := s.group(c.ID(), c.Pid)
 	if err != nil {
 		return nil, err
@@ -35,7 +35,7 @@ func (s *Service) container(c *view.Container) (*runtimeapi.ContainerStats, erro
 }
 
 // atRest is what is known of a container that does not run.
-func (s *Service) atRest(c *view.Container) *runtimeapi.ContainerStats {
+func (s *Service) atRest(c *cache.Container) *runtimeapi.ContainerStats {
 	return &runtimeapi.ContainerStats{
 		Attributes: &runtimeapi.ContainerAttributes{
 			Id: c.ID(), Metadata: c.Row.GetMetadata(), Labels: c.Row.GetLabels(), Annotations: c.Row.GetAnnotations(),
@@ -44,7 +44,7 @@ func (s *Service) atRest(c *view.Container) *runtimeapi.ContainerStats {
 	}
 }
 
-func podAttributes(pod *view.Sandbox) *runtimeapi.PodSandboxAttributes {
+func podAttributes(pod *cache.Sandbox) *runtimeapi.PodSandboxAttributes {
 	return &runtimeapi.PodSandboxAttributes{
 		Id: pod.ID(), Metadata: pod.Row.GetMetadata(), Labels: pod.Row.GetLabels(), Annotations: pod.Row.GetAnnotations(),
 	}
@@ -53,7 +53,7 @@ func podAttributes(pod *view.Sandbox) *runtimeapi.PodSandboxAttributes {
 // sandbox reads what a pod of the containers in list uses: what its cgroup says, which counts what the
 // kubelet does for it as well. A pod without a cgroup of its own, as crictl
 // makes them, uses what its processes do.
-func (s *Service) sandbox(pod *view.Sandbox, list []*view.Container) (*runtimeapi.PodSandboxStats, error) {
+func (s *Service) sandbox(pod *cache.Sandbox, list []*cache.Container) (*runtimeapi.PodSandboxStats, error) {
 	g, err := s.group(pod.ID(), pod.Pid)
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func (s *Service) sandbox(pod *view.Sandbox, list []*view.Container) (*runtimeap
 }
 
 // ofGroup fills used with what the cgroup of a pod says.
-func (s *Service) ofGroup(used *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *view.Sandbox) (err error) {
+func (s *Service) ofGroup(used *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox) (err error) {
 	if used.Cpu, err = s.cpu(g, pod.ID()); err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (s *Service) ofGroup(used *runtimeapi.LinuxPodSandboxStats, g cgroup.Group,
 
 // ofSum fills used with what the processes of a pod use together: its pause
 // process, with cgroup g, and its containers.
-func (s *Service) ofSum(used *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *view.Sandbox, list []*view.Container) error {
+func (s *Service) ofSum(used *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox, list []*cache.Container) error {
 	own := &runtimeapi.LinuxPodSandboxStats{}
 	if err := s.ofGroup(own, g, pod); err != nil {
 		return err

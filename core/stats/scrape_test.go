@@ -12,20 +12,20 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 
+	"berth/core/cache"
 	"berth/core/cgroup"
 	"berth/core/engine/enginetest"
-	"berth/core/journal"
 	"berth/core/labels"
 	containernames "berth/core/names"
-	"berth/core/view"
+	"berth/core/state"
 )
 
 type attached struct{}
 
-func (attached) Addresses(string) ([]netip.Addr, bool) { return nil, true }
-func (attached) Same(string, int) bool                 { return true }
-func (attached) Keep(context.Context, *view.Container) {}
-func (attached) Drop(string)                           {}
+func (attached) Addresses(string) ([]netip.Addr, bool)  { return nil, true }
+func (attached) InNetNS(string, int) bool               { return true }
+func (attached) Keep(context.Context, *cache.Container) {}
+func (attached) Drop(string)                            {}
 
 // counted returns how many samples of a family each pod's containers have.
 func counted(all []*samples, name string) (with []int) {
@@ -48,12 +48,12 @@ func scraped(t *testing.T, pods int) *Service {
 	t.Helper()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
-	notes, err := journal.Open(t.TempDir())
+	notes, err := state.Open(t.TempDir())
 	must(t, err)
-	shelf, err := notes.Shelf("any")
+	shelf, err := notes.Bucket("any")
 	must(t, err)
 	docker := e.Connect(t)
-	seen := view.New(view.Config{Network: attached{}, Failures: shelf, Updates: shelf, Logs: attached{}}, docker, slog.New(slog.DiscardHandler))
+	seen := cache.New(cache.Config{Network: attached{}, Failures: shelf, Updates: shelf, Logs: attached{}}, docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, seen.Run)
 	client := e.Client(t)
 	run := func(name containernames.Name, said labels.Set) string {

@@ -18,9 +18,9 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/cgroup"
 	"berth/core/engine"
-	"berth/core/view"
 
 	"berth/core/panics"
 )
@@ -29,7 +29,7 @@ import (
 // what rates are taken of.
 type Service struct {
 	docker *engine.Engine
-	view   *view.View
+	view   *cache.Cache
 	log    *slog.Logger
 
 	// walking is held, by an element in it, by a process that goes on with a measuring or drops one.
@@ -53,7 +53,7 @@ type first struct {
 }
 
 // New returns a Service that has measured nothing yet.
-func New(docker *engine.Engine, seen *view.View, log *slog.Logger) *Service {
+func New(docker *engine.Engine, seen *cache.Cache, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: seen, log: log,
 		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, written: map[string]*written{}, measuring: map[string]*measuring{},
@@ -89,8 +89,8 @@ func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerSt
 }
 
 // each returns what containers use, without those that have ended.
-func (s *Service) each(list []*view.Container) []*runtimeapi.ContainerStats {
-	return among(s.log, list, func(c *view.Container) *runtimeapi.ContainerStats {
+func (s *Service) each(list []*cache.Container) []*runtimeapi.ContainerStats {
+	return among(s.log, list, func(c *cache.Container) *runtimeapi.ContainerStats {
 		used, err := s.container(c)
 		if err != nil && !gone(err) {
 			s.log.Warn("what a container uses cannot be read, left out", slog.String("container", c.ID()), slog.Any("err", err))
@@ -103,7 +103,7 @@ func (s *Service) each(list []*view.Container) []*runtimeapi.ContainerStats {
 }
 
 // pods returns the pods that match filter, and the containers that run by sandbox.
-func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) (_ []*view.Sandbox, inside map[string][]*view.Container, _ error) {
+func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) (_ []*cache.Sandbox, inside map[string][]*cache.Container, _ error) {
 	list, err := s.view.Sandboxes(ctx, filter)
 	if err != nil {
 		return nil, nil, err
@@ -112,7 +112,7 @@ func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter)
 	if err != nil {
 		return nil, nil, err
 	}
-	inside = map[string][]*view.Container{}
+	inside = map[string][]*cache.Container{}
 	for _, c := range all {
 		inside[c.Row.GetPodSandboxId()] = append(inside[c.Row.GetPodSandboxId()], c)
 	}
@@ -169,7 +169,7 @@ func (s *Service) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxSt
 	if err != nil {
 		return nil, err
 	}
-	return among(s.log, list, func(pod *view.Sandbox) *runtimeapi.PodSandboxStats {
+	return among(s.log, list, func(pod *cache.Sandbox) *runtimeapi.PodSandboxStats {
 		used, err := s.sandbox(pod, inside[pod.ID()])
 		if err != nil && !gone(err) {
 			s.log.Warn("what a pod uses cannot be read, left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))

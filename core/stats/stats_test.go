@@ -9,8 +9,8 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/cgroup"
-	"berth/core/view"
 	"berth/network"
 )
 
@@ -138,11 +138,11 @@ func TestSpeed(t *testing.T) {
 func TestLook(t *testing.T) {
 	s := New(nil, nil, nil)
 	pid := os.Getpid()
-	list := []*view.Sandbox{
+	list := []*cache.Sandbox{
 		{Row: &runtimeapi.PodSandbox{Id: "alone"}, Pid: pid},
 		{Row: &runtimeapi.PodSandbox{Id: "gone"}, Pid: math.MaxInt32},
 	}
-	inside := map[string][]*view.Container{"alone": {{Row: &runtimeapi.Container{Id: "c"}, Pid: pid}}}
+	inside := map[string][]*cache.Container{"alone": {{Row: &runtimeapi.Container{Id: "c"}, Pid: pid}}}
 	own, err := cgroup.OfProcess(pid)
 	if err != nil {
 		t.Fatal(err)

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine/enginetest"
-	"berth/core/view"
 )
 
 const mib = 1 << 20
@@ -221,7 +221,7 @@ func TestWalkStaysOnItsMount(t *testing.T) {
 }
 
 // measured is a Service on an Engine with one container, and that container.
-func measured(t *testing.T) (*Service, *enginetest.Engine, *view.Container, string) {
+func measured(t *testing.T) (*Service, *enginetest.Engine, *cache.Container, string) {
 	t.Helper()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "busybox:1")
@@ -230,19 +230,19 @@ func measured(t *testing.T) (*Service, *enginetest.Engine, *view.Container, stri
 	return s, e, c, upper
 }
 
-func another(t *testing.T, e *enginetest.Engine, name string) (*view.Container, string) {
+func another(t *testing.T, e *enginetest.Engine, name string) (*cache.Container, string) {
 	t.Helper()
 	made, err := e.Client(t).ContainerCreate(t.Context(), &container.Config{Image: "busybox:1"}, nil, nil, nil, name)
 	must(t, err)
 	found, _ := e.Container(made.ID)
 	upper := found.GraphDriver.Data["UpperDir"]
 	must(t, os.MkdirAll(upper, 0o755), os.WriteFile(filepath.Join(upper, "big"), make([]byte, mib), 0o600))
-	return &view.Container{
+	return &cache.Container{
 		Row: &runtimeapi.Container{Id: made.ID, State: runtimeapi.ContainerState_CONTAINER_RUNNING}, Pid: 7, Running: true, Layer: upper,
 	}, upper
 }
 
-func exited(c *view.Container) *view.Container {
+func exited(c *cache.Container) *cache.Container {
 	after := *c
 	after.Row = &runtimeapi.Container{Id: c.ID(), State: runtimeapi.ContainerState_CONTAINER_EXITED}
 	after.Pid, after.Running = 0, false
@@ -266,7 +266,7 @@ func TestExitedContainerIsMeasuredOnce(t *testing.T) {
 	s, e, running, upper := measured(t)
 	created := exited(running)
 	created.Row.State = runtimeapi.ContainerState_CONTAINER_CREATED
-	measure := func(c *view.Container, want uint64) {
+	measure := func(c *cache.Container, want uint64) {
 		t.Helper()
 		must(t, s.measure(c))
 		if _, inodes, _ := s.Written(); inodes != want {

@@ -54,10 +54,10 @@ type property struct {
 	Value dbus.Variant
 }
 
-// Tell tells systemd what files of the cgroup of unit are to say until the unit
+// SetProperties tells systemd what files of the cgroup of unit are to say until the unit
 // ends, as far as it has words for them, and it writes them. The error is ErrNoBus
 // if nobody can be told.
-func Tell(ctx context.Context, unit string, files map[string]string) error {
+func SetProperties(ctx context.Context, unit string, files map[string]string) error {
 	var said []property
 	for _, file := range slices.Sorted(maps.Keys(files)) {
 		value, ok := number(files[file])
@@ -107,9 +107,9 @@ func connect(ctx context.Context) (*dbus.Conn, error) {
 // again is how long after the bus has gone it is looked for.
 const again = 30 * time.Second
 
-// Reloads calls did each time after systemd has read its units again, and each time
+// WatchReloads calls did each time after systemd has read its units again, and each time
 // it begins to hear of that. It returns when ctx ends.
-func Reloads(ctx context.Context, did func()) {
+func WatchReloads(ctx context.Context, did func()) {
 	for ctx.Err() == nil {
 		hear(ctx, did)
 		t := time.NewTimer(again)

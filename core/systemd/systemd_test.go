@@ -104,7 +104,7 @@ func (b bus) send(c net.Conn, kind dbus.Type, headers map[dbus.HeaderField]dbus.
 
 func TestTell(t *testing.T) {
 	b := newBus(t)
-	if err := Tell(t.Context(), "docker-a.scope", map[string]string{
+	if err := SetProperties(t.Context(), "docker-a.scope", map[string]string{
 		"memory.high": "4096", "memory.swap.max": "max\n", "memory.oom.group": "1", "hugetlb.2MB.max": "0", "memory.low": "1G", "cpu.weight": "7",
 	}); err != nil {
 		t.Fatal(err)
@@ -125,10 +125,10 @@ func TestTell(t *testing.T) {
 
 func TestTellWithoutABus(t *testing.T) {
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+filepath.Join(t.TempDir(), "none"))
-	if err := Tell(t.Context(), "docker-a.scope", map[string]string{"memory.high": "1"}); !errors.Is(err, ErrNoBus) {
+	if err := SetProperties(t.Context(), "docker-a.scope", map[string]string{"memory.high": "1"}); !errors.Is(err, ErrNoBus) {
 		t.Errorf("%v, want %v", err, ErrNoBus)
 	}
-	if err := Tell(t.Context(), "docker-a.scope", map[string]string{"memory.oom.group": "1"}); err != nil {
+	if err := SetProperties(t.Context(), "docker-a.scope", map[string]string{"memory.oom.group": "1"}); err != nil {
 		t.Errorf("nothing to tell: %v", err)
 	}
 }
@@ -138,7 +138,7 @@ func TestReloads(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	heard := 0
-	Reloads(ctx, func() {
+	WatchReloads(ctx, func() {
 		if heard++; heard == 2 { // at first, and after the one that has ended
 			time.AfterFunc(200*time.Millisecond, cancel)
 		}

@@ -24,7 +24,7 @@ func TestBandwidthIsAQuantityWithinBoundsOrRefused(t *testing.T) {
 				if !errdefs.IsInvalidArgument(err) {
 					t.Errorf("%s %q: %v, %v; want an invalid argument", annotation, text, got, err)
 				}
-				if _, err := Sandbox(SandboxAsk{Can: old, Pod: asked}); !errdefs.IsInvalidArgument(err) {
+				if _, err := Sandbox(SandboxParams{Can: old, Pod: asked}); !errdefs.IsInvalidArgument(err) {
 					t.Errorf("%s %q: a sandbox is made of it: %v", annotation, text, err)
 				}
 				continue

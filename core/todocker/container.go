@@ -16,12 +16,12 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
-	"berth/core/mounts"
 	"berth/core/names"
+	"berth/core/premount"
 )
 
-// ContainerAsk is what is asked of a container, and what it runs in.
-type ContainerAsk struct {
+// ContainerParams is what is asked of a container, and what it runs in.
+type ContainerParams struct {
 	Pod    *runtimeapi.PodSandboxConfig
 	Config *runtimeapi.ContainerConfig
 
@@ -39,18 +39,18 @@ type ContainerAsk struct {
 	ImageUser  string            // whom the image runs as if nobody says otherwise
 	Accounts   Accounts          // of the image
 
-	Files   []File      // of the pod, mounted where the container brings none of its own
-	Stage   names.Stage // a name for its staged mounts, if it needs some
-	Stages  Stages
+	Files   []File         // of the pod, mounted where the container brings none of its own
+	Stage   names.Premount // a name for its staged mounts, if it needs some
+	Stages  Premounts
 	Seccomp string // content of the profile that SeccompFile names
 	Log     container.LogConfig
-	Can     engine.Record
+	Can     engine.Features
 }
 
-// Stages tells where staged mounts will be.
-type Stages interface {
+// Premounts tells where staged mounts will be.
+type Premounts interface {
 	// Path is where mount i of those called name will be.
-	Path(name names.Stage, i int) string
+	Path(name names.Premount, i int) string
 }
 
 // A Volume is an image of which a container mounts the files.
@@ -70,65 +70,65 @@ type File struct {
 }
 
 // Container orders a container of a pod.
-func Container(ask ContainerAsk) (Order, error) {
+func Container(ask ContainerParams) (Spec, error) {
 	c, m, pod := ask.Config, ask.Config.GetMetadata(), ask.Pod.GetMetadata()
 	if m.GetName() == "" {
-		return Order{}, invalid("container without a name in its metadata")
+		return Spec{}, invalid("container without a name in its metadata")
 	}
 	if err := noWindows(c.GetWindows()); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), ask.Can); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	sc := c.GetLinux().GetSecurityContext()
 	privileged := sc.GetPrivileged()
 	if privileged && !ask.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
-		return Order{}, invalid("privileged container in a sandbox that is not")
+		return Spec{}, invalid("privileged container in a sandbox that is not")
 	}
 	logPath, err := LogPath(ask.Pod, c)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	env, err := environment(c.GetEnvs())
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	if len(c.GetCommand()) == 0 && len(c.GetArgs()) == 0 && !ask.HasCommand {
-		return Order{}, invalid("no command specified: neither by the container nor by image %s", ask.ImageName)
+		return Spec{}, invalid("no command specified: neither by the container nor by image %s", ask.ImageName)
 	}
 	signal, err := SignalName(c.GetStopSignal())
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	grace, err := stopTimeout(c.GetAnnotations())
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	config, err := containerJSON(c, ask.Volumes)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	who, err := identify(sc, ask.ImageUser, ask.Accounts)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	told, err := protojson.Marshal(who.told)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	host, staged, err := containerHost(ask)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	host.GroupAdd = who.groups
 	host.Annotations = scopeProperties(grace, ask.Can)
-	var stage names.Stage
+	var stage names.Premount
 	if len(staged) > 0 {
 		stage = ask.Stage
 	}
 
-	return Order{
+	return Spec{
 		Name: names.Name{Container: m.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: m.GetAttempt()},
 		Config: &container.Config{
 			Image:       ask.ImageID,
@@ -163,7 +163,7 @@ func Container(ask ContainerAsk) (Order, error) {
 
 // containerHost is the part of an order that concerns the node, and the mounts
 // that it takes to be staged.
-func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, error) {
+func containerHost(ask ContainerParams) (*container.HostConfig, []premount.Mount, error) {
 	c, can := ask.Config, ask.Can
 	sc := c.GetLinux().GetSecurityContext()
 	privileged := sc.GetPrivileged()
@@ -191,7 +191,7 @@ func containerHost(ask ContainerAsk) (*container.HostConfig, []mounts.Tree, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := Knobs(c.GetLinux().GetResources(), can); err != nil {
+	if _, err := CgroupSettings(c.GetLinux().GetResources(), can); err != nil {
 		return nil, nil, err
 	}
 	res.CgroupParent = ask.CgroupParent
@@ -315,7 +315,7 @@ func stopTimeout(annotations map[string]string) (*int, error) {
 // systemd scope its grace period: without one systemd kills what is in the scope 90 s after
 // a shutdown of the node has begun (DefaultTimeoutStopSec=). runc and crun pass
 // org.systemd.property.* to systemd (runc docs/systemd.md).
-func scopeProperties(grace *int, can engine.Record) map[string]string {
+func scopeProperties(grace *int, can engine.Features) map[string]string {
 	if grace == nil || can.CgroupDriver != "systemd" || !can.Annotations {
 		return nil
 	}

@@ -13,12 +13,12 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
-	"berth/core/mounts"
 	"berth/core/names"
+	"berth/core/premount"
 )
 
 // asked is an ask for a plain container, with changes.
-func asked(can engine.Record, change ...func(*runtimeapi.ContainerConfig, *runtimeapi.LinuxContainerSecurityContext)) ContainerAsk {
+func asked(can engine.Features, change ...func(*runtimeapi.ContainerConfig, *runtimeapi.LinuxContainerSecurityContext)) ContainerParams {
 	c := &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "nginx", Attempt: 1},
 		Image:    &runtimeapi.ImageSpec{Image: "sha256:1"},
@@ -32,7 +32,7 @@ func asked(can engine.Record, change ...func(*runtimeapi.ContainerConfig, *runti
 	for _, f := range change {
 		f(c, c.Linux.SecurityContext)
 	}
-	return ContainerAsk{
+	return ContainerParams{
 		Pod: pod(), Config: c, SandboxID: "s1", ImageID: "sha256:1", ImageName: "nginx:1", Can: can,
 		TargetID: "c2full", Volumes: map[string]Volume{"files:1": {ID: "sha256:f", Ref: "files@sha256:f"}},
 		Files: []File{{Source: "/run/p/hosts", Target: "/etc/hosts"}, {Source: "/run/p/resolv.conf", Target: "/etc/resolv.conf"}},
@@ -47,7 +47,7 @@ type (
 var stage = names.NewStage()
 
 // recorded returns what will be read back from a container created from o.
-func recorded(o Order) labels.Set {
+func recorded(o Spec) labels.Set {
 	set, err := labels.Read(container.InspectResponse{
 		ContainerJSONBase: &container.ContainerJSONBase{Name: "/" + o.Name.String(), HostConfig: o.Host}, Config: o.Config,
 	})
@@ -59,71 +59,71 @@ func recorded(o Order) labels.Set {
 
 func TestContainer(t *testing.T) {
 	for name, tt := range map[string]struct {
-		ask  ContainerAsk
-		want func(Order) bool
+		ask  ContainerParams
+		want func(Spec) bool
 	}{
-		"names and labels": {asked(old, func(c config, _ security) { c.Labels = map[string]string{"annotation.a": "label"} }), func(o Order) bool {
+		"names and labels": {asked(old, func(c config, _ security) { c.Labels = map[string]string{"annotation.a": "label"} }), func(o Spec) bool {
 			said := recorded(o)
 			return o.Name.String() == "k8s_nginx_web-0_default_u1_1" && said.LogPath == "/var/log/pods/web/nginx/1.log" &&
 				said.SandboxID == "s1" && said.Labels["annotation.a"] == "label" && len(said.Annotations) == 0
 		}},
-		"the sandbox's namespaces": {asked(old), func(o Order) bool {
+		"the sandbox's namespaces": {asked(old), func(o Spec) bool {
 			return o.Host.NetworkMode == "container:s1" && o.Host.IpcMode == "container:s1" && o.Host.PidMode == ""
 		}},
-		"a shared pid namespace": {asked(old, func(_ config, s security) { s.NamespaceOptions = nil }), func(o Order) bool {
+		"a shared pid namespace": {asked(old, func(_ config, s security) { s.NamespaceOptions = nil }), func(o Spec) bool {
 			return o.Host.PidMode == "container:s1"
 		}},
 		"another container's pid namespace": {asked(old, func(_ config, s security) {
 			s.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: modeTarget, TargetId: "c2"}
-		}), func(o Order) bool { return o.Host.PidMode == "container:c2full" }},
+		}), func(o Spec) bool { return o.Host.PidMode == "container:c2full" }},
 		"variables": {asked(old, func(c config, _ security) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("b=c")}, {Key: "EMPTY"}}
-		}), func(o Order) bool { return slices.Equal(o.Config.Env, []string{"A=b=c", "EMPTY="}) }},
+		}), func(o Spec) bool { return slices.Equal(o.Config.Env, []string{"A=b=c", "EMPTY="}) }},
 		"no variable is kept in a label": {asked(old, func(c config, _ security) {
 			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("secret")}}
-		}), func(o Order) bool { return !strings.Contains(recorded(o).Config, "secret") }},
-		"paths: none are none, not Docker's": {asked(old), func(o Order) bool {
+		}), func(o Spec) bool { return !strings.Contains(recorded(o).Config, "secret") }},
+		"paths: none are none, not Docker's": {asked(old), func(o Spec) bool {
 			return o.Host.MaskedPaths != nil && len(o.Host.MaskedPaths) == 0 && o.Host.ReadonlyPaths != nil
 		}},
 		"user and group": {asked(old, func(_ config, s security) {
 			s.RunAsUser, s.RunAsGroup = &runtimeapi.Int64Value{Value: 7}, &runtimeapi.Int64Value{Value: 8}
 			s.SupplementalGroups = []int64{9}
-		}), func(o Order) bool { return o.Config.User == "7:8" && slices.Equal(o.Host.GroupAdd, []string{"9"}) }},
+		}), func(o Spec) bool { return o.Config.User == "7:8" && slices.Equal(o.Host.GroupAdd, []string{"9"}) }},
 		"a drop wins over an add": {asked(old, func(_ config, s security) {
 			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"net_admin", "CAP_SYS_TIME"}, DropCapabilities: []string{"NET_ADMIN"}}
-		}), func(o Order) bool {
+		}), func(o Spec) bool {
 			return slices.Equal(o.Host.CapAdd, []string{"CAP_SYS_TIME"}) && slices.Equal(o.Host.CapDrop, []string{"CAP_NET_ADMIN"})
 		}},
-		"no new privileges is always said": {asked(old), func(o Order) bool {
+		"no new privileges is always said": {asked(old), func(o Spec) bool {
 			return slices.Contains(o.Host.SecurityOpt, "no-new-privileges=false")
 		}},
-		"memory without swap": {asked(old, func(c config, _ security) { c.Linux.Resources.MemoryLimitInBytes = 64 << 20 }), func(o Order) bool {
+		"memory without swap": {asked(old, func(c config, _ security) { c.Linux.Resources.MemoryLimitInBytes = 64 << 20 }), func(o Spec) bool {
 			return o.Host.Memory == 64<<20 && o.Host.MemorySwap == 64<<20
 		}},
 		"swap on cgroup v2": {asked(recent, func(c config, _ security) {
 			c.Linux.Resources.MemoryLimitInBytes = 64 << 20
 			c.Linux.Resources.Unified = map[string]string{"memory.swap.max": "1024"}
-		}), func(o Order) bool { return o.Host.MemorySwap == 64<<20+1024 }},
-		"a signal by the Engine's name": {asked(old, func(c config, _ security) { c.StopSignal = runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3 }), func(o Order) bool {
+		}), func(o Spec) bool { return o.Host.MemorySwap == 64<<20+1024 }},
+		"a signal by the Engine's name": {asked(old, func(c config, _ security) { c.StopSignal = runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3 }), func(o Spec) bool {
 			return o.Config.StopSignal == "SIGRTMIN+3"
 		}},
-		"CDI devices": {asked(recent, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), func(o Order) bool {
+		"CDI devices": {asked(recent, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), func(o Spec) bool {
 			return len(o.Host.DeviceRequests) == 1 && o.Host.DeviceRequests[0].Driver == "cdi" && o.Host.DeviceRequests[0].DeviceIDs[0] == "v/gpu=0"
 		}},
 		"devices, with all permissions where none are named": {asked(old, func(c config, _ security) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/a", ContainerPath: "/dev/b"}, {HostPath: "/dev/c", ContainerPath: "/dev/c", Permissions: "r"}}
-		}), func(o Order) bool {
+		}), func(o Spec) bool {
 			d := o.Host.Devices
 			return len(d) == 2 && d[0].PathOnHost == "/dev/a" && d[0].PathInContainer == "/dev/b" && d[0].CgroupPermissions == "rwm" && d[1].CgroupPermissions == "r"
 		}},
 		"which image a mount turned out to be of": {asked(recent, func(c config, _ security) {
 			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}}
-		}), func(o Order) bool {
+		}), func(o Spec) bool {
 			return strings.Contains(strings.ReplaceAll(recorded(o).Config, " ", ""), `"imageRef":"files@sha256:f"`)
 		}},
 		"the pod's files, but for those it brings": {asked(old, func(c config, _ security) {
 			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: "/kubelet/hosts"}}
-		}), func(o Order) bool {
+		}), func(o Spec) bool {
 			return len(o.Host.Mounts) == 2 && o.Host.Mounts[0].Source == "/kubelet/hosts" && o.Host.Mounts[1].Target == "/etc/resolv.conf"
 		}},
 	} {
@@ -165,7 +165,7 @@ func TestPrivileged(t *testing.T) {
 
 func TestContainerRefuses(t *testing.T) {
 	for name, tt := range map[string]struct {
-		ask  ContainerAsk
+		ask  ContainerParams
 		kind func(error) bool
 	}{
 		"no name":                    {asked(old, func(c config, _ security) { c.Metadata = nil }), errdefs.IsInvalidArgument},
@@ -226,10 +226,10 @@ func TestMounts(t *testing.T) {
 		return &mount.Mount{Type: mount.TypeBind, Source: source, Target: "/d", BindOptions: &mount.BindOptions{}}
 	}
 	for name, tt := range map[string]struct {
-		can  engine.Record
+		can  engine.Features
 		in   *runtimeapi.Mount
-		want *mount.Mount // nil: refused, or staged
-		tree *mounts.Tree // nil: refused, or not staged
+		want *mount.Mount    // nil: refused, or staged
+		tree *premount.Mount // nil: refused, or not staged
 	}{
 		"private":                            {old, &runtimeapi.Mount{HostPath: "/data", Propagation: private}, bindOf(&mount.BindOptions{Propagation: "rprivate"}, false), nil},
 		"from the host":                      {old, &runtimeapi.Mount{HostPath: "/data", Propagation: slave}, bindOf(&mount.BindOptions{Propagation: "rslave"}, false), nil},
@@ -254,16 +254,16 @@ func TestMounts(t *testing.T) {
 		"no option of a mount":      {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"size=1"}}, nil, nil},
 		"options on an old kernel":  {old, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"noexec"}}, nil, nil},
 		"options": {recent, &runtimeapi.Mount{HostPath: "/data/", MountOptions: []string{"noexec"}}, nil,
-			&mounts.Tree{Source: "/data", Options: []string{"noexec"}}},
+			&premount.Mount{Source: "/data", Options: []string{"noexec"}}},
 		"options, read-only": {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"nosuid"}, Readonly: true, Propagation: slave}, nil,
-			&mounts.Tree{Source: "/data", Options: []string{"nosuid", "ro"}, Propagation: mounts.Slave}},
+			&premount.Mount{Source: "/data", Options: []string{"nosuid", "ro"}, Propagation: premount.Slave}},
 		"an option that gives": {recent, &runtimeapi.Mount{HostPath: "/data", MountOptions: []string{"exec"}}, nil, nil},
 		"deep on an old Engine": {staging, &runtimeapi.Mount{HostPath: "/var/lib", Readonly: true, RecursiveReadOnly: true}, nil,
-			&mounts.Tree{Source: "/var/lib", Options: []string{"rro"}}},
+			&premount.Mount{Source: "/var/lib", Options: []string{"rro"}}},
 		"options, deep": {recent, &runtimeapi.Mount{HostPath: "/data", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"nodev"}}, nil,
-			&mounts.Tree{Source: "/data", Options: []string{"nodev", "rro"}}},
+			&premount.Mount{Source: "/data", Options: []string{"nodev", "rro"}}},
 		"an image, staged": {staging, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "a/b"}, nil,
-			&mounts.Tree{Layers: []string{"/l/2", "/l/1"}, SubPath: "a/b"}},
+			&premount.Mount{Layers: []string{"/l/2", "/l/1"}, SubPath: "a/b"}},
 		"an image, no layers known": {staging, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "other:1"}}, nil, nil},
 		"an image with options":     {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, MountOptions: []string{"noexec"}}, nil, nil},
 		"an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "a/b"}, &mount.Mount{
@@ -276,13 +276,13 @@ func TestMounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tt.in.ContainerPath = "/d"
 			ask := asked(tt.can, func(c config, _ security) { c.Mounts = []*runtimeapi.Mount{tt.in} })
-			ask.Files, ask.Stage, ask.Stages = nil, stage, mounts.New("/stages")
+			ask.Files, ask.Stage, ask.Stages = nil, stage, premount.New("/stages")
 			ask.Volumes = map[string]Volume{"files:1": {ID: "sha256:f", Layers: []string{"/l/2", "/l/1"}}, "other:1": {ID: "sha256:o"}}
 			got, err := Container(ask)
 			if tt.tree != nil && err == nil {
 				tt.want = bindOf(&mount.BindOptions{Propagation: propagations[tt.in.Propagation].engine}, false)
 				tt.want.Source = "/stages/" + stage.String() + "/0"
-				if diff := cmp.Diff([]mounts.Tree{*tt.tree}, got.Staged); diff != "" || recorded(got).Stage != stage {
+				if diff := cmp.Diff([]premount.Mount{*tt.tree}, got.Staged); diff != "" || recorded(got).Stage != stage {
 					t.Errorf("staged (-want +got):\n%s", diff)
 				}
 			}
@@ -327,7 +327,7 @@ func TestOfTwoMountsAtOnePathTheLaterOneWins(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ask := asked(recent, func(c config, _ security) { c.Mounts = tt.in })
-			ask.Stage, ask.Stages = stage, mounts.New("/stages")
+			ask.Stage, ask.Stages = stage, premount.New("/stages")
 			got, err := Container(ask)
 			if err != nil {
 				t.Fatal(err)
@@ -361,14 +361,14 @@ func TestOfTwoMountsAtOnePathTheLaterOneWins(t *testing.T) {
 
 // Docker stops containers by itself when it is shut down, systemd when the node is.
 func TestGracePeriodAtShutdown(t *testing.T) {
-	grace := func(can engine.Record, value string) ContainerAsk {
+	grace := func(can engine.Features, value string) ContainerParams {
 		return asked(can, func(c config, _ security) { c.Annotations = map[string]string{graceAnnotation: value} })
 	}
 	const property = "org.systemd.property.TimeoutStopUSec"
 	noAnnotations := recent
 	noAnnotations.Annotations = false
 	for name, tt := range map[string]struct {
-		ask   ContainerAsk
+		ask   ContainerParams
 		want  int // seconds; -1 for Docker's default
 		scope string
 	}{
@@ -417,17 +417,17 @@ func TestKnobs(t *testing.T) {
 	little := func(swap int64, unified map[string]string) *runtimeapi.LinuxContainerResources {
 		return &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 << 20, MemorySwapLimitInBytes: swap, Unified: unified}
 	}
-	limitV1 := func(swap string) []Knob {
-		return []Knob{
-			{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: "-1", Optional: true, Late: true},
-			{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304", Late: true},
-			{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: swap, Optional: true, Late: true},
+	limitV1 := func(swap string) []CgroupSetting {
+		return []CgroupSetting{
+			{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: "-1", Optional: true, AfterStart: true},
+			{Controller: "memory", File: "memory.limit_in_bytes", Value: "4194304", AfterStart: true},
+			{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: swap, Optional: true, AfterStart: true},
 		}
 	}
-	limitV2 := func(swap string) []Knob {
-		return []Knob{
-			{File: "memory.max", Value: "4194304", Late: true},
-			{File: "memory.swap.max", Value: swap, Optional: true, Late: true},
+	limitV2 := func(swap string) []CgroupSetting {
+		return []CgroupSetting{
+			{File: "memory.max", Value: "4194304", AfterStart: true},
+			{File: "memory.swap.max", Value: swap, Optional: true, AfterStart: true},
 		}
 	}
 	enough := func(swap int64) *runtimeapi.LinuxContainerResources {
@@ -438,8 +438,8 @@ func TestKnobs(t *testing.T) {
 	pages := &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB", Limit: 1 << 30}}}
 	for name, tt := range map[string]struct {
 		in   *runtimeapi.LinuxContainerResources
-		can  engine.Record
-		want []Knob
+		can  engine.Features
+		want []CgroupSetting
 	}{
 		"little memory, v1":            {little(0, nil), old, limitV1("4194304")},
 		"little memory, some swap, v1": {little(5<<20, nil), old, limitV1("5242880")},
@@ -447,28 +447,28 @@ func TestKnobs(t *testing.T) {
 		"little memory, v2":            {little(0, nil), recent, limitV2("0")},
 		"little memory, some swap, v2": {little(5<<20, nil), recent, limitV2("1048576")},
 		"little memory, any swap, v2":  {little(-1, nil), recent, limitV2("max")},
-		"little memory, swap in so many words": {little(0, map[string]string{"memory.swap.max": "7"}), recent, []Knob{
-			{File: "memory.max", Value: "4194304", Late: true}, {File: "memory.swap.max", Value: "7"},
+		"little memory, swap in so many words": {little(0, map[string]string{"memory.swap.max": "7"}), recent, []CgroupSetting{
+			{File: "memory.max", Value: "4194304", AfterStart: true}, {File: "memory.swap.max", Value: "7"},
 		}},
-		"pages, v1": {pages, old, []Knob{
+		"pages, v1": {pages, old, []CgroupSetting{
 			{Controller: "hugetlb", File: "hugetlb.2MB.limit_in_bytes", Value: "0", Optional: true},
 			{Controller: "hugetlb", File: "hugetlb.2MB.rsvd.limit_in_bytes", Value: "0", Optional: true},
 			{Controller: "hugetlb", File: "hugetlb.1GB.limit_in_bytes", Value: "1073741824"},
 			{Controller: "hugetlb", File: "hugetlb.1GB.rsvd.limit_in_bytes", Value: "1073741824", Optional: true},
 		}},
-		"pages, v2": {pages, recent, []Knob{
+		"pages, v2": {pages, recent, []CgroupSetting{
 			{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.2MB.rsvd.max", Value: "0", Optional: true},
 			{File: "hugetlb.1GB.max", Value: "1073741824"}, {File: "hugetlb.1GB.rsvd.max", Value: "1073741824", Optional: true},
 		}},
 		"no swap, with cgroupfs": {enough(0), byItself, nil},
-		"no swap, with systemd":  {enough(0), bySystemd, []Knob{{File: "memory.swap.max", Value: "0", Optional: true}}},
+		"no swap, with systemd":  {enough(0), bySystemd, []CgroupSetting{{File: "memory.swap.max", Value: "0", Optional: true}}},
 		"some swap":              {enough(96 << 20), bySystemd, nil},
 		"any swap":               {enough(-1), bySystemd, nil},
-		"unified": {&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.oom.group": "1", "memory.high": "5"}}, recent, []Knob{
+		"unified": {&runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.oom.group": "1", "memory.high": "5"}}, recent, []CgroupSetting{
 			{File: "memory.high", Value: "5"}, {File: "memory.oom.group", Value: "1"},
 		}},
 	} {
-		got, err := Knobs(tt.in, tt.can)
+		got, err := CgroupSettings(tt.in, tt.can)
 		if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
 		}

@@ -33,7 +33,7 @@ func devices(list []*runtimeapi.Device, privileged bool) (out []container.Device
 }
 
 // cdiDevices orders devices that the node's CDI specifications describe.
-func cdiDevices(list []*runtimeapi.CDIDevice, can engine.Record) ([]container.DeviceRequest, error) {
+func cdiDevices(list []*runtimeapi.CDIDevice, can engine.Features) ([]container.DeviceRequest, error) {
 	if len(list) == 0 {
 		return nil, nil
 	}

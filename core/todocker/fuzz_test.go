@@ -11,7 +11,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/names"
-	"berth/core/scramble"
+	"berth/core/protofuzz"
 )
 
 // FuzzOrders has orders written from anything that can come over the wire. What
@@ -29,21 +29,21 @@ func FuzzOrders(f *testing.F) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		if proto.Unmarshal(wire, r) != nil || seed%2 == 0 {
 			r.Reset()
-			scramble.Fill(r, random, "/var/lib/docker", "/dev/null", "files:1", "runc")
+			protofuzz.Fill(r, random, "/var/lib/docker", "/dev/null", "files:1", "runc")
 			// Most of what is scrambled would not come further than this.
 			if r.GetConfig() != nil && seed%4 == 0 {
 				r.Config.Metadata, r.Config.Windows, r.Config.Command, r.Config.LogPath = &runtimeapi.ContainerMetadata{Name: "c"}, nil, []string{"c"}, ""
 			}
 		}
 		update := &runtimeapi.UpdateContainerResourcesRequest{}
-		scramble.Fill(update, random)
-		for _, can := range []engine.Record{{}, old, recent, staging} {
+		protofuzz.Fill(update, random)
+		for _, can := range []engine.Features{{}, old, recent, staging} {
 			ask := asked(can)
 			ask.Pod, ask.Config, ask.Stages = r.GetSandboxConfig(), r.GetConfig(), stages{}
 			ask.Accounts = Accounts{Passwd: wire, Group: wire}
 			_, err := Container(ask)
 			check(t, err)
-			_, err = Sandbox(SandboxAsk{Pod: r.GetSandboxConfig(), Can: can, Bridge: seed%2 == 0})
+			_, err = Sandbox(SandboxParams{Pod: r.GetSandboxConfig(), Can: can, Bridge: seed%2 == 0})
 			check(t, err)
 			check(t, CheckUpdate(update))
 			result, err := UpdateContainer(r.GetConfig().GetLinux().GetResources(), update.GetLinux(), can)
@@ -73,7 +73,7 @@ func check(t *testing.T, err error) {
 // stages are places that nothing is put in.
 type stages struct{}
 
-func (stages) Path(name names.Stage, _ int) string { return "/stage/" + name.String() }
+func (stages) Path(name names.Premount, _ int) string { return "/stage/" + name.String() }
 
 // FuzzIdentify finds users and groups in whatever files an image brings. What is told
 // to the kubelet is what Docker is told, in numbers that are in range.

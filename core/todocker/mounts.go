@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
-	"berth/core/mounts"
+	"berth/core/premount"
 )
 
 // bindings orders the container's own mounts, then the pod's files. What the
@@ -17,7 +17,7 @@ import (
 //
 // Of several mounts at one path the last one wins, as where a runtime mounts one over the
 // other; the Engine takes no two. All of them must be valid.
-func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err error) {
+func bindings(ask ContainerParams) (out []mount.Mount, staged []premount.Mount, err error) {
 	wins := map[string]int{} // which mount is at a path in the end
 	for i, m := range ask.Config.GetMounts() {
 		if m.GetContainerPath() == "" {
@@ -35,7 +35,7 @@ func bindings(ask ContainerAsk) (out []mount.Mount, staged []mounts.Tree, err er
 			return nil, nil, invalid("image_sub_path of mount %q, which is of no image", target)
 		}
 		var order mount.Mount
-		var tree *mounts.Tree
+		var tree *premount.Mount
 		if m.GetImage().GetImage() != "" {
 			order, tree, err = imageMount(m, ask)
 		} else {
@@ -80,19 +80,19 @@ func mountPoint(m *runtimeapi.Mount) string { return path.Clean("/" + m.GetConta
 // propagations are how the CRI's propagations are called.
 var propagations = map[runtimeapi.MountPropagation]struct {
 	engine mount.Propagation
-	staged mounts.Propagation
+	staged premount.Propagation
 }{
-	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           {mount.PropagationRPrivate, mounts.Private},
-	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: {mount.PropagationRSlave, mounts.Slave},
-	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {mount.PropagationRShared, mounts.Shared},
+	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           {mount.PropagationRPrivate, premount.Private},
+	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: {mount.PropagationRSlave, premount.Slave},
+	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {mount.PropagationRShared, premount.Shared},
 }
 
 // Propagation returns one of the CRI's propagations as it is called where mounts are staged.
-func Propagation(p runtimeapi.MountPropagation) mounts.Propagation { return propagations[p].staged }
+func Propagation(p runtimeapi.MountPropagation) premount.Propagation { return propagations[p].staged }
 
 // bind orders a mount of a path of the node, by way of a stage if tree is not
 // nil.
-func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.Tree, err error) {
+func bind(m *runtimeapi.Mount, ask ContainerParams) (out mount.Mount, tree *premount.Mount, err error) {
 	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 	propagation, known := propagations[m.GetPropagation()]
 	switch {
@@ -105,7 +105,7 @@ func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.
 	case m.GetRecursiveReadOnly() && !private:
 		return out, nil, invalid("mount %q is recursive_read_only but not private", m.GetContainerPath())
 	}
-	if err := mounts.Check(m.GetMountOptions()); err != nil {
+	if err := premount.Check(m.GetMountOptions()); err != nil {
 		return out, nil, invalid("mount_options of %q: %v", m.GetContainerPath(), err)
 	}
 	out = mount.Mount{
@@ -116,7 +116,7 @@ func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.
 		if !ask.Can.StagedMounts {
 			return out, nil, failed("mount %q: mount_options, and recursive_read_only before Docker 25, need Linux 5.12 or newer", m.GetContainerPath())
 		}
-		tree = &mounts.Tree{Source: out.Source, Propagation: propagation.staged, Options: slices.Clone(m.GetMountOptions())}
+		tree = &premount.Mount{Source: out.Source, Propagation: propagation.staged, Options: slices.Clone(m.GetMountOptions())}
 		// The Engine is not asked to make it read-only: that would take away
 		// the options that the stage has given.
 		switch {
@@ -144,7 +144,7 @@ func bind(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.
 
 // nativeRecursive reports whether the Engine and a runtime, "" for its default,
 // can make a mount read-only with all below it.
-func nativeRecursive(runtime string, can engine.Record) bool {
+func nativeRecursive(runtime string, can engine.Features) bool {
 	if runtime == "" {
 		runtime = can.DefaultRuntime
 	}
@@ -153,7 +153,7 @@ func nativeRecursive(runtime string, can engine.Record) bool {
 
 // imageMount orders a mount of an image's files, by way of a stage if tree is not
 // nil.
-func imageMount(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *mounts.Tree, err error) {
+func imageMount(m *runtimeapi.Mount, ask ContainerParams) (out mount.Mount, tree *premount.Mount, err error) {
 	volume, sub := ask.Volumes[m.GetImage().GetImage()], m.GetImageSubPath()
 	switch {
 	case !m.GetReadonly():
@@ -176,7 +176,7 @@ func imageMount(m *runtimeapi.Mount, ask ContainerAsk) (out mount.Mount, tree *m
 		return out, nil, failed("image volume %q: before Docker 28 they need Linux 5.12 or newer", m.GetContainerPath())
 	}
 	out = mount.Mount{Type: mount.TypeBind, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
-	return out, &mounts.Tree{Layers: volume.Layers, SubPath: sub}, nil
+	return out, &premount.Mount{Layers: volume.Layers, SubPath: sub}, nil
 }
 
 // anotherName returns an image's ID in another form for each mount of it in one

@@ -24,7 +24,7 @@ func portMappings(list []*runtimeapi.PortMapping) error {
 }
 
 // publish has Docker's own network map ports.
-func publish(list []*runtimeapi.PortMapping, order Order) {
+func publish(list []*runtimeapi.PortMapping, order Spec) {
 	order.Config.ExposedPorts, order.Host.PortBindings = nat.PortSet{}, nat.PortMap{}
 	for _, p := range list {
 		if p.GetHostPort() == 0 {

@@ -27,7 +27,7 @@ const (
 const swapKey = "memory.swap.max"
 
 // resources says in the Engine's words what it can be told of r.
-func resources(r *runtimeapi.LinuxContainerResources, can engine.Record) (container.Resources, error) {
+func resources(r *runtimeapi.LinuxContainerResources, can engine.Features) (container.Resources, error) {
 	out := container.Resources{
 		CPUShares:  r.GetCpuShares(),
 		CPUQuota:   r.GetCpuQuota(),
@@ -79,21 +79,21 @@ func bytesOrMax(word string) (int64, error) {
 	return n, err
 }
 
-// A Knob is a cgroup file and what is to stand in it.
-type Knob struct {
+// A CgroupSetting is a cgroup file and what is to stand in it.
+type CgroupSetting struct {
 	Controller string // of cgroup v1: the hierarchy that File is in; "" on v2
 	File       string
 	Value      string
 	// Optional knobs say what holds anyway where the file is missing.
 	Optional bool
-	// Late knobs can only be turned once the container runs: what starts it
+	// AfterStart knobs can only be turned once the container runs: what starts it
 	// could not live with them.
-	Late bool
+	AfterStart bool
 }
 
-// Of returns the controller of cgroup v2 that a knob is of, or of v1; "" if it is
+// ControllerName returns the controller of cgroup v2 that a knob is of, or of v1; "" if it is
 // of no controller.
-func (k Knob) Of() string {
+func (k CgroupSetting) ControllerName() string {
 	if k.Controller != "" {
 		return k.Controller
 	}
@@ -104,11 +104,11 @@ func (k Knob) Of() string {
 	return name
 }
 
-// Knobs returns what of r the Engine cannot be told and must be written to the
+// CgroupSettings returns what of r the Engine cannot be told and must be written to the
 // container's cgroup, in the order to write it in.
-func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, error) {
+func CgroupSettings(r *runtimeapi.LinuxContainerResources, can engine.Features) ([]CgroupSetting, error) {
 	v2 := can.CgroupVersion == 2
-	var knobs []Knob
+	var knobs []CgroupSetting
 	switch m := r.GetMemoryLimitInBytes(); {
 	case m > 0 && m < minMemory:
 		knobs = littleMemory(m, r, v2)
@@ -120,7 +120,7 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 		if told.MemorySwap == m {
 			// runc writes the 0 and does not tell systemd (moby 51446), which would
 			// allow any swap again.
-			knobs = []Knob{{File: swapKey, Value: "0", Optional: true}}
+			knobs = []CgroupSetting{{File: swapKey, Value: "0", Optional: true}}
 		}
 	}
 	for _, h := range r.GetHugepageLimits() {
@@ -133,9 +133,9 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 		}
 		number := strconv.FormatUint(h.GetLimit(), 10)
 		knobs = append(knobs,
-			Knob{Controller: controller, File: fmt.Sprintf("hugetlb.%s.%s", h.GetPageSize(), limit), Value: number, Optional: h.GetLimit() == 0},
+			CgroupSetting{Controller: controller, File: fmt.Sprintf("hugetlb.%s.%s", h.GetPageSize(), limit), Value: number, Optional: h.GetLimit() == 0},
 			// What is reserved and not yet used counts from Linux 5.7 on.
-			Knob{Controller: controller, File: fmt.Sprintf("hugetlb.%s.rsvd.%s", h.GetPageSize(), limit), Value: number, Optional: true})
+			CgroupSetting{Controller: controller, File: fmt.Sprintf("hugetlb.%s.rsvd.%s", h.GetPageSize(), limit), Value: number, Optional: true})
 	}
 	unified := r.GetUnified()
 	if len(unified) > 0 && !v2 {
@@ -148,15 +148,15 @@ func Knobs(r *runtimeapi.LinuxContainerResources, can engine.Record) ([]Knob, er
 		if file == swapKey && r.GetMemoryLimitInBytes() >= minMemory {
 			continue // the Engine has been told
 		}
-		knobs = append(knobs, Knob{File: file, Value: unified[file]})
+		knobs = append(knobs, CgroupSetting{File: file, Value: unified[file]})
 	}
 	return knobs, nil
 }
 
-// Told returns the files that what the Engine is told ends up in, without a value.
-func Told(can engine.Record) []Knob {
+// EngineManagedFiles returns the files that what the Engine is told ends up in, without a value.
+func EngineManagedFiles(can engine.Features) []CgroupSetting {
 	if can.CgroupVersion == 2 {
-		return []Knob{
+		return []CgroupSetting{
 			{File: "cpu.weight", Optional: true},
 			{File: "cpu.max", Optional: true},
 			{File: "cpuset.cpus", Optional: true},
@@ -165,7 +165,7 @@ func Told(can engine.Record) []Knob {
 			{File: swapKey, Optional: true},
 		}
 	}
-	return []Knob{
+	return []CgroupSetting{
 		{Controller: "cpu", File: "cpu.shares", Optional: true},
 		{Controller: "cpu", File: "cpu.cfs_period_us", Optional: true},
 		{Controller: "cpu", File: "cpu.cfs_quota_us", Optional: true},
@@ -178,7 +178,7 @@ func Told(can engine.Record) []Knob {
 
 // littleMemory writes limits that are below what the Engine takes: of memory, and
 // of swap as the Engine would have it.
-func littleMemory(memory int64, r *runtimeapi.LinuxContainerResources, v2 bool) []Knob {
+func littleMemory(memory int64, r *runtimeapi.LinuxContainerResources, v2 bool) []CgroupSetting {
 	both := r.GetMemorySwapLimitInBytes()
 	if both == 0 {
 		both = memory // none unless somebody asks for it
@@ -186,18 +186,18 @@ func littleMemory(memory int64, r *runtimeapi.LinuxContainerResources, v2 bool) 
 	number := strconv.FormatInt(memory, 10)
 	if !v2 {
 		const swap = "memory.memsw.limit_in_bytes"
-		return []Knob{
+		return []CgroupSetting{
 			// At no time may the one limit be above the other.
-			{Controller: "memory", File: swap, Value: "-1", Optional: true, Late: true},
-			{Controller: "memory", File: "memory.limit_in_bytes", Value: number, Late: true},
-			{Controller: "memory", File: swap, Value: strconv.FormatInt(both, 10), Optional: true, Late: true},
+			{Controller: "memory", File: swap, Value: "-1", Optional: true, AfterStart: true},
+			{Controller: "memory", File: "memory.limit_in_bytes", Value: number, AfterStart: true},
+			{Controller: "memory", File: swap, Value: strconv.FormatInt(both, 10), Optional: true, AfterStart: true},
 		}
 	}
-	knobs := []Knob{{File: "memory.max", Value: number, Late: true}}
+	knobs := []CgroupSetting{{File: "memory.max", Value: number, AfterStart: true}}
 	if _, said := r.GetUnified()[swapKey]; said {
 		return knobs // that counts, and is written with the others
 	}
-	swap := Knob{File: swapKey, Value: strconv.FormatInt(both-memory, 10), Optional: true, Late: true}
+	swap := CgroupSetting{File: swapKey, Value: strconv.FormatInt(both-memory, 10), Optional: true, AfterStart: true}
 	if both == unlimited {
 		swap.Value = "max"
 	}

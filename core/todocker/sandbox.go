@@ -17,25 +17,25 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
-	"berth/core/mounts"
 	"berth/core/names"
+	"berth/core/premount"
 )
 
-// An Order is what ContainerCreate needs.
-type Order struct {
+// An Spec is what ContainerCreate needs.
+type Spec struct {
 	Name   names.Name
 	Config *container.Config
 	Host   *container.HostConfig
-	Staged []mounts.Tree // to be staged before it is created
+	Staged []premount.Mount // to be staged before it is created
 }
 
-// SandboxAsk is what is asked of a sandbox, and what the Engine can do.
-type SandboxAsk struct {
+// SandboxParams is what is asked of a sandbox, and what the Engine can do.
+type SandboxParams struct {
 	Pod     *runtimeapi.PodSandboxConfig
-	Handler string        // as the kubelet names it
-	Image   string        // ID of the pause image
-	Can     engine.Record // of the Engine that gets the order
-	Seccomp string        // content of the profile that SeccompFile names
+	Handler string          // as the kubelet names it
+	Image   string          // ID of the pause image
+	Can     engine.Features // of the Engine that gets the order
+	Seccomp string          // content of the profile that SeccompFile names
 	// Bridge leaves the pod's network to Docker's own bridge.
 	Bridge bool
 	// OOMScore is the oom_score_adj of the pause process.
@@ -56,55 +56,55 @@ var NodeSysctls = []string{"net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.defa
 const PauseOOMScore = -998
 
 // Sandbox orders the pause container that holds a pod's namespaces.
-func Sandbox(ask SandboxAsk) (Order, error) {
+func Sandbox(ask SandboxParams) (Spec, error) {
 	pod, m := ask.Pod, ask.Pod.GetMetadata()
 	if m.GetName() == "" || m.GetNamespace() == "" || m.GetUid() == "" {
-		return Order{}, invalid("sandbox without a name, namespace or uid in its metadata")
+		return Spec{}, invalid("sandbox without a name, namespace or uid in its metadata")
 	}
 	if dir := pod.GetLogDirectory(); dir != "" && !path.IsAbs(dir) {
-		return Order{}, invalid("log_directory %q is not absolute", dir)
+		return Spec{}, invalid("log_directory %q is not absolute", dir)
 	}
 	if err := oneLine("hostname", pod.GetHostname()); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	if err := noWindows(pod.GetWindows()); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	if err := portMappings(pod.GetPortMappings()); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	if _, err := PodBandwidth(pod); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	runtime, err := Runtime(ask.Handler, ask.Can)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	parent, err := cgroupParent(pod.GetLinux().GetCgroupParent(), ask.Can)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	sc := pod.GetLinux().GetSecurityContext()
 	ns := sc.GetNamespaceOptions()
 	if err := namespaces(ns, true); err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	// The pause process itself is never privileged; the field only says that
 	// containers of the pod may be.
 	options, err := securityOptions(sandboxSeccomp(sc, ask.Can), false, ask.Can, ask.Seccomp, "")
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	user, err := pauseUser(sc)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 	config, err := sandboxJSON(pod)
 	if err != nil {
-		return Order{}, err
+		return Spec{}, err
 	}
 
-	order := Order{
+	order := Spec{
 		Name: names.Name{Container: names.Pod, Pod: m.GetName(), Namespace: m.GetNamespace(), UID: m.GetUid(), Attempt: m.GetAttempt()},
 		Config: &container.Config{
 			Image:       ask.Image,
@@ -185,7 +185,7 @@ func network(mode string) container.NetworkMode { return container.NetworkMode(m
 
 // Runtime returns the Engine's runtime for a runtime handler: empty, which is
 // the Engine's default, for "" and, as cri-dockerd has it, "docker".
-func Runtime(handler string, can engine.Record) (string, error) {
+func Runtime(handler string, can engine.Features) (string, error) {
 	if _, ok := can.Runtimes[handler]; ok {
 		return handler, nil
 	}
@@ -212,7 +212,7 @@ func hostname(name string) string {
 // cgroupParent says where the container's cgroup goes. Under systemd the
 // Engine wants the name of a slice and finds its ancestors itself; the kubelet
 // sends the whole path.
-func cgroupParent(parent string, can engine.Record) (string, error) {
+func cgroupParent(parent string, can engine.Features) (string, error) {
 	if parent == "" || can.CgroupDriver != "systemd" {
 		return parent, nil
 	}
@@ -224,7 +224,7 @@ func cgroupParent(parent string, can engine.Record) (string, error) {
 }
 
 // cgroupns is said in so many words, so that daemon.json cannot say otherwise.
-func cgroupns(can engine.Record, privileged bool) container.CgroupnsMode {
+func cgroupns(can engine.Features, privileged bool) container.CgroupnsMode {
 	if can.CgroupVersion == 2 && !privileged {
 		return container.CgroupnsModePrivate
 	}
@@ -233,7 +233,7 @@ func cgroupns(can engine.Record, privileged bool) container.CgroupnsMode {
 
 // userns keeps pods out of the remapped user namespace that an Engine with
 // userns-remap would give them: host paths would belong to somebody else.
-func userns(can engine.Record) container.UsernsMode {
+func userns(can engine.Features) container.UsernsMode {
 	if can.UserNSRemap {
 		return hostMode
 	}

@@ -21,11 +21,11 @@ const (
 
 // old and recent are the records of two Engines far apart.
 var (
-	old = engine.Record{
+	old = engine.Features{
 		CgroupDriver: "cgroupfs", CgroupVersion: 1, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
 		Runtimes: map[string]engine.Runtime{"runc": {}}, SeccompProfile: "default",
 	}
-	recent = engine.Record{
+	recent = engine.Features{
 		CgroupDriver: "systemd", CgroupVersion: 2, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
 		Runtimes: map[string]engine.Runtime{"runc": {RecursiveReadOnly: true}, "runsc": {}},
 		CDI:      true, StagedMounts: true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
@@ -34,7 +34,7 @@ var (
 )
 
 // staging is an old Engine on a newer kernel.
-var staging = func() engine.Record {
+var staging = func() engine.Features {
 	r := old
 	r.StagedMounts = true
 	return r
@@ -59,7 +59,7 @@ func pod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxCon
 }
 
 func TestSandboxInTheFastForm(t *testing.T) {
-	got, err := Sandbox(SandboxAsk{Pod: pod(), Image: "sha256:pause", Can: old, OOMScore: PauseOOMScore})
+	got, err := Sandbox(SandboxParams{Pod: pod(), Image: "sha256:pause", Can: old, OOMScore: PauseOOMScore})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,124 +83,124 @@ func TestSandboxVariants(t *testing.T) {
 		return p.Linux.SecurityContext
 	}
 	for name, tt := range map[string]struct {
-		ask  SandboxAsk
-		want func(Order) bool
+		ask  SandboxParams
+		want func(Spec) bool
 	}{
 		"host network": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
-			func(o Order) bool {
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
+			func(o Spec) bool {
 				return o.Host.NetworkMode.IsHost() && o.Host.UTSMode.IsHost() && o.Config.Hostname == "" && !o.Config.NetworkDisabled
 			},
 		},
 		"host pid and ipc": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).NamespaceOptions.Pid, security(p).NamespaceOptions.Ipc = modeNode, modeNode
 			})},
-			func(o Order) bool { return o.Host.PidMode.IsHost() && o.Host.IpcMode.IsHost() },
+			func(o Spec) bool { return o.Host.PidMode.IsHost() && o.Host.IpcMode.IsHost() },
 		},
 		"Docker's bridge": {
-			SandboxAsk{Can: old, Pod: pod(), Bridge: true},
-			func(o Order) bool { return o.Host.NetworkMode.IsDefault() && !o.Config.NetworkDisabled },
+			SandboxParams{Can: old, Pod: pod(), Bridge: true},
+			func(o Spec) bool { return o.Host.NetworkMode.IsDefault() && !o.Config.NetworkDisabled },
 		},
 		"systemd wants a slice": {
-			SandboxAsk{Can: recent, Pod: pod()},
-			func(o Order) bool {
+			SandboxParams{Can: recent, Pod: pod()},
+			func(o Spec) bool {
 				return o.Host.CgroupParent == "kubepods-podu1.slice" && o.Host.CgroupnsMode == "private"
 			},
 		},
 		"a score that cannot be given": {
-			SandboxAsk{Can: engine.Record{LowestOOMScore: -500}, Pod: pod(), OOMScore: PauseOOMScore},
-			func(o Order) bool { return o.Host.OomScoreAdj == -500 },
+			SandboxParams{Can: engine.Features{LowestOOMScore: -500}, Pod: pod(), OOMScore: PauseOOMScore},
+			func(o Spec) bool { return o.Host.OomScoreAdj == -500 },
 		},
 		"a long hostname": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 63) + "-" + "tail" })},
-			func(o Order) bool { return o.Config.Hostname == strings.Repeat("a", 63) },
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 63) + "-" + "tail" })},
+			func(o Spec) bool { return o.Config.Hostname == strings.Repeat("a", 63) },
 		},
 		"the node's IPv6": {
-			SandboxAsk{Can: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
-			func(o Order) bool {
+			SandboxParams{Can: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+			func(o Spec) bool {
 				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(recorded(o).Config, "ipv6")
 			},
 		},
 		"the node's IPv6, but for what the pod has of its own": {
-			SandboxAsk{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"},
+			SandboxParams{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"},
 				Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 					p.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "0", "kernel.msgmax": "1"}
 				})},
-			func(o Order) bool {
+			func(o Spec) bool {
 				s := o.Host.Sysctls
 				return len(s) == 3 && s["net.ipv6.conf.all.disable_ipv6"] == "0" && s["net.ipv6.conf.default.disable_ipv6"] == "1" && s["kernel.msgmax"] == "1"
 			},
 		},
 		"the node's IPv6 in its own network": {
-			SandboxAsk{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"},
+			SandboxParams{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"},
 				Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
-			func(o Order) bool { return len(o.Host.Sysctls) == 0 },
+			func(o Spec) bool { return len(o.Host.Sysctls) == 0 },
 		},
 		"the node's IPv6 on Docker's bridge, which sees to that itself": {
-			SandboxAsk{Can: old, Pod: pod(), Bridge: true, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
-			func(o Order) bool { return len(o.Host.Sysctls) == 0 },
+			SandboxParams{Can: old, Pod: pod(), Bridge: true, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+			func(o Spec) bool { return len(o.Host.Sysctls) == 0 },
 		},
 		"another handler": {
-			SandboxAsk{Can: recent, Pod: pod(), Handler: "runsc"},
-			func(o Order) bool { return o.Host.Runtime == "runsc" },
+			SandboxParams{Can: recent, Pod: pod(), Handler: "runsc"},
+			func(o Spec) bool { return o.Host.Runtime == "runsc" },
 		},
 		"cri-dockerd's word for the default": {
-			SandboxAsk{Can: old, Pod: pod(), Handler: "docker"},
-			func(o Order) bool { return o.Host.Runtime == "" },
+			SandboxParams{Can: old, Pod: pod(), Handler: "docker"},
+			func(o Spec) bool { return o.Host.Runtime == "" },
 		},
 		"ports on Docker's bridge": {
-			SandboxAsk{Can: old, Bridge: true, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Can: old, Bridge: true, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				p.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: 5353, HostIp: "10.0.0.1"}, {ContainerPort: 80}}
 			})},
-			func(o Order) bool {
+			func(o Spec) bool {
 				b := o.Host.PortBindings["53/udp"]
 				_, exposed := o.Config.ExposedPorts["53/udp"]
 				return exposed && len(o.Host.PortBindings) == 1 && len(b) == 1 && b[0].HostIP == "10.0.0.1" && b[0].HostPort == "5353"
 			},
 		},
 		"a user": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).SupplementalGroups = &runtimeapi.Int64Value{Value: 7}, []int64{8}
 				security(p).ReadonlyRootfs = true
 			})},
-			func(o Order) bool {
+			func(o Spec) bool {
 				return o.Config.User == "7" && slices.Equal(o.Host.GroupAdd, []string{"8"}) && o.Host.ReadonlyRootfs
 			},
 		},
 		"a user with no groups of the image": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).SupplementalGroupsPolicy = &runtimeapi.Int64Value{Value: 7}, runtimeapi.SupplementalGroupsPolicy_Strict
 			})},
-			func(o Order) bool { return o.Config.User == "7:0" },
+			func(o Spec) bool { return o.Config.User == "7:0" },
 		},
 		"a user and a group": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).RunAsGroup = &runtimeapi.Int64Value{Value: 7}, &runtimeapi.Int64Value{Value: 8}
 			})},
-			func(o Order) bool { return o.Config.User == "7:8" },
+			func(o Spec) bool { return o.Config.User == "7:8" },
 		},
 		"a group alone, which a kubelet sends for a pod with no other": {
-			SandboxAsk{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsGroup = &runtimeapi.Int64Value{}
 			})},
-			func(o Order) bool { return o.Config.User == "" },
+			func(o Spec) bool { return o.Config.User == "" },
 		},
 		"the kubelet's default profile for sandboxes, where Docker has no seccomp": {
-			SandboxAsk{Can: engine.Record{}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
-			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
+			SandboxParams{Can: engine.Features{}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 		"the kubelet's default profile for sandboxes, where it is unconfined in daemon.json": {
-			SandboxAsk{Can: engine.Record{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
-			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
+			SandboxParams{Can: engine.Features{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 		"the default seccomp profile, where it can be said": {
-			SandboxAsk{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
-			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
+			SandboxParams{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
 		},
 		"no seccomp profile": {
-			SandboxAsk{Can: recent, Pod: pod()},
-			func(o Order) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
+			SandboxParams{Can: recent, Pod: pod()},
+			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -216,7 +216,7 @@ func TestSandboxVariants(t *testing.T) {
 }
 
 func TestSandboxRefuses(t *testing.T) {
-	for name, ask := range map[string]SandboxAsk{
+	for name, ask := range map[string]SandboxParams{
 		"no metadata":               {Can: old, Pod: &runtimeapi.PodSandboxConfig{}},
 		"an unknown handler":        {Can: old, Pod: pod(), Handler: "kata"},
 		"a cgroup that is no slice": {Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/podu1" })},
@@ -294,7 +294,7 @@ func TestHostname(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 		// The Engine is told the same, or nothing, and then takes the ID.
-		order, err := Sandbox(SandboxAsk{Can: old, Pod: of})
+		order, err := Sandbox(SandboxParams{Can: old, Pod: of})
 		if err != nil || order.Config.Hostname != "" && order.Config.Hostname != tt.want || order.Config.Hostname == "" && tt.want != id[:12] {
 			t.Errorf("%s: the Engine is told %q, %v", name, order.Config.Hostname, err)
 		}

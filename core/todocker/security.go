@@ -130,7 +130,7 @@ func checkAppArmorName(name string) error {
 //
 // A profile that the Engine cannot enforce is refused, with one exception: see
 // sandboxSeccomp.
-func securityOptions(sc SecurityContext, privileged bool, can engine.Record, content, podLabel string) ([]string, error) {
+func securityOptions(sc SecurityContext, privileged bool, can engine.Features, content, podLabel string) ([]string, error) {
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	if err != nil {
 		return nil, err
@@ -160,7 +160,7 @@ func securityOptions(sc SecurityContext, privileged bool, can engine.Record, con
 }
 
 // seccompOptions returns the options for a seccomp profile, nil for none.
-func seccompOptions(p *runtimeapi.SecurityProfile, privileged bool, can engine.Record, content string) ([]string, error) {
+func seccompOptions(p *runtimeapi.SecurityProfile, privileged bool, can engine.Features, content string) ([]string, error) {
 	switch {
 	case privileged, p == nil, p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
 		// The CRI has it that no profile means no filter. Said of privileged
@@ -184,7 +184,7 @@ func seccompOptions(p *runtimeapi.SecurityProfile, privileged bool, can engine.R
 // the Engine cannot enforce that. The kubelet asks for RuntimeDefault for every sandbox,
 // whatever the pod says (generatePodSandboxLinuxConfig, since 1.19); it is about the pause process
 // alone, which runs nothing of the pod's. Containers get what they ask for or are refused.
-func sandboxSeccomp(sc SecurityContext, can engine.Record) SecurityContext {
+func sandboxSeccomp(sc SecurityContext, can engine.Features) SecurityContext {
 	p, err := profile(sc.GetSeccomp(), sc.GetSeccompProfilePath())
 	if err != nil || p == nil || p.GetProfileType() != runtimeapi.SecurityProfile_RuntimeDefault {
 		return sc

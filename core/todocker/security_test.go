@@ -21,7 +21,7 @@ func TestSecurityOptions(t *testing.T) {
 	}
 	bare := "seccomp=unconfined" // what is said where nothing is asked for
 	for name, tt := range map[string]struct {
-		can        engine.Record
+		can        engine.Features
 		privileged bool
 		in         *runtimeapi.LinuxContainerSecurityContext
 		want       []string
@@ -99,19 +99,19 @@ func TestProfilesThatDockerCannotEnforceAreRefused(t *testing.T) {
 	asks := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	file := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/p.json"}
 	for name, tt := range map[string]struct {
-		can        engine.Record
+		can        engine.Features
 		privileged bool
 		in         *runtimeapi.LinuxContainerSecurityContext
 		refused    bool
 	}{
-		"seccomp, Docker has none":                         {engine.Record{}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
-		"seccomp, Docker has none, old word":               {engine.Record{}, false, &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "docker/default"}, true},
-		"seccomp, Docker has none, new API":                {engine.Record{SeccompBuiltin: true}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
-		"seccomp, Docker has none, a file":                 {engine.Record{}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: file}, true},
-		"seccomp, the default of daemon.json is no filter": {engine.Record{SeccompProfile: "unconfined"}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
-		"seccomp, the same where builtin can be asked for": {engine.Record{SeccompProfile: "unconfined", SeccompBuiltin: true}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, false},
-		"seccomp, nothing asked for":                       {engine.Record{}, false, nil, false},
-		"seccomp, privileged":                              {engine.Record{}, true, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, false},
+		"seccomp, Docker has none":                         {engine.Features{}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
+		"seccomp, Docker has none, old word":               {engine.Features{}, false, &runtimeapi.LinuxContainerSecurityContext{SeccompProfilePath: "docker/default"}, true},
+		"seccomp, Docker has none, new API":                {engine.Features{SeccompBuiltin: true}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
+		"seccomp, Docker has none, a file":                 {engine.Features{}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: file}, true},
+		"seccomp, the default of daemon.json is no filter": {engine.Features{SeccompProfile: "unconfined"}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, true},
+		"seccomp, the same where builtin can be asked for": {engine.Features{SeccompProfile: "unconfined", SeccompBuiltin: true}, false, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, false},
+		"seccomp, nothing asked for":                       {engine.Features{}, false, nil, false},
+		"seccomp, privileged":                              {engine.Features{}, true, &runtimeapi.LinuxContainerSecurityContext{Seccomp: asks}, false},
 		"AppArmor, Docker has none":                        {old, false, &runtimeapi.LinuxContainerSecurityContext{Apparmor: asks}, true},
 		"AppArmor, Docker has none, old word":              {old, false, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "runtime/default"}, true},
 		"AppArmor, nothing asked for":                      {old, false, nil, false},

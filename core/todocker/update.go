@@ -19,7 +19,7 @@ const noLimit = 1 << 60
 // Revert returns what the Engine is to be told to take an update from old to result
 // back. It cannot be told that something is open again, so what old leaves open gets
 // what holds then: of CPUs and memory nodes cpus and mems.
-func Revert(old, result *runtimeapi.LinuxContainerResources, can engine.Record, cpus, mems string) (container.UpdateConfig, error) {
+func Revert(old, result *runtimeapi.LinuxContainerResources, can engine.Features, cpus, mems string) (container.UpdateConfig, error) {
 	told, err := resources(old, can)
 	if err != nil {
 		return container.UpdateConfig{}, err
@@ -70,10 +70,10 @@ func CheckUpdate(r *runtimeapi.UpdateContainerResourcesRequest) error {
 type Update struct {
 	// Engine is what the Engine can be told.
 	Engine container.UpdateConfig
-	// Knobs are to be written to the cgroup after that: also those that do not
+	// CgroupSettings are to be written to the cgroup after that: also those that do not
 	// change, for the Engine has more rewritten than what it is told. Where systemd
 	// manages the cgroup it sets all limits of memory together, as it knows them.
-	Knobs []Knob
+	CgroupSettings []CgroupSetting
 	// Result is what the container has in the end.
 	Result *runtimeapi.LinuxContainerResources
 }
@@ -81,7 +81,7 @@ type Update struct {
 // UpdateContainer orders what turns a container that has old into one that has
 // what change says. What change leaves open, with 0 or an empty word, stays as it is;
 // limits of -1 are taken away.
-func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine.Record) (Update, error) {
+func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine.Features) (Update, error) {
 	result := merged(old, change)
 	u := Update{Result: result}
 	told, err := resources(result, can)
@@ -89,7 +89,7 @@ func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine
 		return u, err
 	}
 	u.Engine.Resources = swapAsTold(told)
-	if u.Knobs, err = Knobs(result, can); err != nil {
+	if u.CgroupSettings, err = CgroupSettings(result, can); err != nil {
 		return u, err
 	}
 	if change.GetMemoryLimitInBytes() == unlimited {
@@ -97,12 +97,12 @@ func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, can engine
 		// would write the old one again with the next update of anything (28.5).
 		u.Engine.Memory, u.Engine.MemorySwap = noLimit, noLimit
 		if can.CgroupVersion == 2 {
-			u.Knobs = append([]Knob{{File: "memory.max", Value: "max"}}, u.Knobs...)
+			u.CgroupSettings = append([]CgroupSetting{{File: "memory.max", Value: "max"}}, u.CgroupSettings...)
 		} else {
-			u.Knobs = append([]Knob{
+			u.CgroupSettings = append([]CgroupSetting{
 				{Controller: "memory", File: "memory.memsw.limit_in_bytes", Value: "-1", Optional: true},
 				{Controller: "memory", File: "memory.limit_in_bytes", Value: "-1"},
-			}, u.Knobs...)
+			}, u.CgroupSettings...)
 		}
 	}
 	return u, nil

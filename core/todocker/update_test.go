@@ -15,12 +15,12 @@ import (
 func TestUpdateContainer(t *testing.T) {
 	const mib = 1 << 20
 	type r = runtimeapi.LinuxContainerResources
-	v1, v2 := engine.Record{CgroupVersion: 1}, engine.Record{CgroupVersion: 2}
+	v1, v2 := engine.Features{CgroupVersion: 1}, engine.Features{CgroupVersion: 2}
 	for name, tt := range map[string]struct {
-		can         engine.Record
+		can         engine.Features
 		old, change *r
 		engine      container.Resources
-		knobs       []Knob
+		knobs       []CgroupSetting
 		result      *r
 	}{
 		"nothing": {v1, nil, nil, container.Resources{}, nil, &r{}},
@@ -43,38 +43,38 @@ func TestUpdateContainer(t *testing.T) {
 		},
 		"no memory limit any more, v1": {
 			v1, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{Memory: noLimit, MemorySwap: noLimit},
-			[]Knob{{"memory", "memory.memsw.limit_in_bytes", "-1", true, false}, {"memory", "memory.limit_in_bytes", "-1", false, false}}, &r{},
+			[]CgroupSetting{{"memory", "memory.memsw.limit_in_bytes", "-1", true, false}, {"memory", "memory.limit_in_bytes", "-1", false, false}}, &r{},
 		},
 		"no memory limit any more, v2": {
 			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: -1}, container.Resources{Memory: noLimit, MemorySwap: noLimit},
-			[]Knob{{File: "memory.max", Value: "max"}}, &r{},
+			[]CgroupSetting{{File: "memory.max", Value: "max"}}, &r{},
 		},
 		"less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: 64 * mib}, &r{MemoryLimitInBytes: mib}, container.Resources{},
-			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "0", Optional: true, Late: true}}, &r{MemoryLimitInBytes: mib},
+			[]CgroupSetting{{File: "memory.max", Value: "1048576", AfterStart: true}, {File: "memory.swap.max", Value: "0", Optional: true, AfterStart: true}}, &r{MemoryLimitInBytes: mib},
 		},
 		"another update of less than the Engine takes": {
 			v2, &r{MemoryLimitInBytes: mib}, &r{CpuShares: 5}, container.Resources{CPUShares: 5},
-			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "0", Optional: true, Late: true}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
+			[]CgroupSetting{{File: "memory.max", Value: "1048576", AfterStart: true}, {File: "memory.swap.max", Value: "0", Optional: true, AfterStart: true}}, &r{MemoryLimitInBytes: mib, CpuShares: 5},
 		},
 		"another update of little memory with swap": {
 			v2, &r{MemoryLimitInBytes: mib, MemorySwapLimitInBytes: 2 * mib, CpusetMems: "0"}, &r{CpuShares: 5}, container.Resources{CPUShares: 5, CpusetMems: "0"},
-			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "1048576", Optional: true, Late: true}},
+			[]CgroupSetting{{File: "memory.max", Value: "1048576", AfterStart: true}, {File: "memory.swap.max", Value: "1048576", Optional: true, AfterStart: true}},
 			&r{MemoryLimitInBytes: mib, MemorySwapLimitInBytes: 2 * mib, CpuShares: 5, CpusetMems: "0"},
 		},
 		"another update of little memory with swap in so many words": {
 			v2, &r{MemoryLimitInBytes: mib, Unified: map[string]string{"memory.swap.max": "7"}}, &r{CpuShares: 5}, container.Resources{CPUShares: 5},
-			[]Knob{{File: "memory.max", Value: "1048576", Late: true}, {File: "memory.swap.max", Value: "7"}},
+			[]CgroupSetting{{File: "memory.max", Value: "1048576", AfterStart: true}, {File: "memory.swap.max", Value: "7"}},
 			&r{MemoryLimitInBytes: mib, Unified: map[string]string{"memory.swap.max": "7"}, CpuShares: 5},
 		},
 		"cgroup files": {
 			v2, &r{Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}}, &r{Unified: map[string]string{"memory.high": "2"}},
-			container.Resources{}, []Knob{{File: "memory.high", Value: "2"}, {File: "memory.oom.group", Value: "1"}}, &r{Unified: map[string]string{"memory.high": "2", "memory.oom.group": "1"}},
+			container.Resources{}, []CgroupSetting{{File: "memory.high", Value: "2"}, {File: "memory.oom.group", Value: "1"}}, &r{Unified: map[string]string{"memory.high": "2", "memory.oom.group": "1"}},
 		},
 		"only CPUs of a set, where files were written": {
 			v2, &r{MemoryLimitInBytes: 64 * mib, Unified: map[string]string{"memory.high": "1", "memory.oom.group": "1"}, HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}}},
 			&r{CpusetCpus: "1"}, container.Resources{CpusetCpus: "1", Memory: 64 * mib, MemorySwap: 64 * mib},
-			[]Knob{
+			[]CgroupSetting{
 				{File: "hugetlb.2MB.max", Value: "0", Optional: true}, {File: "hugetlb.2MB.rsvd.max", Value: "0", Optional: true},
 				{File: "memory.high", Value: "1"}, {File: "memory.oom.group", Value: "1"},
 			},
@@ -91,7 +91,7 @@ func TestUpdateContainer(t *testing.T) {
 		"huge pages": {
 			v1, &r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB"}, {PageSize: "1GB"}}},
 			&r{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 2 * mib}}}, container.Resources{},
-			[]Knob{
+			[]CgroupSetting{
 				{"hugetlb", "hugetlb.2MB.limit_in_bytes", "2097152", false, false}, {"hugetlb", "hugetlb.2MB.rsvd.limit_in_bytes", "2097152", true, false},
 				{"hugetlb", "hugetlb.1GB.limit_in_bytes", "0", true, false}, {"hugetlb", "hugetlb.1GB.rsvd.limit_in_bytes", "0", true, false},
 			},
@@ -106,7 +106,7 @@ func TestUpdateContainer(t *testing.T) {
 			if diff := cmp.Diff(tt.engine, got.Engine.Resources); diff != "" {
 				t.Errorf("the Engine is told (-want +got):\n%s", diff)
 			}
-			if diff := cmp.Diff(tt.knobs, got.Knobs); diff != "" {
+			if diff := cmp.Diff(tt.knobs, got.CgroupSettings); diff != "" {
 				t.Errorf("knobs (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(tt.result, got.Result, protocmp.Transform()); diff != "" {
@@ -147,7 +147,7 @@ func TestRevert(t *testing.T) {
 		},
 		"nothing has changed": {nil, &r{}, container.Resources{}},
 	} {
-		got, err := Revert(tt.old, tt.result, engine.Record{CgroupVersion: 2}, "0-3", "0-1")
+		got, err := Revert(tt.old, tt.result, engine.Features{CgroupVersion: 2}, "0-3", "0-1")
 		if diff := cmp.Diff(tt.want, got.Resources); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
 		}

@@ -23,7 +23,7 @@ func (e *Engine) Connect(t testing.TB) *engine.Engine {
 	Background(t, docker.Run)
 	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
-	if _, err := docker.Wait(ctx); err != nil {
+	if _, err := docker.WaitConn(ctx); err != nil {
 		t.Fatal(err)
 	}
 	return docker

@@ -54,7 +54,7 @@ func TestEachGateIsProbed(t *testing.T) {
 	for _, g := range enginetest.Gates() {
 		probed = append(probed, g.Field)
 	}
-	for _, typ := range []reflect.Type{reflect.TypeFor[engine.Record](), reflect.TypeFor[engine.Runtime]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[engine.Features](), reflect.TypeFor[engine.Runtime]()} {
 		for _, f := range reflect.VisibleFields(typ) {
 			if f.Type.Kind() == reflect.Bool && slices.Contains(probed, f.Name) == slices.Contains(notByVersion, f.Name) {
 				t.Errorf("%s.%s: want it either among the gates or among those that do not depend on the version", typ, f.Name)
@@ -90,26 +90,26 @@ func gates(t *testing.T, host, ref string) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	go func() { _ = e.Run(ctx) }()
-	conn, err := e.Wait(ctx)
+	conn, err := e.WaitConn(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	record := reflect.ValueOf(conn.Can)
+	record := reflect.ValueOf(conn.Features)
 	for _, g := range enginetest.Gates() {
 		t.Run(g.Field, func(t *testing.T) {
 			var says bool
 			if g.Field == "RecursiveReadOnly" {
-				says = conn.Can.Runtimes[conn.Can.DefaultRuntime].RecursiveReadOnly
+				says = conn.Features.Runtimes[conn.Features.DefaultRuntime].RecursiveReadOnly
 			} else {
 				says = record.FieldByName(g.Field).Bool()
 			}
-			if due := versions.GreaterThanOrEqualTo(conn.Can.API, g.Since); says != due {
-				t.Errorf("API %s: the record says %v, want %v: it is there since %s", conn.Can.API, says, due, g.Since)
+			if due := versions.GreaterThanOrEqualTo(conn.Features.API, g.Since); says != due {
+				t.Errorf("API %s: the record says %v, want %v: it is there since %s", conn.Features.API, says, due, g.Since)
 			}
 			if works := g.Works(t, conn.Client, ref); works != says {
-				t.Errorf("API %s: the record says %v, and tried out it is %v", conn.Can.API, says, works)
+				t.Errorf("API %s: the record says %v, and tried out it is %v", conn.Features.API, says, works)
 			} else {
-				t.Logf("Docker %s, API %s: %v", conn.Can.Version, conn.Can.API, works)
+				t.Logf("Docker %s, API %s: %v", conn.Features.Version, conn.Features.API, works)
 			}
 		})
 	}

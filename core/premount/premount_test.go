@@ -1,0 +1,525 @@
+package premount
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"berth/core/names"
+)
+
+var stageC, stageD = names.NewStage(), names.NewStage()
+
+// alone runs f among mounts that nobody else has.
+func alone(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	done := make(chan error, 1)
+	ownThread(func() {
+		defer close(done)
+		err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
+		}
+		if err != nil {
+			done <- err
+			return
+		}
+		f(t)
+	})
+	if err := <-done; err != nil {
+		t.Skipf("needs root, for mounts of its own: %v", err)
+	}
+}
+
+// ownThread runs f on a thread that ends with it. That is never the first one: it
+// cannot end, and its mounts are those that /proc says the process has.
+func ownThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		if unix.Gettid() != os.Getpid() {
+			f()
+			return
+		}
+		defer runtime.UnlockOSThread()
+		done := make(chan struct{})
+		ownThread(func() {
+			defer close(done)
+			f()
+		})
+		<-done
+	}()
+}
+
+// tree returns a tmpfs with another one below it.
+func tree(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Join(dir, "below")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", d, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(dir, "top.txt"), "top")
+	return dir
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flags returns what statvfs says of the mount at path.
+func flags(t *testing.T, path string) int64 {
+	t.Helper()
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Flags
+}
+
+// mounted returns the lines of mountinfo that speak of dir.
+func mounted(t *testing.T, dir string) (lines []string) {
+	t.Helper()
+	info, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(info)) {
+		if strings.Contains(line, " "+dir) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func TestOptions(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		dir := filepath.Join(t.TempDir(), "mounts")
+		s := New(dir)
+		for _, tt := range []struct {
+			options    []string
+			top, below int64
+		}{
+			{[]string{"ro"}, unix.ST_RDONLY, 0},
+			{[]string{"rro"}, unix.ST_RDONLY, unix.ST_RDONLY},
+			{[]string{"noexec", "nosuid", "nodev"}, unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV, 0},
+			{[]string{"rro", "noexec"}, unix.ST_RDONLY | unix.ST_NOEXEC, unix.ST_RDONLY},
+			{[]string{"noexec", "rnosuid", "noexec"}, unix.ST_NOEXEC | unix.ST_NOSUID, unix.ST_NOSUID},
+			{nil, 0, 0},
+		} {
+			if err := s.Create(stageC, []Mount{{Source: source, Options: tt.options}}); err != nil {
+				t.Fatalf("%v: %v", tt.options, err)
+			}
+			const looked = unix.ST_RDONLY | unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOATIME
+			top, below := flags(t, s.Path(stageC, 0))&looked, flags(t, s.Path(stageC, 0)+"/below")&looked
+			if top != tt.top || below != tt.below {
+				t.Errorf("%v: flags %#x and below %#x, want %#x and %#x", tt.options, top, below, tt.top, tt.below)
+			}
+			if flags(t, source)&looked != 0 {
+				t.Errorf("%v: the source itself changed", tt.options)
+			}
+			if err := s.Remove(stageC); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if left := mounted(t, dir); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the empty stage stays: %v", err)
+		}
+	})
+}
+
+func TestCheck(t *testing.T) {
+	for option, ok := range map[string]bool{
+		"noexec": true, "rnoexec": true, "nosuid": true, "rnosuid": true, "nodev": true, "rnodev": true,
+		"ro": true, "rro": true, "nosymfollow": true, "rnosymfollow": true,
+		"": false, "r": false, "bind": false, "size=1": false, "NOEXEC": false, "rrro": false, " noexec": false,
+		// What would clear a flag of the node's own mount.
+		"rw": false, "rrw": false, "exec": false, "rexec": false, "suid": false, "rsuid": false, "dev": false, "rdev": false,
+		"symfollow": false, "rsymfollow": false, "defaults": false, "remount": false,
+		// What restricts nothing.
+		"relatime": false, "noatime": false, "rstrictatime": false, "diratime": false, "shared": false, "rbind": false,
+	} {
+		if err := Check([]string{option}); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", option, err)
+		}
+	}
+}
+
+func TestForeign(t *testing.T) {
+	if InOtherMountNS(os.Getpid()) {
+		t.Error("we are foreign to ourselves")
+	}
+	// 0 is no process, and no number is this high (/proc/sys/kernel/pid_max).
+	for _, pid := range []int{0, -1, 1 << 30} {
+		if !InOtherMountNS(pid) {
+			t.Errorf("process %d, which cannot be read, counts as one with our mounts", pid)
+		}
+	}
+	if got := ParentPID(os.Getpid()); got != os.Getppid() {
+		t.Errorf("parent %d, want %d", got, os.Getppid())
+	}
+	if got := ParentPID(0); got != 0 {
+		t.Errorf("parent of nobody: %d", got)
+	}
+	other := make(chan int)
+	done := make(chan struct{})
+	ownThread(func() {
+		if unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS) != nil {
+			close(other)
+			return
+		}
+		other <- unix.Gettid()
+		<-done
+	})
+	tid, ok := <-other
+	if !ok {
+		t.Skip("needs root, for mounts of its own")
+	}
+	defer close(done)
+	if !InOtherMountNS(tid) {
+		t.Error("a thread with mounts of its own is not foreign")
+	}
+}
+
+// sysfs of a network namespace is read-only in all mounts if it was so in the first.
+func TestWritableSysfs(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			t.Skip(err)
+		}
+		if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
+			t.Fatal(err)
+		}
+		privileged := t.TempDir()
+		if err := unix.Mount("sysfs", privileged, "sysfs", unix.MS_NOSUID, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(privileged+"/class/net/lo/ifalias", []byte("a"), 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("before: %v, want EROFS", err)
+		}
+		err := WritableSysfs(unix.Gettid())
+		if errors.Is(err, errors.ErrUnsupported) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(privileged+"/class/net/lo/ifalias", []byte("a"), 0); err != nil {
+			t.Errorf("after: %v", err)
+		}
+		if flags(t, "/sys")&unix.ST_RDONLY == 0 {
+			t.Error("the first mount is writable as well")
+		}
+		later := t.TempDir()
+		if err := unix.Mount("sysfs", later, "sysfs", unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+		if flags(t, later)&unix.ST_RDONLY == 0 {
+			t.Error("a read-only mount made later is writable")
+		}
+		if err := unix.Mount("tmpfs", "/sys", "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := WritableSysfs(unix.Gettid()); err == nil {
+			t.Error("what is no sysfs was remounted")
+		}
+	})
+	if err := WritableSysfs(1 << 30); err == nil {
+		t.Error("no error for a process that there is not")
+	}
+}
+
+// A mount of the node that is noexec stays so, whatever options it is staged with.
+func TestStagingClearsNoFlag(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		const own = unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
+		if err := unix.Mount("", source, "", unix.MS_REMOUNT|unix.MS_BIND|own, ""); err != nil {
+			t.Fatal(err)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		for option := range restrictions {
+			if err := s.Create(stageC, []Mount{{Source: source, Options: []string{option, "r" + option}}}); err != nil {
+				t.Fatal(err)
+			}
+			const want = unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_RDONLY
+			if got := flags(t, s.Path(stageC, 0)) & want; got != want {
+				t.Errorf("%s: flags %#x, want %#x", option, got, want)
+			}
+			if err := s.Remove(stageC); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestFile(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		if err := s.Create(stageC, []Mount{{Source: source}, {Source: source + "/top.txt", Options: []string{"ro"}}}); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(s.Path(stageC, 1)); string(text) != "top" || err != nil {
+			t.Errorf("%q, %v", text, err)
+		}
+		if err := s.Remove(stageC); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(source + "/top.txt"); err != nil {
+			t.Errorf("what was behind the mount is gone: %v", err)
+		}
+	})
+}
+
+// What is shared with its source must not take the source down.
+func TestSharedSourceSurvives(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		source := tree(t)
+		if err := unix.Mount("", source, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+			t.Fatal(err)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		if err := s.Create(stageC, []Mount{{Source: source, Propagation: Shared}, {Source: source, Propagation: Slave}, {Source: source}}); err != nil {
+			t.Fatal(err)
+		}
+		late := filepath.Join(source, "late")
+		if err := os.Mkdir(late, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", late, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []bool{true, true, false} {
+			if got, err := isMount(unix.AT_FDCWD, filepath.Join(s.Path(stageC, i), "late")); got != want || err != nil {
+				t.Errorf("tree %d sees a later mount of its source: %v, %v; want %v", i, got, err, want)
+			}
+		}
+		if err := s.Remove(stageC); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(mounted(t, source)); n != 3 {
+			t.Errorf("the source has %d of its 3 mounts left", n)
+		}
+	})
+}
+
+func TestCheckPropagation(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		at := func(changes ...uintptr) string {
+			source := tree(t)
+			for _, c := range changes {
+				if err := unix.Mount("", source, "", c, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return source
+		}
+		// A copy of what is shared gets what comes there.
+		slave := t.TempDir()
+		if err := unix.Mount(at(unix.MS_SHARED), slave, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("", slave, "", unix.MS_SLAVE, ""); err != nil {
+			t.Fatal(err)
+		}
+		private, shared := at(unix.MS_PRIVATE), at(unix.MS_SHARED)
+		link := filepath.Join(t.TempDir(), "link")
+		if err := os.Symlink(shared, link); err != nil {
+			t.Fatal(err)
+		}
+		for name, tt := range map[string]struct {
+			path          string
+			slave, shared bool
+		}{
+			"private":              {private, false, false},
+			"shared":               {shared, true, true},
+			"a file of shared":     {shared + "/top.txt", true, true},
+			"a link to shared":     {link, true, true},
+			"private below shared": {shared + "/below", false, false},
+			"a slave":              {slave, true, false},
+			"unbindable":           {at(unix.MS_UNBINDABLE), false, false},
+		} {
+			for p, want := range map[Propagation]bool{Private: true, Slave: tt.slave, Shared: tt.shared} {
+				if err := CheckPropagation(tt.path, p); (err == nil) != want || err != nil && !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("%s, %d: %v", name, p, err)
+				}
+			}
+		}
+		if err := CheckPropagation(filepath.Join(private, "none"), Slave); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a path that is not there: %v", err)
+		}
+	})
+}
+
+// A pod that mounts the node's root mounts no staged mounts.
+func TestStageIsNotCloned(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		root := tree(t)
+		s := New(filepath.Join(root, "run", "mounts"))
+		all := []names.Premount{stageC, stageD, names.NewStage()}
+		for _, name := range all {
+			if err := s.Create(name, []Mount{{Source: root}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := len(mounted(t, root)); n != 2+1+3*2 {
+			t.Errorf("%d mounts:\n%s", n, strings.Join(mounted(t, root), ""))
+		}
+		for _, name := range all {
+			if err := s.Remove(name); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestImage(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		disk := tree(t) // not an overlay itself, as a directory for tests may be
+		lower, upper := filepath.Join(disk, "lower"), filepath.Join(disk, "upper")
+		write(t, lower+"/dir/old", "old")
+		write(t, lower+"/dir/both", "lower")
+		write(t, upper+"/dir/both", "upper")
+		if err := os.Symlink("/dir", upper+"/link"); err != nil {
+			t.Fatal(err)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		two, one := []string{upper, lower}, []string{lower}
+		if err := s.Create(stageC, []Mount{
+			{Layers: two}, {Layers: one}, {Layers: two, SubPath: "link"}, {Layers: two, SubPath: "dir/both"}, {Layers: one, SubPath: "dir"},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct {
+			i          int
+			file, want string
+		}{
+			{0, "/dir/both", "upper"}, {0, "/dir/old", "old"}, {1, "/dir/both", "lower"}, {2, "/both", "upper"}, {3, "", "upper"}, {4, "/old", "old"},
+		} {
+			path := s.Path(stageC, tt.i) + tt.file
+			if got, err := os.ReadFile(path); string(got) != tt.want || err != nil {
+				t.Errorf("%d: %s: %q, %v; want %q", tt.i, tt.file, got, err, tt.want)
+			}
+			if err := os.WriteFile(path, nil, 0); !errors.Is(err, unix.EROFS) {
+				t.Errorf("%d: %s can be written: %v", tt.i, tt.file, err)
+			}
+		}
+		if err := s.Remove(stageC); err != nil {
+			t.Fatal(err)
+		}
+		for _, sub := range []string{"nothing", "../../../../../etc/passwd"} {
+			if err := s.Create(stageD, []Mount{{Layers: two}, {Layers: two, SubPath: sub}}); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: %v", sub, err)
+			}
+			if names, err := s.Names(); len(names) > 0 || err != nil {
+				t.Errorf("left behind: %v, %v", names, err)
+			}
+		}
+	})
+}
+
+// An image may have as many layers as the Engine takes, with long names.
+func TestManyLayers(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		disk := tree(t)
+		var layers []string
+		for range 128 {
+			l := filepath.Join(disk, strings.Repeat("x", 64), string(rune('a'+len(layers)/26))+string(rune('a'+len(layers)%26)))
+			write(t, l+"/"+filepath.Base(l), "")
+			layers = append(layers, l)
+		}
+		s := New(filepath.Join(t.TempDir(), "mounts"))
+		if err := s.Create(stageC, []Mount{{Layers: layers}}); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := os.ReadDir(s.Path(stageC, 0)); len(all) != 128 || err != nil {
+			t.Errorf("%d files, %v", len(all), err)
+		}
+		if err := s.Remove(stageC); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Whatever has got into the directory of a name, nothing outside of it is touched,
+// and no link is followed.
+func TestDropStaysInsideItsDirectory(t *testing.T) {
+	alone(t, func(t *testing.T) {
+		victim := tree(t)
+		run := t.TempDir()
+		s := New(filepath.Join(run, "mounts"))
+		if err := s.Create(stageC, []Mount{{Source: victim}}); err != nil {
+			t.Fatal(err)
+		}
+		dir := filepath.Join(run, "mounts", stageC.String())
+		for link, target := range map[string]string{"1": victim, "2": filepath.Join(victim, "below"), "3.image": filepath.Join(victim, "top.txt")} {
+			if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// The name itself is a link out of the directory.
+		if err := os.Symlink(victim, filepath.Join(run, "mounts", stageD.String())); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Remove(stageD); err == nil {
+			t.Error("a link was taken for the directory of a name")
+		}
+		write(t, filepath.Join(dir, "not-staged"), "x")
+		if err := s.Remove(stageC); err == nil {
+			t.Error("a directory with foreign files in it was removed")
+		}
+		if _, err := os.Stat(filepath.Join(dir, "not-staged")); err != nil {
+			t.Error(err)
+		}
+		if err := os.Remove(filepath.Join(dir, "not-staged")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Remove(stageC); err != nil {
+			t.Error(err)
+		}
+		for _, file := range []string{"top.txt", "below"} {
+			if _, err := os.Stat(filepath.Join(victim, file)); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := len(mounted(t, victim)); n != 2 {
+			t.Errorf("%d of 2 mounts are left", n)
+		}
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("its own directory is still there: %v", err)
+		}
+	})
+}
+
+func TestNamesListsOnlyWhatPutMakes(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"x", "ABCDEFGHIJKLMNO1", stageC.String() + "A", stageC.String()} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := New(dir).Names(); err != nil || len(got) != 1 || got[0] != stageC {
+		t.Errorf("%v, %v", got, err)
+	}
+}

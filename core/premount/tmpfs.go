@@ -1,0 +1,66 @@
+package premount
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tmpfs makes small file systems in memory, for files that containers write to: what is
+// written there cannot fill the file system of the directory that they are mounted on.
+// The mounts outlive the daemon.
+type Tmpfs struct{}
+
+// tmpfsInodes is how many files and directories one may have.
+const tmpfsInodes = 16
+
+// Mount mounts an empty file system of size bytes on dir. label is the SELinux label of
+// all its files, "" for none. In a container its files allow neither programs nor devices.
+func (Tmpfs) Mount(dir string, size int64, label string) error {
+	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=755", size, tmpfsInodes)
+	if label != "" {
+		options += fmt.Sprintf(",context=%q", label) // labels have commas in them
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return fmt.Errorf("mount tmpfs (%s) on %s: %w", options, dir, err)
+	}
+	return nil
+}
+
+// Remove unmounts what Mount has mounted on dir, if anything is, and removes dir with
+// all files. A directory that is not there is no error. Containers keep what they have
+// mounted of it.
+func (Tmpfs) Remove(dir string) error {
+	for {
+		mounted, err := onDeviceOfItsOwn(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if !mounted {
+			return os.RemoveAll(dir)
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+}
+
+// onDeviceOfItsOwn reports whether dir is on another device than its parent, as each tmpfs
+// is. Unlike isMount it works on kernels before 5.8.
+func onDeviceOfItsOwn(dir string) (bool, error) {
+	var own, parent unix.Stat_t
+	if err := unix.Lstat(dir, &own); err != nil {
+		return false, &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if err := unix.Lstat(filepath.Dir(dir), &parent); err != nil {
+		return false, &fs.PathError{Op: "lstat", Path: filepath.Dir(dir), Err: err}
+	}
+	return own.Dev != parent.Dev, nil
+}
