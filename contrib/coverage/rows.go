@@ -10,7 +10,7 @@ var messages = []message{
 	{"VersionResponse", []row{
 		{"version", berth, "0.1.0, as all runtimes say", "e2e.TestCRI"},
 		{"runtime_name", berth, "docker, as cri-dockerd says: it is part of every container ID that users see", "e2e.TestCRI"},
-		{"runtime_version", engine, "`ServerVersion` of info, in a form that kubelets can parse", "server.TestVersionsCanBeParsed"},
+		{"runtime_version", engine, "`ServerVersion` of info, in a form that kubelets can parse", "server.TestVersionIsSemantic"},
 		{"runtime_api_version", berth, "v1", "e2e.TestCRI"},
 	}},
 	{"RunPodSandboxRequest", []row{
@@ -129,7 +129,7 @@ var messages = []message{
 		{"status", berth, "from what events have told of the pause container", "live.TestPod"},
 		{"info", berth, "with verbose, under the key that crictl reads: the PID, the config, the runtime", "live.TestUpdate"},
 		{"containers_statuses", berth, "of all containers of the pod", "live.TestPodAsTold"},
-		{"timestamp", nothing, "never told: with it a kubelet 1.37 with the gate EventedPLEG takes no container for active, and starts sidecars again and again", "server.TestAPod"},
+		{"timestamp", nothing, "never told: with it a kubelet 1.37 with the gate EventedPLEG takes no container for active, and starts sidecars again and again", "server.TestPodRunsAndIsRemoved"},
 	}},
 	{"PodSandboxStatus", []row{
 		{"id", engine, "the ID of the pause container", "live.TestPod"},
@@ -226,22 +226,22 @@ var messages = []message{
 		{"state", berth, "compared", "cache.TestFilters"},
 	}},
 	{"ListPodSandboxResponse", []row{
-		{"items", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestTheViewNeverLies"},
+		{"items", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestListsNeverContradictTheCaller"},
 	}},
 	{"PodSandbox", []row{
-		{"id", engine, "as in PodSandboxStatus", "server.TestTheViewNeverLies"},
+		{"id", engine, "as in PodSandboxStatus", "server.TestListsNeverContradictTheCaller"},
 		{"metadata", store, "as in PodSandboxStatus", "tocri.TestSandbox"},
 		{"state", berth, "as in PodSandboxStatus", "tocri.TestSandbox"},
 		{"created_at", engine, "as in PodSandboxStatus", "live.TestPodAsTold"},
-		{"labels", store, "as in PodSandboxStatus; those that are not the kubelet's own left out where a list would exceed one message", "labels.FuzzRoundTrip live.TestPodAsTold server.TestEveryListFits"},
-		{"annotations", store, "as in PodSandboxStatus; left out of dead and old rows first where a list would exceed one message", "labels.FuzzRoundTrip live.TestPodAsTold server.TestEveryListFits"},
+		{"labels", store, "as in PodSandboxStatus; those that are not the kubelet's own left out where a list would exceed one message", "labels.FuzzRoundTrip live.TestPodAsTold server.TestEveryResponseFitsIntoAMessage"},
+		{"annotations", store, "as in PodSandboxStatus; left out of dead and old rows first where a list would exceed one message", "labels.FuzzRoundTrip live.TestPodAsTold server.TestEveryResponseFitsIntoAMessage"},
 		{"runtime_handler", store, "as in PodSandboxStatus", "live.TestPodAsTold"},
 	}},
 	{"StreamPodSandboxesRequest", []row{
 		{"filter", berth, "as in ListPodSandboxRequest", "cache.TestFilters"},
 	}},
 	{"StreamPodSandboxesResponse", []row{
-		{"pod_sandboxes", berth, "as ListPodSandboxResponse, in pieces", "server.TestChunks"},
+		{"pod_sandboxes", berth, "as ListPodSandboxResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"CreateContainerRequest", []row{
 		{"pod_sandbox_id", engine, "found by the ID or by the beginning of one; the pod must be ready", "container.TestCreateRefuses"},
@@ -336,25 +336,25 @@ var messages = []message{
 		{"state", berth, "compared", "cache.TestFilters"},
 	}},
 	{"ListContainersResponse", []row{
-		{"containers", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestTheViewNeverLies"},
+		{"containers", berth, "from what events have told, the newest first", "live.TestListsComeFromMemory server.TestListsNeverContradictTheCaller"},
 	}},
 	{"Container", []row{
-		{"id", engine, "as in ContainerStatus", "server.TestTheViewNeverLies"},
+		{"id", engine, "as in ContainerStatus", "server.TestListsNeverContradictTheCaller"},
 		{"pod_sandbox_id", store, "cri-dockerd's label", "tocri.TestContainerThatCriDockerdHasMade"},
 		{"metadata", store, "as in ContainerStatus", "tocri.TestContainerThatCriDockerdHasMade"},
 		{"image", store, "as in ContainerStatus", "tocri.TestContainerImage"},
 		{"image_ref", store, "as in ContainerStatus", "tocri.TestContainerImage"},
-		{"state", engine, "as in ContainerStatus", "server.TestTheViewNeverLies"},
+		{"state", engine, "as in ContainerStatus", "server.TestListsNeverContradictTheCaller"},
 		{"created_at", engine, "as in ContainerStatus", "live.TestPodAsTold"},
-		{"labels", store, "as in ContainerStatus; those that are not the kubelet's own left out where a list would exceed one message", "live.TestPodAsTold server.TestEveryListFits"},
-		{"annotations", store, "as in ContainerStatus; left out of dead and old rows first where a list would exceed one message", "live.TestPodAsTold server.TestEveryListFits"},
+		{"labels", store, "as in ContainerStatus; those that are not the kubelet's own left out where a list would exceed one message", "live.TestPodAsTold server.TestEveryResponseFitsIntoAMessage"},
+		{"annotations", store, "as in ContainerStatus; left out of dead and old rows first where a list would exceed one message", "live.TestPodAsTold server.TestEveryResponseFitsIntoAMessage"},
 		{"image_id", engine, "as in ContainerStatus", "tocri.TestContainerImage"},
 	}},
 	{"StreamContainersRequest", []row{
 		{"filter", berth, "as in ListContainersRequest", "cache.TestFilters"},
 	}},
 	{"StreamContainersResponse", []row{
-		{"containers", berth, "as ListContainersResponse, in pieces", "server.TestChunks"},
+		{"containers", berth, "as ListContainersResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"ContainerStatusRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one", "live.TestPod"},
@@ -376,7 +376,7 @@ var messages = []message{
 	{"ExecSyncRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSync"},
 		{"cmd", engine, "`Cmd` of an exec; refused if empty", "exec.TestSync"},
-		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, even if a child keeps its output open; a Docker that does not answer in that time is Unavailable", "live.TestExecTimeout exec.TestSyncRunsOutOfTime live.TestExecLeavesNoZombies live.TestExecThatLeavesAChild server.TestExecSyncTellsACommandFromDocker live.TestDockerHangs"},
+		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, even if a child keeps its output open; a Docker that does not answer in that time is Unavailable", "live.TestExecTimeout exec.TestSyncRunsOutOfTime live.TestExecLeavesNoZombies live.TestExecThatLeavesAChild server.TestExecSyncDistinguishesCommandTimeoutFromHungDocker live.TestDockerHangs"},
 	}},
 	{"ExecSyncResponse", []row{
 		{"stdout", engine, "the output of the exec, cut at 16 MiB together with stderr", "exec.TestSync"},
@@ -485,7 +485,7 @@ var messages = []message{
 		{"filter", berth, "as in ListContainerStatsRequest", "cache.TestFilters"},
 	}},
 	{"StreamContainerStatsResponse", []row{
-		{"container_stats", cgroup, "as ListContainerStatsResponse, in pieces", "server.TestChunks"},
+		{"container_stats", cgroup, "as ListContainerStatsResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"PodSandboxStatsRequest", []row{
 		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestStatsAreTrue"},
@@ -542,7 +542,7 @@ var messages = []message{
 		{"filter", berth, "as in ListPodSandboxStatsRequest", "cache.TestFilters"},
 	}},
 	{"StreamPodSandboxStatsResponse", []row{
-		{"pod_sandbox_stats", cgroup, "as ListPodSandboxStatsResponse, in pieces", "server.TestChunks"},
+		{"pod_sandbox_stats", cgroup, "as ListPodSandboxStatsResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"UpdateRuntimeConfigRequest", []row{
 		{"runtime_config", plugins, "see its field", "network.TestWhatPluginsAreTold"},
@@ -557,19 +557,19 @@ var messages = []message{
 		{"verbose", berth, "adds `info`", "live.TestPodAsTold"},
 	}},
 	{"StatusResponse", []row{
-		{"status", berth, "see its field", "server.TestDockerAway"},
+		{"status", berth, "see its field", "server.TestCallsWhileDockerIsAway"},
 		{"info", berth, "with verbose: berth's configuration, and what it has found out about Docker", "live.TestPodAsTold"},
 		{"runtime_handlers", engine, "`Runtimes` of info, and the default; asked again when Docker reads its configuration again", "live.TestMounts live.TestReload"},
 		{"features", berth, "see its fields", "live.TestMounts"},
 	}},
 	{"RuntimeStatus", []row{
-		{"conditions", berth, "RuntimeReady and NetworkReady", "server.TestDockerAway"},
+		{"conditions", berth, "RuntimeReady and NetworkReady", "server.TestCallsWhileDockerIsAway"},
 	}},
 	{"RuntimeCondition", []row{
-		{"type", berth, "RuntimeReady or NetworkReady", "server.TestDockerAway"},
-		{"status", berth, "whether Docker answers and has its containerd, and whether the plugins do", "server.TestDockerAway server.TestLostContainerdIsUnavailable live.TestContainerdDies network.TestPluginsAreAskedForTheirStatus"},
-		{"reason", berth, "DockerDaemonNotReady or NetworkPluginNotReady", "server.TestDockerAway"},
-		{"message", berth, "what is in the way", "server.TestAnEngineTooOld"},
+		{"type", berth, "RuntimeReady or NetworkReady", "server.TestCallsWhileDockerIsAway"},
+		{"status", berth, "whether Docker answers and has its containerd, and whether the plugins do", "server.TestCallsWhileDockerIsAway server.TestLostContainerdIsUnavailable live.TestContainerdDies network.TestPluginsAreAskedForTheirStatus"},
+		{"reason", berth, "DockerDaemonNotReady or NetworkPluginNotReady", "server.TestCallsWhileDockerIsAway"},
+		{"message", berth, "what is in the way", "server.TestEngineTooOldIsReportedByStatus"},
 	}},
 	{"RuntimeHandler", []row{
 		{"name", engine, "a key of `Runtimes` of info", "live.TestMounts"},
@@ -585,13 +585,13 @@ var messages = []message{
 		{"mount_options", berth, "whether berth can stage mounts", "live.TestMounts"},
 	}},
 	{"CheckpointContainerRequest", []row{
-		{"*", refused, "Unimplemented", "server.TestEmptyRequests"},
+		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},
 	}},
 	{"CheckpointPodRequest", []row{
-		{"*", refused, "Unimplemented", "server.TestEmptyRequests"},
+		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},
 	}},
 	{"RestorePodRequest", []row{
-		{"*", refused, "Unimplemented", "server.TestEmptyRequests"},
+		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},
 	}},
 	{"RestorePodResponse", []row{
 		{"*", nothing, "the call is refused", ""},
@@ -607,7 +607,7 @@ var messages = []message{
 		{"containers_statuses", berth, "as they are then", "live.TestEvents"},
 	}},
 	{"ListMetricDescriptorsResponse", []row{
-		{"descriptors", berth, "what this node can tell, the same for as long as it runs", "server.TestMetrics"},
+		{"descriptors", berth, "what this node can tell, the same for as long as it runs", "server.TestCallsAreMeasured"},
 	}},
 	{"MetricDescriptor", []row{
 		{"name", berth, "cAdvisor's, as CRI-O and containerd have them", "stats.TestFamilies"},
@@ -615,10 +615,10 @@ var messages = []message{
 		{"label_keys", berth, "in the order of the values", "stats.TestLabelsMatchTheirKeys"},
 	}},
 	{"ListPodSandboxMetricsResponse", []row{
-		{"pod_metrics", berth, "of all pods that run", "server.TestMetrics live.TestMetricsAreTrue"},
+		{"pod_metrics", berth, "of all pods that run", "server.TestCallsAreMeasured live.TestMetricsAreTrue"},
 	}},
 	{"PodSandboxMetrics", []row{
-		{"pod_sandbox_id", engine, "the ID of the pause container", "server.TestMetrics"},
+		{"pod_sandbox_id", engine, "the ID of the pause container", "server.TestCallsAreMeasured"},
 		{"metrics", cgroup, "of the cgroup of the pod, and of its interfaces", "live.TestMetricsAreTrue stats.TestReadings"},
 		{"container_metrics", cgroup, "of its containers that run", "live.TestMetricsAreTrue stats.TestReadings"},
 	}},
@@ -630,11 +630,11 @@ var messages = []message{
 		{"value", cgroup, "from cgroup files and /proc; times in whole seconds", "live.TestMetricsAreTrue stats.TestWordsOfTheCRI"},
 	}},
 	{"ContainerMetrics", []row{
-		{"container_id", engine, "of the Docker container", "server.TestMetrics"},
+		{"container_id", engine, "of the Docker container", "server.TestCallsAreMeasured"},
 		{"metrics", cgroup, "of its cgroup and its processes", "live.TestMetricsAreTrue stats.TestReadings"},
 	}},
 	{"StreamPodSandboxMetricsResponse", []row{
-		{"pod_sandbox_metrics", berth, "the list in pieces", "server.TestMetrics"},
+		{"pod_sandbox_metrics", berth, "the list in pieces", "server.TestCallsAreMeasured"},
 	}},
 	{"RuntimeConfigResponse", []row{
 		{"linux", engine, "see its field", "e2e.TestCRI"},
@@ -670,7 +670,7 @@ var messages = []message{
 		{"filter", berth, "as in ListImagesRequest", "image.TestOneIdentity"},
 	}},
 	{"StreamImagesResponse", []row{
-		{"images", engine, "as ListImagesResponse, in pieces", "server.TestChunks"},
+		{"images", engine, "as ListImagesResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"ImageStatusRequest", []row{
 		{"image", engine, "see its fields", "image.TestOneIdentity"},

@@ -266,7 +266,7 @@ func TestHungUp(t *testing.T) {
 }
 
 // TestDockerAway has Docker go away and come back.
-func TestDockerAway(t *testing.T) {
+func TestCallsWhileDockerIsAway(t *testing.T) {
 	n := newNode(t)
 	id, _, err := n.whole(n.pod("before"))
 	if err != nil {

@@ -1,4 +1,4 @@
 package server
 
-// LimitAnswers has answers fit into n bytes. It is to be called before a Server serves.
-func LimitAnswers(n int) { fitBytes = n }
+// LimitResponses limits responses to n bytes. Call it before a Server serves.
+func LimitResponses(n int) { maxResponse = n }

@@ -20,41 +20,40 @@ import (
 )
 
 const (
-	fuzzCalls    = 60               // of one seed
-	fuzzPatience = 20 * time.Second // that a call has; none should need it
+	fuzzCalls   = 60               // per seed
+	fuzzTimeout = 20 * time.Second // of each call; none should need it
 )
 
-// FuzzDesk sends the front desk messages such as no kubelet sends, about what is
-// there and what is not. None may panic or hang, and a kubelet must be served as
-// before.
-func FuzzDesk(f *testing.F) {
+// FuzzServer sends random messages, about objects that exist and that do not. None may
+// cause a panic or a hang, and pods can be run as before afterwards.
+func FuzzServer(f *testing.F) {
 	for seed := range uint64(6) {
 		f.Add(seed, []byte{0x0a, byte(seed), 0x12, 0x00, 0xff})
 	}
 	f.Fuzz(func(t *testing.T, seed uint64, wire []byte) {
-		h := furnish(t, enginetest.Info(func(i *system.Info) {
-			// So that no cgroup of this machine is made or written to.
+		h := newDaemon(t, enginetest.Info(func(i *system.Info) {
+			// With these settings no cgroup of this machine is created or written.
 			i.CgroupDriver, i.KernelVersion = "systemd", "5.10.0"
 		}))
-		// No process that there is: what is done to those of containers is done to nobody.
+		// The PID of no process, so that signals reach nothing.
 		h.engine.PID = func(string) int { return 1<<22 + 1 }
 		random := rand.New(rand.NewPCG(seed, 1))
-		pod, c, err := h.begin(h.pod("fuzz"), command("c", "sleep", "1000"))
+		pod, c, err := h.runPod(h.pod("fuzz"), command("c", "sleep", "1000"))
 		h.must(err)
 		words := []string{pod, c, pod[:5], busybox, "docker", filepath.Join(h.dir, "made"), filepath.Join(h.dir, "made"), "true", "c"}
 		for range fuzzCalls {
 			h.scrambled(random, words, wire)
 		}
-		h.endAll()
-		if _, _, err := h.begin(h.pod("after"), command("c", "sleep", "1000")); err != nil {
+		h.removeAllPods()
+		if _, _, err := h.runPod(h.pod("after"), command("c", "sleep", "1000")); err != nil {
 			t.Errorf("a pod after all that: %v", err)
 		}
-		h.endAll()
+		h.removeAllPods()
 	})
 }
 
 // scrambled makes one call with a message that makes little sense.
-func (h *house) scrambled(random *rand.Rand, words []string, wire []byte) {
+func (h *daemon) scrambled(random *rand.Rand, words []string, wire []byte) {
 	h.Helper()
 	service := reflect.ValueOf(h.runtime)
 	if random.IntN(4) == 0 {
@@ -85,7 +84,7 @@ func (h *house) scrambled(random *rand.Rand, words []string, wire []byte) {
 			r.Config.Linux, r.Config.Mounts, r.Config.Devices, r.Config.CDIDevices = nil, nil, nil, nil
 		}
 	}
-	ctx, cancel := context.WithTimeout(h.Context(), fuzzPatience)
+	ctx, cancel := context.WithTimeout(h.Context(), fuzzTimeout)
 	defer cancel()
 	out := method.Call([]reflect.Value{reflect.ValueOf(ctx), request})
 	err, _ := out[1].Interface().(error)

@@ -19,14 +19,14 @@ import (
 )
 
 const (
-	// hangTimeout is the timeout of short calls of an Engine that hangs.
+	// hangTimeout is the timeout of short Engine calls in these tests.
 	hangTimeout = 300 * time.Millisecond
-	// hangPatience is how long a call may take where Docker does not answer: a few such
-	// timeouts, and the time that an exec is given to be seen to have ended.
-	hangPatience = 20 * time.Second
+	// callTimeout bounds a CRI call while Docker does not respond: a few times hangTimeout,
+	// and the wait for the end of an exec.
+	callTimeout = 20 * time.Second
 )
 
-// A subject is what calls are about.
+// A subject holds the objects that calls are made for.
 type subject struct {
 	pod                *runtimeapi.PodSandboxConfig
 	sandbox            string
@@ -36,15 +36,15 @@ type subject struct {
 
 var subjects atomic.Int64
 
-// subject returns one that no call has been about yet. Docker must answer within
-// Config.Timeout, so tests call it before hurry.
-func (h *house) subject() (s subject) {
+// subject creates objects that no call has used yet. It needs an Engine that responds,
+// so tests call it before hurry.
+func (h *daemon) subject() (s subject) {
 	h.Helper()
 	n := subjects.Add(1)
 	s = subject{pod: h.pod(fmt.Sprintf("hang%d", n)), image: &runtimeapi.ImageSpec{Image: fmt.Sprintf("registry.test/hang:%d", n)}}
 	h.engine.Registry(s.image.GetImage(), enginetest.Remote{})
 	var err error
-	s.sandbox, s.running, err = h.begin(s.pod, command("c", "sleep", "1000"))
+	s.sandbox, s.running, err = h.runPod(s.pod, command("c", "sleep", "1000"))
 	h.must(err)
 	made, err := h.runtime.CreateContainer(h.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: s.sandbox, Config: command("d", "sleep", "1000"), SandboxConfig: s.pod})
 	h.must(err)
@@ -52,98 +52,98 @@ func (h *house) subject() (s subject) {
 	return s
 }
 
-// hurry restarts the daemon with hangTimeout. On a busy machine an Engine that does not
-// hang may run out of hangTimeout too, so what a test needs is made before.
-func (h *house) hurry() {
+// hurry restarts the daemon with hangTimeout. On a busy machine a healthy Engine may
+// exceed it as well, so tests create their objects before.
+func (h *daemon) hurry() {
 	h.Helper()
-	h.leave()
+	h.stop()
 	h.timeout = hangTimeout
-	h.enter()
+	h.start()
 }
 
-// asked is a request of each call that depends on Docker at all, or might.
-var asked = map[string]func(h *house, s subject) any{
-	"RunPodSandbox": func(h *house, s subject) any {
+// requests holds a request for each method that may depend on Docker.
+var requests = map[string]func(h *daemon, s subject) any{
+	"RunPodSandbox": func(h *daemon, s subject) any {
 		return &runtimeapi.RunPodSandboxRequest{Config: h.pod(s.pod.GetMetadata().GetName() + "-more")}
 	},
-	"StopPodSandbox":   func(_ *house, s subject) any { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox} },
-	"RemovePodSandbox": func(_ *house, s subject) any { return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox} },
-	"PodSandboxStatus": func(_ *house, s subject) any {
+	"StopPodSandbox":   func(_ *daemon, s subject) any { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox} },
+	"RemovePodSandbox": func(_ *daemon, s subject) any { return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox} },
+	"PodSandboxStatus": func(_ *daemon, s subject) any {
 		return &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.sandbox, Verbose: true}
 	},
-	"ListPodSandbox": func(*house, subject) any { return &runtimeapi.ListPodSandboxRequest{} },
-	"CreateContainer": func(_ *house, s subject) any {
+	"ListPodSandbox": func(*daemon, subject) any { return &runtimeapi.ListPodSandboxRequest{} },
+	"CreateContainer": func(_ *daemon, s subject) any {
 		return &runtimeapi.CreateContainerRequest{PodSandboxId: s.sandbox, Config: command("e", "sleep", "1000"), SandboxConfig: s.pod}
 	},
-	"StartContainer": func(_ *house, s subject) any { return &runtimeapi.StartContainerRequest{ContainerId: s.unstarted} },
-	"StopContainer": func(_ *house, s subject) any {
+	"StartContainer": func(_ *daemon, s subject) any { return &runtimeapi.StartContainerRequest{ContainerId: s.unstarted} },
+	"StopContainer": func(_ *daemon, s subject) any {
 		return &runtimeapi.StopContainerRequest{ContainerId: s.running, Timeout: 1}
 	},
-	"RemoveContainer": func(_ *house, s subject) any { return &runtimeapi.RemoveContainerRequest{ContainerId: s.running} },
-	"ContainerStatus": func(_ *house, s subject) any {
+	"RemoveContainer": func(_ *daemon, s subject) any { return &runtimeapi.RemoveContainerRequest{ContainerId: s.running} },
+	"ContainerStatus": func(_ *daemon, s subject) any {
 		return &runtimeapi.ContainerStatusRequest{ContainerId: s.running, Verbose: true}
 	},
-	"ListContainers": func(*house, subject) any { return &runtimeapi.ListContainersRequest{} },
-	"UpdateContainerResources": func(_ *house, s subject) any {
+	"ListContainers": func(*daemon, subject) any { return &runtimeapi.ListContainersRequest{} },
+	"UpdateContainerResources": func(_ *daemon, s subject) any {
 		return &runtimeapi.UpdateContainerResourcesRequest{ContainerId: s.unstarted, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 100}}
 	},
-	"UpdatePodSandboxResources": func(_ *house, s subject) any {
+	"UpdatePodSandboxResources": func(_ *daemon, s subject) any {
 		return &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: s.sandbox}
 	},
-	"ReopenContainerLog": func(_ *house, s subject) any { return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running} },
-	"ExecSync": func(_ *house, s subject) any {
+	"ReopenContainerLog": func(_ *daemon, s subject) any { return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running} },
+	"ExecSync": func(_ *daemon, s subject) any {
 		return &runtimeapi.ExecSyncRequest{ContainerId: s.running, Cmd: []string{"true"}, Timeout: 15}
 	},
-	"Exec": func(_ *house, s subject) any {
+	"Exec": func(_ *daemon, s subject) any {
 		return &runtimeapi.ExecRequest{ContainerId: s.running, Cmd: []string{"true"}, Stdout: true}
 	},
-	"Attach":              func(_ *house, s subject) any { return &runtimeapi.AttachRequest{ContainerId: s.running, Stdout: true} },
-	"PortForward":         func(_ *house, s subject) any { return &runtimeapi.PortForwardRequest{PodSandboxId: s.sandbox} },
-	"ContainerStats":      func(_ *house, s subject) any { return &runtimeapi.ContainerStatsRequest{ContainerId: s.running} },
-	"ListContainerStats":  func(*house, subject) any { return &runtimeapi.ListContainerStatsRequest{} },
-	"PodSandboxStats":     func(_ *house, s subject) any { return &runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.sandbox} },
-	"ListPodSandboxStats": func(*house, subject) any { return &runtimeapi.ListPodSandboxStatsRequest{} },
-	"ListPodSandboxMetrics": func(*house, subject) any {
+	"Attach":              func(_ *daemon, s subject) any { return &runtimeapi.AttachRequest{ContainerId: s.running, Stdout: true} },
+	"PortForward":         func(_ *daemon, s subject) any { return &runtimeapi.PortForwardRequest{PodSandboxId: s.sandbox} },
+	"ContainerStats":      func(_ *daemon, s subject) any { return &runtimeapi.ContainerStatsRequest{ContainerId: s.running} },
+	"ListContainerStats":  func(*daemon, subject) any { return &runtimeapi.ListContainerStatsRequest{} },
+	"PodSandboxStats":     func(_ *daemon, s subject) any { return &runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.sandbox} },
+	"ListPodSandboxStats": func(*daemon, subject) any { return &runtimeapi.ListPodSandboxStatsRequest{} },
+	"ListPodSandboxMetrics": func(*daemon, subject) any {
 		return &runtimeapi.ListPodSandboxMetricsRequest{}
 	},
-	"PullImage":  func(_ *house, s subject) any { return &runtimeapi.PullImageRequest{Image: s.image} },
-	"ListImages": func(*house, subject) any { return &runtimeapi.ListImagesRequest{} },
-	"ImageStatus": func(*house, subject) any {
+	"PullImage":  func(_ *daemon, s subject) any { return &runtimeapi.PullImageRequest{Image: s.image} },
+	"ListImages": func(*daemon, subject) any { return &runtimeapi.ListImagesRequest{} },
+	"ImageStatus": func(*daemon, subject) any {
 		return &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}, Verbose: true}
 	},
-	"RemoveImage": func(_ *house, s subject) any { return &runtimeapi.RemoveImageRequest{Image: s.image} },
-	"ImageFsInfo": func(*house, subject) any { return &runtimeapi.ImageFsInfoRequest{} },
+	"RemoveImage": func(_ *daemon, s subject) any { return &runtimeapi.RemoveImageRequest{Image: s.image} },
+	"ImageFsInfo": func(*daemon, subject) any { return &runtimeapi.ImageFsInfoRequest{} },
 }
 
 // alone are the calls for which Docker need not be there once it has been.
-var alone = map[string]func(h *house, s subject) any{
-	"Version":               func(*house, subject) any { return &runtimeapi.VersionRequest{} },
-	"Status":                func(*house, subject) any { return &runtimeapi.StatusRequest{Verbose: true} },
-	"RuntimeConfig":         func(*house, subject) any { return &runtimeapi.RuntimeConfigRequest{} },
-	"UpdateRuntimeConfig":   func(*house, subject) any { return &runtimeapi.UpdateRuntimeConfigRequest{} },
-	"ListMetricDescriptors": func(*house, subject) any { return &runtimeapi.ListMetricDescriptorsRequest{} },
+var alone = map[string]func(h *daemon, s subject) any{
+	"Version":               func(*daemon, subject) any { return &runtimeapi.VersionRequest{} },
+	"Status":                func(*daemon, subject) any { return &runtimeapi.StatusRequest{Verbose: true} },
+	"RuntimeConfig":         func(*daemon, subject) any { return &runtimeapi.RuntimeConfigRequest{} },
+	"UpdateRuntimeConfig":   func(*daemon, subject) any { return &runtimeapi.UpdateRuntimeConfigRequest{} },
+	"ListMetricDescriptors": func(*daemon, subject) any { return &runtimeapi.ListMetricDescriptorsRequest{} },
 }
 
-// ask makes a call.
-func (h *house) ask(name string, request any) (code codes.Code, took time.Duration, err error) {
+// call makes a CRI call.
+func (h *daemon) call(name string, request any) (code codes.Code, took time.Duration, err error) {
 	h.Helper()
-	return h.askWithin(2*hangPatience, name, request)
+	return h.callWithin(2*callTimeout, name, request)
 }
 
-// outlasts reports whether a call is to go on for longer than its caller waits: the
-// container of a slow disk is there when it is asked for again.
-func outlasts(name string, routes []string) bool {
+// mayOutlastCaller reports whether a call continues after its caller's deadline: a container
+// that is created slowly is kept for the retry.
+func mayOutlastCaller(name string, routes []string) bool {
 	return name == "CreateContainer" && slices.Contains(routes, "POST /containers/create")
 }
 
-// askWithin makes a call that has a deadline.
-func (h *house) askWithin(patience time.Duration, name string, request any) (code codes.Code, took time.Duration, err error) {
+// callWithin makes a call that has a deadline.
+func (h *daemon) callWithin(timeout time.Duration, name string, request any) (code codes.Code, took time.Duration, err error) {
 	h.Helper()
 	method := reflect.ValueOf(h.runtime).MethodByName(name)
 	if !method.IsValid() {
 		method = reflect.ValueOf(h.images).MethodByName(name)
 	}
-	ctx, cancel := context.WithTimeout(h.Context(), patience)
+	ctx, cancel := context.WithTimeout(h.Context(), timeout)
 	defer cancel()
 	begin := time.Now()
 	out := method.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(request)})
@@ -151,16 +151,16 @@ func (h *house) askWithin(patience time.Duration, name string, request any) (cod
 	return status.Code(err), time.Since(begin), err
 }
 
-// Where one call of Docker, or each, is not answered, calls of the CRI are answered
-// Unavailable within a time of their own. The kubelet takes DeadlineExceeded for a
-// probe that has failed, and Internal and Unknown for what is broken for good.
+// While Docker does not respond to one call, or to any, CRI calls return Unavailable
+// within a timeout of berth's own. The kubelet treats DeadlineExceeded as a failed probe,
+// and Internal and Unknown as permanent errors.
 func TestHungDockerIsUnavailable(t *testing.T) {
 	t.Parallel()
-	for _, name := range slices.Sorted(maps.Keys(asked)) {
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := furnish(t)
-			if name == "ContainerStats" || name == "PodSandboxStats" { // there are none without a cgroup
+			h := newDaemon(t)
+			if name == "ContainerStats" || name == "PodSandboxStats" { // which need a cgroup
 				h.engine.PID = enginetest.InCgroups(t)
 			}
 			fresh := func() any {
@@ -169,11 +169,11 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 					_, err := h.images.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: s.image})
 					h.must(err)
 				}
-				return asked[name](h, s)
+				return requests[name](h, s)
 			}
 			request := fresh()
 			h.engine.ResetCalls()
-			if _, _, err := h.ask(name, request); err != nil {
+			if _, _, err := h.call(name, request); err != nil {
 				t.Fatalf("it fails while Docker answers: %v", err)
 			}
 			needed := slices.DeleteFunc(h.engine.Called(), func(route string) bool {
@@ -188,14 +188,14 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 				for _, route := range routes {
 					defer h.engine.Hang(route)()
 				}
-				patience := 2 * hangPatience
-				if outlasts(name, routes) {
-					patience = 2 * time.Second
+				timeout := 2 * callTimeout
+				if mayOutlastCaller(name, routes) {
+					timeout = 2 * time.Second
 				}
-				code, took, err := h.askWithin(patience, name, request)
+				code, took, err := h.callWithin(timeout, name, request)
 				switch {
-				case code == codes.OK && took < hangPatience, code == codes.Unavailable && took < hangPatience:
-				case code == codes.DeadlineExceeded && outlasts(name, routes):
+				case code == codes.OK && took < callTimeout, code == codes.Unavailable && took < callTimeout:
+				case code == codes.DeadlineExceeded && mayOutlastCaller(name, routes):
 				case name == "PullImage" && strings.Contains(err.Error(), "RegistryUnavailable"): // for all that is known
 				default:
 					t.Errorf("%s: %v after %v, want Unavailable", what, err, took)
@@ -211,25 +211,25 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 	}
 }
 
-// An Engine that hangs altogether is away, and so is every call, at once.
-func TestHungDockerIsAwayForEveryCall(t *testing.T) {
+// Once Docker is known to hang, every CRI call fails at once with Unavailable.
+func TestEveryCallIsUnavailableWhileDockerHangs(t *testing.T) {
 	t.Parallel()
-	h := furnish(t)
+	h := newDaemon(t)
 	s := h.subject()
 	h.hurry()
-	h.ask("ListImages", &runtimeapi.ListImagesRequest{})
+	h.call("ListImages", &runtimeapi.ListImagesRequest{})
 	defer h.engine.Hang("")()
 	h.until("not noticed", func() bool {
-		code, _, _ := h.ask("ListContainers", &runtimeapi.ListContainersRequest{})
+		code, _, _ := h.call("ListContainers", &runtimeapi.ListContainersRequest{})
 		return code == codes.Unavailable
 	})
-	for name, request := range asked {
-		if code, took, err := h.ask(name, request(h, s)); code != codes.Unavailable && code != codes.OK || took > 10*time.Second {
+	for name, request := range requests {
+		if code, took, err := h.call(name, request(h, s)); code != codes.Unavailable && code != codes.OK || took > 10*time.Second {
 			t.Errorf("%s: %v after %v, want Unavailable", name, err, took)
 		}
 	}
 	for name, request := range alone {
-		if code, took, err := h.ask(name, request(h, s)); code != codes.OK || took > 3*time.Second {
+		if code, took, err := h.call(name, request(h, s)); code != codes.OK || took > 3*time.Second {
 			t.Errorf("%s: %v after %v", name, err, took)
 		}
 	}
@@ -242,19 +242,19 @@ func TestHungDockerIsAwayForEveryCall(t *testing.T) {
 	for _, service := range []any{h.runtime, h.images} {
 		for i := range reflect.TypeOf(service).NumMethod() {
 			method := reflect.TypeOf(service).Method(i)
-			_, ok := asked[method.Name]
+			_, ok := requests[method.Name]
 			_, sole := alone[method.Name]
 			if stream := method.Type.Out(0).Kind() == reflect.Interface; !ok && !sole && !stream && !slices.Contains(unimplemented, method.Name) {
-				t.Errorf("%s is not asked", method.Name)
+				t.Errorf("%s is not tested", method.Name)
 			}
 		}
 	}
 }
 
-// A command that runs too long, and no Docker that does not answer, is a failed probe.
-func TestExecSyncTellsACommandFromDocker(t *testing.T) {
+// Only a command that exceeds its timeout is DeadlineExceeded, which fails a probe.
+func TestExecSyncDistinguishesCommandTimeoutFromHungDocker(t *testing.T) {
 	t.Parallel()
-	h := furnish(t)
+	h := newDaemon(t)
 	s := h.subject()
 	probe := func(ctx context.Context, timeout int64, cmd ...string) codes.Code {
 		_, err := h.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: s.running, Cmd: cmd, Timeout: timeout})
@@ -273,23 +273,23 @@ func TestExecSyncTellsACommandFromDocker(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	if code := probe(ctx, 1, "true"); code == codes.OK {
-		t.Errorf("an exec whose end Docker does not tell: %v", code)
+		t.Errorf("an exec that Docker does not report as ended: %v", code)
 	}
 }
 
-// Where Docker has lost its containerd what it could not pass on is tried again, and
-// not taken for a container that cannot run. Status says why.
+// While Docker has no connection to containerd, calls return Unavailable and a container
+// that could not be started is not recorded as failed. Status reports the reason.
 func TestLostContainerdIsUnavailable(t *testing.T) {
 	t.Parallel()
-	h := furnish(t)
+	h := newDaemon(t)
 	s := h.subject()
 	find := h.engine.LoseContainerd()
 	for _, name := range []string{"ExecSync", "StartContainer", "RunPodSandbox", "RemoveContainer"} {
-		if code, _, err := h.ask(name, asked[name](h, s)); code != codes.Unavailable {
+		if code, _, err := h.call(name, requests[name](h, s)); code != codes.Unavailable {
 			t.Errorf("%s: %v, want Unavailable", name, err)
 		}
 	}
-	if state := h.state(s.unstarted); state != runtimeapi.ContainerState_CONTAINER_CREATED {
+	if state := h.containerState(s.unstarted); state != runtimeapi.ContainerState_CONTAINER_CREATED {
 		t.Errorf("state %v", state)
 	}
 	seen, err := h.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
@@ -298,19 +298,19 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 		t.Errorf("status %v", c)
 	}
 	// What is known of it afterwards is the same.
-	h.leave()
-	h.enter()
-	if state := h.state(s.unstarted); state != runtimeapi.ContainerState_CONTAINER_CREATED {
+	h.stop()
+	h.start()
+	if state := h.containerState(s.unstarted); state != runtimeapi.ContainerState_CONTAINER_CREATED {
 		t.Errorf("state %v after a restart", state)
 	}
 	find()
 	h.until("not ready", h.ready)
-	if _, _, err := h.ask("StartContainer", asked["StartContainer"](h, s)); err != nil {
+	if _, _, err := h.call("StartContainer", requests["StartContainer"](h, s)); err != nil {
 		t.Errorf("started again: %v", err)
 	}
-	if state := h.state(s.unstarted); state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+	if state := h.containerState(s.unstarted); state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("state %v", state)
 	}
-	h.endAll()
-	h.clean()
+	h.removeAllPods()
+	h.nothingLeft()
 }

@@ -16,15 +16,15 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// Whatever labels an image has, its containers are what their creator made them: a
-// pod's are just as they were asked for, and nobody else's are seen, written for,
-// stopped or removed.
-func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
-	h := furnish(t)
+// Labels of an image do not change how berth treats its containers: those of pods are
+// created as requested, and those that others created are not listed, logged, stopped or
+// removed.
+func TestLabelsOfImagesAreNotTrusted(t *testing.T) {
+	h := newDaemon(t)
 	run, target := filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")
 	h.must(os.MkdirAll(filepath.Join(target, "empty"), 0o755))
 	h.must(os.WriteFile(filepath.Join(target, "file"), []byte("x"), 0o600))
-	h.must(os.MkdirAll(filepath.Join(run, "mounts"), 0o700)) // so that relative paths lead somewhere
+	h.must(os.MkdirAll(filepath.Join(run, "mounts"), 0o700)) // relative paths start here
 	before := enginetest.Tree(t, target)
 	cli := h.engine.Client(t)
 
@@ -110,8 +110,8 @@ func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
 	}
 	check("running")
 	// A start inspects every container and collects every leftover.
-	h.leave()
-	h.enter()
+	h.stop()
+	h.start()
 	check("after a restart of berthd")
 	for _, id := range pods {
 		_, err := h.runtime.RemovePodSandbox(h.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id})
@@ -125,8 +125,8 @@ func TestLabelsOfAnImageAreNotBelieved(t *testing.T) {
 }
 
 // An image of hostile labels that is the pause image makes sandboxes as any other.
-func TestLabelsOfThePauseImageAreNotBelieved(t *testing.T) {
-	h := furnish(t)
+func TestLabelsOfPauseImageAreNotTrusted(t *testing.T) {
+	h := newDaemon(t)
 	all := map[string]string{}
 	for _, set := range enginetest.HostileLabels(filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")) {
 		maps.Copy(all, set)
@@ -146,8 +146,8 @@ func TestLabelsOfThePauseImageAreNotBelieved(t *testing.T) {
 	if c.Config.Labels["berth.look"] != all["berth.look"] {
 		t.Fatal("the pause image did not have the labels")
 	}
-	h.leave()
-	h.enter()
+	h.stop()
+	h.start()
 	got, err := h.runtime.PodSandboxStatus(h.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: hostile.GetPodSandboxId()})
 	h.must(err)
 	ignore := protocmp.IgnoreFields(&runtimeapi.PodSandboxStatus{}, "id", "created_at")

@@ -7,7 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// PullImage brings an image to the node.
+// PullImage pulls an image and returns its ID.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	id, err := s.Images.Pull(ctx, r.GetImage().GetImage(), r.GetImage().GetRuntimeHandler(), r.GetAuth())
 	if err != nil {
@@ -16,7 +16,7 @@ func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	return &runtimeapi.PullImageResponse{ImageRef: id}, nil
 }
 
-// ListImages looks at all images that match a filter.
+// ListImages lists the images that match a filter.
 func (s *Server) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	list, err := s.Images.List(ctx, r.GetFilter())
 	if err != nil {
@@ -25,18 +25,18 @@ func (s *Server) ListImages(ctx context.Context, r *runtimeapi.ListImagesRequest
 	return &runtimeapi.ListImagesResponse{Images: list}, nil
 }
 
-// StreamImages is ListImages in pieces.
+// StreamImages is ListImages in several messages.
 func (s *Server) StreamImages(r *runtimeapi.StreamImagesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
 	list, err := s.Images.List(stream.Context(), r.GetFilter())
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.Image) error {
+	return sendChunks(list, func(part []*runtimeapi.Image) error {
 		return stream.Send(&runtimeapi.StreamImagesResponse{Images: part})
 	})
 }
 
-// ImageStatus looks at one image. One that is not there is no error.
+// ImageStatus returns an image, or a response without one if it is not on the node.
 func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
 	found, info, err := s.Images.Status(ctx, r.GetImage().GetImage(), r.GetVerbose())
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *Server) ImageStatus(ctx context.Context, r *runtimeapi.ImageStatusReque
 	return &runtimeapi.ImageStatusResponse{Image: found, Info: info}, nil
 }
 
-// RemoveImage removes an image with all its names.
+// RemoveImage removes an image with all its tags and digests. It is idempotent.
 func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
 	if err := s.Images.Remove(ctx, r.GetImage().GetImage()); err != nil {
 		return nil, err
@@ -53,7 +53,7 @@ func (s *Server) RemoveImage(ctx context.Context, r *runtimeapi.RemoveImageReque
 	return &runtimeapi.RemoveImageResponse{}, nil
 }
 
-// ImageFsInfo tells how much room images and containers take.
+// ImageFsInfo returns the disk usage of images and of writable layers.
 func (s *Server) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	images, containers, err := s.Images.FsInfo(ctx)
 	if err != nil {

@@ -12,15 +12,15 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// TestMetrics reads metrics as the kubelet does: it knows descriptors and
+// TestCallsAreMeasured reads metrics as the kubelet does: it knows descriptors and
 // drops what does not fit them.
-func TestMetrics(t *testing.T) {
-	h := furnish(t)
+func TestCallsAreMeasured(t *testing.T) {
+	h := newDaemon(t)
 	h.engine.PID = enginetest.InCgroups(t)
 	ctx := t.Context()
 	order := command("c", "sleep", "1000")
 	order.Image.UserSpecifiedImage = busybox
-	podID, id, err := h.begin(h.pod("p"), order)
+	podID, id, err := h.runPod(h.pod("p"), order)
 	h.must(err)
 
 	known, err := h.runtime.ListMetricDescriptors(ctx, &runtimeapi.ListMetricDescriptorsRequest{})
@@ -82,7 +82,7 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// Prometheus is told the same, and what else there is to know.
-	families, err := h.told.Gather()
+	families, err := h.registry.Gather()
 	h.must(err)
 	exported := map[string]int{}
 	for _, f := range families {

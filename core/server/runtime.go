@@ -9,7 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// RunPodSandbox sets up a pod.
+// RunPodSandbox creates and starts a sandbox and attaches it to the network.
 func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	id, err := s.Sandboxes.Run(ctx, r.GetConfig(), r.GetRuntimeHandler())
 	if err != nil {
@@ -18,17 +18,18 @@ func (s *Server) RunPodSandbox(ctx context.Context, r *runtimeapi.RunPodSandboxR
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
-// StopPodSandbox kills what runs in a pod and takes its network back.
+// StopPodSandbox kills the containers of a sandbox and releases its network. It is
+// idempotent.
 func (s *Server) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
 	return &runtimeapi.StopPodSandboxResponse{}, s.Sandboxes.Stop(ctx, r.GetPodSandboxId())
 }
 
-// RemovePodSandbox removes a pod and all its containers.
+// RemovePodSandbox removes a sandbox and all its containers. It is idempotent.
 func (s *Server) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	return &runtimeapi.RemovePodSandboxResponse{}, s.Sandboxes.Remove(ctx, r.GetPodSandboxId())
 }
 
-// PodSandboxStatus looks at one pod.
+// PodSandboxStatus returns the state of a sandbox and of the containers in it.
 func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
 	pod, err := s.Sandboxes.Status(ctx, r.GetPodSandboxId())
 	if err != nil {
@@ -38,12 +39,12 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxS
 	if err != nil {
 		return nil, err
 	}
-	// Without a timestamp, which is for kubelets with the gate EventedPLEG: with one,
-	// 1.37 takes no container for active, and starts sidecars again every few
-	// seconds. It asks for each container's status itself then.
+	// The timestamp stays unset. It is for kubelets with the feature gate EventedPLEG:
+	// with a timestamp, the kubelet 1.37 regards no container as active and restarts
+	// sidecars every few seconds; without one it calls ContainerStatus.
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: pod.Status, ContainersStatuses: inside}
 	if r.GetVerbose() {
-		resp.Info, err = info(map[string]any{
+		resp.Info, err = verboseInfo(map[string]any{
 			"sandboxID": pod.ID(), "pid": pod.Pid, "runtimeHandler": pod.Row.GetRuntimeHandler(), "runtimeType": pod.Runtime,
 			"netNamespaceClosed": !pod.Running, "config": pod.Config,
 		})
@@ -51,7 +52,7 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxS
 	return resp, err
 }
 
-// ListPodSandbox looks at all pods that match a filter.
+// ListPodSandbox lists the sandboxes that match a filter.
 func (s *Server) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
 	list, err := s.Sandboxes.List(ctx, r.GetFilter())
 	if err != nil {
@@ -60,18 +61,18 @@ func (s *Server) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandbo
 	return &runtimeapi.ListPodSandboxResponse{Items: list}, nil
 }
 
-// StreamPodSandboxes is ListPodSandbox in pieces.
+// StreamPodSandboxes is ListPodSandbox in several messages.
 func (s *Server) StreamPodSandboxes(r *runtimeapi.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxesResponse]) error {
 	list, err := s.Sandboxes.List(stream.Context(), r.GetFilter())
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.PodSandbox) error {
+	return sendChunks(list, func(part []*runtimeapi.PodSandbox) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxesResponse{PodSandboxes: part})
 	})
 }
 
-// CreateContainer makes a container in a pod.
+// CreateContainer creates a container in a sandbox.
 func (s *Server) CreateContainer(ctx context.Context, r *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
 	id, err := s.Containers.Create(ctx, r.GetPodSandboxId(), r.GetConfig(), r.GetSandboxConfig())
 	if err != nil {
@@ -85,18 +86,19 @@ func (s *Server) StartContainer(ctx context.Context, r *runtimeapi.StartContaine
 	return &runtimeapi.StartContainerResponse{}, s.Containers.Start(ctx, r.GetContainerId())
 }
 
-// StopContainer ends a container within its grace period, given in seconds.
+// StopContainer stops a container with a grace period in seconds, 0 for none. It is
+// idempotent.
 func (s *Server) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
 	grace := seconds(r.GetTimeout())
 	return &runtimeapi.StopContainerResponse{}, s.Containers.Stop(ctx, r.GetContainerId(), grace)
 }
 
-// RemoveContainer removes a container, running or not.
+// RemoveContainer removes a container, running or not. It is idempotent.
 func (s *Server) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
 	return &runtimeapi.RemoveContainerResponse{}, s.Containers.Remove(ctx, r.GetContainerId())
 }
 
-// ContainerStatus looks at one container.
+// ContainerStatus returns the state of a container.
 func (s *Server) ContainerStatus(ctx context.Context, r *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
 	c, err := s.Containers.Status(ctx, r.GetContainerId())
 	if err != nil {
@@ -104,12 +106,12 @@ func (s *Server) ContainerStatus(ctx context.Context, r *runtimeapi.ContainerSta
 	}
 	resp := &runtimeapi.ContainerStatusResponse{Status: c.Status}
 	if r.GetVerbose() {
-		resp.Info, err = info(map[string]any{"sandboxID": c.Row.GetPodSandboxId(), "pid": c.Pid})
+		resp.Info, err = verboseInfo(map[string]any{"sandboxID": c.Row.GetPodSandboxId(), "pid": c.Pid})
 	}
 	return resp, err
 }
 
-// ListContainers looks at all containers that match a filter.
+// ListContainers lists the containers that match a filter.
 func (s *Server) ListContainers(ctx context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
 	list, err := s.Containers.List(ctx, r.GetFilter())
 	if err != nil {
@@ -118,29 +120,29 @@ func (s *Server) ListContainers(ctx context.Context, r *runtimeapi.ListContainer
 	return &runtimeapi.ListContainersResponse{Containers: list}, nil
 }
 
-// StreamContainers is ListContainers in pieces.
+// StreamContainers is ListContainers in several messages.
 func (s *Server) StreamContainers(r *runtimeapi.StreamContainersRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamContainersResponse]) error {
 	list, err := s.Containers.List(stream.Context(), r.GetFilter())
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.Container) error {
+	return sendChunks(list, func(part []*runtimeapi.Container) error {
 		return stream.Send(&runtimeapi.StreamContainersResponse{Containers: part})
 	})
 }
 
-// UpdateContainerResources changes what a container may use.
+// UpdateContainerResources changes the resource limits of a container.
 func (s *Server) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
 	return &runtimeapi.UpdateContainerResourcesResponse{}, s.Containers.Update(ctx, r)
 }
 
-// UpdatePodSandboxResources takes note of what a pod may use.
+// UpdatePodSandboxResources records the resources of a pod, for PodSandboxStatus. The
+// kubelet sets the pod's cgroup itself.
 func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, s.Sandboxes.Update(ctx, r)
 }
 
-// ReopenContainerLog begins a new log file after the kubelet has moved the old
-// one out of the way.
+// ReopenContainerLog creates a new log file after the kubelet has renamed the old one.
 func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
 	if err := s.Containers.Reopen(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -148,20 +150,20 @@ func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCon
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
 }
 
-// execMargin is how long before the end of a caller's deadline an ExecSync that has not
-// come to an end is answered.
-const execMargin = time.Second
+// execDeadlineMargin is how long before the caller's deadline an ExecSync that has not
+// finished returns, so that the response still arrives.
+const execDeadlineMargin = time.Second
 
-// ExecSync runs a command in a container; its time limit is in seconds, 0 for
-// none.
+// ExecSync runs a command in a container and returns its output and exit code. The
+// timeout is in seconds, 0 for none.
 func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	timeout := seconds(r.GetTimeout())
-	// The end of the kubelet's own deadline is a failed probe to it. It is minutes
-	// later than the command's timeout, and what uses those up is Docker: then it is
-	// to be told in time that Docker is not available.
-	if deadline, ok := ctx.Deadline(); ok && timeout > 0 && time.Until(deadline) > timeout+execMargin {
+	// When the kubelet's own deadline passes it counts the probe as failed. That deadline
+	// is minutes after the command's timeout, so only a Docker that does not respond
+	// reaches it: return Unavailable shortly before.
+	if deadline, ok := ctx.Deadline(); ok && timeout > 0 && time.Until(deadline) > timeout+execDeadlineMargin {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-execMargin))
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-execDeadlineMargin))
 		defer cancel()
 	}
 	stdout, stderr, code, err := s.Execs.Sync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
@@ -171,15 +173,16 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: code}, nil
 }
 
-// seconds reads a number of seconds; what no Duration can hold is a long time.
+// seconds converts a number of seconds. Negative numbers are 0, and those that a
+// Duration cannot hold are 100 years.
 func seconds(n int64) time.Duration {
 	const most = int64(100 * 365 * 24 * time.Hour / time.Second)
 	return time.Duration(min(max(n, 0), most)) * time.Second
 }
 
-// info seals what a verbose answer tells beyond the CRI: one JSON object under
-// the key that crictl's templates read.
-func info(facts map[string]any) (map[string]string, error) {
+// verboseInfo returns the info of a verbose response: one JSON object under the key
+// "info", where crictl's templates expect it.
+func verboseInfo(facts map[string]any) (map[string]string, error) {
 	text, err := json.Marshal(facts)
 	if err != nil {
 		return nil, err

@@ -29,7 +29,7 @@ const (
 var scale = flag.Int("scale", 100, "how many `pods` TestScale has")
 
 // crowded is a container with as much to it as those that a kubelet orders.
-func (h *house) crowded() *runtimeapi.ContainerConfig {
+func (h *daemon) crowded() *runtimeapi.ContainerConfig {
 	c := command("c", "sleep", "1000000")
 	c.Labels, c.Annotations = map[string]string{}, map[string]string{}
 	for _, word := range []string{"container.name", "pod.name", "pod.namespace", "pod.uid"} {
@@ -45,23 +45,23 @@ func (h *house) crowded() *runtimeapi.ContainerConfig {
 	return c
 }
 
-// fill sets up pods of one container from number begin to end.
-func (h *house) fill(begin, end int) {
+// runPods sets up pods of one container from number begin to end.
+func (h *daemon) runPods(begin, end int) {
 	h.Helper()
 	var g errgroup.Group
 	g.SetLimit(8)
 	for i := begin; i < end; i++ {
 		g.Go(func() error {
-			_, _, err := h.begin(h.pod(fmt.Sprintf("p%d", i)), h.crowded())
+			_, _, err := h.runPod(h.pod(fmt.Sprintf("p%d", i)), h.crowded())
 			return err
 		})
 	}
 	h.must(g.Wait())
 }
 
-// relist asks what a kubelet asks every second, and for the status of all as
-// well if whole is set, and returns how many containers there are.
-func (h *house) relist(whole bool) int {
+// relist makes the calls that a kubelet makes every second, and those for the status of
+// every pod and container if whole is set. It returns the number of containers.
+func (h *daemon) relist(whole bool) int {
 	h.Helper()
 	pods, err := h.runtime.ListPodSandbox(h.Context(), &runtimeapi.ListPodSandboxRequest{})
 	h.must(err)
@@ -81,9 +81,9 @@ func (h *house) relist(whole bool) int {
 	return len(list.GetContainers())
 }
 
-// ours returns the stacks of all goroutines that are in the house, or begun by
-// it, but for the Engine's and this test's.
-func ours() (stacks []string) {
+// ownGoroutines returns the stacks of the daemon's goroutines: all that are in core or were
+// started by it, except those of the fake Engine and of the test.
+func ownGoroutines() (stacks []string) {
 	var all bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&all, 2); err != nil {
 		return []string{err.Error()}
@@ -96,22 +96,22 @@ func ours() (stacks []string) {
 	return stacks
 }
 
-// calm waits until no more than so many goroutines are in the house.
-func (h *house) calm(most int, when string) {
+// waitGoroutines waits until the daemon has at most that many goroutines.
+func (h *daemon) waitGoroutines(most int, when string) {
 	h.Helper()
 	for range 500 {
-		if len(ours()) <= most {
+		if len(ownGoroutines()) <= most {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	all := ours()
+	all := ownGoroutines()
 	h.Errorf("%d goroutines %s, want at most the %d of an empty node, among them\n%s", len(all), when, most, all[len(all)-1])
 }
 
-// heap returns what is in use, in bytes.
+// heap returns the number of bytes of live objects.
 func heap() int64 {
-	for range 3 { // what has a finalizer goes in the second
+	for range 3 { // objects with a finalizer are freed by the second
 		runtime.GC()
 	}
 	var m runtime.MemStats
@@ -119,33 +119,33 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// A node with many pods holds no goroutine for any of them, little memory, and
-// answers at a price that grows no faster than they do.
-func TestScale(t *testing.T) {
+// On a node with many pods the daemon has no goroutine per pod and little memory, and the
+// cost of a relist is linear in the number of pods.
+func TestCostOfAListGrowsNoFasterThanItsPods(t *testing.T) {
 	pods := *scale
-	h := furnish(t)
-	h.calm(20, "on an empty node")
-	empty := len(ours())
+	h := newDaemon(t)
+	h.waitGoroutines(20, "on an empty node")
+	empty := len(ownGoroutines())
 	few := pods / 5
-	h.fill(0, few)
-	h.calm(empty, fmt.Sprintf("with %d pods", few))
+	h.runPods(0, few)
+	h.waitGoroutines(empty, fmt.Sprintf("with %d pods", few))
 	cheap := testing.AllocsPerRun(5, func() { h.relist(false) })
-	h.fill(few, pods)
-	h.calm(empty, fmt.Sprintf("with %d pods", pods))
+	h.runPods(few, pods)
+	h.waitGoroutines(empty, fmt.Sprintf("with %d pods", pods))
 	dear := testing.AllocsPerRun(5, func() { h.relist(false) })
 	if dear > cheap*5*1.1 {
 		t.Errorf("a relist of %d pods takes %.0f allocations, of %d pods %.0f: more than so many times as many", few, cheap, pods, dear)
 	}
 
-	// The Engine of maps lives in this process too: only what goes with the
-	// daemon is the daemon's.
-	h.enterAgain(pods)
+	// The fake Engine is in this process too: the daemon's memory is the difference
+	// between before and after its end.
+	h.restart(pods)
 	with := heap()
-	goroutines := len(ours())
-	h.leave()
-	h.told = nil // it knows the view
+	goroutines := len(ownGoroutines())
+	h.stop()
+	h.registry = nil // it references the cache
 	without := with
-	for range 10 { // connections that are being closed hold on to what they have served
+	for range 10 { // connections that are closing still reference their requests
 		time.Sleep(100 * time.Millisecond)
 		without = min(without, heap())
 	}
@@ -158,26 +158,26 @@ func TestScale(t *testing.T) {
 	if goroutines > empty {
 		t.Errorf("%d goroutines after a restart, want at most %d", goroutines, empty)
 	}
-	h.enter()
+	h.start()
 }
 
-// enterAgain restarts the daemon and waits until it knows all pods.
-func (h *house) enterAgain(pods int) {
+// restart restarts the daemon and waits until it knows all pods.
+func (h *daemon) restart(pods int) {
 	h.Helper()
-	empty := len(ours())
-	h.leave()
-	h.enter()
-	h.until("not all is known again", func() bool { return h.relist(true) == pods })
-	h.calm(empty, "after a restart")
+	empty := len(ownGoroutines())
+	h.stop()
+	h.start()
+	h.until("not all pods are listed", func() bool { return h.relist(true) == pods })
+	h.waitGoroutines(empty, "after a restart")
 }
 
-// Probes leave nothing running.
-func TestProbesLeaveNothing(t *testing.T) {
-	h := furnish(t)
-	_, id, err := h.begin(h.pod("web"), command("c", "sleep", "1000000"))
+// Probes leave no goroutine and no exec behind.
+func TestProbesLeaveNothingBehind(t *testing.T) {
+	h := newDaemon(t)
+	_, id, err := h.runPod(h.pod("web"), command("c", "sleep", "1000000"))
 	h.must(err)
-	h.calm(20, "with one pod")
-	before := len(ours())
+	h.waitGoroutines(20, "with one pod")
+	before := len(ownGoroutines())
 	var g errgroup.Group
 	g.SetLimit(10)
 	for range 200 {
@@ -187,22 +187,22 @@ func TestProbesLeaveNothing(t *testing.T) {
 		})
 	}
 	h.must(g.Wait())
-	h.calm(before, "after 200 probes")
+	h.waitGoroutines(before, "after 200 probes")
 	for _, s := range h.engine.Execs() {
 		if s.Running {
-			t.Errorf("an exec session goes on: %+v", s)
+			t.Errorf("an exec is still running: %+v", s)
 		}
 	}
-	h.endAll()
+	h.removeAllPods()
 }
 
-// BenchmarkScale shows what a relist, and a look at the status of all, costs
-// with more and more pods.
+// BenchmarkScale measures a relist, and the status of every object, with a growing number
+// of pods.
 func BenchmarkScale(b *testing.B) {
-	h := furnish(b)
+	h := newDaemon(b)
 	n := 0
 	for _, pods := range []int{50, 100, 250, crowd} {
-		h.fill(n, pods)
+		h.runPods(n, pods)
 		n = pods
 		for name, whole := range map[string]bool{"relist": false, "status": true} {
 			b.Run(fmt.Sprintf("%s/%d", name, pods), func(b *testing.B) {
@@ -217,7 +217,7 @@ func BenchmarkScale(b *testing.B) {
 }
 
 // largePod makes a sandbox and a container of it in the Engine, without the daemon.
-func (h *house) largePod(name string, ofPod, ofContainer map[string]string) {
+func (h *daemon) largePod(name string, ofPod, ofContainer map[string]string) {
 	h.Helper()
 	docker := h.engine.Client(h)
 	create := func(name names.Name, set labels.Set) string {
@@ -236,21 +236,21 @@ func (h *house) largePod(name string, ofPod, ofContainer map[string]string) {
 
 // Pods with more annotations than one message carries are listed.
 func TestListsOfLargePods(t *testing.T) {
-	h := furnish(t)
+	h := newDaemon(t)
 	const pods = 6
-	large := strings.Repeat("x", answerLimit/5)
+	large := strings.Repeat("x", responseLimit/5)
 	pod, c := h.pod("p0"), command("c", "sleep", "1000")
 	pod.Annotations = map[string]string{"large": large}
 	c.Annotations = map[string]string{"large": large, "io.kubernetes.container.hash": "1"}
-	id, _, err := h.begin(pod, c)
+	id, _, err := h.runPod(pod, c)
 	h.must(err)
 	// The others have been there before the daemon, which costs a tenth: Docker repeats
 	// annotations, which are labels, in each event and each inspect.
-	h.leave()
+	h.stop()
 	for i := range pods - 1 {
 		h.largePod(fmt.Sprintf("p%d", i+1), pod.Annotations, c.Annotations)
 	}
-	h.enter()
+	h.start()
 	ctx := t.Context()
 	sandboxes, err := h.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	h.must(err)
@@ -260,8 +260,8 @@ func TestListsOfLargePods(t *testing.T) {
 		t.Errorf("%d pods and %d containers, want %d of each", len(sandboxes.GetItems()), len(containers.GetContainers()), pods)
 	}
 	for _, m := range []proto.Message{sandboxes, containers} {
-		if size := proto.Size(m); size > answerLimit {
-			t.Errorf("a list has %d bytes, want at most %d", size, answerLimit)
+		if size := proto.Size(m); size > responseLimit {
+			t.Errorf("a list has %d bytes, want at most %d", size, responseLimit)
 		}
 	}
 	for _, c := range containers.GetContainers() {

@@ -1,8 +1,11 @@
-// Package server is the front desk: it answers the kubelet's gRPC calls by
-// sending each to the room whose subject it is.
+// Package server serves the CRI's RuntimeService and ImageService over gRPC
+// (k8s.io/cri-api/pkg/apis/runtime/v1).
 //
-// A method of Server opens the envelope, asks one room and seals the answer.
-// What it does not do: decide anything, talk to Docker, log, or make errors.
+// A method of Server unpacks the request, calls the one service that owns the subject
+// (core/sandbox, container, image, exec, stats) and packs the response. It does not
+// decide, log or call Docker. The interceptors do what all calls have in common: the log
+// line, the duration metric, the translation of errors to gRPC codes, the recovery of
+// panics and the limit of the size of responses.
 package server
 
 import (
@@ -24,50 +27,52 @@ import (
 	"berth/core/stats"
 )
 
-// maxMessage is the largest message that the kubelet sends or takes.
+// maxMessage is the limit of the kubelet's gRPC client for messages in both directions,
+// in bytes (maxMsgSize in cri-client's remote_runtime.go).
 const maxMessage = 16 << 20
 
-// stopPatience is how long calls under way may go on when the daemon is told
-// to stop.
-const stopPatience = 10 * time.Second
+// stopTimeout is how long calls in progress may take after the daemon has been told to
+// stop. They are cancelled then, well before systemd's default TimeoutStopSec of 90 s.
+const stopTimeout = 10 * time.Second
 
-// greetPatience is how long it may take until all who are in have been greeted.
-const greetPatience = time.Second
+// drainTimeout bounds the wait for accepted connections to receive their first frame,
+// which takes microseconds unless the client does not read.
+const drainTimeout = time.Second
 
-// Services are the rooms a Server sends calls to.
+// Services are what a Server calls. None may be nil.
 type Services struct {
 	Engine     *engine.Engine
-	Cache       *cache.Cache
+	Cache      *cache.Cache
 	Sandboxes  *sandbox.Service
 	Containers *container.Service
 	Images     *image.Service
-	Execs   *exec.Service
+	Execs      *exec.Service
 	Stats      *stats.Service
 	Streams    Streams
 	Network    Network
 }
 
-// Streams prepare exec, attach and port-forward, and tell where each is to be had. The
-// error is of kind Unavailable while they are not served.
+// Streams prepares exec, attach and port-forward sessions and returns their URLs. The
+// error is of kind Unavailable while the streaming server is not up.
 type Streams interface {
 	Exec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
 	Attach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
 	PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
-// Network is what Status and UpdateRuntimeConfig ask of the pods' network.
+// Network is the part of the pods' network that Status and UpdateRuntimeConfig use.
 type Network interface {
-	// Status returns nil if pods can be attached, or what is in the way.
+	// Status returns nil if pods can be attached to the network, or the reason.
 	Status(ctx context.Context) error
 	SetPodCIDR(cidr string) error
 }
 
-// Info is what a Server tells about the daemon itself.
+// Info describes the daemon: what Status reports in its verbose response.
 type Info struct {
 	PauseImage string
 	// Config is the daemon's configuration, without secrets.
 	Config map[string]any
-	// Metrics is told how long calls take, unless it is nil.
+	// Metrics registers the metrics of the calls, unless it is nil.
 	Metrics prometheus.Registerer
 }
 
@@ -77,37 +82,37 @@ type Server struct {
 	runtimeapi.UnimplementedImageServiceServer
 	Services
 	Info
-	log    *slog.Logger
-	calls  *prometheus.HistogramVec
-	ending chan struct{} // closed when the daemon is told to stop
+	log          *slog.Logger
+	callDuration *prometheus.HistogramVec
+	stopping     chan struct{} // closed when Serve's context ends
 }
 
-// New returns a Server that answers from rooms.
-func New(rooms Services, info Info, log *slog.Logger) *Server {
-	return &Server{Services: rooms, Info: info, log: log, calls: newCalls(info.Metrics), ending: make(chan struct{})}
+// New returns a Server. Serve makes it accept calls.
+func New(services Services, info Info, log *slog.Logger) *Server {
+	return &Server{Services: services, Info: info, log: log, callDuration: newCallDuration(info.Metrics), stopping: make(chan struct{})}
 }
 
-// Serve answers the calls that come in on l until ctx ends, and lets those
-// under way finish, for a while.
+// Serve serves calls on l until ctx ends, then waits up to stopTimeout for those in
+// progress. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(answer(s.log, s.calls)),
-		grpc.StreamInterceptor(answerStream(s.log, s.calls)),
+		grpc.UnaryInterceptor(intercept(s.log, s.callDuration)),
+		grpc.StreamInterceptor(interceptStream(s.log, s.callDuration)),
 	)
 	runtimeapi.RegisterRuntimeServiceServer(srv, s)
 	runtimeapi.RegisterImageServiceServer(srv, s)
-	entrance := newDoor(l)
+	listener := newDrainListener(l)
 	defer context.AfterFunc(ctx, func() {
-		close(s.ending)
-		defer time.AfterFunc(stopPatience, srv.Stop).Stop()
-		greeting, cancel := context.WithTimeout(context.WithoutCancel(ctx), greetPatience)
+		close(s.stopping)
+		defer time.AfterFunc(stopTimeout, srv.Stop).Stop()
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
-		if err := entrance.Shut(greeting); err != nil {
-			s.log.Warn("the socket could not be closed", slog.Any("err", err))
+		if err := listener.Drain(drain); err != nil {
+			s.log.Warn("cannot close the CRI socket", slog.Any("err", err))
 		}
 		srv.GracefulStop()
 	})()
-	return srv.Serve(entrance)
+	return srv.Serve(listener)
 }

@@ -7,7 +7,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ContainerStats tells what one container uses.
+// ContainerStats returns the resource usage of a container.
 func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
 	used, err := s.Stats.Container(ctx, r.GetContainerId())
 	if err != nil {
@@ -16,7 +16,7 @@ func (s *Server) ContainerStats(ctx context.Context, r *runtimeapi.ContainerStat
 	return &runtimeapi.ContainerStatsResponse{Stats: used}, nil
 }
 
-// ListContainerStats tells what the running containers that match a filter use.
+// ListContainerStats returns the usage of the running containers that match a filter.
 func (s *Server) ListContainerStats(ctx context.Context, r *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
 	list, err := s.Stats.Containers(ctx, r.GetFilter())
 	if err != nil {
@@ -25,18 +25,18 @@ func (s *Server) ListContainerStats(ctx context.Context, r *runtimeapi.ListConta
 	return &runtimeapi.ListContainerStatsResponse{Stats: list}, nil
 }
 
-// StreamContainerStats is ListContainerStats in pieces.
+// StreamContainerStats is ListContainerStats in several messages.
 func (s *Server) StreamContainerStats(r *runtimeapi.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamContainerStatsResponse]) error {
 	list, err := s.Stats.Containers(stream.Context(), r.GetFilter())
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.ContainerStats) error {
+	return sendChunks(list, func(part []*runtimeapi.ContainerStats) error {
 		return stream.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: part})
 	})
 }
 
-// PodSandboxStats tells what one pod uses.
+// PodSandboxStats returns the resource usage of a sandbox and its containers.
 func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
 	used, err := s.Stats.Sandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
@@ -45,7 +45,7 @@ func (s *Server) PodSandboxStats(ctx context.Context, r *runtimeapi.PodSandboxSt
 	return &runtimeapi.PodSandboxStatsResponse{Stats: used}, nil
 }
 
-// ListPodSandboxStats tells what the pods that match a filter use.
+// ListPodSandboxStats returns the usage of the ready sandboxes that match a filter.
 func (s *Server) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
 	list, err := s.Stats.Sandboxes(ctx, r.GetFilter())
 	if err != nil {
@@ -54,13 +54,13 @@ func (s *Server) ListPodSandboxStats(ctx context.Context, r *runtimeapi.ListPodS
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: list}, nil
 }
 
-// StreamPodSandboxStats is ListPodSandboxStats in pieces.
+// StreamPodSandboxStats is ListPodSandboxStats in several messages.
 func (s *Server) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxStatsResponse]) error {
 	list, err := s.Stats.Sandboxes(stream.Context(), r.GetFilter())
 	if err != nil {
 		return err
 	}
-	return chunks(list, func(part []*runtimeapi.PodSandboxStats) error {
+	return sendChunks(list, func(part []*runtimeapi.PodSandboxStats) error {
 		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: part})
 	})
 }

@@ -18,26 +18,28 @@ import (
 	"berth/core/panics"
 )
 
-// Who we are to the kubelet: the same as cri-dockerd, for the name becomes
-// part of every container ID that users and their tools see.
+// What Version reports, the same as cri-dockerd: the runtime's name is part of every
+// container ID that users and tools see in the Kubernetes API ("docker://...").
 const (
 	criVersion     = "0.1.0"
 	runtimeName    = "docker"
 	runtimeVersion = "v1"
 )
 
-// Reasons of conditions that are not met; tools look for these words.
+// Reasons of conditions that are not met. Tools match these strings, which dockershim
+// introduced.
 const (
 	engineNotReady  = "DockerDaemonNotReady"
 	networkNotReady = "NetworkPluginNotReady"
 )
 
-// statusPatience is how long Status waits for a sign of life: the kubelet
-// calls the node not ready if it hears nothing.
-const statusPatience = time.Second
+// statusTimeout bounds the checks of Status. The kubelet calls Status every five seconds
+// and reports the node as not ready after 30 seconds without a response; without
+// the limit a Docker that hangs would look like a berthd that hangs.
+const statusTimeout = time.Second
 
-// Version tells the kubelet what it talks to. While the Engine is away it is
-// the one there was last.
+// Version reports the Engine's version as that of the runtime. While Docker is away it
+// is that of the last connection.
 func (s *Server) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
 	conn, err := s.Engine.LastConn()
 	if err != nil {
@@ -53,7 +55,9 @@ var (
 	numbers = regexp.MustCompile(`^\d+\.\d+(\.\d+)?`)
 )
 
-// version returns the Engine's version in a form that the kubelet can parse.
+// version returns the Engine's version in a form that the kubelet can parse as a
+// semantic version: distributions append suffixes, and builds from source report
+// "dev". If no number can be found it returns 0.0.0.
 func version(v string) string {
 	if semver.MatchString(v) {
 		return v
@@ -64,14 +68,15 @@ func version(v string) string {
 	return "0.0.0"
 }
 
-// Status tells whether pods can be run, and if not, why not.
+// Status reports whether pods can be run (RuntimeReady) and attached to the network
+// (NetworkReady), with the reason and a message if not.
 func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	// Side by side, for each may need all the time there is.
+	// Concurrently, because each check may take the whole timeout.
 	var engineErr, networkErr error
 	both := panics.NewGroup(s.log)
-	both.Go(func() error { engineErr = s.alive(ctx); return nil })
+	both.Go(func() error { engineErr = s.engineReady(ctx); return nil })
 	both.Go(func() error { networkErr = s.Network.Status(ctx); return nil })
 	if err := both.Wait(); err != nil {
 		return nil, err
@@ -105,14 +110,14 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	return resp, nil
 }
 
-// alive returns nil if pods can be run now, or why not.
-func (s *Server) alive(ctx context.Context) error {
+// engineReady returns nil if pods can be run now, or the reason.
+func (s *Server) engineReady(ctx context.Context) error {
 	conn, err := s.Engine.Conn()
 	if err != nil {
 		return err
 	}
 	if err := conn.Alive(ctx); err != nil {
-		return fmt.Errorf("no sign of life: %w", err)
+		return fmt.Errorf("docker does not respond: %w", err)
 	}
 	if err := conn.Containerd(); err != nil {
 		return err
@@ -120,8 +125,8 @@ func (s *Server) alive(ctx context.Context) error {
 	return s.Cache.Ready(ctx)
 }
 
-// config is the daemon's configuration as Status tells it; kubeadm compares
-// the sandbox image with its own.
+// config returns the daemon's configuration for the verbose Status. kubeadm compares
+// sandboxImage with the pause image that it would use.
 func (s *Server) config() map[string]any {
 	config := maps.Clone(s.Config)
 	if config == nil {
@@ -138,7 +143,7 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 	return &runtimeapi.RuntimeCondition{Type: kind, Reason: reason, Message: "docker: " + err.Error()}
 }
 
-// handlers lists the Engine's runtimes, and "" for its default one.
+// handlers lists the Engine's runtimes, with "" for the default one.
 func handlers(can engine.Features) []*runtimeapi.RuntimeHandler {
 	list := []*runtimeapi.RuntimeHandler{handler("", can)}
 	for _, name := range slices.Sorted(maps.Keys(can.Runtimes)) {
@@ -155,7 +160,8 @@ func handler(name string, can engine.Features) *runtimeapi.RuntimeHandler {
 	}
 }
 
-// RuntimeConfig tells the kubelet which cgroup driver to use.
+// RuntimeConfig reports the Engine's cgroup driver, which the kubelet uses too
+// (KEP-4033). The error is of kind FailedPrecondition if the kubelet does not have it.
 func (s *Server) RuntimeConfig(ctx context.Context, _ *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	conn, err := s.Engine.LastConn()
 	if err != nil {
@@ -168,12 +174,13 @@ func (s *Server) RuntimeConfig(ctx context.Context, _ *runtimeapi.RuntimeConfigR
 	case "cgroupfs":
 		linux.CgroupDriver = runtimeapi.CgroupDriver_CGROUPFS
 	default:
-		return nil, fmt.Errorf("docker uses cgroup driver %q, which no kubelet can: %w", driver, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("docker uses the cgroup driver %q, the kubelet supports systemd and cgroupfs: set exec-opts in daemon.json to one of them: %w", driver, errdefs.ErrFailedPrecondition)
 	}
 	return &runtimeapi.RuntimeConfigResponse{Linux: linux}, nil
 }
 
-// UpdateRuntimeConfig takes the address range that the node's pods are to have.
+// UpdateRuntimeConfig sets the address range of the node's pods (PodCIDR) for CNI
+// configurations that berth generates or completes.
 func (s *Server) UpdateRuntimeConfig(_ context.Context, r *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
 	if cidr := r.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
 		if err := s.Network.SetPodCIDR(cidr); err != nil {

@@ -9,16 +9,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// GetContainerEvents tells of every change of a sandbox or container, for as
-// long as both sides live: a kubelet comes back only a few times after an end.
+// GetContainerEvents sends an event for every change of a sandbox or container, until
+// the client or the daemon ends: the kubelet (evented PLEG) reconnects a few times only
+// after a stream has ended, then falls back to polling.
 func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
 	ctx, cancel := context.WithCancel(stream.Context())
-	var over sync.WaitGroup
-	defer func() { cancel(); over.Wait() }()
-	over.Go(func() {
+	var watcher sync.WaitGroup
+	defer func() { cancel(); watcher.Wait() }()
+	watcher.Go(func() {
 		defer cancel()
 		select {
-		case <-s.ending:
+		case <-s.stopping:
 		case <-ctx.Done():
 		}
 	})
@@ -28,7 +29,7 @@ func (s *Server) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.
 	return nil
 }
 
-// Exec prepares to run a command in a container and tells where to stream.
+// Exec returns the URL at which the command can be run once.
 func (s *Server) Exec(ctx context.Context, r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	if _, err := s.Containers.Running(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func (s *Server) Exec(ctx context.Context, r *runtimeapi.ExecRequest) (*runtimea
 	return s.Streams.Exec(r)
 }
 
-// Attach prepares to join a container's own streams and tells where.
+// Attach returns the URL at which the container's own streams can be joined once.
 func (s *Server) Attach(ctx context.Context, r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
 	if _, err := s.Containers.Running(ctx, r.GetContainerId()); err != nil {
 		return nil, err
@@ -44,7 +45,7 @@ func (s *Server) Attach(ctx context.Context, r *runtimeapi.AttachRequest) (*runt
 	return s.Streams.Attach(r)
 }
 
-// PortForward prepares to connect to ports of a pod and tells where.
+// PortForward returns the URL at which ports of the pod can be reached once.
 func (s *Server) PortForward(ctx context.Context, r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	if _, err := s.Sandboxes.Ready(ctx, r.GetPodSandboxId()); err != nil {
 		return nil, err

@@ -18,9 +18,9 @@ import (
 	"berth/core/panics"
 )
 
-// newCalls makes the measure of how long calls take, known to reg unless that
-// is nil.
-func newCalls(reg prometheus.Registerer) *prometheus.HistogramVec {
+// newCallDuration returns the histogram of call durations, registered with reg unless
+// reg is nil.
+func newCallDuration(reg prometheus.Registerer) *prometheus.HistogramVec {
 	return promauto.With(reg).NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "berthd_call_duration_seconds",
 		Help:    "Time that calls of the CRI took, by method and gRPC code.",
@@ -28,10 +28,11 @@ func newCalls(reg prometheus.Registerer) *prometheus.HistogramVec {
 	}, []string{"method", "code"})
 }
 
-// answer gives every call its one log line and its measure, every error its gRPC
-// code, and every answer a size that gRPC carries.
-func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerInterceptor {
-	fitter := &fitter{limit: fitBytes, log: log}
+// intercept is the interceptor of unary calls. It writes one log line per call, observes
+// the duration, recovers panics, translates the error to a gRPC status and limits the
+// size of the response.
+func intercept(log *slog.Logger, duration *prometheus.HistogramVec) grpc.UnaryServerInterceptor {
+	limiter := &sizeLimiter{limit: maxResponse, log: log}
 	return func(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		start := time.Now()
 		var resp any
@@ -39,43 +40,43 @@ func answer(log *slog.Logger, calls *prometheus.HistogramVec) grpc.UnaryServerIn
 			resp, err = next(ctx, req)
 			return err
 		})
-		err = coded(ctx, err)
+		err = toGRPCError(ctx, err)
 		took, method := time.Since(start), path.Base(call.FullMethod)
-		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
-		log.LogAttrs(ctx, level(method, err), "answered", slog.String("call", method),
-			subject(req), slog.Duration("took", took), problem(err))
+		duration.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
+		log.LogAttrs(ctx, logLevel(method, err), "CRI request", slog.String("call", method),
+			requestAttr(req), slog.Duration("took", took), errAttr(err))
 		if err != nil {
 			return nil, err
 		}
-		return fitter.fit(method, resp), nil
+		return limiter.limitSize(method, resp), nil
 	}
 }
 
-// answerStream is answer for calls whose answer comes in pieces.
-func answerStream(log *slog.Logger, calls *prometheus.HistogramVec) grpc.StreamServerInterceptor {
-	fitter := &fitter{limit: fitBytes, log: log}
+// interceptStream is the interceptor of streaming calls; it does what intercept does.
+func interceptStream(log *slog.Logger, duration *prometheus.HistogramVec) grpc.StreamServerInterceptor {
+	limiter := &sizeLimiter{limit: maxResponse, log: log}
 	return func(srv any, stream grpc.ServerStream, call *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 		start, method := time.Now(), path.Base(call.FullMethod)
-		err := coded(stream.Context(), panics.Try(log, func() error { return next(srv, fitting{stream, method, fitter}) }))
+		err := toGRPCError(stream.Context(), panics.Try(log, func() error { return next(srv, limitedStream{stream, method, limiter}) }))
 		took := time.Since(start)
-		calls.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
-		log.LogAttrs(stream.Context(), level(method, err), "answered", slog.String("call", method),
-			slog.Duration("took", took), problem(err))
+		duration.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
+		log.LogAttrs(stream.Context(), logLevel(method, err), "CRI request", slog.String("call", method),
+			slog.Duration("took", took), errAttr(err))
 		return err
 	}
 }
 
-// kinds is all there is to translating errors: the Engine's client and our own
-// packages speak errdefs, the kubelet hears gRPC. The first match counts.
+// errorCodes maps kinds of errors to gRPC codes; the first match counts. The Docker
+// client and berth's packages use the kinds of containerd/errdefs.
 //
-// DeadlineExceeded is for a command that ran longer than its timeout, and for a call
-// whose caller's own deadline has passed. The kubelet takes it for a failed probe and
-// kills the container, so a Docker that does not answer, and whatever else we give up
-// on our own, is Unavailable, even where the error is a context.DeadlineExceeded too.
+// DeadlineExceeded is returned only for a command that ran longer than its timeout and
+// for a call whose own deadline has passed: the kubelet treats it as a failed probe and
+// restarts the container. A Docker that does not respond, and every other timeout of
+// berth, is Unavailable, even if the error is a context.DeadlineExceeded as well.
 //
-// errgrpc.ToGRPC would do the same, but it looks inside the client's errors
-// instead of asking them, and finds codes.Unknown there (errdefs v1.0.0).
-var kinds = []struct {
+// errgrpc.ToGRPC of errdefs v1.0.0 cannot be used: it unwraps the Docker client's errors
+// before it checks their kind, and returns codes.Unknown for them.
+var errorCodes = []struct {
 	is   func(error) bool
 	code codes.Code
 }{
@@ -95,21 +96,21 @@ var kinds = []struct {
 	{errdefs.IsInternal, codes.Internal},
 }
 
-// coded returns the error of a call with context ctx with its gRPC code and its text,
-// which is shortened where it is very long. An error that is a gRPC status already
-// keeps it.
-func coded(ctx context.Context, err error) error {
+// toGRPCError returns err, the error of a call with the context ctx, as a gRPC status.
+// Very long messages are shortened. An error that is a gRPC status already is returned
+// unchanged.
+func toGRPCError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	// A status wrapped deeper down is not what is said here.
+	// A status further down the chain belongs to another call, so errors.As is not used.
 	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return status.Error(codes.DeadlineExceeded, engine.Shorten(err.Error()))
 	}
-	for _, kind := range kinds {
+	for _, kind := range errorCodes {
 		if kind.is(err) {
 			return status.Error(kind.code, engine.Shorten(err.Error()))
 		}
@@ -117,11 +118,11 @@ func coded(ctx context.Context, err error) error {
 	return status.Error(codes.Unknown, engine.Shorten(err.Error()))
 }
 
-// level keeps the kubelet's polling out of the way: what went well is debug,
-// what is not there is what the kubelet asked to find out, and a probe that
-// runs out of time is the container's affair. A log that Docker rotates is asked
-// for every ten seconds, and the kubelet logs the answer itself.
-func level(method string, err error) slog.Level {
+// logLevel returns debug for successful calls and for errors that are part of the
+// kubelet's polling: NotFound, and FailedPrecondition of ReopenContainerLog, which the
+// kubelet repeats every ten seconds for a log that Docker rotates and logs itself. A
+// probe that times out, or a Docker that is away, is info.
+func logLevel(method string, err error) slog.Level {
 	switch code := status.Code(err); {
 	case code == codes.OK, code == codes.NotFound, code == codes.Unimplemented, code == codes.Canceled,
 		method == "ReopenContainerLog" && code == codes.FailedPrecondition:
@@ -133,8 +134,8 @@ func level(method string, err error) slog.Level {
 	}
 }
 
-// subject names what a request is about.
-func subject(req any) slog.Attr {
+// requestAttr returns the ID of the container or sandbox that a request names.
+func requestAttr(req any) slog.Attr {
 	switch r := req.(type) {
 	case interface{ GetContainerId() string }:
 		return slog.String("container", r.GetContainerId())
@@ -145,7 +146,7 @@ func subject(req any) slog.Attr {
 	}
 }
 
-func problem(err error) slog.Attr {
+func errAttr(err error) slog.Attr {
 	if err == nil {
 		return slog.Attr{}
 	}

@@ -17,9 +17,9 @@ import (
 	"berth/core/engine"
 )
 
-// TestRestartsUnderCalls has one server follow the other at a socket that somebody
-// else keeps open, as systemd does, while clients come and go. All are answered.
-func TestRestartsUnderCalls(t *testing.T) {
+// TestNoCallFailsWhenDaemonRestarts starts one server after the other on a socket that stays
+// open, as with systemd's socket activation, while clients connect. Every call succeeds.
+func TestNoCallFailsWhenDaemonRestarts(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cri.sock")
 	kept, err := net.Listen("unix", path)
 	if err != nil {

@@ -49,93 +49,93 @@ import (
 
 const busybox = "busybox:1"
 
-// rounds is small, for every run of the tests; 400 are ten thousand things done.
+// rounds is small for every run of the tests; 400 are ten thousand operations.
 var rounds = flag.Int("rounds", 8, "how many `rounds` TestTheViewNeverLies takes, of 25 things done each")
 
-// Most tests wait for an Engine that hangs, or for time to pass.
+// Most tests wait for an Engine that hangs or for time to pass, so many run in parallel.
 func TestMain(m *testing.M) {
-	server.LimitAnswers(answerLimit)
+	server.LimitResponses(responseLimit)
 	testmain.M{M: m}.Run()
 }
 
-// answerLimit is a fifth of what gRPC carries: large messages take long under the race detector.
-const answerLimit = 3 << 20
+// responseLimit is a fifth of the product's limit: large messages are slow under the race
+// detector.
+const responseLimit = 3 << 20
 
-// A house is the whole daemon but its door, on an Engine of maps and with a
-// network of maps.
-type house struct {
+// A daemon is berthd without its command line, on a fake Engine and with a fake network.
+type daemon struct {
 	testing.TB
-	engine  *enginetest.Engine
-	pods    *cables
-	dir     string
-	runtime runtimeapi.RuntimeServiceClient
-	images  runtimeapi.ImageServiceClient
-	told    *prometheus.Registry
-	leave   func()        // ends the daemon
-	timeout time.Duration // of short calls of Docker, 0 for the default
+	engine   *enginetest.Engine
+	network  *fakeNetwork
+	dir      string
+	runtime  runtimeapi.RuntimeServiceClient
+	images   runtimeapi.ImageServiceClient
+	registry *prometheus.Registry
+	stop     func()        // ends the daemon
+	timeout  time.Duration // of short calls of Docker, 0 for the default
 }
 
-// furnish starts a daemon on an Engine of its own.
-func furnish(t testing.TB, options ...enginetest.Option) *house {
+// newDaemon starts a daemon on a fake Engine of its own.
+func newDaemon(t testing.TB, options ...enginetest.Option) *daemon {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "desk") // t.TempDir is too long for a socket
+	dir, err := os.MkdirTemp("", "berth") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &house{TB: t, engine: enginetest.New(t, options...), dir: dir, pods: &cables{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &daemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}}
 	h.engine.AddImage(enginetest.Image{}, busybox)
-	t.Cleanup(func() { h.leave() })
-	h.enter()
+	t.Cleanup(func() { h.stop() })
+	h.start()
 	return h
 }
 
-// enter starts the daemon, on what an earlier one has left.
-func (h *house) enter() {
+// start starts the daemon with the state of the one before.
+func (h *daemon) start() {
 	h.Helper()
 	dir := h.dir
-	h.told = prometheus.NewPedanticRegistry()
+	h.registry = prometheus.NewPedanticRegistry()
 	log := slog.New(slog.DiscardHandler)
-	notes, err := state.Open(filepath.Join(dir, "journal"))
+	store, err := state.Open(filepath.Join(dir, "journal"))
 	h.must(err)
-	shelf := func(name string) *state.Bucket {
-		s, err := notes.Bucket(name)
+	bucket := func(name string) *state.Bucket {
+		s, err := store.Bucket(name)
 		h.must(err)
 		return s
 	}
-	docker, err := engine.New(engine.Config{Host: h.engine.Host, Timeout: h.timeout, Metrics: h.told}, log)
+	docker, err := engine.New(engine.Config{Host: h.engine.Host, Timeout: h.timeout, Metrics: h.registry}, log)
 	h.must(err)
-	output := logs.New(logs.CRI, docker, shelf("logs"), log)
-	failures, updates := shelf("failed-starts"), shelf("updates")
-	seen := cache.New(cache.Config{Network: h.pods, Failures: failures, Updates: updates, Logs: output, Metrics: h.told}, docker, log)
-	used := stats.New(docker, seen, log)
-	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, Written: used.Written}, docker, log)
+	output := logs.New(logs.CRI, docker, bucket("logs"), log)
+	failures, updates := bucket("failed-starts"), bucket("updates")
+	nodeCache := cache.New(cache.Config{Network: h.network, Failures: failures, Updates: updates, Logs: output, Metrics: h.registry}, docker, log)
+	usage := stats.New(docker, nodeCache, log)
+	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, Written: usage.Written}, docker, log)
 	run := filepath.Join(dir, "run")
-	inside := containers.New(docker, seen, resolver{images}, output, sandbox.Files(run), failures, updates, premount.New(filepath.Join(run, "mounts")), log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, seen, images, inside, h.pods, shelf("sandboxes"), updates, log)
-	commands := exec.New(docker, seen, nil, log)
-	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, commands)
+	containerService := containers.New(docker, nodeCache, resolver{images}, output, sandbox.Files(run), failures, updates, premount.New(filepath.Join(run, "mounts")), log)
+	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, nodeCache, images, containerService, h.network, bucket("sandboxes"), updates, log)
+	execs := exec.New(docker, nodeCache, nil, log)
+	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, execs)
 	h.must(err)
-	desk := server.New(server.Services{
-		Engine: docker, Cache: seen, Sandboxes: sandboxes, Containers: inside, Images: images,
-		Execs: commands, Stats: used, Streams: streams, Network: h.pods,
-	}, server.Info{Metrics: h.told}, log)
+	srv := server.New(server.Services{
+		Engine: docker, Cache: nodeCache, Sandboxes: sandboxes, Containers: containerService, Images: images,
+		Execs: execs, Stats: usage, Streams: streams, Network: h.network,
+	}, server.Info{Metrics: h.registry}, log)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
 	h.must(err)
 
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.Context()))
-	h.must(errors.Join(output.Export(h.told), used.Export(ctx, h.told)))
+	h.must(errors.Join(output.Export(h.registry), usage.Export(ctx, h.registry)))
 	g, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
-		docker.Run, seen.Run, images.Run, images.RunGC, sandboxes.RunGC, inside.RunGC, output.Run, streams.Run,
-		func(ctx context.Context) error { return desk.Serve(ctx, l) },
+		docker.Run, nodeCache.Run, images.Run, images.RunGC, sandboxes.RunGC, containerService.RunGC, output.Run, streams.Run,
+		func(ctx context.Context) error { return srv.Serve(ctx, l) },
 	} {
 		g.Go(func() error { return run(ctx) })
 	}
 	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as a kubelet's
 	h.must(err)
-	h.leave = sync.OnceFunc(func() {
+	h.stop = sync.OnceFunc(func() {
 		conn.Close()
 		cancel()
 		if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
@@ -153,67 +153,67 @@ func (r resolver) Resolve(ctx context.Context, ref, userRef string) (containers.
 	return containers.Image(found), err
 }
 
-func (h *house) must(err error) {
+func (h *daemon) must(err error) {
 	h.Helper()
 	if err != nil {
 		h.Fatal(err)
 	}
 }
 
-func (h *house) until(what string, ok func() bool) {
+func (h *daemon) until(what string, ok func() bool) {
 	h.Helper()
 	enginetest.Until(h, what, ok)
 }
 
-func (h *house) ready() bool {
+func (h *daemon) ready() bool {
 	s, err := h.runtime.Status(h.Context(), &runtimeapi.StatusRequest{})
 	return err == nil && !slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool { return !c.GetStatus() })
 }
 
-// cables are a network of maps.
-type cables struct {
+// A fakeNetwork records attached and bound pods in maps.
+type fakeNetwork struct {
 	mu       sync.Mutex // guards following
 	attached map[string]bool
 	bound    map[string]bool
-	broken   string // the step that fails
+	failing  string // the failing step
 }
 
-func (c *cables) step(name string, do func()) error {
+func (c *fakeNetwork) step(name string, do func()) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.broken == name {
+	if c.failing == name {
 		return errors.New("the plugin says no")
 	}
 	do()
 	return nil
 }
 
-// breaks has a step fail from now on, or none.
-func (c *cables) breaks(step string) {
+// failStep makes a step fail from now on; "" for none.
+func (c *fakeNetwork) failStep(step string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.broken = step
+	c.failing = step
 }
 
-func (c *cables) Plan(pod network.Pod) (network.Plan, error) {
+func (c *fakeNetwork) Plan(pod network.Pod) (network.Plan, error) {
 	return network.Plan{Pod: pod}, c.step("plan", func() {})
 }
 
-func (c *cables) Bind(id string, _ int) (string, error) {
+func (c *fakeNetwork) Bind(id string, _ int) (string, error) {
 	return "/run/netns/" + id, c.step("bind", func() { c.bound[id] = true })
 }
 
-func (c *cables) Attach(_ context.Context, plan network.Plan) ([]netip.Addr, error) {
+func (c *fakeNetwork) Attach(_ context.Context, plan network.Plan) ([]netip.Addr, error) {
 	return []netip.Addr{netip.MustParseAddr("10.1.2.3")}, c.step("attach", func() { c.attached[plan.Pod.ID] = true })
 }
 
-func (c *cables) Detach(_ context.Context, _ *network.Plan, id string) error {
+func (c *fakeNetwork) Detach(_ context.Context, _ *network.Plan, id string) error {
 	return c.step("detach", func() { delete(c.attached, id); delete(c.bound, id) })
 }
 
-func (c *cables) Forget(ctx context.Context, id string) error { return c.Detach(ctx, nil, id) }
+func (c *fakeNetwork) Forget(ctx context.Context, id string) error { return c.Detach(ctx, nil, id) }
 
-func (c *cables) Attached() (ids []string) {
+func (c *fakeNetwork) Attached() (ids []string) {
 	_ = c.step("", func() {
 		for id := range c.attached {
 			ids = append(ids, id)
@@ -222,7 +222,7 @@ func (c *cables) Attached() (ids []string) {
 	return ids
 }
 
-func (c *cables) Bound() (ids []string) {
+func (c *fakeNetwork) Bound() (ids []string) {
 	_ = c.step("", func() {
 		for id := range c.bound {
 			ids = append(ids, id)
@@ -231,21 +231,21 @@ func (c *cables) Bound() (ids []string) {
 	return ids
 }
 
-func (c *cables) Addresses(id string) (addrs []netip.Addr, attached bool) {
+func (c *fakeNetwork) Addresses(id string) (addrs []netip.Addr, attached bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return []netip.Addr{netip.MustParseAddr("10.1.2.3")}, c.attached[id]
 }
 
-func (c *cables) GC(context.Context, []string) error { return nil }
-func (c *cables) InNetNS(string, int) bool           { return true }
-func (c *cables) Status(ctx context.Context) error   { return ctx.Err() }
-func (c *cables) SetPodCIDR(string) error            { return nil }
+func (c *fakeNetwork) GC(context.Context, []string) error { return nil }
+func (c *fakeNetwork) InNetNS(string, int) bool           { return true }
+func (c *fakeNetwork) Status(ctx context.Context) error   { return ctx.Err() }
+func (c *fakeNetwork) SetPodCIDR(string) error            { return nil }
 
-// leftovers lists all that a pod may leave.
-func (h *house) leftovers() []string {
+// leftovers lists everything that a pod may leave behind.
+func (h *daemon) leftovers() []string {
 	left := h.engine.Leftovers()
-	for _, id := range append(h.pods.Attached(), h.pods.Bound()...) {
+	for _, id := range append(h.network.Attached(), h.network.Bound()...) {
 		left = append(left, "network of "+id)
 	}
 	for _, pattern := range []string{"run/pods/*", "checkpoints/*", "journal/v1/*/*", "logs/*/*/*"} {
@@ -256,8 +256,8 @@ func (h *house) leftovers() []string {
 	return left
 }
 
-// clean fails unless nothing is left, once what is under way is done.
-func (h *house) clean() {
+// nothingLeft fails unless everything is removed within a while.
+func (h *daemon) nothingLeft() {
 	h.Helper()
 	for limit := time.Now().Add(enginetest.Patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		if len(h.leftovers()) == 0 {
@@ -267,7 +267,7 @@ func (h *house) clean() {
 	h.Errorf("left behind:\n  %s", strings.Join(h.leftovers(), "\n  "))
 }
 
-func (h *house) pod(name string) *runtimeapi.PodSandboxConfig {
+func (h *daemon) pod(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
 		Hostname: name, LogDirectory: filepath.Join(h.dir, "logs", name), Labels: map[string]string{"app": name},
@@ -281,8 +281,8 @@ func command(name string, words ...string) *runtimeapi.ContainerConfig {
 	}
 }
 
-// begin runs a pod with one container, as a kubelet does.
-func (h *house) begin(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (sandboxID, id string, err error) {
+// runPod runs a pod with one container as a kubelet does.
+func (h *daemon) runPod(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (sandboxID, id string, err error) {
 	ran, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
 	if err != nil {
 		return "", "", err
@@ -295,8 +295,8 @@ func (h *house) begin(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerC
 	return ran.GetPodSandboxId(), made.GetContainerId(), err
 }
 
-// end takes down a pod; it must work.
-func (h *house) end(id string) {
+// removePod stops and removes a pod.
+func (h *daemon) removePod(id string) {
 	h.Helper()
 	_, err := h.runtime.StopPodSandbox(h.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
 	h.must(err)
@@ -304,42 +304,42 @@ func (h *house) end(id string) {
 	h.must(err)
 }
 
-// endAll takes down all pods there are.
-func (h *house) endAll() {
+// removeAllPods stops and removes all pods.
+func (h *daemon) removeAllPods() {
 	h.Helper()
 	list, err := h.runtime.ListPodSandbox(h.Context(), &runtimeapi.ListPodSandboxRequest{})
 	h.must(err)
 	for _, p := range list.GetItems() {
-		h.end(p.GetId())
+		h.removePod(p.GetId())
 	}
 	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
 }
 
-func (h *house) state(id string) runtimeapi.ContainerState {
+func (h *daemon) containerState(id string) runtimeapi.ContainerState {
 	h.Helper()
 	s, err := h.runtime.ContainerStatus(h.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	h.must(err)
 	return s.GetStatus().GetState()
 }
 
-func TestAPod(t *testing.T) {
-	h := furnish(t)
-	pod, id, err := h.begin(h.pod("web"), command("c", "sh", "-c", "echo hello; sleep 1000"))
+func TestPodRunsAndIsRemoved(t *testing.T) {
+	h := newDaemon(t)
+	pod, id, err := h.runPod(h.pod("web"), command("c", "sh", "-c", "echo hello; sleep 1000"))
 	h.must(err)
-	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
+	if s := h.containerState(id); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("state %v", s)
 	}
 	h.until("no log", func() bool {
 		log, err := os.ReadFile(filepath.Join(h.dir, "logs", "web", "c", "0.log"))
 		return err == nil && strings.HasSuffix(string(log), " stdout F hello\n")
 	})
-	said, err := h.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}})
-	if err != nil || string(said.GetStdout()) != "out\n" || string(said.GetStderr()) != "err\n" || said.GetExitCode() != 3 {
-		t.Errorf("exec: %v, %v", said, err)
+	result, err := h.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "echo out; echo err >&2; exit 3"}})
+	if err != nil || string(result.GetStdout()) != "out\n" || string(result.GetStderr()) != "err\n" || result.GetExitCode() != 3 {
+		t.Errorf("exec: %v, %v", result, err)
 	}
-	again, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.pod("web")})
-	if err != nil || again.GetPodSandboxId() != pod {
-		t.Errorf("the same pod again: %v, %v", again, err)
+	retried, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.pod("web")})
+	if err != nil || retried.GetPodSandboxId() != pod {
+		t.Errorf("the same pod again: %v, %v", retried, err)
 	}
 	h.engine.ResetCalls()
 	for range 3 {
@@ -361,20 +361,20 @@ func TestAPod(t *testing.T) {
 		_, err := h.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 1})
 		h.must(err)
 	}
-	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_EXITED {
+	if s := h.containerState(id); s != runtimeapi.ContainerState_CONTAINER_EXITED {
 		t.Errorf("state %v after a stop", s)
 	}
 	for range 2 {
-		h.end(pod)
+		h.removePod(pod)
 	}
 	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
-	h.clean()
+	h.nothingLeft()
 }
 
-// What was stopped is removed without being stopped once more.
-func TestRemoveAfterStop(t *testing.T) {
-	h := furnish(t)
-	pod, _, err := h.begin(h.pod("web"), command("c", "sleep", "1000"))
+// A stopped sandbox is removed without further kill or wait calls.
+func TestRemoveStoppedSandboxReleasesAll(t *testing.T) {
+	h := newDaemon(t)
+	pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
 	_, err = h.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod})
 	h.must(err)
@@ -387,23 +387,23 @@ func TestRemoveAfterStop(t *testing.T) {
 		}
 	}
 	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
-	h.clean()
+	h.nothingLeft()
 }
 
-// TestEveryCallBroken breaks each call of Docker in turn, before it does
-// anything and after, when making and when taking down a pod.
-func TestEveryCallBroken(t *testing.T) {
-	h := furnish(t)
+// TestEveryFailingEngineCallIsRolledBack fails each Engine call, before and
+// after it takes effect, while a pod is created and while it is removed.
+func TestEveryFailingEngineCallIsRolledBack(t *testing.T) {
+	h := newDaemon(t)
 	order := command("c", "sleep", "1000")
-	_, _, err := h.begin(h.pod("warm"), order)
+	_, _, err := h.runPod(h.pod("warm"), order)
 	h.must(err)
 	h.engine.ResetCalls()
-	h.endAll()
-	_, _, err = h.begin(h.pod("count"), order)
+	h.removeAllPods()
+	_, _, err = h.runPod(h.pod("count"), order)
 	h.must(err)
 	calls := h.engine.Calls()
-	h.endAll()
-	h.clean()
+	h.removeAllPods()
+	h.nothingLeft()
 	breaks := map[string]func(e *enginetest.Engine, n int){
 		"refused":  func(e *enginetest.Engine, n int) { e.FailOnce("", 500, n) },
 		"hung up":  func(e *enginetest.Engine, n int) { e.FailOnce("", enginetest.HangUp, n) },
@@ -412,32 +412,32 @@ func TestEveryCallBroken(t *testing.T) {
 	for name, how := range breaks {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			h := furnish(t)
-			_, _, err := h.begin(h.pod("warm"), order) // as above: the images are known then
+			h := newDaemon(t)
+			_, _, err := h.runPod(h.pod("warm"), order) // as above: the images are known then
 			h.must(err)
-			h.endAll()
+			h.removeAllPods()
 			for n := 1; n <= calls; n++ {
 				pod := h.pod(fmt.Sprintf("p%d", n))
 				how(h.engine, n)
-				_, _, first := h.begin(pod, order)
+				_, _, first := h.runPod(pod, order)
 				h.engine.Heal("")
 				h.until("not back", h.ready)
-				if _, _, err := h.begin(pod, order); first != nil && status.Code(err) == codes.AlreadyExists {
+				if _, _, err := h.runPod(pod, order); first != nil && status.Code(err) == codes.AlreadyExists {
 					// The container runs: only the answer was lost.
 				} else if first != nil && err != nil {
 					t.Errorf("call %d: first %v, then %v", n, first, err)
 				}
-				h.endAll()
-				h.clean()
+				h.removeAllPods()
+				h.nothingLeft()
 			}
 		})
 	}
 }
 
-// A kubelet whose calls run out of time gets its container in the end.
-func TestASlowDisk(t *testing.T) {
-	h := furnish(t)
-	_, _, err := h.begin(h.pod("warm"), command("c", "sleep", "1000")) // the image is known then
+// A kubelet whose CreateContainer exceeds its deadline gets the container when it retries.
+func TestCreateSlowerThanItsCallerIsKeptForTheRetry(t *testing.T) {
+	h := newDaemon(t)
+	_, _, err := h.runPod(h.pod("warm"), command("c", "sleep", "1000")) // the image is known then
 	h.must(err)
 	sandbox := h.pod("slow")
 	run, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: sandbox})
@@ -445,7 +445,7 @@ func TestASlowDisk(t *testing.T) {
 	const create = "POST /containers/create"
 	h.engine.ResetCalls()
 	h.engine.Delay(create, 1500*time.Millisecond)
-	ask := func() (string, error) {
+	createContainer := func() (string, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		made, err := h.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
@@ -453,54 +453,54 @@ func TestASlowDisk(t *testing.T) {
 		})
 		return made.GetContainerId(), err
 	}
-	if _, err := ask(); status.Code(err) != codes.DeadlineExceeded {
+	if _, err := createContainer(); status.Code(err) != codes.DeadlineExceeded {
 		t.Fatalf("the first time: %v", err)
 	}
-	id, err := ask()
+	id, err := createContainer()
 	if err != nil || h.engine.Calls(create) != 1 {
 		t.Errorf("the second time: %v, %d creates", err, h.engine.Calls(create))
 	}
-	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_CREATED {
+	if s := h.containerState(id); s != runtimeapi.ContainerState_CONTAINER_CREATED {
 		t.Errorf("state %v", s)
 	}
 
-	// And what nobody has come back for goes with its pod.
+	// A container that is not claimed is removed with its pod.
 	_, err = h.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id})
 	h.must(err)
-	if _, err := ask(); status.Code(err) != codes.DeadlineExceeded {
+	if _, err := createContainer(); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("the third time: %v", err)
 	}
 	h.until("it is not made", func() bool { return len(h.engine.Leftovers()) == 4 })
-	h.endAll()
-	h.clean()
+	h.removeAllPods()
+	h.nothingLeft()
 }
 
-func TestABrokenNetworkLeavesNothing(t *testing.T) {
-	h := furnish(t)
+func TestFailingNetworkLeavesNothingBehind(t *testing.T) {
+	h := newDaemon(t)
 	for _, step := range []string{"plan", "bind", "attach"} {
-		h.pods.breaks(step)
-		if _, _, err := h.begin(h.pod(step), command("c", "true")); err == nil {
+		h.network.failStep(step)
+		if _, _, err := h.runPod(h.pod(step), command("c", "true")); err == nil {
 			t.Errorf("a pod runs without its network: %s", step)
 		}
-		h.pods.breaks("")
-		h.clean()
+		h.network.failStep("")
+		h.nothingLeft()
 	}
 	// A network that cannot be taken back keeps the pod, so that the kubelet
 	// comes back for it.
-	pod, _, err := h.begin(h.pod("stuck"), command("c", "sleep", "1000"))
+	pod, _, err := h.runPod(h.pod("stuck"), command("c", "sleep", "1000"))
 	h.must(err)
-	h.pods.breaks("detach")
+	h.network.failStep("detach")
 	if _, err := h.runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: pod}); err == nil {
-		t.Error("a pod is stopped whose network is still there")
+		t.Error("a pod is reported as stopped while its network is still attached")
 	}
-	h.pods.breaks("")
-	h.end(pod)
+	h.network.failStep("")
+	h.removePod(pod)
 }
 
-func TestDockerAway(t *testing.T) {
+func TestCallsWhileDockerIsAway(t *testing.T) {
 	t.Parallel()
-	h := furnish(t, enginetest.LiveRestore())
-	pod, id, err := h.begin(h.pod("web"), command("c", "sleep", "1000"))
+	h := newDaemon(t, enginetest.LiveRestore())
+	pod, id, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
 	h.engine.Stop()
 	h.until("not noticed", func() bool { return !h.ready() })
@@ -508,22 +508,22 @@ func TestDockerAway(t *testing.T) {
 		_, err := h.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
 		return status.Code(err) == codes.Unavailable
 	})
-	if _, _, err := h.begin(h.pod("other"), command("c", "true")); status.Code(err) != codes.Unavailable {
+	if _, _, err := h.runPod(h.pod("other"), command("c", "true")); status.Code(err) != codes.Unavailable {
 		t.Errorf("run without Docker: %v", err)
 	}
 	h.engine.Version("1.51") // upgraded meanwhile
 	h.engine.Restart()
 	h.until("not back", h.ready)
-	if s := h.state(id); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
+	if s := h.containerState(id); s != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("state %v after Docker is back", s)
 	}
-	h.end(pod)
+	h.removePod(pod)
 }
 
 // An Engine that does not answer says nothing about the network.
-func TestAHungPing(t *testing.T) {
+func TestStatusWhilePingHangs(t *testing.T) {
 	t.Parallel()
-	h := furnish(t)
+	h := newDaemon(t)
 	release := h.engine.Hang("HEAD /_ping")
 	defer release()
 	h.until("a sign of life", func() bool {
@@ -538,9 +538,9 @@ func TestAHungPing(t *testing.T) {
 	})
 }
 
-func TestAnEngineTooOld(t *testing.T) {
+func TestEngineTooOldIsReportedByStatus(t *testing.T) {
 	t.Parallel()
-	h := furnish(t)
+	h := newDaemon(t)
 	h.engine.Stop()
 	h.engine.Version("1.40")
 	h.engine.Restart()
@@ -550,16 +550,16 @@ func TestAnEngineTooOld(t *testing.T) {
 	})
 }
 
-// One container that Docker cannot tell about delays no answer about others.
-func TestOneHungContainer(t *testing.T) {
-	h := furnish(t)
-	_, hung, err := h.begin(h.pod("hung"), command("c", "sleep", "1000"))
+// A container whose inspect hangs does not delay calls about others.
+func TestHungContainerDoesNotBlockOthers(t *testing.T) {
+	h := newDaemon(t)
+	_, hung, err := h.runPod(h.pod("hung"), command("c", "sleep", "1000"))
 	h.must(err)
-	pod, id, err := h.begin(h.pod("fine"), command("c", "sleep", "1000"))
+	pod, id, err := h.runPod(h.pod("fine"), command("c", "sleep", "1000"))
 	h.must(err)
 	release := h.engine.Hang(hung)
 	defer release()
-	h.engine.BreakEvents() // has everything looked at again
+	h.engine.BreakEvents() // makes the cache inspect everything again
 	time.Sleep(50 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 	defer cancel()
@@ -570,23 +570,23 @@ func TestOneHungContainer(t *testing.T) {
 		t.Errorf("%d containers, %v", len(list.GetContainers()), err)
 	}
 	release()
-	h.end(pod)
+	h.removePod(pod)
 }
 
-// A sandbox that Docker has not told all of since berthd came up is ready, but
-// gets no containers: what they take over from it is not known.
-func TestASandboxKnownFromAList(t *testing.T) {
+// A sandbox that could not be inspected since berthd started is ready, but CreateContainer
+// fails: the settings that containers inherit from it are not known.
+func TestSandboxKnownFromListOnly(t *testing.T) {
 	t.Parallel()
-	h := furnish(t)
+	h := newDaemon(t)
 	config := h.pod("web")
-	pod, running, err := h.begin(config, command("c", "sleep", "1000"))
+	pod, running, err := h.runPod(config, command("c", "sleep", "1000"))
 	h.must(err)
-	h.leave()
+	h.stop()
 	release := h.engine.Hang(pod)
 	defer release()
 	releaseContainer := h.engine.Hang(running)
 	defer releaseContainer()
-	h.enter()
+	h.start()
 	seen, err := h.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod})
 	if err != nil || seen.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || seen.GetStatus().GetNetwork().GetIp() != "10.1.2.3" {
 		t.Errorf("status %v, %v; want it ready, with its address", seen.GetStatus(), err)
@@ -603,12 +603,12 @@ func TestASandboxKnownFromAList(t *testing.T) {
 	}
 	release()
 	releaseContainer()
-	h.until("no container once Docker has told", func() bool { return create() == nil })
-	h.end(pod)
+	h.until("no container after inspect succeeded", func() bool { return create() == nil })
+	h.removePod(pod)
 }
 
-func TestPulls(t *testing.T) {
-	h := furnish(t)
+func TestConcurrentPullsShareOneDownload(t *testing.T) {
+	h := newDaemon(t)
 	h.engine.Registry("registry.test/a:1", enginetest.Remote{Pace: 20 * time.Millisecond})
 	var all errgroup.Group
 	for range 5 {
@@ -652,15 +652,15 @@ func TestPulls(t *testing.T) {
 	}
 }
 
-// unimplemented is what no answer can be given to yet (contrib/docs/open.md).
+// unimplemented lists the methods that are not supported yet (contrib/docs/open.md).
 var unimplemented = []string{
 	"CheckpointContainer", "CheckpointPod", "RestorePod",
 }
 
-// TestEmptyRequests sends every call an empty request, and one about something
-// that is not there: none may panic, and each must say something sensible.
-func TestEmptyRequests(t *testing.T) {
-	h := furnish(t)
+// TestNoRequestIsAnInternalError calls every method with an empty request: none may
+// panic, and no error is Internal, Unknown or Unavailable.
+func TestNoRequestIsAnInternalError(t *testing.T) {
+	h := newDaemon(t)
 	seen := 0
 	for _, service := range []any{h.runtime, h.images} {
 		v := reflect.ValueOf(service)
@@ -687,19 +687,19 @@ func TestEmptyRequests(t *testing.T) {
 	}
 }
 
-// TestTheViewNeverLies does thousands of things to pods, half of them behind
-// berth's back and with event streams that break, and compares what is
-// listed with what there is.
-func TestTheViewNeverLies(t *testing.T) {
-	h := furnish(t, enginetest.LiveRestore())
+// TestListsNeverContradictTheCaller performs random operations on pods, half of them with
+// Docker directly and with event streams that break, and compares berth's lists with
+// Docker's.
+func TestListsNeverContradictTheCaller(t *testing.T) {
+	h := newDaemon(t, enginetest.LiveRestore())
 	docker := h.engine.Client(t)
 	rng := rand.New(rand.NewPCG(1, 2))
 	ctx := t.Context()
 	type made struct{ pod, container string }
 	var all []made
-	ghosts := map[string]bool{} // sandboxes removed behind berth's back
-	begun, done := 0, 0
-	took := func(err error) bool { // whether something has been done
+	orphans := map[string]bool{} // sandboxes removed behind berth's back
+	created, done := 0, 0
+	succeeded := func(err error) bool { // whether something has been done
 		if err == nil {
 			done++
 		}
@@ -714,39 +714,39 @@ func TestTheViewNeverLies(t *testing.T) {
 			if len(all) > 0 {
 				one = all[i]
 			}
-			gone := false
+			removed := false
 			switch n := rng.IntN(100); {
 			case len(all) < 5 || n < 25 && len(all) < 15:
-				pod, id, err := h.begin(h.pod(fmt.Sprintf("p%d", begun)), command("c", "sleep", "1000"))
-				begun++
-				if took(err) {
+				pod, id, err := h.runPod(h.pod(fmt.Sprintf("p%d", created)), command("c", "sleep", "1000"))
+				created++
+				if succeeded(err) {
 					all = append(all, made{pod, id})
 				} else if status.Code(err) != codes.Unavailable {
 					t.Fatal(err)
 				}
 			case n < 35:
 				_, err := h.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: one.container})
-				took(err)
+				succeeded(err)
 			case n < 40:
 				_, err := h.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: one.container})
-				took(err)
+				succeeded(err)
 			case n < 48:
 				_, err := h.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: one.pod})
-				gone = took(err)
+				removed = succeeded(err)
 			case n < 58:
-				took(docker.ContainerKill(ctx, one.container, "KILL"))
+				succeeded(docker.ContainerKill(ctx, one.container, "KILL"))
 			case n < 63:
-				took(docker.ContainerKill(ctx, one.pod, "KILL"))
+				succeeded(docker.ContainerKill(ctx, one.pod, "KILL"))
 			case n < 68:
-				took(docker.ContainerRemove(ctx, one.container, force))
+				succeeded(docker.ContainerRemove(ctx, one.container, force))
 			case n < 73:
 				err := docker.ContainerRemove(ctx, one.container, force)
-				gone = took(docker.ContainerRemove(ctx, one.pod, force)) && (err == nil || errdefs.IsNotFound(err))
-				if gone {
-					ghosts[one.pod] = true
+				removed = succeeded(docker.ContainerRemove(ctx, one.pod, force)) && (err == nil || errdefs.IsNotFound(err))
+				if removed {
+					orphans[one.pod] = true
 				}
 			case n < 83:
-				took(docker.ContainerStart(ctx, one.container, container.StartOptions{}))
+				succeeded(docker.ContainerStart(ctx, one.container, container.StartOptions{}))
 			case n < 87:
 				h.engine.BreakEvents()
 				done++
@@ -755,16 +755,16 @@ func TestTheViewNeverLies(t *testing.T) {
 				done++
 			default:
 				_, err := h.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: one.container})
-				took(err)
+				succeeded(err)
 			}
-			if gone {
+			if removed {
 				all = slices.Delete(all, i, i+1)
 			}
 		}
 		quiet := time.Now()
 		differ := ""
 		for time.Since(quiet) < 5*time.Second {
-			if differ = h.differ(ghosts); differ == "" {
+			if differ = h.diffLists(orphans); differ == "" {
 				break
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -774,13 +774,13 @@ func TestTheViewNeverLies(t *testing.T) {
 		}
 		stale = max(stale, time.Since(quiet))
 	}
-	t.Logf("%d things tried and %d done to %d pods; %d comparisons, equal %v after the last change at the latest", 25**rounds, done, begun, *rounds, stale)
+	t.Logf("%d things tried and %d done to %d pods; %d comparisons, equal %v after the last change at the latest", 25**rounds, done, created, *rounds, stale)
 }
 
-// differ compares what is listed with what the Engine has. The sandboxes in ghosts,
+// diffLists compares what is listed with what the Engine has. The sandboxes in ghosts,
 // which it does not have, must be listed as not ready: their network is still to be
 // taken back.
-func (h *house) differ(ghosts map[string]bool) string {
+func (h *daemon) diffLists(ghosts map[string]bool) string {
 	list, err := h.runtime.ListContainers(h.Context(), &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return err.Error()

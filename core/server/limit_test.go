@@ -25,7 +25,7 @@ func large(m protoreflect.Message, bytes int, depth int) {
 			}
 			entries := m.Mutable(field).Map()
 			entries.Set(protoreflect.ValueOfString("large").MapKey(), protoreflect.ValueOfString(strings.Repeat("x", bytes)))
-			for key := range identity {
+			for key := range identityLabels {
 				entries.Set(protoreflect.ValueOfString(key).MapKey(), protoreflect.ValueOfString("kept"))
 			}
 		case isRows(field):
@@ -51,7 +51,7 @@ func identified(m protoreflect.Message) bool {
 	for field, v := range m.Range {
 		switch {
 		case field.IsMap() && field.Name() == "labels":
-			for key := range identity {
+			for key := range identityLabels {
 				ok = ok && v.Map().Has(protoreflect.ValueOfString(key).MapKey())
 			}
 		case isRows(field):
@@ -71,7 +71,7 @@ var ofOnePod = map[string]bool{"PodSandboxStatusResponse": true, "ContainerEvent
 
 // Every answer of the CRI that is a list fits into a message, whatever is in its rows,
 // and the kubelet still finds its pods by it.
-func TestEveryListFits(t *testing.T) {
+func TestEveryResponseFitsIntoAMessage(t *testing.T) {
 	const rows = 30
 	messages := (&runtimeapi.ListContainersResponse{}).ProtoReflect().Descriptor().ParentFile().Messages()
 	lists := 0
@@ -98,14 +98,14 @@ func TestEveryListFits(t *testing.T) {
 			}
 			before := proto.CloneOf[proto.Message](m)
 			var out bytes.Buffer
-			f := &fitter{limit: 60 << 10, log: slog.New(slog.NewTextHandler(&out, nil))}
+			f := &sizeLimiter{limit: 60 << 10, log: slog.New(slog.NewTextHandler(&out, nil))}
 			for range 2 {
-				got := f.fit(name, m).(proto.Message)
+				got := f.limitSize(name, m).(proto.Message)
 				if size := proto.Size(got); size > f.limit && !ofOnePod[name] {
 					t.Errorf("%d bytes of %d, want at most %d", size, proto.Size(m), f.limit)
 				}
 				if !identified(got.ProtoReflect()) {
-					t.Error("there is a row that the kubelet does not know whose it is")
+					t.Error("a row has lost the labels that identify it")
 				}
 				n := got.ProtoReflect().Get(field).List().Len()
 				switch field.Message().Name() {
@@ -116,10 +116,10 @@ func TestEveryListFits(t *testing.T) {
 				}
 			}
 			if !proto.Equal(before, m) {
-				t.Error("what others may read has been changed")
+				t.Error("the rows that others may share were modified")
 			}
-			if n := strings.Count(out.String(), "too large"); n > 1 || n == 0 && proto.Size(m) > f.limit {
-				t.Errorf("said %d times:\n%s", n, &out)
+			if n := strings.Count(out.String(), "exceeds the size"); n > 1 || n == 0 && proto.Size(m) > f.limit {
+				t.Errorf("logged %d times:\n%s", n, &out)
 			}
 		})
 	}
@@ -129,7 +129,7 @@ func TestEveryListFits(t *testing.T) {
 }
 
 // What is dead goes first, then what is old, and no more than need be.
-func TestAnnotationsOfTheDeadAndOldAreLeftOutFirst(t *testing.T) {
+func TestAnnotationsOfInactiveAndOldRowsAreRemovedFirst(t *testing.T) {
 	row := func(id string, state runtimeapi.PodSandboxState, created int64) *runtimeapi.PodSandbox {
 		return &runtimeapi.PodSandbox{
 			Id: id, State: state, CreatedAt: created, Labels: map[string]string{"app": "web", "io.kubernetes.pod.uid": "u"},
@@ -143,8 +143,8 @@ func TestAnnotationsOfTheDeadAndOldAreLeftOutFirst(t *testing.T) {
 	for limit, want := range map[int]string{
 		5000: "new dead middle old", 4000: "new middle old", 3000: "new middle", 2000: "new", 1000: "", 100: "",
 	} {
-		f := &fitter{limit: limit, log: slog.New(slog.DiscardHandler)}
-		got := f.fit("ListPodSandbox", list).(*runtimeapi.ListPodSandboxResponse)
+		f := &sizeLimiter{limit: limit, log: slog.New(slog.DiscardHandler)}
+		got := f.limitSize("ListPodSandbox", list).(*runtimeapi.ListPodSandboxResponse)
 		var whole []string
 		for _, r := range got.GetItems() {
 			if len(r.GetAnnotations()) > 0 {
@@ -161,11 +161,11 @@ func TestAnnotationsOfTheDeadAndOldAreLeftOutFirst(t *testing.T) {
 }
 
 // What a command wrote is no list.
-func TestOutputIsNotCut(t *testing.T) {
+func TestExecOutputIsNotReduced(t *testing.T) {
 	var out bytes.Buffer
-	f := &fitter{limit: 100, log: slog.New(slog.NewTextHandler(&out, nil))}
+	f := &sizeLimiter{limit: 100, log: slog.New(slog.NewTextHandler(&out, nil))}
 	said := &runtimeapi.ExecSyncResponse{Stdout: make([]byte, 1000)}
-	if got := f.fit("ExecSync", said); got != said || out.Len() > 0 {
+	if got := f.limitSize("ExecSync", said); got != said || out.Len() > 0 {
 		t.Errorf("got %v, %s", got, &out)
 	}
 }

@@ -23,7 +23,7 @@ import (
 	"berth/core/engine"
 )
 
-func TestCodes(t *testing.T) {
+func TestErrorsBecomeGRPCCodes(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err  error
 		want codes.Code
@@ -42,7 +42,7 @@ func TestCodes(t *testing.T) {
 		"not found and some":   {errors.Join(errdefs.ErrNotFound, errors.New("x")), codes.NotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := coded(t.Context(), tt.err)
+			got := toGRPCError(t.Context(), tt.err)
 			if status.Code(got) != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
@@ -50,41 +50,41 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-func TestCodeOfTheCallersOwnDeadline(t *testing.T) {
+func TestCallersDeadlineIsDeadlineExceeded(t *testing.T) {
 	ctx, cancel := context.WithDeadline(t.Context(), time.Now())
 	defer cancel()
-	if got := coded(ctx, fmt.Errorf("x: %w", ctx.Err())); status.Code(got) != codes.DeadlineExceeded {
+	if got := toGRPCError(ctx, fmt.Errorf("x: %w", ctx.Err())); status.Code(got) != codes.DeadlineExceeded {
 		t.Errorf("got %v", got)
 	}
-	if got := coded(ctx, errdefs.ErrUnavailable); status.Code(got) != codes.Unavailable {
+	if got := toGRPCError(ctx, errdefs.ErrUnavailable); status.Code(got) != codes.Unavailable {
 		t.Errorf("got %v", got)
 	}
 }
 
-// TestLongErrorsAreCut: registries and images have a say in the text of errors, and the kubelet logs
+// TestLongErrorsAreShortened: registries and images have a say in the text of errors, and the kubelet logs
 // it with each retry.
-func TestLongErrorsAreCut(t *testing.T) {
+func TestLongErrorsAreShortened(t *testing.T) {
 	long := strings.Repeat("x", 1<<20) + " the cause"
 	for _, err := range []error{errors.New(long), fmt.Errorf("%s: %w", long, errdefs.ErrNotFound)} {
-		got := coded(t.Context(), err)
+		got := toGRPCError(t.Context(), err)
 		if n := len(got.Error()); n > 5<<10 || !strings.Contains(got.Error(), "the cause") {
 			t.Errorf("%d bytes: %.200s", n, got)
 		}
 	}
 }
 
-func TestOneLineAndNoPanicPerCall(t *testing.T) {
+func TestEachCallIsLoggedOnceAndPanicsAreErrors(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	reg := prometheus.NewPedanticRegistry()
-	calls := newCalls(reg)
+	calls := newCallDuration(reg)
 	call := &grpc.UnaryServerInfo{FullMethod: "/runtime.v1.RuntimeService/ContainerStatus"}
 	req := &runtimeapi.ContainerStatusRequest{ContainerId: "c1"}
-	_, err := answer(log, calls)(t.Context(), req, call, func(context.Context, any) (any, error) { return nil, errdefs.ErrNotFound })
+	_, err := intercept(log, calls)(t.Context(), req, call, func(context.Context, any) (any, error) { return nil, errdefs.ErrNotFound })
 	if status.Code(err) != codes.NotFound || strings.Count(out.String(), "\n") != 1 || !strings.Contains(out.String(), "container=c1") {
 		t.Errorf("%v\n%s", err, &out)
 	}
-	_, err = answer(log, calls)(t.Context(), req, call, func(context.Context, any) (any, error) { panic("a bug") })
+	_, err = intercept(log, calls)(t.Context(), req, call, func(context.Context, any) (any, error) { panic("a bug") })
 	if status.Code(err) != codes.Internal {
 		t.Errorf("a panic: %v, want Internal", err)
 	}
@@ -93,7 +93,7 @@ func TestOneLineAndNoPanicPerCall(t *testing.T) {
 	}
 }
 
-func TestLevels(t *testing.T) {
+func TestLogLevels(t *testing.T) {
 	for name, tt := range map[string]struct {
 		method string
 		code   codes.Code
@@ -107,14 +107,14 @@ func TestLevels(t *testing.T) {
 		"anything while the Engine is not there": {"CreateContainer", codes.Unavailable, slog.LevelInfo},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := level(tt.method, status.Error(tt.code, "x")); got != tt.want {
+			if got := logLevel(tt.method, status.Error(tt.code, "x")); got != tt.want {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})
 	}
 }
 
-func TestVersionsCanBeParsed(t *testing.T) {
+func TestVersionIsSemantic(t *testing.T) {
 	for in, want := range map[string]string{
 		"20.10.24+dfsg1": "20.10.24+dfsg1", "29.0.0-rc.1": "29.0.0-rc.1", "26.1": "26.1", "28.5.2 (build x)": "28.5.2", "dev": "0.0.0",
 	} {
@@ -124,7 +124,7 @@ func TestVersionsCanBeParsed(t *testing.T) {
 	}
 }
 
-func TestChunks(t *testing.T) {
+func TestChunksHoldAllRowsInOrder(t *testing.T) {
 	row := func(size int) *runtimeapi.PodSandbox {
 		return &runtimeapi.PodSandbox{Annotations: map[string]string{"large": strings.Repeat("x", size)}}
 	}
@@ -144,7 +144,7 @@ func TestChunks(t *testing.T) {
 				list = append(list, row(n))
 			}
 			var got []int
-			if err := chunks(list, func(part []*runtimeapi.PodSandbox) error { got = append(got, len(part)); return nil }); err != nil {
+			if err := sendChunks(list, func(part []*runtimeapi.PodSandbox) error { got = append(got, len(part)); return nil }); err != nil {
 				t.Fatal(err)
 			}
 			if !slices.Equal(got, c.want) {
