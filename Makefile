@@ -1,12 +1,13 @@
-# make help tells what there is.
+# make without a goal runs the unit tests; make help lists the goals.
+.DEFAULT_GOAL := test-unit
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak bench lint clean
+.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak fuzz bench lint clean
 
-help: ## this
+help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## bin/berthd, static
@@ -15,21 +16,21 @@ build: ## bin/berthd, static
 packages: ## dist/packages: deb and rpm for amd64 and arm64, SBOM, SHA256SUMS
 	cd packaging && go run . -version '$(VERSION)' -commit '$(COMMIT)' -date '$(DATE)' -out ../dist
 
-demo: ## runs a pod on this machine's Docker through CRI, and cleans up (root)
+demo: ## runs a pod on this machine's Docker through the CRI and cleans up (root)
 	contrib/e2e/demo.sh
 
-test: test-unit test-engine ## everything: unit tests, then on a real Docker Engine of its own, then critest (root)
+test: test-unit test-engine ## unit tests, live tests on a private Docker Engine, critest (root)
 
-test-unit: ## go vet and unit tests; needs neither root nor Docker
+test-unit: ## go build, go vet and unit tests; needs neither root nor Docker (default)
 	go build ./...
 	go vet ./...
 	go test -race -count=1 ./...
 
-test-engine: ## tests on a private Docker Engine, and critest (root)
+test-engine: ## live tests and critest on a private Docker Engine (root)
 	contrib/e2e/test.sh
 
-test-engines: ## what test-engine does, on Docker 23.0 to 29 as well (root)
-	contrib/e2e/engines.sh
+test-engines: ## live tests and critest on Docker 20.10 to 29 (root); ENGINES="24.0 29"
+	contrib/e2e/engines.sh $(ENGINES)
 
 test-packages: packages ## packages are reproducible, clean, and install, upgrade and remove (root)
 	VERSION='$(VERSION)' COMMIT='$(COMMIT)' DATE='$(DATE)' packaging/test.sh
@@ -58,8 +59,11 @@ soak: ## an hour of pods under random faults on a private Docker Engine (root); 
 test-kubeadm: packages ## kubeadm init from the deb to a Deployment, and a reboot, in a virtual machine (root)
 	contrib/e2e/vm-kubeadm.sh
 
-bench: ## how fast berthd is beside bare calls to Docker, and PEER=unix:///... (root); BENCH_FLAGS=--help
+bench: ## measures berthd beside direct calls to Docker, and PEER=unix:///... (root); BENCH_FLAGS=--help
 	contrib/bench/bench.sh $(BENCH_FLAGS)
+
+fuzz: ## each fuzz target for FUZZ_TIME (1m); FUZZ=pattern
+	FUZZ='$(FUZZ)' contrib/e2e/fuzz.sh $(FUZZ_TIME)
 
 lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# engines.sh: what test.sh does, on other Docker Engines too: those of Debian 13
-# (26.1) and of the next Debian (28.5), the latter with both image stores, and those
-# that engine.sh builds, of which 29 has containerd's image store.
+# engines.sh [ENGINE...]: runs the live tests and critest on each Docker Engine: Debian 12's
+# (20.10, all of test.sh), those of Debian 13 (26.1) and of the next Debian (28.5, with both
+# image stores), and those that engine.sh builds, of which 29 uses containerd's image store.
+# With arguments it runs those versions only.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || die "tests on Docker Engines need root"
-"$e2e/test.sh"
-for suite in trixie forky; do engine_root "$suite" >/dev/null; done
-for version in 23.0 24.0 25.0 27.5 29; do "$e2e/engine.sh" "$version"; done
+all=(20.10 23.0 24.0 25.0 26.1 27.5 28.5 29)
+[ $# != 0 ] || set -- "${all[@]}"
+for version; do
+	[[ " ${all[*]} " = *" $version "* ]] || die "Docker $version: must be one of ${all[*]}"
+done
 failed=()
 on() { # on NAME SUITE [dockerd flags]
 	local name=$1
@@ -15,10 +18,16 @@ on() { # on NAME SUITE [dockerd flags]
 	"$e2e/live.sh" || failed+=("$name: live tests")
 	"$e2e/critest.sh" || failed+=("$name: critest")
 }
-for version in 23.0 24.0 25.0; do on "Docker $version" "$version"; done
-on "Docker 26.1" trixie
-on "Docker 27.5" 27.5
-on "Docker 28.5" forky
-on "Docker 28.5 with the containerd image store" forky --feature containerd-snapshotter=true
-on "Docker 29" 29
+for version; do
+	case $version in
+	20.10) (unset ENGINE ENGINE_FLAGS; "$e2e/test.sh") || failed+=("Docker 20.10") ;;
+	26.1) engine_root trixie >/dev/null; on "Docker 26.1" trixie ;;
+	28.5)
+		engine_root forky >/dev/null
+		on "Docker 28.5" forky
+		on "Docker 28.5 with the containerd image store" forky --feature containerd-snapshotter=true
+		;;
+	*) "$e2e/engine.sh" "$version"; on "Docker $version" "$version" ;;
+	esac
+done
 [ ${#failed[@]} = 0 ] || die "$(printf '%s; ' "${failed[@]}")"
