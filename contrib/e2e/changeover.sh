@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # changeover.sh [VERSION...]: make test-changeover: a node changes from a real cri-dockerd to
-# berthd and back under running pods (TestChangeover). Each version is built from its
+# berthd and back under running pods (TestChangeoverFromCRIDockerdAndBack). Each version is built from its
 # module, which takes some minutes the first time; 0.4.0 wants Docker 23 or newer. ENGINE is as for live.sh.
 . "$(dirname "$0")/lib.sh"
 need go=golang
@@ -8,5 +8,5 @@ need go=golang
 for version; do
 	program=$(cri_dockerd "$version")
 	say "cri-dockerd $version"
-	LIVE_ONLY=contrib/live LIVE_FLAGS="-v -run TestChangeover" LIVE_ARGS="-cri-dockerd $program" "$e2e/live.sh"
+	LIVE_ONLY=contrib/live LIVE_FLAGS="-v -run TestChangeoverFromCRIDockerdAndBack" LIVE_ARGS="-cri-dockerd $program" "$e2e/live.sh"
 done

@@ -144,7 +144,7 @@ cni_conf() {
 
 # wait_for SOCKET: until something listens.
 wait_for() {
-	for _ in $(seq 100); do
+	for _ in $(seq 600); do
 		if [ -S "$1" ]; then return 0; fi
 		sleep 0.1
 	done

@@ -11,9 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestCDI asks for a made-up device of which a CDI specification says a variable, a
+// TestCDIDevicesAreInTheContainer asks for a made-up device of which a CDI specification says a variable, a
 // device node and a mount; or reads why that cannot be.
-func TestCDI(t *testing.T) {
+func TestCDIDevicesAreInTheContainer(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("cdi")
 	pod, err := n.run(t.Context(), config)

@@ -12,7 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-var criDockerd = flag.String("cri-dockerd", "", "`path` of a cri-dockerd to change over from and back to; without it TestChangeover is skipped")
+var criDockerd = flag.String("cri-dockerd", "", "`path` of a cri-dockerd to change over from and back to; without it TestChangeoverFromCRIDockerdAndBack is skipped")
 
 // lives tells which processes pods have: a container that is started again has
 // another.
@@ -83,10 +83,10 @@ func (n *node) up(name string, hostPort int32) (sandbox, c, address string) {
 	return sandbox, made.GetContainerId(), seen.GetStatus().GetNetwork().GetIp()
 }
 
-// TestChangeover changes a node from a real cri-dockerd to berthd and back, with pods
+// TestChangeoverFromCRIDockerdAndBack changes a node from a real cri-dockerd to berthd and back, with pods
 // of both: none is started again, all of them work under each, and each leaves
 // nothing of the other's pods when it removes them.
-func TestChangeover(t *testing.T) {
+func TestChangeoverFromCRIDockerdAndBack(t *testing.T) {
 	if *criDockerd == "" {
 		t.Skip("needs a cri-dockerd: -cri-dockerd PATH")
 	}

@@ -56,8 +56,8 @@ func (l *listener) of(id string) []string {
 	return kinds
 }
 
-// TestEvents wants every change told once, in order.
-func TestEvents(t *testing.T) {
+// TestEventsFollowEveryChange wants every change told once, in order.
+func TestEventsFollowEveryChange(t *testing.T) {
 	n := newNode(t)
 	l, second := n.listen(), n.listen()
 	config := n.pod("events")
@@ -96,9 +96,9 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// TestEventsAfterABreak has containers end while Docker cannot be reached: it
+// TestEventsContinueAfterDockerRestarts has containers end while Docker cannot be reached: it
 // is told as soon as it can be.
-func TestEventsAfterABreak(t *testing.T) {
+func TestEventsContinueAfterDockerRestarts(t *testing.T) {
 	n := newNode(t)
 	l := n.listen()
 	config := n.pod("break")
@@ -132,7 +132,7 @@ func TestEventsAfterABreak(t *testing.T) {
 }
 
 // A daemon that is told to stop does not wait for subscribers.
-func TestEventsEndWithTheDaemon(t *testing.T) {
+func TestEventStreamsEndWithTheDaemon(t *testing.T) {
 	n := newNode(t)
 	n.listen()
 	begin := time.Now()

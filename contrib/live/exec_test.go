@@ -179,8 +179,8 @@ func within(t *testing.T, d time.Duration, what string, do func()) {
 	}
 }
 
-// TestSlowExecClient has a client read slowly: it gets all output and the exit code.
-func TestSlowExecClient(t *testing.T) {
+// TestSlowExecClientGetsAllOutputAndExitCode has a client read slowly: it gets all output and the exit code.
+func TestSlowExecClientGetsAllOutputAndExitCode(t *testing.T) {
 	n := newNode(t)
 	_, c := n.sleeper("slow", "exec sleep 1000", runtimeapi.NamespaceMode_CONTAINER)
 	for protocol := range clients {
@@ -243,9 +243,9 @@ func TestExecEndsWithItsContainer(t *testing.T) {
 	n.clean()
 }
 
-// TestStopOfTheDaemonEndsExecsWithAFailure has berthd be told to end while clients are
+// TestDaemonStopFailsOpenExecs has berthd be told to end while clients are
 // there: what they are told must not be success, which no status is in SPDY.
-func TestStopOfTheDaemonEndsExecsWithAFailure(t *testing.T) {
+func TestDaemonStopFailsOpenExecs(t *testing.T) {
 	n := newNode(t)
 	_, c := n.sleeper("stop", "while :; do echo begun; sleep 0.2; done", runtimeapi.NamespaceMode_CONTAINER)
 	all := map[string]streamed{}
@@ -282,10 +282,10 @@ func TestStopOfTheDaemonEndsExecsWithAFailure(t *testing.T) {
 	n.clean()
 }
 
-// TestExecOfWhatCannotBeRun has no process come of an exec: there is an exit code, as
+// TestExecOfInvalidCommandExits126Or127 has no process come of an exec: there is an exit code, as
 // with cri-dockerd, and the reason in the output. A probe whose command is not there
 // fails, and is not as if there had been no answer.
-func TestExecOfWhatCannotBeRun(t *testing.T) {
+func TestExecOfInvalidCommandExits126Or127(t *testing.T) {
 	n := newNode(t)
 	_, c := n.sleeper("norun", "exec sleep 1000", runtimeapi.NamespaceMode_CONTAINER)
 	for _, cmd := range []string{"/nosuch", "nosuch", "/etc", "/etc/passwd"} {
@@ -300,8 +300,8 @@ func TestExecOfWhatCannotBeRun(t *testing.T) {
 	n.clean()
 }
 
-// TestExecThatLeavesAChild has a command end while a child of its keeps the output.
-func TestExecThatLeavesAChild(t *testing.T) {
+// TestExecWithBackgroundChildReturnsAtOnce has a command end while a child of its keeps the output.
+func TestExecWithBackgroundChildReturnsAtOnce(t *testing.T) {
 	n := newNode(t)
 	_, c := n.sleeper("child", "exec sleep 1000", runtimeapi.NamespaceMode_CONTAINER)
 	for _, timeout := range []int64{0, 1, 5} {

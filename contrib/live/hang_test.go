@@ -40,9 +40,9 @@ func (n *node) condition() *runtimeapi.RuntimeCondition {
 	return s.GetStatus().GetConditions()[0]
 }
 
-// TestDockerHangs stops Docker's process under a liveness probe. The kubelet takes
+// TestHungDockerFailsNoProbe stops Docker's process under a liveness probe. The kubelet takes
 // DeadlineExceeded for a container that is not well, and kills it.
-func TestDockerHangs(t *testing.T) {
+func TestHungDockerFailsNoProbe(t *testing.T) {
 	n := newNode(t, "--runtime-request-timeout", "20s")
 	_, c, err := n.whole(n.pod("hangs"))
 	if err != nil {
@@ -82,9 +82,9 @@ func TestDockerHangs(t *testing.T) {
 	n.clean()
 }
 
-// TestContainerdDies kills Docker's containerd for as long as pods are started. What
+// TestLostContainerdIsUnavailable kills Docker's containerd for as long as pods are started. What
 // Docker could not pass on is no container that cannot run.
-func TestContainerdDies(t *testing.T) {
+func TestLostContainerdIsUnavailable(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod("lost")
 	id, running, err := n.whole(pod)

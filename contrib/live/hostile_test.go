@@ -13,9 +13,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestNothingLeaksIn reads that pods are as the CRI has them, whatever daemon.json
+// TestDaemonJSONDefaultsDoNotReachPods reads that pods are as the CRI has them, whatever daemon.json
 // (contrib/e2e/hostile.json) and the image say of health checks and the like.
-func TestNothingLeaksIn(t *testing.T) {
+func TestDaemonJSONDefaultsDoNotReachPods(t *testing.T) {
 	n := newNode(t)
 	n.build("berth-hostile:1", "FROM "+*image+"\n"+`HEALTHCHECK --interval=1s CMD touch /checked
 VOLUME /volume

@@ -11,9 +11,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestWhoRunsIsWhoIsTold has images whose files of users Docker could read in another way than
+// TestStatusReportsTheUserThatRuns has images whose files of users Docker could read in another way than
 // berthd: the process has just the numbers that the kubelet is told.
-func TestWhoRunsIsWhoIsTold(t *testing.T) {
+func TestStatusReportsTheUserThatRuns(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("identity")
 	pod, err := n.run(t.Context(), config)

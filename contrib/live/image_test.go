@@ -55,10 +55,10 @@ func labelled(from string, set map[string]string) string {
 	return text.String()
 }
 
-// TestLabelsOfImages has every label that berth reads set by images: of a pod's
+// TestLabelsOfImagesAreNotTrusted has every label that berth reads set by images: of a pod's
 // container, of containers that are run by hand, committed, and made by docker
 // build, and of the pause image; before and after a restart of berthd.
-func TestLabelsOfImages(t *testing.T) {
+func TestLabelsOfImagesAreNotTrusted(t *testing.T) {
 	n := newNode(t)
 	target, unharmed := n.victim()
 	sets := enginetest.HostileLabels(n.path("run"), target)
@@ -151,8 +151,8 @@ func TestLabelsOfImages(t *testing.T) {
 	n.tidy()
 }
 
-// TestLabelsOfThePauseImage makes sandboxes of an image with every label that berth reads.
-func TestLabelsOfThePauseImage(t *testing.T) {
+// TestLabelsOfPauseImageAreNotTrusted makes sandboxes of an image with every label that berth reads.
+func TestLabelsOfPauseImageAreNotTrusted(t *testing.T) {
 	n := newNode(t, "--pod-infra-container-image", "berth-labelled-pause:1")
 	target, unharmed := n.victim()
 	for i, set := range enginetest.HostileLabels(n.path("run"), target) {
@@ -173,10 +173,10 @@ func TestLabelsOfThePauseImage(t *testing.T) {
 	n.tidy()
 }
 
-// TestContentsOfImages runs images that say and hold what no honest image does. Each
+// TestFilesOfImagesAreNotTrusted runs images that say and hold what no honest image does. Each
 // either runs or is refused with an error; berthd goes on, the node is unharmed, and
 // the pod can be removed with all that belonged to it.
-func TestContentsOfImages(t *testing.T) {
+func TestFilesOfImagesAreNotTrusted(t *testing.T) {
 	n := newNode(t)
 	target, unharmed := n.victim()
 	quote := strconv.Quote

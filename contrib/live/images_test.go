@@ -41,8 +41,8 @@ func (n *node) listed(id string) bool {
 	return false
 }
 
-// TestRemoveImageThatOthersWereBuiltFrom removes images that Docker refuses to remove by their IDs.
-func TestRemoveImageThatOthersWereBuiltFrom(t *testing.T) {
+// TestRemoveImageWithChildren removes images that Docker refuses to remove by their IDs.
+func TestRemoveImageWithChildren(t *testing.T) {
 	n := newNode(t)
 	commit := func(from, to string) string {
 		t.Helper()
@@ -118,8 +118,8 @@ func TestRemoveImageThatOthersWereBuiltFrom(t *testing.T) {
 	n.clean()
 }
 
-// TestImagesByTheBeginningOfAnID finds images as docker and crictl print their IDs.
-func TestImagesByTheBeginningOfAnID(t *testing.T) {
+// TestImagesAreFoundByShortID finds images as docker and crictl print their IDs.
+func TestImagesAreFoundByShortID(t *testing.T) {
 	n := newNode(t)
 	id := n.status(*image)
 	digits := strings.TrimPrefix(id, "sha256:")

@@ -20,8 +20,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPod is the life of a pod, and of what the kubelet asks meanwhile.
-func TestPod(t *testing.T) {
+// TestPodRunsAndIsRemoved is the life of a pod, and of what the kubelet asks meanwhile.
+func TestPodRunsAndIsRemoved(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	pod := n.pod("story")
@@ -104,10 +104,10 @@ func (n *node) exec(id string, cmd ...string) string {
 	return string(r.GetStdout())
 }
 
-// TestEveryStepBroken has Docker refuse each request of making a pod and a
+// TestFailureAtEveryStepIsRolledBack has Docker refuse each request of making a pod and a
 // container in turn. Whatever fails, nothing may be left, and the next try must
 // succeed.
-func TestEveryStepBroken(t *testing.T) {
+func TestFailureAtEveryStepIsRolledBack(t *testing.T) {
 	n := newNode(t)
 	refuse := func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("Content-Type", "application/json")
@@ -122,10 +122,10 @@ func TestEveryStepBroken(t *testing.T) {
 	})
 }
 
-// TestKilledAtEveryStep kills berthd at each request of making a pod and a
+// TestDaemonKilledAtEveryStepLeavesNothing kills berthd at each request of making a pod and a
 // container in turn, before Docker has seen it and after. The next life must
 // clean up, and asked again bring the pod up.
-func TestKilledAtEveryStep(t *testing.T) {
+func TestDaemonKilledAtEveryStepLeavesNothing(t *testing.T) {
 	for _, before := range []bool{true, false} {
 		t.Run(map[bool]string{true: "before Docker", false: "after Docker"}[before], func(t *testing.T) {
 			n := newNode(t)
@@ -235,9 +235,9 @@ func (n *node) removeAll() {
 	}
 }
 
-// TestHungUp has callers give up on RunPodSandbox at any moment: there must be
+// TestCancelledCallsLeaveNothing has callers give up on RunPodSandbox at any moment: there must be
 // the whole pod or nothing.
-func TestHungUp(t *testing.T) {
+func TestCancelledCallsLeaveNothing(t *testing.T) {
 	n := newNode(t)
 	for _, after := range []time.Duration{1, 5, 20, 50, 80, 120, 200} {
 		ctx, cancel := context.WithTimeout(t.Context(), after*time.Millisecond)
@@ -306,11 +306,11 @@ func TestCallsWhileDockerIsAway(t *testing.T) {
 	n.clean()
 }
 
-var manyPods = flag.Int("pods", 20, "how many `pods` TestListsComeFromMemory runs")
+var manyPods = flag.Int("pods", 20, "number of `pods` of TestListsMakeNoEngineCalls")
 
-// TestListsComeFromMemory counts Docker's part in what the kubelet asks once a
+// TestListsMakeNoEngineCalls counts Docker's part in what the kubelet asks once a
 // second.
-func TestListsComeFromMemory(t *testing.T) {
+func TestListsMakeNoEngineCalls(t *testing.T) {
 	n := newNode(t)
 	pods := *manyPods
 	var wg sync.WaitGroup
@@ -349,8 +349,8 @@ func TestListsComeFromMemory(t *testing.T) {
 	n.clean()
 }
 
-// TestBehindOurBack has Docker's own users kill and remove what is ours.
-func TestBehindOurBack(t *testing.T) {
+// TestChangesMadeWithDockerAreSeen has Docker's own users kill and remove what is ours.
+func TestChangesMadeWithDockerAreSeen(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	id, c, err := n.whole(n.pod("victim"))
@@ -375,9 +375,9 @@ func TestBehindOurBack(t *testing.T) {
 	n.clean()
 }
 
-// TestPruning is what operating.md says of docker container prune: of several labels
+// TestDockerPruneSparesRunningPods is what operating.md says of docker container prune: of several labels
 // that are to be spared, an Engine spares what has them all.
-func TestPruning(t *testing.T) {
+func TestDockerPruneSparesRunningPods(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	const ours, mark = "io.kubernetes.docker.type", "berth.test.prune"
@@ -416,8 +416,8 @@ func TestPruning(t *testing.T) {
 	}
 }
 
-// TestFailedStart is what becomes of a container that cannot run.
-func TestFailedStart(t *testing.T) {
+// TestFailedStartIsReportedAsStartError is what becomes of a container that cannot run.
+func TestFailedStartIsReportedAsStartError(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	pod := n.pod("fails")
@@ -453,9 +453,9 @@ func TestFailedStart(t *testing.T) {
 	n.clean()
 }
 
-// TestExecTimeout has a command run out of time: it must be gone with its
+// TestExecTimeoutKillsTheCommand has a command run out of time: it must be gone with its
 // children, whatever sessions those have made.
-func TestExecTimeout(t *testing.T) {
+func TestExecTimeoutKillsTheCommand(t *testing.T) {
 	n := newNode(t)
 	id, c, err := n.whole(n.pod("exec"))
 	if err != nil {

@@ -64,8 +64,8 @@ func (n *node) exited(id string) {
 	})
 }
 
-// TestTheLastLine: once a container has ended no line of its log is waited for.
-func TestTheLastLine(t *testing.T) {
+// TestLastLineWithoutLineBreakIsFull: once a container has ended no line of its log is waited for.
+func TestLastLineWithoutLineBreakIsFull(t *testing.T) {
 	for _, mode := range []string{"cri", "follow"} {
 		t.Run(mode, func(t *testing.T) {
 			n := newNode(t, "--container-logs="+mode)
@@ -188,9 +188,9 @@ func TestLogIsRotatedBetweenLines(t *testing.T) {
 	}
 }
 
-// TestFollowedTerminal: the log of a terminal goes on whatever is printed, and has the bytes that
+// TestFollowedTerminalKeepsAllBytes: the log of a terminal goes on whatever is printed, and has the bytes that
 // the log driver keeps: json-file those of text, but for characters at each 16 KiB, local all.
-func TestFollowedTerminal(t *testing.T) {
+func TestFollowedTerminalKeepsAllBytes(t *testing.T) {
 	n := newNode(t, "--container-logs=follow")
 	config := n.pod("terminal")
 	pod, err := n.run(t.Context(), config)
@@ -251,9 +251,9 @@ func damaged(line string) string {
 	return out.String()
 }
 
-// TestALogThatIsNoFile: a named pipe, directory or link at the log path is an error, in time, of the call that needs
+// TestLogPathMustBeARegularFile: a named pipe, directory or link at the log path is an error, in time, of the call that needs
 // the log, and delays neither other calls nor the end of berthd.
-func TestALogThatIsNoFile(t *testing.T) {
+func TestLogPathMustBeARegularFile(t *testing.T) {
 	for _, mode := range []string{"cri", "follow"} {
 		t.Run(mode, func(t *testing.T) {
 			n := newNode(t, "--container-logs="+mode)
@@ -329,8 +329,8 @@ func TestALogThatIsNoFile(t *testing.T) {
 	}
 }
 
-// TestAnImageChoosesNoLogPath: labels of an image are labels of its containers.
-func TestAnImageChoosesNoLogPath(t *testing.T) {
+// TestImageCannotChooseTheLogPath: labels of an image are labels of its containers.
+func TestImageCannotChooseTheLogPath(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("victim")
 	pod, err := n.run(t.Context(), config)

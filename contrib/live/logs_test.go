@@ -17,7 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-var tortureLines = flag.Int("lines", 150_000, "how many `lines` each container of TestLogTorture prints")
+var tortureLines = flag.Int("lines", 150_000, "number of `lines` per container of TestLogsAreExactAcrossKillsAndRotations")
 
 // printer prints numbered lines, every fifth to stderr, every thousandth longer
 // than the Engine takes at once, each padded with so many bytes.
@@ -45,11 +45,11 @@ func (n *node) create(pod string, config *runtimeapi.PodSandboxConfig, c *runtim
 	return made.GetContainerId()
 }
 
-// TestLogTorture has many containers print fast while the kubelet rotates their
+// TestLogsAreExactAcrossKillsAndRotations has many containers print fast while the kubelet rotates their
 // logs every second, the Engine its own files, and berthd is killed every few
 // seconds: no line may be missing or out of order, and none twice but where
 // berthd was killed.
-func TestLogTorture(t *testing.T) {
+func TestLogsAreExactAcrossKillsAndRotations(t *testing.T) {
 	n := newNode(t)
 	const containers = 10
 	config := n.pod("torture")
@@ -168,9 +168,9 @@ func inOrder(files []string, lines int) (twice int, err error) {
 	return twice, nil
 }
 
-// TestLogIsWholeAtTheEnd looks at the log in the moment a container is first
+// TestLogIsCompleteWhenContainerEnds looks at the log in the moment a container is first
 // said to have ended.
-func TestLogIsWholeAtTheEnd(t *testing.T) {
+func TestLogIsCompleteWhenContainerEnds(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("short")
 	pod, err := n.run(t.Context(), config)
@@ -199,7 +199,7 @@ func TestLogIsWholeAtTheEnd(t *testing.T) {
 }
 
 // docker logs goes on working beside the kubelet's file.
-func TestDockerLogs(t *testing.T) {
+func TestDockerLogsKeepWorking(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("both")
 	pod, err := n.run(t.Context(), config)
@@ -223,9 +223,9 @@ func TestDockerLogs(t *testing.T) {
 	n.remove(pod)
 }
 
-// TestLogsFollowed has berthd read the Engine's log stream, whatever its log
+// TestFollowModeLogs has berthd read the Engine's log stream, whatever its log
 // driver.
-func TestLogsFollowed(t *testing.T) {
+func TestFollowModeLogs(t *testing.T) {
 	n := newNode(t, "--container-logs=follow")
 	config := n.pod("follow")
 	pod, err := n.run(t.Context(), config)

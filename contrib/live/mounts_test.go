@@ -245,8 +245,8 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-// TestPropagation mounts file systems on the node while a container runs.
-func TestPropagation(t *testing.T) {
+// TestMountPropagation mounts file systems on the node while a container runs.
+func TestMountPropagation(t *testing.T) {
 	n := newNode(t)
 	dir := n.mounted()
 	pod := n.pod("propagation")
@@ -306,8 +306,8 @@ func TestPropagation(t *testing.T) {
 	n.clean()
 }
 
-// TestStagedMountsOfTheGone removes containers behind our back.
-func TestStagedMountsOfTheGone(t *testing.T) {
+// TestPremountsOfRemovedContainersAreRemoved removes containers behind our back.
+func TestPremountsOfRemovedContainersAreRemoved(t *testing.T) {
 	n := newNode(t)
 	n.volume("berth-files:1", [2]string{"/a", "a"}, [2]string{"/b", "b"})
 	dir := n.mounted()

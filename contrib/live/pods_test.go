@@ -47,8 +47,8 @@ func TestContainersCannotFillTheRunDirectory(t *testing.T) {
 	}
 }
 
-// TestWritableFilesOfThePod changes its resolv.conf, as clients of VPNs do.
-func TestWritableFilesOfThePod(t *testing.T) {
+// TestContainersCanWritePodFiles changes its resolv.conf, as clients of VPNs do.
+func TestContainersCanWritePodFiles(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod("vpn")
 	podID, id := n.begin(pod, shell("c", "sleep 1000"))
@@ -83,8 +83,8 @@ func TestPrivilegedPodHasAWritableSys(t *testing.T) {
 	n.clean()
 }
 
-// TestOddPods has what kubelets send and Docker alone would refuse or change.
-func TestOddPods(t *testing.T) {
+// TestUnusualPods has what kubelets send and Docker alone would refuse or change.
+func TestUnusualPods(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod("odd")
 	pod.Hostname = "h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31)
@@ -130,9 +130,9 @@ func TestOddPods(t *testing.T) {
 	n.clean()
 }
 
-// TestOneContainerOfASharedPIDNamespaceEnds: whether it is stopped, ends by itself or its first process is
+// TestContainerEndInSharedPIDNamespaceIsSeen: whether it is stopped, ends by itself or its first process is
 // killed, none of its processes is left, and the rest of the pod goes on. See moby#50523 and kubernetes#92214.
-func TestOneContainerOfASharedPIDNamespaceEnds(t *testing.T) {
+func TestContainerEndInSharedPIDNamespaceIsSeen(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod("shared")
 	inPod := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_POD}

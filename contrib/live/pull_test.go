@@ -73,8 +73,8 @@ func newShop(t *testing.T, wants string) *shop {
 
 func second(_ int, err error) error { return err }
 
-// TestPullsWithCredentials pulls from registries that want a name and password, or a token.
-func TestPullsWithCredentials(t *testing.T) {
+// TestPullsUseGivenCredentials pulls from registries that want a name and password, or a token.
+func TestPullsUseGivenCredentials(t *testing.T) {
 	n := newNode(t)
 	basic := func(user, password string) string {
 		return base64.StdEncoding.EncodeToString([]byte(user + ":" + password))

@@ -15,9 +15,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestReload adds a runtime to the file that Docker has read at its start, and has it
+// TestDockerReloadUpdatesFeatures adds a runtime to the file that Docker has read at its start, and has it
 // read that again, as the tools of GPUs do.
-func TestReload(t *testing.T) {
+func TestDockerReloadUpdatesFeatures(t *testing.T) {
 	n := newNode(t)
 	dir := filepath.Dir(strings.TrimPrefix(*host, "unix://"))
 	file := filepath.Join(dir, "daemon.json")

@@ -22,8 +22,8 @@ func near(got, want, margin uint64) bool {
 	return got+slack >= want && got <= want+slack
 }
 
-// TestStatsAreTrue has a container use known amounts of everything.
-func TestStatsAreTrue(t *testing.T) {
+// TestStatsMatchTheKernel has a container use known amounts of everything.
+func TestStatsMatchTheKernel(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("stats")
 	pod, err := n.run(t.Context(), config)
@@ -76,11 +76,10 @@ func TestStatsAreTrue(t *testing.T) {
 		used = second.GetCpu().GetUsageCoreNanoSeconds().GetValue() - first.GetCpu().GetUsageCoreNanoSeconds().GetValue()
 		cores := second.GetCpu().GetUsageNanoCores().GetValue()
 		t.Logf("%d nano cores, of the half that may be used; %d ns of CPU in %d, truly %d", cores, used, took, now-ran)
-		if !near(used, now-ran, 15e7) {
-			t.Errorf("%d ns of CPU, truly %d", used, now-ran)
-		}
+		// In the first window awk may still be writing its string.
+		matches := near(used, now-ran, 15e7) && near(cores, used*1e9/took, 3e7)
 		first, ran = second, now
-		return near(cores, used*1e9/took, 3e7)
+		return matches
 	})
 	m := first.GetMemory()
 	if rss := m.GetRssBytes().GetValue(); !near(rss, 64*mib, 2*mib) {
@@ -158,7 +157,7 @@ func TestStatsAreTrue(t *testing.T) {
 }
 
 // Stats come from files, not from Docker.
-func TestStatsAskDockerNothing(t *testing.T) {
+func TestStatsMakeNoEngineCalls(t *testing.T) {
 	n := newNode(t)
 	for i := range 5 {
 		config := n.pod(fmt.Sprintf("quiet-%d", i))
@@ -226,15 +225,16 @@ func TestAllThatAContainerWritesIsCounted(t *testing.T) {
 		if used != nil && used.GetUsedBytes() == nil {
 			t.Fatal("a measurement without a number")
 		}
-		return near(used.GetUsedBytes().GetValue(), want, logs)
+		// The last of the output may still be on its way to Docker's log.
+		return near(used.GetUsedBytes().GetValue(), want, logs) && used.GetUsedBytes().GetValue() >= 130*mib+20_000_000
 	})
-	if got := stats().GetUsedBytes().GetValue(); got < 130*mib+20_000_000 {
-		t.Errorf("%d MiB", got/mib)
-	}
-	fs, err := n.images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
-	if err != nil || fs.GetContainerFilesystems()[0].GetUsedBytes().GetValue() < 130*mib+20_000_000 {
-		t.Errorf("%v, %v", fs, err)
-	}
+	n.until(time.Minute, "the file system of containers does not count it", func() bool {
+		fs, err := n.images.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fs.GetContainerFilesystems()[0].GetUsedBytes().GetValue() >= 130*mib+20_000_000
+	})
 }
 
 // TestDockerStatsOfPodsAreZero: the Engine looks for the statistics of a network that it has not

@@ -154,9 +154,9 @@ func portRules(sandbox string) string {
 	return strings.Join(found, "")
 }
 
-// TestTakeover is the life of a pod of cri-dockerd under berthd: nothing of it is
+// TestTakeoverOfCRIDockerdPods is the life of a pod of cri-dockerd under berthd: nothing of it is
 // started again, everything works, nothing is left of it in the end.
-func TestTakeover(t *testing.T) {
+func TestTakeoverOfCRIDockerdPods(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	n.kill()
@@ -265,8 +265,8 @@ func TestTakeover(t *testing.T) {
 	n.clean()
 }
 
-// TestTakeoverOdd is what else may be found on a node of cri-dockerd.
-func TestTakeoverOdd(t *testing.T) {
+// TestTakeoverOfUnusualPods is what else may be found on a node of cri-dockerd.
+func TestTakeoverOfUnusualPods(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	n.kill()
@@ -326,8 +326,8 @@ func TestTakeoverOdd(t *testing.T) {
 	n.clean()
 }
 
-// TestGiveBack looks at what cri-dockerd needs to go on with our pods.
-func TestGiveBack(t *testing.T) {
+// TestCRIDockerdTakesPodsBack looks at what cri-dockerd needs to go on with our pods.
+func TestCRIDockerdTakesPodsBack(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
 	pod := n.pod("ours")

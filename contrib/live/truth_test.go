@@ -60,8 +60,8 @@ func (n *node) info() system.Info {
 	return info
 }
 
-// TestSecurity reads what processes may do.
-func TestSecurity(t *testing.T) {
+// TestSecurityContextInTheContainer reads what processes may do.
+func TestSecurityContextInTheContainer(t *testing.T) {
 	n := newNode(t)
 	noMkdir := n.path("profile.json")
 	if err := os.WriteFile(noMkdir, []byte(`{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}`), 0o600); err != nil {
@@ -192,8 +192,8 @@ func (n *node) tidy() {
 	n.clean()
 }
 
-// TestProcess reads how a process was begun.
-func TestProcess(t *testing.T) {
+// TestProcessSettingsInTheContainer reads how a process was begun.
+func TestProcessSettingsInTheContainer(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("process")
 	pod, err := n.run(t.Context(), config)
@@ -245,9 +245,9 @@ func TestProcess(t *testing.T) {
 	n.tidy()
 }
 
-// TestNamespaces reads which namespaces processes are in, and what is set in those
+// TestNamespacesOfPods reads which namespaces processes are in, and what is set in those
 // that pods share.
-func TestNamespaces(t *testing.T) {
+func TestNamespacesOfPods(t *testing.T) {
 	n := newNode(t)
 	const (
 		inPod, own, node, target = runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_TARGET
@@ -365,8 +365,8 @@ func (n *node) cgroup(pod string) string {
 	return "/kubepods-live/pod-" + pod
 }
 
-// TestResources reads what processes may use, from their first instruction on.
-func TestResources(t *testing.T) {
+// TestResourcesInTheCgroup reads what processes may use, from their first instruction on.
+func TestResourcesInTheCgroup(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("resources")
 	config.Linux.CgroupParent = n.cgroup("resources")
@@ -441,8 +441,8 @@ func TestResources(t *testing.T) {
 	n.tidy()
 }
 
-// TestPauseProcess reads what the pause process of a pod may do, and who runs it.
-func TestPauseProcess(t *testing.T) {
+// TestPauseProcessSettings reads what the pause process of a pod may do, and who runs it.
+func TestPauseProcessSettings(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("pause")
 	sc := config.Linux.SecurityContext
@@ -492,9 +492,9 @@ func TestPauseProcess(t *testing.T) {
 	n.tidy()
 }
 
-// TestFirstInstruction has a container read, before anything else, a setting that Docker
+// TestSettingsHoldFromTheFirstInstruction has a container read, before anything else, a setting that Docker
 // has no word for. With systemd as driver it comes right after the start.
-func TestFirstInstruction(t *testing.T) {
+func TestSettingsHoldFromTheFirstInstruction(t *testing.T) {
 	n := newNode(t)
 	info := n.info()
 	if info.CgroupDriver != "cgroupfs" {
@@ -526,8 +526,8 @@ func TestFirstInstruction(t *testing.T) {
 	n.tidy()
 }
 
-// TestDevices reads which devices there are, and what may be done to them.
-func TestDevices(t *testing.T) {
+// TestDevicesInTheContainer reads which devices there are, and what may be done to them.
+func TestDevicesInTheContainer(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("devices")
 	config.Linux.SecurityContext.Privileged = true
@@ -567,8 +567,8 @@ func TestDevices(t *testing.T) {
 	n.tidy()
 }
 
-// TestPodAsTold compares what the answers say of a pod with one another.
-func TestPodAsTold(t *testing.T) {
+// TestPodSettingsReachTheContainer compares what the answers say of a pod with one another.
+func TestPodSettingsReachTheContainer(t *testing.T) {
 	n := newNode(t)
 	before := time.Now().UnixNano()
 	config := n.pod("told")

@@ -77,9 +77,9 @@ func (n *node) settings(id string) map[string]string {
 	return out
 }
 
-// TestUpdateThatFails finds a container as it was after updates that fail at
+// TestFailedUpdateIsUndone finds a container as it was after updates that fail at
 // their first step and at their last.
-func TestUpdateThatFails(t *testing.T) {
+func TestFailedUpdateIsUndone(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("fails")
 	pod, err := n.run(t.Context(), config)
@@ -126,9 +126,9 @@ func TestUpdateThatFails(t *testing.T) {
 	n.tidy()
 }
 
-// TestSettingsHold has all settings after an update of something else, and after
+// TestSettingsSurviveDaemonReload has all settings after an update of something else, and after
 // systemd has read its units again: both make it write what it knows of.
-func TestSettingsHold(t *testing.T) {
+func TestSettingsSurviveDaemonReload(t *testing.T) {
 	n := newNode(t)
 	info := n.info()
 	if info.CgroupVersion != "2" {
@@ -226,9 +226,9 @@ func TestSettingsHold(t *testing.T) {
 	n.tidy()
 }
 
-// TestUpdate changes what a container may use, and reads the truth from its
+// TestUpdateContainerResources changes what a container may use, and reads the truth from its
 // cgroup.
-func TestUpdate(t *testing.T) {
+func TestUpdateContainerResources(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("update")
 	pod, err := n.run(t.Context(), config)
@@ -354,9 +354,9 @@ func TestUpdate(t *testing.T) {
 	n.clean()
 }
 
-// TestOfAContainerThatMoves: systemd and Docker in Docker put their first process into
+// TestCgroupOfContainerWhoseInitMoves: systemd and Docker in Docker put their first process into
 // a cgroup below the container's; what is done and told is still of all of it.
-func TestOfAContainerThatMoves(t *testing.T) {
+func TestCgroupOfContainerWhoseInitMoves(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("moves")
 	pod, err := n.run(t.Context(), config)

@@ -484,9 +484,15 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 // What a pod may choose the words of does not make its failure Docker's.
 func TestContainerdIsNotLostByWordsOfAPod(t *testing.T) {
 	for text, want := range map[string]bool{
-		`connection error: desc = "transport: Error while dialing dial unix /x.sock: connect: connection refused": unavailable`:       true,
-		`Cannot kill container: 0123abcd: transport is closing: unavailable`:                                                          true,
-		`failed to create task for container: error reading from server: read unix @->/x.sock: connection reset by peer: unavailable`: true,
+		`connection error: desc = "transport: Error while dialing dial unix /x.sock: connect: connection refused": unavailable`:                                                true,
+		`Cannot kill container: 0123abcd: transport is closing: unavailable`:                                                                                                   true,
+		`failed to create task for container: error reading from server: read unix @->/x.sock: connection reset by peer: unavailable`:                                          true,
+		`Unavailable: error reading from server: connection reset by peer`:                                                                                                     true, // Docker 28.5, containerd image store
+		`Unavailable: error reading from server: unexpected EOF`:                                                                                                               true,
+		`Unavailable: error reading from server: read unix @->/x.sock: read: connection reset by peer`:                                                                         true,
+		`Unavailable: connection error: desc = "error reading server preface: EOF"`:                                                                                            true,
+		`Unavailable: closing transport due to: connection error: desc = "error reading from server: EOF", received prior goaway: code: NO_ERROR, debug data: "graceful_stop"`: true,
+		`Unavailable: keepalive ping failed to receive ACK within timeout`:                                                                                                     true,
 
 		`unable to find user transport is closing: no matching entries in passwd file`:                                             false,
 		`unable to find group error reading from server: no matching entries in group file`:                                        false,

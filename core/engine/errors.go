@@ -68,9 +68,10 @@ func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(
 // It matches a message as a whole, and says what each part may be: the words of a pod,
 // such as the name of a user that is not to be found, are in other errors.
 var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:` +
-	`connection error: desc = "transport: [Ee]rror while dialing:? [^"]*"` + // nobody listens at containerd's socket
-	`|error reading from server: (?:EOF|read unix [^ ]+: [a-z ]+)` + // it died while the call was under way
+	`(?:closing transport due to: )?connection error: desc = "(?:transport: [Ee]rror while dialing|error reading (?:server preface|from server)|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
+	`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
 	`|transport is closing` + // the same, before grpc 1.36
+	`|(?:the connection is draining|keepalive ping failed to receive ACK within timeout)` + // containerd shuts down, or hangs
 	`|the client connection is closing` + // the Engine shuts down
 	`)(?:: unavailable|: unknown|: context canceled)*$`)
 
