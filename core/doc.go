@@ -21,5 +21,6 @@
 //	core/metrics                      /metrics and /healthz
 //	core/panics     core/rollback     utilities
 //	core/kmutex
+//	core/atomicfile                   files replaced as a whole
 //	core/testmain   core/protofuzz    support for tests
 package core

@@ -19,6 +19,7 @@ const module = "berth/"
 // the layers below its own. core/doc.go describes them; move a package here only
 // together with that plan.
 var layers = [][]string{
+	{"core/atomicfile"},
 	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
 	{"core/labels", "core/premount"},
 	{"core/engine", "network", "streaming", "core/oom"},

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"berth/core/atomicfile"
 )
 
 // A Checkpoint is what the file of one sandbox says.
@@ -103,7 +105,8 @@ func checksum(c Checkpoint) uint32 {
 // A Dir is a directory of checkpoints, one for each sandbox, by its ID.
 type Dir string
 
-// Write keeps c as that of the sandbox id. Like the journal it is not synced to the disk.
+// Write stores c as the checkpoint of the sandbox id. It is not synced to the disk, like the
+// records of package state.
 func (d Dir) Write(id string, c Checkpoint) error {
 	text, err := Encode(c)
 	if err != nil {
@@ -112,13 +115,8 @@ func (d Dir) Write(id string, c Checkpoint) error {
 	if err := os.MkdirAll(string(d), 0o755); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
-	temp := filepath.Join(string(d), "."+id) // cri-dockerd overlooks what begins with a dot
-	err = os.WriteFile(temp, text, 0o600)
-	if err == nil {
-		err = os.Rename(temp, filepath.Join(string(d), id))
-	}
-	if err != nil {
-		_ = os.Remove(temp) // where the disk is full it is in the way
+	// cri-dockerd ignores files whose names begin with a dot, as those of temporary files do.
+	if err := atomicfile.Write(filepath.Join(string(d), id), text); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)
 	}
 	return nil
@@ -135,34 +133,38 @@ func (d Dir) Read(id string) (Checkpoint, bool) {
 	return c, err == nil
 }
 
-// Remove removes the checkpoint of the sandbox id, also one that was being
-// written when a daemon died; it need not be there.
+// Remove removes the checkpoint of the sandbox id, and temporary files of an interrupted
+// Write. A checkpoint that does not exist is no error.
 func (d Dir) Remove(id string) error {
-	for _, name := range []string{"." + id, id} {
-		path := filepath.Join(string(d), name)
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			continue // a read-only file system refuses to remove even what does not exist
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := filepath.Join(string(d), id)
+	temps, err := filepath.Glob(filepath.Join(string(d), atomicfile.TempPattern(id)))
+	if err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	oldTemp := filepath.Join(string(d), "."+id) // of berth before 1.1
+	for _, path := range append(temps, oldTemp, path) {
+		if err := atomicfile.Remove(path); err != nil {
 			return fmt.Errorf("checkpoint: %w", err)
 		}
 	}
 	return nil
 }
 
-var anID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+// fileName matches the checkpoint of a sandbox and the temporary files of Write, this
+// release's and earlier ones'.
+var fileName = regexp.MustCompile(`^(?:([0-9a-f]{64})|\.([0-9a-f]{64})(?:\.[0-9]+)?)$`)
 
-// IDs returns the sandboxes that there are checkpoints of, also those that were
-// being written when a daemon died. Files that are called otherwise are nobody's,
-// or cri-dockerd's while it writes.
+// IDs returns the IDs of all sandboxes with a checkpoint or a temporary file of an
+// interrupted Write. Other files are ignored, for example the temporary files of
+// cri-dockerd. An ID can occur more than once.
 func (d Dir) IDs() (ids []string, err error) {
 	entries, err := os.ReadDir(string(d))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("checkpoints: %w", err)
 	}
 	for _, e := range entries {
-		if id := strings.TrimPrefix(e.Name(), "."); anID.MatchString(id) {
-			ids = append(ids, id)
+		if m := fileName.FindStringSubmatch(e.Name()); m != nil {
+			ids = append(ids, m[1]+m[2]) // one of them is empty
 		}
 	}
 	return ids, nil

@@ -69,8 +69,10 @@ func TestDir(t *testing.T) {
 	if err := d.Write(id, want); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(string(d), ".123"), nil, 0o600); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{".123", "sandbox.123", id + ".123"} {
+		if err := os.WriteFile(filepath.Join(string(d), name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if ids, err := d.IDs(); err != nil || cmp.Diff([]string{id}, ids) != "" {
 		t.Errorf("got %v, %v", ids, err)
@@ -88,27 +90,35 @@ func TestDir(t *testing.T) {
 	}
 }
 
-// What was being written when a daemon died is found again by the sandbox's ID, and
-// what could not be written does not stay.
-func TestHalfWritten(t *testing.T) {
+func TestTempFilesOfInterruptedWritesAreFoundAndRemoved(t *testing.T) {
+	id := strings.Repeat("0a", 32)
+	for when, name := range map[string]string{"this release": "." + id + ".123", "berth 1.0": "." + id} {
+		d := Dir(t.TempDir())
+		if err := os.WriteFile(filepath.Join(string(d), name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if ids, err := d.IDs(); err != nil || cmp.Diff([]string{id}, ids) != "" {
+			t.Errorf("%s: IDs = %v, %v", when, ids, err)
+		}
+		if err := d.Remove(id); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		if left, err := os.ReadDir(string(d)); err != nil || len(left) > 0 {
+			t.Errorf("%s: left %v, %v", when, left, err)
+		}
+	}
+}
+
+func TestFailedWriteLeavesNoTempFile(t *testing.T) {
 	d, id := Dir(t.TempDir()), strings.Repeat("0a", 32)
-	if err := os.WriteFile(filepath.Join(string(d), "."+id), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if ids, err := d.IDs(); err != nil || cmp.Diff([]string{id}, ids) != "" {
-		t.Errorf("got %v, %v", ids, err)
-	}
-	if err := d.Remove(id); err != nil {
-		t.Error(err)
-	}
 	if err := os.MkdirAll(filepath.Join(string(d), id, "a directory"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Write(id, Checkpoint{Name: "web"}); err == nil {
 		t.Error("no error")
 	}
-	if _, err := os.Stat(filepath.Join(string(d), "."+id)); err == nil {
-		t.Error("what could not be written is still there")
+	if left, err := os.ReadDir(string(d)); err != nil || len(left) != 1 {
+		t.Errorf("left %v, %v, want only the directory", left, err)
 	}
 }
 
