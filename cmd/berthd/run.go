@@ -33,11 +33,11 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	intents, err := notes.Bucket("sandboxes")
+	sandboxState, err := sandbox.OpenState(notes)
 	if err != nil {
 		return err
 	}
-	failures, err := notes.Bucket("failed-starts")
+	failures, err := container.OpenFailedStarts(notes)
 	if err != nil {
 		return err
 	}
@@ -49,33 +49,35 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	if err != nil {
 		return err
 	}
-	node, err := notes.Bucket("node")
+	node, err := state.OpenBucket[string](notes, "node")
 	if err != nil {
 		return err
 	}
 	pods := podNetwork(cfg, node, log)
-	updates, err := notes.Bucket("updates")
+	updates, err := container.OpenUpdates(notes)
 	if err != nil {
 		return err
 	}
-	positions, err := notes.Bucket("logs")
+	positions, err := logs.OpenPositions(notes)
 	if err != nil {
 		return err
 	}
-	ends, err := notes.Bucket("oom")
+	ends, err := oom.OpenVerdicts(notes)
 	if err != nil {
 		return err
 	}
 	kills := oom.New(ends, log)
 	output := logs.New(logs.Mode(cfg.ContainerLogs), docker, positions, log)
-	seen := cache.New(cache.Config{Network: pods, Failures: failures, Updates: updates, Logs: output, OOM: kills, Metrics: reg}, docker, log)
+	seen := cache.New(cache.Config{Network: pods, Failures: failures, ContainerUpdates: updates, SandboxUpdates: sandboxState.Updates, Logs: output, OOM: kills, Metrics: reg}, docker, log)
 	used := stats.New(docker, seen, log)
 	images := image.New(image.Config{
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Written: used.Written,
 	}, docker, log)
 	containers := container.New(docker, seen, resolver{images}, output, sandbox.Files(cfg.RunDir), failures, updates, premount.New(filepath.Join(cfg.RunDir, "mounts")), log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}},
-		docker, seen, images, containers, pods, intents, updates, log)
+	sandboxes := sandbox.New(sandbox.Config{
+		Docker: docker, Cache: seen, Images: images, Containers: containers, Network: pods, State: sandboxState, Log: log,
+		RunDir: cfg.RunDir, Bridge: cfg.NetworkPlugin == noCNI, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{},
+	})
 	commands := exec.New(docker, seen, dialer(pods), log)
 	streams, err := serveStreams(cfg, commands, log)
 	if err != nil {
@@ -144,10 +146,10 @@ func tell(log *slog.Logger, state string) {
 }
 
 // podNetwork returns what gives pods their network.
-func podNetwork(cfg Config, node *state.Bucket, log *slog.Logger) networks {
+func podNetwork(cfg Config, node *state.Bucket[string], log *slog.Logger) networks {
 	cidr := cfg.PodCIDR
 	if cidr == "" {
-		node.Get(podCIDRKey, &cidr)
+		cidr, _ = node.Get(podCIDRKey)
 	}
 	cni := lasting{network.New(network.Config{
 		ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: netnsDir(cfg), PodCIDR: cidr,
@@ -176,7 +178,7 @@ const podCIDRKey = "pod-cidr"
 // kubelet sends it when it changes, and not again.
 type lasting struct {
 	*network.CNI
-	node *state.Bucket
+	node *state.Bucket[string]
 	log  *slog.Logger
 }
 

@@ -17,7 +17,7 @@ func TestPodNetworkWithoutPlugins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node, err := notes.Bucket("node")
+	node, err := state.OpenBucket[string](notes, "node")
 	if err != nil {
 		t.Fatal(err)
 	}

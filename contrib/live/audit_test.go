@@ -216,7 +216,7 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 	files("a directory of a pod", n.path("run", "pods", "*"), sandboxes, ready)
 	files("a checkpoint", n.path("root", "sandbox", "*"), sandboxes, ready)
 	files("an intent", n.path("root", "berth", "v1", "sandboxes", "*"), nil, nil)
-	for _, bucket := range []string{"failed-starts", "updates", "logs", "oom"} {
+	for _, bucket := range []string{"failed-starts", "updates", "sandbox-updates", "logs", "oom"} {
 		files("a record ("+bucket+")", n.path("root", "berth", "v1", bucket, "*"), known, nil)
 	}
 	// Mounts.

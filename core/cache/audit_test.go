@@ -13,7 +13,6 @@ import (
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/panics"
-	"berth/core/state"
 	"berth/core/tocri"
 )
 
@@ -77,16 +76,8 @@ func TestAudit(t *testing.T) {
 		ids[name] = create(strings.ReplaceAll(name, " ", "-"))
 		do(ids[name], tt.seen)
 	}
-	notes, err := state.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	shelf, err := notes.Bucket("all")
-	if err != nil {
-		t.Fatal(err)
-	}
 	connected := e.Connect(t)
-	v := New(Config{Network: nowhere{}, Logs: nowhere{}, Failures: shelf, Updates: shelf}, connected, slog.New(slog.DiscardHandler))
+	v := New(Config{Network: nowhere{}, Logs: nowhere{}}, connected, slog.New(slog.DiscardHandler))
 	conn, err := connected.WaitConn(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -25,8 +25,6 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
@@ -109,10 +107,11 @@ type Network interface {
 type Config struct {
 	Network Network
 	// Failures is the shelf where the times of failed starts are kept.
-	Failures *state.Bucket
-	// Updates is the shelf where resources are kept that have been changed since
+	Failures *state.Bucket[tocri.FailedStart]
+	// ContainerUpdates and SandboxUpdates hold the resources that were changed after
 	// a container or sandbox was created.
-	Updates *state.Bucket
+	ContainerUpdates *state.Bucket[*runtimeapi.LinuxContainerResources]
+	SandboxUpdates   *state.Bucket[*runtimeapi.UpdatePodSandboxResourcesRequest]
 	// Logs sees to the log files of containers.
 	Logs Logs
 	// OOM finds out what was killed for want of memory. Where it is nil, Docker's word
@@ -605,8 +604,7 @@ func (v *Cache) sandbox(c container.InspectResponse, recorded labels.Set) (*Sand
 	if err != nil {
 		return nil, err
 	}
-	updated := &runtimeapi.UpdatePodSandboxResourcesRequest{}
-	if v.updated(c.ID, updated) {
+	if updated, ok := v.SandboxUpdates.Get(c.ID); ok {
 		if config.Linux == nil {
 			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
 		}
@@ -647,13 +645,6 @@ func (v *Cache) sandbox(c container.InspectResponse, recorded labels.Set) (*Sand
 	return s, err
 }
 
-// updated reads what was changed since id was created, and returns whether
-// anything was.
-func (v *Cache) updated(id string, into proto.Message) bool {
-	text, ok := v.Updates.Load(id)
-	return ok && protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(text, into) == nil
-}
-
 // bridged reads the addresses that Docker's own network has given.
 func bridged(c container.InspectResponse) tocri.Network {
 	network := tocri.Network{Ready: true}
@@ -674,14 +665,13 @@ func bridged(c container.InspectResponse) tocri.Network {
 func (v *Cache) container(c container.InspectResponse, recorded labels.Set) (*Container, error) {
 	var failed tocri.FailedStart
 	if c.State.StartedAt == "" || c.State.ExitCode != 0 || c.State.Error != "" {
-		v.Failures.Get(c.ID, &failed)
+		failed, _ = v.Failures.Get(c.ID)
 	}
 	row, status, err := tocri.Container(c, failed)
 	if err != nil {
 		return nil, err
 	}
-	updated := &runtimeapi.LinuxContainerResources{}
-	if v.updated(c.ID, updated) {
+	if updated, ok := v.ContainerUpdates.Get(c.ID); ok {
 		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
 	}
 	return &Container{

@@ -24,7 +24,6 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/labels"
 	"berth/core/names"
-	"berth/core/state"
 	"berth/core/testmain"
 )
 
@@ -77,18 +76,7 @@ func newNode(t *testing.T, before ...func(*node)) *node {
 		do(n)
 	}
 	n.docker = n.engine.Connect(t)
-	notes, err := state.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	shelf := func(name string) *state.Bucket {
-		s, err := notes.Bucket(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	n.view = cache.New(cache.Config{Network: attached{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: n.logs, OOM: n.oom}, n.docker, slog.New(slog.DiscardHandler))
+	n.view = cache.New(cache.Config{Network: attached{}, Logs: n.logs, OOM: n.oom}, n.docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, n.view.Run)
 	return n
 }

@@ -17,7 +17,6 @@ import (
 	"berth/core/kmutex"
 	"berth/core/names"
 	"berth/core/premount"
-	"berth/core/state"
 	"berth/core/todocker"
 )
 
@@ -29,8 +28,8 @@ type Service struct {
 	images   images
 	logs     logs
 	files    files
-	failures *state.Bucket
-	updates  *state.Bucket
+	failures *FailedStarts
+	updates  *Updates
 	stages   *premount.Dir
 	log      *slog.Logger
 
@@ -89,7 +88,7 @@ type files interface {
 }
 
 // New returns a Service; none of its arguments may be nil.
-func New(docker *engine.Engine, view *cache.Cache, images images, logs logs, files files, failures, updates *state.Bucket, stages *premount.Dir, log *slog.Logger) *Service {
+func New(docker *engine.Engine, view *cache.Cache, images images, logs logs, files files, failures *FailedStarts, updates *Updates, stages *premount.Dir, log *slog.Logger) *Service {
 	return &Service{
 		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
 		stopping: map[string]int{}, staging: map[names.Premount]bool{}, late: map[string]late{},

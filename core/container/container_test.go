@@ -101,16 +101,16 @@ func newRoom(t *testing.T, options ...enginetest.Option) *room {
 	if err != nil {
 		t.Fatal(err)
 	}
-	failures, err := notes.Bucket("failures")
+	failures, err := container.OpenFailedStarts(notes)
 	if err != nil {
 		t.Fatal(err)
 	}
-	updates, err := notes.Bucket("updates")
+	updates, err := container.OpenUpdates(notes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	r.view = cache.New(cache.Config{Network: attached{}, Failures: failures, Updates: updates, Logs: r.logs}, docker, log)
+	r.view = cache.New(cache.Config{Network: attached{}, Failures: failures, ContainerUpdates: updates, Logs: r.logs}, docker, log)
 	enginetest.Background(t, r.view.Run)
 	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, premount.New(filepath.Join(t.TempDir(), "mounts")), log)
 

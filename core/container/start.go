@@ -55,8 +55,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	}
 	if err != nil && !unknown {
 		// The kubelet's back-off counts from this, and the Engine keeps no time.
-		var recorded tocri.FailedStart
-		if !s.failures.Get(c.ID(), &recorded) {
+		if _, recorded := s.failures.Get(c.ID()); !recorded {
 			s.recordFailure(c.ID(), tocri.FailedStart{At: time.Now()})
 		}
 	}
@@ -132,7 +131,7 @@ func (s *Service) launch(ctx context.Context, docker *engine.Conn, c *cache.Cont
 // and an oom_score_adj that has been changed since it was created. A container that
 // cannot have what it asked for does not run.
 func (s *Service) adjust(ctx context.Context, docker *engine.Conn, c *cache.Container, knobs []todocker.CgroupSetting) error {
-	_, updated := s.updates.Load(c.ID())
+	_, updated := s.updates.Get(c.ID())
 	if len(knobs) == 0 && !updated {
 		return nil
 	}

@@ -11,7 +11,6 @@ import (
 	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/panics"
-	"berth/core/state"
 )
 
 // Status returns what there is to know about the container id; of kind
@@ -68,15 +67,16 @@ func (s *Service) tidy(ctx context.Context) error {
 
 // forget drops the notes on containers that were removed behind our back.
 func (s *Service) forget(ctx context.Context) error {
-	for _, shelf := range []*state.Bucket{s.failures, s.updates} {
+	for _, shelf := range []interface {
+		Names() ([]string, error)
+		Delete(key string) error
+	}{s.failures, s.updates} {
 		noted, err := shelf.Names()
 		if err != nil {
 			return err
 		}
 		for _, id := range noted {
-			_, noContainer := s.view.Container(ctx, id)
-			_, noSandbox := s.view.Sandbox(ctx, id) // they have updates too
-			if !errdefs.IsNotFound(noContainer) || !errdefs.IsNotFound(noSandbox) {
+			if _, err := s.view.Container(ctx, id); !errdefs.IsNotFound(err) {
 				continue
 			}
 			if err := shelf.Delete(id); err != nil {

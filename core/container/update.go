@@ -13,8 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
@@ -64,20 +62,11 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	if err := s.apply(work, docker, c, order); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID(), plain{err})
 	}
-	if err := s.keep(c.ID(), order.Result); err != nil {
+	if err := s.updates.Put(c.ID(), order.Result); err != nil {
 		return err
 	}
 	_, err = s.view.Refresh(work, c.ID())
 	return err
-}
-
-// keep puts into the journal what has been updated: labels cannot be changed.
-func (s *Service) keep(id string, what proto.Message) error {
-	text, err := protojson.Marshal(what)
-	if err != nil {
-		return err
-	}
-	return s.updates.Save(id, text)
 }
 
 // apply tells the Engine, and writes what it cannot be told if the container

@@ -24,7 +24,6 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/exec"
 	"berth/core/labels"
-	"berth/core/state"
 	"berth/core/testmain"
 )
 
@@ -48,19 +47,8 @@ func newRoom(t *testing.T, first ...enginetest.Program) (*exec.Service, *enginet
 	}
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Connect(t)
-	notes, err := state.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	shelf := func(name string) *state.Bucket {
-		s, err := notes.Bucket(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
 	log := slog.New(slog.DiscardHandler)
-	seen := cache.New(cache.Config{Network: nothing{}, Failures: shelf("failures"), Updates: shelf("updates"), Logs: nothing{}}, docker, log)
+	seen := cache.New(cache.Config{Network: nothing{}, Logs: nothing{}}, docker, log)
 	enginetest.Background(t, seen.Run)
 	c := e.Client(t)
 	said := labels.Set{Kind: labels.Container, SandboxID: "pod", Config: `{"metadata":{"name":"c"}}`}

@@ -72,13 +72,13 @@ func follow(t *testing.T, tty bool, driver string, program enginetest.Program) *
 }
 
 // newShelf returns where positions are kept.
-func newShelf(t *testing.T) *state.Bucket {
+func newShelf(t *testing.T) *logs.Positions {
 	t.Helper()
 	notes, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf, err := notes.Bucket("logs")
+	shelf, err := logs.OpenPositions(notes)
 	if err != nil {
 		t.Fatal(err)
 	}

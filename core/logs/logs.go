@@ -31,7 +31,6 @@ import (
 
 	"berth/core/cache"
 	"berth/core/engine"
-	"berth/core/state"
 
 	"berth/core/panics"
 )
@@ -55,7 +54,7 @@ const drainLimit = 2 * time.Second
 type Service struct {
 	mode      Mode
 	docker    *engine.Engine
-	positions *state.Bucket
+	positions *Positions
 	log       *slog.Logger
 
 	awake chan struct{} // told when there is something in due
@@ -70,7 +69,7 @@ type Service struct {
 
 // New returns a Service that writes as mode says and keeps on positions where
 // it is. docker is asked for log streams only.
-func New(mode Mode, docker *engine.Engine, positions *state.Bucket, log *slog.Logger) *Service {
+func New(mode Mode, docker *engine.Engine, positions *Positions, log *slog.Logger) *Service {
 	return &Service{
 		mode: mode, docker: docker, positions: positions, log: log,
 		awake: make(chan struct{}, 1), over: make(chan struct{}),
@@ -216,7 +215,7 @@ func (s *Service) know(id, source string, file location) (*pump, error) {
 		return p, nil
 	}
 	p = &pump{id: id, file: file, source: source, nudge: make(chan struct{}, 1)}
-	if !s.positions.Get(id, &p.at) {
+	if p.at, ok = s.positions.Get(id); !ok {
 		p.at = position{Dir: file.dir, Follow: s.mode == Follow || source == ""}
 		// From now on a pump is known to write this file, also to another daemon.
 		if err := s.positions.Put(id, p.at); err != nil {
@@ -283,8 +282,8 @@ func (s *Service) Keep(ctx context.Context, c *cache.Container) {
 // locate returns where the log of c is.
 func (s *Service) locate(c *cache.Container) (location, error) {
 	dir := c.LogDirectory
-	var at position
-	if dir == "" && s.positions.Get(c.ID(), &at) {
+	if dir == "" {
+		at, _ := s.positions.Get(c.ID())
 		dir = at.Dir // it was berth that made it there
 	}
 	return locate(dir, c.Status.GetLogPath())

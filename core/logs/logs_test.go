@@ -57,7 +57,7 @@ func (n *node) begin() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	shelf, err := notes.Bucket("logs")
+	shelf, err := logs.OpenPositions(notes)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -25,7 +25,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/cgroup"
-	"berth/core/state"
 )
 
 const (
@@ -45,7 +44,7 @@ const (
 
 // A Watcher watches the memory cgroups of containers. Run must run for that.
 type Watcher struct {
-	verdicts *state.Bucket // of ended containers: the cgroups are gone
+	verdicts *Verdicts // of ended containers: the cgroups are gone
 	log      *slog.Logger
 
 	files   *fsnotify.Watcher // nil if the node has no inotify instance left
@@ -78,7 +77,7 @@ type verdict struct {
 }
 
 // New returns a Watcher that keeps on verdicts what it has found out.
-func New(verdicts *state.Bucket, log *slog.Logger) *Watcher {
+func New(verdicts *Verdicts, log *slog.Logger) *Watcher {
 	w := &Watcher{verdicts: verdicts, log: log, runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{}, stopped: make(chan struct{})}
 	var err error
 	if w.files, err = fsnotify.NewWatcher(); err != nil {
@@ -430,8 +429,7 @@ func (w *Watcher) Killed(ctx context.Context, id string, flag bool, exitCode int
 	if exitCode != exitKilled {
 		return false
 	}
-	var kept verdict
-	if w.verdicts.Get(id, &kept) && kept.Finished.Equal(finished) {
+	if kept, ok := w.verdicts.Get(id); ok && kept.Finished.Equal(finished) {
 		return kept.OOMKilled
 	}
 	w.mu.Lock()

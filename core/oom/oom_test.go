@@ -18,7 +18,7 @@ import (
 type node struct {
 	*testing.T
 	*Watcher
-	shelf *state.Bucket
+	shelf *Verdicts
 	dir   string // where cgroups of version 2 are
 }
 
@@ -28,7 +28,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf, err := notes.Bucket("oom")
+	shelf, err := OpenVerdicts(notes)
 	if err != nil {
 		t.Fatal(err)
 	}

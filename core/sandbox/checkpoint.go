@@ -28,8 +28,8 @@ func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 // unfinished returns the intent that has led to pod and no further, nil if there
 // is none.
 func (s *Service) unfinished(pod *cache.Sandbox) *intent {
-	var left intent
-	if !s.intents.Get(names.Plain(pod.Name), &left) || left.ID != pod.ID() {
+	left, ok := s.state.intents.Get(names.Plain(pod.Name))
+	if !ok || left.ID != pod.ID() {
 		return nil
 	}
 	return &left
@@ -48,7 +48,7 @@ func (s *Service) plan(pod *cache.Sandbox) *network.Plan {
 // libcni has forgotten it: the plugin for host ports takes back only those that
 // it is told of. It is nil if nothing is known.
 func (s *Service) recalled(id string) *network.Plan {
-	c, ok := s.Checkpoints.Read(id)
+	c, ok := s.checkpoints.Read(id)
 	if !ok {
 		return nil
 	}

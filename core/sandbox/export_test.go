@@ -17,3 +17,6 @@ func (s *Service) GC(ctx context.Context) error {
 	}
 	return s.clean(ctx, docker)
 }
+
+// PutIntent stores an intent as a daemon does that is killed right after.
+func (s *Service) PutIntent(name string) error { return s.state.intents.Put(name, intent{Name: name}) }

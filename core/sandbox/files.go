@@ -72,7 +72,7 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 // containers of the pod, the parent of the pause process seen, must see the mount.
 func (s *Service) bound(dir string, content map[string][]byte, seen container.InspectResponse) error {
 	switch {
-	case s.Tmpfs == nil:
+	case s.tmpfs == nil:
 		return errors.ErrUnsupported
 	case premount.InOtherMountNS(premount.ParentPID(seen.State.Pid)):
 		return errors.New("the mount namespace of Docker is not the one of berthd (PrivateMounts=, MountFlags= and the like in its unit), or cannot be read")
@@ -82,7 +82,7 @@ func (s *Service) bound(dir string, content map[string][]byte, seen container.In
 	for _, text := range content {
 		size += (int64(len(text))/page + 1) * page
 	}
-	return s.Tmpfs.Mount(dir, size, seen.MountLabel)
+	return s.tmpfs.Mount(dir, size, seen.MountLabel)
 }
 
 // podContent returns the content of the files of a pod, by their names.
@@ -126,10 +126,10 @@ func writeAll(dir string, content map[string][]byte) error {
 
 // removeFiles removes the files of the pod in sandbox id, and what they are on.
 func (s *Service) removeFiles(id string) error {
-	if s.Tmpfs == nil {
+	if s.tmpfs == nil {
 		return os.RemoveAll(s.podDir(id))
 	}
-	return s.Tmpfs.Remove(s.podDir(id))
+	return s.tmpfs.Remove(s.podDir(id))
 }
 
 // Files are the files of pods, below the run directory that it names.

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,23 +30,23 @@ func (s *Service) takeDown(ctx context.Context, docker *engine.Conn, made *inten
 		found, err := inspect(ctx, docker, made.called())
 		switch {
 		case errdefs.IsNotFound(err):
-			return s.intents.Delete(made.Name)
+			return s.state.intents.Delete(made.Name)
 		case err != nil:
 			return fmt.Errorf("look for sandbox %s: %w", made.Name, err)
 		case !isSandbox(found):
 			// It may have been why this intent came to nothing.
-			return s.intents.Delete(made.Name)
+			return s.state.intents.Delete(made.Name)
 		case found.State.Running:
 			// The ID is written down before the start: what runs is no work of
 			// this intent, but of an earlier one that was finished.
-			return s.intents.Delete(made.Name)
+			return s.state.intents.Delete(made.Name)
 		}
 		id = found.ID
 	}
 	if err := s.discard(ctx, docker, id, made.Plan); err != nil {
 		return err
 	}
-	return s.intents.Delete(made.Name)
+	return s.state.intents.Delete(made.Name)
 }
 
 // isSandbox reports whether a container is the sandbox of a pod, by what it is
@@ -77,10 +76,10 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, p
 		// What tells of the attachment stays for the next try.
 		return errors.Join(detachErr, removeErr)
 	}
-	if err := errors.Join(removeErr, s.removeFiles(id), s.Checkpoints.Remove(id), s.updates.Delete(id)); err != nil {
+	if err := errors.Join(removeErr, s.removeFiles(id), s.checkpoints.Remove(id), s.state.Updates.Delete(id)); err != nil {
 		return err
 	}
-	s.view.Forget(id)
+	s.cache.Forget(id)
 	return nil
 }
 
@@ -95,8 +94,8 @@ func inspect(ctx context.Context, docker *engine.Conn, id string) (container.Ins
 // recoverName undoes what an earlier call, or an earlier life of the daemon,
 // has begun under the name and not finished. The turn is the caller's.
 func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name string) error {
-	var left intent
-	if !s.intents.Get(name, &left) {
+	left, ok := s.state.intents.Get(name)
+	if !ok {
 		return nil
 	}
 	s.log.Info("taking down a sandbox that was never finished", slog.String("name", left.Name), slog.String("sandbox", left.ID))
@@ -108,13 +107,13 @@ func (s *Service) recoverName(ctx context.Context, docker *engine.Conn, name str
 // finished, and lets go of what belongs to sandboxes that are no more. It returns
 // when ctx ends.
 func (s *Service) RunGC(ctx context.Context) error {
-	return s.view.ReconcileLoop(ctx, "leftovers of sandboxes", s.left, s.clean)
+	return s.cache.ReconcileLoop(ctx, "leftovers of sandboxes", s.left, s.clean)
 }
 
 // wakeIfLeft has KeepClean do its work if what was begun under the name is not
 // finished.
 func (s *Service) wakeIfLeft(name string) {
-	if _, left := s.intents.Load(name); !left {
+	if _, left := s.state.intents.Get(name); !left {
 		return
 	}
 	select {
@@ -125,13 +124,13 @@ func (s *Service) wakeIfLeft(name string) {
 
 // clean does one round of cleaning up.
 func (s *Service) clean(ctx context.Context, docker *engine.Conn) error {
-	names, err := s.intents.Names()
+	names, err := s.state.intents.Names()
 	if err != nil {
 		return err
 	}
 	errs := s.forEach(names, func(key string) error { return s.cleanIntent(ctx, docker, key) })
 	errs = append(errs, s.cleanOrphans(ctx, docker))
-	if !s.Bridge { // then the plugins that there are work for others
+	if !s.bridge { // then the plugins that there are work for others
 		errs = append(errs, s.collect(ctx))
 	}
 	return errors.Join(errs...)
@@ -155,8 +154,8 @@ func (s *Service) forEach(names []string, clean func(name string) error) []error
 // cleanIntent takes down what one intent has led to, unless a call is at work
 // on it, which does so itself.
 func (s *Service) cleanIntent(ctx context.Context, docker *engine.Conn, key string) error {
-	var left intent
-	if !s.intents.Get(key, &left) || left.Name == "" {
+	left, ok := s.state.intents.Get(key)
+	if !ok || left.Name == "" {
 		return s.deleteTornIntent(key)
 	}
 	done, ok := s.turns.TryLock(left.Name)
@@ -176,22 +175,25 @@ func (s *Service) deleteTornIntent(key string) error {
 		return nil
 	}
 	defer done()
-	var left intent
-	if text, there := s.intents.Load(key); !there || json.Unmarshal(text, &left) == nil && left.Name != "" {
-		return nil // deleted, or written anew, since
+	if left, ok := s.state.intents.Get(key); ok && left.Name != "" {
+		return nil // written since
 	}
-	return s.intents.Delete(key)
+	return s.state.intents.Delete(key)
 }
 
 // cleanOrphans lets go of network namespaces and files of sandboxes whose
 // containers are no more.
 func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
-	orphans, err := s.Checkpoints.IDs()
+	orphans, err := s.checkpoints.IDs()
 	if err != nil {
 		return err
 	}
-	orphans = append(orphans, s.network.Bound()...)
-	entries, err := os.ReadDir(filepath.Join(s.RunDir, "pods"))
+	updated, err := s.state.Updates.Names()
+	if err != nil {
+		return err
+	}
+	orphans = append(append(orphans, updated...), s.network.Bound()...)
+	entries, err := os.ReadDir(filepath.Join(s.runDir, "pods"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -204,7 +206,7 @@ func (s *Service) cleanOrphans(ctx context.Context, docker *engine.Conn) error {
 
 // cleanOrphan discards what is left of the sandbox id if its container is no more.
 func (s *Service) cleanOrphan(ctx context.Context, docker *engine.Conn, id string) error {
-	switch _, err := s.view.Sandbox(ctx, id); {
+	switch _, err := s.cache.Sandbox(ctx, id); {
 	case err == nil:
 		return nil // even if it is gone behind our back; the kubelet will have it stopped
 	case !errdefs.IsNotFound(err):
@@ -225,7 +227,7 @@ func (s *Service) cleanOrphan(ctx context.Context, docker *engine.Conn, id strin
 func (s *Service) collect(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, gcLimit)
 	defer cancel()
-	keep, err := s.view.SandboxIDs(ctx)
+	keep, err := s.cache.SandboxIDs(ctx)
 	if err != nil {
 		return err
 	}

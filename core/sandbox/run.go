@@ -66,7 +66,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return "", err
 	}
 	ask := todocker.SandboxParams{
-		Pod: pod, Handler: handler, Can: docker.Features, Seccomp: seccomp, Bridge: s.Bridge,
+		Pod: pod, Handler: handler, Can: docker.Features, Seccomp: seccomp, Bridge: s.bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
 	}
 	order, err := todocker.Sandbox(ask)
@@ -82,7 +82,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	}
 	defer done()
 	suffix := fmt.Sprintf("%08x", rand.Uint32()) // if need be
-	hidden := s.view.Hide(made.Name)
+	hidden := s.cache.Hide(made.Name)
 	hidden.Add(suffixed(made.Name, suffix))
 	defer hidden.Reveal()
 	if err := s.recoverName(ctx, docker, made.Name); err != nil {
@@ -110,10 +110,10 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	if err := s.intents.Delete(made.Name); err != nil {
+	if err := s.state.intents.Delete(made.Name); err != nil {
 		return "", err
 	}
-	if _, err := s.view.Refresh(work, made.ID); err != nil {
+	if _, err := s.cache.Refresh(work, made.ID); err != nil {
 		return "", err
 	}
 	return made.ID, nil
@@ -147,7 +147,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 			return "", err
 		}
 		if try == 0 {
-			if err := s.intents.Put(made.Name, made); err != nil {
+			if err := s.state.intents.Put(made.Name, *made); err != nil {
 				return "", err
 			}
 			steps.Push(func(ctx context.Context) error { return s.takeDown(ctx, docker, made) })
@@ -158,10 +158,10 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 		switch {
 		case err == nil:
 			made.ID = created.ID
-			if err := s.intents.Put(made.Name, made); err != nil {
+			if err := s.state.intents.Put(made.Name, *made); err != nil {
 				return "", err
 			}
-			return "", s.Checkpoints.Write(made.ID, checkpointOf(ask.Pod))
+			return "", s.checkpoints.Write(made.ID, checkpointOf(ask.Pod))
 		case errdefs.IsNotFound(err) && try < nameTries:
 			s.images.ForgetPause() // removed under our feet: look for it again
 		case errdefs.IsConflict(err) && try < nameTries:
@@ -170,13 +170,13 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 			case err != nil:
 				return "", err
 			case id != "":
-				return id, s.intents.Delete(made.Name)
+				return id, s.state.intents.Delete(made.Name)
 			case !free:
 				if id := s.twin(ctx, made.Name); id != "" {
-					return id, s.intents.Delete(made.Name)
+					return id, s.state.intents.Delete(made.Name)
 				}
 				made.Suffix = suffix
-				if err := s.intents.Put(made.Name, made); err != nil {
+				if err := s.state.intents.Put(made.Name, *made); err != nil {
 					return "", err
 				}
 			}
@@ -189,7 +189,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, ask todocker.
 // twin returns the ID of a sandbox that is up and has the name but for a suffix, ""
 // if there is none.
 func (s *Service) twin(ctx context.Context, name string) string {
-	pods, err := s.view.Sandboxes(ctx, nil)
+	pods, err := s.cache.Sandboxes(ctx, nil)
 	if err != nil {
 		return "" // it can be made as well
 	}
@@ -215,10 +215,10 @@ func (s *Service) conflict(ctx context.Context, docker *engine.Conn, name string
 	case !isSandbox(holder):
 		return "", false, fmt.Errorf("the name %s is taken by container %s, which is no sandbox: %w", name, holder.ID, errdefs.ErrAlreadyExists)
 	}
-	if _, err := s.view.Refresh(ctx, holder.ID); err != nil && !errdefs.IsNotFound(err) {
+	if _, err := s.cache.Refresh(ctx, holder.ID); err != nil && !errdefs.IsNotFound(err) {
 		return "", false, err
 	}
-	seen, err := s.view.Sandbox(ctx, holder.ID)
+	seen, err := s.cache.Sandbox(ctx, holder.ID)
 	switch {
 	case errdefs.IsNotFound(err): // removed meanwhile
 		return "", true, nil
@@ -245,10 +245,10 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 		return err
 	}
 	first := err
-	if err := errors.Join(docker.ForceRemove(ctx, made.ID), s.Checkpoints.Remove(made.ID)); err != nil {
+	if err := errors.Join(docker.ForceRemove(ctx, made.ID), s.checkpoints.Remove(made.ID)); err != nil {
 		return errors.Join(first, err)
 	}
-	s.view.Forget(made.ID)
+	s.cache.Forget(made.ID)
 	ask.OOMScore = 0
 	order, err := todocker.Sandbox(ask)
 	if err != nil {
@@ -261,7 +261,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, ask todocker.S
 		return errors.Join(first, err)
 	}
 	made.ID = created.ID
-	if err := errors.Join(s.intents.Put(made.Name, made), s.Checkpoints.Write(made.ID, checkpointOf(ask.Pod))); err != nil {
+	if err := errors.Join(s.state.intents.Put(made.Name, *made), s.checkpoints.Write(made.ID, checkpointOf(ask.Pod))); err != nil {
 		return err
 	}
 	if err := startContainer(ctx, docker, made.ID); err != nil {
@@ -294,7 +294,7 @@ func (s *Service) furnish(ctx context.Context, docker *engine.Conn, pod *runtime
 	var addrs []netip.Addr
 	switch {
 	case todocker.HostNetwork(pod):
-	case s.Bridge:
+	case s.bridge:
 		for _, n := range seen.NetworkSettings.Networks {
 			if addr, err := netip.ParseAddr(n.IPAddress); err == nil {
 				addrs = append(addrs, addr)
@@ -335,7 +335,7 @@ func (s *Service) attach(ctx context.Context, pod *runtimeapi.PodSandboxConfig, 
 	// From here on there may be something to take back, whether or not the
 	// plugins get as far as saying so.
 	made.Plan = &plan
-	if err := s.intents.Put(made.Name, made); err != nil {
+	if err := s.state.intents.Put(made.Name, *made); err != nil {
 		return nil, err
 	}
 	if _, err := s.network.Bind(made.ID, pid); err != nil {

@@ -17,12 +17,19 @@ import (
 	"berth/core/checkpoint"
 	"berth/core/engine"
 	"berth/core/kmutex"
-	"berth/core/state"
 	"berth/network"
 )
 
-// Config is what an operator can choose about sandboxes.
+// Config is what New needs. All fields but Bridge and Tmpfs are required.
 type Config struct {
+	Docker     *engine.Engine
+	Cache      *cache.Cache
+	Images     Images
+	Containers Containers
+	Network    Network
+	State      State
+	Log        *slog.Logger
+
 	// RunDir holds the files of pods, in pods/<sandbox ID>.
 	RunDir string
 	// Bridge leaves the networks of new pods to Docker's own bridge
@@ -47,15 +54,18 @@ type Tmpfs interface {
 // A Service does what the kubelet asks about pod sandboxes. What it remembers
 // are steps begun and not finished; those are in the journal too.
 type Service struct {
-	Config
 	docker     *engine.Engine
-	view       *cache.Cache
-	images     images
-	containers containers
+	cache      *cache.Cache
+	images     Images
+	containers Containers
 	network    Network
-	intents    *state.Bucket
-	updates    *state.Bucket
+	state      State
 	log        *slog.Logger
+
+	runDir      string
+	bridge      bool
+	checkpoints checkpoint.Dir
+	tmpfs       Tmpfs
 
 	turns kmutex.Mutex // by Docker name, but for a suffix
 
@@ -74,16 +84,16 @@ type failing struct {
 	since time.Time
 }
 
-// images is the part of the image room that a sandbox needs.
-type images interface {
+// Images is the part of package image that a sandbox needs.
+type Images interface {
 	// Pause returns the ID of the pause image.
 	Pause(ctx context.Context) (id string, err error)
 	// ForgetPause tells that the Engine did not have what Pause returned.
 	ForgetPause()
 }
 
-// containers is the part of the container room that a sandbox needs.
-type containers interface {
+// Containers is the part of package container that a sandbox needs.
+type Containers interface {
 	// Kill ends the container at once. One that does not run is no error.
 	Kill(ctx context.Context, id string) error
 	// Remove removes the container, running or not.
@@ -103,14 +113,14 @@ type Network interface {
 	GC(ctx context.Context, keep []string) error
 }
 
-// New returns a Service; none of its arguments may be nil.
-func New(cfg Config, docker *engine.Engine, view *cache.Cache, images images, containers containers, network Network,
-	intents, updates *state.Bucket, log *slog.Logger) *Service {
+// New returns a Service.
+func New(cfg Config) *Service {
 	return &Service{
-		Config: cfg, docker: docker, view: view, images: images, containers: containers, network: network,
-		intents: intents, updates: updates, log: log, left: make(chan struct{}, 1), patience: detachPatience, detaches: map[string]failing{},
+		docker: cfg.Docker, cache: cfg.Cache, images: cfg.Images, containers: cfg.Containers, network: cfg.Network,
+		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs,
+		left: make(chan struct{}, 1), patience: detachPatience, detaches: map[string]failing{},
 	}
 }
 
 // podDir is where the files of the sandbox id are.
-func (s *Service) podDir(id string) string { return Files(s.RunDir).dir(id) }
+func (s *Service) podDir(id string) string { return Files(s.runDir).dir(id) }

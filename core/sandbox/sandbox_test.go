@@ -185,7 +185,7 @@ type room struct {
 	view   *cache.Cache
 	dir    string
 	docker *engine.Engine
-	shelf  func(name string) *state.Bucket
+	state  sandbox.State
 	tmpfs  *fakeTmpfs
 	*sandbox.Service
 }
@@ -202,14 +202,10 @@ func newRoomOn(t *testing.T, connect func(*enginetest.Engine, testing.TB) *engin
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.shelf = func(name string) *state.Bucket {
-		s, err := notes.Bucket(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
+	if r.state, err = sandbox.OpenState(notes); err != nil {
+		t.Fatal(err)
 	}
-	r.view = cache.New(cache.Config{Network: r.cables, Failures: r.shelf("failures"), Updates: r.shelf("updates"), Logs: simple{}}, r.docker, slog.New(slog.DiscardHandler))
+	r.view = cache.New(cache.Config{Network: r.cables, SandboxUpdates: r.state.Updates, Logs: simple{}}, r.docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, r.view.Run)
 	r.serve(false)
 	enginetest.Until(t, "no view", func() bool { return r.view.Ready(t.Context()) == nil })
@@ -220,9 +216,9 @@ func newRoomOn(t *testing.T, connect func(*enginetest.Engine, testing.TB) *engin
 func (r *room) serve(bridge bool) {
 	next := simple{docker: r.client}
 	r.Service = sandbox.New(sandbox.Config{
-		RunDir: filepath.Join(r.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints")),
-		Tmpfs: r.tmpfs,
-	}, r.docker, r.view, next, next, r.cables, r.shelf("intents"), r.shelf("updates"), slog.New(slog.DiscardHandler))
+		Docker: r.docker, Cache: r.view, Images: next, Containers: next, Network: r.cables, State: r.state, Log: slog.New(slog.DiscardHandler),
+		RunDir: filepath.Join(r.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints")), Tmpfs: r.tmpfs,
+	})
 }
 
 // hasty connects to an Engine whose short calls have to be very short.
@@ -745,7 +741,7 @@ func TestCleansAroundWhatHangs(t *testing.T) {
 		"a pod": {begin: func(r *room) string { return r.run() }},
 		"a pod never finished": {begin: func(r *room) string {
 			id := r.run()
-			if err := r.shelf("intents").Put(nameOf, map[string]string{"Name": nameOf}); err != nil {
+			if err := r.PutIntent(nameOf); err != nil {
 				r.Fatal(err)
 			}
 			return id
@@ -875,13 +871,33 @@ func TestStopRefusedKeepsThePod(t *testing.T) {
 	r.clean("a removal")
 }
 
+// A sandbox of cri-dockerd that was removed with docker rm can leave nothing but its update.
+func TestGCRemovesUpdatesOfMissingSandboxes(t *testing.T) {
+	r := newRoom(t)
+	id := r.run()
+	missing := strings.Repeat("0f", 32)
+	for _, id := range []string{id, missing} {
+		if err := r.state.Updates.Put(id, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := r.state.Updates.Names(); err != nil || !slices.Equal(names, []string{id}) {
+		t.Errorf("sandboxes with updates = %q, %v, want %s", names, err, id)
+	}
+}
+
 // Giving up one pod's network may take long. No other pod waits for it.
 func TestForgettingANetworkKeepsNoOtherPodWaiting(t *testing.T) {
 	r := newRoom(t)
 	slow := slowForget{cables: r.cables, entered: make(chan struct{}), leave: make(chan struct{})}
 	next := simple{docker: r.client}
-	s := sandbox.New(sandbox.Config{RunDir: filepath.Join(r.dir, "run2"), Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints2"))},
-		r.docker, r.view, next, next, slow, r.shelf("intents"), r.shelf("updates"), slog.New(slog.DiscardHandler))
+	s := sandbox.New(sandbox.Config{
+		Docker: r.docker, Cache: r.view, Images: next, Containers: next, Network: slow, State: r.state, Log: slog.New(slog.DiscardHandler),
+		RunDir: filepath.Join(r.dir, "run2"), Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints2")),
+	})
 	s.SetPatience(0)
 	var ids []string
 	for _, name := range []string{"slow", "other"} {

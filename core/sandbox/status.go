@@ -13,12 +13,12 @@ import (
 // Status returns what there is to know about the sandbox id; of kind NotFound
 // if there is none.
 func (s *Service) Status(ctx context.Context, id string) (*cache.Sandbox, error) {
-	return s.view.Sandbox(ctx, id)
+	return s.cache.Sandbox(ctx, id)
 }
 
 // List returns the sandboxes that match filter; a nil filter matches all.
 func (s *Service) List(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
-	pods, err := s.view.Sandboxes(ctx, filter)
+	pods, err := s.cache.Sandboxes(ctx, filter)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.PodSandboxFilter)
 
 // Ready returns the sandbox id; of kind FailedPrecondition if it is not ready.
 func (s *Service) Ready(ctx context.Context, id string) (*cache.Sandbox, error) {
-	pod, err := s.view.Sandbox(ctx, id)
+	pod, err := s.cache.Sandbox(ctx, id)
 	if err == nil && pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
 		err = fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
 	}

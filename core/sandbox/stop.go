@@ -51,7 +51,7 @@ func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context
 	if err != nil {
 		return err
 	}
-	pod, err := s.view.Sandbox(ctx, id)
+	pod, err := s.cache.Sandbox(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -70,7 +70,7 @@ func (s *Service) inTurn(ctx context.Context, id string, do func(context.Context
 
 // stop does what Stop says; the turn is the caller's.
 func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
-	running, err := s.view.ContainersOf(ctx, pod.ID())
+	running, err := s.cache.ContainersOf(ctx, pod.ID())
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 	if !pod.Running {
 		return err // as the kubelet was told before: it stops, and then removes
 	}
-	if _, lookErr := s.view.Refresh(ctx, pod.ID()); lookErr != nil && !errdefs.IsNotFound(lookErr) {
+	if _, lookErr := s.cache.Refresh(ctx, pod.ID()); lookErr != nil && !errdefs.IsNotFound(lookErr) {
 		err = errors.Join(err, lookErr)
 	}
 	return err
@@ -158,14 +158,14 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		return err
 	}
 	if s.unfinished(pod) != nil {
-		if err := s.intents.Delete(names.Plain(pod.Name)); err != nil {
+		if err := s.state.intents.Delete(names.Plain(pod.Name)); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(s.removeFiles(pod.ID()), s.Checkpoints.Remove(pod.ID()), s.updates.Delete(pod.ID())); err != nil {
+	if err := errors.Join(s.removeFiles(pod.ID()), s.checkpoints.Remove(pod.ID()), s.state.Updates.Delete(pod.ID())); err != nil {
 		return err
 	}
-	s.view.Forget(pod.ID())
+	s.cache.Forget(pod.ID())
 	s.countDetach(pod.ID(), nil)
 	// One that was being created meanwhile: its CreateContainer finds no sandbox any
 	// more, or has been seen by now.
@@ -174,7 +174,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 
 // removeContainers removes all containers of a sandbox.
 func (s *Service) removeContainers(ctx context.Context, sandbox string) error {
-	inside, err := s.view.ContainersOf(ctx, sandbox)
+	inside, err := s.cache.ContainersOf(ctx, sandbox)
 	if err != nil {
 		return err
 	}

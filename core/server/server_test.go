@@ -98,21 +98,26 @@ func (h *daemon) start() {
 	log := slog.New(slog.DiscardHandler)
 	store, err := state.Open(filepath.Join(dir, "journal"))
 	h.must(err)
-	bucket := func(name string) *state.Bucket {
-		s, err := store.Bucket(name)
-		h.must(err)
-		return s
-	}
 	docker, err := engine.New(engine.Config{Host: h.engine.Host, Timeout: h.timeout, Metrics: h.registry}, log)
 	h.must(err)
-	output := logs.New(logs.CRI, docker, bucket("logs"), log)
-	failures, updates := bucket("failed-starts"), bucket("updates")
-	nodeCache := cache.New(cache.Config{Network: h.network, Failures: failures, Updates: updates, Logs: output, Metrics: h.registry}, docker, log)
+	positions, err := logs.OpenPositions(store)
+	h.must(err)
+	output := logs.New(logs.CRI, docker, positions, log)
+	pods, err := sandbox.OpenState(store)
+	h.must(err)
+	failures, err := containers.OpenFailedStarts(store)
+	h.must(err)
+	updates, err := containers.OpenUpdates(store)
+	h.must(err)
+	nodeCache := cache.New(cache.Config{Network: h.network, Failures: failures, ContainerUpdates: updates, SandboxUpdates: pods.Updates, Logs: output, Metrics: h.registry}, docker, log)
 	usage := stats.New(docker, nodeCache, log)
 	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, Written: usage.Written}, docker, log)
 	run := filepath.Join(dir, "run")
 	containerService := containers.New(docker, nodeCache, resolver{images}, output, sandbox.Files(run), failures, updates, premount.New(filepath.Join(run, "mounts")), log)
-	sandboxes := sandbox.New(sandbox.Config{RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints"))}, docker, nodeCache, images, containerService, h.network, bucket("sandboxes"), updates, log)
+	sandboxes := sandbox.New(sandbox.Config{
+		Docker: docker, Cache: nodeCache, Images: images, Containers: containerService, Network: h.network, State: pods, Log: log,
+		RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints")),
+	})
 	execs := exec.New(docker, nodeCache, nil, log)
 	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, execs)
 	h.must(err)

@@ -1,12 +1,13 @@
-// Package state keeps the little that changes after a container is created
-// and that neither its labels nor libcni's cache can hold: steps begun but not
-// finished, times of failed starts, positions in logs.
+// Package state stores the records that outlive the daemon and that Docker labels and
+// libcni's cache cannot hold: unfinished sandboxes, failed starts, changed resources,
+// positions in logs.
 //
-// It is one small file per object, replaced as a whole, on shelves by subject.
-// A file survives the death of the daemon at any moment. It is not synced to
-// the disk, for it is written on the path of every pod: when the machine loses
-// power the newest files may be lost, and everything that reads them lives
-// without (no pod runs after a power loss).
+// A Store is a directory of buckets. A Bucket[T] holds records of one type, one file per
+// key, and has one owner: the package that opens and writes it. A record is replaced as a whole
+// and survives the death of the daemon at any moment. It is not synced to the disk, because
+// it is written on the path of every pod: after a power loss the newest records may
+// be missing or torn, and a torn record reads as absent. Their owners tolerate both, since no
+// pod survives a power loss.
 package state
 
 import (
@@ -19,144 +20,188 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"berth/core/atomicfile"
 )
 
-// version is the directory that files of this form live in. Another form gets
-// another one, and reads the older.
+// version is the directory of the files in this format. Another format gets another
+// directory, and reads this one.
 const version = "v1"
 
-// A Store is a directory of shelves.
+// A Store is a directory of buckets.
 type Store struct {
 	dir string
 }
 
-// Open returns the journal in dir, which is made if need be.
+// Open returns the store in dir, which is created if it does not exist.
 func Open(dir string) (*Store, error) {
-	j := &Store{dir: filepath.Join(dir, version)}
-	if err := os.MkdirAll(j.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
+	s := &Store{dir: filepath.Join(dir, version)}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state: %w", err)
 	}
-	return j, nil
+	return s, nil
 }
 
-// Bucket returns the shelf called name, which is made if need be. What was being
-// saved there when a daemon died is thrown away, so nobody else may use it yet.
-func (j *Store) Bucket(name string) (*Bucket, error) {
-	dir := filepath.Join(j.dir, name)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") {
-			_ = os.Remove(filepath.Join(dir, e.Name())) // one that stays is overlooked
-		}
-	}
-	return &Bucket{dir: dir}, nil
-}
-
-// A Bucket holds one file per key. Writers of the same key do not disturb each
-// other, the last one wins; a reader never sees half a file.
-type Bucket struct {
-	dir string
-}
-
-// path returns the file of key. Keys that make no good file name (a container's
-// name may be longer than one can be) are hashed.
-func (s *Bucket) path(key string) string {
-	plain := len(key) > 0 && len(key) <= 128 && key[0] != '.' && !strings.ContainsAny(key, "/\x00")
-	if !plain {
-		sum := sha256.Sum256([]byte(key))
-		key = "sha256-" + hex.EncodeToString(sum[:])
-	}
-	return filepath.Join(s.dir, key)
-}
-
-// Save keeps data under key.
-func (s *Bucket) Save(key string, data []byte) error {
-	path := s.path(key)
-	temp, err := os.CreateTemp(s.dir, ".") // a name of its own for each writer, mode 0600
-	if err != nil {
-		return fmt.Errorf("journal: save %s: %w", path, cause(err))
-	}
-	_, err = temp.Write(data)
-	err = errors.Join(err, temp.Close())
-	if err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(temp.Name()) // on a full disk it would be in the way
-		return fmt.Errorf("journal: save %s: %w", path, cause(err))
-	}
-	return nil
-}
-
-// cause returns err without the name of a temporary file, which is another one each
-// time: a message that repeats must be the same.
-func cause(err error) error {
-	var path *fs.PathError
-	var link *os.LinkError
-	switch {
-	case errors.As(err, &path):
-		return path.Err
-	case errors.As(err, &link):
-		return link.Err
-	}
-	return err
-}
-
-// Load returns what is kept under key, and whether anything is.
-func (s *Bucket) Load(key string) ([]byte, bool) {
-	data, err := os.ReadFile(s.path(key))
-	return data, err == nil && len(data) > 0
-}
-
-// Delete forgets key; it need not be there.
-func (s *Bucket) Delete(key string) error {
-	path := s.path(key)
-	err := os.Remove(path)
+// MoveRecords moves the records of bucket from whose file content satisfies match to
+// bucket to, where they replace those with the same key. It is for records that an earlier
+// release kept in another bucket; call it before either bucket is opened.
+func (s *Store) MoveRecords(from, to string, match func(data []byte) bool) error {
+	source, target := filepath.Join(s.dir, from), filepath.Join(s.dir, to)
+	entries, err := os.ReadDir(source)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		// A read-only file system refuses to remove even what does not exist.
-		if _, statErr := os.Lstat(path); errors.Is(statErr, fs.ErrNotExist) {
-			return nil
+		return fmt.Errorf("state: %w", err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(source, e.Name())
+		data, err := os.ReadFile(path)
+		if err != nil || hidden(e) || !match(data) {
+			continue // an unreadable record counts as absent
 		}
-		return fmt.Errorf("journal: %w", err)
+		if err := os.MkdirAll(target, 0o700); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
+		if err := os.Rename(path, filepath.Join(target, e.Name())); err != nil {
+			return fmt.Errorf("state: %w", err)
+		}
 	}
 	return nil
 }
 
-// Put keeps v, as JSON, under key.
-func (s *Bucket) Put(key string, v any) error {
-	data, err := json.Marshal(v)
+// A Bucket holds values of type T, each under a key. Its methods can be called
+// concurrently: of several writers of a key the last one wins, and a reader never
+// sees a part of a record.
+type Bucket[T any] struct {
+	dir       string
+	marshal   func(T) ([]byte, error)
+	unmarshal func([]byte) (T, error)
+}
+
+// OpenBucket opens the bucket called name, whose records are the JSON of T. The bucket
+// is created if it does not exist. Temporary files of an interrupted Put are removed, so
+// nothing else may have the bucket open.
+func OpenBucket[T any](s *Store, name string) (*Bucket[T], error) {
+	dir, err := s.openDir(name)
 	if err != nil {
-		return fmt.Errorf("journal: %w", err)
+		return nil, err
 	}
-	return s.Save(key, data)
+	return &Bucket[T]{
+		dir:     dir,
+		marshal: func(v T) ([]byte, error) { return json.Marshal(v) },
+		unmarshal: func(data []byte) (v T, err error) {
+			err = json.Unmarshal(data, &v)
+			return v, err
+		},
+	}, nil
 }
 
-// Get reads into v what Put kept under key, and returns whether it could. A
-// torn or foreign file counts as absent.
-func (s *Bucket) Get(key string, v any) bool {
-	data, ok := s.Load(key)
-	return ok && json.Unmarshal(data, v) == nil
-}
-
-// Names returns the file names on the shelf, each good as a key for Get and
-// Delete.
-func (s *Bucket) Names() ([]string, error) {
-	entries, err := os.ReadDir(s.dir)
+// OpenProtoBucket is OpenBucket for a message type, in the JSON of protobuf. Fields that this
+// release does not know are ignored.
+func OpenProtoBucket[T proto.Message](s *Store, name string) (*Bucket[T], error) {
+	dir, err := s.openDir(name)
 	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
+		return nil, err
+	}
+	return &Bucket[T]{
+		dir:     dir,
+		marshal: func(v T) ([]byte, error) { return protojson.Marshal(v) },
+		unmarshal: func(data []byte) (T, error) {
+			var none T
+			v := none.ProtoReflect().New().Interface().(T)
+			return v, protojson.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(data, v)
+		},
+	}, nil
+}
+
+// openDir creates the directory of a bucket and removes temporary files from it.
+func (s *Store) openDir(name string) (string, error) {
+	dir := filepath.Join(s.dir, name)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("state: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("state: %w", err)
+	}
+	for _, e := range entries {
+		if hidden(e) {
+			_ = os.Remove(filepath.Join(dir, e.Name())) // if that fails, readers still ignore it
+		}
+	}
+	return dir, nil
+}
+
+// hidden reports whether e is a temporary file of atomicfile.Write.
+func hidden(e fs.DirEntry) bool { return strings.HasPrefix(e.Name(), ".") }
+
+// maxKeyLength is the length of the longest key that is its own file name. NAME_MAX is 255
+// bytes, and the name of a temporary file is longer than the key.
+const maxKeyLength = 128
+
+// path returns the file of key. A key that cannot be a file name is hashed: Docker names
+// of containers, for example, can be longer than NAME_MAX.
+func (b *Bucket[T]) path(key string) string {
+	plain := len(key) > 0 && len(key) <= maxKeyLength && key[0] != '.' && !strings.ContainsAny(key, "/\x00")
+	if !plain {
+		sum := sha256.Sum256([]byte(key))
+		key = "sha256-" + hex.EncodeToString(sum[:])
+	}
+	return filepath.Join(b.dir, key)
+}
+
+// Put stores v under key.
+func (b *Bucket[T]) Put(key string, v T) error {
+	data, err := b.marshal(v)
+	if err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	if err := atomicfile.Write(b.path(key), data); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+// Get returns the value under key, and false if there is none or it cannot be read. A nil
+// Bucket is empty.
+func (b *Bucket[T]) Get(key string) (T, bool) {
+	var none T
+	if b == nil {
+		return none, false
+	}
+	data, err := os.ReadFile(b.path(key))
+	if err != nil {
+		return none, false
+	}
+	v, err := b.unmarshal(data)
+	if err != nil {
+		return none, false
+	}
+	return v, true
+}
+
+// Delete removes the value under key. A key that does not exist is no error.
+func (b *Bucket[T]) Delete(key string) error {
+	if err := atomicfile.Remove(b.path(key)); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	return nil
+}
+
+// Names returns the file names of all records, also of those that cannot be read. Each is
+// valid as a key for Get and Delete; it differs from the key of Put if that was hashed.
+func (b *Bucket[T]) Names() ([]string, error) {
+	entries, err := os.ReadDir(b.dir)
+	if err != nil {
+		return nil, fmt.Errorf("state: %w", err)
 	}
 	var names []string
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".") {
+		if !hidden(e) {
 			names = append(names, e.Name())
 		}
 	}

@@ -1,156 +1,205 @@
 package state_test
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/state"
 )
 
-func shelf(t *testing.T) (*state.Bucket, string) {
+type record struct{ Name string }
+
+// newBucket returns a bucket and its directory.
+func newBucket(t *testing.T) (*state.Bucket[record], string) {
 	t.Helper()
 	dir := t.TempDir()
-	j, err := state.Open(dir)
+	s, err := state.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := j.Bucket("pods")
+	b, err := state.OpenBucket[record](s, "pods")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, filepath.Join(dir, "v1", "pods")
+	return b, filepath.Join(dir, "v1", "pods")
 }
 
-func TestRoundTrip(t *testing.T) {
-	type note struct{ Name string }
-	s, _ := shelf(t)
+func TestRecordsOfAnyKeyRoundTrip(t *testing.T) {
+	b, _ := newBucket(t)
 	keys := []string{"short", strings.Repeat("long", 100), "a/b", ".hidden", ""}
 	for _, key := range keys {
-		if err := s.Put(key, note{key}); err != nil {
+		if err := b.Put(key, record{key}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	names, err := s.Names()
+	names, err := b.Names()
 	if err != nil || len(names) != len(keys) {
 		t.Errorf("Names() = %q, %v; want %d", names, err, len(keys))
 	}
-	var seen []string
+	var byName []string
 	for _, name := range names {
-		var got note
-		if !s.Get(name, &got) {
-			t.Errorf("nothing under %q", name)
+		got, ok := b.Get(name)
+		if !ok {
+			t.Errorf("no record with the name %q", name)
 		}
-		seen = append(seen, got.Name)
+		byName = append(byName, got.Name)
 	}
 	for _, key := range keys {
-		var got note
-		if !s.Get(key, &got) || got.Name != key || !slices.Contains(seen, key) {
+		if got, ok := b.Get(key); !ok || got.Name != key || !slices.Contains(byName, key) {
 			t.Errorf("got %+v for %q", got, key)
 		}
-		if err := s.Delete(key); err != nil {
+		if err := b.Delete(key); err != nil {
 			t.Error(err)
 		}
-		if s.Get(key, &got) {
-			t.Errorf("%q is still there", key)
+		if _, ok := b.Get(key); ok {
+			t.Errorf("%q exists after Delete", key)
 		}
-		if err := s.Delete(key); err != nil {
-			t.Errorf("deleting twice: %v", err)
+		if err := b.Delete(key); err != nil {
+			t.Errorf("second Delete: %v", err)
 		}
 	}
 }
 
-func TestATornFileCountsAsAbsent(t *testing.T) {
-	s, dir := shelf(t)
-	for name, text := range map[string]string{"empty": "", "torn": `{"Name":"we`, ".torn": "x"} {
+func TestProtoBucketIgnoresUnknownFieldsAndTornRecords(t *testing.T) {
+	dir := t.TempDir()
+	s, err := state.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits, err := state.OpenProtoBucket[*runtimeapi.LinuxContainerResources](s, "limits")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := limits.Put("put", &runtimeapi.LinuxContainerResources{CpuShares: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := limits.Get("put"); !ok || got.GetCpuShares() != 7 {
+		t.Errorf("got %v, %t, want 7", got, ok)
+	}
+	for name, text := range map[string]string{"later": `{"cpuShares":"5","new":{}}`, "empty": "", "torn": `{"cpuShares":"5`} {
+		if err := os.WriteFile(filepath.Join(dir, "v1", "limits", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, ok := limits.Get("later"); !ok || got.GetCpuShares() != 5 {
+		t.Errorf("got %v, %t, want 5", got, ok)
+	}
+	for _, key := range []string{"empty", "torn", "missing"} {
+		if got, ok := limits.Get(key); ok || got != nil {
+			t.Errorf("%s: got %v, %t, want none", key, got, ok)
+		}
+	}
+}
+
+func TestTornRecordReadsAsAbsent(t *testing.T) {
+	b, dir := newBucket(t)
+	for name, text := range map[string]string{"empty": "", "torn": `{"Name":"we`, "of another type": `{"Name":["web"]}`, ".torn": "x"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range []string{"empty", "torn"} {
-		var v struct{ Name string }
-		if s.Get(name, &v) {
-			t.Errorf("%s was read as %+v", name, v)
+	for _, name := range []string{"empty", "torn", "of another type"} {
+		if got, ok := b.Get(name); ok || got != (record{}) {
+			t.Errorf("%s: got %+v, %t, want none", name, got, ok)
 		}
 	}
-	if names, _ := s.Names(); len(names) != 2 {
-		t.Errorf("Names() = %q, want the two whole names", names)
+	if names, _ := b.Names(); len(names) != 3 {
+		t.Errorf("Names() = %q, want all but the hidden one", names)
 	}
 }
 
-// What was being saved when a daemon died does not stay for ever, nor what could
-// not be saved.
-func TestNothingHalfSavedStays(t *testing.T) {
-	s, dir := shelf(t)
-	if err := os.MkdirAll(filepath.Join(dir, "taken", "by a directory"), 0o700); err != nil {
-		t.Fatal(err)
+func TestNilBucketIsEmpty(t *testing.T) {
+	var b *state.Bucket[record]
+	if got, ok := b.Get("key"); ok {
+		t.Errorf("got %+v", got)
 	}
-	if err := s.Put("taken", 1); err == nil {
-		t.Error("no error")
-	}
-	hidden := func() []string {
-		names, err := filepath.Glob(filepath.Join(dir, ".*"))
-		if err != nil {
+}
+
+func TestOpenBucketRemovesTempFilesOfInterruptedPuts(t *testing.T) {
+	_, dir := newBucket(t)
+	for _, name := range []string{".torn", ".key.123"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return names
 	}
-	if left := hidden(); len(left) > 0 {
-		t.Errorf("after a failure there is %q", left)
-	}
-	if err := os.WriteFile(filepath.Join(dir, ".torn"), []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	j, err := state.Open(filepath.Dir(filepath.Dir(dir)))
+	s, err := state.Open(filepath.Dir(filepath.Dir(dir)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := j.Bucket("pods"); err != nil {
+	if _, err := state.OpenBucket[record](s, "pods"); err != nil {
 		t.Fatal(err)
 	}
-	if left := hidden(); len(left) > 0 {
-		t.Errorf("after the next start there is %q", left)
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
 	}
 }
 
-// Writers of one key do not disturb each other: each save succeeds, and a reader
-// sees one of them whole.
-func TestWritersOfOneKeyDoNotTearIt(t *testing.T) {
-	s, _ := shelf(t)
-	texts := [][]byte{bytes.Repeat([]byte("a"), 9000), bytes.Repeat([]byte("b"), 100), bytes.Repeat([]byte("c"), 30000)}
-	var writers sync.WaitGroup
-	for _, text := range texts {
-		writers.Go(func() {
-			for range 300 {
-				if err := s.Save("key", text); err != nil {
-					t.Error(err)
-				}
-			}
-		})
+func TestFailedPutLeavesNoTempFile(t *testing.T) {
+	b, dir := newBucket(t)
+	if err := os.MkdirAll(filepath.Join(dir, "taken", "by a directory"), 0o700); err != nil {
+		t.Fatal(err)
 	}
-	writers.Go(func() {
-		for range 1000 {
-			if got, ok := s.Load("key"); ok && !slices.ContainsFunc(texts, func(text []byte) bool { return bytes.Equal(text, got) }) {
-				t.Errorf("read %d bytes that nobody has saved so", len(got))
-			}
+	if err := b.Put("taken", record{}); err == nil {
+		t.Error("no error")
+	}
+	if left, err := filepath.Glob(filepath.Join(dir, ".*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}
+
+func TestMoveRecordsReplacesAndKeepsOthers(t *testing.T) {
+	dir := t.TempDir()
+	s, err := state.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	isNew := func(data []byte) bool { return strings.Contains(string(data), "new") }
+	if err := s.MoveRecords("old", "pods", isNew); err != nil {
+		t.Errorf("without a bucket: %v", err)
+	}
+	old, err := state.OpenBucket[record](s, "old")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods, err := state.OpenBucket[record](s, "pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("long", 100)
+	for key, name := range map[string]string{"a": "new a", "b": "b", long: "new long"} {
+		if err := old.Put(key, record{name}); err != nil {
+			t.Fatal(err)
 		}
-	})
-	writers.Wait()
+	}
+	if err := pods.Put("a", record{"earlier a"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.MoveRecords("old", "pods", isNew); err != nil {
+		t.Fatal(err)
+	}
+	for key, want := range map[string]string{"a": "new a", "b": "", long: "new long"} {
+		if got, _ := pods.Get(key); got.Name != want {
+			t.Errorf("%.8s: got %q, want %q", key, got.Name, want)
+		}
+	}
+	if names, err := old.Names(); err != nil || !slices.Equal(names, []string{"b"}) {
+		t.Errorf("left in the old bucket: %q, %v, want b", names, err)
+	}
 }
 
-func TestDeleteSucceedsOnAReadOnlyDiskWithoutTheKey(t *testing.T) {
-	s, dir := shelf(t)
-	if err := unix.Mount("journal", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
-		t.Skip("needs a root that may mount:", err)
+func TestDeleteOfMissingKeyOnReadOnlyFileSystem(t *testing.T) {
+	b, dir := newBucket(t)
+	if err := unix.Mount("state", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+		t.Skip("mount needs privileges:", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	if err := s.Delete("key"); err != nil {
-		t.Errorf("Delete of what is not there: %v", err)
+	if err := b.Delete("key"); err != nil {
+		t.Error(err)
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/labels"
 	containernames "berth/core/names"
-	"berth/core/state"
 )
 
 type attached struct{}
@@ -48,12 +47,8 @@ func scraped(t *testing.T, pods int) *Service {
 	t.Helper()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
-	notes, err := state.Open(t.TempDir())
-	must(t, err)
-	shelf, err := notes.Bucket("any")
-	must(t, err)
 	docker := e.Connect(t)
-	seen := cache.New(cache.Config{Network: attached{}, Failures: shelf, Updates: shelf, Logs: attached{}}, docker, slog.New(slog.DiscardHandler))
+	seen := cache.New(cache.Config{Network: attached{}, Logs: attached{}}, docker, slog.New(slog.DiscardHandler))
 	enginetest.Background(t, seen.Run)
 	client := e.Client(t)
 	run := func(name containernames.Name, said labels.Set) string {
