@@ -2,6 +2,7 @@
 // keep imports pointing down this list, never up and never sideways.
 //
 //	cmd/berthd                        commands, flags, wiring, signals
+//	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //	core/sandbox    core/container    services, one subject of the CRI each;
 //	core/image      core/exec         they never import each other

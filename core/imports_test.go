@@ -27,6 +27,7 @@ var layers = [][]string{
 	{"core/cache", "core/securityprofile"},
 	{"core/sandbox", "core/container", "core/image", "core/exec", "core/logs", "core/stats"},
 	{"core/server"},
+	{"core/daemon"},
 	{"cmd/berthd"},
 }
 

@@ -1,45 +1,39 @@
 package main
 
 import (
+	"bytes"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"berth/core/state"
+	"berth/streaming"
 )
 
-// On a node without plugins nothing is missing; what they did before is still
-// taken back.
-func TestPodNetworkWithoutPlugins(t *testing.T) {
-	dir := t.TempDir()
-	notes, err := state.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	node, err := state.OpenBucket[string](notes, "node")
-	if err != nil {
-		t.Fatal(err)
-	}
-	pods := podNetwork(Config{NetworkPlugin: noCNI, CNIConfDir: filepath.Join(dir, "none"), CNICacheDir: filepath.Join(dir, "cache"), RunDir: filepath.Join(dir, "run")},
-		node, slog.New(slog.DiscardHandler))
-	if err := pods.Status(t.Context()); err != nil {
-		t.Errorf("status: %v", err)
-	}
-	if ids := append(pods.Bound(), pods.Attached()...); len(ids) > 0 {
-		t.Errorf("there are pods: %v", ids)
-	}
-	if err := pods.Detach(t.Context(), nil, strings.Repeat("f", 64)); err != nil {
-		t.Errorf("detach: %v", err)
+// Network agents look into /var/run/netns. Two daemons on a node must not share it, because each
+// removes the namespaces that it does not know.
+func TestOnlyTheDefaultRunDirUsesTheSharedNetNSDir(t *testing.T) {
+	for run, want := range map[string]string{"/run/berth": "/var/run/netns", "/run/other": ""} {
+		if got := netnsDir(run); got != want {
+			t.Errorf("with run-dir %s: got %q, want %q", run, got, want)
+		}
 	}
 }
 
-// Agents of networks see what is in /var/run/netns; two daemons on a node must
-// not share it, for what one does not know it takes down.
-func TestWhereNetworkNamespacesAre(t *testing.T) {
-	for run, want := range map[string]string{"/run/berth": "/var/run/netns", "/run/other": ""} {
-		if got := netnsDir(Config{RunDir: run}); got != want {
-			t.Errorf("with run-dir %s: got %q, want %q", run, got, want)
+func TestWarnsOfStreamsWithoutTLSAndOfOpenMetrics(t *testing.T) {
+	for addr, want := range map[string]bool{"": false, "127.0.0.1": false, "127.0.0.1:0": false, "0.0.0.0": true, "0.0.0.0:0": true, "[::1]:0": false} {
+		var out bytes.Buffer
+		log := slog.New(slog.NewTextHandler(&out, nil))
+		warnOfOpenAddresses(Config{StreamingAddr: addr, MetricsAddr: addr}, log)
+		if got := strings.Contains(out.String(), "without TLS"); got != want {
+			t.Errorf("streams at %q: %s", addr, &out)
+		}
+		if got := strings.Contains(out.String(), "without authentication"); got != want {
+			t.Errorf("metrics at %q: %s", addr, &out)
+		}
+		out.Reset()
+		warnOfOpenAddresses(Config{StreamingAddr: addr, StreamingTLS: streaming.KeyPair{Cert: "c", Key: "k"}}, log)
+		if out.Len() > 0 {
+			t.Errorf("streams with TLS at %q: %s", addr, &out)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func FuzzServer(f *testing.F) {
 }
 
 // scrambled makes one call with a message that makes little sense.
-func (h *daemon) scrambled(random *rand.Rand, words []string, wire []byte) {
+func (h *testDaemon) scrambled(random *rand.Rand, words []string, wire []byte) {
 	h.Helper()
 	service := reflect.ValueOf(h.runtime)
 	if random.IntN(4) == 0 {

@@ -38,7 +38,7 @@ var subjects atomic.Int64
 
 // subject creates objects that no call has used yet. It needs an Engine that responds,
 // so tests call it before hurry.
-func (h *daemon) subject() (s subject) {
+func (h *testDaemon) subject() (s subject) {
 	h.Helper()
 	n := subjects.Add(1)
 	s = subject{pod: h.pod(fmt.Sprintf("hang%d", n)), image: &runtimeapi.ImageSpec{Image: fmt.Sprintf("registry.test/hang:%d", n)}}
@@ -54,7 +54,7 @@ func (h *daemon) subject() (s subject) {
 
 // hurry restarts the daemon with hangTimeout. On a busy machine a healthy Engine may
 // exceed it as well, so tests create their objects before.
-func (h *daemon) hurry() {
+func (h *testDaemon) hurry() {
 	h.Helper()
 	h.stop()
 	h.timeout = hangTimeout
@@ -62,70 +62,70 @@ func (h *daemon) hurry() {
 }
 
 // requests holds a request for each method that may depend on Docker.
-var requests = map[string]func(h *daemon, s subject) any{
-	"RunPodSandbox": func(h *daemon, s subject) any {
+var requests = map[string]func(h *testDaemon, s subject) any{
+	"RunPodSandbox": func(h *testDaemon, s subject) any {
 		return &runtimeapi.RunPodSandboxRequest{Config: h.pod(s.pod.GetMetadata().GetName() + "-more")}
 	},
-	"StopPodSandbox":   func(_ *daemon, s subject) any { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox} },
-	"RemovePodSandbox": func(_ *daemon, s subject) any { return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox} },
-	"PodSandboxStatus": func(_ *daemon, s subject) any {
+	"StopPodSandbox":   func(_ *testDaemon, s subject) any { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox} },
+	"RemovePodSandbox": func(_ *testDaemon, s subject) any { return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox} },
+	"PodSandboxStatus": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.sandbox, Verbose: true}
 	},
-	"ListPodSandbox": func(*daemon, subject) any { return &runtimeapi.ListPodSandboxRequest{} },
-	"CreateContainer": func(_ *daemon, s subject) any {
+	"ListPodSandbox": func(*testDaemon, subject) any { return &runtimeapi.ListPodSandboxRequest{} },
+	"CreateContainer": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.CreateContainerRequest{PodSandboxId: s.sandbox, Config: command("e", "sleep", "1000"), SandboxConfig: s.pod}
 	},
-	"StartContainer": func(_ *daemon, s subject) any { return &runtimeapi.StartContainerRequest{ContainerId: s.unstarted} },
-	"StopContainer": func(_ *daemon, s subject) any {
+	"StartContainer": func(_ *testDaemon, s subject) any { return &runtimeapi.StartContainerRequest{ContainerId: s.unstarted} },
+	"StopContainer": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.StopContainerRequest{ContainerId: s.running, Timeout: 1}
 	},
-	"RemoveContainer": func(_ *daemon, s subject) any { return &runtimeapi.RemoveContainerRequest{ContainerId: s.running} },
-	"ContainerStatus": func(_ *daemon, s subject) any {
+	"RemoveContainer": func(_ *testDaemon, s subject) any { return &runtimeapi.RemoveContainerRequest{ContainerId: s.running} },
+	"ContainerStatus": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.ContainerStatusRequest{ContainerId: s.running, Verbose: true}
 	},
-	"ListContainers": func(*daemon, subject) any { return &runtimeapi.ListContainersRequest{} },
-	"UpdateContainerResources": func(_ *daemon, s subject) any {
+	"ListContainers": func(*testDaemon, subject) any { return &runtimeapi.ListContainersRequest{} },
+	"UpdateContainerResources": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.UpdateContainerResourcesRequest{ContainerId: s.unstarted, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 100}}
 	},
-	"UpdatePodSandboxResources": func(_ *daemon, s subject) any {
+	"UpdatePodSandboxResources": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: s.sandbox}
 	},
-	"ReopenContainerLog": func(_ *daemon, s subject) any { return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running} },
-	"ExecSync": func(_ *daemon, s subject) any {
+	"ReopenContainerLog": func(_ *testDaemon, s subject) any { return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running} },
+	"ExecSync": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.ExecSyncRequest{ContainerId: s.running, Cmd: []string{"true"}, Timeout: 15}
 	},
-	"Exec": func(_ *daemon, s subject) any {
+	"Exec": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.ExecRequest{ContainerId: s.running, Cmd: []string{"true"}, Stdout: true}
 	},
-	"Attach":              func(_ *daemon, s subject) any { return &runtimeapi.AttachRequest{ContainerId: s.running, Stdout: true} },
-	"PortForward":         func(_ *daemon, s subject) any { return &runtimeapi.PortForwardRequest{PodSandboxId: s.sandbox} },
-	"ContainerStats":      func(_ *daemon, s subject) any { return &runtimeapi.ContainerStatsRequest{ContainerId: s.running} },
-	"ListContainerStats":  func(*daemon, subject) any { return &runtimeapi.ListContainerStatsRequest{} },
-	"PodSandboxStats":     func(_ *daemon, s subject) any { return &runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.sandbox} },
-	"ListPodSandboxStats": func(*daemon, subject) any { return &runtimeapi.ListPodSandboxStatsRequest{} },
-	"ListPodSandboxMetrics": func(*daemon, subject) any {
+	"Attach":              func(_ *testDaemon, s subject) any { return &runtimeapi.AttachRequest{ContainerId: s.running, Stdout: true} },
+	"PortForward":         func(_ *testDaemon, s subject) any { return &runtimeapi.PortForwardRequest{PodSandboxId: s.sandbox} },
+	"ContainerStats":      func(_ *testDaemon, s subject) any { return &runtimeapi.ContainerStatsRequest{ContainerId: s.running} },
+	"ListContainerStats":  func(*testDaemon, subject) any { return &runtimeapi.ListContainerStatsRequest{} },
+	"PodSandboxStats":     func(_ *testDaemon, s subject) any { return &runtimeapi.PodSandboxStatsRequest{PodSandboxId: s.sandbox} },
+	"ListPodSandboxStats": func(*testDaemon, subject) any { return &runtimeapi.ListPodSandboxStatsRequest{} },
+	"ListPodSandboxMetrics": func(*testDaemon, subject) any {
 		return &runtimeapi.ListPodSandboxMetricsRequest{}
 	},
-	"PullImage":  func(_ *daemon, s subject) any { return &runtimeapi.PullImageRequest{Image: s.image} },
-	"ListImages": func(*daemon, subject) any { return &runtimeapi.ListImagesRequest{} },
-	"ImageStatus": func(*daemon, subject) any {
+	"PullImage":  func(_ *testDaemon, s subject) any { return &runtimeapi.PullImageRequest{Image: s.image} },
+	"ListImages": func(*testDaemon, subject) any { return &runtimeapi.ListImagesRequest{} },
+	"ImageStatus": func(*testDaemon, subject) any {
 		return &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: busybox}, Verbose: true}
 	},
-	"RemoveImage": func(_ *daemon, s subject) any { return &runtimeapi.RemoveImageRequest{Image: s.image} },
-	"ImageFsInfo": func(*daemon, subject) any { return &runtimeapi.ImageFsInfoRequest{} },
+	"RemoveImage": func(_ *testDaemon, s subject) any { return &runtimeapi.RemoveImageRequest{Image: s.image} },
+	"ImageFsInfo": func(*testDaemon, subject) any { return &runtimeapi.ImageFsInfoRequest{} },
 }
 
 // alone are the calls for which Docker need not be there once it has been.
-var alone = map[string]func(h *daemon, s subject) any{
-	"Version":               func(*daemon, subject) any { return &runtimeapi.VersionRequest{} },
-	"Status":                func(*daemon, subject) any { return &runtimeapi.StatusRequest{Verbose: true} },
-	"RuntimeConfig":         func(*daemon, subject) any { return &runtimeapi.RuntimeConfigRequest{} },
-	"UpdateRuntimeConfig":   func(*daemon, subject) any { return &runtimeapi.UpdateRuntimeConfigRequest{} },
-	"ListMetricDescriptors": func(*daemon, subject) any { return &runtimeapi.ListMetricDescriptorsRequest{} },
+var alone = map[string]func(h *testDaemon, s subject) any{
+	"Version":               func(*testDaemon, subject) any { return &runtimeapi.VersionRequest{} },
+	"Status":                func(*testDaemon, subject) any { return &runtimeapi.StatusRequest{Verbose: true} },
+	"RuntimeConfig":         func(*testDaemon, subject) any { return &runtimeapi.RuntimeConfigRequest{} },
+	"UpdateRuntimeConfig":   func(*testDaemon, subject) any { return &runtimeapi.UpdateRuntimeConfigRequest{} },
+	"ListMetricDescriptors": func(*testDaemon, subject) any { return &runtimeapi.ListMetricDescriptorsRequest{} },
 }
 
 // call makes a CRI call.
-func (h *daemon) call(name string, request any) (code codes.Code, took time.Duration, err error) {
+func (h *testDaemon) call(name string, request any) (code codes.Code, took time.Duration, err error) {
 	h.Helper()
 	return h.callWithin(2*callTimeout, name, request)
 }
@@ -137,7 +137,7 @@ func mayOutlastCaller(name string, routes []string) bool {
 }
 
 // callWithin makes a call that has a deadline.
-func (h *daemon) callWithin(timeout time.Duration, name string, request any) (code codes.Code, took time.Duration, err error) {
+func (h *testDaemon) callWithin(timeout time.Duration, name string, request any) (code codes.Code, took time.Duration, err error) {
 	h.Helper()
 	method := reflect.ValueOf(h.runtime).MethodByName(name)
 	if !method.IsValid() {

@@ -29,7 +29,7 @@ const (
 var scale = flag.Int("scale", 100, "how many `pods` TestScale has")
 
 // crowded is a container with as much to it as those that a kubelet orders.
-func (h *daemon) crowded() *runtimeapi.ContainerConfig {
+func (h *testDaemon) crowded() *runtimeapi.ContainerConfig {
 	c := command("c", "sleep", "1000000")
 	c.Labels, c.Annotations = map[string]string{}, map[string]string{}
 	for _, word := range []string{"container.name", "pod.name", "pod.namespace", "pod.uid"} {
@@ -46,7 +46,7 @@ func (h *daemon) crowded() *runtimeapi.ContainerConfig {
 }
 
 // runPods sets up pods of one container from number begin to end.
-func (h *daemon) runPods(begin, end int) {
+func (h *testDaemon) runPods(begin, end int) {
 	h.Helper()
 	var g errgroup.Group
 	g.SetLimit(8)
@@ -59,9 +59,13 @@ func (h *daemon) runPods(begin, end int) {
 	h.must(g.Wait())
 }
 
+// maxIdleGoroutines bounds the goroutines of a daemon without pods: one per background loop and a few for
+// connections.
+const maxIdleGoroutines = 35
+
 // relist makes the calls that a kubelet makes every second, and those for the status of
 // every pod and container if whole is set. It returns the number of containers.
-func (h *daemon) relist(whole bool) int {
+func (h *testDaemon) relist(whole bool) int {
 	h.Helper()
 	pods, err := h.runtime.ListPodSandbox(h.Context(), &runtimeapi.ListPodSandboxRequest{})
 	h.must(err)
@@ -97,7 +101,7 @@ func ownGoroutines() (stacks []string) {
 }
 
 // waitGoroutines waits until the daemon has at most that many goroutines.
-func (h *daemon) waitGoroutines(most int, when string) {
+func (h *testDaemon) waitGoroutines(most int, when string) {
 	h.Helper()
 	for range 500 {
 		if len(ownGoroutines()) <= most {
@@ -124,7 +128,7 @@ func heap() int64 {
 func TestCostOfAListGrowsNoFasterThanItsPods(t *testing.T) {
 	pods := *scale
 	h := newDaemon(t)
-	h.waitGoroutines(20, "on an empty node")
+	h.waitGoroutines(maxIdleGoroutines, "on an empty node")
 	empty := len(ownGoroutines())
 	few := pods / 5
 	h.runPods(0, few)
@@ -162,7 +166,7 @@ func TestCostOfAListGrowsNoFasterThanItsPods(t *testing.T) {
 }
 
 // restart restarts the daemon and waits until it knows all pods.
-func (h *daemon) restart(pods int) {
+func (h *testDaemon) restart(pods int) {
 	h.Helper()
 	empty := len(ownGoroutines())
 	h.stop()
@@ -176,7 +180,7 @@ func TestProbesLeaveNothingBehind(t *testing.T) {
 	h := newDaemon(t)
 	_, id, err := h.runPod(h.pod("web"), command("c", "sleep", "1000000"))
 	h.must(err)
-	h.waitGoroutines(20, "with one pod")
+	h.waitGoroutines(maxIdleGoroutines, "with one pod")
 	before := len(ownGoroutines())
 	var g errgroup.Group
 	g.SetLimit(10)
@@ -217,7 +221,7 @@ func BenchmarkScale(b *testing.B) {
 }
 
 // largePod makes a sandbox and a container of it in the Engine, without the daemon.
-func (h *daemon) largePod(name string, ofPod, ofContainer map[string]string) {
+func (h *testDaemon) largePod(name string, ofPod, ofContainer map[string]string) {
 	h.Helper()
 	docker := h.engine.Client(h)
 	create := func(name names.Name, set labels.Set) string {

@@ -29,22 +29,12 @@ import (
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/cache"
-	"berth/core/checkpoint"
-	containers "berth/core/container"
-	"berth/core/engine"
+	"berth/core/daemon"
 	"berth/core/engine/enginetest"
-	"berth/core/exec"
-	"berth/core/image"
 	"berth/core/logs"
-	"berth/core/premount"
-	"berth/core/sandbox"
 	"berth/core/server"
-	"berth/core/state"
-	"berth/core/stats"
 	"berth/core/testmain"
 	"berth/network"
-	"berth/streaming"
 )
 
 const busybox = "busybox:1"
@@ -62,8 +52,8 @@ func TestMain(m *testing.M) {
 // detector.
 const responseLimit = 3 << 20
 
-// A daemon is berthd without its command line, on a fake Engine and with a fake network.
-type daemon struct {
+// A testDaemon is berthd without its command line, on a fake Engine and with a fake network.
+type testDaemon struct {
 	testing.TB
 	engine   *enginetest.Engine
 	network  *fakeNetwork
@@ -76,14 +66,14 @@ type daemon struct {
 }
 
 // newDaemon starts a daemon on a fake Engine of its own.
-func newDaemon(t testing.TB, options ...enginetest.Option) *daemon {
+func newDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "berth") // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &daemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &testDaemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	t.Cleanup(func() { h.stop() })
 	h.start()
@@ -91,59 +81,28 @@ func newDaemon(t testing.TB, options ...enginetest.Option) *daemon {
 }
 
 // start starts the daemon with the state of the one before.
-func (h *daemon) start() {
+func (h *testDaemon) start() {
 	h.Helper()
 	dir := h.dir
 	h.registry = prometheus.NewPedanticRegistry()
-	log := slog.New(slog.DiscardHandler)
-	store, err := state.Open(filepath.Join(dir, "journal"))
+	root := filepath.Join(dir, "root")
+	d, err := daemon.New(daemon.Config{
+		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.CRI,
+		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry,
+	}, slog.New(slog.DiscardHandler))
 	h.must(err)
-	docker, err := engine.New(engine.Config{Host: h.engine.Host, Timeout: h.timeout, Metrics: h.registry}, log)
-	h.must(err)
-	positions, err := logs.OpenPositions(store)
-	h.must(err)
-	output := logs.New(logs.CRI, docker, positions, log)
-	pods, err := sandbox.OpenState(store)
-	h.must(err)
-	failures, err := containers.OpenFailedStarts(store)
-	h.must(err)
-	updates, err := containers.OpenUpdates(store)
-	h.must(err)
-	nodeCache := cache.New(cache.Config{Network: h.network, Failures: failures, ContainerUpdates: updates, SandboxUpdates: pods.Updates, Logs: output, Metrics: h.registry}, docker, log)
-	usage := stats.New(docker, nodeCache, log)
-	images := image.New(image.Config{PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, Written: usage.Written}, docker, log)
-	run := filepath.Join(dir, "run")
-	containerService := containers.New(docker, nodeCache, resolver{images}, output, sandbox.Files(run), failures, updates, premount.New(filepath.Join(run, "mounts")), log)
-	sandboxes := sandbox.New(sandbox.Config{
-		Docker: docker, Cache: nodeCache, Images: images, Containers: containerService, Network: h.network, State: pods, Log: log,
-		RunDir: run, Checkpoints: checkpoint.Dir(filepath.Join(dir, "checkpoints")),
-	})
-	execs := exec.New(docker, nodeCache, nil, log)
-	streams, err := streaming.Listen("127.0.0.1:0", streaming.KeyPair{}, execs)
-	h.must(err)
-	srv := server.New(server.Services{
-		Engine: docker, Cache: nodeCache, Sandboxes: sandboxes, Containers: containerService, Images: images,
-		Execs: execs, Stats: usage, Streams: streams, Network: h.network,
-	}, server.Info{Metrics: h.registry}, log)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
 	h.must(err)
-
 	ctx, cancel := context.WithCancel(context.WithoutCancel(h.Context()))
-	h.must(errors.Join(output.Export(h.registry), usage.Export(ctx, h.registry)))
-	g, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{
-		docker.Run, nodeCache.Run, images.Run, images.RunGC, sandboxes.RunGC, containerService.RunGC, output.Run, streams.Run,
-		func(ctx context.Context) error { return srv.Serve(ctx, l) },
-	} {
-		g.Go(func() error { return run(ctx) })
-	}
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx, l) }()
 	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as a kubelet's
 	h.must(err)
 	h.stop = sync.OnceFunc(func() {
 		conn.Close()
 		cancel()
-		if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		if err := <-done; err != nil {
 			h.Error(err)
 		}
 	})
@@ -151,26 +110,19 @@ func (h *daemon) start() {
 	h.until("not ready", func() bool { return h.ready() })
 }
 
-type resolver struct{ *image.Service }
-
-func (r resolver) Resolve(ctx context.Context, ref, userRef string) (containers.Image, error) {
-	found, err := r.Service.Resolve(ctx, ref, userRef)
-	return containers.Image(found), err
-}
-
-func (h *daemon) must(err error) {
+func (h *testDaemon) must(err error) {
 	h.Helper()
 	if err != nil {
 		h.Fatal(err)
 	}
 }
 
-func (h *daemon) until(what string, ok func() bool) {
+func (h *testDaemon) until(what string, ok func() bool) {
 	h.Helper()
 	enginetest.Until(h, what, ok)
 }
 
-func (h *daemon) ready() bool {
+func (h *testDaemon) ready() bool {
 	s, err := h.runtime.Status(h.Context(), &runtimeapi.StatusRequest{})
 	return err == nil && !slices.ContainsFunc(s.GetStatus().GetConditions(), func(c *runtimeapi.RuntimeCondition) bool { return !c.GetStatus() })
 }
@@ -247,13 +199,19 @@ func (c *fakeNetwork) InNetNS(string, int) bool           { return true }
 func (c *fakeNetwork) Status(ctx context.Context) error   { return ctx.Err() }
 func (c *fakeNetwork) SetPodCIDR(string) error            { return nil }
 
+func (c *fakeNetwork) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+
+func (c *fakeNetwork) Dial(context.Context, string, int, int) (net.Conn, error) {
+	return nil, errors.New("the fake network has no connections")
+}
+
 // leftovers lists everything that a pod may leave behind.
-func (h *daemon) leftovers() []string {
+func (h *testDaemon) leftovers() []string {
 	left := h.engine.Leftovers()
 	for _, id := range append(h.network.Attached(), h.network.Bound()...) {
 		left = append(left, "network of "+id)
 	}
-	for _, pattern := range []string{"run/pods/*", "checkpoints/*", "journal/v1/*/*", "logs/*/*/*"} {
+	for _, pattern := range []string{"run/pods/*", "root/sandbox/*", "root/berth/v1/*/*", "logs/*/*/*"} {
 		files, err := filepath.Glob(filepath.Join(h.dir, pattern))
 		h.must(err)
 		left = append(left, files...)
@@ -262,7 +220,7 @@ func (h *daemon) leftovers() []string {
 }
 
 // nothingLeft fails unless everything is removed within a while.
-func (h *daemon) nothingLeft() {
+func (h *testDaemon) nothingLeft() {
 	h.Helper()
 	for limit := time.Now().Add(enginetest.Patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		if len(h.leftovers()) == 0 {
@@ -272,7 +230,7 @@ func (h *daemon) nothingLeft() {
 	h.Errorf("left behind:\n  %s", strings.Join(h.leftovers(), "\n  "))
 }
 
-func (h *daemon) pod(name string) *runtimeapi.PodSandboxConfig {
+func (h *testDaemon) pod(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: "uid-" + name},
 		Hostname: name, LogDirectory: filepath.Join(h.dir, "logs", name), Labels: map[string]string{"app": name},
@@ -287,7 +245,7 @@ func command(name string, words ...string) *runtimeapi.ContainerConfig {
 }
 
 // runPod runs a pod with one container as a kubelet does.
-func (h *daemon) runPod(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (sandboxID, id string, err error) {
+func (h *testDaemon) runPod(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (sandboxID, id string, err error) {
 	ran, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
 	if err != nil {
 		return "", "", err
@@ -301,7 +259,7 @@ func (h *daemon) runPod(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.Containe
 }
 
 // removePod stops and removes a pod.
-func (h *daemon) removePod(id string) {
+func (h *testDaemon) removePod(id string) {
 	h.Helper()
 	_, err := h.runtime.StopPodSandbox(h.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: id})
 	h.must(err)
@@ -310,7 +268,7 @@ func (h *daemon) removePod(id string) {
 }
 
 // removeAllPods stops and removes all pods.
-func (h *daemon) removeAllPods() {
+func (h *testDaemon) removeAllPods() {
 	h.Helper()
 	list, err := h.runtime.ListPodSandbox(h.Context(), &runtimeapi.ListPodSandboxRequest{})
 	h.must(err)
@@ -320,7 +278,7 @@ func (h *daemon) removeAllPods() {
 	h.must(os.RemoveAll(filepath.Join(h.dir, "logs")))
 }
 
-func (h *daemon) containerState(id string) runtimeapi.ContainerState {
+func (h *testDaemon) containerState(id string) runtimeapi.ContainerState {
 	h.Helper()
 	s, err := h.runtime.ContainerStatus(h.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
 	h.must(err)
@@ -785,7 +743,7 @@ func TestListsNeverContradictTheCaller(t *testing.T) {
 // diffLists compares what is listed with what the Engine has. The sandboxes in ghosts,
 // which it does not have, must be listed as not ready: their network is still to be
 // taken back.
-func (h *daemon) diffLists(ghosts map[string]bool) string {
+func (h *testDaemon) diffLists(ghosts map[string]bool) string {
 	list, err := h.runtime.ListContainers(h.Context(), &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return err.Error()

@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"bytes"
@@ -17,11 +17,11 @@ import (
 	"berth/streaming"
 )
 
-// noStreams joins nothing.
+// noStreams is a runtime without containers.
 type noStreams struct{ streaming.Runtime }
 
-// Anyone who takes a fixed port of the streams while berthd restarts takes the streams, and
-// nothing else, until the port is free.
+// While another process has the fixed port of the streams, streams are Unavailable and everything
+// else works; they are served once the port is free.
 func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
 	t.Parallel()
 	holder, err := net.Listen("tcp", "127.0.0.1:0")
@@ -31,15 +31,15 @@ func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
 	defer holder.Close()
 	var out lines
 	log := slog.New(slog.NewTextHandler(&out, nil))
-	s, err := serveStreams(Config{StreamingAddr: holder.Addr().String()}, noStreams{}, log)
+	s, err := listenStreams(Streaming{Addr: holder.Addr().String()}, noStreams{}, log)
 	if err != nil {
-		t.Fatalf("the daemon does not come up: %v", err)
+		t.Fatalf("the daemon does not start: %v", err)
 	}
 	s.interval = 10 * time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	for name, ask := range map[string]func() error{
+	for name, call := range map[string]func() error{
 		"exec": func() error {
 			_, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"sh"}, Stdout: true})
 			return err
@@ -53,7 +53,7 @@ func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
 			return err
 		},
 	} {
-		if err := ask(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "streaming-bind-addr") || !strings.Contains(err.Error(), "in use") {
+		if err := call(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "streaming-bind-addr") || !strings.Contains(err.Error(), "in use") {
 			t.Errorf("%s: %v, want Unavailable and why", name, err)
 		}
 	}
@@ -74,42 +74,24 @@ func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if n := strings.Count(out.String(), "taken and"); n != 1 {
-		t.Errorf("said %d times:\n%s", n, out.String())
+	if n := strings.Count(out.String(), "cannot listen"); n != 1 {
+		t.Errorf("logged %d times:\n%s", n, out.String())
 	}
 }
 
-// What no time will mend ends the daemon at its start.
-func TestWrongStreamsAreAnErrorAtOnce(t *testing.T) {
-	_, err := serveStreams(Config{StreamingTLS: streaming.KeyPair{Cert: "/none", Key: "/none"}}, noStreams{}, slog.New(slog.DiscardHandler))
+// An error that does not go away by itself ends the daemon at its start.
+func TestInvalidStreamingConfigIsAnErrorAtStart(t *testing.T) {
+	_, err := listenStreams(Streaming{TLS: streaming.KeyPair{Cert: "/none", Key: "/none"}}, noStreams{}, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "/none") {
 		t.Errorf("%v", err)
 	}
-	_, err = reopening("x", func() (nobody, error) { return nobody{}, errors.New("no") }, func(nobody) {}, slog.New(slog.DiscardHandler))
+	_, err = newReopener("x", func() (noServer, error) { return noServer{}, errors.New("no") }, func(noServer) {}, slog.New(slog.DiscardHandler))
 	if err == nil {
 		t.Error("an error of another kind is taken for an address that is in use")
 	}
 }
 
-func TestWarnsOfStreamsWithoutTLS(t *testing.T) {
-	for addr, want := range map[string]bool{"": false, "127.0.0.1": false, "127.0.0.1:0": false, "0.0.0.0": true, "0.0.0.0:0": true, "[::1]:0": false} {
-		var out bytes.Buffer
-		s, err := serveStreams(Config{StreamingAddr: addr}, noStreams{}, slog.New(slog.NewTextHandler(&out, nil)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := s.Run(ctx); err != nil {
-			t.Error(err)
-		}
-		if got := strings.Contains(out.String(), "without TLS"); got != want {
-			t.Errorf("%q: %s", addr, &out)
-		}
-	}
-}
-
-// lines are those of a log that is written and read at a time.
+// lines is a log that can be written and read concurrently.
 type lines struct {
 	mu   sync.Mutex
 	text bytes.Buffer
