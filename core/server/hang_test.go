@@ -66,8 +66,10 @@ var requests = map[string]func(h *testDaemon, s subject) any{
 	"RunPodSandbox": func(h *testDaemon, s subject) any {
 		return &runtimeapi.RunPodSandboxRequest{Config: h.pod(s.pod.GetMetadata().GetName() + "-more")}
 	},
-	"StopPodSandbox":   func(_ *testDaemon, s subject) any { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox} },
-	"RemovePodSandbox": func(_ *testDaemon, s subject) any { return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox} },
+	"StopPodSandbox": func(_ *testDaemon, s subject) any { return &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.sandbox} },
+	"RemovePodSandbox": func(_ *testDaemon, s subject) any {
+		return &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.sandbox}
+	},
 	"PodSandboxStatus": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.sandbox, Verbose: true}
 	},
@@ -90,14 +92,18 @@ var requests = map[string]func(h *testDaemon, s subject) any{
 	"UpdatePodSandboxResources": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: s.sandbox}
 	},
-	"ReopenContainerLog": func(_ *testDaemon, s subject) any { return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running} },
+	"ReopenContainerLog": func(_ *testDaemon, s subject) any {
+		return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running}
+	},
 	"ExecSync": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.ExecSyncRequest{ContainerId: s.running, Cmd: []string{"true"}, Timeout: 15}
 	},
 	"Exec": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.ExecRequest{ContainerId: s.running, Cmd: []string{"true"}, Stdout: true}
 	},
-	"Attach":              func(_ *testDaemon, s subject) any { return &runtimeapi.AttachRequest{ContainerId: s.running, Stdout: true} },
+	"Attach": func(_ *testDaemon, s subject) any {
+		return &runtimeapi.AttachRequest{ContainerId: s.running, Stdout: true}
+	},
 	"PortForward":         func(_ *testDaemon, s subject) any { return &runtimeapi.PortForwardRequest{PodSandboxId: s.sandbox} },
 	"ContainerStats":      func(_ *testDaemon, s subject) any { return &runtimeapi.ContainerStatsRequest{ContainerId: s.running} },
 	"ListContainerStats":  func(*testDaemon, subject) any { return &runtimeapi.ListContainerStatsRequest{} },
