@@ -24,4 +24,6 @@
 //	core/kmutex
 //	core/atomicfile                   files replaced as a whole
 //	core/testmain   core/protofuzz    support for tests
+//	core/engine/enginetest            a fake Docker Engine for tests
+//	core/engine/enginelaws            what both it and real Engines must do
 package core

@@ -50,7 +50,7 @@ on() { # on PACKAGE [flags of its tests]
 	go test -count=1 -timeout "${LIVE_TIMEOUT:-30m}" "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
 }
 failed=0
-on core/engine/enginetest
+on core/engine/enginelaws
 on core/pause
 on contrib/live -cni "$(cni_dir)" "${live_args[@]}"
 exit "$failed"

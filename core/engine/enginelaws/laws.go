@@ -1,4 +1,4 @@
-package enginetest
+package enginelaws
 
 import (
 	"bytes"
@@ -27,11 +27,21 @@ import (
 	"berth/core/pause"
 )
 
+// What Docker writes and returns, in every version from 20.10 to 29.
+const (
+	zeroTime      = "0001-01-01T00:00:00Z" // of StartedAt and FinishedAt before the first start and exit
+	jsonLogDriver = "json-file"
+
+	exitNotExecutable = 126
+	exitNotFound      = 127
+	exitKilled        = 128 + 9
+)
+
 // Laws checks what this project relies on in a Docker Engine: each law is
 // something that was once found out the hard way, and both a real Engine and
 // the one made of maps must keep it. docker is a client that has agreed on a
 // version, ref an image with a busybox or what passes for one.
-func Laws(t *testing.T, docker *client.Client, ref string) {
+func Run(t *testing.T, docker *client.Client, ref string) {
 	for _, law := range []struct {
 		name  string
 		check func(*court)
@@ -166,7 +176,7 @@ func (c *court) is(what string, err error, kind func(error) bool) {
 }
 
 // notYet reports whether stamp stands for a time that has not come.
-func notYet(stamp string) bool { return stamp == "" || stamp == never }
+func notYet(stamp string) bool { return stamp == "" || stamp == zeroTime }
 
 func createdNotBegun(c *court) {
 	s := c.inspect(c.create(nil, "true")).State
@@ -470,7 +480,7 @@ func execs(c *court) {
 
 func execMissing(c *court) {
 	id := c.start("sleep", "1000")
-	if _, _, found := c.exec(id, "missing"); found.ExitCode != exitNotRun && found.ExitCode != exitNotFound || found.Pid != 0 {
+	if _, _, found := c.exec(id, "missing"); found.ExitCode != exitNotExecutable && found.ExitCode != exitNotFound || found.Pid != 0 {
 		c.Errorf("%+v", found)
 	}
 }

@@ -1,4 +1,4 @@
-package enginetest_test
+package enginelaws_test
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker/client"
 
 	"berth/core/engine"
+	"berth/core/engine/enginelaws"
 	"berth/core/engine/enginetest"
 )
 
@@ -26,7 +27,7 @@ func TestLaws(t *testing.T) {
 		t.Run(api, func(t *testing.T) {
 			e := enginetest.New(t, enginetest.API(api))
 			e.AddImage(enginetest.Image{}, "berth-test:1")
-			enginetest.Laws(t, e.Client(t), "berth-test:1")
+			enginelaws.Run(t, e.Client(t), "berth-test:1")
 		})
 	}
 }
@@ -40,7 +41,7 @@ func TestLawsOnDocker(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = docker.Close() })
-	enginetest.Laws(t, docker, *image)
+	enginelaws.Run(t, docker, *image)
 }
 
 // notByVersion are the fields of engine.Record of type bool that the Engine tells of
@@ -48,10 +49,10 @@ func TestLawsOnDocker(t *testing.T) {
 var notByVersion = []string{"Snapshotter", "LiveRestore", "AppArmor", "SELinux", "Rootless", "UserNSRemap", "StagedMounts"}
 
 // TestEachGateIsProbed fails if a field of engine.Record depends on the Engine's version
-// and there is no enginetest.Gate that tries it on real Engines.
+// and there is no enginelaws.Gate that tries it on real Engines.
 func TestEachGateIsProbed(t *testing.T) {
 	var probed []string
-	for _, g := range enginetest.Gates() {
+	for _, g := range enginelaws.Gates() {
 		probed = append(probed, g.Field)
 	}
 	for _, typ := range []reflect.Type{reflect.TypeFor[engine.Features](), reflect.TypeFor[engine.Runtime]()} {
@@ -95,7 +96,7 @@ func gates(t *testing.T, host, ref string) {
 		t.Fatal(err)
 	}
 	record := reflect.ValueOf(conn.Features)
-	for _, g := range enginetest.Gates() {
+	for _, g := range enginelaws.Gates() {
 		t.Run(g.Field, func(t *testing.T) {
 			var says bool
 			if g.Field == "RecursiveReadOnly" {

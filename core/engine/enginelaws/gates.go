@@ -1,4 +1,4 @@
-package enginetest
+package enginelaws
 
 import (
 	"encoding/json"
@@ -13,6 +13,8 @@ import (
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
+
+	"berth/core/engine/enginetest"
 )
 
 // A Gate is a field of engine.Record that depends on the Engine's version.
@@ -49,7 +51,7 @@ func (c *court) real() bool {
 	c.Helper()
 	info, err := c.docker.Info(c.ctx)
 	c.must(err)
-	return info.Name != Name
+	return info.Name != enginetest.Name
 }
 
 // begin makes a container, which sleeps, and returns why it cannot be created or started.
