@@ -30,32 +30,32 @@ type Gate struct {
 // Gates returns a Gate for each field of engine.Record that depends on the Engine's
 // version.
 func Gates() []Gate {
-	gate := func(field, since string, works func(*court) bool) Gate {
+	gate := func(field, since string, works func(*lawTest) bool) Gate {
 		return Gate{field, since, func(t *testing.T, docker *client.Client, ref string) bool {
 			t.Helper()
-			return works(&court{T: t, docker: docker, ref: ref, ctx: t.Context()})
+			return works(&lawTest{T: t, docker: docker, ref: ref, ctx: t.Context()})
 		}}
 	}
 	return []Gate{
-		gate("SeccompBuiltin", "1.42", builtinSeccomp),
-		gate("Annotations", "1.43", annotations),
-		gate("ReadOnlyNonRecursive", "1.44", readOnlyNonRecursive),
-		gate("RecursiveReadOnly", "1.44", recursiveReadOnly),
-		gate("ImageMounts", "1.48", imageMounts),
-		gate("CDI", "1.50", cdi),
+		gate("SeccompBuiltin", "1.42", seccompBuiltinWorks),
+		gate("Annotations", "1.43", annotationsWork),
+		gate("ReadOnlyNonRecursive", "1.44", readOnlyNonRecursiveWorks),
+		gate("RecursiveReadOnly", "1.44", recursiveReadOnlyWorks),
+		gate("ImageMounts", "1.48", imageMountsWork),
+		gate("CDI", "1.50", cdiWorks),
 	}
 }
 
-// real reports whether the Engine is a real one.
-func (c *court) real() bool {
+// isRealEngine reports whether the Engine is a real one.
+func (c *lawTest) isRealEngine() bool {
 	c.Helper()
 	info, err := c.docker.Info(c.ctx)
 	c.must(err)
 	return info.Name != enginetest.Name
 }
 
-// begin makes a container, which sleeps, and returns why it cannot be created or started.
-func (c *court) begin(change func(*container.Config, *container.HostConfig)) (id string, err error) {
+// tryStart makes a container, which sleeps, and returns why it cannot be created or started.
+func (c *lawTest) tryStart(change func(*container.Config, *container.HostConfig)) (id string, err error) {
 	c.Helper()
 	config := &container.Config{Image: c.ref, Entrypoint: []string{"sleep", "1000"}, NetworkDisabled: true}
 	host := &container.HostConfig{LogConfig: container.LogConfig{Type: jsonLogDriver}}
@@ -64,20 +64,20 @@ func (c *court) begin(change func(*container.Config, *container.HostConfig)) (id
 	if err != nil {
 		return "", err
 	}
-	c.removed(made.ID)
+	c.removeOnCleanup(made.ID)
 	return made.ID, c.docker.ContainerStart(c.ctx, made.ID, container.StartOptions{})
 }
 
-// builtinSeccomp: before Docker 23 the text after "seccomp=" is a profile, as JSON.
-func builtinSeccomp(c *court) bool {
-	id, err := c.begin(func(_ *container.Config, host *container.HostConfig) { host.SecurityOpt = []string{"seccomp=builtin"} })
+// seccompBuiltinWorks: before Docker 23 the text after "seccomp=" is a profile, as JSON.
+func seccompBuiltinWorks(c *lawTest) bool {
+	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) { host.SecurityOpt = []string{"seccomp=builtin"} })
 	if err != nil {
 		if !strings.Contains(err.Error(), "seccomp") {
 			c.Errorf("refused for another reason: %v", err)
 		}
 		return false
 	}
-	if c.real() {
+	if c.isRealEngine() {
 		status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.inspect(id).State.Pid), "status"))
 		c.must(err)
 		if !strings.Contains(string(status), "\nSeccomp:\t2\n") {
@@ -87,27 +87,27 @@ func builtinSeccomp(c *court) bool {
 	return true
 }
 
-// annotations: they are in the container's OCI specification, where runc reads
+// annotationsWork: they are in the container's OCI specification, where runc reads
 // org.systemd.property.*. Before Docker 24 they are dropped without a word.
-func annotations(c *court) bool {
+func annotationsWork(c *lawTest) bool {
 	const key = "org.systemd.property.TimeoutStopUSec"
-	id, err := c.begin(func(_ *container.Config, host *container.HostConfig) {
+	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.Annotations = map[string]string{key: "uint64 1000000"}
 	})
 	c.must(err)
 	seen := c.inspect(id)
 	_, told := seen.HostConfig.Annotations[key]
-	if c.real() {
-		if _, given := c.bundle(seen.State.Pid).Annotations[key]; given != told {
+	if c.isRealEngine() {
+		if _, given := c.ociSpec(seen.State.Pid).Annotations[key]; given != told {
 			c.Errorf("inspected: %v, in the OCI specification: %v", told, given)
 		}
 	}
 	return told
 }
 
-// bundle is the OCI specification of the container whose first process is pid. Its
+// ociSpec is the OCI specification of the container whose first process is pid. Its
 // containerd shim, the parent, works in the bundle's directory.
-func (c *court) bundle(pid int) (spec struct{ Annotations map[string]string }) {
+func (c *lawTest) ociSpec(pid int) (spec struct{ Annotations map[string]string }) {
 	c.Helper()
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	c.must(err)
@@ -122,51 +122,51 @@ func (c *court) bundle(pid int) (spec struct{ Annotations map[string]string }) {
 	return spec
 }
 
-// readOnlyNonRecursive: from Docker 25 on a read-only mount is read-only with all below
+// readOnlyNonRecursiveWorks: from Docker 25 on a read-only mount is read-only with all below
 // it, unless this says otherwise. Before, it is never, and the field is dropped.
-func readOnlyNonRecursive(c *court) bool {
-	below, seen := c.below(&mount.BindOptions{ReadOnlyNonRecursive: true})
+func readOnlyNonRecursiveWorks(c *lawTest) bool {
+	below, seen := c.startReadOnly(&mount.BindOptions{ReadOnlyNonRecursive: true})
 	if below != "" && below != "rw" {
 		c.Errorf("asked for a mount that is read-only by itself, what is below is %s", below)
 	}
 	known := seen.ReadOnlyNonRecursive
-	if plain, _ := c.below(&mount.BindOptions{}); plain == "ro" && !known {
+	if plain, _ := c.startReadOnly(&mount.BindOptions{}); plain == "ro" && !known {
 		c.Error("a read-only mount is so with all below it, and it cannot be asked for otherwise")
 	}
 	return known
 }
 
-// recursiveReadOnly: the client refuses it for Engines before Docker 25.
-func recursiveReadOnly(c *court) bool {
-	if !c.real() {
-		return c.understands(&mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: mount.PropagationRPrivate})
+// recursiveReadOnlyWorks: the client refuses it for Engines before Docker 25.
+func recursiveReadOnlyWorks(c *lawTest) bool {
+	if !c.isRealEngine() {
+		return c.accepts(&mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: mount.PropagationRPrivate})
 	}
-	below, _ := c.below(&mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: mount.PropagationRPrivate})
+	below, _ := c.startReadOnly(&mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: mount.PropagationRPrivate})
 	return below == "ro"
 }
 
-// understands reports whether a container can be created with a read-only mount with these options.
-func (c *court) understands(options *mount.BindOptions) bool {
+// accepts reports whether a container can be created with a read-only mount with these options.
+func (c *lawTest) accepts(options *mount.BindOptions) bool {
 	c.Helper()
-	_, err := c.begin(func(_ *container.Config, host *container.HostConfig) {
+	_, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: c.TempDir(), Target: "/mnt", ReadOnly: true, BindOptions: options}}
 	})
 	return err == nil
 }
 
-// below starts a container with a read-only mount with options, of a directory with
+// startReadOnly starts a container with a read-only mount with options, of a directory with
 // another mount below it. It returns whether that one is "ro" or "rw" in the container, "" if
 // the Engine is not a real one or has refused the options, and the options as they are inspected.
-func (c *court) below(options *mount.BindOptions) (mode string, seen mount.BindOptions) {
+func (c *lawTest) startReadOnly(options *mount.BindOptions) (mode string, seen mount.BindOptions) {
 	c.Helper()
 	dir := c.TempDir()
-	if c.real() {
+	if c.isRealEngine() {
 		below := filepath.Join(dir, "below")
 		c.must(os.Mkdir(below, 0o755))
 		c.must(unix.Mount("tmpfs", below, "tmpfs", 0, ""))
 		c.Cleanup(func() { c.must(unix.Unmount(below, unix.MNT_DETACH)) })
 	}
-	id, err := c.begin(func(_ *container.Config, host *container.HostConfig) {
+	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: dir, Target: "/mnt", ReadOnly: true, BindOptions: options}}
 	})
 	if options.ReadOnlyForceRecursive && err != nil {
@@ -178,7 +178,7 @@ func (c *court) below(options *mount.BindOptions) (mode string, seen mount.BindO
 	if inspected := found.HostConfig.Mounts[0].BindOptions; inspected != nil {
 		seen = *inspected
 	}
-	if !c.real() {
+	if !c.isRealEngine() {
 		return "", seen
 	}
 	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(found.State.Pid), "mountinfo"))
@@ -194,9 +194,9 @@ func (c *court) below(options *mount.BindOptions) (mode string, seen mount.BindO
 	return mode, seen
 }
 
-// imageMounts: mounts of type image came with Docker 28.0, with their sub-path.
-func imageMounts(c *court) bool {
-	id, err := c.begin(func(_ *container.Config, host *container.HostConfig) {
+// imageMountsWork: mounts of type image came with Docker 28.0, with their sub-path.
+func imageMountsWork(c *lawTest) bool {
+	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.Mounts = []mount.Mount{{
 			Type: mount.TypeImage, Source: c.ref, Target: "/mnt", ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: "etc"},
 		}}
@@ -207,17 +207,17 @@ func imageMounts(c *court) bool {
 		}
 		return false
 	}
-	if c.real() {
+	if c.isRealEngine() {
 		_, err := os.Stat(filepath.Join("/proc", strconv.Itoa(c.inspect(id).State.Pid), "root", "mnt", "passwd"))
 		c.must(err)
 	}
 	return true
 }
 
-// cdi asks for a device that no CDI specification describes: before Docker 28.2 there
+// cdiWorks asks for a device that no CDI specification describes: before Docker 28.2 there
 // is nobody to look for one, unless features.cdi is set in daemon.json.
-func cdi(c *court) bool {
-	_, err := c.begin(func(_ *container.Config, host *container.HostConfig) {
+func cdiWorks(c *lawTest) bool {
+	_, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: []string{"berth.test/none=x"}}}
 	})
 	switch text := fmt.Sprint(err); {

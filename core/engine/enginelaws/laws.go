@@ -44,68 +44,68 @@ const (
 func Run(t *testing.T, docker *client.Client, ref string) {
 	for _, law := range []struct {
 		name  string
-		check func(*court)
+		check func(*lawTest)
 	}{
-		{"what is created has neither begun nor ended", createdNotBegun},
-		{"a name is taken by one container", nameTaken},
-		{"a container starts once", startsOnce},
-		{"a start that fails leaves a container that never began", failedStart},
-		{"stop sends the signal of the container and waits", stops},
-		{"what does not run cannot be killed but stopped", atRest},
-		{"what is not there is not found", notThere},
-		{"an order that makes no sense is refused", refuses},
-		{"what begins as the data root is not mounted private", besideTheRoot},
-		{"a sub-path of an image is looked for once it is mounted", subPaths},
-		{"wait tells the exit code", waits},
-		{"wait is over at once for what does not run, and when it is removed", waitsForNothing},
-		{"a stop kills when its time is over", killsInTheEnd},
-		{"an end leaves its time", endTime},
-		{"a container that runs is removed by force only", removal},
-		{"labels select containers", labelsSelect},
-		{"a list and an inspect say the same state", listAgrees},
-		{"events come in the order of a life", eventsInOrder},
-		{"an ended container's log is whole", logWhole},
-		{"a log file is lines of JSON", logLines},
-		{"a long line is logged in pieces of one time", logPieces},
-		{"a pause container without the Engine's network can be joined", joined},
-		{"what has ended cannot be joined", notJoined},
-		{"a PID namespace ends with its first process", endsTogether},
-		{"exec tells its streams apart and its exit code", execs},
-		{"an exec of what is not there exits with 126 or 127", execMissing},
-		{"nothing is run in what does not run", execAtRest},
-		{"an exec ends with its container", execEnds},
-		{"an attached client hears what comes from then on", attaches},
-		{"limits change while a container runs", updates},
-		{"an image goes by its name and its ID", imageNames},
-		{"an image that is used is not removed", imageInUse},
-		{"an image that is not there is not found", imageNotThere},
-		{"a removed image leaves no name", imageRemoved},
-		{"a client that is too new is refused", tooNew},
+		{"what is created has neither begun nor ended", createLeavesStateEmpty},
+		{"a name is taken by one container", nameIsUnique},
+		{"a container starts once", secondStartIsNoOp},
+		{"a start that fails leaves a container that never began", failedStartLeavesCreated},
+		{"stop sends the signal of the container and waits", stopSendsSignalAndWaits},
+		{"what does not run cannot be killed but stopped", stopAndKillOfStopped},
+		{"what is not there is not found", missingIsNotFound},
+		{"an order that makes no sense is refused", invalidCreateIsRefused},
+		{"what begins as the data root is not mounted private", mountSourceWithDataRootPrefix},
+		{"a sub-path of an image is looked for once it is mounted", imageSubPathIsResolvedAtMount},
+		{"wait tells the exit code", waitReturnsExitCode},
+		{"wait is over at once for what does not run, and when it is removed", waitReturnsWhenNotRunningOrRemoved},
+		{"a stop kills when its time is over", stopKillsAfterTimeout},
+		{"an end leaves its time", exitSetsFinishedAt},
+		{"a container that runs is removed by force only", removeOfRunningNeedsForce},
+		{"labels select containers", listFiltersByLabel},
+		{"a list and an inspect say the same state", listAndInspectAgree},
+		{"events come in the order of a life", eventsFollowLifecycle},
+		{"an ended container's log is whole", logIsCompleteAtExit},
+		{"a log file is lines of JSON", logFileIsJSONLines},
+		{"a long line is logged in pieces of one time", longLineIsSplit},
+		{"a pause container without the Engine's network can be joined", namespacesCanBeJoined},
+		{"what has ended cannot be joined", stoppedCannotBeJoined},
+		{"a PID namespace ends with its first process", pidNamespaceEndsWithInit},
+		{"exec tells its streams apart and its exit code", execSeparatesStreams},
+		{"an exec of what is not there exits with 126 or 127", execOfMissingCommand},
+		{"nothing is run in what does not run", execNeedsRunning},
+		{"an exec ends with its container", execEndsWithContainer},
+		{"an attached client hears what comes from then on", attachReceivesNewOutput},
+		{"limits change while a container runs", updateWhileRunning},
+		{"an image goes by its name and its ID", imageByNameAndID},
+		{"an image that is used is not removed", usedImageIsNotRemoved},
+		{"an image that is not there is not found", missingImageIsNotFound},
+		{"a removed image leaves no name", removedImageHasNoNames},
+		{"a client that is too new is refused", newerClientIsRefused},
 	} {
 		t.Run(law.name, func(t *testing.T) {
-			c := &court{T: t, docker: docker, ref: ref, ctx: t.Context()}
+			c := &lawTest{T: t, docker: docker, ref: ref, ctx: t.Context()}
 			law.check(c)
 		})
 	}
 }
 
-// A court is where one law is checked.
-type court struct {
+// A lawTest is where one law is checked.
+type lawTest struct {
 	*testing.T
-	docker *client.Client
-	ref    string
-	ctx    context.Context //nolint:containedctx // that of the test
-	made   int
+	docker  *client.Client
+	ref     string
+	ctx     context.Context //nolint:containedctx // that of the test
+	created int
 }
 
 // name returns a name for the n-th container of this test.
-func (c *court) name() string {
-	c.made++
-	return fmt.Sprintf("law-%d-%d-%d", os.Getpid(), time.Now().UnixNano(), c.made)
+func (c *lawTest) name() string {
+	c.created++
+	return fmt.Sprintf("law-%d-%d-%d", os.Getpid(), time.Now().UnixNano(), c.created)
 }
 
 // must ends the test if err is an error.
-func (c *court) must(err error) {
+func (c *lawTest) must(err error) {
 	c.Helper()
 	if err != nil {
 		c.Fatal(err)
@@ -113,7 +113,7 @@ func (c *court) must(err error) {
 }
 
 // create makes a container of a command, which goes when the test ends.
-func (c *court) create(change func(*container.Config, *container.HostConfig), command ...string) string {
+func (c *lawTest) create(change func(*container.Config, *container.HostConfig), command ...string) string {
 	c.Helper()
 	config := &container.Config{Image: c.ref, Entrypoint: command, NetworkDisabled: true, Labels: map[string]string{"law": c.Name()}}
 	host := &container.HostConfig{LogConfig: container.LogConfig{Type: jsonLogDriver}}
@@ -122,12 +122,12 @@ func (c *court) create(change func(*container.Config, *container.HostConfig), co
 	}
 	made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
 	c.must(err)
-	c.removed(made.ID)
+	c.removeOnCleanup(made.ID)
 	return made.ID
 }
 
-// removed removes a container when the test ends.
-func (c *court) removed(id string) {
+// removeOnCleanup removes a container when the test ends.
+func (c *lawTest) removeOnCleanup(id string) {
 	c.Helper()
 	c.Cleanup(func() {
 		err := c.docker.ContainerRemove(context.WithoutCancel(c.ctx), id, container.RemoveOptions{Force: true})
@@ -138,22 +138,22 @@ func (c *court) removed(id string) {
 }
 
 // start makes a container of a command and starts it.
-func (c *court) start(command ...string) string {
+func (c *lawTest) start(command ...string) string {
 	c.Helper()
 	id := c.create(nil, command...)
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	return id
 }
 
-func (c *court) inspect(id string) container.InspectResponse {
+func (c *lawTest) inspect(id string) container.InspectResponse {
 	c.Helper()
 	found, err := c.docker.ContainerInspect(c.ctx, id)
 	c.must(err)
 	return found
 }
 
-// ended waits until a container does not run and returns its exit code.
-func (c *court) ended(id string) int64 {
+// waitExit waits until a container does not run and returns its exit code.
+func (c *lawTest) waitExit(id string) int64 {
 	c.Helper()
 	ctx, cancel := context.WithTimeout(c.ctx, 20*time.Second)
 	defer cancel()
@@ -167,38 +167,38 @@ func (c *court) ended(id string) int64 {
 	}
 }
 
-// is reports an error that is not of the wanted kind.
-func (c *court) is(what string, err error, kind func(error) bool) {
+// wantKind reports an error that is not of the wanted kind.
+func (c *lawTest) wantKind(what string, err error, kind func(error) bool) {
 	c.Helper()
 	if !kind(err) {
 		c.Errorf("%s: %v, which is of another kind", what, err)
 	}
 }
 
-// notYet reports whether stamp stands for a time that has not come.
-func notYet(stamp string) bool { return stamp == "" || stamp == zeroTime }
+// isZeroTime reports whether stamp stands for a time that has not come.
+func isZeroTime(stamp string) bool { return stamp == "" || stamp == zeroTime }
 
-func createdNotBegun(c *court) {
+func createLeavesStateEmpty(c *lawTest) {
 	s := c.inspect(c.create(nil, "true")).State
-	if s.Status != container.StateCreated || s.Running || s.Pid != 0 || s.ExitCode != 0 || !notYet(s.StartedAt) || !notYet(s.FinishedAt) {
+	if s.Status != container.StateCreated || s.Running || s.Pid != 0 || s.ExitCode != 0 || !isZeroTime(s.StartedAt) || !isZeroTime(s.FinishedAt) {
 		c.Errorf("state %+v", s)
 	}
 }
 
-func nameTaken(c *court) {
+func nameIsUnique(c *lawTest) {
 	id := c.create(nil, "true")
 	name := strings.TrimPrefix(c.inspect(id).Name, "/")
 	_, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref}, nil, nil, nil, name)
-	c.is("the same name again", err, errdefs.IsConflict)
+	c.wantKind("the same name again", err, errdefs.IsConflict)
 	if found := c.inspect(name); found.ID != id {
 		c.Errorf("%s is %s, want %s", name, found.ID, id)
 	}
 }
 
-func startsOnce(c *court) {
+func secondStartIsNoOp(c *lawTest) {
 	id := c.start("sleep", "1000")
 	before := c.inspect(id).State
-	if !before.Running || before.Pid == 0 || notYet(before.StartedAt) {
+	if !before.Running || before.Pid == 0 || isZeroTime(before.StartedAt) {
 		c.Errorf("state %+v", before)
 	}
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
@@ -207,52 +207,52 @@ func startsOnce(c *court) {
 	}
 }
 
-func failedStart(c *court) {
+func failedStartLeavesCreated(c *lawTest) {
 	id := c.create(nil, "missing")
 	if err := c.docker.ContainerStart(c.ctx, id, container.StartOptions{}); err == nil {
 		c.Error("what is not there was started")
 	}
 	s := c.inspect(id).State
-	if s.Running || s.Status != container.StateCreated || s.ExitCode != exitNotFound || s.Error == "" || !notYet(s.StartedAt) {
+	if s.Running || s.Status != container.StateCreated || s.ExitCode != exitNotFound || s.Error == "" || !isZeroTime(s.StartedAt) {
 		c.Errorf("state %+v", s)
 	}
 }
 
-func stops(c *court) {
+func stopSendsSignalAndWaits(c *lawTest) {
 	id := c.start("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done")
 	time.Sleep(500 * time.Millisecond) // until the trap is set
 	limit := 10
 	begin := time.Now()
 	c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{Timeout: &limit}))
 	s := c.inspect(id).State
-	if s.Running || s.ExitCode != 3 || notYet(s.FinishedAt) || s.Status != container.StateExited || time.Since(begin) > 8*time.Second {
+	if s.Running || s.ExitCode != 3 || isZeroTime(s.FinishedAt) || s.Status != container.StateExited || time.Since(begin) > 8*time.Second {
 		c.Errorf("state %+v after %v", s, time.Since(begin))
 	}
 }
 
-func atRest(c *court) {
+func stopAndKillOfStopped(c *lawTest) {
 	for state, id := range map[string]string{"created": c.create(nil, "true"), "ended": c.start("true")} {
 		if state == "ended" {
-			c.ended(id)
+			c.waitExit(id)
 		}
 		c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{}))
-		c.is("kill what is "+state, c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsConflict)
+		c.wantKind("kill what is "+state, c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsConflict)
 	}
 }
 
-func notThere(c *court) {
+func missingIsNotFound(c *lawTest) {
 	const id = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 	_, err := c.docker.ContainerInspect(c.ctx, id)
-	c.is("inspect", err, errdefs.IsNotFound)
-	c.is("start", c.docker.ContainerStart(c.ctx, id, container.StartOptions{}), errdefs.IsNotFound)
-	c.is("stop", c.docker.ContainerStop(c.ctx, id, container.StopOptions{}), errdefs.IsNotFound)
-	c.is("kill", c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsNotFound)
-	c.is("remove", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true}), errdefs.IsNotFound)
+	c.wantKind("inspect", err, errdefs.IsNotFound)
+	c.wantKind("start", c.docker.ContainerStart(c.ctx, id, container.StartOptions{}), errdefs.IsNotFound)
+	c.wantKind("stop", c.docker.ContainerStop(c.ctx, id, container.StopOptions{}), errdefs.IsNotFound)
+	c.wantKind("kill", c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsNotFound)
+	c.wantKind("remove", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true}), errdefs.IsNotFound)
 	_, err = c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: []string{"true"}})
-	c.is("exec", err, errdefs.IsNotFound)
+	c.wantKind("exec", err, errdefs.IsNotFound)
 }
 
-func besideTheRoot(c *court) {
+func mountSourceWithDataRootPrefix(c *lawTest) {
 	info, err := c.docker.Info(c.ctx)
 	c.must(err)
 	beside, err := os.MkdirTemp(filepath.Dir(info.DockerRootDir), filepath.Base(info.DockerRootDir)+"-law")
@@ -268,7 +268,7 @@ func besideTheRoot(c *court) {
 		}, nil, nil, c.name())
 		switch {
 		case !want:
-			c.is("a mount that is private", err, errdefs.IsInvalidArgument)
+			c.wantKind("a mount that is private", err, errdefs.IsInvalidArgument)
 		case err != nil:
 			c.Errorf("propagation %q: %v", propagation, err)
 		}
@@ -278,7 +278,7 @@ func besideTheRoot(c *court) {
 	}
 }
 
-func subPaths(c *court) {
+func imageSubPathIsResolvedAtMount(c *lawTest) {
 	if versions.LessThan(c.docker.ClientVersion(), "1.48") {
 		c.Skip("this Engine mounts no images")
 	}
@@ -295,9 +295,9 @@ func subPaths(c *court) {
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	id = with("no/such")
 	_, err = c.docker.ContainerStatPath(c.ctx, id, "/etc/passwd")
-	c.is("a file of a container with a sub-path that is not there", err, errdefs.IsInternal)
+	c.wantKind("a file of a container with a sub-path that is not there", err, errdefs.IsInternal)
 	_, _, err = c.docker.CopyFromContainer(c.ctx, id, "/etc/passwd")
-	c.is("a copy of it", err, errdefs.IsInternal)
+	c.wantKind("a copy of it", err, errdefs.IsInternal)
 	if !strings.Contains(fmt.Sprint(err), "cannot access path") {
 		c.Errorf("it is not told why: %v", err)
 	}
@@ -306,26 +306,26 @@ func subPaths(c *court) {
 	}
 }
 
-func waits(c *court) {
-	if code := c.ended(c.start("sh", "-c", "exit 7")); code != 7 {
+func waitReturnsExitCode(c *lawTest) {
+	if code := c.waitExit(c.start("sh", "-c", "exit 7")); code != 7 {
 		c.Errorf("exit code %d, want 7", code)
 	}
 	id := c.start("sleep", "1000")
 	c.must(c.docker.ContainerKill(c.ctx, id, "KILL"))
-	if code := c.ended(id); code != exitKilled {
+	if code := c.waitExit(id); code != exitKilled {
 		c.Errorf("exit code %d of what was killed, want %d", code, exitKilled)
 	}
 }
 
-func removal(c *court) {
+func removeOfRunningNeedsForce(c *lawTest) {
 	id := c.start("sleep", "1000")
-	c.is("remove what runs", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}), errdefs.IsConflict)
+	c.wantKind("remove what runs", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}), errdefs.IsConflict)
 	c.must(c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}))
 	_, err := c.docker.ContainerInspect(c.ctx, id)
-	c.is("inspect what was removed", err, errdefs.IsNotFound)
+	c.wantKind("inspect what was removed", err, errdefs.IsNotFound)
 }
 
-func labelsSelect(c *court) {
+func listFiltersByLabel(c *lawTest) {
 	mark := c.name()
 	mine := c.create(func(config *container.Config, _ *container.HostConfig) { config.Labels["mark"] = mark }, "true")
 	c.create(nil, "true")
@@ -336,10 +336,10 @@ func labelsSelect(c *court) {
 	}
 }
 
-func listAgrees(c *court) {
+func listAndInspectAgree(c *lawTest) {
 	paused, dead := c.start("sleep", "1000"), c.start("sh", "-c", "exit 3")
 	c.must(c.docker.ContainerPause(c.ctx, paused))
-	c.ended(dead)
+	c.waitExit(dead)
 	for want, id := range map[string]string{
 		container.StateCreated: c.create(func(_ *container.Config, host *container.HostConfig) { host.NetworkMode = "none" }, "true"),
 		container.StateRunning: c.start("sleep", "1000"), container.StatePaused: paused, container.StateExited: dead,
@@ -362,7 +362,7 @@ func listAgrees(c *court) {
 	}
 }
 
-func eventsInOrder(c *court) {
+func eventsFollowLifecycle(c *lawTest) {
 	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
 	defer cancel()
 	mark := c.name()
@@ -370,7 +370,7 @@ func eventsInOrder(c *court) {
 	id := c.create(func(config *container.Config, _ *container.HostConfig) { config.Labels["mark"] = mark }, "sleep", "1000")
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	c.must(c.docker.ContainerKill(c.ctx, id, "KILL"))
-	c.ended(id)
+	c.waitExit(id)
 	c.must(c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}))
 	var got []string
 	for len(got) == 0 || got[len(got)-1] != "destroy" {
@@ -392,9 +392,9 @@ func eventsInOrder(c *court) {
 	}
 }
 
-func logWhole(c *court) {
+func logIsCompleteAtExit(c *lawTest) {
 	id := c.start("sh", "-c", "echo out; echo err >&2")
-	c.ended(id)
+	c.waitExit(id)
 	body, err := c.docker.ContainerLogs(c.ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
 	c.must(err)
 	defer body.Close()
@@ -409,16 +409,16 @@ func logWhole(c *court) {
 	}
 }
 
-// pause makes what others can join.
-func (c *court) pause() string {
+// startPause makes what others can join.
+func (c *lawTest) startPause() string {
 	c.Helper()
 	id := c.create(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = container.IPCModeShareable }, "sleep", "1000")
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	return id
 }
 
-// join makes a container in the namespaces of another.
-func (c *court) join(id string, command ...string) string {
+// createJoined makes a container in the namespaces of another.
+func (c *lawTest) createJoined(id string, command ...string) string {
 	c.Helper()
 	return c.create(func(config *container.Config, host *container.HostConfig) {
 		config.NetworkDisabled = false
@@ -426,20 +426,20 @@ func (c *court) join(id string, command ...string) string {
 	}, command...)
 }
 
-func joined(c *court) {
-	pause := c.pause()
-	id := c.join(pause, "sleep", "1000")
+func namespacesCanBeJoined(c *lawTest) {
+	pause := c.startPause()
+	id := c.createJoined(pause, "sleep", "1000")
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	if found := c.inspect(id); !found.State.Running || string(found.HostConfig.NetworkMode) != "container:"+pause {
 		c.Errorf("state %+v, network %s", found.State, found.HostConfig.NetworkMode)
 	}
 }
 
-func notJoined(c *court) {
-	pause := c.pause()
-	id := c.join(pause, "sleep", "1000")
+func stoppedCannotBeJoined(c *lawTest) {
+	pause := c.startPause()
+	id := c.createJoined(pause, "sleep", "1000")
 	c.must(c.docker.ContainerKill(c.ctx, pause, "KILL"))
-	c.ended(pause)
+	c.waitExit(pause)
 	if err := c.docker.ContainerStart(c.ctx, id, container.StartOptions{}); err == nil {
 		c.Error("the network of what has ended was joined")
 	}
@@ -449,7 +449,7 @@ func notJoined(c *court) {
 }
 
 // exec runs a command in a container and returns what it wrote.
-func (c *court) exec(id string, command ...string) (stdout, stderr string, found container.ExecInspect) {
+func (c *lawTest) exec(id string, command ...string) (stdout, stderr string, found container.ExecInspect) {
 	c.Helper()
 	made, err := c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: command, AttachStdout: true, AttachStderr: true})
 	c.must(err)
@@ -470,7 +470,7 @@ func (c *court) exec(id string, command ...string) (stdout, stderr string, found
 	return out.String(), errs.String(), found
 }
 
-func execs(c *court) {
+func execSeparatesStreams(c *lawTest) {
 	id := c.start("sleep", "1000")
 	out, errs, found := c.exec(id, "sh", "-c", "echo out; echo err >&2; exit 7")
 	if out != "out\n" || errs != "err\n" || found.ExitCode != 7 || found.Running || found.ContainerID != id {
@@ -478,19 +478,19 @@ func execs(c *court) {
 	}
 }
 
-func execMissing(c *court) {
+func execOfMissingCommand(c *lawTest) {
 	id := c.start("sleep", "1000")
 	if _, _, found := c.exec(id, "missing"); found.ExitCode != exitNotExecutable && found.ExitCode != exitNotFound || found.Pid != 0 {
 		c.Errorf("%+v", found)
 	}
 }
 
-func execAtRest(c *court) {
+func execNeedsRunning(c *lawTest) {
 	_, err := c.docker.ContainerExecCreate(c.ctx, c.create(nil, "true"), container.ExecOptions{Cmd: []string{"true"}})
-	c.is("exec in what was not started", err, errdefs.IsConflict)
+	c.wantKind("exec in what was not started", err, errdefs.IsConflict)
 }
 
-func attaches(c *court) {
+func attachReceivesNewOutput(c *lawTest) {
 	id := c.create(func(config *container.Config, _ *container.HostConfig) {
 		config.OpenStdin, config.StdinOnce = true, true
 	}, "cat")
@@ -504,12 +504,12 @@ func attaches(c *court) {
 	var out, errs bytes.Buffer
 	_, err = stdcopy.StdCopy(&out, &errs, stream.Reader)
 	c.must(err)
-	if code := c.ended(id); out.String() != "hello\n" || code != 0 {
+	if code := c.waitExit(id); out.String() != "hello\n" || code != 0 {
 		c.Errorf("heard %q, exit code %d", out.String(), code)
 	}
 }
 
-func updates(c *court) {
+func updateWhileRunning(c *lawTest) {
 	id := c.start("sleep", "1000")
 	_, err := c.docker.ContainerUpdate(c.ctx, id, container.UpdateConfig{Resources: container.Resources{CPUShares: 512}})
 	c.must(err)
@@ -518,7 +518,7 @@ func updates(c *court) {
 	}
 }
 
-func imageNames(c *court) {
+func imageByNameAndID(c *lawTest) {
 	found, err := c.docker.ImageInspect(c.ctx, c.ref)
 	c.must(err)
 	again, err := c.docker.ImageInspect(c.ctx, found.ID)
@@ -536,28 +536,28 @@ func imageNames(c *court) {
 	}
 }
 
-func imageInUse(c *court) {
+func usedImageIsNotRemoved(c *lawTest) {
 	c.start("sleep", "1000")
 	found, err := c.docker.ImageInspect(c.ctx, c.ref)
 	c.must(err)
 	for _, force := range []bool{false, true} {
 		_, err = c.docker.ImageRemove(c.ctx, found.ID, image.RemoveOptions{Force: force, PruneChildren: true})
-		c.is(fmt.Sprintf("remove an image that is used, force %v", force), err, errdefs.IsConflict)
+		c.wantKind(fmt.Sprintf("remove an image that is used, force %v", force), err, errdefs.IsConflict)
 	}
 	_, err = c.docker.ImageInspect(c.ctx, c.ref)
 	c.must(err)
 }
 
-func imageNotThere(c *court) {
+func missingImageIsNotFound(c *lawTest) {
 	_, err := c.docker.ImageInspect(c.ctx, "berth.local/no-such:1")
-	c.is("inspect", err, errdefs.IsNotFound)
+	c.wantKind("inspect", err, errdefs.IsNotFound)
 	_, err = c.docker.ImageRemove(c.ctx, "berth.local/no-such:1", image.RemoveOptions{})
-	c.is("remove", err, errdefs.IsNotFound)
+	c.wantKind("remove", err, errdefs.IsNotFound)
 	_, err = c.docker.ContainerCreate(c.ctx, &container.Config{Image: "berth.local/no-such:1"}, nil, nil, nil, c.name())
-	c.is("create", err, errdefs.IsNotFound)
+	c.wantKind("create", err, errdefs.IsNotFound)
 }
 
-func refuses(c *court) {
+func invalidCreateIsRefused(c *lawTest) {
 	order := func(change func(*container.Config, *container.HostConfig)) error {
 		config, host := &container.Config{Image: c.ref, Cmd: []string{"true"}}, &container.HostConfig{}
 		change(config, host)
@@ -567,23 +567,23 @@ func refuses(c *court) {
 		}
 		return err
 	}
-	c.is("an unknown runtime", order(func(_ *container.Config, host *container.HostConfig) { host.Runtime = "no-such" }), errdefs.IsInvalidArgument)
-	c.is("a bind of nothing", order(func(_ *container.Config, host *container.HostConfig) {
+	c.wantKind("an unknown runtime", order(func(_ *container.Config, host *container.HostConfig) { host.Runtime = "no-such" }), errdefs.IsInvalidArgument)
+	c.wantKind("a bind of nothing", order(func(_ *container.Config, host *container.HostConfig) {
 		host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: "/no/such/path", Target: "/mnt"}}
 	}), errdefs.IsInvalidArgument)
-	c.is("a hostname in the network of another", order(func(config *container.Config, host *container.HostConfig) {
+	c.wantKind("a hostname in the network of another", order(func(config *container.Config, host *container.HostConfig) {
 		config.Hostname, host.NetworkMode = "web", container.NetworkMode("container:"+c.create(nil, "true"))
 	}), errdefs.IsInvalidArgument)
 	if order(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = "container:no-such" }) == nil {
 		c.Error("IPC of what is not there is not refused")
 	}
 	_, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref}, nil, nil, nil, "no good name")
-	c.is("a name with spaces", err, errdefs.IsInvalidArgument)
+	c.wantKind("a name with spaces", err, errdefs.IsInvalidArgument)
 }
 
-func waitsForNothing(c *court) {
+func waitReturnsWhenNotRunningOrRemoved(c *lawTest) {
 	id := c.create(nil, "sleep", "1000")
-	if code := c.ended(id); code != 0 {
+	if code := c.waitExit(id); code != 0 {
 		c.Errorf("exit code %d of what was never started", code)
 	}
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
@@ -598,10 +598,10 @@ func waitsForNothing(c *court) {
 		c.Error(err)
 	}
 	_, errs = c.docker.ContainerWait(c.ctx, id, container.WaitConditionNotRunning)
-	c.is("wait for what is not there", <-errs, errdefs.IsNotFound)
+	c.wantKind("wait for what is not there", <-errs, errdefs.IsNotFound)
 }
 
-func killsInTheEnd(c *court) {
+func stopKillsAfterTimeout(c *lawTest) {
 	id := c.start("sleep", "1000") // which as a first process ignores SIGTERM
 	limit := 1
 	begin := time.Now()
@@ -611,9 +611,9 @@ func killsInTheEnd(c *court) {
 	}
 }
 
-func endTime(c *court) {
+func exitSetsFinishedAt(c *lawTest) {
 	id := c.start("sh", "-c", "exit 3")
-	c.ended(id)
+	c.waitExit(id)
 	s := c.inspect(id).State
 	began, err := time.Parse(time.RFC3339Nano, s.StartedAt)
 	c.must(err)
@@ -626,9 +626,9 @@ func endTime(c *court) {
 	}
 }
 
-func logLines(c *court) {
+func logFileIsJSONLines(c *lawTest) {
 	id := c.start("sh", "-c", "echo out; echo err >&2")
-	c.ended(id)
+	c.waitExit(id)
 	text, err := os.ReadFile(c.inspect(id).LogPath)
 	c.must(err)
 	var got []string
@@ -645,16 +645,16 @@ func logLines(c *court) {
 	}
 }
 
-// logPieces: see copySrc in moby's daemon/logger/copier.go. Half a character is no
+// longLineIsSplit: see copySrc in moby's daemon/logger/copier.go. Half a character is no
 // JSON, so it becomes one U+FFFD for each byte.
-func logPieces(c *court) {
+func longLineIsSplit(c *lawTest) {
 	const size = 16 << 10
 	long, accents := strings.Repeat("x", 20000), "a"+strings.Repeat("\u00e9", 10000)
 	id := c.start("sh", "-c", "echo "+long+"; echo "+accents+"; printf "+long[:size])
 	short := c.start("sh", "-c", "printf short")
 	type piece struct{ Log, Time string }
 	read := func(id string) (pieces []piece) {
-		c.ended(id)
+		c.waitExit(id)
 		text, err := os.ReadFile(c.inspect(id).LogPath)
 		c.must(err)
 		for line := range strings.Lines(string(text)) {
@@ -686,19 +686,19 @@ func logPieces(c *court) {
 	}
 }
 
-func endsTogether(c *court) {
-	pause := c.pause()
+func pidNamespaceEndsWithInit(c *lawTest) {
+	pause := c.startPause()
 	id := c.create(func(_ *container.Config, host *container.HostConfig) {
 		host.PidMode = container.PidMode("container:" + pause)
 	}, "sleep", "1000")
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	c.must(c.docker.ContainerKill(c.ctx, pause, "KILL"))
-	if code := c.ended(id); code != exitKilled {
+	if code := c.waitExit(id); code != exitKilled {
 		c.Errorf("exit code %d, want %d", code, exitKilled)
 	}
 }
 
-func execEnds(c *court) {
+func execEndsWithContainer(c *lawTest) {
 	id := c.start("sleep", "1000")
 	go func() { // the container is killed once the command runs: earlier it is one that could not be started
 		for c.ctx.Err() == nil {
@@ -716,7 +716,7 @@ func execEnds(c *court) {
 	}
 }
 
-func imageRemoved(c *court) {
+func removedImageHasNoNames(c *lawTest) {
 	archive, err := pause.Archive(runtime.GOARCH)
 	c.must(err)
 	var id string
@@ -744,16 +744,16 @@ func imageRemoved(c *court) {
 	c.must(err)
 	for _, ref := range []string{id, pause.Ref} {
 		_, err := c.docker.ImageInspect(c.ctx, ref)
-		c.is("inspect "+ref, err, errdefs.IsNotFound)
+		c.wantKind("inspect "+ref, err, errdefs.IsNotFound)
 	}
 }
 
-func tooNew(c *court) {
+func newerClientIsRefused(c *lawTest) {
 	docker, err := client.NewClientWithOpts(client.WithHost(c.docker.DaemonHost()), client.WithVersion("1.99"))
 	c.must(err)
 	defer docker.Close()
 	_, err = docker.Info(c.ctx)
-	c.is("API 1.99", err, errdefs.IsInvalidArgument)
+	c.wantKind("API 1.99", err, errdefs.IsInvalidArgument)
 	if pong, err := docker.Ping(c.ctx); err != nil || pong.APIVersion == "" {
 		c.Errorf("ping: %+v, %v; want that it tells a version", pong, err)
 	}

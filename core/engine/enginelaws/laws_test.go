@@ -22,7 +22,7 @@ var (
 	image = flag.String("image", "berth-test:1", "an `image` with a busybox that the Engine has")
 )
 
-func TestLaws(t *testing.T) {
+func TestLawsOnFakeEngine(t *testing.T) {
 	for _, api := range []string{"1.41", "1.42", "1.43", "1.44", "1.47", "1.51"} {
 		t.Run(api, func(t *testing.T) {
 			e := enginetest.New(t, enginetest.API(api))
@@ -44,32 +44,32 @@ func TestLawsOnDocker(t *testing.T) {
 	enginelaws.Run(t, docker, *image)
 }
 
-// notByVersion are the fields of engine.Record of type bool that the Engine tells of
+// notVersionGates are the fields of engine.Record of type bool that the Engine tells of
 // itself, or that the kernel decides.
-var notByVersion = []string{"Snapshotter", "LiveRestore", "AppArmor", "SELinux", "Rootless", "UserNSRemap", "StagedMounts"}
+var notVersionGates = []string{"Snapshotter", "LiveRestore", "AppArmor", "SELinux", "Rootless", "UserNSRemap", "StagedMounts"}
 
-// TestEachGateIsProbed fails if a field of engine.Record depends on the Engine's version
+// TestEveryVersionFeatureHasAGate fails if a field of engine.Record depends on the Engine's version
 // and there is no enginelaws.Gate that tries it on real Engines.
-func TestEachGateIsProbed(t *testing.T) {
+func TestEveryVersionFeatureHasAGate(t *testing.T) {
 	var probed []string
 	for _, g := range enginelaws.Gates() {
 		probed = append(probed, g.Field)
 	}
 	for _, typ := range []reflect.Type{reflect.TypeFor[engine.Features](), reflect.TypeFor[engine.Runtime]()} {
 		for _, f := range reflect.VisibleFields(typ) {
-			if f.Type.Kind() == reflect.Bool && slices.Contains(probed, f.Name) == slices.Contains(notByVersion, f.Name) {
+			if f.Type.Kind() == reflect.Bool && slices.Contains(probed, f.Name) == slices.Contains(notVersionGates, f.Name) {
 				t.Errorf("%s.%s: want it either among the gates or among those that do not depend on the version", typ, f.Name)
 			}
 		}
 	}
 }
 
-func TestGates(t *testing.T) {
+func TestGatesOnFakeEngine(t *testing.T) {
 	for _, api := range []string{"1.41", "1.42", "1.43", "1.44", "1.45", "1.47", "1.48", "1.50", "1.51"} {
 		t.Run(api, func(t *testing.T) {
 			e := enginetest.New(t, enginetest.API(api))
 			e.AddImage(enginetest.Image{Files: map[string]string{"/etc/passwd": ""}}, "berth-test:1")
-			gates(t, e.Host, "berth-test:1")
+			checkGates(t, e.Host, "berth-test:1")
 		})
 	}
 }
@@ -78,11 +78,11 @@ func TestGatesOnDocker(t *testing.T) {
 	if *host == "" {
 		t.Skip("needs a Docker Engine: -docker unix:///...")
 	}
-	gates(t, *host, *image)
+	checkGates(t, *host, *image)
 }
 
-// gates checks on the Engine at host that the record says of each gate what is true there.
-func gates(t *testing.T, host, ref string) {
+// checkGates checks on the Engine at host that the record says of each gate what is true there.
+func checkGates(t *testing.T, host, ref string) {
 	t.Helper()
 	e, err := engine.New(engine.Config{Host: host}, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -95,20 +95,20 @@ func gates(t *testing.T, host, ref string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	record := reflect.ValueOf(conn.Features)
+	features := reflect.ValueOf(conn.Features)
 	for _, g := range enginelaws.Gates() {
 		t.Run(g.Field, func(t *testing.T) {
-			var says bool
+			var reported bool
 			if g.Field == "RecursiveReadOnly" {
-				says = conn.Features.Runtimes[conn.Features.DefaultRuntime].RecursiveReadOnly
+				reported = conn.Features.Runtimes[conn.Features.DefaultRuntime].RecursiveReadOnly
 			} else {
-				says = record.FieldByName(g.Field).Bool()
+				reported = features.FieldByName(g.Field).Bool()
 			}
-			if due := versions.GreaterThanOrEqualTo(conn.Features.API, g.Since); says != due {
-				t.Errorf("API %s: the record says %v, want %v: it is there since %s", conn.Features.API, says, due, g.Since)
+			if expected := versions.GreaterThanOrEqualTo(conn.Features.API, g.Since); reported != expected {
+				t.Errorf("API %s: the record says %v, want %v: it is there since %s", conn.Features.API, reported, expected, g.Since)
 			}
-			if works := g.Works(t, conn.Client, ref); works != says {
-				t.Errorf("API %s: the record says %v, and tried out it is %v", conn.Features.API, says, works)
+			if works := g.Works(t, conn.Client, ref); works != reported {
+				t.Errorf("API %s: the record says %v, and tried out it is %v", conn.Features.API, reported, works)
 			} else {
 				t.Logf("Docker %s, API %s: %v", conn.Features.Version, conn.Features.API, works)
 			}

@@ -21,23 +21,23 @@ import (
 func (e *Engine) archive(c *call) error {
 	at := c.query.Get("path")
 	if at == "" {
-		return refusal(http.StatusBadRequest, "Bad parameter: path cannot be empty")
+		return errorf(http.StatusBadRequest, "Bad parameter: path cannot be empty")
 	}
 	e.mu.Lock()
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	if err == nil {
-		err = e.findSubPaths(b)
+		err = e.checkSubPathsLocked(b)
 	}
 	if err != nil {
 		e.mu.Unlock()
 		return err
 	}
 	files, links := b.files, b.links
-	e.tell(b, events.ActionArchivePath, nil)
+	e.emitLocked(b, events.ActionArchivePath, nil)
 	e.mu.Unlock()
 
 	name := path.Clean("/" + at)
-	at, err = resolve(links, name, false)
+	at, err = followLinks(links, name, false)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (e *Engine) archive(c *call) error {
 	content, isFile := files[at]
 	if isLink {
 		stat.Mode = os.ModeSymlink | 0o777
-		if stat.LinkTarget, err = resolve(links, at, true); err != nil {
+		if stat.LinkTarget, err = followLinks(links, at, true); err != nil {
 			return err
 		}
 	} else if isFile {
@@ -59,14 +59,14 @@ func (e *Engine) archive(c *call) error {
 			below = below || strings.HasPrefix(name, inside)
 		}
 		if !below {
-			return refusal(http.StatusNotFound, "Could not find the file %s in container %s", c.query.Get("path"), c.name)
+			return errorf(http.StatusNotFound, "Could not find the file %s in container %s", c.query.Get("path"), c.name)
 		}
 	}
 	text, err := json.Marshal(stat)
 	if err != nil {
 		return err
 	}
-	c.begun = true
+	c.responded = true
 	c.Header().Set("X-Docker-Container-Path-Stat", base64.StdEncoding.EncodeToString(text))
 	c.Header().Set("Content-Type", "application/x-tar")
 	c.WriteHeader(http.StatusOK)
@@ -103,9 +103,9 @@ func (e *Engine) archive(c *call) error {
 // maxLinks is how many symbolic links Docker follows (moby/sys/symlink.FollowSymlinkInScope).
 const maxLinks = 255
 
-// resolve follows the symbolic links of a container in a path, as Docker does: also the one at
+// followLinks follows the symbolic links of a container in a path, as Docker does: also the one at
 // its end if last is set.
-func resolve(links map[string]string, name string, last bool) (string, error) {
+func followLinks(links map[string]string, name string, last bool) (string, error) {
 	at, rest := "/", strings.Split(name, "/")
 	for followed := 0; len(rest) > 0; {
 		next := path.Join(at, rest[0])
@@ -116,7 +116,7 @@ func resolve(links map[string]string, name string, last bool) (string, error) {
 			continue
 		}
 		if followed++; followed > maxLinks {
-			return "", refusal(http.StatusInternalServerError, "evalSymlinksInScope: too many links in %s", name)
+			return "", errorf(http.StatusInternalServerError, "evalSymlinksInScope: too many links in %s", name)
 		}
 		if path.IsAbs(target) {
 			at = "/"

@@ -10,21 +10,21 @@ import (
 	"github.com/docker/docker/api/types/events"
 )
 
-// A taken is a connection that was taken over from HTTP.
-type taken struct {
+// A hijackedConn is a connection that was taken over from HTTP.
+type hijackedConn struct {
 	net.Conn
 	r *bufio.Reader
 }
 
-func (t *taken) Read(p []byte) (int, error) { return t.r.Read(p) }
+func (t *hijackedConn) Read(p []byte) (int, error) { return t.r.Read(p) }
 
 // hijack takes the connection over, as clients ask for with Upgrade.
-func (c *call) hijack(mediaType string) (*taken, error) {
+func (c *call) hijack(mediaType string) (*hijackedConn, error) {
 	conn, buf, err := http.NewResponseController(c.ResponseWriter).Hijack()
 	if err != nil {
 		return nil, err
 	}
-	c.begun = true
+	c.responded = true
 	status, header := "200 OK", "Content-Type: application/vnd.docker.raw-stream\r\n"
 	if c.Request.Header.Get("Upgrade") != "" {
 		status, header = "101 UPGRADED", "Content-Type: "+mediaType+"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
@@ -32,17 +32,17 @@ func (c *call) hijack(mediaType string) (*taken, error) {
 	if _, err := fmt.Fprintf(conn, "HTTP/1.1 %s\r\n%s\r\n", status, header); err != nil {
 		return nil, err
 	}
-	return &taken{conn, buf.Reader}, nil
+	return &hijackedConn{conn, buf.Reader}, nil
 }
 
 // attach is POST /containers/{id}/attach.
 func (e *Engine) attach(c *call) error {
 	e.mu.Lock()
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	if err == nil && b.state.Paused {
-		err = refusal(http.StatusConflict, "Container %s is paused, unpause the container before attach.", c.name)
+		err = errorf(http.StatusConflict, "Container %s is paused, unpause the container before attach.", c.name)
 	}
-	multiplexed := e.since("1.42")
+	multiplexed := e.supportsLocked("1.42")
 	e.mu.Unlock()
 	if err != nil {
 		return err
@@ -52,45 +52,45 @@ func (e *Engine) attach(c *call) error {
 		return errHangUp
 	}
 	defer conn.Close()
-	f := &follower{hangUp: func() { _ = conn.Close() }, over: make(chan struct{})}
-	out, errs := streams(conn, b.config.Tty)
-	if c.flag("stdout") {
+	f := &follower{hangUp: func() { _ = conn.Close() }, done: make(chan struct{})}
+	out, errs := stdStreams(conn, b.config.Tty)
+	if c.boolParam("stdout") {
 		f.out = out
 	}
-	if c.flag("stderr") {
+	if c.boolParam("stderr") {
 		f.err = errs
 	}
-	if c.flag("logs") {
-		b.out.replay(f)
+	if c.boolParam("logs") {
+		b.output.replay(f)
 	}
-	if !c.flag("stream") {
+	if !c.boolParam("stream") {
 		return nil
 	}
-	b.out.follow(f)
-	defer b.out.leave(f)
+	b.output.follow(f)
+	defer b.output.unfollow(f)
 	e.mu.Lock()
-	e.tell(b, events.ActionAttach, nil)
+	e.emitLocked(b, events.ActionAttach, nil)
 	// One that has ended has nothing more to say; one that was never started
 	// will.
-	ended, input := b.process == nil && b.state.StartedAt != never, b.input
+	ended, input := b.process == nil && b.state.StartedAt != zeroTime, b.stdin
 	e.mu.Unlock()
 	if ended {
 		return nil
 	}
 	go func() {
-		if !c.flag("stdin") || !b.config.OpenStdin {
+		if !c.boolParam("stdin") || !b.config.OpenStdin {
 			_, _ = io.Copy(io.Discard, conn)
 			return
 		}
 		_, _ = io.Copy(input, conn)
 		if b.config.StdinOnce {
-			input.end()
+			input.closeWrite()
 		}
 	}()
 	select {
-	case <-f.over:
-	case <-b.gone:
-	case <-c.run.ctx.Done():
+	case <-f.done:
+	case <-b.removed:
+	case <-c.server.ctx.Done():
 	}
 	return nil
 }

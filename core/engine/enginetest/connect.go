@@ -47,14 +47,14 @@ func Background(t testing.TB, run func(context.Context) error) {
 	})
 }
 
-// conditionTimeout is how long Until waits. It costs nothing where the condition holds, and
+// untilTimeout is how long Until waits. It costs nothing where the condition holds, and
 // a busy machine may need longer than Patience.
-const conditionTimeout = 3 * Patience
+const untilTimeout = 3 * Patience
 
 // Until waits for cond to hold, and fails t with what if it does not.
 func Until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for limit := time.Now().Add(conditionTimeout); !cond(); time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(untilTimeout); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(limit) {
 			t.Fatal(what)
 		}

@@ -22,15 +22,15 @@ import (
 	"github.com/docker/docker/api/types/storage"
 )
 
-// never is when what has not happened has happened.
-const never = "0001-01-01T00:00:00Z"
+// zeroTime is when what has not happened has happened.
+const zeroTime = "0001-01-01T00:00:00Z"
 
-// stamp is how Engines write a time.
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+// formatTime is how Engines write a time.
+func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// A box is a container. Engine.mu guards it, but for what never changes: id,
+// A fakeContainer is a container. Engine.mu guards it, but for what never changes: id,
 // created, config, image, path, args, files, links, gone, out.
-type box struct {
+type fakeContainer struct {
 	id, name string
 	created  time.Time
 	config   *container.Config
@@ -41,33 +41,33 @@ type box struct {
 	files    map[string]string // of its image, by path
 	links    map[string]string // of its image: targets of symbolic links, by path
 
-	state    container.State
-	process  *Process      // nil while none runs
-	input    *pipe         // of the process that runs, or of the next one
-	over     chan struct{} // closed when the process that runs has ended; nil before the first
-	gone     chan struct{} // closed when it is removed
-	removing bool
-	stuck    bool  // see Unkillable
-	pending  []int // signals that wait for the end of a pause
-	out      *output
-	sizes    [][2]uint
+	state          container.State
+	process        *Process      // nil while none runs
+	stdin          *pipe         // of the process that runs, or of the next one
+	exited         chan struct{} // closed when the process that runs has ended; nil before the first
+	removed        chan struct{} // closed when it is removed
+	removing       bool
+	unkillable     bool  // see Unkillable
+	pendingSignals []int // signals that wait for the end of a pause
+	output         *output
+	ttySizes       [][2]uint
 
-	hostname                  string // while it shares that of another
-	hosts, hostnameFile, dns  string // files
-	sandboxID, endpoint, logs string
+	hostname                            string // while it shares that of another
+	hostsFile, hostnameFile, resolvConf string // files
+	sandboxID, endpoint, logPath        string
 }
 
-// words is the command of b.
-func (b *box) words() []string { return append([]string{b.path}, b.args...) }
+// command is the command of b.
+func (b *fakeContainer) command() []string { return append([]string{b.path}, b.args...) }
 
-// find looks a container up by ID, name, or the beginning of its ID. e.mu is
+// findContainerLocked looks a container up by ID, name, or the beginning of its ID. e.mu is
 // held.
-func (e *Engine) find(name string) (*box, error) {
-	if b, ok := e.boxes[name]; ok {
+func (e *Engine) findContainerLocked(name string) (*fakeContainer, error) {
+	if b, ok := e.containers[name]; ok {
 		return b, nil
 	}
-	var found []*box
-	for _, b := range e.boxes {
+	var found []*fakeContainer
+	for _, b := range e.containers {
 		if b.name == strings.TrimPrefix(name, "/") {
 			return b, nil
 		}
@@ -77,30 +77,30 @@ func (e *Engine) find(name string) (*box, error) {
 	}
 	switch {
 	case len(found) == 0 || name == "":
-		return nil, refusal(http.StatusNotFound, "No such container: %s", name)
+		return nil, errorf(http.StatusNotFound, "No such container: %s", name)
 	case len(found) == 1:
 		return found[0], nil
 	default:
-		return nil, refusal(http.StatusBadRequest, "multiple IDs found with provided prefix: %s", name)
+		return nil, errorf(http.StatusBadRequest, "multiple IDs found with provided prefix: %s", name)
 	}
 }
 
-func (e *Engine) boxDir(id string) string { return filepath.Join(e.RootDir, "containers", id) }
+func (e *Engine) containerDir(id string) string { return filepath.Join(e.RootDir, "containers", id) }
 
 func (e *Engine) layerDir(id string) string {
-	return filepath.Join(e.RootDir, "overlay2", sum("layer of "+id))
+	return filepath.Join(e.RootDir, "overlay2", sha256Hex("layer of "+id))
 }
 
 // inspect is GET /containers/{id}/json.
 func (e *Engine) inspect(c *call) error {
 	e.mu.Lock()
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	if err != nil {
 		e.mu.Unlock()
 		return err
 	}
-	found := e.look(b)
-	if c.flag("size") {
+	found := e.inspectLocked(b)
+	if c.boolParam("size") {
 		var written, all int64
 		err := filepath.WalkDir(filepath.Join(e.layerDir(b.id), "diff"), func(_ string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
@@ -123,31 +123,31 @@ func (e *Engine) inspect(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.answer(http.StatusOK, json.RawMessage(text))
+	return c.respond(http.StatusOK, json.RawMessage(text))
 }
 
-// look is all there is to say of b, good as long as e.mu is held.
-func (e *Engine) look(b *box) container.InspectResponse {
+// inspectLocked is all there is to say of b, good as long as e.mu is held.
+func (e *Engine) inspectLocked(b *fakeContainer) container.InspectResponse {
 	state, config := b.state, *b.config
 	if b.hostname != "" {
 		config.Hostname = b.hostname
 	}
 	var execs []string
-	for _, s := range e.sessions {
-		if s.box == b && s.process != nil {
+	for _, s := range e.execs {
+		if s.container == b && s.process != nil {
 			execs = append(execs, s.id)
 		}
 	}
-	settings := &container.NetworkSettings{Networks: e.endpoints(b)}
+	settings := &container.NetworkSettings{Networks: e.endpointsLocked(b)}
 	settings.SandboxID = b.sandboxID
 	if b.sandboxID != "" {
 		settings.SandboxKey = filepath.Join(e.RootDir, "netns", b.sandboxID[:12])
 	}
-	dir, driver := e.layerDir(b.id), e.self().Driver
+	dir, driver := e.layerDir(b.id), e.infoLocked().Driver
 	base := &container.ContainerJSONBase{
-		ID: b.id, Created: stamp(b.created), Path: b.path, Args: append([]string{}, b.args...), State: &state, Image: b.image, Name: "/" + b.name,
+		ID: b.id, Created: formatTime(b.created), Path: b.path, Args: append([]string{}, b.args...), State: &state, Image: b.image, Name: "/" + b.name,
 		Driver: driver, Platform: "linux",
-		ResolvConfPath: b.dns, HostnamePath: b.hostnameFile, HostsPath: b.hosts, LogPath: b.logs,
+		ResolvConfPath: b.resolvConf, HostnamePath: b.hostnameFile, HostsPath: b.hostsFile, LogPath: b.logPath,
 		ExecIDs: execs, HostConfig: b.host,
 		GraphDriver: storage.DriverData{Name: driver, Data: map[string]string{
 			"UpperDir": filepath.Join(dir, "diff"), "MergedDir": filepath.Join(dir, "merged"), "WorkDir": filepath.Join(dir, "work"),
@@ -157,7 +157,7 @@ func (e *Engine) look(b *box) container.InspectResponse {
 }
 
 // mounts is how Engines tell the mounts of b.
-func (b *box) mounts() []container.MountPoint {
+func (b *fakeContainer) mounts() []container.MountPoint {
 	points := []container.MountPoint{}
 	for _, m := range b.host.Mounts {
 		point := container.MountPoint{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly}
@@ -172,8 +172,8 @@ func (b *box) mounts() []container.MountPoint {
 	return points
 }
 
-// endpoints are the networks that b is on. e.mu is held.
-func (e *Engine) endpoints(b *box) map[string]*network.EndpointSettings {
+// endpointsLocked are the networks that b is on. e.mu is held.
+func (e *Engine) endpointsLocked(b *fakeContainer) map[string]*network.EndpointSettings {
 	name := string(b.host.NetworkMode)
 	switch {
 	case b.config.NetworkDisabled, b.host.NetworkMode.IsContainer():
@@ -182,8 +182,8 @@ func (e *Engine) endpoints(b *box) map[string]*network.EndpointSettings {
 		name = network.NetworkBridge
 	}
 	end := &network.EndpointSettings{EndpointID: b.endpoint}
-	if b.state.StartedAt != never || b.state.ExitCode != 0 {
-		end.NetworkID = sum("network " + name)
+	if b.state.StartedAt != zeroTime || b.state.ExitCode != 0 {
+		end.NetworkID = sha256Hex("network " + name)
 	}
 	if name == network.NetworkBridge && b.state.Running {
 		n, _ := strconv.ParseUint(b.id[:2], 16, 8)
@@ -201,17 +201,17 @@ func (e *Engine) list(c *call) error {
 	}
 	for _, s := range args.Get("status") {
 		if container.ValidateContainerState(s) != nil {
-			return refusal(http.StatusBadRequest, "Invalid filter 'status=%s'", s)
+			return errorf(http.StatusBadRequest, "Invalid filter 'status=%s'", s)
 		}
 	}
-	limit, err := c.number("limit", 0)
+	limit, err := c.intParam("limit", 0)
 	if err != nil {
 		return err
 	}
-	all := c.flag("all") || limit > 0 || len(args.Get("status")) > 0
+	all := c.boolParam("all") || limit > 0 || len(args.Get("status")) > 0
 	rows := []container.Summary{}
 	e.mu.Lock()
-	for _, b := range e.newestFirst() {
+	for _, b := range e.newestFirstLocked() {
 		switch {
 		case !all && !b.state.Running,
 			len(args.Get("id")) > 0 && !args.Match("id", b.id),
@@ -222,21 +222,21 @@ func (e *Engine) list(c *call) error {
 			continue
 		}
 		if a := args.Get("ancestor"); len(a) > 0 && !slices.ContainsFunc(a, func(ref string) bool {
-			p, err := e.image(ref)
-			return err == nil && e.descends(b.image, p.ID)
+			p, err := e.findImageLocked(ref)
+			return err == nil && e.descendsLocked(b.image, p.ID)
 		}) {
 			continue
 		}
-		if rows = append(rows, e.row(b)); limit > 0 && len(rows) == limit {
+		if rows = append(rows, e.summaryLocked(b)); limit > 0 && len(rows) == limit {
 			break
 		}
 	}
 	e.mu.Unlock()
-	return c.answer(http.StatusOK, rows)
+	return c.respond(http.StatusOK, rows)
 }
 
-// descends reports whether an image is another one or was built from it. e.mu is held.
-func (e *Engine) descends(id, from string) bool {
+// descendsLocked reports whether an image is another one or was built from it. e.mu is held.
+func (e *Engine) descendsLocked(id, from string) bool {
 	for id != from {
 		p := e.images[id]
 		if p == nil || p.Parent == "" {
@@ -247,16 +247,16 @@ func (e *Engine) descends(id, from string) bool {
 	return true
 }
 
-// newestFirst lists the containers. e.mu is held.
-func (e *Engine) newestFirst() []*box {
-	list := slices.Collect(maps.Values(e.boxes))
+// newestFirstLocked lists the containers. e.mu is held.
+func (e *Engine) newestFirstLocked() []*fakeContainer {
+	list := slices.Collect(maps.Values(e.containers))
 	sort.Slice(list, func(i, j int) bool { return list[i].created.After(list[j].created) })
 	return list
 }
 
-// row is what a list says of b. e.mu is held.
-func (e *Engine) row(b *box) container.Summary {
-	words := b.words()
+// summaryLocked is what a list says of b. e.mu is held.
+func (e *Engine) summaryLocked(b *fakeContainer) container.Summary {
+	words := b.command()
 	for i, w := range words {
 		if strings.ContainsAny(w, " '\"") {
 			words[i] = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
@@ -264,21 +264,21 @@ func (e *Engine) row(b *box) container.Summary {
 	}
 	row := container.Summary{
 		ID: b.id, Names: []string{"/" + b.name}, Image: b.config.Image, ImageID: b.image, Command: strings.Join(words, " "),
-		Created: b.created.Unix(), Ports: []container.Port{}, Labels: b.config.Labels, State: b.state.Status, Status: condition(b.state),
-		NetworkSettings: &container.NetworkSettingsSummary{Networks: e.endpoints(b)}, Mounts: b.mounts(),
+		Created: b.created.Unix(), Ports: []container.Port{}, Labels: b.config.Labels, State: b.state.Status, Status: statusText(b.state),
+		NetworkSettings: &container.NetworkSettingsSummary{Networks: e.endpointsLocked(b)}, Mounts: b.mounts(),
 	}
-	if p, err := e.image(row.Image); err != nil || p.ID != b.image {
+	if p, err := e.findImageLocked(row.Image); err != nil || p.ID != b.image {
 		row.Image = b.image // it is called so no more
 	}
 	row.HostConfig.NetworkMode = string(b.host.NetworkMode)
-	if e.since("1.46") {
+	if e.supportsLocked("1.46") {
 		row.HostConfig.Annotations = b.host.Annotations
 	}
 	return row
 }
 
-// condition is a state in words.
-func condition(s container.State) string {
+// statusText is a state in words.
+func statusText(s container.State) string {
 	ago := func(at string) string {
 		t, _ := time.Parse(time.RFC3339Nano, at)
 		if d := time.Since(t); d >= time.Second {
@@ -295,7 +295,7 @@ func condition(s container.State) string {
 		return "Up " + ago(s.StartedAt) + " (Paused)"
 	case s.Running:
 		return "Up " + ago(s.StartedAt)
-	case s.StartedAt == never:
+	case s.StartedAt == zeroTime:
 		return "Created"
 	default:
 		return fmt.Sprintf("Exited (%d) %s ago", s.ExitCode, ago(s.FinishedAt))
@@ -307,72 +307,72 @@ func (e *Engine) rename(c *call) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	name := strings.TrimPrefix(c.query.Get("name"), "/")
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	switch {
 	case name == "":
-		return refusal(http.StatusBadRequest, "Neither old nor new names may be empty")
+		return errorf(http.StatusBadRequest, "Neither old nor new names may be empty")
 	case err != nil:
 		return err
 	case b.name == name:
-		return refusal(http.StatusBadRequest, "Renaming a container with the same name as its current name")
+		return errorf(http.StatusBadRequest, "Renaming a container with the same name as its current name")
 	}
-	if r := e.nameTaken(name); r != nil {
-		return refusal(r.status, "Error when allocating new name: %s", r.text)
+	if r := e.checkNameLocked(name); r != nil {
+		return errorf(r.status, "Error when allocating new name: %s", r.text)
 	}
 	old := b.name
 	b.name = name
-	e.tell(b, events.ActionRename, map[string]string{"oldName": "/" + old})
-	return c.answer(http.StatusNoContent, nil)
+	e.emitLocked(b, events.ActionRename, map[string]string{"oldName": "/" + old})
+	return c.respond(http.StatusNoContent, nil)
 }
 
 // update is POST /containers/{id}/update.
 func (e *Engine) update(c *call) error {
-	var order container.UpdateConfig
-	if err := c.decode(&order); err != nil {
+	var request container.UpdateConfig
+	if err := c.decode(&request); err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	switch {
 	case err != nil:
 		return err
-	case order.Memory != 0 && order.Memory < leastMemory:
-		return refusal(http.StatusBadRequest, "Minimum memory limit allowed is 6MB")
+	case request.Memory != 0 && request.Memory < minMemory:
+		return errorf(http.StatusBadRequest, "Minimum memory limit allowed is 6MB")
 	case b.removing || b.state.Dead:
-		return refusal(http.StatusConflict, "Cannot update container %s: Container is marked for removal and cannot be \"update\".", b.id)
-	case order.Memory > b.host.MemorySwap && order.MemorySwap == 0:
-		return refusal(http.StatusConflict, "Cannot update container %s: Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time", b.id)
+		return errorf(http.StatusConflict, "Cannot update container %s: Container is marked for removal and cannot be \"update\".", b.id)
+	case request.Memory > b.host.MemorySwap && request.MemorySwap == 0:
+		return errorf(http.StatusConflict, "Cannot update container %s: Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time", b.id)
 	}
 	host := *b.host // the one before may be being told
 	for _, f := range []struct{ have, want *int64 }{
-		{&host.CPUShares, &order.CPUShares}, {&host.CPUPeriod, &order.CPUPeriod}, {&host.CPUQuota, &order.CPUQuota},
-		{&host.Memory, &order.Memory}, {&host.MemorySwap, &order.MemorySwap}, {&host.MemoryReservation, &order.MemoryReservation},
+		{&host.CPUShares, &request.CPUShares}, {&host.CPUPeriod, &request.CPUPeriod}, {&host.CPUQuota, &request.CPUQuota},
+		{&host.Memory, &request.Memory}, {&host.MemorySwap, &request.MemorySwap}, {&host.MemoryReservation, &request.MemoryReservation},
 	} {
 		if *f.want != 0 {
 			*f.have = *f.want
 		}
 	}
-	for _, f := range []struct{ have, want *string }{{&host.CpusetCpus, &order.CpusetCpus}, {&host.CpusetMems, &order.CpusetMems}} {
+	for _, f := range []struct{ have, want *string }{{&host.CpusetCpus, &request.CpusetCpus}, {&host.CpusetMems, &request.CpusetMems}} {
 		if *f.want != "" {
 			*f.have = *f.want
 		}
 	}
-	if order.PidsLimit != nil {
-		host.PidsLimit = order.PidsLimit
+	if request.PidsLimit != nil {
+		host.PidsLimit = request.PidsLimit
 	}
-	if order.RestartPolicy.Name != "" {
-		host.RestartPolicy = order.RestartPolicy
+	if request.RestartPolicy.Name != "" {
+		host.RestartPolicy = request.RestartPolicy
 	}
 	b.host = &host
-	e.tell(b, events.ActionUpdate, nil)
-	return c.answer(http.StatusOK, container.UpdateResponse{})
+	e.emitLocked(b, events.ActionUpdate, nil)
+	return c.respond(http.StatusOK, container.UpdateResponse{})
 }
 
 // remove is DELETE /containers/{id}.
 func (e *Engine) remove(c *call) error {
 	e.mu.Lock()
-	b, err := e.removable(c.name, c.flag("force"))
+	b, err := e.findRemovableLocked(c.name, c.boolParam("force"))
 	if err != nil {
 		e.mu.Unlock()
 		return err
@@ -382,60 +382,60 @@ func (e *Engine) remove(c *call) error {
 	e.mu.Unlock()
 
 	// Done to the end even if the client hangs up.
-	err = e.slay(b, "KILL")
+	err = e.sendSignal(b, "KILL")
 	if err == nil && takes > 0 {
 		e.mu.Lock()
 		b.state.Status = container.StateRemoving
 		e.mu.Unlock()
 		select {
 		case <-time.After(takes):
-		case <-c.run.ctx.Done():
+		case <-c.server.ctx.Done():
 		}
 	}
 	e.mu.Lock()
 	if err != nil {
 		b.removing = false
 		e.mu.Unlock()
-		return refusal(http.StatusInternalServerError, "Could not kill running container %s, cannot remove - %v", b.id, err)
+		return errorf(http.StatusInternalServerError, "Could not kill running container %s, cannot remove - %v", b.id, err)
 	}
-	e.forget(b)
+	e.deleteLocked(b)
 	e.mu.Unlock()
-	return c.answer(http.StatusNoContent, nil)
+	return c.respond(http.StatusNoContent, nil)
 }
 
-// removable finds a container that may be removed. e.mu is held.
-func (e *Engine) removable(name string, force bool) (*box, error) {
-	b, err := e.find(name)
+// findRemovableLocked finds a container that may be removed. e.mu is held.
+func (e *Engine) findRemovableLocked(name string, force bool) (*fakeContainer, error) {
+	b, err := e.findContainerLocked(name)
 	switch {
 	case err != nil:
 		return nil, err
 	case b.removing:
-		return nil, refusal(http.StatusConflict, "removal of container %s is already in progress", name)
+		return nil, errorf(http.StatusConflict, "removal of container %s is already in progress", name)
 	case force || !b.state.Running:
 		return b, nil
 	case b.state.Paused:
-		return nil, refusal(http.StatusConflict, "You cannot remove a paused container %s. Unpause and then stop the container before attempting removal or force remove", b.id)
-	case e.since("1.44"):
-		return nil, refusal(http.StatusConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+b.name)
+		return nil, errorf(http.StatusConflict, "You cannot remove a paused container %s. Unpause and then stop the container before attempting removal or force remove", b.id)
+	case e.supportsLocked("1.44"):
+		return nil, errorf(http.StatusConflict, "cannot remove container %q: container is running: stop the container before removing or force remove", "/"+b.name)
 	default:
-		return nil, refusal(http.StatusConflict, "You cannot remove a running container %s. Stop the container before attempting removal or force remove", b.id)
+		return nil, errorf(http.StatusConflict, "You cannot remove a running container %s. Stop the container before attempting removal or force remove", b.id)
 	}
 }
 
-// forget makes b a container that has been. e.mu is held.
-func (e *Engine) forget(b *box) {
-	if e.boxes[b.id] != b {
+// deleteLocked makes b a container that has been. e.mu is held.
+func (e *Engine) deleteLocked(b *fakeContainer) {
+	if e.containers[b.id] != b {
 		return
 	}
-	delete(e.boxes, b.id)
-	for id, s := range e.sessions {
-		if s.box == b {
-			delete(e.sessions, id)
+	delete(e.containers, b.id)
+	for id, s := range e.execs {
+		if s.container == b {
+			delete(e.execs, id)
 		}
 	}
-	close(b.gone)
-	e.tell(b, events.ActionDestroy, nil)
-	if err := errors.Join(os.RemoveAll(e.boxDir(b.id)), os.RemoveAll(e.layerDir(b.id))); err != nil {
+	close(b.removed)
+	e.emitLocked(b, events.ActionDestroy, nil)
+	if err := errors.Join(os.RemoveAll(e.containerDir(b.id)), os.RemoveAll(e.layerDir(b.id))); err != nil {
 		e.t.Error(err)
 	}
 }
@@ -448,16 +448,16 @@ func (e *Engine) resize(c *call) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	if err != nil {
 		return err
 	}
 	if !b.state.Running {
-		return refusal(http.StatusConflict, "Container %s is not running", b.id)
+		return errorf(http.StatusConflict, "Container %s is not running", b.id)
 	}
-	b.sizes = append(b.sizes, size)
-	e.tell(b, events.ActionResize, map[string]string{"height": strconv.Itoa(int(size[0])), "width": strconv.Itoa(int(size[1]))})
-	return c.answer(http.StatusOK, nil)
+	b.ttySizes = append(b.ttySizes, size)
+	e.emitLocked(b, events.ActionResize, map[string]string{"height": strconv.Itoa(int(size[0])), "width": strconv.Itoa(int(size[1]))})
+	return c.respond(http.StatusOK, nil)
 }
 
 // size reads height and width of a terminal.
@@ -465,7 +465,7 @@ func (c *call) size() (size [2]uint, err error) {
 	for i, side := range []string{"h", "w"} {
 		n, err := strconv.ParseUint(c.query.Get(side), 10, 16)
 		if err != nil {
-			return size, refusal(http.StatusBadRequest, "%v", err)
+			return size, errorf(http.StatusBadRequest, "%v", err)
 		}
 		size[i] = uint(n)
 	}
@@ -476,7 +476,7 @@ func (c *call) size() (size [2]uint, err error) {
 func (e *Engine) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.boxes)
+	return len(e.containers)
 }
 
 // Container returns what an inspect of the container id, which may also be a
@@ -485,11 +485,11 @@ func (e *Engine) Container(id string) (found container.InspectResponse, ok bool)
 	e.t.Helper()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, err := e.find(id)
+	b, err := e.findContainerLocked(id)
 	if err != nil {
 		return found, false
 	}
-	text, err := json.Marshal(e.look(b))
+	text, err := json.Marshal(e.inspectLocked(b))
 	if err == nil {
 		err = json.Unmarshal(text, &found)
 	}
@@ -504,19 +504,19 @@ func (e *Engine) Container(id string) (found container.InspectResponse, ok bool)
 func (e *Engine) Sizes(id string) [][2]uint {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, err := e.find(id)
+	b, err := e.findContainerLocked(id)
 	if err != nil {
 		return nil
 	}
-	return slices.Clone(b.sizes)
+	return slices.Clone(b.ttySizes)
 }
 
-// edit does something to the container id, which must be there.
-func (e *Engine) edit(id string, do func(*box)) {
+// editContainer does something to the container id, which must be there.
+func (e *Engine) editContainer(id string, do func(*fakeContainer)) {
 	e.t.Helper()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, err := e.find(id)
+	b, err := e.findContainerLocked(id)
 	if err != nil {
 		e.t.Errorf("enginetest: %v", err)
 		return
@@ -529,7 +529,7 @@ func (e *Engine) edit(id string, do func(*box)) {
 // touched.
 func (e *Engine) SetState(id string, edit func(*container.State)) {
 	e.t.Helper()
-	e.edit(id, func(b *box) { edit(&b.state) })
+	e.editContainer(id, func(b *fakeContainer) { edit(&b.state) })
 }
 
 // Unkillable tells whether the process of the container id withstands SIGKILL,
@@ -537,7 +537,7 @@ func (e *Engine) SetState(id string, edit func(*container.State)) {
 // 500.
 func (e *Engine) Unkillable(id string, on bool) {
 	e.t.Helper()
-	e.edit(id, func(b *box) { b.stuck = on })
+	e.editContainer(id, func(b *fakeContainer) { b.unkillable = on })
 }
 
 // LeakName makes name taken by a container that is not there, as Engines do

@@ -20,8 +20,8 @@ import (
 	"github.com/docker/docker/api/types/network"
 )
 
-// leastMemory is the least that Engines let a container have, in bytes.
-const leastMemory = 6 << 20
+// minMemory is the least that Engines let a container have, in bytes.
+const minMemory = 6 << 20
 
 var (
 	validName  = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
@@ -40,85 +40,85 @@ var (
 
 // create is POST /containers/create.
 func (e *Engine) create(c *call) error {
-	var order container.CreateRequest
-	if err := json.NewDecoder(c.Body).Decode(&order); err != nil {
+	var request container.CreateRequest
+	if err := json.NewDecoder(c.Body).Decode(&request); err != nil {
 		status := http.StatusInternalServerError
-		if e.speaks("1.42") {
+		if e.supports("1.42") {
 			status = http.StatusBadRequest
 		}
-		return refusal(status, "%v", err)
+		return errorf(status, "%v", err)
 	}
-	if order.Config == nil {
-		return refusal(http.StatusBadRequest, "Config cannot be empty in order to create a container")
+	if request.Config == nil {
+		return errorf(http.StatusBadRequest, "Config cannot be empty in order to create a container")
 	}
-	if order.HostConfig == nil {
-		order.HostConfig = &container.HostConfig{}
+	if request.HostConfig == nil {
+		request.HostConfig = &container.HostConfig{}
 	}
 	e.mu.Lock()
-	b, err := e.make(c.query.Get("name"), order.Config, order.HostConfig)
+	b, err := e.newContainerLocked(c.query.Get("name"), request.Config, request.HostConfig)
 	if err == nil {
-		e.boxes[b.id] = b
-		e.tell(b, events.ActionCreate, nil)
+		e.containers[b.id] = b
+		e.emitLocked(b, events.ActionCreate, nil)
 	}
 	e.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return c.answer(http.StatusCreated, container.CreateResponse{ID: b.id, Warnings: []string{}})
+	return c.respond(http.StatusCreated, container.CreateResponse{ID: b.id, Warnings: []string{}})
 }
 
-// make makes a container as ordered. e.mu is held.
-func (e *Engine) make(name string, config *container.Config, host *container.HostConfig) (*box, error) {
-	if err := errors.Join(checkHost(config, host), e.checkEngine(host), e.checkMounts(host.Mounts)); err != nil {
+// newContainerLocked makes a container as ordered. e.mu is held.
+func (e *Engine) newContainerLocked(name string, config *container.Config, host *container.HostConfig) (*fakeContainer, error) {
+	if err := errors.Join(checkHost(config, host), e.checkFeaturesLocked(host), e.checkMountsLocked(host.Mounts)); err != nil {
 		return nil, err
 	}
 	var image string
 	var files, links map[string]string
 	if config.Image != "" {
-		p, err := e.image(config.Image)
+		p, err := e.findImageLocked(config.Image)
 		if err != nil {
-			return nil, refusal(http.StatusNotFound, "No such image: %s", withTag(config.Image))
+			return nil, errorf(http.StatusNotFound, "No such image: %s", withTag(config.Image))
 		}
 		image, files, links = p.ID, p.files(), p.Links
-		merge(config, p.Config)
+		mergeImageConfig(config, p.Config)
 	}
 	argv := slices.Concat([]string(config.Entrypoint), []string(config.Cmd))
 	if len(argv) == 0 || len(argv) == 1 && argv[0] == "" {
-		return nil, refusal(http.StatusBadRequest, "No command specified")
+		return nil, errorf(http.StatusBadRequest, "No command specified")
 	}
-	id := e.newID()
+	id := e.newIDLocked()
 	if name == "" {
 		name = "quiet_" + id[:8]
 	}
-	if r := e.nameTaken(name); r != nil {
+	if r := e.checkNameLocked(name); r != nil {
 		return nil, r
 	}
 	for _, mode := range []*string{(*string)(&host.IpcMode), (*string)(&host.PidMode)} {
-		if err := e.resolve(mode, true); err != nil {
+		if err := e.resolveModeLocked(mode, true); err != nil {
 			return nil, err
 		}
 	}
-	if err := e.resolve((*string)(&host.NetworkMode), false); err != nil {
+	if err := e.resolveModeLocked((*string)(&host.NetworkMode), false); err != nil {
 		return nil, err
 	}
-	e.complete(config, host, id)
-	b := &box{
+	e.setDefaultsLocked(config, host, id)
+	b := &fakeContainer{
 		id: id, name: strings.TrimPrefix(name, "/"), created: time.Now().UTC(),
 		config: config, host: host, image: image, path: argv[0], args: argv[1:], files: files, links: links,
-		state: container.State{Status: container.StateCreated, StartedAt: never, FinishedAt: never},
-		gone:  make(chan struct{}),
-		out:   newOutput(config.Tty),
-		input: newPipe(),
+		state:   container.State{Status: container.StateCreated, StartedAt: zeroTime, FinishedAt: zeroTime},
+		removed: make(chan struct{}),
+		output:  newOutput(config.Tty),
+		stdin:   newPipe(),
 	}
-	if err := errors.Join(os.MkdirAll(e.boxDir(id), 0o710), os.MkdirAll(filepath.Join(e.layerDir(id), "diff"), 0o755)); err != nil {
+	if err := errors.Join(os.MkdirAll(e.containerDir(id), 0o710), os.MkdirAll(filepath.Join(e.layerDir(id), "diff"), 0o755)); err != nil {
 		return nil, err
 	}
 	return b, nil
 }
 
-// invalid is how an order is refused that makes no sense.
-func invalid(format string, args ...any) error {
-	return refusal(http.StatusBadRequest, format, args...)
+// invalidParameter is how an order is refused that makes no sense.
+func invalidParameter(format string, args ...any) error {
+	return errorf(http.StatusBadRequest, format, args...)
 }
 
 // checkHost refuses what every Engine refuses.
@@ -129,65 +129,65 @@ func checkHost(config *container.Config, host *container.HostConfig) error {
 				c = "CAP_" + c
 			}
 			if !capability.MatchString(c) {
-				return invalid("invalid %s: unknown capability: %q", what, c)
+				return invalidParameter("invalid %s: unknown capability: %q", what, c)
 			}
 		}
 	}
 	switch {
 	case host.NetworkMode.IsContainer() && config.Hostname != "":
-		return invalid("conflicting options: hostname and the network mode")
+		return invalidParameter("conflicting options: hostname and the network mode")
 	case host.UTSMode.IsHost() && config.Hostname != "":
-		return invalid("conflicting options: hostname and the UTS mode")
-	case host.Memory != 0 && host.Memory < leastMemory:
-		return invalid("Minimum memory limit allowed is 6MB")
+		return invalidParameter("conflicting options: hostname and the UTS mode")
+	case host.Memory != 0 && host.Memory < minMemory:
+		return invalidParameter("Minimum memory limit allowed is 6MB")
 	case host.Memory > 0 && host.MemorySwap > 0 && host.MemorySwap < host.Memory:
-		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+		return invalidParameter("Minimum memoryswap limit should be larger than memory limit, see usage")
 	case host.Memory == 0 && host.MemorySwap > 0:
-		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+		return invalidParameter("You should always set the Memory limit when using Memoryswap limit, see usage")
 	case host.OomScoreAdj < -1000 || host.OomScoreAdj > 1000:
-		return invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", host.OomScoreAdj)
+		return invalidParameter("Invalid value %d, range for oom score adj is [-1000, 1000]", host.OomScoreAdj)
 	}
 	if config.StopSignal != "" {
 		if _, err := signalNumber(config.StopSignal); err != nil {
-			return invalid("Invalid signal: %s", config.StopSignal)
+			return invalidParameter("Invalid signal: %s", config.StopSignal)
 		}
 	}
 	return nil
 }
 
-// checkEngine refuses what this Engine cannot do. e.mu is held.
-func (e *Engine) checkEngine(host *container.HostConfig) error {
-	self := e.self()
+// checkFeaturesLocked refuses what this Engine cannot do. e.mu is held.
+func (e *Engine) checkFeaturesLocked(host *container.HostConfig) error {
+	self := e.infoLocked()
 	if _, ok := self.Runtimes[host.Runtime]; host.Runtime != "" && !ok {
-		if e.since("1.44") {
-			return invalid("unknown or invalid runtime name: %s", host.Runtime)
+		if e.supportsLocked("1.44") {
+			return invalidParameter("unknown or invalid runtime name: %s", host.Runtime)
 		}
-		return invalid("Unknown runtime specified %s", host.Runtime)
+		return invalidParameter("Unknown runtime specified %s", host.Runtime)
 	}
 	if p := host.CgroupParent; p != "" && self.CgroupDriver == "systemd" && (!strings.HasSuffix(p, ".slice") || strings.Contains(p, "/")) {
-		return invalid(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
+		return invalidParameter(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
 	}
 	for _, opt := range host.SecurityOpt {
 		key, _, _ := strings.Cut(strings.Replace(opt, ":", "=", 1), "=")
 		switch key {
 		case "no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups":
 		default:
-			return refusal(http.StatusInternalServerError, "invalid --security-opt 2: %q", opt)
+			return errorf(http.StatusInternalServerError, "invalid --security-opt 2: %q", opt)
 		}
 	}
 	return nil
 }
 
-// checkMounts refuses mounts that cannot be. e.mu is held.
-func (e *Engine) checkMounts(mounts []mount.Mount) error {
+// checkMountsLocked refuses mounts that cannot be. e.mu is held.
+func (e *Engine) checkMountsLocked(mounts []mount.Mount) error {
 	targets := map[string]bool{}
 	for _, m := range mounts {
 		target := filepath.Clean(m.Target)
 		if !filepath.IsAbs(target) {
-			return invalid("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
+			return invalidParameter("invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", m.Type, m.Target)
 		}
 		if targets[target] {
-			return invalid("Duplicate mount point: %s", m.Target)
+			return invalidParameter("Duplicate mount point: %s", m.Target)
 		}
 		targets[target] = true
 		options := m.BindOptions
@@ -197,42 +197,42 @@ func (e *Engine) checkMounts(mounts []mount.Mount) error {
 		switch m.Type {
 		case mount.TypeBind:
 			_, err := os.Stat(m.Source)
-			if errors.Is(err, os.ErrNotExist) && (!options.CreateMountpoint || !e.since("1.42")) {
-				return invalid("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+			if errors.Is(err, os.ErrNotExist) && (!options.CreateMountpoint || !e.supportsLocked("1.42")) {
+				return invalidParameter("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
 			}
 			if options.ReadOnlyNonRecursive && !m.ReadOnly {
-				return invalid("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+				return invalidParameter("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
 			}
 			if strings.HasPrefix(m.Source, e.RootDir) || strings.HasPrefix(e.RootDir, m.Source) {
 				switch options.Propagation {
 				case "", mount.PropagationRSlave, mount.PropagationRShared:
 				default:
-					return invalid(`invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, daemon root: %q, bind mount source: %q`, e.RootDir, m.Source)
+					return invalidParameter(`invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, daemon root: %q, bind mount source: %q`, e.RootDir, m.Source)
 				}
 			}
 		case mount.TypeImage:
-			if !e.since("1.48") {
-				return invalid("invalid mount config for type \"image\": mount type unknown")
+			if !e.supportsLocked("1.48") {
+				return invalidParameter("invalid mount config for type \"image\": mount type unknown")
 			}
-			if _, err := e.image(m.Source); err != nil {
-				return refusal(http.StatusNotFound, "No such image: %s", withTag(m.Source))
+			if _, err := e.findImageLocked(m.Source); err != nil {
+				return errorf(http.StatusNotFound, "No such image: %s", withTag(m.Source))
 			}
 		case mount.TypeVolume, mount.TypeTmpfs:
 		default:
-			return invalid("invalid mount config for type %q: mount type unknown", m.Type)
+			return invalidParameter("invalid mount config for type %q: mount type unknown", m.Type)
 		}
 	}
 	return nil
 }
 
-// findSubPaths refuses to set up the mounts of b if an image does not have the sub-path
+// checkSubPathsLocked refuses to set up the mounts of b if an image does not have the sub-path
 // that it is asked for. e.mu is held.
-func (e *Engine) findSubPaths(b *box) error {
+func (e *Engine) checkSubPathsLocked(b *fakeContainer) error {
 	for _, m := range b.host.Mounts {
 		if m.Type != mount.TypeImage || m.ImageOptions == nil || m.ImageOptions.Subpath == "" {
 			continue
 		}
-		p, err := e.image(m.Source)
+		p, err := e.findImageLocked(m.Source)
 		if err != nil {
 			return err
 		}
@@ -241,17 +241,17 @@ func (e *Engine) findSubPaths(b *box) error {
 			found = found || name == at || strings.HasPrefix(name, at+"/")
 		}
 		if !found {
-			return refusal(http.StatusInternalServerError, "cannot access path %s: no such file or directory", at)
+			return errorf(http.StatusInternalServerError, "cannot access path %s: no such file or directory", at)
 		}
 	}
 	return nil
 }
 
-// merge adds to an order what only the image says.
-func merge(config *container.Config, image container.Config) {
-	or := func(have *string, otherwise string) {
+// mergeImageConfig adds to an order what only the image says.
+func mergeImageConfig(config *container.Config, image container.Config) {
+	or := func(have *string, def string) {
 		if *have == "" {
-			*have = otherwise
+			*have = def
 		}
 	}
 	or(&config.User, image.User)
@@ -288,9 +288,9 @@ func merge(config *container.Config, image container.Config) {
 	}
 }
 
-// complete fills in what an order left open. e.mu is held.
-func (e *Engine) complete(config *container.Config, host *container.HostConfig, id string) {
-	self := e.self()
+// setDefaultsLocked fills in what an order left open. e.mu is held.
+func (e *Engine) setDefaultsLocked(config *container.Config, host *container.HostConfig, id string) {
+	self := e.infoLocked()
 	if config.Labels == nil {
 		config.Labels = map[string]string{}
 	}
@@ -337,27 +337,27 @@ func (e *Engine) complete(config *container.Config, host *container.HostConfig, 
 	if !host.Privileged && host.ReadonlyPaths == nil {
 		host.ReadonlyPaths = readonlyPaths
 	}
-	if !e.since("1.43") {
+	if !e.supportsLocked("1.43") {
 		host.Annotations = nil
 	}
 	for _, m := range host.Mounts {
-		if m.BindOptions != nil && !e.since("1.44") {
+		if m.BindOptions != nil && !e.supportsLocked("1.44") {
 			m.BindOptions.ReadOnlyNonRecursive, m.BindOptions.ReadOnlyForceRecursive = false, false
 		}
 	}
 }
 
-// nameTaken returns nil if a container may be called name. e.mu is held.
-func (e *Engine) nameTaken(name string) *refused {
+// checkNameLocked returns nil if a container may be called name. e.mu is held.
+func (e *Engine) checkNameLocked(name string) *apiError {
 	if !validName.MatchString(name) {
-		return &refused{http.StatusBadRequest, fmt.Sprintf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)}
+		return &apiError{http.StatusBadRequest, fmt.Sprintf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)}
 	}
 	name = strings.TrimPrefix(name, "/")
 	holder := ""
 	if e.leakedNames[name] {
-		holder = sum("holder of " + name)
+		holder = sha256Hex("holder of " + name)
 	}
-	for _, b := range e.boxes {
+	for _, b := range e.containers {
 		if b.name == name {
 			holder = b.id
 		}
@@ -365,21 +365,21 @@ func (e *Engine) nameTaken(name string) *refused {
 	if holder == "" {
 		return nil
 	}
-	return &refused{http.StatusConflict, fmt.Sprintf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, holder)}
+	return &apiError{http.StatusConflict, fmt.Sprintf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, holder)}
 }
 
-// resolve puts IDs for names into a mode such as container:web. e.mu is held.
-func (e *Engine) resolve(mode *string, must bool) error {
+// resolveModeLocked puts IDs for names into a mode such as container:web. e.mu is held.
+func (e *Engine) resolveModeLocked(mode *string, must bool) error {
 	name, ok := strings.CutPrefix(*mode, "container:")
 	if !ok {
 		return nil
 	}
-	b, err := e.find(name)
+	b, err := e.findContainerLocked(name)
 	switch {
 	case err == nil:
 		*mode = "container:" + b.id
 	case must:
-		return invalid("No such container: %s", name)
+		return invalidParameter("No such container: %s", name)
 	}
 	return nil
 }

@@ -31,8 +31,8 @@ import (
 	"github.com/docker/docker/client"
 )
 
-// patience is how long New's clean-up waits for processes to end.
-const patience = 5 * time.Second
+// cleanupTimeout is how long New's clean-up waits for processes to end.
+const cleanupTimeout = 5 * time.Second
 
 // An Engine is a Docker Engine with nothing in it. All methods may be called at
 // any time and from any goroutine.
@@ -46,22 +46,22 @@ type Engine struct {
 	// its ID. It is the test's own unless it is set, before anything is started.
 	PID func(id string) int
 
-	t      testing.TB
-	ctx    context.Context // of processes
-	cancel context.CancelFunc
-	routes []route
-	procs  sync.WaitGroup // processes under way
+	t         testing.TB
+	ctx       context.Context // of processes
+	cancel    context.CancelFunc
+	routes    []route
+	processes sync.WaitGroup // processes under way
 
 	mu          sync.Mutex // guards following
-	run         *run       // nil while stopped
+	server      *apiServer // nil while stopped
 	api, minAPI string
 	liveRestore bool
 	editInfo    []func(*system.Info)
-	serial      int // of IDs
+	lastID      int // of IDs
 
-	boxes       map[string]*box // containers, by ID
-	leakedNames map[string]bool // taken by nobody
-	sessions    map[string]*session
+	containers  map[string]*fakeContainer // containers, by ID
+	leakedNames map[string]bool           // taken by nobody
+	execs       map[string]*execSession
 	removeTakes time.Duration
 	oomFloor    int
 
@@ -71,24 +71,24 @@ type Engine struct {
 	programs      map[string]Program
 	startFailures map[string]StartFailure
 
-	images map[string]*picture // by ID
-	refs   map[string]string   // familiar names, tagged or digested, to IDs
-	remote map[string]*Remote  // what registries have, by normalized name
-	pulls  []Pull
+	images     map[string]*fakeImage // by ID
+	refs       map[string]string     // familiar names, tagged or digested, to IDs
+	registries map[string]*Remote    // what registries have, by normalized name
+	pulls      []Pull
 
-	ring     []events.Message
-	ears     map[*ear]struct{}
-	deaf     bool
-	lastNano int64
+	pastEvents    []events.Message
+	subscribers   map[*subscriber]struct{}
+	dropEvents    bool
+	lastEventTime int64
 
-	counts map[string]int
-	faults []*fault
-	delays []delay
-	hooks  map[string][]func()
+	callCounts map[string]int
+	faults     []*fault
+	delays     []delay
+	hooks      map[string][]func()
 }
 
-// A run is one life of the Engine's API, from start to stop.
-type run struct {
+// A apiServer is one life of the Engine's API, from start to stop.
+type apiServer struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	l      net.Listener
@@ -129,14 +129,14 @@ func New(t testing.TB, opts ...Option) *Engine {
 		PID:     func(string) int { return os.Getpid() },
 		t:       t, ctx: ctx, cancel: cancel,
 		api: "1.41", minAPI: "1.12",
-		boxes: map[string]*box{}, leakedNames: map[string]bool{}, sessions: map[string]*session{},
+		containers: map[string]*fakeContainer{}, leakedNames: map[string]bool{}, execs: map[string]*execSession{},
 		oomFloor: -1000,
 		programs: programs(), startFailures: startFailures(),
-		images: map[string]*picture{}, refs: map[string]string{}, remote: map[string]*Remote{},
-		ears:   map[*ear]struct{}{},
-		counts: map[string]int{}, hooks: map[string][]func(){},
+		images: map[string]*fakeImage{}, refs: map[string]string{}, registries: map[string]*Remote{},
+		subscribers: map[*subscriber]struct{}{},
+		callCounts:  map[string]int{}, hooks: map[string][]func(){},
 	}
-	e.routes = e.table()
+	e.routes = e.newRoutes()
 	for _, o := range opts {
 		o(e)
 	}
@@ -144,7 +144,7 @@ func New(t testing.TB, opts ...Option) *Engine {
 		e.SetLiveRestore(false)
 		e.Stop()
 		cancel()
-		if !within(patience, e.procs.Wait) {
+		if !within(cleanupTimeout, e.processes.Wait) {
 			t.Error("enginetest: a program goes on although its context has ended")
 		}
 		if err := os.RemoveAll(dir); err != nil {
@@ -194,8 +194,8 @@ func (e *Engine) Client(t testing.TB) *client.Client {
 // restore, its containers end with 137.
 func (e *Engine) Stop() {
 	e.mu.Lock()
-	r := e.run
-	e.run = nil
+	r := e.server
+	e.server = nil
 	e.mu.Unlock()
 	if r == nil {
 		return
@@ -210,20 +210,20 @@ func (e *Engine) Stop() {
 	r.mu.Unlock()
 
 	e.mu.Lock()
-	var dying []*Process
-	for _, s := range e.sessions {
+	var toKill []*Process
+	for _, s := range e.execs {
 		if !e.liveRestore && s.process != nil {
-			dying = append(dying, s.process)
+			toKill = append(toKill, s.process)
 		}
 	}
-	for _, b := range e.boxes {
+	for _, b := range e.containers {
 		if !e.liveRestore && b.process != nil {
-			dying = append(dying, b.process)
+			toKill = append(toKill, b.process)
 		}
 	}
 	e.mu.Unlock()
-	for _, p := range dying {
-		p.finish(exitKilled)
+	for _, p := range toKill {
+		p.exit(exitKilled)
 	}
 	r.calls.Wait()
 }
@@ -239,7 +239,7 @@ func (e *Engine) Restart() {
 		e.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(e.ctx)
-	r := &run{ctx: ctx, cancel: cancel, l: l, conns: map[net.Conn]struct{}{}}
+	r := &apiServer{ctx: ctx, cancel: cancel, l: l, conns: map[net.Conn]struct{}{}}
 	r.srv = &http.Server{
 		Handler:     e.handler(r),
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -255,8 +255,8 @@ func (e *Engine) Restart() {
 		},
 	}
 	e.mu.Lock()
-	e.run = r
-	e.ring, e.sessions = nil, map[string]*session{}
+	e.server = r
+	e.pastEvents, e.execs = nil, map[string]*execSession{}
 	clear(e.leakedNames)
 	e.mu.Unlock()
 	go func() { _ = r.srv.Serve(l) }()
@@ -306,26 +306,26 @@ func (e *Engine) Leftovers() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var left []string
-	for _, b := range e.boxes {
+	for _, b := range e.containers {
 		left = append(left, fmt.Sprintf("container %s (%s)", b.name, b.state.Status))
 	}
-	for _, s := range e.sessions {
+	for _, s := range e.execs {
 		if s.process != nil {
-			left = append(left, fmt.Sprintf("exec %s in %s: %q", s.id[:12], s.box.name, s.order.Cmd))
+			left = append(left, fmt.Sprintf("exec %s in %s: %q", s.id[:12], s.container.name, s.options.Cmd))
 		}
 	}
 	slices.Sort(left)
 	return left
 }
 
-// newID makes an ID that no other Engine gives. e.mu is held.
-func (e *Engine) newID() string {
-	e.serial++
-	return sum(fmt.Sprintf("%s %d", e.Host, e.serial))
+// newIDLocked makes an ID that no other Engine gives. e.mu is held.
+func (e *Engine) newIDLocked() string {
+	e.lastID++
+	return sha256Hex(fmt.Sprintf("%s %d", e.Host, e.lastID))
 }
 
-// sum is the SHA-256 of text in hexadecimal.
-func sum(text string) string {
+// sha256Hex is the SHA-256 of text in hexadecimal.
+func sha256Hex(text string) string {
 	s := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(s[:])
 }

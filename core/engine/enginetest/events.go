@@ -12,32 +12,32 @@ import (
 	"github.com/docker/docker/api/types/filters"
 )
 
-// remembered is how many events an Engine keeps for those who ask for the past.
-const remembered = 256
+// maxPastEvents is how many events an Engine keeps for those who ask for the past.
+const maxPastEvents = 256
 
-// An ear is somebody who listens to events. Engine.mu guards queue.
-type ear struct {
-	accept func(events.Message) bool
-	client bool // rather than the Engine itself
-	queue  []events.Message
-	wake   chan struct{} // has one element if there is something in queue
+// An subscriber is somebody who listens to events. Engine.mu guards queue.
+type subscriber struct {
+	accept   func(events.Message) bool
+	isClient bool // rather than the Engine itself
+	queue    []events.Message
+	wake     chan struct{} // has one element if there is something in queue
 }
 
-// listen adds an ear. e.mu is held.
-func (e *Engine) listen(accept func(events.Message) bool) *ear {
-	l := &ear{accept: accept, wake: make(chan struct{}, 1)}
-	e.ears[l] = struct{}{}
+// subscribeLocked adds an ear. e.mu is held.
+func (e *Engine) subscribeLocked(accept func(events.Message) bool) *subscriber {
+	l := &subscriber{accept: accept, wake: make(chan struct{}, 1)}
+	e.subscribers[l] = struct{}{}
 	return l
 }
 
-func (e *Engine) unlisten(l *ear) {
+func (e *Engine) unsubscribe(l *subscriber) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.ears, l)
+	delete(e.subscribers, l)
 }
 
-// hear takes what l has heard.
-func (e *Engine) hear(l *ear) []events.Message {
+// takeEvents takes what l has heard.
+func (e *Engine) takeEvents(l *subscriber) []events.Message {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	all := l.queue
@@ -45,20 +45,20 @@ func (e *Engine) hear(l *ear) []events.Message {
 	return all
 }
 
-// publish tells all who listen. e.mu is held.
-func (e *Engine) publish(m events.Message) {
+// publishLocked tells all who listen. e.mu is held.
+func (e *Engine) publishLocked(m events.Message) {
 	// No two at the same moment, so that time tells them apart.
-	e.lastNano = max(time.Now().UnixNano(), e.lastNano+1)
-	m.Scope, m.Time, m.TimeNano = "local", e.lastNano/int64(time.Second), e.lastNano
-	if e.since("1.52") {
+	e.lastEventTime = max(time.Now().UnixNano(), e.lastEventTime+1)
+	m.Scope, m.Time, m.TimeNano = "local", e.lastEventTime/int64(time.Second), e.lastEventTime
+	if e.supportsLocked("1.52") {
 		m.Status, m.ID, m.From = "", "", "" //nolint:staticcheck // older Engines send them
 	}
-	if !e.deaf {
-		e.ring = append(e.ring, m)
-		e.ring = e.ring[max(0, len(e.ring)-remembered):]
+	if !e.dropEvents {
+		e.pastEvents = append(e.pastEvents, m)
+		e.pastEvents = e.pastEvents[max(0, len(e.pastEvents)-maxPastEvents):]
 	}
-	for l := range e.ears {
-		if l.client && e.deaf || !l.accept(m) {
+	for l := range e.subscribers {
+		if l.isClient && e.dropEvents || !l.accept(m) {
 			continue
 		}
 		l.queue = append(l.queue, m)
@@ -74,16 +74,16 @@ func (e *Engine) publish(m events.Message) {
 func (e *Engine) LoseEvents(on bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.deaf = on
+	e.dropEvents = on
 }
 
 // BreakEvents ends all event streams with an error, as a proxy may.
 func (e *Engine) BreakEvents() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for l := range e.ears {
-		if l.client {
-			delete(e.ears, l)
+	for l := range e.subscribers {
+		if l.isClient {
+			delete(e.subscribers, l)
 			close(l.wake)
 		}
 	}
@@ -93,13 +93,13 @@ func (e *Engine) BreakEvents() {
 func (e *Engine) Listeners() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.listeners()
+	return e.listenersLocked()
 }
 
-// listeners is Listeners for those who hold e.mu.
-func (e *Engine) listeners() (n int) {
-	for l := range e.ears {
-		if l.client {
+// listenersLocked is Listeners for those who hold e.mu.
+func (e *Engine) listenersLocked() (n int) {
+	for l := range e.subscribers {
+		if l.isClient {
 			n++
 		}
 	}
@@ -110,34 +110,34 @@ func (e *Engine) listeners() (n int) {
 func (e *Engine) Event(m events.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.publish(m)
+	e.publishLocked(m)
 }
 
 // events is GET /events.
 func (e *Engine) events(c *call) error {
 	args, err := filters.FromJSON(c.query.Get("filters"))
 	if err != nil {
-		return refusal(http.StatusBadRequest, "%v", err)
+		return errorf(http.StatusBadRequest, "%v", err)
 	}
-	since, past, err := moment(c.query.Get("since"))
+	since, past, err := parseTime(c.query.Get("since"))
 	if err != nil {
-		return refusal(http.StatusBadRequest, "%v", err)
+		return errorf(http.StatusBadRequest, "%v", err)
 	}
-	until, ends, err := moment(c.query.Get("until"))
+	until, ends, err := parseTime(c.query.Get("until"))
 	if err != nil {
-		return refusal(http.StatusBadRequest, "%v", err)
+		return errorf(http.StatusBadRequest, "%v", err)
 	}
 	if ends && past && until.Before(since) {
-		return refusal(http.StatusBadRequest, "`since` time (%s) cannot be after `until` time (%s)", c.query.Get("since"), c.query.Get("until"))
+		return errorf(http.StatusBadRequest, "`since` time (%s) cannot be after `until` time (%s)", c.query.Get("since"), c.query.Get("until"))
 	}
-	accept := func(m events.Message) bool { return wanted(args, m) }
+	accept := func(m events.Message) bool { return matchesFilters(args, m) }
 
 	e.mu.Lock()
-	l := e.listen(accept)
-	l.client = true
+	l := e.subscribeLocked(accept)
+	l.isClient = true
 	var buffered []events.Message
 	if past {
-		for _, m := range e.ring {
+		for _, m := range e.pastEvents {
 			at := time.Unix(0, m.TimeNano)
 			if !at.Before(since) && (!ends || !at.After(until)) && accept(m) {
 				buffered = append(buffered, m)
@@ -145,7 +145,7 @@ func (e *Engine) events(c *call) error {
 		}
 	}
 	e.mu.Unlock()
-	defer e.unlisten(l)
+	defer e.unsubscribe(l)
 
 	send := c.stream()
 	for _, m := range buffered {
@@ -163,7 +163,7 @@ func (e *Engine) events(c *call) error {
 			if !ok {
 				return errHangUp
 			}
-			for _, m := range e.hear(l) {
+			for _, m := range e.takeEvents(l) {
 				if err := send(m); err != nil {
 					return errHangUp
 				}
@@ -172,14 +172,14 @@ func (e *Engine) events(c *call) error {
 			return nil
 		case <-c.Context().Done():
 			return errHangUp
-		case <-c.run.ctx.Done():
+		case <-c.server.ctx.Done():
 			return errHangUp
 		}
 	}
 }
 
-// wanted reports whether filters let m through.
-func wanted(args filters.Args, m events.Message) bool {
+// matchesFilters reports whether filters let m through.
+func matchesFilters(args filters.Args, m events.Message) bool {
 	action, _, _ := strings.Cut(string(m.Action), ":")
 	named := func(kind events.Type, key string) bool {
 		if !args.Contains(key) {
@@ -208,9 +208,9 @@ func wanted(args filters.Args, m events.Message) bool {
 		named(events.NetworkEventType, "network") && named(events.VolumeEventType, "volume")
 }
 
-// moment reads a time as clients send it: seconds, perhaps with a fraction, or
+// parseTime reads a time as clients send it: seconds, perhaps with a fraction, or
 // RFC 3339. ok is false if there is none.
-func moment(text string) (at time.Time, ok bool, err error) {
+func parseTime(text string) (at time.Time, ok bool, err error) {
 	if text == "" {
 		return at, false, nil
 	}

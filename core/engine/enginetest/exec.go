@@ -15,92 +15,92 @@ import (
 	"github.com/docker/docker/api/types/events"
 )
 
-// A session is an exec session. Engine.mu guards it, but for id, box and order.
-type session struct {
-	id    string
-	box   *box
-	order container.ExecOptions
+// A execSession is an exec session. Engine.mu guards it, but for id, box and order.
+type execSession struct {
+	id        string
+	container *fakeContainer
+	options   container.ExecOptions
 
 	process  *Process // while it runs
-	begun    bool
+	started  bool
 	starting bool // said to run, and not begun yet, see HangShims
 	pid      int
-	code     *int // nil until it has ended
-	sizes    [][2]uint
+	exitCode *int // nil until it has ended
+	ttySizes [][2]uint
 }
 
 // execCreate is POST /containers/{id}/exec.
 func (e *Engine) execCreate(c *call) error {
-	var order container.ExecOptions
-	if err := c.decode(&order); err != nil {
+	var request container.ExecOptions
+	if err := c.decode(&request); err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	b, err := e.find(c.name)
-	if err == nil && len(order.Cmd) == 0 {
-		err = invalid("No exec command specified")
+	b, err := e.findContainerLocked(c.name)
+	if err == nil && len(request.Cmd) == 0 {
+		err = invalidParameter("No exec command specified")
 	}
 	if err == nil {
-		err = execable(b, c.name)
+		err = checkExecutableState(b, c.name)
 	}
 	if err != nil {
 		return err
 	}
-	s := &session{id: e.newID(), box: b, order: order}
-	e.sessions[s.id] = s
-	e.tellExec(s, events.ActionExecCreate+": ", nil)
-	return c.answer(http.StatusCreated, container.ExecCreateResponse{ID: s.id})
+	s := &execSession{id: e.newIDLocked(), container: b, options: request}
+	e.execs[s.id] = s
+	e.emitExecLocked(s, events.ActionExecCreate+": ", nil)
+	return c.respond(http.StatusCreated, container.ExecCreateResponse{ID: s.id})
 }
 
-// execable returns nil if something may be run in b. Engine.mu is held.
-func execable(b *box, name string) error {
+// checkExecutableState returns nil if something may be run in b. Engine.mu is held.
+func checkExecutableState(b *fakeContainer, name string) error {
 	switch {
 	case !b.state.Running:
-		return refusal(http.StatusConflict, "Container %s is not running", b.id)
+		return errorf(http.StatusConflict, "Container %s is not running", b.id)
 	case b.state.Paused:
-		return refusal(http.StatusConflict, "Container %s is paused, unpause the container before exec", name)
+		return errorf(http.StatusConflict, "Container %s is paused, unpause the container before exec", name)
 	default:
 		return nil
 	}
 }
 
-// tellExec makes it known what has happened to s. e.mu is held.
-func (e *Engine) tellExec(s *session, action events.Action, more map[string]string) {
+// emitExecLocked makes it known what has happened to s. e.mu is held.
+func (e *Engine) emitExecLocked(s *execSession, action events.Action, more map[string]string) {
 	if strings.HasSuffix(string(action), ": ") {
-		action += events.Action(s.order.Cmd[0] + " " + strings.Join(s.order.Cmd[1:], " "))
+		action += events.Action(s.options.Cmd[0] + " " + strings.Join(s.options.Cmd[1:], " "))
 	}
 	attributes := map[string]string{"execID": s.id}
 	maps.Copy(attributes, more)
-	e.tell(s.box, action, attributes)
+	e.emitLocked(s.container, action, attributes)
 }
 
 // execStart is POST /exec/{id}/start.
 func (e *Engine) execStart(c *call) error {
-	var order container.ExecStartOptions
-	if err := c.decode(&order); err != nil {
+	var request container.ExecStartOptions
+	if err := c.decode(&request); err != nil {
 		return err
 	}
 	e.mu.Lock()
-	s, ok := e.sessions[c.name]
+	s, ok := e.execs[c.name]
 	var err error
 	if ok {
-		err = execable(s.box, s.box.name)
+		err = checkExecutableState(s.container, s.container.name)
 	} else {
-		err = refusal(http.StatusNotFound, "No such exec instance: %s", c.name)
+		err = errorf(http.StatusNotFound, "No such exec instance: %s", c.name)
 	}
-	multiplexed := e.since("1.42")
+	multiplexed := e.supportsLocked("1.42")
 	e.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	if order.Detach {
-		if _, _, err := e.beginExec(s, io.Discard, io.Discard, func() {}); err != nil {
+	if request.Detach {
+		if _, _, err := e.startExec(s, io.Discard, io.Discard, func() {}); err != nil {
 			return err
 		}
-		return c.answer(http.StatusOK, nil)
+		return c.respond(http.StatusOK, nil)
 	}
-	conn, err := c.hijack(streamType(order.Tty, multiplexed))
+	conn, err := c.hijack(streamType(request.Tty, multiplexed))
 	if err != nil {
 		return errHangUp
 	}
@@ -112,12 +112,12 @@ func (e *Engine) execStart(c *call) error {
 	if hang != nil {
 		select {
 		case <-hang:
-		case <-c.run.ctx.Done():
+		case <-c.server.ctx.Done():
 			return nil
 		}
 	}
-	out, errs := streams(conn, s.order.Tty)
-	p, over, err := e.beginExec(s, out, errs, func() { _ = conn.Close() })
+	out, errs := stdStreams(conn, s.options.Tty)
+	p, over, err := e.startExec(s, out, errs, func() { _ = conn.Close() })
 	if err != nil {
 		// Too late for a status: what went wrong is all the output there is.
 		_, _ = fmt.Fprintf(out, "%v\r\n", err)
@@ -126,55 +126,55 @@ func (e *Engine) execStart(c *call) error {
 	left := make(chan struct{}) // closed when the client has said all
 	go func() {
 		defer close(left)
-		if !s.order.AttachStdin {
+		if !s.options.AttachStdin {
 			_, _ = io.Copy(io.Discard, conn)
 			return
 		}
-		_, _ = io.Copy(p.input, conn)
-		p.input.end()
+		_, _ = io.Copy(p.stdin, conn)
+		p.stdin.closeWrite()
 	}()
 	select {
 	case <-over:
-	case <-c.run.ctx.Done():
+	case <-c.server.ctx.Done():
 		return nil
 	}
-	if p.keeps() {
+	if p.keepsOutput() {
 		select {
 		case <-left:
-		case <-c.run.ctx.Done():
+		case <-c.server.ctx.Done():
 		}
 	}
 	return nil
 }
 
-// beginExec starts the process of s. over is closed when it has ended.
-func (e *Engine) beginExec(s *session, out, errs io.Writer, hangUp func()) (_ *Process, over <-chan struct{}, err error) {
+// startExec starts the process of s. over is closed when it has ended.
+func (e *Engine) startExec(s *execSession, out, errs io.Writer, hangUp func()) (_ *Process, over <-chan struct{}, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s.begun {
-		return nil, nil, refusal(http.StatusConflict, "Error: Exec command %s has already run", s.id)
+	if s.started {
+		return nil, nil, errorf(http.StatusConflict, "Error: Exec command %s has already run", s.id)
 	}
-	s.begun, s.starting = true, false
-	e.tellExec(s, events.ActionExecStart+": ", nil)
+	s.started, s.starting = true, false
+	e.emitExecLocked(s, events.ActionExecStart+": ", nil)
 	if e.containerdLost {
-		code := exitNotRun
-		s.code = &code
-		return nil, nil, refusal(http.StatusInternalServerError, "%s", containerdText)
+		code := exitNotExecutable
+		s.exitCode = &code
+		return nil, nil, errorf(http.StatusInternalServerError, "%s", containerdError)
 	}
-	program, failure := e.program(s.order.Cmd, false)
+	program, failure := e.programLocked(s.options.Cmd, false)
 	if failure != nil {
-		code := exitNotRun
-		if e.since("1.44") {
+		code := exitNotExecutable
+		if e.supportsLocked("1.44") {
 			code = failure.Code
 		}
-		s.code = &code
-		return nil, nil, invalid("OCI runtime exec failed: exec failed: unable to start container process: %s: unknown", failure.Text)
+		s.exitCode = &code
+		return nil, nil, invalidParameter("OCI runtime exec failed: exec failed: unable to start container process: %s: unknown", failure.Text)
 	}
-	p := e.newProcess(s.box, newPipe(), s.order.Cmd, s.order.Env, s.order.Tty)
+	p := e.newProcess(s.container, newPipe(), s.options.Cmd, s.options.Env, s.options.Tty)
 	p.ID = s.id
 	p.hangUp = hangUp
-	if s.order.AttachStdin {
-		p.Stdin = p.input
+	if s.options.AttachStdin {
+		p.Stdin = p.stdin
 	}
 	var closed atomic.Bool // what a program writes after its process has ended goes nowhere
 	until := func(w io.Writer) io.Writer {
@@ -185,32 +185,32 @@ func (e *Engine) beginExec(s *session, out, errs io.Writer, hangUp func()) (_ *P
 			return w.Write(p)
 		})
 	}
-	if s.order.AttachStdout {
+	if s.options.AttachStdout {
 		p.Stdout = until(out)
 	}
-	if s.order.AttachStderr {
+	if s.options.AttachStderr {
 		p.Stderr = until(errs)
 	}
-	if s.order.Tty {
-		p.Stdout = until(terminal(out))
+	if s.options.Tty {
+		p.Stdout = until(terminalWriter(out))
 		p.Stderr = p.Stdout
 	}
 	ended := make(chan struct{})
-	p.ended = func(code int) {
+	p.onExit = func(code int) {
 		closed.Store(true)
 		e.mu.Lock()
-		s.process, s.code = nil, &code
-		e.tellExec(s, events.ActionExecDie, map[string]string{"exitCode": strconv.Itoa(code)})
+		s.process, s.exitCode = nil, &code
+		e.emitExecLocked(s, events.ActionExecDie, map[string]string{"exitCode": strconv.Itoa(code)})
 		e.mu.Unlock()
 		close(ended)
 	}
 	s.process, s.pid = p, e.PID(s.id)
-	e.procs.Go(func() { p.finish(program(p)) })
+	e.processes.Go(func() { p.exit(program(p)) })
 	return p, ended, nil
 }
 
-// terminal writes as a terminal does, with \r\n at the end of lines.
-func terminal(w io.Writer) io.Writer {
+// terminalWriter writes as a terminal does, with \r\n at the end of lines.
+func terminalWriter(w io.Writer) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		_, err := io.WriteString(w, strings.ReplaceAll(string(p), "\n", "\r\n"))
 		return len(p), err
@@ -220,24 +220,24 @@ func terminal(w io.Writer) io.Writer {
 // execInspect is GET /exec/{id}/json.
 func (e *Engine) execInspect(c *call) error {
 	e.mu.Lock()
-	s, ok := e.sessions[c.name]
+	s, ok := e.execs[c.name]
 	if !ok {
 		e.mu.Unlock()
-		return refusal(http.StatusNotFound, "No such exec instance: %s", c.name)
+		return errorf(http.StatusNotFound, "No such exec instance: %s", c.name)
 	}
 	text, err := json.Marshal(map[string]any{
-		"ID": s.id, "ContainerID": s.box.id, "Running": s.process != nil || s.starting, "ExitCode": s.code, "Pid": s.pid,
-		"OpenStdin": s.order.AttachStdin, "OpenStdout": s.order.AttachStdout, "OpenStderr": s.order.AttachStderr,
-		"CanRemove": false, "DetachKeys": s.order.DetachKeys,
+		"ID": s.id, "ContainerID": s.container.id, "Running": s.process != nil || s.starting, "ExitCode": s.exitCode, "Pid": s.pid,
+		"OpenStdin": s.options.AttachStdin, "OpenStdout": s.options.AttachStdout, "OpenStderr": s.options.AttachStderr,
+		"CanRemove": false, "DetachKeys": s.options.DetachKeys,
 		"ProcessConfig": map[string]any{
-			"tty": s.order.Tty, "entrypoint": s.order.Cmd[0], "arguments": s.order.Cmd[1:], "privileged": s.order.Privileged,
+			"tty": s.options.Tty, "entrypoint": s.options.Cmd[0], "arguments": s.options.Cmd[1:], "privileged": s.options.Privileged,
 		},
 	})
 	e.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return c.answer(http.StatusOK, json.RawMessage(text))
+	return c.respond(http.StatusOK, json.RawMessage(text))
 }
 
 // execResize is POST /exec/{id}/resize.
@@ -248,18 +248,18 @@ func (e *Engine) execResize(c *call) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	s, ok := e.sessions[c.name]
+	s, ok := e.execs[c.name]
 	switch {
 	case !ok:
-		return refusal(http.StatusNotFound, "No such exec instance: %s", c.name)
-	case !s.begun:
+		return errorf(http.StatusNotFound, "No such exec instance: %s", c.name)
+	case !s.started:
 		// A real one waits for 10 s before it says so.
-		return refusal(http.StatusInternalServerError, "timeout waiting for exec session ready")
+		return errorf(http.StatusInternalServerError, "timeout waiting for exec session ready")
 	case s.process == nil:
-		return refusal(http.StatusNotFound, "no such exec")
+		return errorf(http.StatusNotFound, "no such exec")
 	}
-	s.sizes = append(s.sizes, size)
-	return c.answer(http.StatusOK, nil)
+	s.ttySizes = append(s.ttySizes, size)
+	return c.respond(http.StatusOK, nil)
 }
 
 // An ExecSession is what there is to know of an exec session.
@@ -275,8 +275,8 @@ func (e *Engine) Execs() []ExecSession {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var all []ExecSession
-	for _, s := range e.sessions {
-		all = append(all, ExecSession{s.id, s.box.id, s.order, s.process != nil, slices.Clone(s.sizes)})
+	for _, s := range e.execs {
+		all = append(all, ExecSession{s.id, s.container.id, s.options, s.process != nil, slices.Clone(s.ttySizes)})
 	}
 	return all
 }
@@ -286,7 +286,7 @@ func (e *Engine) EndExec(id string, code int) {
 	e.t.Helper()
 	e.mu.Lock()
 	var p *Process
-	if s, ok := e.sessions[id]; ok {
+	if s, ok := e.execs[id]; ok {
 		p = s.process
 	}
 	e.mu.Unlock()
@@ -294,7 +294,7 @@ func (e *Engine) EndExec(id string, code int) {
 		e.t.Errorf("enginetest: exec session %s does not run", id)
 		return
 	}
-	p.finish(code)
+	p.exit(code)
 }
 
 // ForgetExec has the exec session id be no more, as when its container has ended;
@@ -302,5 +302,5 @@ func (e *Engine) EndExec(id string, code int) {
 func (e *Engine) ForgetExec(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.sessions, id)
+	delete(e.execs, id)
 }

@@ -18,19 +18,19 @@ import (
 
 // A fault is an order that calls fail.
 type fault struct {
-	what   string
-	status int
-	text   string // of the answer, "" for any
-	nth    int    // which call, counted from now; 0 is all
-	seen   int
-	lose   bool
+	target       string
+	status       int
+	text         string // of the answer, "" for any
+	nth          int    // which call, counted from now; 0 is all
+	count        int
+	dropResponse bool
 }
 
 // A delay is an order that calls take long.
 type delay struct {
-	what    string
-	d       time.Duration   // if release is nil
-	release <-chan struct{} // closed when it is over
+	target   string
+	duration time.Duration   // if release is nil
+	release  <-chan struct{} // closed when it is over
 }
 
 // HangUp as a status makes the Engine break the connection instead of
@@ -39,24 +39,26 @@ const HangUp = -1
 
 // Fail has the Engine answer what with status from now on, or hang up if status is
 // HangUp, until Heal. Nothing else happens in such a call.
-func (e *Engine) Fail(what string, status int) { e.order(&fault{what: what, status: status}) }
+func (e *Engine) Fail(what string, status int) { e.addFault(&fault{target: what, status: status}) }
 
 // FailSaying has the Engine answer what with status and text from now on, until Heal.
 func (e *Engine) FailSaying(what string, status int, text string) {
-	e.order(&fault{what: what, status: status, text: text})
+	e.addFault(&fault{target: what, status: status, text: text})
 }
 
 // FailOnce has the Engine answer the nth call of what, counted from now and
 // from 1, with status, or hang up if status is HangUp.
 func (e *Engine) FailOnce(what string, status, nth int) {
-	e.order(&fault{what: what, status: status, nth: nth})
+	e.addFault(&fault{target: what, status: status, nth: nth})
 }
 
 // Lose has the Engine do the nth call of what, counted from now and from 1, and
 // hang up instead of telling.
-func (e *Engine) Lose(what string, nth int) { e.order(&fault{what: what, nth: nth, lose: true}) }
+func (e *Engine) Lose(what string, nth int) {
+	e.addFault(&fault{target: what, nth: nth, dropResponse: true})
+}
 
-func (e *Engine) order(f *fault) {
+func (e *Engine) addFault(f *fault) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.faults = append(e.faults, f)
@@ -67,8 +69,8 @@ func (e *Engine) order(f *fault) {
 func (e *Engine) Heal(what string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.faults = slices.DeleteFunc(e.faults, func(f *fault) bool { return f.what == what })
-	e.delays = slices.DeleteFunc(e.delays, func(d delay) bool { return d.what == what && d.release == nil })
+	e.faults = slices.DeleteFunc(e.faults, func(f *fault) bool { return f.target == what })
+	e.delays = slices.DeleteFunc(e.delays, func(d delay) bool { return d.target == what && d.release == nil })
 	delete(e.hooks, what)
 }
 
@@ -76,7 +78,7 @@ func (e *Engine) Heal(what string) {
 func (e *Engine) Delay(what string, d time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.delays = append(e.delays, delay{what: what, d: d})
+	e.delays = append(e.delays, delay{target: what, duration: d})
 }
 
 // Hang has every call of what wait until release is called, the client hangs up
@@ -86,7 +88,7 @@ func (e *Engine) Hang(what string) (release func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	over := make(chan struct{})
-	e.delays = append(e.delays, delay{what: what, release: over})
+	e.delays = append(e.delays, delay{target: what, release: over})
 	return func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -114,7 +116,7 @@ func (e *Engine) Calls(routes ...string) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n := 0
-	for name, count := range e.counts {
+	for name, count := range e.callCounts {
 		if slices.Contains(routes, name) || len(routes) == 0 && !strings.HasSuffix(name, " /_ping") {
 			n += count
 		}
@@ -126,20 +128,20 @@ func (e *Engine) Calls(routes ...string) int {
 func (e *Engine) ResetCalls() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	clear(e.counts)
+	clear(e.callCounts)
 }
 
-// disturb counts a call and lets go wrong what was ordered to. If lose is
+// injectFaults counts a call and lets go wrong what was ordered to. If lose is
 // true the call is to be done, but not answered.
-func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
+func (e *Engine) injectFaults(c *call, name, line string) (lose bool, err error) {
 	e.mu.Lock()
-	e.counts[name]++
+	e.callCounts[name]++
 	subjects := []string{"", name}
 	if line != name {
 		subjects = append(subjects, line)
 	}
 	if strings.Contains(name, "/containers/{id}") {
-		if b, err := e.find(c.name); err == nil {
+		if b, err := e.findContainerLocked(c.name); err == nil {
 			subjects = append(subjects, b.id, b.name)
 		}
 	}
@@ -147,21 +149,21 @@ func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
 	for _, s := range subjects {
 		hooks = append(hooks, e.hooks[s]...)
 	}
-	var waits []delay
+	var pendingDelays []delay
 	for _, d := range e.delays {
-		if slices.Contains(subjects, d.what) {
-			waits = append(waits, d)
+		if slices.Contains(subjects, d.target) {
+			pendingDelays = append(pendingDelays, d)
 		}
 	}
 	status, text := 0, ""
 	for _, f := range e.faults {
-		if !slices.Contains(subjects, f.what) {
+		if !slices.Contains(subjects, f.target) {
 			continue
 		}
-		f.seen++
+		f.count++
 		switch {
-		case f.nth != 0 && f.nth != f.seen:
-		case f.lose:
+		case f.nth != 0 && f.nth != f.count:
+		case f.dropResponse:
 			lose = true
 		case status == 0:
 			status, text = f.status, f.text
@@ -172,17 +174,17 @@ func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
 	for _, do := range hooks {
 		do()
 	}
-	for _, w := range waits {
+	for _, w := range pendingDelays {
 		var timer <-chan time.Time
 		if w.release == nil {
-			timer = time.After(w.d)
+			timer = time.After(w.duration)
 		}
 		select {
 		case <-timer:
 		case <-w.release:
 		case <-c.Context().Done():
 			return false, errHangUp
-		case <-c.run.ctx.Done():
+		case <-c.server.ctx.Done():
 			return false, errHangUp
 		}
 	}
@@ -195,16 +197,16 @@ func (e *Engine) disturb(c *call, name, line string) (lose bool, err error) {
 		if text == "" {
 			text = "ordered to fail: " + http.StatusText(status)
 		}
-		return false, refusal(status, "%s", text)
+		return false, errorf(status, "%s", text)
 	}
 }
 
-// containerdText is what Docker 20.10 says of a containerd that nobody listens for.
-const containerdText = `connection error: desc = "transport: Error while dialing dial unix /var/run/docker/containerd/containerd.sock: connect: connection refused": unavailable`
+// containerdError is what Docker 20.10 says of a containerd that nobody listens for.
+const containerdError = `connection error: desc = "transport: Error while dialing dial unix /var/run/docker/containerd/containerd.sock: connect: connection refused": unavailable`
 
 // LoseContainerd has the Engine lose its connection to containerd until find is called:
 // nothing can be started, killed or executed.
-func (e *Engine) LoseContainerd() (find func()) {
+func (e *Engine) LoseContainerd() (restore func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.containerdLost = true
@@ -218,7 +220,7 @@ func (e *Engine) LoseContainerd() (find func()) {
 // HangShims has the Engine take starts of execs and not begin them until goOn is
 // called, as with a containerd-shim that hangs: Docker 20.10 answers with the stream,
 // and says of the exec that it runs and has no process.
-func (e *Engine) HangShims() (goOn func()) {
+func (e *Engine) HangShims() (release func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	hang := make(chan struct{})
@@ -245,5 +247,5 @@ func (e *Engine) Routes() []string {
 func (e *Engine) Called() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return slices.Sorted(maps.Keys(e.counts))
+	return slices.Sorted(maps.Keys(e.callCounts))
 }

@@ -33,14 +33,14 @@ type Image struct {
 	Arch    string            // amd64 if empty
 }
 
-// A picture is an Image that the Engine has.
-type picture struct {
+// A fakeImage is an Image that the Engine has.
+type fakeImage struct {
 	Image
 	tagged time.Time
 }
 
 // files are those of a container that was never started.
-func (p *picture) files() map[string]string {
+func (p *fakeImage) files() map[string]string {
 	all := map[string]string{
 		"/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
 		"/etc/group":  "root:x:0:\nweb:x:1000:\nextra:x:2000:web\nnobody:x:65534:\n",
@@ -49,10 +49,10 @@ func (p *picture) files() map[string]string {
 	return all
 }
 
-// complete fills in what an Image leaves open; name is for its ID.
-func (i Image) complete(name string) Image {
+// withDefaults fills in what an Image leaves open; name is for its ID.
+func (i Image) withDefaults(name string) Image {
 	if i.ID == "" {
-		i.ID = "sha256:" + sum("image "+name)
+		i.ID = "sha256:" + sha256Hex("image "+name)
 	}
 	if i.Config.Cmd == nil && i.Config.Entrypoint == nil {
 		i.Config.Cmd = []string{"sh"}
@@ -64,7 +64,7 @@ func (i Image) complete(name string) Image {
 		i.Created = time.Now()
 	}
 	if len(i.Layers) == 0 {
-		i.Layers = []string{"sha256:" + layer(i.ID)}
+		i.Layers = []string{"sha256:" + layerID(i.ID)}
 	}
 	if i.Arch == "" {
 		i.Arch = "amd64"
@@ -77,7 +77,7 @@ func (e *Engine) LabelImage(ref string, labels map[string]string) {
 	e.t.Helper()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p, err := e.image(ref)
+	p, err := e.findImageLocked(ref)
 	if err != nil {
 		e.t.Fatal(err)
 	}
@@ -90,9 +90,9 @@ func (e *Engine) AddImage(img Image, refs ...string) string {
 	e.t.Helper()
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.serial++
-	img = img.complete(fmt.Sprint(e.Host, e.serial, refs))
-	e.keep(img)
+	e.lastID++
+	img = img.withDefaults(fmt.Sprint(e.Host, e.lastID, refs))
+	e.storeImageLocked(img)
 	for _, ref := range refs {
 		named, err := reference.ParseNormalizedNamed(ref)
 		if err != nil {
@@ -109,17 +109,17 @@ func (e *Engine) AddImage(img Image, refs ...string) string {
 func (e *Engine) HasImage(ref string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	_, err := e.image(ref)
+	_, err := e.findImageLocked(ref)
 	return err == nil
 }
 
-// keep adds an image unless it is there. e.mu is held.
-func (e *Engine) keep(img Image) {
+// storeImageLocked adds an image unless it is there. e.mu is held.
+func (e *Engine) storeImageLocked(img Image) {
 	if _, ok := e.images[img.ID]; ok {
 		return
 	}
-	e.images[img.ID] = &picture{Image: img}
-	dir := e.layerNotes(img.ID)
+	e.images[img.ID] = &fakeImage{Image: img}
+	dir := e.layerSizeDir(img.ID)
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, "size"), fmt.Append(nil, img.Size), 0o600)
@@ -129,18 +129,18 @@ func (e *Engine) keep(img Image) {
 	}
 }
 
-// layerNotes is where the Engine notes the size of the one layer of an image.
-func (e *Engine) layerNotes(id string) string {
-	return filepath.Join(e.RootDir, "image", "overlay2", "layerdb", "sha256", layer(id))
+// layerSizeDir is where the Engine notes the size of the one layer of an image.
+func (e *Engine) layerSizeDir(id string) string {
+	return filepath.Join(e.RootDir, "image", "overlay2", "layerdb", "sha256", layerID(id))
 }
 
-func layer(id string) string { return sum("layer of image " + id) }
+func layerID(id string) string { return sha256Hex("layer of image " + id) }
 
-// hexOf is an ID without its algorithm.
-func hexOf(id string) string { return strings.TrimPrefix(id, "sha256:") }
+// trimAlgorithm is an ID without its algorithm.
+func trimAlgorithm(id string) string { return strings.TrimPrefix(id, "sha256:") }
 
-// short is an ID as Engines abbreviate it.
-func short(id string) string { return hexOf(id)[:12] }
+// shortID is an ID as Engines abbreviate it.
+func shortID(id string) string { return trimAlgorithm(id)[:12] }
 
 // withTag is ref as Engines repeat it.
 func withTag(ref string) string {
@@ -160,16 +160,16 @@ func repository(name string) string {
 	return named.Name()
 }
 
-// image finds an image by tag, digest or ID, or by the beginning of an ID if it
+// findImageLocked finds an image by tag, digest or ID, or by the beginning of an ID if it
 // is no name. e.mu is held.
-func (e *Engine) image(ref string) (*picture, error) {
-	hex := hexOf(ref)
+func (e *Engine) findImageLocked(ref string) (*fakeImage, error) {
+	hex := trimAlgorithm(ref)
 	isHex := hex != "" && strings.Trim(hex, "0123456789abcdef") == ""
 	if isHex && len(hex) == 64 {
 		if p, ok := e.images["sha256:"+hex]; ok {
 			return p, nil
 		}
-		return nil, refusal(http.StatusNotFound, "No such image: %s", ref)
+		return nil, errorf(http.StatusNotFound, "No such image: %s", ref)
 	}
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err == nil {
@@ -187,7 +187,7 @@ func (e *Engine) image(ref string) (*picture, error) {
 		}
 	}
 	if isHex {
-		var found []*picture
+		var found []*fakeImage
 		for id, p := range e.images {
 			if strings.HasPrefix(id, "sha256:"+hex) {
 				found = append(found, p)
@@ -197,11 +197,11 @@ func (e *Engine) image(ref string) (*picture, error) {
 			return found[0], nil
 		}
 	}
-	return nil, refusal(http.StatusNotFound, "No such image: %s", withTag(ref))
+	return nil, errorf(http.StatusNotFound, "No such image: %s", withTag(ref))
 }
 
-// names are the tags and digests of an image, sorted. e.mu is held.
-func (e *Engine) names(id string) (tags, digests []string) {
+// imageNamesLocked are the tags and digests of an image, sorted. e.mu is held.
+func (e *Engine) imageNamesLocked(id string) (tags, digests []string) {
 	for ref, of := range e.refs {
 		switch {
 		case of != id:
@@ -216,20 +216,20 @@ func (e *Engine) names(id string) (tags, digests []string) {
 	return tags, digests
 }
 
-// imageRow is what a list says of p. e.mu is held.
-func (e *Engine) imageRow(p *picture) image.Summary {
-	tags, digests := e.names(p.ID)
-	if len(tags)+len(digests) == 0 && !e.since("1.43") {
+// imageSummaryLocked is what a list says of p. e.mu is held.
+func (e *Engine) imageSummaryLocked(p *fakeImage) image.Summary {
+	tags, digests := e.imageNamesLocked(p.ID)
+	if len(tags)+len(digests) == 0 && !e.supportsLocked("1.43") {
 		tags, digests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
 	}
-	if e.since("1.43") { // before, what is not there is null
+	if e.supportsLocked("1.43") { // before, what is not there is null
 		tags, digests = append([]string{}, tags...), append([]string{}, digests...)
 	}
 	row := image.Summary{
 		ID: p.ID, RepoTags: tags, RepoDigests: digests, Created: p.Created.Unix(), Size: p.Size,
 		Labels: p.Config.Labels, SharedSize: -1, Containers: -1,
 	}
-	if !e.since("1.44") {
+	if !e.supportsLocked("1.44") {
 		row.VirtualSize = p.Size //nolint:staticcheck // older Engines send it
 	}
 	return row
@@ -244,18 +244,18 @@ func (e *Engine) imageList(c *call) error {
 	rows := []image.Summary{}
 	e.mu.Lock()
 	for _, p := range e.images {
-		row := e.imageRow(p)
+		row := e.imageSummaryLocked(p)
 		if !args.MatchKVList("label", p.Config.Labels) {
 			continue
 		}
 		if patterns := args.Get("reference"); len(patterns) > 0 {
-			row.RepoTags = slices.DeleteFunc(row.RepoTags, func(ref string) bool { return !matches(patterns, ref) })
+			row.RepoTags = slices.DeleteFunc(row.RepoTags, func(ref string) bool { return !matchesReference(patterns, ref) })
 			if len(row.RepoTags) == 0 {
 				continue
 			}
 		}
-		tags, digests := e.names(p.ID)
-		if len(tags)+len(digests) == 0 && len(e.children(p.ID)) > 0 && !c.flag("all") {
+		tags, digests := e.imageNamesLocked(p.ID)
+		if len(tags)+len(digests) == 0 && len(e.childrenLocked(p.ID)) > 0 && !c.boolParam("all") {
 			continue
 		}
 		if want := args.Get("dangling"); len(want) > 0 && (want[0] == "true" || want[0] == "1") != (len(tags) == 0) {
@@ -265,11 +265,11 @@ func (e *Engine) imageList(c *call) error {
 	}
 	e.mu.Unlock()
 	sort.Slice(rows, func(i, j int) bool { return rows[i].Created > rows[j].Created })
-	return c.answer(http.StatusOK, rows)
+	return c.respond(http.StatusOK, rows)
 }
 
-// matches reports whether ref is as one of patterns says.
-func matches(patterns []string, ref string) bool {
+// matchesReference reports whether ref is as one of patterns says.
+func matchesReference(patterns []string, ref string) bool {
 	named, err := reference.ParseNormalizedNamed(ref)
 	return err == nil && slices.ContainsFunc(patterns, func(pattern string) bool {
 		ok, err := reference.FamiliarMatch(pattern, named)
@@ -280,20 +280,20 @@ func matches(patterns []string, ref string) bool {
 // imageInspect is GET /images/{name}/json.
 func (e *Engine) imageInspect(c *call) error {
 	e.mu.Lock()
-	p, err := e.image(c.name)
+	p, err := e.findImageLocked(c.name)
 	if err != nil {
 		e.mu.Unlock()
 		return err
 	}
-	tags, digests := e.names(p.ID)
+	tags, digests := e.imageNamesLocked(p.ID)
 	text, err := json.Marshal(struct {
 		image.InspectResponse
 		Config container.Config
 	}{image.InspectResponse{
-		ID: p.ID, RepoTags: append([]string{}, tags...), RepoDigests: append([]string{}, digests...), Created: stamp(p.Created),
+		ID: p.ID, RepoTags: append([]string{}, tags...), RepoDigests: append([]string{}, digests...), Created: formatTime(p.Created),
 		DockerVersion: serverVersion(e.api), Architecture: p.Arch, Os: "linux", Size: p.Size,
-		GraphDriver: storage.DriverData{Name: e.self().Driver, Data: map[string]string{
-			"UpperDir": filepath.Join(e.RootDir, "overlay2", layer(p.ID), "diff"),
+		GraphDriver: storage.DriverData{Name: e.infoLocked().Driver, Data: map[string]string{
+			"UpperDir": filepath.Join(e.RootDir, "overlay2", layerID(p.ID), "diff"),
 		}},
 		RootFS:   image.RootFS{Type: "layers", Layers: p.Layers},
 		Metadata: image.Metadata{LastTagTime: p.tagged},
@@ -302,14 +302,14 @@ func (e *Engine) imageInspect(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.answer(http.StatusOK, json.RawMessage(text))
+	return c.respond(http.StatusOK, json.RawMessage(text))
 }
 
 // imageTag is POST /images/{name}/tag.
 func (e *Engine) imageTag(c *call) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p, err := e.image(c.name)
+	p, err := e.findImageLocked(c.name)
 	if err != nil {
 		return err
 	}
@@ -318,20 +318,20 @@ func (e *Engine) imageTag(c *call) error {
 		ref += ":" + tag
 	}
 	if _, err := reference.ParseNormalizedNamed(ref); err != nil {
-		return invalid("%v", err)
+		return invalidParameter("%v", err)
 	}
 	e.refs[withTag(ref)] = p.ID
 	p.tagged = time.Now().UTC()
-	e.tellImage(events.ActionTag, p, withTag(ref))
-	return c.answer(http.StatusCreated, nil)
+	e.emitImageLocked(events.ActionTag, p, withTag(ref))
+	return c.respond(http.StatusCreated, nil)
 }
 
-// tellImage makes it known what has happened to an image. e.mu is held.
-func (e *Engine) tellImage(action events.Action, p *picture, name string) {
+// emitImageLocked makes it known what has happened to an image. e.mu is held.
+func (e *Engine) emitImageLocked(action events.Action, p *fakeImage, name string) {
 	attributes := map[string]string{}
 	maps.Copy(attributes, p.Config.Labels)
 	attributes["name"] = name
-	e.publish(events.Message{
+	e.publishLocked(events.Message{
 		Status: string(action), ID: p.ID,
 		Type: events.ImageEventType, Action: action, Actor: events.Actor{ID: p.ID, Attributes: attributes},
 	})
@@ -340,43 +340,43 @@ func (e *Engine) tellImage(action events.Action, p *picture, name string) {
 // imageRemove is DELETE /images/{name}.
 func (e *Engine) imageRemove(c *call) error {
 	e.mu.Lock()
-	done, err := e.removeImage(c.name, c.flag("force"), !c.flag("noprune"))
+	done, err := e.removeImageLocked(c.name, c.boolParam("force"), !c.boolParam("noprune"))
 	e.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return c.answer(http.StatusOK, done)
+	return c.respond(http.StatusOK, done)
 }
 
-// removeImage removes a name of an image, and with the last one the image, or
+// removeImageLocked removes a name of an image, and with the last one the image, or
 // the image with all its names if ref is an ID. With prune it also removes parents that have
 // no name and no other children. e.mu is held.
-func (e *Engine) removeImage(ref string, force, prune bool) ([]image.DeleteResponse, error) {
-	p, err := e.image(ref)
+func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.DeleteResponse, error) {
+	p, err := e.findImageLocked(ref)
 	if err != nil {
 		return nil, err
 	}
 	conflict := func(format string, args ...any) error {
-		return refusal(http.StatusConflict, "conflict: "+format, args...)
+		return errorf(http.StatusConflict, "conflict: "+format, args...)
 	}
 	var done []image.DeleteResponse
 	untag := func(name string) {
 		delete(e.refs, name)
 		done = append(done, image.DeleteResponse{Untagged: name})
-		e.tellImage(events.ActionUnTag, p, p.ID)
+		e.emitImageLocked(events.ActionUnTag, p, p.ID)
 	}
-	user, running := e.userOf(p.ID)
-	tags, digests := e.names(p.ID)
+	user, running := e.containerUsingLocked(p.ID)
+	tags, digests := e.imageNamesLocked(p.ID)
 	all := slices.Concat(tags, digests)
 
 	if name := withTag(ref); slices.Contains(all, name) || strings.Contains(ref, "@") {
 		if !force && user != "" && len(all) == 1 {
-			return nil, conflict("unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, short(user), short(p.ID))
+			return nil, conflict("unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, shortID(user), shortID(p.ID))
 		}
 		untag(name)
 		// Digests go with the last tag of their repository.
 		inRepo := func(r string) bool { return repository(r) == repository(name) }
-		tags, digests = e.names(p.ID)
+		tags, digests = e.imageNamesLocked(p.ID)
 		if !strings.Contains(name, "@") && !slices.ContainsFunc(tags, inRepo) {
 			for _, d := range digests {
 				if inRepo(d) {
@@ -384,8 +384,8 @@ func (e *Engine) removeImage(ref string, force, prune bool) ([]image.DeleteRespo
 				}
 			}
 		}
-		tags, digests = e.names(p.ID)
-		if len(tags)+len(digests) > 0 || len(e.children(p.ID)) > 0 || user != "" && (running || !force) {
+		tags, digests = e.imageNamesLocked(p.ID)
+		if len(tags)+len(digests) > 0 || len(e.childrenLocked(p.ID)) > 0 || user != "" && (running || !force) {
 			return done, nil // it stays, perhaps without a name
 		}
 	} else {
@@ -394,14 +394,14 @@ func (e *Engine) removeImage(ref string, force, prune bool) ([]image.DeleteRespo
 			repos[repository(r)] = true
 		}
 		switch {
-		case len(e.children(p.ID)) > 0:
-			return nil, conflict("unable to delete %s (cannot be forced) - image has dependent child images", short(p.ID))
+		case len(e.childrenLocked(p.ID)) > 0:
+			return nil, conflict("unable to delete %s (cannot be forced) - image has dependent child images", shortID(p.ID))
 		case running:
-			return nil, conflict("unable to delete %s (cannot be forced) - image is being used by running container %s", short(p.ID), short(user))
+			return nil, conflict("unable to delete %s (cannot be forced) - image is being used by running container %s", shortID(p.ID), shortID(user))
 		case !force && (len(tags) > 1 || len(repos) > 1):
-			return nil, conflict("unable to delete %s (must be forced) - image is referenced in multiple repositories", short(p.ID))
+			return nil, conflict("unable to delete %s (must be forced) - image is referenced in multiple repositories", shortID(p.ID))
 		case !force && user != "":
-			return nil, conflict("unable to delete %s (must be forced) - image is being used by stopped container %s", short(p.ID), short(user))
+			return nil, conflict("unable to delete %s (must be forced) - image is being used by stopped container %s", shortID(p.ID), shortID(user))
 		}
 		for _, name := range all {
 			untag(name)
@@ -409,15 +409,15 @@ func (e *Engine) removeImage(ref string, force, prune bool) ([]image.DeleteRespo
 	}
 	delete(e.images, p.ID)
 	done = append(done, image.DeleteResponse{Deleted: p.ID})
-	e.tellImage(events.ActionDelete, p, p.ID)
+	e.emitImageLocked(events.ActionDelete, p, p.ID)
 	if user == "" { // else the layer is in use
-		done = append(done, image.DeleteResponse{Deleted: "sha256:" + layer(p.ID)})
-		if err := os.RemoveAll(e.layerNotes(p.ID)); err != nil {
+		done = append(done, image.DeleteResponse{Deleted: "sha256:" + layerID(p.ID)})
+		if err := os.RemoveAll(e.layerSizeDir(p.ID)); err != nil {
 			e.t.Error(err)
 		}
 	}
-	if tags, digests := e.names(p.Parent); prune && e.images[p.Parent] != nil && len(tags)+len(digests)+len(e.children(p.Parent)) == 0 {
-		more, err := e.removeImage(p.Parent, false, prune)
+	if tags, digests := e.imageNamesLocked(p.Parent); prune && e.images[p.Parent] != nil && len(tags)+len(digests)+len(e.childrenLocked(p.Parent)) == 0 {
+		more, err := e.removeImageLocked(p.Parent, false, prune)
 		if err != nil {
 			return done, nil //nolint:nilerr // it is in use, and stays
 		}
@@ -426,8 +426,8 @@ func (e *Engine) removeImage(ref string, force, prune bool) ([]image.DeleteRespo
 	return done, nil
 }
 
-// children are the IDs of the images that were built from the image id. e.mu is held.
-func (e *Engine) children(id string) (found []string) {
+// childrenLocked are the IDs of the images that were built from the image id. e.mu is held.
+func (e *Engine) childrenLocked(id string) (found []string) {
 	for _, p := range e.images {
 		if p.Parent == id {
 			found = append(found, p.ID)
@@ -436,10 +436,10 @@ func (e *Engine) children(id string) (found []string) {
 	return found
 }
 
-// userOf returns a container that uses the image id, one that runs if there is
+// containerUsingLocked returns a container that uses the image id, one that runs if there is
 // one. e.mu is held.
-func (e *Engine) userOf(id string) (user string, running bool) {
-	for _, b := range e.boxes {
+func (e *Engine) containerUsingLocked(id string) (user string, running bool) {
+	for _, b := range e.containers {
 		if b.image != id {
 			continue
 		}

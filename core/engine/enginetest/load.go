@@ -17,20 +17,20 @@ import (
 func (e *Engine) imageLoad(c *call) error {
 	files, err := untar(c.Body)
 	if err != nil {
-		return refusal(http.StatusInternalServerError, "Error processing tar file: %v", err)
+		return errorf(http.StatusInternalServerError, "Error processing tar file: %v", err)
 	}
 	var manifests []struct {
 		Config           string
 		RepoTags, Layers []string
 	}
 	if err := json.Unmarshal(files["manifest.json"], &manifests); err != nil {
-		return refusal(http.StatusInternalServerError, "invalid manifest.json: %v", err)
+		return errorf(http.StatusInternalServerError, "invalid manifest.json: %v", err)
 	}
-	var said []string
+	var messages []string
 	for _, m := range manifests {
 		config, ok := files[path.Clean(m.Config)]
 		if !ok {
-			return refusal(http.StatusInternalServerError, "invalid archive: no %s", m.Config)
+			return errorf(http.StatusInternalServerError, "invalid archive: no %s", m.Config)
 		}
 		var about struct {
 			Architecture string
@@ -38,27 +38,27 @@ func (e *Engine) imageLoad(c *call) error {
 			Config       container.Config
 		}
 		if err := json.Unmarshal(config, &about); err != nil {
-			return refusal(http.StatusInternalServerError, "invalid image config: %v", err)
+			return errorf(http.StatusInternalServerError, "invalid image config: %v", err)
 		}
-		img := Image{ID: "sha256:" + sum(string(config)), Config: about.Config, Created: about.Created, Arch: about.Architecture}
+		img := Image{ID: "sha256:" + sha256Hex(string(config)), Config: about.Config, Created: about.Created, Arch: about.Architecture}
 		for _, l := range m.Layers {
 			img.Size += int64(len(files[path.Clean(l)]))
-			img.Layers = append(img.Layers, "sha256:"+sum(string(files[path.Clean(l)])))
+			img.Layers = append(img.Layers, "sha256:"+sha256Hex(string(files[path.Clean(l)])))
 		}
 		e.mu.Lock()
-		e.keep(img.complete(""))
+		e.storeImageLocked(img.withDefaults(""))
 		for _, tag := range m.RepoTags {
 			e.refs[withTag(tag)] = img.ID
-			said = append(said, "Loaded image: "+withTag(tag)+"\n")
+			messages = append(messages, "Loaded image: "+withTag(tag)+"\n")
 		}
 		if len(m.RepoTags) == 0 {
-			said = append(said, "Loaded image ID: "+img.ID+"\n")
+			messages = append(messages, "Loaded image ID: "+img.ID+"\n")
 		}
-		e.tellImage(events.ActionLoad, e.images[img.ID], img.ID)
+		e.emitImageLocked(events.ActionLoad, e.images[img.ID], img.ID)
 		e.mu.Unlock()
 	}
 	send := c.stream()
-	for _, line := range said {
+	for _, line := range messages {
 		if err := send(map[string]string{"stream": line}); err != nil {
 			return errHangUp
 		}

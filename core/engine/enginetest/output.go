@@ -18,8 +18,8 @@ import (
 const (
 	stdout = "stdout"
 	stderr = "stderr"
-	// longestLine is where Engines cut a line of a log, in bytes.
-	longestLine = 16 << 10
+	// maxLogLine is where Engines cut a line of a log, in bytes.
+	maxLogLine = 16 << 10
 )
 
 // An output is what a container writes: to its log and to those attached.
@@ -33,8 +33,8 @@ type output struct {
 	changed chan struct{}       // closed and replaced at every change
 	running bool
 
-	fmu       sync.Mutex // guards followers; never held while writing
-	followers []*follower
+	followersMu sync.Mutex // guards followers; never held while writing
+	followers   []*follower
 }
 
 // A partial is a line that has begun.
@@ -54,7 +54,7 @@ type logLine struct {
 type follower struct {
 	out, err io.Writer // nil for those not wanted
 	hangUp   func()
-	over     chan struct{} // closed when there is no more
+	done     chan struct{} // closed when there is no more
 }
 
 func newOutput(tty bool) *output {
@@ -66,54 +66,54 @@ func (o *output) open(path string) (err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.running = true
-	o.stir()
+	o.notifyLocked()
 	if path != "" {
 		o.file, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	}
 	return err
 }
 
-// stir wakes those who wait for something new. o.mu is held.
-func (o *output) stir() {
+// notifyLocked wakes those who wait for something new. o.mu is held.
+func (o *output) notifyLocked() {
 	close(o.changed)
 	o.changed = make(chan struct{})
 }
 
 // close ends the log of a process and lets those attached go.
 func (o *output) close() {
-	o.fmu.Lock()
+	o.followersMu.Lock()
 	followers := o.followers
 	o.followers = nil
-	o.fmu.Unlock()
+	o.followersMu.Unlock()
 	for _, f := range followers {
 		f.hangUp() // a write to one that does not read would keep o.mu
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.running = false
-	o.flush(stdout)
-	o.flush(stderr)
+	o.flushLocked(stdout)
+	o.flushLocked(stderr)
 	if o.file != nil {
 		_ = o.file.Close()
 		o.file = nil
 	}
-	o.stir()
+	o.notifyLocked()
 	for _, f := range followers {
-		close(f.over)
+		close(f.done)
 	}
 }
 
 // follow has f get all that is written from now on.
 func (o *output) follow(f *follower) {
-	o.fmu.Lock()
-	defer o.fmu.Unlock()
+	o.followersMu.Lock()
+	defer o.followersMu.Unlock()
 	o.followers = append(o.followers, f)
 }
 
-// leave takes f off again.
-func (o *output) leave(f *follower) {
-	o.fmu.Lock()
-	defer o.fmu.Unlock()
+// unfollow takes f off again.
+func (o *output) unfollow(f *follower) {
+	o.followersMu.Lock()
+	defer o.followersMu.Unlock()
 	o.followers = slices.DeleteFunc(o.followers, func(g *follower) bool { return f == g })
 }
 
@@ -136,14 +136,14 @@ func (o *output) writer(stream string) io.Writer {
 		buf := o.partial[stream]
 		for _, b := range p {
 			buf.WriteByte(b)
-			if b == '\n' || buf.Len() == longestLine {
-				o.flush(stream)
+			if b == '\n' || buf.Len() == maxLogLine {
+				o.flushLocked(stream)
 			}
 		}
-		o.stir()
-		o.fmu.Lock()
+		o.notifyLocked()
+		o.followersMu.Lock()
 		followers := slices.Clone(o.followers)
-		o.fmu.Unlock()
+		o.followersMu.Unlock()
 		for _, f := range followers {
 			w := f.out
 			if stream == stderr {
@@ -153,21 +153,21 @@ func (o *output) writer(stream string) io.Writer {
 				continue
 			}
 			if _, err := w.Write(p); err != nil {
-				o.leave(f)
+				o.unfollow(f)
 			}
 		}
 		return len(given), nil
 	})
 }
 
-// flush writes down what there is of a line. o.mu is held.
-func (o *output) flush(stream string) {
+// flushLocked writes down what there is of a line. o.mu is held.
+func (o *output) flushLocked(stream string) {
 	buf := o.partial[stream]
 	if buf.Len() == 0 {
 		return
 	}
-	goesOn := !buf.since.IsZero()
-	if !goesOn {
+	continued := !buf.since.IsZero()
+	if !continued {
 		buf.since = time.Now().UTC()
 	}
 	line := logLine{Log: buf.String(), Stream: stream, Time: buf.since}
@@ -179,7 +179,7 @@ func (o *output) flush(stream string) {
 	case o.file != nil:
 		line.Log = asJSON(line.Log)
 		_ = json.NewEncoder(o.file).Encode(line)
-	case goesOn:
+	case continued:
 		// As the log driver local of Docker 20.10, which has none after a long line.
 		line.Log = strings.TrimSuffix(line.Log, "\n")
 	}
@@ -201,34 +201,34 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // logs is GET /containers/{id}/logs.
 func (e *Engine) logs(c *call) error {
-	wants := map[string]bool{stdout: c.flag("stdout"), stderr: c.flag("stderr")}
+	wants := map[string]bool{stdout: c.boolParam("stdout"), stderr: c.boolParam("stderr")}
 	if !wants[stdout] && !wants[stderr] {
-		return refusal(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")
+		return errorf(http.StatusBadRequest, "Bad parameters: you must choose at least one stream")
 	}
 	e.mu.Lock()
-	b, err := e.find(c.name)
+	b, err := e.findContainerLocked(c.name)
 	if err != nil {
 		e.mu.Unlock()
 		return err
 	}
-	driver, multiplexed := b.host.LogConfig.Type, e.since("1.42")
+	driver, multiplexed := b.host.LogConfig.Type, e.supportsLocked("1.42")
 	e.mu.Unlock()
 	if driver == "none" {
-		return refusal(http.StatusNotImplemented, "configured logging driver does not support reading")
+		return errorf(http.StatusNotImplemented, "configured logging driver does not support reading")
 	}
-	since, _, err := moment(c.query.Get("since"))
+	since, _, err := parseTime(c.query.Get("since"))
 	if err != nil {
-		return refusal(http.StatusBadRequest, "%v", err)
+		return errorf(http.StatusBadRequest, "%v", err)
 	}
-	c.begun = true
+	c.responded = true
 	c.Header().Set("Content-Type", streamType(b.config.Tty, multiplexed))
 	c.WriteHeader(http.StatusOK)
 	flush := http.NewResponseController(c.ResponseWriter)
-	out, errs := streams(c.ResponseWriter, b.config.Tty)
+	out, errs := stdStreams(c.ResponseWriter, b.config.Tty)
 	for at := -1; ; {
-		b.out.mu.Lock()
-		lines, changed, running := b.out.lines, b.out.changed, b.out.running
-		b.out.mu.Unlock()
+		b.output.mu.Lock()
+		lines, changed, running := b.output.lines, b.output.changed, b.output.running
+		b.output.mu.Unlock()
 		if at < 0 {
 			at = 0
 			if n, err := strconv.Atoi(c.query.Get("tail")); err == nil {
@@ -243,7 +243,7 @@ func (e *Engine) logs(c *call) error {
 			if l.Stream == stderr {
 				w = errs
 			}
-			if c.flag("timestamps") {
+			if c.boolParam("timestamps") {
 				text = l.Time.Format("2006-01-02T15:04:05.000000000Z07:00") + " " + text
 			}
 			if _, err := io.WriteString(w, text); err != nil {
@@ -254,23 +254,23 @@ func (e *Engine) logs(c *call) error {
 		if err := flush.Flush(); err != nil {
 			return errHangUp
 		}
-		if !c.flag("follow") || !running {
+		if !c.boolParam("follow") || !running {
 			return nil
 		}
 		select {
 		case <-changed:
-		case <-b.gone:
+		case <-b.removed:
 			return nil
 		case <-c.Context().Done():
 			return errHangUp
-		case <-c.run.ctx.Done():
+		case <-c.server.ctx.Done():
 			return errHangUp
 		}
 	}
 }
 
-// streams are the two streams of a process on one connection.
-func streams(w io.Writer, tty bool) (out, errs io.Writer) {
+// stdStreams are the two streams of a process on one connection.
+func stdStreams(w io.Writer, tty bool) (out, errs io.Writer) {
 	if tty {
 		return w, w
 	}
@@ -289,7 +289,7 @@ func streamType(tty, multiplexed bool) string {
 func (e *Engine) Log(id string) string {
 	e.t.Helper()
 	var o *output
-	e.edit(id, func(b *box) { o = b.out })
+	e.editContainer(id, func(b *fakeContainer) { o = b.output })
 	if o == nil {
 		return ""
 	}

@@ -32,15 +32,15 @@ type Process struct {
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	first  bool // of its container: signals that it does not handle are ignored
-	input  *pipe
-	ended  func(code int)
+	isInit bool // of its container: signals that it does not handle are ignored
+	stdin  *pipe
+	onExit func(code int)
 	once   sync.Once
 
-	mu       sync.Mutex // guards following
-	handlers map[int]chan string
-	kept     bool   // of an exec: whether a child keeps the output
-	hangUp   func() // of an exec: ends the output
+	mu         sync.Mutex // guards following
+	handlers   map[int]chan string
+	outputKept bool   // of an exec: whether a child keeps the output
+	hangUp     func() // of an exec: ends the output
 }
 
 // KeepOutput has the output of an exec stay open when the process ends, as it does
@@ -48,7 +48,7 @@ type Process struct {
 func (p *Process) KeepOutput() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.kept = true
+	p.outputKept = true
 }
 
 // CloseOutput ends the output of an exec while the process goes on.
@@ -59,20 +59,20 @@ func (p *Process) CloseOutput() {
 	hangUp()
 }
 
-// keeps reports whether KeepOutput was called.
-func (p *Process) keeps() bool {
+// keepsOutput reports whether KeepOutput was called.
+func (p *Process) keepsOutput() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.kept
+	return p.outputKept
 }
 
 // newProcess makes a process that nothing has begun yet.
-func (e *Engine) newProcess(b *box, input *pipe, args, env []string, tty bool) *Process {
+func (e *Engine) newProcess(b *fakeContainer, input *pipe, args, env []string, tty bool) *Process {
 	ctx, cancel := context.WithCancel(e.ctx)
 	return &Process{
 		ID: b.id, Container: b.id, Args: args, Env: env, Tty: tty,
 		Stdin: strings.NewReader(""), Stdout: io.Discard, Stderr: io.Discard,
-		ctx: ctx, cancel: cancel, input: input, handlers: map[int]chan string{},
+		ctx: ctx, cancel: cancel, stdin: input, handlers: map[int]chan string{},
 	}
 }
 
@@ -105,22 +105,22 @@ func (p *Process) signal(number int) {
 		}
 		return
 	}
-	if p.first {
+	if p.isInit {
 		return // the kernel protects it
 	}
 	switch unix.Signal(number) {
 	case unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH, unix.SIGCONT:
 	default:
-		p.finish(128 + number)
+		p.exit(128 + number)
 	}
 }
 
-// finish ends p with code, unless it has ended. Engine.mu must not be held.
-func (p *Process) finish(code int) {
+// exit ends p with code, unless it has ended. Engine.mu must not be held.
+func (p *Process) exit(code int) {
 	p.once.Do(func() {
 		p.cancel()
-		p.input.end()
-		p.ended(code)
+		p.stdin.closeWrite()
+		p.onExit(code)
 	})
 }
 
@@ -200,32 +200,32 @@ func (e *Engine) FailStart(name string, failure StartFailure) {
 }
 
 func startFailures() map[string]StartFailure {
-	return map[string]StartFailure{"missing": {Code: exitNotFound}, "denied": {Code: exitNotRun}, "/": {Code: exitNotRun}}
+	return map[string]StartFailure{"missing": {Code: exitNotFound}, "denied": {Code: exitNotExecutable}, "/": {Code: exitNotExecutable}}
 }
 
-// program returns what runs args, or why nothing does. A container may be of
+// programLocked returns what runs args, or why nothing does. A container may be of
 // any command: one that is not known runs until it is asked to end, as a
 // well-behaved daemon does. In an exec session it is not found. e.mu is held.
-func (e *Engine) program(args []string, first bool) (Program, *StartFailure) {
+func (e *Engine) programLocked(args []string, first bool) (Program, *StartFailure) {
 	for _, name := range []string{strings.Join(args, " "), args[0], path.Base(args[0])} {
 		if failure, ok := e.startFailures[name]; ok {
-			return nil, failure.of(args[0])
+			return nil, failure.withDefaults(args[0])
 		}
 		if program, ok := e.programs[name]; ok {
 			return program, nil
 		}
 	}
 	if first {
-		return daemon, nil
+		return runUntilSignal, nil
 	}
-	return nil, StartFailure{Code: exitNotFound}.of(args[0])
+	return nil, StartFailure{Code: exitNotFound}.withDefaults(args[0])
 }
 
-// of completes f for a command.
-func (f StartFailure) of(command string) *StartFailure {
+// withDefaults completes f for a command.
+func (f StartFailure) withDefaults(command string) *StartFailure {
 	if f.Text == "" {
 		switch {
-		case f.Code == exitNotRun:
+		case f.Code == exitNotExecutable:
 			f.Text = fmt.Sprintf("exec: %q: permission denied", command)
 		case strings.Contains(command, "/"):
 			f.Text = fmt.Sprintf("exec: %q: stat %s: no such file or directory", command, command)
@@ -241,17 +241,17 @@ func (f StartFailure) of(command string) *StartFailure {
 
 // A pipe is a standard input: what is written waits to be read, without bound.
 type pipe struct {
-	mu   sync.Mutex // guards following
-	data []byte
-	over bool
-	more chan struct{} // has one element if there is something new
+	mu       sync.Mutex // guards following
+	data     []byte
+	closed   bool
+	readable chan struct{} // has one element if there is something new
 }
 
-func newPipe() *pipe { return &pipe{more: make(chan struct{}, 1)} }
+func newPipe() *pipe { return &pipe{readable: make(chan struct{}, 1)} }
 
-func (p *pipe) wake() {
+func (p *pipe) notify() {
 	select {
-	case p.more <- struct{}{}:
+	case p.readable <- struct{}{}:
 	default:
 	}
 }
@@ -259,35 +259,35 @@ func (p *pipe) wake() {
 func (p *pipe) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over {
+	if p.closed {
 		return 0, io.ErrClosedPipe
 	}
 	p.data = append(p.data, b...)
-	p.wake()
+	p.notify()
 	return len(b), nil
 }
 
-// end is the end of what can be read, after what there is.
-func (p *pipe) end() {
+// closeWrite is the end of what can be read, after what there is.
+func (p *pipe) closeWrite() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.over = true
-	p.wake()
+	p.closed = true
+	p.notify()
 }
 
 func (p *pipe) Read(b []byte) (int, error) {
 	for {
 		p.mu.Lock()
-		n, over := copy(b, p.data), p.over
+		n, over := copy(b, p.data), p.closed
 		p.data = p.data[n:]
 		p.mu.Unlock()
 		switch {
 		case n > 0 || len(b) == 0:
 			return n, nil
 		case over:
-			p.wake()
+			p.notify()
 			return 0, io.EOF
 		}
-		<-p.more
+		<-p.readable
 	}
 }

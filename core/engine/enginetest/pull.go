@@ -14,9 +14,9 @@ import (
 	"github.com/docker/docker/api/types/registry"
 )
 
-// repeatEvery is how often Docker tells of a download with the containerd image
+// repeatInterval is how often Docker tells of a download with the containerd image
 // store.
-const repeatEvery = 100 * time.Millisecond
+const repeatInterval = 100 * time.Millisecond
 
 // A Remote is what a registry has under a name, or what goes wrong when it is
 // asked for it. The zero Remote is an image that anybody can pull.
@@ -68,16 +68,16 @@ func (e *Engine) Registry(ref string, r Remote) {
 		return
 	}
 	named = reference.TagNameOnly(named)
-	r.Image = r.Image.complete(named.String())
+	r.Image = r.Image.withDefaults(named.String())
 	if r.Digest == "" {
-		r.Digest = "sha256:" + sum("manifest "+r.Image.ID)
+		r.Digest = "sha256:" + sha256Hex("manifest "+r.Image.ID)
 	}
 	if canonical, ok := named.(reference.Canonical); ok {
 		r.Digest = canonical.Digest().String()
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.remote[named.String()] = &r
+	e.registries[named.String()] = &r
 }
 
 // Pulls lists the pulls that were ordered.
@@ -87,16 +87,16 @@ func (e *Engine) Pulls() []Pull {
 	return slices.Clone(e.pulls)
 }
 
-// lookUp finds what a registry has under a name. e.mu is held.
-func (e *Engine) lookUp(named reference.Named) *Remote {
-	if r, ok := e.remote[named.String()]; ok {
+// findRemoteLocked finds what a registry has under a name. e.mu is held.
+func (e *Engine) findRemoteLocked(named reference.Named) *Remote {
+	if r, ok := e.registries[named.String()]; ok {
 		return r
 	}
 	canonical, ok := named.(reference.Canonical)
 	if !ok {
 		return nil
 	}
-	for name, r := range e.remote {
+	for name, r := range e.registries {
 		if repository(name) == named.Name() && r.Digest == canonical.Digest().String() {
 			return r
 		}
@@ -114,28 +114,28 @@ func (e *Engine) imagePull(c *call) error {
 	}
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return invalid("%v", err)
+		return invalidParameter("%v", err)
 	}
 	named = reference.TagNameOnly(named)
-	order := Pull{Ref: named.String(), Header: c.Request.Header.Get(registry.AuthHeader), Platform: c.query.Get("platform")}
-	if order.Header != "" {
-		auth, err := registry.DecodeAuthConfig(order.Header)
+	request := Pull{Ref: named.String(), Header: c.Request.Header.Get(registry.AuthHeader), Platform: c.query.Get("platform")}
+	if request.Header != "" {
+		auth, err := registry.DecodeAuthConfig(request.Header)
 		if err != nil {
-			return invalid("%v", err)
+			return invalidParameter("%v", err)
 		}
-		order.Auth = *auth
+		request.Auth = *auth
 	}
 	e.mu.Lock()
-	e.pulls = append(e.pulls, order)
-	r := e.lookUp(named)
+	e.pulls = append(e.pulls, request)
+	r := e.findRemoteLocked(named)
 	e.mu.Unlock()
 	switch {
 	case r == nil:
-		return refusal(http.StatusNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(named))
-	case r.Allow != nil && !r.Allow(order.Auth):
-		return refusal(http.StatusNotFound, "pull access denied for %s, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", reference.FamiliarName(named))
+		return errorf(http.StatusNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(named))
+	case r.Allow != nil && !r.Allow(request.Auth):
+		return errorf(http.StatusNotFound, "pull access denied for %s, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", reference.FamiliarName(named))
 	case r.Status != 0:
-		return refusal(r.Status, "%s", r.Error)
+		return errorf(r.Status, "%s", r.Error)
 	}
 	return e.download(c, named, r)
 }
@@ -143,13 +143,13 @@ func (e *Engine) imagePull(c *call) error {
 // A progress is a message about a pull.
 type progress struct {
 	Status string            `json:"status,omitempty"`
-	Amount *amount           `json:"progressDetail,omitempty"`
+	Amount *progressDetail   `json:"progressDetail,omitempty"`
 	Error  string            `json:"error,omitempty"`
 	Detail map[string]string `json:"errorDetail,omitempty"`
 	ID     string            `json:"id,omitempty"`
 }
 
-type amount struct {
+type progressDetail struct {
 	Current int64 `json:"current,omitempty"`
 	Total   int64 `json:"total,omitempty"`
 }
@@ -157,11 +157,11 @@ type amount struct {
 // download plays a pull that began well.
 func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 	e.mu.Lock()
-	_, there := e.images[r.Image.ID]
+	_, present := e.images[r.Image.ID]
 	e.mu.Unlock()
 	send := c.stream()
 	stalled := r.Stall == ""
-	for _, m := range script(named, r, there) {
+	for _, m := range pullMessages(named, r, present) {
 		if err := send(m); err != nil {
 			return errHangUp
 		}
@@ -173,7 +173,7 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 				pace = time.After(r.StallFor)
 			}
 			if r.Repeats {
-				tick := time.NewTicker(repeatEvery)
+				tick := time.NewTicker(repeatInterval)
 				defer tick.Stop()
 				again = tick.C
 			}
@@ -188,26 +188,26 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 				}
 			case <-c.Context().Done():
 				return errHangUp // and the pull is off
-			case <-c.run.ctx.Done():
+			case <-c.server.ctx.Done():
 				return errHangUp
 			}
 		}
 	}
 	if r.Flood > 0 {
-		return flood(c, r)
+		return writeLongError(c, r)
 	}
 	if r.Error != "" {
 		return send(progress{Error: r.Error, Detail: map[string]string{"message": r.Error}})
 	}
 	familiar := reference.FamiliarString(named)
 	e.mu.Lock()
-	e.keep(r.Image)
+	e.storeImageLocked(r.Image)
 	if _, digested := named.(reference.Canonical); !digested {
 		e.refs[familiar] = r.Image.ID
 		e.images[r.Image.ID].tagged = time.Now().UTC()
 	}
 	e.refs[reference.FamiliarName(named)+"@"+r.Digest] = r.Image.ID
-	e.publish(events.Message{
+	e.publishLocked(events.Message{
 		Status: string(events.ActionPull), ID: familiar, Type: events.ImageEventType, Action: events.ActionPull,
 		Actor: events.Actor{ID: familiar, Attributes: map[string]string{"name": reference.FamiliarName(named)}},
 	})
@@ -216,14 +216,14 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 		return errHangUp
 	}
 	outcome := "Downloaded newer image"
-	if there {
+	if present {
 		outcome = "Image is up to date"
 	}
 	return send(progress{Status: "Status: " + outcome + " for " + familiar})
 }
 
-// flood sends an error whose text is too long to keep.
-func flood(c *call, r *Remote) error {
+// writeLongError sends an error whose text is too long to keep.
+func writeLongError(c *call, r *Remote) error {
 	if _, err := fmt.Fprintf(c.ResponseWriter, `{"errorDetail":{"message":%q},"error":"%s`, r.Error, r.Error); err != nil {
 		return errHangUp
 	}
@@ -237,31 +237,31 @@ func flood(c *call, r *Remote) error {
 	return err
 }
 
-// script is what is told of a pull before its outcome.
-func script(named reference.Named, r *Remote, there bool) []progress {
+// pullMessages is what is told of a pull before its outcome.
+func pullMessages(named reference.Named, r *Remote, present bool) []progress {
 	which := reference.FamiliarString(named)
 	if tagged, ok := named.(reference.Tagged); ok {
 		which = tagged.Tag()
 	}
 	all := []progress{{Status: "Pulling from " + reference.Path(named), ID: which}}
-	if there || r.Error != "" {
+	if present || r.Error != "" {
 		return all
 	}
-	id, size := layer(r.Image.ID)[:12], r.Image.Size
+	id, size := layerID(r.Image.ID)[:12], r.Image.Size
 	steps := int64(r.Steps)
 	if steps == 0 {
 		steps = 2
 	}
-	all = append(all, progress{Status: "Pulling fs layer", Amount: &amount{}, ID: id})
+	all = append(all, progress{Status: "Pulling fs layer", Amount: &progressDetail{}, ID: id})
 	if r.Stall == "Waiting" {
-		all = append(all, progress{Status: "Waiting", Amount: &amount{}, ID: id})
+		all = append(all, progress{Status: "Waiting", Amount: &progressDetail{}, ID: id})
 	}
 	for i := range steps {
-		all = append(all, progress{Status: "Downloading", Amount: &amount{size * (i + 1) / steps, size}, ID: id})
+		all = append(all, progress{Status: "Downloading", Amount: &progressDetail{size * (i + 1) / steps, size}, ID: id})
 	}
 	return append(all,
-		progress{Status: "Verifying Checksum", Amount: &amount{}, ID: id},
-		progress{Status: "Download complete", Amount: &amount{}, ID: id},
-		progress{Status: "Extracting", Amount: &amount{size, size}, ID: id},
-		progress{Status: "Pull complete", Amount: &amount{}, ID: id})
+		progress{Status: "Verifying Checksum", Amount: &progressDetail{}, ID: id},
+		progress{Status: "Download complete", Amount: &progressDetail{}, ID: id},
+		progress{Status: "Extracting", Amount: &progressDetail{size, size}, ID: id},
+		progress{Status: "Pull complete", Amount: &progressDetail{}, ID: id})
 }

@@ -27,14 +27,14 @@ type call struct {
 	http.ResponseWriter
 	*http.Request
 
-	run   *run
-	name  string // what stands for {id} or {name}
-	query url.Values
-	begun bool // whether there is an answer already
+	server    *apiServer
+	name      string // what stands for {id} or {name}
+	query     url.Values
+	responded bool // whether there is an answer already
 }
 
-// table lists what the Engine serves.
-func (e *Engine) table() []route {
+// newRoutes lists what the Engine serves.
+func (e *Engine) newRoutes() []route {
 	var routes []route
 	for _, r := range []struct {
 		name  string
@@ -83,20 +83,20 @@ func (e *Engine) table() []route {
 	return routes
 }
 
-var versioned = regexp.MustCompile(`^/v([0-9]+\.[0-9]+)(/.*)$`)
+var versionPrefix = regexp.MustCompile(`^/v([0-9]+\.[0-9]+)(/.*)$`)
 
 // handler serves the API during r.
-func (e *Engine) handler(r *run) http.Handler {
+func (e *Engine) handler(r *apiServer) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.calls.Add(1)
 		defer r.calls.Done()
-		c := &call{ResponseWriter: w, Request: req, run: r, query: req.URL.Query()}
+		c := &call{ResponseWriter: w, Request: req, server: r, query: req.URL.Query()}
 		err := e.dispatch(c)
 		if errors.Is(err, errHangUp) {
 			panic(http.ErrAbortHandler)
 		}
-		if err != nil && !c.begun {
-			c.fail(err)
+		if err != nil && !c.responded {
+			c.respondError(err)
 		}
 	})
 }
@@ -113,13 +113,13 @@ func (e *Engine) dispatch(c *call) error {
 	h.Set("Server", "Docker/"+serverVersion(newest)+" (linux)")
 
 	path := c.URL.Path
-	if m := versioned.FindStringSubmatch(path); m != nil {
+	if m := versionPrefix.FindStringSubmatch(path); m != nil {
 		path = m[2]
 		if versions.GreaterThan(m[1], newest) {
-			return refusal(http.StatusBadRequest, "client version %s is too new. Maximum supported API version is %s", m[1], newest)
+			return errorf(http.StatusBadRequest, "client version %s is too new. Maximum supported API version is %s", m[1], newest)
 		}
 		if versions.LessThan(m[1], oldest) {
-			return refusal(http.StatusBadRequest, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", m[1], oldest)
+			return errorf(http.StatusBadRequest, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", m[1], oldest)
 		}
 	}
 	line := c.Method + " " + path
@@ -131,7 +131,7 @@ func (e *Engine) dispatch(c *call) error {
 		if len(m) > 1 {
 			c.name = m[1]
 		}
-		lose, err := e.disturb(c, r.name, line)
+		lose, err := e.injectFaults(c, r.name, line)
 		if err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func (e *Engine) dispatch(c *call) error {
 		_ = r.serve(c)
 		return errHangUp
 	}
-	return refusal(http.StatusNotFound, "page not found")
+	return errorf(http.StatusNotFound, "page not found")
 }
 
 // Header is that of the answer.
@@ -154,31 +154,31 @@ func (c *call) Write(p []byte) (int, error) { return c.ResponseWriter.Write(p) }
 // errHangUp ends a call without an answer.
 var errHangUp = errors.New("hang up")
 
-// A refused is an error as the Engine tells it.
-type refused struct {
+// A apiError is an error as the Engine tells it.
+type apiError struct {
 	status int
 	text   string
 }
 
-func (r *refused) Error() string { return r.text }
+func (r *apiError) Error() string { return r.text }
 
-func refusal(status int, format string, args ...any) error {
-	return &refused{status, fmt.Sprintf(format, args...)}
+func errorf(status int, format string, args ...any) error {
+	return &apiError{status, fmt.Sprintf(format, args...)}
 }
 
-// fail answers with an error.
-func (c *call) fail(err error) {
+// respondError answers with an error.
+func (c *call) respondError(err error) {
 	status := http.StatusInternalServerError
-	var r *refused
+	var r *apiError
 	if errors.As(err, &r) {
 		status = r.status
 	}
-	_ = c.answer(status, map[string]string{"message": err.Error()})
+	_ = c.respond(status, map[string]string{"message": err.Error()})
 }
 
-// answer answers with a status and, unless it is nil, body as JSON.
-func (c *call) answer(status int, body any) error {
-	c.begun = true
+// respond answers with a status and, unless it is nil, body as JSON.
+func (c *call) respond(status int, body any) error {
+	c.responded = true
 	if body == nil {
 		c.WriteHeader(status)
 		return nil
@@ -193,7 +193,7 @@ func (c *call) answer(status int, body any) error {
 
 // stream begins an answer that comes in pieces and returns how to send one.
 func (c *call) stream() (send func(any) error) {
-	c.begun = true
+	c.responded = true
 	c.Header().Set("Content-Type", "application/json")
 	c.WriteHeader(http.StatusOK)
 	flush := http.NewResponseController(c.ResponseWriter)
@@ -210,13 +210,13 @@ func (c *call) stream() (send func(any) error) {
 // decode reads the body of an order.
 func (c *call) decode(into any) error {
 	if err := json.NewDecoder(c.Body).Decode(into); err != nil {
-		return refusal(http.StatusBadRequest, "%v", err)
+		return errorf(http.StatusBadRequest, "%v", err)
 	}
 	return nil
 }
 
-// flag reads a truth value of the query as Engines do.
-func (c *call) flag(name string) bool {
+// boolParam reads a truth value of the query as Engines do.
+func (c *call) boolParam(name string) bool {
 	switch strings.ToLower(strings.TrimSpace(c.query.Get(name))) {
 	case "", "0", "no", "false", "none":
 		return false
@@ -225,15 +225,15 @@ func (c *call) flag(name string) bool {
 	}
 }
 
-// number reads an integer of the query; without one it is otherwise.
-func (c *call) number(name string, otherwise int) (int, error) {
+// intParam reads an integer of the query; without one it is otherwise.
+func (c *call) intParam(name string, def int) (int, error) {
 	text := c.query.Get(name)
 	if text == "" {
-		return otherwise, nil
+		return def, nil
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil {
-		return 0, refusal(http.StatusBadRequest, "%v", err)
+		return 0, errorf(http.StatusBadRequest, "%v", err)
 	}
 	return n, nil
 }
@@ -242,7 +242,7 @@ func (c *call) number(name string, otherwise int) (int, error) {
 func (c *call) filters(known ...string) (filters.Args, error) {
 	args, err := filters.FromJSON(c.query.Get("filters"))
 	if err != nil {
-		return args, refusal(http.StatusBadRequest, "%v", err)
+		return args, errorf(http.StatusBadRequest, "%v", err)
 	}
 	accepted := map[string]bool{}
 	for _, k := range known {
@@ -250,7 +250,7 @@ func (c *call) filters(known ...string) (filters.Args, error) {
 	}
 	for _, k := range args.Keys() {
 		if !accepted[k] {
-			return args, refusal(http.StatusBadRequest, "Invalid filter '%s'", k)
+			return args, errorf(http.StatusBadRequest, "Invalid filter '%s'", k)
 		}
 	}
 	return args, nil

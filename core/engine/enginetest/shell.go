@@ -20,8 +20,8 @@ func programs() map[string]Program {
 	}
 }
 
-// daemon runs until it is asked to end.
-func daemon(p *Process) int {
+// runUntilSignal runs until it is asked to end.
+func runUntilSignal(p *Process) int {
 	select {
 	case <-p.Notify("TERM", "INT", "QUIT"):
 	case <-p.ctx.Done():
@@ -80,7 +80,7 @@ func shell(p *Process) int {
 		}
 	}
 	run := func(script string) (code int, over bool) {
-		for _, words := range statements(script) {
+		for _, words := range parseScript(script) {
 			switch words[0] {
 			case "exit":
 				if len(words) > 1 {
@@ -127,9 +127,9 @@ func shell(p *Process) int {
 	}
 }
 
-// statements takes a script apart at semicolons and newlines, and each
+// parseScript takes a script apart at semicolons and newlines, and each
 // statement into words, with regard to quotes.
-func statements(script string) (all [][]string) {
+func parseScript(script string) (all [][]string) {
 	var words []string
 	var word strings.Builder
 	var quote rune

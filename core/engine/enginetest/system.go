@@ -47,19 +47,19 @@ func serverVersion(api string) string {
 	}
 }
 
-// since reports whether the Engine speaks API version v. e.mu is held.
-func (e *Engine) since(v string) bool { return versions.GreaterThanOrEqualTo(e.api, v) }
+// supportsLocked reports whether the Engine speaks API version v. e.mu is held.
+func (e *Engine) supportsLocked(v string) bool { return versions.GreaterThanOrEqualTo(e.api, v) }
 
-// speaks is since for those who do not hold e.mu.
-func (e *Engine) speaks(v string) bool {
+// supports is since for those who do not hold e.mu.
+func (e *Engine) supports(v string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.since(v)
+	return e.supportsLocked(v)
 }
 
 // ping is GET and HEAD /_ping.
 func (e *Engine) ping(c *call) error {
-	c.begun = true
+	c.responded = true
 	c.Header().Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	c.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	c.WriteHeader(http.StatusOK)
@@ -74,9 +74,9 @@ func (e *Engine) ping(c *call) error {
 func (e *Engine) version(c *call) error {
 	e.mu.Lock()
 	api, oldest := e.api, e.minAPI
-	server := e.self().ServerVersion
+	server := e.infoLocked().ServerVersion
 	e.mu.Unlock()
-	return c.answer(http.StatusOK, types.Version{
+	return c.respond(http.StatusOK, types.Version{
 		Version: server, APIVersion: api, MinAPIVersion: oldest,
 		Components: []types.ComponentVersion{{Name: "Engine", Version: server, Details: map[string]string{
 			"ApiVersion": api, "MinAPIVersion": oldest, "Os": "linux", "Arch": runtime.GOARCH,
@@ -88,25 +88,25 @@ func (e *Engine) version(c *call) error {
 // info is GET /info.
 func (e *Engine) info(c *call) error {
 	e.mu.Lock()
-	info := e.self()
+	info := e.infoLocked()
 	e.mu.Unlock()
-	return c.answer(http.StatusOK, info)
+	return c.respond(http.StatusOK, info)
 }
 
-// self is what the Engine says of itself. e.mu is held.
-func (e *Engine) self() system.Info {
+// infoLocked is what the Engine says of itself. e.mu is held.
+func (e *Engine) infoLocked() system.Info {
 	features := map[string]string{}
-	if e.since("1.44") {
+	if e.supportsLocked("1.44") {
 		features["org.opencontainers.runtime-spec.features"] = `{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0","mountOptions":["bind","ro","rbind","rro"]}`
 	}
 	runc := system.RuntimeWithStatus{Runtime: system.Runtime{Path: "runc"}, Status: features}
-	commit := system.Commit{ID: sum("containerd")[:40]}
+	commit := system.Commit{ID: sha256Hex("containerd")[:40]}
 	if e.containerdLost {
 		commit.ID = "N/A"
 	}
 	info := system.Info{
 		ContainerdCommit: commit,
-		ID:               sum(e.Host)[:36], Name: Name, Images: len(e.images),
+		ID:               sha256Hex(e.Host)[:36], Name: Name, Images: len(e.images),
 		Driver:       "overlay2",
 		DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}, {"Supports d_type", "true"}, {"Native Overlay Diff", "true"}},
 		Plugins: system.PluginsInfo{
@@ -114,9 +114,9 @@ func (e *Engine) self() system.Info {
 		},
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true,
 		PidsLimit: true, IPv4Forwarding: true, OomKillDisable: true,
-		SystemTime:    stamp(time.Now()),
+		SystemTime:    formatTime(time.Now()),
 		LoggingDriver: jsonLogDriver, CgroupDriver: "cgroupfs", CgroupVersion: "1",
-		NEventsListener: e.listeners(),
+		NEventsListener: e.listenersLocked(),
 		KernelVersion:   kernel, OperatingSystem: "Maps", OSVersion: "12", OSType: "linux", Architecture: "x86_64",
 		NCPU: 2, MemTotal: 8 << 30, DockerRootDir: e.RootDir, ServerVersion: serverVersion(e.api),
 		Runtimes: map[string]system.RuntimeWithStatus{
@@ -126,13 +126,13 @@ func (e *Engine) self() system.Info {
 		LiveRestoreEnabled: e.liveRestore, InitBinary: "docker-init",
 		SecurityOptions: []string{"name=seccomp,profile=default"},
 	}
-	if e.since("1.42") {
+	if e.supportsLocked("1.42") {
 		info.SecurityOptions = []string{"name=seccomp,profile=builtin"}
 	}
-	if e.since("1.50") {
+	if e.supportsLocked("1.50") {
 		info.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
-	for _, b := range e.boxes {
+	for _, b := range e.containers {
 		info.Containers++
 		switch {
 		case b.state.Paused:
@@ -151,25 +151,25 @@ func (e *Engine) self() system.Info {
 
 // diskUsage is GET /system/df.
 func (e *Engine) diskUsage(c *call) error {
-	return c.answer(http.StatusOK, e.usage(c.query["type"]))
+	return c.respond(http.StatusOK, e.diskUsageOf(c.query["type"]))
 }
 
-// usage tells how much room is taken by what is of the given kinds. Before API
+// diskUsageOf tells how much room is taken by what is of the given kinds. Before API
 // 1.42 nobody could choose.
-func (e *Engine) usage(kinds []string) types.DiskUsage {
+func (e *Engine) diskUsageOf(kinds []string) types.DiskUsage {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	wants := func(kind types.DiskUsageObject) bool {
-		return !e.since("1.42") || len(kinds) == 0 || slices.Contains(kinds, string(kind))
+		return !e.supportsLocked("1.42") || len(kinds) == 0 || slices.Contains(kinds, string(kind))
 	}
 	usage := types.DiskUsage{}
 	if wants(types.ImageObject) {
 		usage.Images = []*image.Summary{}
 		for _, p := range e.images {
 			usage.LayersSize += p.Size
-			row := e.imageRow(p)
+			row := e.imageSummaryLocked(p)
 			row.SharedSize, row.Containers = 0, 0
-			for _, b := range e.boxes {
+			for _, b := range e.containers {
 				if b.image == p.ID {
 					row.Containers++
 				}
@@ -179,8 +179,8 @@ func (e *Engine) usage(kinds []string) types.DiskUsage {
 	}
 	if wants(types.ContainerObject) {
 		usage.Containers = []*container.Summary{}
-		for _, b := range e.newestFirst() {
-			row := e.row(b)
+		for _, b := range e.newestFirstLocked() {
+			row := e.summaryLocked(b)
 			usage.Containers = append(usage.Containers, &row)
 		}
 	}
