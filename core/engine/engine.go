@@ -1,9 +1,21 @@
-// Package engine keeps the connection to the Docker Engine: it dials, agrees on
-// an API version, finds out what this Engine can do and notices when it goes
-// away and comes back.
+// Package engine connects to the Docker Engine: it dials, negotiates an API version, finds
+// out the Engine's features, and notices when the Engine goes away and comes back.
 //
-// The calls themselves are those of the Engine's own client, which rooms use
-// directly on the Conn that Use returns.
+// Its main types are Engine, which Run keeps connected, and Conn, one connection. A Conn
+// embeds the client of github.com/docker/docker/client; other packages call its methods and
+// never create a client of their own. So every call goes through one transport (see
+// transport.go), which gives it a deadline by its class besides the caller's:
+//
+//   - short, the default: Config.Timeout until the response is complete;
+//   - slow (container create, image load, disk usage): 15 minutes;
+//   - stop and restart: the grace period of the call plus Config.Timeout;
+//   - stream (events, logs, stats, wait): Config.Timeout until the response begins;
+//   - hijacked (attach, exec start): Config.Timeout until the Engine has answered; then the
+//     connection is the caller's to close;
+//   - pull: none; core/image cancels a pull without progress.
+//
+// A call without an answer in time fails with an error of kind Unavailable
+// (containerd/errdefs), see IsUnanswered, IsUnavailable and OutcomeUnknown.
 package engine
 
 import (
@@ -15,124 +27,79 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
-	"github.com/docker/docker/api/types/versions"
 	"github.com/docker/docker/client"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 const (
-	// MinAPI is the API version of Docker 20.10, the oldest Engine served.
-	MinAPI = "1.41"
-
-	lookEvery   = time.Second
-	pingTimeout = 2 * time.Second
-	// silence is how long an Engine that has answered a call is taken to be
-	// alive. The kubelet and berthd itself want to know all the time, and a ping
-	// costs both sides more than most answers cost berthd.
-	silence     = 3 * time.Second
-	dialTimeout = 10 * time.Second
-	backoffMin  = 100 * time.Millisecond
-	backoffMax  = time.Second
+	livenessInterval = time.Second // between two checks whether the Engine is alive
+	dialBackoffMin   = 100 * time.Millisecond
+	dialBackoffMax   = time.Second
 )
 
-// ShortTimeout is the default of Config.Timeout.
+// ShortTimeout is the default of Config.Timeout. The kubelet's own default for most CRI
+// calls is two minutes (runtimeRequestTimeout): berthd should answer first, and say why.
 const ShortTimeout = 2*time.Minute - time.Second
 
-// Config is what an operator can choose about the way to the Engine.
+// Config is what New needs.
 type Config struct {
-	// Host is where the Engine listens, for example unix:///var/run/docker.sock.
-	// Empty means what DOCKER_HOST and its companions say.
+	// Host is the URL of the Engine's socket, for example unix:///var/run/docker.sock. If
+	// it is empty, DOCKER_HOST, DOCKER_CERT_PATH and DOCKER_TLS_VERIFY are used.
 	Host string
-	// Timeout bounds the calls that should be short (not pulls, stops, waits).
-	// Zero means ShortTimeout.
+	// Timeout is that of short calls. Zero means ShortTimeout.
 	Timeout time.Duration
-	// Metrics is told how the Engine does, unless it is nil.
+	// Metrics is where the metrics of the Engine are registered. It may be nil.
 	Metrics prometheus.Registerer
 }
 
-// A Conn is one connection to one Engine: its client, with an API version
-// agreed on, and the record of what that Engine can do. After a break there is
-// a new one.
-type Conn struct {
-	*client.Client
-	Features Features
-
-	at        string // when the record was made, by the Engine's clock
-	timeout   time.Duration
-	oomFloor  atomic.Int64
-	transport *transport
-}
-
-// Close lets go of the connections that are idle.
-func (c *Conn) Close() error {
-	if c.transport != nil {
-		c.transport.next.CloseIdleConnections()
-	}
-	return c.Client.Close()
-}
-
-// OOMFloor returns the lowest oom_score_adj that may be asked of the Engine,
-// as far as is known: that of the record, or a higher one once a start has
-// shown that it was too low.
-func (c *Conn) OOMFloor() int { return int(c.oomFloor.Load()) }
-
-// RaiseOOMFloor takes note that nothing below score is to be had.
-func (c *Conn) RaiseOOMFloor(score int) { c.oomFloor.Store(int64(score)) }
-
-// WithRequestTimeout returns ctx bounded by the time limit for calls that should be short.
-func (c *Conn) WithRequestTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, c.timeout)
-}
-
-// An Engine is the Docker Engine as it comes and goes. Run keeps it connected.
+// An Engine is a Docker Engine that may go away and come back. Run keeps it connected. All
+// methods may be called from several goroutines.
 type Engine struct {
-	cfg   Config
-	log   *slog.Logger
-	calls *prometheus.HistogramVec
+	cfg          Config
+	log          *slog.Logger
+	callDuration *prometheus.HistogramVec
 
-	reload int64 // Run's: the newest reading of its configuration that the Engine has told of, as UnixNano
+	lastReload int64 // time of the newest reload event that Run has handled, as UnixNano
 
-	mu      sync.Mutex // guards following
-	conn    *Conn      // nil while the Engine is away
-	last    *Conn      // the newest conn there ever was, nil before the first
-	away    error      // why conn is nil
-	changed chan struct{}
+	mu         sync.Mutex    // guards following
+	conn       *Conn         // nil while there is no connection
+	lastConn   *Conn         // the newest conn, also after it has broken; nil before the first
+	downReason error         // why conn is nil
+	changed    chan struct{} // closed and replaced when conn changes
 }
 
-// New returns an Engine that is away until Run has reached it. The error says
-// what is wrong with cfg.Host.
+// New returns an Engine, which Run connects. The error says what is wrong with cfg.Host.
 func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = ShortTimeout
 	}
-	var at string
-	c, err := client.NewClientWithOpts(hostOption(cfg.Host), exposed(&at))
+	var endpoint string
+	c, err := client.NewClientWithOpts(hostOption(cfg.Host), detectPlaintext(&endpoint))
 	if err != nil {
 		return nil, fmt.Errorf("docker endpoint %q: %w", cfg.Host, err)
 	}
-	if at != "" {
-		log.Warn("docker is spoken to over the network without TLS: anyone who is on the way, or reaches that port, is root there; set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or use its Unix socket",
-			slog.String("docker-endpoint", at))
+	if endpoint != "" {
+		log.Warn("docker endpoint is a network address without TLS: anyone who can reach the port or intercept the traffic is root on that host; set DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or use its Unix socket",
+			slog.String("docker-endpoint", endpoint))
 	}
 	if err := c.Close(); err != nil {
 		return nil, err
 	}
 	e := &Engine{
-		cfg:     cfg,
-		log:     log,
-		calls:   newCalls(cfg.Metrics),
-		away:    errNotYet,
-		changed: make(chan struct{}),
+		cfg:          cfg,
+		log:          log,
+		callDuration: newCallDuration(cfg.Metrics),
+		downReason:   errNotDialed,
+		changed:      make(chan struct{}),
 	}
 	promauto.With(cfg.Metrics).NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "berthd_engine_up", Help: "Whether Docker answers.",
+		Name: "berthd_engine_up", Help: "Whether there is a connection to Docker.",
 	}, func() float64 {
 		if _, err := e.Conn(); err != nil {
 			return 0
@@ -142,9 +109,9 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	return e, nil
 }
 
-// hostOption takes from the environment the host where none is named, and for a host
-// on the network the certificates (DOCKER_CERT_PATH, DOCKER_TLS_VERIFY), but nothing
-// else: a DOCKER_API_VERSION left in it must not pin the version against the Engine's.
+// hostOption sets the host, or takes it from the environment if it is empty. For a host on
+// the network it takes the TLS certificates from the environment. It takes nothing else
+// from there: a DOCKER_API_VERSION must not override the negotiation.
 func hostOption(host string) client.Opt {
 	return func(c *client.Client) error {
 		var opts []client.Opt
@@ -165,34 +132,34 @@ func hostOption(host string) client.Opt {
 	}
 }
 
-// exposed puts into at where the Engine is reached if that is over the network and
+// detectPlaintext sets *endpoint to the client's host if that is reached over the network
 // without TLS.
-func exposed(at *string) client.Opt {
+func detectPlaintext(endpoint *string) client.Opt {
 	return func(c *client.Client) error {
 		host, err := client.ParseHostURL(c.DaemonHost())
 		if err != nil || host.Scheme != "tcp" {
-			return nil // the client says what is wrong with it
+			return nil // an error is returned by the client itself
 		}
 		own, ok := c.HTTPClient().Transport.(*http.Transport)
 		ip := net.ParseIP(host.Hostname())
 		loopback := host.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 		if !loopback && ok && own.TLSClientConfig == nil {
-			*at = host.Host
+			*endpoint = host.Host
 		}
 		return nil
 	}
 }
 
-// errNotYet is why there is no connection before the first try.
-var errNotYet = errors.New("not connected yet")
+// errNotDialed is why there is no connection before the first attempt.
+var errNotDialed = errors.New("not connected yet")
 
-// WaitFirstDial returns once it is known whether the Engine is there, or ctx has
-// ended.
+// WaitFirstDial returns when the first attempt to connect has succeeded or failed, or ctx
+// has ended.
 func (e *Engine) WaitFirstDial(ctx context.Context) {
 	e.mu.Lock()
-	known, changed := e.conn != nil || !errors.Is(e.away, errNotYet), e.changed
+	dialed, changed := e.conn != nil || !errors.Is(e.downReason, errNotDialed), e.changed
 	e.mu.Unlock()
-	if known {
+	if dialed {
 		return
 	}
 	select {
@@ -201,37 +168,36 @@ func (e *Engine) WaitFirstDial(ctx context.Context) {
 	}
 }
 
-// Conn returns the connection to work with now. While the Engine is away the
-// error is of kind Unavailable and says why.
+// Conn returns the current connection. Without one the error is of kind Unavailable and
+// says why.
 func (e *Engine) Conn() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conn == nil {
-		return nil, e.unavailable()
+		return nil, e.unavailableLocked()
 	}
 	return e.conn, nil
 }
 
-// unavailable returns why there is no connection. That the last ping, say, ran out of
-// time is text in it, not a kind of it: nothing has run out of time for the caller.
-// e.mu is held.
-func (e *Engine) unavailable() error {
-	return fmt.Errorf("docker: %w: %v", errdefs.ErrUnavailable, e.away) //nolint:errorlint // on purpose, see above
+// unavailableLocked returns why there is no connection. It does not wrap that error: if the
+// last ping was a context.DeadlineExceeded, the caller's call is not.
+func (e *Engine) unavailableLocked() error {
+	return fmt.Errorf("docker: %w: %v", errdefs.ErrUnavailable, e.downReason) //nolint:errorlint // on purpose, see above
 }
 
-// LastConn returns the newest connection there has been, also while the Engine is
-// away. Its record is still good to read; before the first connection the
-// error is of kind Unavailable.
+// LastConn returns the newest connection, which may be broken: its Features are still good
+// to read. Before the first connection the error is of kind Unavailable.
 func (e *Engine) LastConn() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.last == nil {
-		return nil, e.unavailable()
+	if e.lastConn == nil {
+		return nil, e.unavailableLocked()
 	}
-	return e.last, nil
+	return e.lastConn, nil
 }
 
-// WaitConn returns a connection as soon as there is one, or the error of ctx.
+// WaitConn returns the current connection, waiting for one if necessary, or the error of
+// ctx.
 func (e *Engine) WaitConn(ctx context.Context) (*Conn, error) {
 	for {
 		e.mu.Lock()
@@ -248,8 +214,8 @@ func (e *Engine) WaitConn(ctx context.Context) (*Conn, error) {
 	}
 }
 
-// WaitReplaced returns once conn is not the connection any more, there is something in
-// wake, which may be nil, or ctx has ended.
+// WaitReplaced returns when conn is not the current connection, there is something in wake,
+// which may be nil, or ctx has ended.
 func (e *Engine) WaitReplaced(ctx context.Context, conn *Conn, wake <-chan struct{}) {
 	for {
 		e.mu.Lock()
@@ -268,118 +234,121 @@ func (e *Engine) WaitReplaced(ctx context.Context, conn *Conn, wake <-chan struc
 	}
 }
 
-// MarkBroken tells e that conn has broken, so that it dials again at once. A conn
-// that has been replaced already is none of e's business any more.
-func (e *Engine) MarkBroken(conn *Conn, why error) {
+// MarkBroken reports that conn does not work, so that Run dials again at once. It has no
+// effect if conn is not the current connection any more.
+func (e *Engine) MarkBroken(conn *Conn, reason error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conn == conn {
-		e.set(nil, why)
+		e.setConnLocked(nil, reason)
 	}
 }
 
-// set changes what Use answers and wakes those who wait. e.mu is held.
-func (e *Engine) set(conn *Conn, away error) {
-	e.conn, e.away = conn, away
+// setConnLocked changes the current connection and wakes the goroutines that wait for that.
+func (e *Engine) setConnLocked(conn *Conn, downReason error) {
+	e.conn, e.downReason = conn, downReason
 	if conn != nil {
-		e.last = conn
+		e.lastConn = conn
 	}
 	close(e.changed)
 	e.changed = make(chan struct{})
 }
 
-// Run keeps e connected until ctx ends. That the Engine is away is never an
-// error here.
+func (e *Engine) setConn(conn *Conn, downReason error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.setConnLocked(conn, downReason)
+}
+
+// Run keeps e connected until ctx ends, and returns nil then. It retries for ever: that the
+// Engine is unavailable is no error.
 func (e *Engine) Run(ctx context.Context) error {
-	wait, told, warned := backoffMin, "", false
+	backoff, lastLogged, warnedUserNS := dialBackoffMin, "", false
 	for ctx.Err() == nil {
 		conn, err := e.dial(ctx)
 		if err != nil && ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			e.mu.Lock()
-			e.set(nil, err)
-			e.mu.Unlock()
-			if text := err.Error(); text != told {
-				e.log.Warn("docker is away, trying again", slog.String("endpoint", e.cfg.Host), slog.Any("err", err))
-				told = text
+			e.setConn(nil, err)
+			if text := err.Error(); text != lastLogged {
+				e.log.Warn("cannot connect to docker, will retry", slog.String("endpoint", e.cfg.Host), slog.Any("err", err))
+				lastLogged = text
 			}
-			sleep(ctx, wait)
-			wait = min(2*wait, backoffMax)
+			sleep(ctx, backoff)
+			backoff = min(2*backoff, dialBackoffMax)
 			continue
 		}
-		wait, told = backoffMin, ""
-		e.mu.Lock()
-		e.set(conn, nil)
-		e.mu.Unlock()
+		backoff, lastLogged = dialBackoffMin, ""
+		e.setConn(conn, nil)
 		e.log.Info("connected to docker", slog.String("version", conn.Features.Version), slog.String("api", conn.Features.API),
 			slog.String("cgroup", conn.Features.CgroupDriver), slog.String("storage", conn.Features.StorageDriver), slog.Bool("live-restore", conn.Features.LiveRestore))
-		if conn.Features.UserNSRemap && !warned {
-			warned = true
+		if conn.Features.UserNSRemap && !warnedUserNS {
+			warnedUserNS = true
 			e.log.Warn("docker has userns-remap, but pods run without it: root in a container of a pod is root on the node")
 		}
 		err = e.watch(ctx, conn)
 		if ctx.Err() != nil {
-			return nil // calls under way may finish, with the connection there is
+			return nil // calls in progress may finish over this connection
 		}
 		if errors.Is(err, errReloaded) {
-			// Good to use until there is the next.
-			e.log.Info("docker has read its configuration again")
+			// conn stays in use until the next one is there.
+			e.log.Info("docker has reloaded its configuration, reconnecting")
 		} else {
 			e.MarkBroken(conn, err)
-			e.log.Warn("docker has gone away", slog.Any("err", err))
+			e.log.Warn("connection to docker lost", slog.Any("err", err))
 		}
-		// Calls under way keep the client; those to come get the next one.
-		_ = conn.Close()
+		_ = conn.Close() // calls in progress are not affected
 	}
 	return nil
 }
 
-// errReloaded is why an Engine that answers is connected to again: its record may
-// be of the past.
-var errReloaded = errors.New("docker has read its configuration again")
+// errReloaded is why Run connects again to an Engine that answers: its features may have
+// changed.
+var errReloaded = errors.New("docker has reloaded its configuration")
 
-// reloaded calls tell once the Engine behind conn has read its configuration again
-// since its record was made. It returns then, or when ctx ends.
-func (e *Engine) reloaded(ctx context.Context, conn *Conn, tell func()) {
+// watchReload calls notify once the Engine behind conn has reloaded its configuration since
+// its features were read, as it does on SIGHUP, and returns then. It also returns when ctx
+// ends.
+func (e *Engine) watchReload(ctx context.Context, conn *Conn, notify func()) {
 	for ctx.Err() == nil {
-		news, broken := conn.Events(ctx, events.ListOptions{Since: conn.at, Filters: filters.NewArgs(
+		messages, errs := conn.Events(ctx, events.ListOptions{Since: conn.featuresAt, Filters: filters.NewArgs(
 			filters.Arg("type", string(events.DaemonEventType)), filters.Arg("event", string(events.ActionReload)),
 		)})
-		for listening := true; listening; {
+		for open := true; open; {
 			select {
-			case m := <-news:
-				// None twice, even if the Engine's clock is set back meanwhile.
-				if m.TimeNano > e.reload {
-					e.reload = m.TimeNano
-					tell()
+			case m := <-messages:
+				// No event is handled twice, even if the Engine's clock was set back.
+				if m.TimeNano > e.lastReload {
+					e.lastReload = m.TimeNano
+					notify()
 					return
 				}
-			case <-broken:
-				listening = false
+			case <-errs:
+				open = false
 			}
 		}
-		sleep(ctx, lookEvery) // pings tell whether the Engine is there
+		sleep(ctx, livenessInterval) // watch finds out whether the Engine is alive
 	}
 }
 
-// watch returns once conn is no good any more, or its record.
+// watch returns, with the reason, when conn is not the current connection any more, the
+// Engine does not answer, or its features may have changed.
 func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	reloaded := make(chan struct{})
-	var listener sync.WaitGroup
-	listener.Go(func() { e.reloaded(ctx, conn, func() { close(reloaded) }) })
-	defer listener.Wait()
+	var reloadWatcher sync.WaitGroup
+	reloadWatcher.Go(func() { e.watchReload(ctx, conn, func() { close(reloaded) }) })
+	defer reloadWatcher.Wait()
 	defer cancel()
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(livenessInterval)
 	defer tick.Stop()
-	for slow := 0; ; {
+	for timeouts := 0; ; {
 		e.mu.Lock()
-		current, why, changed := e.conn, e.away, e.changed
+		current, reason, changed := e.conn, e.downReason, e.changed
 		e.mu.Unlock()
 		if current != conn {
-			return why
+			return reason
 		}
 		select {
 		case <-ctx.Done():
@@ -390,99 +359,20 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 			return errReloaded
 		case <-tick.C:
 		}
-		conn.findContainerd(ctx)
+		conn.recheckContainerd(ctx)
 		err := conn.aliveWithin(ctx, pingTimeout)
 		switch {
 		case err == nil:
-			slow = 0
-		case errors.Is(err, context.DeadlineExceeded) && slow == 0:
-			slow++ // busy, perhaps: one more try before all pods are told
+			timeouts = 0
+		case errors.Is(err, context.DeadlineExceeded) && timeouts == 0:
+			timeouts++ // the Engine may only be busy: the connection is lost after two timeouts
 		default:
 			return err
 		}
 	}
 }
 
-// Alive returns nil if the Engine has answered a call within the last three
-// seconds, or does so now, and otherwise why there is no answer.
-func (c *Conn) Alive(ctx context.Context) error {
-	if c.transport != nil && time.Since(time.Unix(0, c.transport.heard.Load())) < silence {
-		return nil
-	}
-	if _, err := c.Ping(ctx); err != nil {
-		return fmt.Errorf("ping: %w", err)
-	}
-	return nil
-}
-
-// Containerd returns nil unless the Engine has said that it has no connection to its
-// containerd, and has not got one since. The error is of kind Unavailable.
-func (c *Conn) Containerd() error {
-	if c.transport == nil {
-		return nil
-	}
-	if said := c.transport.lost.Load(); said != nil {
-		return fmt.Errorf("docker has lost its containerd: %w: %s", errdefs.ErrUnavailable, strings.TrimSpace(*said))
-	}
-	return nil
-}
-
-// noCommit is the commit of a containerd that the Engine cannot ask for it
-// (daemon/info_unix.go in docker 20.10 to 29).
-const noCommit = "N/A"
-
-// findContainerd asks an Engine that had lost its containerd whether it is there again.
-func (c *Conn) findContainerd(ctx context.Context) {
-	if c.Containerd() == nil {
-		return
-	}
-	said := c.transport.lost.Load()
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
-	defer cancel()
-	if info, err := c.Info(ctx); err == nil && info.ContainerdCommit.ID != noCommit {
-		c.transport.lost.CompareAndSwap(said, nil) // not what was said meanwhile
-	}
-}
-
-func (c *Conn) aliveWithin(ctx context.Context, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return c.Alive(ctx)
-}
-
-// dial reaches the Engine, agrees on an API version and makes its record.
-func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	conn := &Conn{timeout: e.cfg.Timeout}
-	conn.Client, err = client.NewClientWithOpts(hostOption(e.cfg.Host), client.WithAPIVersionNegotiation(), throughTransport(e.cfg.Timeout, e.calls, &conn.transport))
-	if err != nil {
-		return nil, err
-	}
-	c := conn.Client
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, conn.Close())
-		}
-	}()
-	// A fresh client every time: one that has agreed on a version never goes
-	// up again (docker/client v28.5.2), and the Engine may have been upgraded.
-	pong, err := c.Ping(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if pong.APIVersion == "" || versions.LessThan(pong.APIVersion, MinAPI) {
-		return nil, fmt.Errorf("this Docker Engine speaks API %s, berth needs %s or newer (Docker 20.10): upgrade Docker", pong.APIVersion, MinAPI)
-	}
-	c.NegotiateAPIVersionPing(pong)
-	if conn.Features, conn.at, err = inquire(ctx, c, e.cfg.Host); err != nil {
-		return nil, err
-	}
-	conn.RaiseOOMFloor(conn.Features.LowestOOMScore)
-	return conn, nil
-}
-
-// Probe reaches the Engine once and returns its record.
+// Probe connects to the Engine once and returns its features.
 func (e *Engine) Probe(ctx context.Context) (Features, error) {
 	conn, err := e.dial(ctx)
 	if err != nil {

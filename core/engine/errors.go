@@ -22,31 +22,32 @@ import (
 // that does not answer is of kind Unavailable, which probes ignore.
 var ErrCommandTimeout = fmt.Errorf("the command ran longer than its timeout: %w", context.DeadlineExceeded)
 
-// unanswered is the error of a call that the Engine has not answered in time. It is
-// of kind Unavailable, and a context.DeadlineExceeded for those who set the deadline.
-type unanswered struct{ after time.Duration }
+// timeoutError is the error of a call that the Engine has not answered in time. It is
+// of kind Unavailable, and a context.DeadlineExceeded for callers that set the deadline.
+type timeoutError struct{ after time.Duration }
 
-func (e *unanswered) Error() string {
-	if e.after < time.Millisecond { // the call before it has used up the time of both, as of a ping
+func (e *timeoutError) Error() string {
+	if e.after < time.Millisecond { // an earlier call under the same deadline, as of a ping, has used it up
 		return "docker has not answered in time"
 	}
 	return fmt.Sprintf("docker has not answered within %v", e.after.Round(time.Millisecond))
 }
 
 // Unavailable makes it an error of that kind (containerd/errdefs).
-func (*unanswered) Unavailable() {}
+func (*timeoutError) Unavailable() {}
 
-func (*unanswered) Unwrap() error { return context.DeadlineExceeded }
+func (*timeoutError) Unwrap() error { return context.DeadlineExceeded }
 
-// IsUnanswered reports whether err says that the Engine, which is there, has not
-// answered a call in time. It may still do what it was asked for.
+// IsUnanswered reports whether err says that a reachable Engine has not answered a call in
+// time. It may still do what it was asked for.
 func IsUnanswered(err error) bool {
-	return errors.As(err, new(*unanswered))
+	return errors.As(err, new(*timeoutError))
 }
 
-// IsUnavailable reports whether err says that the Engine could not be reached, hung up, is
-// shutting down or has lost its containerd, rather than that it refused. One call
-// that is not answered in time is no sign of that, see Unanswered.
+// IsUnavailable reports whether err says that the Engine could not be reached, closed the
+// connection, is shutting down or has no connection to its containerd, rather than that it
+// refused the call. A single call that is not answered in time does not mean that, see
+// IsUnanswered.
 func IsUnavailable(err error) bool {
 	if err == nil || IsUnanswered(err) {
 		return false
@@ -56,17 +57,22 @@ func IsUnavailable(err error) bool {
 		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// OutcomeUnknown reports whether, for all that err says, the Engine may have done or
-// may still do what it was asked for.
+// OutcomeUnknown reports whether, after err, the Engine may have done or may still do
+// what it was asked for.
 func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(err) }
 
-// containerdLost is what an Engine says, with status 500, where it could not pass a call
-// on to containerd, or could not hear how it went: because containerd has died, or
-// because the Engine itself shuts down and has closed its connection. The texts are
-// those of google.golang.org/grpc, in which Docker (20.10 to 29) speaks to containerd.
+// Below are all texts of Docker that this package matches, for lack of a status, field or
+// error code.
+
+// containerdLost matches the messages of an Engine, with status 500, that could not pass a
+// call on to containerd or did not receive the result: because containerd has died, or
+// because the Engine itself shuts down and has closed its connection. They are texts of
+// google.golang.org/grpc, which Docker 20.10 to 29 uses to call containerd; moby passes
+// them on as they are.
 //
-// It matches a message as a whole, and says what each part may be: the words of a pod,
-// such as the name of a user that is not to be found, are in other errors.
+// It matches a message as a whole and is strict about each part: words that a pod can
+// choose, such as the name of a user that does not exist, are in other errors
+// (TestContainerdLostIgnoresTextsOfPods; TestContainerdDies in contrib/live on real Engines).
 var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:` +
 	`(?:closing transport due to: )?connection error: desc = "(?:transport: [Ee]rror while dialing|error reading (?:server preface|from server)|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
 	`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
@@ -75,7 +81,20 @@ var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:` +
 	`|the client connection is closing` + // the Engine shuts down
 	`)(?:: unavailable|: unknown|: context canceled)*$`)
 
-// ContainerdLost reports whether text, the message of an Engine's error, says that it
-// has no connection to its containerd. What it was asked for then has nothing to do
-// with the failure: it can be asked for again.
+// ContainerdLost reports whether text, the message of an Engine's error, says that the
+// Engine has no connection to its containerd. The failure has nothing to do with the call,
+// which can be repeated.
 func ContainerdLost(text string) bool { return containerdLost.MatchString(strings.TrimSpace(text)) }
+
+// unknownCommit is ContainerdCommit.ID of GET /info if the Engine cannot ask its containerd
+// (daemon/info_unix.go in docker 20.10 to 29; TestLostContainerdIsUnavailable).
+const unknownCommit = "N/A"
+
+// parseExitStatus returns the exit code from Status of a list entry, as in
+// "Exited (3) 5 minutes ago": the only place where a list has it (State.String of
+// moby, docker 20.10 to 29; the law "a list and an inspect report the same
+// state" in core/engine/enginelaws).
+func parseExitStatus(status string) (code int, ok bool) {
+	_, err := fmt.Sscanf(status, "Exited (%d)", &code)
+	return code, err == nil
+}

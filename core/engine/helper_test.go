@@ -56,7 +56,7 @@ func TestHelpersAreNotForgedByImages(t *testing.T) {
 		}
 		want[kind][id] = purpose
 	}
-	// What berth before 1.1 has left.
+	// Helpers of berth before 1.1.
 	e.AddImage(enginetest.Image{}, "plain")
 	image = "plain"
 	want[engine.ReadHelper][create("", container.Config{NetworkDisabled: true, Entrypoint: []string{"/"}, Labels: map[string]string{"berth.look": "old"}}, none)] = "old"

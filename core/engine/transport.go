@@ -21,72 +21,72 @@ import (
 )
 
 const (
-	// slowTimeout is for calls in which the Engine may copy or walk a whole disk.
-	slowTimeout = 15 * time.Minute
-	// stopTimeout is how long an Engine waits, unless it is told otherwise, before
-	// it kills what it is to stop.
-	stopTimeout = 10 * time.Second
-	// maxErrorBody is how much the client reads of an error (docker/client v28.5).
+	// slowCallTimeout is for calls in which the Engine may copy or walk a whole disk.
+	slowCallTimeout = 15 * time.Minute
+	// defaultStopGrace is how long an Engine waits before it kills a container that is to
+	// be stopped, if the call does not say so.
+	defaultStopGrace = 10 * time.Second
+	// maxErrorBody is how much of an error the client reads (docker/client v28.5), in bytes.
 	maxErrorBody = 1 << 20
 )
 
-// A limit is how long the Engine may take to answer.
-type limit struct {
-	d    time.Duration // 0 for as long as the caller waits
-	head bool          // until the answer begins, rather than until it is whole
+// A deadline is how long a call may take.
+type deadline struct {
+	timeout     time.Duration // 0 for as long as the caller waits
+	headersOnly bool          // until the response begins, rather than until it is complete
 }
 
-// limitOf returns the limit of a call, with timeout for those that should be short.
-func limitOf(method, path string, query url.Values, timeout time.Duration) limit {
+// deadlineFor returns the deadline of a call by its class, see the package comment. path is
+// as of apiPath, and timeout that of short calls.
+func deadlineFor(method, path string, query url.Values, timeout time.Duration) deadline {
 	switch method + " " + path {
 	case "POST /images/create":
-		// The first word of an answer waits for a registry. Pulls are given up
-		// once they make no progress (core/image).
-		return limit{}
+		// The response does not begin before the registry answers.
+		return deadline{}
 	case "GET /events", "GET /containers/{id}/logs", "GET /containers/{id}/stats", "POST /containers/{id}/wait":
-		return limit{timeout, true}
+		return deadline{timeout, true}
 	case "POST /containers/create", "POST /images/load", "GET /system/df":
-		return limit{max(timeout, slowTimeout), false}
+		return deadline{max(timeout, slowCallTimeout), false}
 	case "POST /containers/{id}/stop", "POST /containers/{id}/restart":
-		grace := stopTimeout
+		grace := defaultStopGrace
 		if seconds, err := strconv.Atoi(query.Get("t")); err == nil {
 			grace = time.Duration(seconds) * time.Second
 		}
 		if grace < 0 {
-			return limit{} // Docker's word for no end
+			return deadline{} // the Engine API's value for no limit
 		}
-		return limit{grace + timeout, false}
+		return deadline{grace + timeout, false}
 	}
-	return limit{timeout, false}
+	return deadline{timeout, false}
 }
 
-// A transport is the only way to the Engine: each call is measured, has a deadline
-// by what it is about, and fails with an error of kind Unavailable if the Engine
-// does not answer in time or has lost its containerd.
+// A transport carries all calls of one connection to the Engine: it measures each call,
+// gives it a deadline, and has it fail with an error of kind Unavailable if the Engine does
+// not answer in time or has lost its containerd.
 type transport struct {
-	next    *http.Transport
-	timeout time.Duration
-	calls   *prometheus.HistogramVec
-	heard   atomic.Int64           // when the newest answer began, as UnixNano
-	lost    atomic.Pointer[string] // what the Engine said when it had no containerd, nil since it has one
+	next           *http.Transport
+	timeout        time.Duration // of short calls
+	callDuration   *prometheus.HistogramVec
+	lastResponse   atomic.Int64           // when the newest response began, as UnixNano
+	containerdLost atomic.Pointer[string] // the Engine's error when it had no containerd, nil since it has one
 }
 
-// errLimit is the cause of a call that took longer than its limit.
-var errLimit = errors.New("limit of the call")
+// errDeadline is the cause of a call that took longer than its deadline.
+var errDeadline = errors.New("deadline of the call")
 
-// RoundTrip sends a request on.
+// RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	begin, caller, path := time.Now(), r.Context(), pattern(r.URL.Path)
-	limit := limitOf(r.Method, path, r.URL.Query(), t.timeout)
+	begin, caller, path := time.Now(), r.Context(), apiPath(r.URL.Path)
+	deadline := deadlineFor(r.Method, path, r.URL.Query(), t.timeout)
 	ctx, cancel := context.WithCancelCause(caller)
-	stop := func() bool { return true }
-	if limit.d > 0 {
-		stop = time.AfterFunc(limit.d, func() { cancel(errLimit) }).Stop
+	stopTimer := func() bool { return true }
+	if deadline.timeout > 0 {
+		stopTimer = time.AfterFunc(deadline.timeout, func() { cancel(errDeadline) }).Stop
 	}
-	// explain returns err, or that it has taken too long.
-	explain := func(err error) error {
-		if errors.Is(caller.Err(), context.DeadlineExceeded) || errors.Is(context.Cause(ctx), errLimit) {
-			return &unanswered{time.Since(begin)}
+	// convert returns a timeoutError if the call has taken too long, and else err.
+	convert := func(err error) error {
+		if errors.Is(caller.Err(), context.DeadlineExceeded) || errors.Is(context.Cause(ctx), errDeadline) {
+			return &timeoutError{time.Since(begin)}
 		}
 		return err
 	}
@@ -94,44 +94,43 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := t.next.RoundTrip(r.WithContext(ctx))
 	status := "error"
 	if err == nil {
-		t.heard.Store(time.Now().UnixNano())
+		t.lastResponse.Store(time.Now().UnixNano())
 		status = strconv.Itoa(resp.StatusCode)
 	}
-	t.calls.WithLabelValues(r.Method, path, status).Observe(time.Since(begin).Seconds())
+	t.callDuration.WithLabelValues(r.Method, path, status).Observe(time.Since(begin).Seconds())
 	if err != nil {
-		err = explain(err)
-		stop()
+		err = convert(err)
+		stopTimer()
 		cancel(nil)
 		return nil, err
 	}
-	if limit.head {
-		stop()
+	if deadline.headersOnly {
+		stopTimer()
 	}
-	resp.Body = &body{resp.Body, explain, func() { stop(); cancel(nil) }}
-	if err := t.examine(r.Method+" "+path, resp); err != nil {
+	resp.Body = &deadlineBody{resp.Body, convert, func() { stopTimer(); cancel(nil) }}
+	if err := t.checkContainerd(r.Method+" "+path, resp); err != nil {
 		return nil, errors.Join(err, resp.Body.Close())
 	}
 	return resp, nil
 }
 
-// examine finds out whether the Engine has its containerd. Where it has not, what was
-// asked for can be asked for again: so the status is to be that of an Engine that is
-// not available.
-func (t *transport) examine(call string, resp *http.Response) error {
+// checkContainerd finds out from a response whether the Engine has its containerd. If not,
+// the call can be repeated, so the status is changed from 500 to 503.
+func (t *transport) checkContainerd(call string, resp *http.Response) error {
 	switch resp.StatusCode {
 	case http.StatusNoContent:
 		if call == "POST /containers/{id}/start" {
-			t.lost.Store(nil)
+			t.containerdLost.Store(nil)
 		}
 	case http.StatusInternalServerError, http.StatusServiceUnavailable:
 		text, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 		if err != nil {
 			return err
 		}
-		resp.Body = &rest{bytes.NewReader(text), resp.Body}
-		var said struct{ Message string }
-		if json.Unmarshal(text, &said) == nil && ContainerdLost(said.Message) {
-			t.lost.Store(&said.Message)
+		resp.Body = &replayedBody{bytes.NewReader(text), resp.Body}
+		var body struct{ Message string }
+		if json.Unmarshal(text, &body) == nil && ContainerdLost(body.Message) {
+			t.containerdLost.Store(&body.Message)
 			resp.StatusCode = http.StatusServiceUnavailable
 			resp.Status = fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 		}
@@ -139,48 +138,47 @@ func (t *transport) examine(call string, resp *http.Response) error {
 	return nil
 }
 
-// A body is an answer under its call's deadline.
-type body struct {
+// A deadlineBody is a response body under the deadline of its call.
+type deadlineBody struct {
 	io.ReadCloser
-	explain func(error) error
-	done    func()
+	convert func(error) error
+	release func()
 }
 
-// Read is of io.Reader.
-func (b *body) Read(p []byte) (int, error) {
+// Read implements io.Reader.
+func (b *deadlineBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = b.explain(err)
+		err = b.convert(err)
 	}
 	return n, err
 }
 
-// Close is of io.Closer.
-func (b *body) Close() error {
-	defer b.done()
+// Close implements io.Closer.
+func (b *deadlineBody) Close() error {
+	defer b.release()
 	return b.ReadCloser.Close()
 }
 
-// A rest is a body of which the beginning has been read.
-type rest struct {
+// A replayedBody is a response body that has been read, to be read again.
+type replayedBody struct {
 	io.Reader
 	io.Closer
 }
 
-// throughTransport sends a client's requests through a transport, once its host has
-// been set.
+// withTransport sends a client's requests through a transport, which it stores in *to. It
+// must be applied after the client's host is set.
 //
-// The client must keep its own http.Transport: what it dials for attached streams,
-// and how, it takes from there (docker/client v28.5). So ours is entered there as
-// what speaks the protocol, in front of a copy, and what is dialled there is
-// ours too.
-func throughTransport(timeout time.Duration, calls *prometheus.HistogramVec, to **transport) client.Opt {
+// The client must keep its own http.Transport, from which it takes how to dial for attach
+// and exec (docker/client v28.5). So the transport is registered there for the protocol and
+// sends requests through a copy, and DialContext there is replaced.
+func withTransport(timeout time.Duration, callDuration *prometheus.HistogramVec, to **transport) client.Opt {
 	return func(c *client.Client) error {
 		own, ok := c.HTTPClient().Transport.(*http.Transport)
 		if !ok {
-			return nil // of a client that is not made here
+			return nil // not a client of this package
 		}
-		t := &transport{next: own.Clone(), timeout: timeout, calls: calls}
+		t := &transport{next: own.Clone(), timeout: timeout, callDuration: callDuration}
 		*to = t
 		dial := own.DialContext
 		if dial == nil {
@@ -188,7 +186,7 @@ func throughTransport(timeout time.Duration, calls *prometheus.HistogramVec, to 
 		}
 		if config := own.TLSClientConfig; config != nil {
 			dial = dialTLS(dial, config)
-			own.TLSClientConfig = nil // with one the client dials by itself, without a deadline
+			own.TLSClientConfig = nil // with one the client dials itself, without a deadline
 			own.RegisterProtocol("https", t)
 			if err := client.WithScheme("https")(c); err != nil {
 				return err
@@ -197,7 +195,7 @@ func throughTransport(timeout time.Duration, calls *prometheus.HistogramVec, to 
 			own.RegisterProtocol("http", t)
 		}
 		own.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			return t.dialStream(ctx, dial, network, addr)
+			return t.dialHijacked(ctx, dial, network, addr)
 		}
 		return nil
 	}
@@ -206,7 +204,7 @@ func throughTransport(timeout time.Duration, calls *prometheus.HistogramVec, to 
 // A dialer connects to an address.
 type dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// dialTLS returns dial with TLS on top.
+// dialTLS returns a dialer that does a TLS handshake on the connections of dial.
 func dialTLS(dial dialer, config *tls.Config) dialer {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
@@ -225,21 +223,21 @@ func dialTLS(dial dialer, config *tls.Config) dialer {
 	}
 }
 
-// dialStream connects for an attach or an exec, which take the connection over once
-// the Engine has answered. Until then, and no longer, it ends with ctx and with the
-// timeout of calls that should be short.
-func (t *transport) dialStream(ctx context.Context, dial dialer, network, addr string) (net.Conn, error) {
+// dialHijacked connects for an attach or exec, which take the connection over (hijack it)
+// once the Engine has answered. Until then it is closed by the end of ctx and by the
+// timeout of short calls; afterwards it is the caller's to close.
+func (t *transport) dialHijacked(ctx context.Context, dial dialer, network, addr string) (net.Conn, error) {
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, t.timeout)
-	explain := func(err error) error {
+	convert := func(err error) error {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return &unanswered{time.Since(begin)}
+			return &timeoutError{time.Since(begin)}
 		}
 		return err
 	}
 	conn, err := dial(ctx, network, addr)
 	if err != nil {
-		err = explain(err)
+		err = convert(err)
 		cancel()
 		return nil, err
 	}
@@ -247,58 +245,59 @@ func (t *transport) dialStream(ctx context.Context, dial dialer, network, addr s
 	answered := sync.OnceValue(func() bool {
 		defer cancel()
 		if !stop() {
-			return false // the time was over first
+			return false // the deadline came first
 		}
-		t.heard.Store(time.Now().UnixNano())
+		t.lastResponse.Store(time.Now().UnixNano())
 		return true
 	})
-	return &stream{Conn: conn, answered: answered, explain: explain, done: func() { stop(); cancel() }}, nil
+	return &hijackedConn{Conn: conn, answered: answered, convert: convert, release: func() { stop(); cancel() }}, nil
 }
 
-// A stream is a connection that is taken over once the Engine has answered.
-type stream struct {
+// A hijackedConn is a connection for an attach or exec.
+type hijackedConn struct {
 	net.Conn
-	begun    atomic.Bool
-	answered func() bool // to be called with the first answer; false if that is too late
-	explain  func(error) error
-	done     func()
+	established atomic.Bool // the Engine has answered
+	answered    func() bool // must be called with the first bytes of the response; false if the deadline came first
+	convert     func(error) error
+	release     func()
 }
 
-// Read is of io.Reader.
-func (s *stream) Read(p []byte) (int, error) {
-	n, err := s.Conn.Read(p)
-	if s.begun.Load() {
+// Read implements io.Reader.
+func (h *hijackedConn) Read(p []byte) (int, error) {
+	n, err := h.Conn.Read(p)
+	if h.established.Load() {
 		return n, err
 	}
 	if n > 0 {
-		if !s.answered() {
-			return 0, s.explain(context.Canceled)
+		if !h.answered() {
+			return 0, h.convert(context.Canceled)
 		}
-		s.begun.Store(true)
+		h.established.Store(true)
 		return n, err
 	}
-	return n, s.explain(err)
+	return n, h.convert(err)
 }
 
-// Write is of io.Writer.
-func (s *stream) Write(p []byte) (int, error) {
-	n, err := s.Conn.Write(p)
-	if err != nil && !s.begun.Load() {
-		err = s.explain(err)
+// Write implements io.Writer.
+func (h *hijackedConn) Write(p []byte) (int, error) {
+	n, err := h.Conn.Write(p)
+	if err != nil && !h.established.Load() {
+		err = h.convert(err)
 	}
 	return n, err
 }
 
-// CloseWrite tells the Engine that there is no more input.
-func (s *stream) CloseWrite() error {
-	if c, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+// CloseWrite sends the end of the input to the Engine. Its name is what docker/client
+// looks for.
+func (h *hijackedConn) CloseWrite() error {
+	if c, ok := h.Conn.(interface{ CloseWrite() error }); ok {
 		return c.CloseWrite()
 	}
 	return nil
 }
 
-// Close is of io.Closer.
-func (s *stream) Close() error {
-	defer s.done()
-	return s.Conn.Close()
+// Close implements io.Closer.
+func (h *hijackedConn) Close() error {
+	defer h.release()
+	return h.Conn.Close()
 }

@@ -6,15 +6,15 @@ import (
 )
 
 const (
-	// maxText is the longest text of an error for logs and callers. Registries, images and
-	// containers have a say in some, and their words may be megabytes.
+	// maxText is the longest text of an error for logs and callers, in bytes. Registries,
+	// images and containers contribute to some texts, up to megabytes.
 	maxText = 4 << 10
-	// textEnd is how much of it is the end of a text that is too long: runc names the
-	// cause last.
+	// textEnd is how many of these bytes are taken from the end of a longer text: runc names
+	// the cause last.
 	textEnd = 1 << 10
 )
 
-// Shorten returns text without its middle if it is longer than 4 KiB.
+// Shorten returns text with its middle cut out if it is longer than 4 KiB.
 func Shorten(text string) string {
 	if len(text) <= maxText {
 		return text
@@ -22,7 +22,7 @@ func Shorten(text string) string {
 	const gap = len(" ... [9223372036854775807 bytes left out] ... ")
 	begin, end := text[:maxText-textEnd-gap], text[len(text)-textEnd:]
 	left := len(text) - len(begin) - len(end)
-	// Not valid where a character is cut, and gRPC sends none but UTF-8.
+	// A cut inside a character leaves invalid UTF-8, which gRPC does not send.
 	return strings.ToValidUTF8(begin, "") + fmt.Sprintf(" ... [%d bytes left out] ... ", left) + strings.ToValidUTF8(end, "")
 }
 

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestRecord(t *testing.T) {
-	old := record(system.Info{
+func TestFeaturesFromInfo(t *testing.T) {
+	old := newFeatures(system.Info{
 		ServerVersion: "20.10.24", CgroupVersion: "1", CgroupDriver: "cgroupfs", DefaultRuntime: "runc", KernelVersion: "6.1.0",
 		SecurityOptions: []string{"name=apparmor", "name=seccomp,profile=default"},
 		Runtimes:        map[string]system.RuntimeWithStatus{"runc": {}},
@@ -22,7 +22,7 @@ func TestRecord(t *testing.T) {
 		t.Errorf("20.10: %+v", old)
 	}
 	features := map[string]string{"org.opencontainers.runtime-spec.features": `{"mountOptions":["ro","rro"]}`}
-	recent := record(system.Info{
+	recent := newFeatures(system.Info{
 		ServerVersion: "28.5.2", CgroupVersion: "2", KernelVersion: "6.12.1-amd64", CDISpecDirs: []string{"/etc/cdi"},
 		DriverStatus:    [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}},
 		SecurityOptions: []string{"name=seccomp,profile=builtin", "name=userns", "name=selinux"},
@@ -32,8 +32,8 @@ func TestRecord(t *testing.T) {
 		recent.Runtimes["old"].RecursiveReadOnly || !recent.CDI || !recent.Snapshotter || !recent.UserNSRemap || !recent.SELinux || recent.CgroupVersion != 2 {
 		t.Errorf("28.5: %+v", recent)
 	}
-	if !record(system.Info{SecurityOptions: []string{"name=rootless"}}, "1.41").Rootless {
-		t.Error("rootless is not noticed")
+	if !newFeatures(system.Info{SecurityOptions: []string{"name=rootless"}}, "1.41").Rootless {
+		t.Error("a rootless Engine is not reported as such")
 	}
 }
 
@@ -45,8 +45,8 @@ func TestKernelAtLeast(t *testing.T) {
 	}
 }
 
-// A socket whose backlog is full, or that nobody accepts at, does not keep us waiting.
-func TestListenerOfASocketThatIsFull(t *testing.T) {
+// A connect to a Unix socket whose backlog is full blocks.
+func TestPeerPIDTimesOutOnAFullBacklog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
@@ -64,10 +64,10 @@ func TestListenerOfASocketThatIsFull(t *testing.T) {
 			defer conn.Close()
 		}
 	}
-	if _, err := listener(path); err == nil {
-		t.Error("it is reached")
+	if _, err := peerPID(path); err == nil {
+		t.Error("got a process, want an error: the backlog is full")
 	}
-	if took := time.Since(begin); took > 10*listenerTimeout {
+	if took := time.Since(begin); took > 10*localDialTimeout {
 		t.Errorf("it took %v", took)
 	}
 }

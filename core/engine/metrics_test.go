@@ -20,8 +20,8 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// TestCallsAreMeasured sees each kind of call once, whatever it is about.
-func TestCallsAreMeasured(t *testing.T) {
+// All calls of one path and status are one series, whatever container they are about.
+func TestCallDurationHasOneSeriesPerPath(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	reg := prometheus.NewPedanticRegistry()
@@ -49,15 +49,15 @@ func TestCallsAreMeasured(t *testing.T) {
 		}
 		return n
 	}
-	enginetest.Until(t, "not the calls that there always are: ping, info, events", func() bool { return series() == 3 })
+	enginetest.Until(t, "want three series, for ping, info and events", func() bool { return series() == 3 })
 	before := series()
 	for _, id := range []string{"one", "two", "three"} {
 		if _, err := conn.ContainerInspect(ctx, id); err == nil {
-			t.Errorf("container %s is there", id)
+			t.Errorf("container %s exists, want none", id)
 		}
 	}
 	if got := series(); got != before+1 {
-		t.Errorf("%d series more, want one", got-before)
+		t.Errorf("%d more series, want one", got-before)
 	}
 	up, err := testutil.GatherAndCount(reg, "berthd_engine_up")
 	if err != nil || up != 1 {
@@ -65,15 +65,15 @@ func TestCallsAreMeasured(t *testing.T) {
 	}
 }
 
-// TestCallsOverTCP measures where Docker is on the network, with and without TLS, and
-// whether it is named or found in the environment.
-func TestCallsOverTCP(t *testing.T) {
-	reached := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Api-Version", "1.24") // too old to go on
+// Engines on the network, with and without TLS, whose host is configured or taken from the
+// environment.
+func TestCallDurationIsMeasuredOverTCP(t *testing.T) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Api-Version", "1.24") // too old, so that Probe fails with it
 	})
 	for name, serve := range map[string]func(http.Handler) *httptest.Server{"plain": httptest.NewServer, "TLS": httptest.NewTLSServer} {
 		t.Run(name, func(t *testing.T) {
-			srv := serve(reached)
+			srv := serve(handler)
 			defer srv.Close()
 			if name == "TLS" {
 				dir := t.TempDir()
@@ -92,12 +92,12 @@ func TestCallsOverTCP(t *testing.T) {
 			}
 			host := "tcp://" + srv.Listener.Addr().String()
 			t.Setenv("DOCKER_HOST", host)
-			named, err := engine.New(engine.Config{Host: host}, slog.New(slog.DiscardHandler))
+			configured, err := engine.New(engine.Config{Host: host}, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := named.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
-				t.Errorf("the Engine was not reached by its name: %v", err)
+			if _, err := configured.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
+				t.Errorf("configured host: %v, want an error about API 1.24", err)
 			}
 			reg := prometheus.NewPedanticRegistry()
 			docker, err := engine.New(engine.Config{Metrics: reg}, slog.New(slog.DiscardHandler))
@@ -105,7 +105,7 @@ func TestCallsOverTCP(t *testing.T) {
 				t.Fatal(err)
 			}
 			if _, err := docker.Probe(t.Context()); err == nil || !strings.Contains(err.Error(), "1.24") {
-				t.Errorf("the Engine was not reached: %v", err)
+				t.Errorf("host from the environment: %v, want an error about API 1.24", err)
 			}
 			if n, err := testutil.GatherAndCount(reg, "berthd_engine_call_duration_seconds"); err != nil || n == 0 {
 				t.Errorf("%d series, %v", n, err)

@@ -2,7 +2,7 @@ package engine
 
 import "testing"
 
-func TestPattern(t *testing.T) {
+func TestAPIPathReplacesNames(t *testing.T) {
 	for path, want := range map[string]string{
 		"/_ping":                                    "/_ping",
 		"/v1.41/containers/json":                    "/containers/json",
@@ -22,7 +22,7 @@ func TestPattern(t *testing.T) {
 		"/":                                         "other",
 		"":                                          "other",
 	} {
-		if got := pattern(path); got != want {
+		if got := apiPath(path); got != want {
 			t.Errorf("%s: %s, want %s", path, got, want)
 		}
 	}
