@@ -21,7 +21,7 @@
 //	core/pause                        the built-in pause image
 //	core/metrics                      /metrics and /healthz
 //	core/panics     core/rollback     utilities
-//	core/kmutex
+//	core/kmutex     core/broadcast
 //	core/atomicfile                   files replaced as a whole
 //	core/testmain   core/protofuzz    support for tests
 //	core/engine/enginetest            a fake Docker Engine for tests

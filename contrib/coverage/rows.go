@@ -576,7 +576,7 @@ var messages = []message{
 		{"features", berth, "see its fields", "live.TestMounts"},
 	}},
 	{"RuntimeHandlerFeatures", []row{
-		{"recursive_read_only_mounts", berth, "whether Docker and the runtime can, or berth can stage mounts", "live.TestMounts engine.TestRecord"},
+		{"recursive_read_only_mounts", berth, "whether Docker and the runtime can, or berth can stage mounts", "live.TestMounts engine.TestFeaturesFromInfo"},
 		{"user_namespaces", nothing, "never announced: Docker has none for single pods", ""},
 	}},
 	{"RuntimeFeatures", []row{
@@ -601,8 +601,8 @@ var messages = []message{
 	}},
 	{"ContainerEventResponse", []row{
 		{"container_id", engine, "of a container, or of a pause container", "live.TestEventsFollowEveryChange"},
-		{"container_event_type", engine, "what has happened between two looks", "cache.TestBetween live.TestEventsFollowEveryChange"},
-		{"created_at", engine, "when it happened", "cache.TestBetween"},
+		{"container_event_type", engine, "the transitions between two inspects", "cache.TestDiffOfTwoInspects live.TestEventsFollowEveryChange"},
+		{"created_at", engine, "when it happened", "cache.TestDiffOfTwoInspects"},
 		{"pod_sandbox_status", berth, "as it is then", "live.TestEventsFollowEveryChange"},
 		{"containers_statuses", berth, "as they are then", "live.TestEventsFollowEveryChange"},
 	}},

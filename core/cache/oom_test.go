@@ -14,57 +14,57 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// kernel knows of kills what it is told, and writes down what it is told by the view.
-type kernel struct {
+// fakeOOM reports what its field killed says, and records its calls.
+type fakeOOM struct {
 	mu     sync.Mutex // guards following
 	killed bool
-	heard  []string
+	calls  []string
 }
 
-func (k *kernel) hear(what, id string) {
+func (k *fakeOOM) record(method, id string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.heard = append(k.heard, what+" "+id)
+	k.calls = append(k.calls, method+" "+id)
 }
 
-func (k *kernel) Expect(id string, _ cgroup.Group) func() { k.hear("expect", id); return func() {} }
-func (k *kernel) Running(id string, _ int)                { k.hear("running", id) }
-func (k *kernel) Started(id string)                       { k.hear("started", id) }
-func (k *kernel) Slain(id string)                         { k.hear("slain", id) }
-func (k *kernel) Died(id string)                          { k.hear("died", id) }
-func (k *kernel) Deaf()                                   { k.hear("deaf", "") }
-func (k *kernel) Drop(id string)                          { k.hear("drop", id) }
-func (k *kernel) Forget(func(string) bool)                { k.hear("forget", "") }
+func (k *fakeOOM) Expect(id string, _ cgroup.Group) func() { k.record("expect", id); return func() {} }
+func (k *fakeOOM) Running(id string, _ int)                { k.record("running", id) }
+func (k *fakeOOM) Started(id string)                       { k.record("started", id) }
+func (k *fakeOOM) Slain(id string)                         { k.record("slain", id) }
+func (k *fakeOOM) Died(id string)                          { k.record("died", id) }
+func (k *fakeOOM) Deaf()                                   { k.record("deaf", "") }
+func (k *fakeOOM) Drop(id string)                          { k.record("drop", id) }
+func (k *fakeOOM) Forget(func(string) bool)                { k.record("forget", "") }
 
-func (k *kernel) Killed(_ context.Context, id string, _ bool, _ int, finished time.Time) bool {
-	k.hear("killed", id)
+func (k *fakeOOM) Killed(_ context.Context, id string, _ bool, _ int, finished time.Time) bool {
+	k.record("killed", id)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.killed && !finished.IsZero()
 }
 
-// about returns what was heard of id, without repetitions.
-func (k *kernel) about(id string) []string {
+// callsFor returns the methods that were called for id, without repetitions.
+func (k *fakeOOM) callsFor(id string) []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var all []string
-	for _, line := range k.heard {
-		if what, ok := strings.CutSuffix(line, " "+id); ok && !slices.Contains(all, what) {
-			all = append(all, what)
+	for _, call := range k.calls {
+		if method, ok := strings.CutSuffix(call, " "+id); ok && !slices.Contains(all, method) {
+			all = append(all, method)
 		}
 	}
 	return all
 }
 
-// Docker's flag is for the life of a container and may be missing: it is the kernel's count
-// that says whether one is OOMKilled.
-func TestOOMKilledIsNotDockersWord(t *testing.T) {
+// Docker sets State.OOMKilled also if a child process was killed, and may not set it at all:
+// OOM decides.
+func TestOOMKilledIsDecidedByOOMNotByDocker(t *testing.T) {
 	t.Parallel()
 	for _, killed := range []bool{false, true} {
-		k := &kernel{killed: killed}
+		k := &fakeOOM{killed: killed}
 		n := newNode(t, func(n *node) { n.oom = k })
 		id := n.container(n.sandbox("web"), "a")
-		// The events of what is started before the view listens are never heard.
+		// Until it is in the cache: events before that are not received.
 		n.becomes(id, "CREATED")
 		n.start(id)
 		n.becomes(id, "RUNNING")
@@ -75,7 +75,7 @@ func TestOOMKilledIsNotDockersWord(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.becomes(id, "EXITED")
-		c, err := n.view.Container(t.Context(), id)
+		c, err := n.cache.Container(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,31 +83,31 @@ func TestOOMKilledIsNotDockersWord(t *testing.T) {
 			t.Errorf("reason %s, want OOMKilled: %v", c.Status.GetReason(), killed)
 		}
 		n.remove(id)
-		enginetest.Until(t, "it is not dropped", func() bool { return slices.Contains(k.about(id), "drop") })
-		heard := k.about(id)
-		slain, died := slices.Index(heard, "slain"), slices.Index(heard, "died")
-		if slain < 0 || died < slain || !slices.Contains(heard, "started") || !slices.Contains(heard, "running") {
-			t.Errorf("heard of %v", heard)
+		enginetest.Until(t, "Drop is not called for the removed container", func() bool { return slices.Contains(k.callsFor(id), "drop") })
+		calls := k.callsFor(id)
+		slain, died := slices.Index(calls, "slain"), slices.Index(calls, "died")
+		if slain < 0 || died < slain || !slices.Contains(calls, "started") || !slices.Contains(calls, "running") {
+			t.Errorf("calls %v, want slain before died, started and running", calls)
 		}
 	}
 }
 
-// A brokenKernel panics for one container.
-type brokenKernel struct {
-	kernel
+// panickingOOM panics for one container.
+type panickingOOM struct {
+	fakeOOM
 	id string
 }
 
-func (k *brokenKernel) Running(id string, pid int) {
+func (k *panickingOOM) Running(id string, pid int) {
 	if id == k.id {
 		panic("no such cgroup")
 	}
-	k.kernel.Running(id, pid)
+	k.fakeOOM.Running(id, pid)
 }
 
-// A container that berth cannot cope with ends neither the daemon nor what is known of the others.
+// A panic about one container ends neither the daemon nor the updates of others.
 func TestPanicWhileInspectingConcernsOneContainer(t *testing.T) {
-	k := &brokenKernel{}
+	k := &panickingOOM{}
 	n := newNode(t, func(n *node) { n.oom = k })
 	sandbox := n.sandbox("web")
 	k.id = n.container(sandbox, "bad")
@@ -115,7 +115,7 @@ func TestPanicWhileInspectingConcernsOneContainer(t *testing.T) {
 	n.start(k.id)
 	n.start(good)
 	n.becomes(good, "RUNNING")
-	if _, err := n.view.Refresh(t.Context(), k.id); !errdefs.IsInternal(err) {
+	if _, err := n.cache.Refresh(t.Context(), k.id); !errdefs.IsInternal(err) {
 		t.Errorf("error %v, want Internal", err)
 	}
 	n.remove(good)

@@ -15,30 +15,29 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-var operations = flag.Int("operations", 2000, "how many things TestAnythingMayHappen does")
+var operations = flag.Int("operations", 2000, "number of operations of TestRandomOperationsConverge")
 
-// TestAnythingMayHappen does many things to an Engine: by its API, behind
-// everybody's back, and to its connections. Whenever it is quiet the view must
-// say what the Engine has.
-func TestAnythingMayHappen(t *testing.T) {
+// Random operations change the Engine through its API, directly, and break its connections.
+// Between them the cache must become equal to the Engine.
+func TestRandomOperationsConverge(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	dice := rand.New(rand.NewPCG(seed, 0))
+	rng := rand.New(rand.NewPCG(seed, 0))
 	n := newNode(t)
 	n.engine.SetLiveRestore(true)
 	var pods, all []string
-	pick := func() string { return all[dice.IntN(len(all))] }
+	pick := func() string { return all[rng.IntN(len(all))] }
 	for op := range *operations {
-		switch d := dice.IntN(1000); {
+		switch d := rng.IntN(1000); {
 		case len(pods) == 0 || d < 20 && len(pods) < 10:
 			pods = append(pods, n.sandbox(fmt.Sprintf("pod%d", op)))
 			all = append(all, pods[len(pods)-1])
 		case d < 200 && len(all) < 40:
-			all = append(all, n.container(pods[dice.IntN(len(pods))], fmt.Sprintf("c%d", op)))
+			all = append(all, n.container(pods[rng.IntN(len(pods))], fmt.Sprintf("c%d", op)))
 		case d < 450:
 			n.start(pick())
 		case d < 650:
-			n.die(pick(), dice.IntN(3))
+			n.die(pick(), rng.IntN(3))
 		case d < 750:
 			second := 1
 			if err := n.client.ContainerStop(t.Context(), pick(), container.StopOptions{Timeout: &second}); err != nil {
@@ -58,9 +57,9 @@ func TestAnythingMayHappen(t *testing.T) {
 		case d < 997:
 			n.engine.BreakEvents()
 		case d < 998:
-			n.engine.SetLiveRestore(dice.IntN(2) == 0)
+			n.engine.SetLiveRestore(rng.IntN(2) == 0)
 			n.engine.Stop()
-			for range 5 { // while nobody can know
+			for range 5 { // without any event
 				n.die(pick(), 9)
 			}
 			n.engine.Restart()
@@ -79,7 +78,7 @@ func (n *node) runs(id string) bool {
 	return ok && c.State.Running
 }
 
-// die ends a container by itself, if it runs.
+// die ends the process of a container, if it runs.
 func (n *node) die(id string, code int) {
 	if n.runs(id) {
 		n.engine.Die(id, code)
@@ -87,28 +86,28 @@ func (n *node) die(id string, code int) {
 }
 
 func (n *node) refresh(id string) {
-	// It may fail while the Engine is away, which is no matter.
-	_, _ = n.view.Refresh(n.Context(), id)
+	// It may fail while the Engine is stopped.
+	_, _ = n.cache.Refresh(n.Context(), id)
 }
 
-// compare waits for the view to say what the Engine has.
+// compare waits until the cache is equal to the Engine.
 func (n *node) compare(op int, seed uint64) {
 	n.Helper()
 	var want, got map[string]string
-	same := func() bool {
-		want, got = n.engineSays(), n.viewSays()
+	equal := func() bool {
+		want, got = n.engineState(), n.cacheState()
 		return maps.Equal(want, got)
 	}
-	for limit := time.Now().Add(enginetest.Patience); !same(); time.Sleep(2 * time.Millisecond) {
+	for limit := time.Now().Add(enginetest.Patience); !equal(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(limit) {
-			n.Fatalf("seed %d, after %d operations (-Engine +view):\n%s", seed, op, cmp.Diff(want, got))
+			n.Fatalf("seed %d, after %d operations (-Engine +cache):\n%s", seed, op, cmp.Diff(want, got))
 		}
 	}
 }
 
-// engineSays is the state of all there is, by ID.
-func (n *node) engineSays() map[string]string {
-	says := map[string]string{}
+// engineState returns the states of all containers in the Engine, by ID.
+func (n *node) engineState() map[string]string {
+	states := map[string]string{}
 	list, err := n.client.ContainerList(n.Context(), container.ListOptions{All: true})
 	if err != nil {
 		return map[string]string{"error": err.Error()}
@@ -118,9 +117,9 @@ func (n *node) engineSays() map[string]string {
 		if !ok {
 			continue
 		}
-		says[row.ID] = fmt.Sprint(c.State.Running, c.State.Running && row.State != "", code(c.State))
+		states[row.ID] = fmt.Sprint(c.State.Running, c.State.Running && row.State != "", code(c.State))
 	}
-	return says
+	return states
 }
 
 func code(s *container.State) int {
@@ -130,31 +129,31 @@ func code(s *container.State) int {
 	return s.ExitCode
 }
 
-// viewSays is the same as the view has it.
-func (n *node) viewSays() map[string]string {
-	says := map[string]string{}
-	containers, err := n.view.Containers(n.Context(), nil)
+// cacheState returns the same as the cache has it.
+func (n *node) cacheState() map[string]string {
+	states := map[string]string{}
+	containers, err := n.cache.Containers(n.Context(), nil)
 	if err != nil {
-		return map[string]string{"view": err.Error()}
+		return map[string]string{"error": err.Error()}
 	}
 	for _, c := range containers {
-		says[c.ID()] = fmt.Sprint(c.Running, c.Row.GetState().String() == "CONTAINER_RUNNING", c.Status.GetExitCode())
+		states[c.ID()] = fmt.Sprint(c.Running, c.Row.GetState().String() == "CONTAINER_RUNNING", c.Status.GetExitCode())
 	}
-	sandboxes, err := n.view.Sandboxes(n.Context(), nil)
+	sandboxes, err := n.cache.Sandboxes(n.Context(), nil)
 	if err != nil {
-		return map[string]string{"view": err.Error()}
+		return map[string]string{"error": err.Error()}
 	}
 	for _, s := range sandboxes {
 		if s.Gone {
-			n.view.Forget(s.ID()) // as the kubelet has it done
+			n.cache.Forget(s.ID()) // as RemovePodSandbox does
 			continue
 		}
 		c, ok := n.engine.Container(s.ID())
 		if !ok {
-			says[s.ID()] = "a sandbox that is not there"
+			states[s.ID()] = "sandbox that does not exist"
 			continue
 		}
-		says[s.ID()] = fmt.Sprint(s.Running, s.Row.GetState().String() == "SANDBOX_READY", code(c.State))
+		states[s.ID()] = fmt.Sprint(s.Running, s.Row.GetState().String() == "SANDBOX_READY", code(c.State))
 	}
-	return says
+	return states
 }

@@ -1,17 +1,21 @@
-// Package cache holds every sandbox and container in memory, as the kubelet
-// asks about them once a second.
+// Package cache holds every pod sandbox and container in memory, so that list and
+// status requests of the CRI need no call of the Docker Engine.
 //
-// It is kept current by the Engine's events, by what rooms tell it to look at
-// again, and by a fresh look at everything after each break of the event
-// stream. It is a cache that can be thrown away at any moment: the truth is in
-// the Engine. Rooms read it; nobody answers from it what the Engine has not
-// said.
+// Its main type is Cache. Run fills it by inspecting every container that berth or
+// cri-dockerd has created, and keeps it current: by the Engine's events, by Refresh
+// after each change that berth makes itself, by a periodic audit against the Engine's
+// list, and by a full sync after each break of the event stream. Until the first sync
+// with the current connection has finished, reads wait for a few seconds and then fail
+// with Unavailable: nothing is answered that the Engine has not reported. Nothing in
+// the cache is persistent.
+//
+// Every inspect has a generation. Of two results for the same container the one whose
+// inspect began later wins; removed containers leave a tombstone for slow inspects.
 package cache
 
 import (
+	"cmp"
 	"context"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -22,211 +26,218 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/mount"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/broadcast"
 	"berth/core/cgroup"
 	"berth/core/engine"
 	"berth/core/kmutex"
-	"berth/core/labels"
 	"berth/core/names"
-	"berth/core/panics"
 	"berth/core/state"
 	"berth/core/tocri"
 )
 
-// A Sandbox is a pod's pause container as last seen. It is never changed, only
-// replaced.
+// A Sandbox is the state of a pod's pause container at its last inspect. It is
+// immutable: a change replaces it.
 type Sandbox struct {
 	Row    *runtimeapi.PodSandbox
 	Status *runtimeapi.PodSandboxStatus
-	Config *runtimeapi.PodSandboxConfig // but for labels and annotations
+	Config *runtimeapi.PodSandboxConfig // without labels and annotations
 
 	Name         string // in Docker
-	State        string // in the Engine's words, "" once it is gone
-	Pid          int    // of the pause process, 0 if it does not run or only a list tells of it
+	State        string // State.Status of the Engine API, "" once the container is removed
+	Pid          int    // of the pause process; 0 if it does not run, or if only a list entry is known
 	Running      bool
-	Runtime      string // in the Engine's words
-	CgroupParent string // in the Engine's words
-	Label        string // of the pause process, on a node with SELinux
-	FileLabel    string // of what that process may write, on a node with SELinux
+	Runtime      string // HostConfig.Runtime of the Engine API
+	CgroupParent string // HostConfig.CgroupParent of the Engine API
+	Label        string // SELinux label of the pause process, "" without SELinux
+	FileLabel    string // SELinux label of files that the pause process may write, "" without SELinux
 	HostNetwork  bool
-	Bridged      bool // on Docker's own network
-	Ours         bool // created by berth rather than taken over
+	Bridged      bool // on Docker's own network, as cri-dockerd and docker run create containers
+	Ours         bool // created by berth rather than adopted from cri-dockerd
 
-	StartedAt, FinishedAt int64 // Unix nanoseconds, 0 for not
-	// Gone tells that the container was removed behind our back. The sandbox
-	// stays, not ready, until the kubelet has had it stopped and removed.
+	StartedAt, FinishedAt int64 // Unix nanoseconds, 0 if it has not been started or has not finished
+	// Gone reports that the container was removed, but not by berth. The sandbox stays in
+	// the cache, not ready, until the kubelet has stopped and removed it, so that its
+	// network is torn down.
 	Gone bool
 }
 
-// ID returns the ID of the sandbox.
+// ID returns the ID of the sandbox, which is that of its container in Docker.
 func (s *Sandbox) ID() string { return s.Row.GetId() }
 
-// A Container is a container of a pod as last seen. It is never changed, only
-// replaced.
+func (s *Sandbox) name() string { return s.Name }
+
+// A Container is the state of a container of a pod at its last inspect. It is
+// immutable: a change replaces it.
 type Container struct {
 	Row    *runtimeapi.Container
 	Status *runtimeapi.ContainerStatus
 
 	Name     string // in Docker
-	State    string // in the Engine's words
-	Pid      int    // of its first process, 0 if it does not run or only a list tells of it
+	State    string // State.Status of the Engine API
+	Pid      int    // of its first process; 0 if it does not run, or if only a list entry is known
 	Running  bool
 	TTY      bool
-	JSONPath string // the Engine's own log file
-	// LogDirectory is what the kubelet's log file must be below, "" if that is
-	// not known.
+	JSONPath string // file of Docker's log driver json-file
+	// LogDirectory is the only directory below which the log file of the CRI may be, ""
+	// if it is not known.
 	LogDirectory string
-	Stage        names.Premount // of its staged mounts, if it has some
-	Ours         bool           // created by berth rather than taken over
+	Stage        names.Premount // of its premounts, if it has any
+	Ours         bool           // created by berth rather than adopted from cri-dockerd
 
-	// Layer is the directory with what is written to the root file system, "" where
-	// the Engine does not say, as with the containerd image store.
+	// Layer is the directory of the writable layer, "" if the Engine does not report it, as
+	// with the containerd image store.
 	Layer string
-	// Volumes are the directories of the volumes that the Engine has made for the
-	// container, one for each VOLUME of its image.
+	// Volumes are the directories of the anonymous volumes that the Engine has created, one
+	// for each VOLUME of the image.
 	Volumes []string
 }
 
-// ID returns the ID of the container.
+// ID returns the ID of the container, as in Docker.
 func (c *Container) ID() string { return c.Row.GetId() }
 
-// Network is what the view asks about the networks of pods.
+func (c *Container) name() string { return c.Name }
+
+// Network is what the cache needs to know about the networks of pods.
 type Network interface {
 	// Addresses returns the addresses of a pod and whether it is attached.
 	Addresses(id string) (addrs []netip.Addr, attached bool)
-	// Same reports whether the process pid is still in the network namespace
-	// that the pod was attached in.
+	// InNetNS reports whether the process pid is still in the network namespace that the
+	// pod was attached in.
 	InNetNS(id string, pid int) bool
 }
 
-// Config is what the view is told at the start.
+// Config is what New needs besides the Engine.
 type Config struct {
 	Network Network
-	// Failures is the shelf where the times of failed starts are kept.
+	// Failures holds the times of failed starts, by container ID.
 	Failures *state.Bucket[tocri.FailedStart]
-	// ContainerUpdates and SandboxUpdates hold the resources that were changed after
-	// a container or sandbox was created.
+	// ContainerUpdates and SandboxUpdates hold resources that were changed after the creation
+	// of a container or sandbox, by its ID.
 	ContainerUpdates *state.Bucket[*runtimeapi.LinuxContainerResources]
 	SandboxUpdates   *state.Bucket[*runtimeapi.UpdatePodSandboxResourcesRequest]
-	// Logs sees to the log files of containers.
+	// Logs is notified of every container that is inspected or removed.
 	Logs Logs
-	// OOM finds out what was killed for want of memory. Where it is nil, Docker's word
-	// is taken.
+	// OOM decides which containers were OOM killed. If it is nil, Docker's flag is used.
 	OOM OOM
-	// Metrics is told how far the view lags behind, unless it is nil.
+	// Metrics is where the metrics of the cache are registered. It may be nil.
 	Metrics prometheus.Registerer
 }
 
-// Logs is what sees to the log files of containers.
+// Logs writes the log files of containers.
 type Logs interface {
-	// Keep is called with what has been seen of a container before anybody else
-	// is told, in the order in which it was seen. It returns, soon in any case,
-	// when the log of one that has ended is complete.
+	// Keep is called with the new state of a container before it is in the cache, in the
+	// order of the inspects. For a container that has exited it returns when its log is
+	// complete, or after a short timeout.
 	Keep(ctx context.Context, c *Container)
-	// Drop is called when a container is gone.
+	// Drop is called when a container has been removed.
 	Drop(id string)
 }
 
-// OOM finds out which containers the kernel has killed for want of memory.
+// OOM finds out which containers the kernel has killed for lack of memory.
 type OOM interface {
-	// Expect is called before a container is started whose cgroup will be in parent; done
-	// is called when it has been.
+	// Expect is called before the start of a container whose cgroup will be below parent,
+	// and done after it.
 	Expect(id string, parent cgroup.Group) (done func())
-	// Running is called with the first process of a container that runs.
+	// Running is called with the first process of a running container.
 	Running(id string, pid int)
-	// Started, Slain and Died are called with what Docker tells, in its order: a
-	// start, a SIGKILL that it has sent, an end. Deaf is called when some may be lost.
+	// Started, Slain and Died are called for Docker's events in their order: a start, a
+	// SIGKILL that Docker has sent, an exit. Deaf is called when events may have been lost.
 	Started(id string)
 	Slain(id string)
 	Died(id string)
 	Deaf()
-	// Killed reports whether a container has ended of that; flag is Docker's word.
+	// Killed reports whether a container that has exited was OOM killed; flag is
+	// State.OOMKilled of the Engine API.
 	Killed(ctx context.Context, id string, flag bool, exitCode int, finished time.Time) bool
-	// Drop is called when a container is gone, Forget with all that are there.
+	// Drop is called when a container has been removed, Forget after each sync to drop all
+	// containers for which keep returns false.
 	Drop(id string)
 	Forget(keep func(id string) bool)
 }
 
-// A Cache is the node in memory. Run keeps it current.
+// A Cache holds the sandboxes and containers of the node. Run keeps it current. All
+// methods may be called from several goroutines.
 type Cache struct {
-	Config
-	docker *engine.Engine
-	log    *slog.Logger
-	lag    *lag
-	turns  kmutex.Mutex // of those who take a container into the view, by ID
+	network          Network
+	failures         *state.Bucket[tocri.FailedStart]
+	containerUpdates *state.Bucket[*runtimeapi.LinuxContainerResources]
+	sandboxUpdates   *state.Bucket[*runtimeapi.UpdatePodSandboxResourcesRequest]
+	logs             Logs
+	oom              OOM // may be nil
 
-	mu         sync.RWMutex    // guards following
-	tickets    uint64          // order in which looks at the Engine began
-	looking    map[uint64]bool // tickets of looks that are under way
-	sandboxes  map[string]*entry[*Sandbox]
-	containers map[string]*entry[*Container]
-	removed    map[string]uint64 // when IDs were found to be gone, so that no late look brings them back
-	hidden     map[string]int    // Docker names that are hidden, with how many callers hide each
-	ignored    map[string]bool   // IDs of containers that have been logged as not a pod's
-	synced     *engine.Conn      // the connection whose Engine has been looked at as a whole
-	changed    chan struct{}     // closed when synced changes
-	known      bool              // whether an Engine has been looked at as a whole, ever
+	engine     *engine.Engine
+	log        *slog.Logger
+	lag        *eventLag
+	applyLocks kmutex.Mutex // held while the result of an inspect is applied, by container ID
 
-	subscribers map[*subscriber]bool
+	mu          sync.RWMutex    // guards following
+	generation  uint64          // of the newest inspect or list
+	inflight    map[uint64]bool // generations of inspects and lists that have not been applied yet
+	sandboxes   map[string]*entry[*Sandbox]
+	containers  map[string]*entry[*Container]
+	tombstones  map[string]uint64 // generations in which containers were found to be removed, by ID
+	hidden      map[string]int    // how many callers hide a container, by Docker name
+	ignored     map[string]bool   // IDs of containers for which warnIgnored has logged
+	synced      *engine.Conn      // connection with which the last sync has finished
+	syncChanged chan struct{}     // closed and replaced when synced changes
+	everSynced  bool
+
+	events broadcast.Broadcaster[*runtimeapi.ContainerEventResponse]
 }
 
-// An entry is something seen and when that look began.
+// cached is a *Sandbox or a *Container.
+type cached interface {
+	ID() string
+	name() string
+	timestamps() timestamps
+}
+
+// An entry is a cached value with the generation of its inspect.
 type entry[T any] struct {
-	seen    T
-	ticket  uint64
-	listed  bool  // whether only a list tells of it: when it was started is not known
-	emitted *life // up to where events have been emitted, nil for none
+	value      T
+	generation uint64
+	fromList   bool        // only a list entry is known, which has no start time
+	emitted    *timestamps // up to where transitions have been emitted, nil for none
 }
 
-// New returns a View that knows nothing until Run has looked at the Engine.
+// New returns an empty Cache, which Run fills.
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Cache {
-	v := &Cache{
-		Config:     cfg,
-		docker:     docker,
-		log:        log,
-		sandboxes:  map[string]*entry[*Sandbox]{},
-		containers: map[string]*entry[*Container]{},
-		looking:    map[uint64]bool{},
-		removed:    map[string]uint64{},
-		hidden:     map[string]int{},
-		ignored:    map[string]bool{},
-		changed:    make(chan struct{}),
+	c := &Cache{
+		network: cfg.Network, logs: cfg.Logs, oom: cfg.OOM,
+		failures: cfg.Failures, containerUpdates: cfg.ContainerUpdates, sandboxUpdates: cfg.SandboxUpdates,
+		engine: docker, log: log, lag: newEventLag(cfg.Metrics),
 
-		subscribers: map[*subscriber]bool{},
+		inflight:    map[uint64]bool{},
+		sandboxes:   map[string]*entry[*Sandbox]{},
+		containers:  map[string]*entry[*Container]{},
+		tombstones:  map[string]uint64{},
+		hidden:      map[string]int{},
+		ignored:     map[string]bool{},
+		syncChanged: make(chan struct{}),
 	}
-	v.lag = newLag(cfg.Metrics)
-	v.export(cfg.Metrics)
-	return v
+	c.registerGauges(cfg.Metrics)
+	return c
 }
 
-// syncPatience is how long a question waits for the first look at an Engine
-// that has just (re)appeared.
-const syncPatience = 5 * time.Second
+// syncTimeout is how long a read waits for the sync with an Engine that has just
+// (re)connected.
+const syncTimeout = 5 * time.Second
 
-// Ready returns nil once the view is that of the Engine as it is connected
-// now. While the Engine is away the error is of kind Unavailable.
-func (v *Cache) Ready(ctx context.Context) error {
-	conn, err := v.docker.Conn()
-	if err != nil {
-		return err
-	}
-	v.mu.RLock()
-	synced := v.synced
-	v.mu.RUnlock()
-	if synced == conn {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, syncPatience)
+// Ready returns nil once the cache is in sync with the current connection to the Engine.
+// Without a connection, or if the sync takes longer than five seconds, the error is of
+// kind Unavailable.
+func (c *Cache) Ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	for {
-		v.mu.RLock()
-		synced, changed := v.synced, v.changed
-		v.mu.RUnlock()
-		conn, err := v.docker.Conn()
+		c.mu.RLock()
+		synced, changed := c.synced, c.syncChanged
+		c.mu.RUnlock()
+		conn, err := c.engine.Conn()
 		switch {
 		case err != nil:
 			return err
@@ -236,580 +247,241 @@ func (v *Cache) Ready(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("docker: %w: still looking at its containers", errdefs.ErrUnavailable)
+			return fmt.Errorf("docker: %w: its containers are still being inspected", errdefs.ErrUnavailable)
 		}
 	}
 }
 
-// Sandboxes returns the sandboxes that match filter, the newest first; a nil
-// filter matches all.
-func (v *Cache) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*Sandbox, error) {
-	if err := v.Ready(ctx); err != nil {
-		return nil, err
-	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	var list []*Sandbox
-	for id, e := range v.sandboxes {
-		s := e.seen
-		if strings.HasPrefix(id, filter.GetId()) &&
+// ReconcileLoop is engine.ReconcileLoop with calls of do only while the cache is in sync.
+func (c *Cache) ReconcileLoop(ctx context.Context, what string, wake <-chan struct{}, do func(context.Context, *engine.Conn) error) error {
+	return c.engine.ReconcileLoop(ctx, engine.ReconcileConfig{Name: what, Ready: c.Ready, Wake: wake}, do)
+}
+
+// Sandboxes returns the sandboxes that match filter, the newest first; a nil filter
+// matches all. Filters are those of ListPodSandbox; the ID may be a prefix.
+func (c *Cache) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*Sandbox, error) {
+	return list(ctx, c, c.sandboxes, func(s *Sandbox) bool {
+		return strings.HasPrefix(s.ID(), filter.GetId()) &&
 			(filter.GetState() == nil || filter.GetState().GetState() == s.Row.GetState()) &&
-			selects(filter.GetLabelSelector(), s.Row.GetLabels()) && v.hidden[s.Name] == 0 {
-			list = append(list, s)
-		}
-	}
-	slices.SortFunc(list, func(a, b *Sandbox) int {
-		return newestFirst(a.Row.GetCreatedAt(), b.Row.GetCreatedAt(), a.ID(), b.ID())
+			matchesLabels(filter.GetLabelSelector(), s.Row.GetLabels()) && c.hidden[s.Name] == 0
 	})
-	return list, nil
 }
 
-// SandboxIDs returns the IDs of all sandboxes, half made ones too.
-func (v *Cache) SandboxIDs(ctx context.Context) ([]string, error) {
-	if err := v.Ready(ctx); err != nil {
-		return nil, err
-	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return slices.Collect(maps.Keys(v.sandboxes)), nil
-}
-
-// Containers returns the containers that match filter, the newest first; a nil
-// filter matches all.
-func (v *Cache) Containers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*Container, error) {
-	if err := v.Ready(ctx); err != nil {
-		return nil, err
-	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	var list []*Container
-	for id, e := range v.containers {
-		c := e.seen
-		if strings.HasPrefix(id, filter.GetId()) &&
-			strings.HasPrefix(c.Row.GetPodSandboxId(), filter.GetPodSandboxId()) &&
-			(filter.GetState() == nil || filter.GetState().GetState() == c.Row.GetState()) &&
-			selects(filter.GetLabelSelector(), c.Row.GetLabels()) && v.hidden[c.Name] == 0 {
-			list = append(list, c)
-		}
-	}
-	slices.SortFunc(list, func(a, b *Container) int {
-		return newestFirst(a.Row.GetCreatedAt(), b.Row.GetCreatedAt(), a.ID(), b.ID())
+// Containers returns the containers that match filter, the newest first; a nil filter
+// matches all. Filters are those of ListContainers; IDs may be prefixes.
+func (c *Cache) Containers(ctx context.Context, filter *runtimeapi.ContainerFilter) ([]*Container, error) {
+	return list(ctx, c, c.containers, func(ctr *Container) bool {
+		return strings.HasPrefix(ctr.ID(), filter.GetId()) &&
+			strings.HasPrefix(ctr.Row.GetPodSandboxId(), filter.GetPodSandboxId()) &&
+			(filter.GetState() == nil || filter.GetState().GetState() == ctr.Row.GetState()) &&
+			matchesLabels(filter.GetLabelSelector(), ctr.Row.GetLabels()) && c.hidden[ctr.Name] == 0
 	})
-	return list, nil
 }
 
-// ContainersOf returns the containers in the sandbox with the ID, half made ones too.
-func (v *Cache) ContainersOf(ctx context.Context, sandbox string) ([]*Container, error) {
-	if err := v.Ready(ctx); err != nil {
+// ContainersOf returns the containers of the sandbox with the ID, including hidden ones.
+func (c *Cache) ContainersOf(ctx context.Context, sandbox string) ([]*Container, error) {
+	return list(ctx, c, c.containers, func(ctr *Container) bool { return ctr.Row.GetPodSandboxId() == sandbox })
+}
+
+// SandboxIDs returns the IDs of all sandboxes, including hidden ones.
+func (c *Cache) SandboxIDs(ctx context.Context) ([]string, error) {
+	if err := c.Ready(ctx); err != nil {
 		return nil, err
 	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	var list []*Container
-	for _, e := range v.containers {
-		if e.seen.Row.GetPodSandboxId() == sandbox {
-			list = append(list, e.seen)
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Collect(maps.Keys(c.sandboxes)), nil
+}
+
+// list returns the values that match, the newest first; those of the same age by ID, so
+// that the order is stable. It calls match with c.mu held.
+func list[T cached](ctx context.Context, c *Cache, entries map[string]*entry[T], match func(T) bool) ([]T, error) {
+	if err := c.Ready(ctx); err != nil {
+		return nil, err
+	}
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	var found []T
+	for _, e := range entries {
+		if match(e.value) {
+			found = append(found, e.value)
 		}
 	}
-	return list, nil
+	slices.SortFunc(found, func(a, b T) int {
+		return cmp.Or(cmp.Compare(b.timestamps().created, a.timestamps().created), strings.Compare(a.ID(), b.ID()))
+	})
+	return found, nil
 }
 
-// newestFirst compares by time and, for an order that does not jump about, by ID.
-func newestFirst(a, b int64, idA, idB string) int {
-	switch {
-	case a > b:
-		return -1
-	case a < b:
-		return 1
-	default:
-		return strings.Compare(idA, idB)
-	}
-}
-
-// selects reports whether have holds every pair of want.
-func selects(want, have map[string]string) bool {
-	for k, v := range want {
-		if got, ok := have[k]; !ok || got != v {
+// matchesLabels reports whether labels has every pair of selector.
+func matchesLabels(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if got, ok := labels[k]; !ok || got != v {
 			return false
 		}
 	}
 	return true
 }
 
-// Sandbox returns the sandbox with the ID, or with the only ID that begins so.
-// The error is of kind NotFound if there is none.
-func (v *Cache) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
-	if err := v.Ready(ctx); err != nil {
-		return nil, err
-	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return find("sandbox", v.sandboxes, id)
+// Sandbox returns the sandbox with the ID, which may be a prefix. The error is of kind
+// NotFound if no ID matches, and InvalidArgument if several do.
+func (c *Cache) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
+	return find(ctx, c, "sandbox", c.sandboxes, id)
 }
 
-// Container returns the container with the ID, or with the only ID that begins
-// so. The error is of kind NotFound if there is none.
-func (v *Cache) Container(ctx context.Context, id string) (*Container, error) {
-	if err := v.Ready(ctx); err != nil {
-		return nil, err
-	}
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return find("container", v.containers, id)
+// Container returns the container with the ID, which may be a prefix. The error is of
+// kind NotFound if no ID matches, and InvalidArgument if several do.
+func (c *Cache) Container(ctx context.Context, id string) (*Container, error) {
+	return find(ctx, c, "container", c.containers, id)
 }
 
-func find[T any](what string, in map[string]*entry[T], id string) (T, error) {
-	var found T
-	if e, ok := in[id]; ok {
-		return e.seen, nil
+func find[T cached](ctx context.Context, c *Cache, kind string, entries map[string]*entry[T], id string) (none T, err error) {
+	if err := c.Ready(ctx); err != nil {
+		return none, err
 	}
-	n := 0
-	for full, e := range in {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if e, ok := entries[id]; ok {
+		return e.value, nil
+	}
+	var found []T
+	for full, e := range entries {
 		if id != "" && strings.HasPrefix(full, id) {
-			found = e.seen
-			n++
+			found = append(found, e.value)
 		}
 	}
-	switch n {
+	switch len(found) {
 	case 1:
-		return found, nil
+		return found[0], nil
 	case 0:
-		return found, fmt.Errorf("no %s %q: %w", what, id, errdefs.ErrNotFound)
+		return none, fmt.Errorf("no %s %q: %w", kind, id, errdefs.ErrNotFound)
 	default:
-		var none T
-		return none, fmt.Errorf("%d are called %s %q: %w", n, what, id, errdefs.ErrInvalidArgument)
+		return none, fmt.Errorf("%s ID %q is the prefix of %d IDs: %w", kind, id, len(found), errdefs.ErrInvalidArgument)
 	}
 }
 
-// Refresh looks at the Docker container id now, so that what the caller has
-// just done to it is in the next answer. It returns what it saw; of kind
-// NotFound if the container is gone.
-func (v *Cache) Refresh(ctx context.Context, id string) (container.InspectResponse, error) {
-	docker, err := v.docker.Conn()
-	if err != nil {
-		return container.InspectResponse{}, err
-	}
-	return v.look(ctx, docker, id)
+// isStaleLocked reports whether the container id was applied, or found to be removed, in
+// a generation after the given one.
+func (c *Cache) isStaleLocked(id string, generation uint64) bool {
+	s, isSandbox := c.sandboxes[id]
+	ctr, isContainer := c.containers[id]
+	return c.tombstones[id] > generation || isSandbox && s.generation > generation || isContainer && ctr.generation > generation
 }
 
-// begin returns the ticket of a look at the Engine that begins now. Over is to
-// be called when the view has been told what it saw.
-func (v *Cache) begin() (ticket uint64, over func()) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.tickets++
-	ticket = v.tickets
-	v.looking[ticket] = true
-	return ticket, func() {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		delete(v.looking, ticket)
-	}
-}
-
-// look inspects id and puts what it saw into the view, unless a later look has
-// been quicker.
-func (v *Cache) look(ctx context.Context, docker *engine.Conn, id string) (container.InspectResponse, error) {
-	ctx, cancel := docker.WithRequestTimeout(ctx)
-	defer cancel()
-	ticket, over := v.begin()
-	defer over()
-	c, err := docker.ContainerInspect(ctx, id)
-	switch {
-	case errdefs.IsNotFound(err):
-		v.missing(id, ticket)
-		return c, fmt.Errorf("inspect: %w", err)
-	case err != nil:
-		return c, fmt.Errorf("inspect %s: %w", id, err)
-	}
-	// Logs is told in the order of the looks: of two, the later one must not be
-	// between the earlier one's word to it and to the view.
-	done, err := v.turns.Lock(ctx, id)
-	if err != nil {
-		return c, fmt.Errorf("inspect %s: %w", id, err)
-	}
-	defer done()
-	// A container whose description is more than berth can cope with must not end it,
-	// again and again after each start.
-	err = panics.Try(v.log, func() error {
-		v.judge(ctx, c)
-		return v.put(c, ticket, func(k *Container) { v.Logs.Keep(ctx, k) })
-	})
-	if err != nil {
-		return c, fmt.Errorf("%w: %w", errUnreadable, err)
-	}
-	return c, nil
-}
-
-// judge puts right what Docker says of whether a container was killed for want of memory.
-func (v *Cache) judge(ctx context.Context, c container.InspectResponse) {
-	if v.OOM == nil {
+// storeLocked puts e into entries and emits what has changed, unless a newer value is
+// known. sandbox is the ID of the sandbox that e is or belongs to.
+func storeLocked[T cached](c *Cache, entries map[string]*entry[T], id, sandbox string, e *entry[T]) {
+	if c.isStaleLocked(id, e.generation) {
 		return
 	}
-	if recorded, err := labels.Read(c); err != nil || recorded.Kind != labels.Container || c.State == nil {
+	if old, ok := entries[id]; ok {
+		e.emitted = old.emitted
+		if e.emitted != nil && old.fromList && e.emitted.started != 0 {
+			t := *e.emitted
+			t.started = e.value.timestamps().started // a start was emitted already, with an estimated time
+			e.emitted = &t
+		}
+	}
+	entries[id] = e
+	delete(c.tombstones, id) // Docker has the container again
+	emitChangesLocked(c, e, id, sandbox)
+}
+
+// emitChangesLocked emits the transitions of e since those that were emitted last, unless
+// e is hidden. During the first sync after the start of the daemon there are none.
+func emitChangesLocked[T cached](c *Cache, e *entry[T], id, sandbox string) {
+	if c.hidden[e.value.name()] > 0 {
 		return
 	}
-	if c.State.Running {
-		v.OOM.Running(c.ID, c.State.Pid)
-		return
-	}
-	if _, _, finished, err := tocri.Times(c); err == nil && finished != 0 {
-		c.State.OOMKilled = v.OOM.Killed(ctx, c.ID, c.State.OOMKilled, c.State.ExitCode, time.Unix(0, finished))
-	}
-}
-
-// ExpectStart is to be called before a container of a sandbox is started, and done when it
-// has been: of one that is killed at once it is known why.
-func (v *Cache) ExpectStart(ctx context.Context, c *Container) (done func()) {
-	none := func() {}
-	if v.OOM == nil {
-		return none
-	}
-	pod, err := v.Sandbox(ctx, c.Row.GetPodSandboxId())
-	if err != nil {
-		return none
-	}
-	g, err := cgroup.Of(pod.Pid, pod.ID())
-	if err != nil {
-		return none
-	}
-	return v.OOM.Expect(c.ID(), g.Parent())
-}
-
-// errUnreadable is the kind of what will not get better by looking again.
-var errUnreadable = errors.New("a container that cannot be understood")
-
-// put takes c, inspected at ticket, into the view, a container after keep has
-// returned. Without keep c is what a list says.
-func (v *Cache) put(c container.InspectResponse, ticket uint64, keep func(*Container)) error {
-	if c.ContainerJSONBase == nil || c.Config == nil {
-		return errors.New("the Engine's answer is not whole")
-	}
-	recorded, err := labels.Read(c)
-	if errors.Is(err, labels.ErrMismatch) {
-		v.warnIgnored(c.ID, err)
-	} else if err != nil {
-		return err
-	}
-	switch recorded.Kind {
-	case labels.Sandbox:
-		s, err := v.sandbox(c, recorded)
-		if err != nil {
-			return err
-		}
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		store(v, v.sandboxes, c.ID, c.ID, &entry[*Sandbox]{seen: s, ticket: ticket, listed: keep == nil})
-	case labels.Container:
-		k, err := v.container(c, recorded)
-		if err != nil {
-			return err
-		}
-		v.mu.RLock()
-		late := v.passed(c.ID, ticket)
-		v.mu.RUnlock()
-		if late {
-			return nil
-		}
-		if keep != nil {
-			keep(k)
-		}
-		v.mu.Lock()
-		store(v, v.containers, c.ID, k.Row.GetPodSandboxId(), &entry[*Container]{seen: k, ticket: ticket, listed: keep == nil})
-		gone := v.removed[c.ID] > ticket
-		v.mu.Unlock()
-		if gone {
-			v.Logs.Drop(c.ID) // it was removed while we looked
-		}
-	default:
-		v.mu.RLock()
-		_, _, known := v.last(c.ID)
-		v.mu.RUnlock()
-		if known { // it has been renamed, and is as good as removed
-			v.missing(c.ID, ticket)
-		}
-	}
-	return nil
-}
-
-// maxIgnored bounds how many containers are remembered to have been ignored. Beyond
-// it some are logged again.
-const maxIgnored = 1024
-
-// warnIgnored logs once that a container is not taken for a pod's.
-func (v *Cache) warnIgnored(id string, reason error) {
-	v.mu.Lock()
-	first := !v.ignored[id]
-	if first && len(v.ignored) >= maxIgnored {
-		clear(v.ignored)
-	}
-	v.ignored[id] = true
-	v.mu.Unlock()
-	if first {
-		v.log.Warn("container ignored: its labels say that it belongs to a pod, its name does not; it was not created by Kubernetes",
-			slog.String("container", id), slog.Any("reason", reason))
-	}
-}
-
-// passed reports whether id was seen, or found to be gone, by a look that began
-// after ticket. v.mu is held.
-func (v *Cache) passed(id string, ticket uint64) bool {
-	s, isSandbox := v.sandboxes[id]
-	c, isContainer := v.containers[id]
-	return v.removed[id] > ticket || isSandbox && s.ticket > ticket || isContainer && c.ticket > ticket
-}
-
-// store puts e, which is of that sandbox, where it belongs and tells what is
-// news, unless something newer is there. v.mu is held.
-func store[T interface {
-	life() life
-	name() string
-}](v *Cache, in map[string]*entry[T], id, sandbox string, e *entry[T]) {
-	if v.passed(id, e.ticket) {
-		return
-	}
-	now := e.seen.life()
-	if last, ok := in[id]; ok {
-		e.emitted = last.emitted
-		if e.emitted != nil && last.listed && e.emitted.started != 0 {
-			l := *e.emitted
-			l.started = now.started // the start was emitted, with the time that the list gave
-			e.emitted = &l
-		}
-	}
-	in[id] = e
-	delete(v.removed, id) // the Engine has it again
-	emit(v, e, id, sandbox)
-}
-
-// emit emits the events that lead e to what has been seen now, unless it is
-// hidden. The first inspection of everything there is emits none. v.mu is held.
-func emit[T interface {
-	life() life
-	name() string
-}](v *Cache, e *entry[T], id, sandbox string) {
-	if v.hidden[e.seen.name()] > 0 {
-		return
-	}
-	now := e.seen.life()
-	if e.emitted != nil || v.known {
-		v.tell(id, sandbox, between(e.emitted, now))
+	now := e.value.timestamps()
+	if e.emitted != nil || c.everSynced {
+		c.emitLocked(id, sandbox, diff(e.emitted, now))
 	}
 	e.emitted = &now
 }
 
-// sandbox makes what the view keeps of a pause container.
-func (v *Cache) sandbox(c container.InspectResponse, recorded labels.Set) (*Sandbox, error) {
-	config, err := tocri.SandboxConfig(c)
-	if err != nil {
-		return nil, err
+// stateLocked returns the state of the container id in the words of the Engine API, and
+// its timestamps, as of its last inspect.
+func (c *Cache) stateLocked(id string) (state string, times timestamps, ok bool) {
+	if s, ok := c.sandboxes[id]; ok {
+		return s.value.State, s.value.timestamps(), true
 	}
-	if updated, ok := v.SandboxUpdates.Get(c.ID); ok {
-		if config.Linux == nil {
-			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
-		}
-		config.Linux.Resources, config.Linux.Overhead = updated.GetResources(), updated.GetOverhead()
+	if ctr, ok := c.containers[id]; ok {
+		return ctr.value.State, ctr.value.timestamps(), true
 	}
-	_, started, finished, err := tocri.Times(c)
-	if err != nil {
-		return nil, err
-	}
-	s := &Sandbox{
-		StartedAt:    started,
-		FinishedAt:   finished,
-		Config:       config,
-		Name:         strings.TrimPrefix(c.Name, "/"),
-		State:        c.State.Status,
-		Pid:          c.State.Pid,
-		Running:      c.State.Running,
-		Runtime:      c.HostConfig.Runtime,
-		CgroupParent: c.HostConfig.CgroupParent,
-		Label:        c.ProcessLabel,
-		FileLabel:    c.MountLabel,
-		HostNetwork:  c.HostConfig.NetworkMode.IsHost(),
-		Bridged:      !c.HostConfig.NetworkMode.IsHost() && !c.HostConfig.NetworkMode.IsNone() && !c.Config.NetworkDisabled,
-		Ours:         recorded.Ours(),
-	}
-	var network tocri.Network
-	switch {
-	case s.HostNetwork:
-		network.Ready = true
-	case s.Bridged:
-		network = bridged(c)
-	case s.Running:
-		network.Addrs, network.Ready = v.Network.Addresses(c.ID)
-		// Which process it is, a list does not tell.
-		network.Ready = network.Ready && (s.Pid == 0 || v.Network.InNetNS(c.ID, s.Pid))
-	}
-	s.Row, s.Status, err = tocri.Sandbox(c, network)
-	return s, err
+	return "", timestamps{}, false
 }
 
-// bridged reads the addresses that Docker's own network has given.
-func bridged(c container.InspectResponse) tocri.Network {
-	network := tocri.Network{Ready: true}
-	if c.NetworkSettings == nil {
-		return network
-	}
-	for _, n := range c.NetworkSettings.Networks {
-		for _, text := range []string{n.IPAddress, n.GlobalIPv6Address} {
-			if addr, err := netip.ParseAddr(text); err == nil {
-				network.Addrs = append(network.Addrs, addr)
-			}
-		}
-	}
-	return network
-}
-
-// container makes what the view keeps of a container.
-func (v *Cache) container(c container.InspectResponse, recorded labels.Set) (*Container, error) {
-	var failed tocri.FailedStart
-	if c.State.StartedAt == "" || c.State.ExitCode != 0 || c.State.Error != "" {
-		failed, _ = v.Failures.Get(c.ID)
-	}
-	row, status, err := tocri.Container(c, failed)
-	if err != nil {
-		return nil, err
-	}
-	if updated, ok := v.ContainerUpdates.Get(c.ID); ok {
-		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
-	}
-	return &Container{
-		Row:      row,
-		Status:   status,
-		Name:     strings.TrimPrefix(c.Name, "/"),
-		State:    c.State.Status,
-		Pid:      c.State.Pid,
-		Running:  c.State.Running,
-		TTY:      c.Config.Tty,
-		JSONPath: c.LogPath,
-		Stage:    recorded.Stage,
-		Ours:     recorded.Ours(),
-
-		LogDirectory: v.logDirectory(c.Name, recorded),
-		Layer:        c.GraphDriver.Data["UpperDir"],
-		Volumes:      anonymousVolumes(c.Mounts),
-	}, nil
-}
-
-// logDirectory returns the directory that the log of the container called name must be below:
-// the one its sandbox was created with. cri-dockerd has not put that down. Then, and where the sandbox
-// is not known any more, it is one that is called after the pod in name. An image can
-// bring labels, and so any log path, but no name.
-func (v *Cache) logDirectory(name string, said labels.Set) string {
-	v.mu.RLock()
-	sandbox, ok := v.sandboxes[said.SandboxID]
-	v.mu.RUnlock()
-	if ok && sandbox.seen.Config.GetLogDirectory() != "" {
-		return sandbox.seen.Config.GetLogDirectory()
-	}
-	n, err := names.Parse(name)
-	if err != nil {
-		return ""
-	}
-	return n.LogDirectory(said.LogPath)
-}
-
-// anonymousVolumes returns the directories of the volumes that the Engine has made and
-// named by itself.
-func anonymousVolumes(mounts []container.MountPoint) []string {
-	var dirs []string
-	for _, m := range mounts {
-		_, notHex := hex.DecodeString(m.Name)
-		if m.Type == mount.TypeVolume && m.Driver == "local" && len(m.Name) == 64 && notHex == nil {
-			dirs = append(dirs, m.Source)
-		}
-	}
-	return dirs
-}
-
-// missing takes note that a look that began at ticket did not find id.
-func (v *Cache) missing(id string, ticket uint64) {
-	if v.miss(id, ticket) {
-		v.drop(id)
+// handleMissing marks the container id as removed, because an inspect or list of the
+// given generation did not find it.
+func (c *Cache) handleMissing(id string, generation uint64) {
+	if c.markRemoved(id, generation) {
+		c.notifyRemoved(id)
 	}
 }
 
-// drop has others forget the container id, which is gone.
-func (v *Cache) drop(id string) {
-	v.Logs.Drop(id)
-	if v.OOM != nil {
-		v.OOM.Drop(id)
+// notifyRemoved tells Logs and OOM that the container id is removed. Logs may do disk I/O.
+func (c *Cache) notifyRemoved(id string) {
+	c.logs.Drop(id)
+	if c.oom != nil {
+		c.oom.Drop(id)
 	}
 }
 
-// miss marks id as gone in memory. It reports whether that is so, rather than that
-// it was seen by a later inspection.
-func (v *Cache) miss(id string, ticket uint64) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.passed(id, ticket) {
+// markRemoved removes the container id from the cache and leaves a tombstone; a sandbox
+// becomes an orphan instead. It returns false if a newer inspect has found the container.
+func (c *Cache) markRemoved(id string, generation uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isStaleLocked(id, generation) {
 		return false
 	}
-	e, isSandbox := v.sandboxes[id]
+	e, isSandbox := c.sandboxes[id]
 	if !isSandbox {
-		v.forget(id, ticket)
+		c.forgetLocked(id, generation)
 		return true
 	}
-	g := e.seen
-	if !g.Gone {
-		g = ghost(g)
+	s := e.value
+	if !s.Gone {
+		s = orphaned(s)
 	}
-	v.sandboxes[id] = &entry[*Sandbox]{seen: g, ticket: ticket, emitted: e.emitted}
-	emit(v, v.sandboxes[id], id, id)
+	c.sandboxes[id] = &entry[*Sandbox]{value: s, generation: generation, emitted: e.emitted}
+	emitChangesLocked(c, c.sandboxes[id], id, id)
 	return true
 }
 
-// ghost returns s as it is after its container was removed behind our back.
-func ghost(s *Sandbox) *Sandbox {
-	g := *s
-	g.Gone, g.State, g.Running, g.Pid = true, "", false, 0
-	if g.FinishedAt == 0 {
-		g.FinishedAt = time.Now().UnixNano()
+// orphaned returns a copy of s as it is after somebody else has removed its container.
+func orphaned(s *Sandbox) *Sandbox {
+	o := *s
+	o.Gone, o.State, o.Running, o.Pid = true, "", false, 0
+	if o.FinishedAt == 0 {
+		o.FinishedAt = time.Now().UnixNano()
 	}
-	g.Row = &runtimeapi.PodSandbox{
-		Id: s.Row.GetId(), Metadata: s.Row.GetMetadata(), State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY,
-		CreatedAt: s.Row.GetCreatedAt(), Labels: s.Row.GetLabels(), Annotations: s.Row.GetAnnotations(),
-		RuntimeHandler: s.Row.GetRuntimeHandler(),
-	}
-	g.Status = &runtimeapi.PodSandboxStatus{
-		Id: s.Row.GetId(), Metadata: s.Row.GetMetadata(), State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY,
-		CreatedAt: s.Row.GetCreatedAt(), Labels: s.Row.GetLabels(), Annotations: s.Row.GetAnnotations(),
-		RuntimeHandler: s.Row.GetRuntimeHandler(), Network: &runtimeapi.PodSandboxNetworkStatus{}, Linux: s.Status.GetLinux(),
-	}
-	return &g
+	o.Row, o.Status = proto.CloneOf(s.Row), proto.CloneOf(s.Status)
+	o.Row.State, o.Status.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY, runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	o.Status.Network = &runtimeapi.PodSandboxNetworkStatus{}
+	return &o
 }
 
-// Forget tells the view that the Docker container id is gone for good, and all
-// that belonged to it.
-func (v *Cache) Forget(id string) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.tickets++
-	v.forget(id, v.tickets)
+// Forget removes the container or sandbox id from the cache. It is called after berth has
+// removed it from Docker.
+func (c *Cache) Forget(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.generation++
+	c.forgetLocked(id, c.generation)
 }
 
-// forgetOOM forgets why containers have ended that are gone.
-func (v *Cache) forgetOOM() {
-	if v.OOM == nil {
-		return
+// forgetLocked removes id and leaves a tombstone, so that the result of an inspect that
+// began before the given generation does not bring it back.
+func (c *Cache) forgetLocked(id string, generation uint64) {
+	c.tombstones[id] = generation
+	if e, ok := c.containers[id]; ok {
+		delete(c.containers, id)
+		c.emitLocked(id, e.value.Row.GetPodSandboxId(), diffRemoved(e.emitted))
 	}
-	v.mu.RLock()
-	ids := maps.Clone(v.containers)
-	v.mu.RUnlock()
-	v.OOM.Forget(func(id string) bool { return ids[id] != nil })
-}
-
-// forget is Forget for what was gone at ticket, with v.mu held. A look that
-// began before may come in yet, and must not bring it back.
-func (v *Cache) forget(id string, ticket uint64) {
-	v.removed[id] = ticket
-	if e, ok := v.containers[id]; ok {
-		delete(v.containers, id)
-		v.tell(id, e.seen.Row.GetPodSandboxId(), end(e.emitted))
-	}
-	if e, ok := v.sandboxes[id]; ok {
-		v.tell(id, id, end(e.emitted))
-		delete(v.sandboxes, id)
+	if e, ok := c.sandboxes[id]; ok {
+		c.emitLocked(id, id, diffRemoved(e.emitted))
+		delete(c.sandboxes, id)
 	}
 }

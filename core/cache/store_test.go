@@ -27,10 +27,10 @@ import (
 	"berth/core/testmain"
 )
 
-// Most tests wait for an Engine that hangs, or for time to pass.
+// Most tests wait for an Engine that hangs, or for a timeout.
 func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
-// attached is a network that every pod is on whose process is known.
+// attached is a Network to which every pod with a known process is attached.
 type attached struct{}
 
 func (attached) Addresses(string) ([]netip.Addr, bool) {
@@ -38,33 +38,33 @@ func (attached) Addresses(string) ([]netip.Addr, bool) {
 }
 func (attached) InNetNS(_ string, pid int) bool { return pid != 0 }
 
-// noLogs keeps none. Keep is called, if there is one, before a container that
-// was looked at is put into the view, and drop once it is gone.
-type noLogs struct {
+// fakeLogs calls keep before the result of an inspect is in the cache, and drop once a
+// container is removed; both may be nil.
+type fakeLogs struct {
 	keep func()
 	drop func(id string)
 }
 
-func (l noLogs) Keep(context.Context, *cache.Container) {
+func (l fakeLogs) Keep(context.Context, *cache.Container) {
 	if l.keep != nil {
 		l.keep()
 	}
 }
 
-func (l noLogs) Drop(id string) {
+func (l fakeLogs) Drop(id string) {
 	if l.drop != nil {
 		l.drop(id)
 	}
 }
 
-// A node is a view of an Engine.
+// A node is a cache of a fake Engine.
 type node struct {
 	*testing.T
 	engine *enginetest.Engine
 	docker *engine.Engine
 	client *client.Client
-	view   *cache.Cache
-	logs   noLogs
+	cache  *cache.Cache
+	logs   fakeLogs
 	oom    cache.OOM
 }
 
@@ -76,12 +76,12 @@ func newNode(t *testing.T, before ...func(*node)) *node {
 		do(n)
 	}
 	n.docker = n.engine.Connect(t)
-	n.view = cache.New(cache.Config{Network: attached{}, Logs: n.logs, OOM: n.oom}, n.docker, slog.New(slog.DiscardHandler))
-	enginetest.Background(t, n.view.Run)
+	n.cache = cache.New(cache.Config{Network: attached{}, Logs: n.logs, OOM: n.oom}, n.docker, slog.New(slog.DiscardHandler))
+	enginetest.Background(t, n.cache.Run)
 	return n
 }
 
-// sandbox makes a sandbox in the Engine, behind the view's back.
+// sandbox creates a sandbox in the Engine, without the cache.
 func (n *node) sandbox(pod string) string {
 	n.Helper()
 	return n.make(names.Name{Container: names.Pod, Pod: pod, Namespace: "ns", UID: "u"}, labels.Set{
@@ -89,7 +89,7 @@ func (n *node) sandbox(pod string) string {
 	})
 }
 
-// container makes a container in a sandbox, behind the view's back.
+// container creates a container in a sandbox, without the cache.
 func (n *node) container(sandbox, name string) string {
 	n.Helper()
 	return n.make(names.Name{Container: name, Pod: sandbox[:12], Namespace: "ns", UID: "u"}, labels.Set{
@@ -97,10 +97,10 @@ func (n *node) container(sandbox, name string) string {
 	})
 }
 
-func (n *node) make(name names.Name, said labels.Set) string {
+func (n *node) make(name names.Name, set labels.Set) string {
 	n.Helper()
 	made, err := n.client.ContainerCreate(n.Context(), &container.Config{
-		Image: "server", Cmd: []string{"serve"}, Labels: said.Encode(), NetworkDisabled: true,
+		Image: "server", Cmd: []string{"serve"}, Labels: set.Encode(), NetworkDisabled: true,
 	}, &container.HostConfig{NetworkMode: "none", Init: new(bool)}, nil, nil, name.String())
 	if err != nil {
 		n.Fatal(err)
@@ -115,7 +115,7 @@ func (n *node) start(id string) {
 	}
 }
 
-// remove removes a container, behind the view's back.
+// remove removes a container from the Engine, without the cache.
 func (n *node) remove(id string) {
 	n.Helper()
 	if err := n.client.ContainerRemove(n.Context(), id, container.RemoveOptions{Force: true}); err != nil {
@@ -123,22 +123,22 @@ func (n *node) remove(id string) {
 	}
 }
 
-// state is what the view says of a container, "" if it has none.
+// state returns the state of a container in the cache, "" if it does not have it.
 func (n *node) state(id string) string {
-	c, err := n.view.Container(n.Context(), id)
+	c, err := n.cache.Container(n.Context(), id)
 	if err != nil {
 		return ""
 	}
 	return strings.TrimPrefix(c.Row.GetState().String(), "CONTAINER_")
 }
 
-// becomes waits for the view to say so.
+// becomes waits until a container has the state in the cache.
 func (n *node) becomes(id, state string) {
 	n.Helper()
 	enginetest.Until(n, fmt.Sprintf("container %s is %q, want %q", id, n.state(id), state), func() bool { return n.state(id) == state })
 }
 
-func TestEventsAreFollowed(t *testing.T) {
+func TestEventsUpdateTheCache(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
@@ -148,49 +148,49 @@ func TestEventsAreFollowed(t *testing.T) {
 	n.becomes(id, "RUNNING")
 	n.engine.OOM(id)
 	n.becomes(id, "EXITED")
-	c, err := n.view.Container(t.Context(), id)
+	c, err := n.cache.Container(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s := c.Status; s.GetReason() != "OOMKilled" || s.GetExitCode() != 137 || s.GetFinishedAt() == 0 {
-		t.Errorf("status %v, want killed for want of memory", s)
+		t.Errorf("status %v, want OOMKilled, 137", s)
 	}
 	n.remove(id)
 	n.becomes(id, "")
 
-	// A sandbox that goes behind our back is not ready, until it is forgotten.
+	// A sandbox that somebody else removes stays, not ready, until it is forgotten.
 	n.start(pod)
 	ready := func() string {
-		s, err := n.view.Sandbox(t.Context(), pod)
+		s, err := n.cache.Sandbox(t.Context(), pod)
 		if err != nil {
 			return err.Error()
 		}
 		return fmt.Sprintf("%v gone=%v", s.Row.GetState(), s.Gone)
 	}
-	enginetest.Until(t, "the sandbox does not get ready", func() bool { return ready() == "SANDBOX_READY gone=false" })
+	enginetest.Until(t, "the sandbox does not become ready", func() bool { return ready() == "SANDBOX_READY gone=false" })
 	n.remove(pod)
 	enginetest.Until(t, "the sandbox stays ready", func() bool { return ready() == "SANDBOX_NOTREADY gone=true" })
-	n.view.Forget(pod)
-	if _, err := n.view.Sandbox(t.Context(), pod); !errdefs.IsNotFound(err) {
+	n.cache.Forget(pod)
+	if _, err := n.cache.Sandbox(t.Context(), pod); !errdefs.IsNotFound(err) {
 		t.Errorf("a forgotten sandbox: %v, want NotFound", err)
 	}
 }
 
-func TestAsksNothingOfTheEngine(t *testing.T) {
+func TestReadsMakeNoEngineCalls(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
 	id := n.container(pod, "a")
 	n.becomes(id, "CREATED")
-	enginetest.Until(t, "no sandbox", func() bool { _, err := n.view.Sandbox(t.Context(), pod); return err == nil })
-	// What follows up the events of the creates may still be under way: one
-	// round that costs nothing is proof, since a read that asks does so each time.
+	enginetest.Until(t, "the sandbox is not in the cache", func() bool { _, err := n.cache.Sandbox(t.Context(), pod); return err == nil })
+	// Inspects after the create events may still be running. One round without calls is
+	// proof, since a read that makes a call does so each time.
 	enginetest.Until(t, "reads ask the Engine", func() bool {
 		before := n.engine.Calls()
 		for range 100 {
 			for _, err := range []error{
-				second(n.view.Containers(t.Context(), nil)), second(n.view.Sandboxes(t.Context(), nil)),
-				second(n.view.Container(t.Context(), id)), second(n.view.Sandbox(t.Context(), pod)),
+				second(n.cache.Containers(t.Context(), nil)), second(n.cache.Sandboxes(t.Context(), nil)),
+				second(n.cache.Container(t.Context(), id)), second(n.cache.Sandbox(t.Context(), pod)),
 			} {
 				if err != nil {
 					t.Fatal(err)
@@ -217,17 +217,17 @@ func TestFilters(t *testing.T) {
 		filter *runtimeapi.ContainerFilter
 		want   []string
 	}{
-		"all":                  {nil, []string{c, b, a}},
-		"by ID":                {&runtimeapi.ContainerFilter{Id: a}, []string{a}},
-		"by part of an ID":     {&runtimeapi.ContainerFilter{Id: a[:10]}, []string{a}},
-		"by sandbox":           {&runtimeapi.ContainerFilter{PodSandboxId: pod}, []string{b, a}},
-		"by state":             {&runtimeapi.ContainerFilter{State: running}, []string{b}},
-		"by label":             {&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"app": "c"}}, []string{c}},
-		"by sandbox and label": {&runtimeapi.ContainerFilter{PodSandboxId: pod, LabelSelector: map[string]string{"app": "c"}}, nil},
-		"by what is not there": {&runtimeapi.ContainerFilter{Id: "nothing"}, nil},
+		"all":                    {nil, []string{c, b, a}},
+		"by ID":                  {&runtimeapi.ContainerFilter{Id: a}, []string{a}},
+		"by the prefix of an ID": {&runtimeapi.ContainerFilter{Id: a[:10]}, []string{a}},
+		"by sandbox":             {&runtimeapi.ContainerFilter{PodSandboxId: pod}, []string{b, a}},
+		"by state":               {&runtimeapi.ContainerFilter{State: running}, []string{b}},
+		"by label":               {&runtimeapi.ContainerFilter{LabelSelector: map[string]string{"app": "c"}}, []string{c}},
+		"by sandbox and label":   {&runtimeapi.ContainerFilter{PodSandboxId: pod, LabelSelector: map[string]string{"app": "c"}}, nil},
+		"by an unknown ID":       {&runtimeapi.ContainerFilter{Id: "nothing"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			list, err := n.view.Containers(t.Context(), tt.filter)
+			list, err := n.cache.Containers(t.Context(), tt.filter)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -242,29 +242,29 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-func TestResyncAfterABrokenStream(t *testing.T) {
+func TestSyncAfterBrokenEventStream(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
-	stays, dies, goes := n.container(pod, "stays"), n.container(pod, "dies"), n.container(pod, "goes")
-	for _, id := range []string{stays, dies, goes} {
+	running, exited, removed := n.container(pod, "running"), n.container(pod, "exited"), n.container(pod, "removed")
+	for _, id := range []string{running, exited, removed} {
 		n.start(id)
 		n.becomes(id, "RUNNING")
 	}
-	// All this while nobody listens.
-	list := n.engine.Hang("GET /containers/json")
+	// All this without an event stream.
+	release := n.engine.Hang("GET /containers/json")
 	n.engine.BreakEvents()
-	listening := func() bool { return n.engine.Listeners() > 1 } // one is for the Engine's configuration
-	n.engine.Die(dies, 3)
-	n.remove(goes)
-	list()
-	enginetest.Until(t, "nobody listens again", listening)
-	n.becomes(dies, "EXITED")
-	n.becomes(goes, "")
-	n.becomes(stays, "RUNNING")
+	listening := func() bool { return n.engine.Listeners() > 1 } // one is for reloads of the Engine
+	n.engine.Die(exited, 3)
+	n.remove(removed)
+	release()
+	enginetest.Until(t, "no new event stream", listening)
+	n.becomes(exited, "EXITED")
+	n.becomes(removed, "")
+	n.becomes(running, "RUNNING")
 }
 
-func TestNoOldAnswersAfterTheEngineWasAway(t *testing.T) {
+func TestNoStaleReadsAfterReconnect(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	n.engine.SetLiveRestore(true)
@@ -272,23 +272,23 @@ func TestNoOldAnswersAfterTheEngineWasAway(t *testing.T) {
 	n.start(id)
 	n.becomes(id, "RUNNING")
 	n.engine.Stop()
-	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := n.docker.Conn(); return err != nil })
-	if _, err := n.view.Containers(t.Context(), nil); !errdefs.IsUnavailable(err) {
-		t.Errorf("list while the Engine is away: %v, want Unavailable", err)
+	enginetest.Until(t, "the stopped Engine still has a connection", func() bool { _, err := n.docker.Conn(); return err != nil })
+	if _, err := n.cache.Containers(t.Context(), nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("list while the Engine is stopped: %v, want Unavailable", err)
 	}
 	n.engine.Die(id, 4)
 	n.engine.Restart()
 	if _, err := n.docker.WaitConn(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// The first answer after it is back is that of the Engine as it is now.
-	c, err := n.view.Container(t.Context(), id)
+	// The first read after the reconnect has the current state.
+	c, err := n.cache.Container(t.Context(), id)
 	if err != nil || c.Status.GetExitCode() != 4 {
 		t.Errorf("status %v, %v; want exit code 4", c, err)
 	}
 }
 
-func TestReadYourWrites(t *testing.T) {
+func TestRefreshReadsYourWrites(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
@@ -296,14 +296,14 @@ func TestReadYourWrites(t *testing.T) {
 	n.engine.LoseEvents(true)
 	for range 20 {
 		n.start(id)
-		if _, err := n.view.Refresh(t.Context(), id); err != nil {
+		if _, err := n.cache.Refresh(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 		if s := n.state(id); s != "RUNNING" {
 			t.Fatalf("state %s right after the start, want RUNNING", s)
 		}
 		n.engine.Die(id, 0)
-		if _, err := n.view.Refresh(t.Context(), id); err != nil {
+		if _, err := n.cache.Refresh(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 		if s := n.state(id); s != "EXITED" {
@@ -311,29 +311,29 @@ func TestReadYourWrites(t *testing.T) {
 		}
 	}
 	n.remove(id)
-	if _, err := n.view.Refresh(t.Context(), id); !errdefs.IsNotFound(err) || n.state(id) != "" {
-		t.Errorf("refresh of what is gone: %v, state %q", err, n.state(id))
+	if _, err := n.cache.Refresh(t.Context(), id); !errdefs.IsNotFound(err) || n.state(id) != "" {
+		t.Errorf("refresh of a removed container: %v, state %q", err, n.state(id))
 	}
 }
 
-// A slow look must not bring back what was removed meanwhile, even if it is the
-// first that would have been seen of it.
-func TestLateLooksBringNothingBack(t *testing.T) {
+// A slow inspect must not bring back a container that was removed meanwhile, even if it is
+// the first inspect of it.
+func TestLateInspectDoesNotRestoreRemovedContainer(t *testing.T) {
 	t.Parallel()
-	looked, removed := make(chan struct{}, 10), make(chan struct{})
+	inspected, removed := make(chan struct{}, 10), make(chan struct{})
 	n := newNode(t, func(n *node) {
 		n.logs.keep = func() {
-			looked <- struct{}{}
+			inspected <- struct{}{}
 			<-removed
 		}
 	})
-	if err := n.view.Ready(t.Context()); err != nil {
+	if err := n.cache.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	id := n.container(n.sandbox("web"), "a")
-	<-looked // and not in the view yet
+	<-inspected // and not in the cache yet
 	n.remove(id)
-	if _, err := n.view.Refresh(t.Context(), id); !errdefs.IsNotFound(err) {
+	if _, err := n.cache.Refresh(t.Context(), id); !errdefs.IsNotFound(err) {
 		t.Errorf("%v, want NotFound", err)
 	}
 	close(removed)
@@ -343,7 +343,7 @@ func TestLateLooksBringNothingBack(t *testing.T) {
 	}
 }
 
-func TestOneHungContainerDelaysNoOther(t *testing.T) {
+func TestHungInspectDelaysNoOtherContainer(t *testing.T) {
 	t.Parallel()
 	var hung, other string
 	var release func()
@@ -354,28 +354,28 @@ func TestOneHungContainerDelaysNoOther(t *testing.T) {
 		release = n.engine.Hang("GET /containers/" + hung + "/json")
 	})
 	defer release()
-	// While it runs: the others are told of at once.
-	enginetest.Until(t, "no view", func() bool { return n.view.Ready(t.Context()) == nil })
+	// Other containers are current while the inspect hangs.
+	enginetest.Until(t, "the cache does not get in sync", func() bool { return n.cache.Ready(t.Context()) == nil })
 	began := time.Now()
 	n.start(other)
 	n.becomes(other, "RUNNING")
 	n.engine.Die(other, 1)
 	n.becomes(other, "EXITED")
 	if took := time.Since(began); took > 2*time.Second {
-		t.Errorf("another container's news took %v", took)
+		t.Errorf("changes of another container took %v", took)
 	}
-	// The hung one is not hidden: the list has told of it.
+	// The hung one is known from the list.
 	if s := n.state(hung); s != "RUNNING" {
-		t.Errorf("the hung one is %q, want RUNNING, as the list says", s)
+		t.Errorf("the hung one is %q, want RUNNING, as in the list", s)
 	}
 	release()
-	enginetest.Until(t, "the hung one is never looked at", func() bool {
-		c, err := n.view.Container(t.Context(), hung)
+	enginetest.Until(t, "the hung one is not inspected again", func() bool {
+		c, err := n.cache.Container(t.Context(), hung)
 		return err == nil && c.Pid > 0
 	})
 }
 
-func TestAFailedLookIsTriedAgain(t *testing.T) {
+func TestFailedInspectIsRetried(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
@@ -385,47 +385,47 @@ func TestAFailedLookIsTriedAgain(t *testing.T) {
 	n.becomes(id, "RUNNING")
 }
 
-func TestHalfMadeThingsAreHidden(t *testing.T) {
+func TestHiddenSandboxIsNotListed(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	done := n.view.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String()).Reveal
+	reveal := n.cache.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String()).Reveal
 	id := n.sandbox("web")
-	if _, err := n.view.Refresh(t.Context(), id); err != nil {
+	if _, err := n.cache.Refresh(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if list, err := n.view.Sandboxes(t.Context(), nil); err != nil || len(list) != 0 {
+	if list, err := n.cache.Sandboxes(t.Context(), nil); err != nil || len(list) != 0 {
 		t.Errorf("list %v, %v; want none", list, err)
 	}
-	done()
-	done() // no harm
-	if list, err := n.view.Sandboxes(t.Context(), nil); err != nil || len(list) != 1 {
+	reveal()
+	reveal() // has no effect
+	if list, err := n.cache.Sandboxes(t.Context(), nil); err != nil || len(list) != 1 {
 		t.Errorf("list %v, %v; want one", list, err)
 	}
 }
 
-func TestWhatIsNotOursIsNotSeen(t *testing.T) {
+func TestContainersWithoutLabelsAreIgnored(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	made, err := n.client.ContainerCreate(t.Context(), &container.Config{Image: "server"}, nil, nil, nil, "mine")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.view.Refresh(t.Context(), made.ID); err != nil {
+	if _, err := n.cache.Refresh(t.Context(), made.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.view.Container(t.Context(), made.ID); !errdefs.IsNotFound(err) {
+	if _, err := n.cache.Container(t.Context(), made.ID); !errdefs.IsNotFound(err) {
 		t.Errorf("%v, want NotFound", err)
 	}
 }
 
-func TestEachRunsOnceAConnection(t *testing.T) {
+func TestReconcileLoopRunsOncePerConnection(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	tries := make(chan *engine.Conn, 10)
 	failed := errors.New("not yet")
 	wake := make(chan struct{})
 	enginetest.Background(t, func(ctx context.Context) error {
-		return n.view.ReconcileLoop(ctx, "test", wake, func(_ context.Context, conn *engine.Conn) error {
+		return n.cache.ReconcileLoop(ctx, "test", wake, func(_ context.Context, conn *engine.Conn) error {
 			tries <- conn
 			err := failed
 			failed = nil
@@ -438,21 +438,19 @@ func TestEachRunsOnceAConnection(t *testing.T) {
 		t.Errorf("woken with connection %p, want %p", woken, first)
 	}
 	n.engine.Stop()
-	enginetest.Until(t, "nobody notices that the Engine is away", func() bool { _, err := n.docker.Conn(); return err != nil })
+	enginetest.Until(t, "the stopped Engine still has a connection", func() bool { _, err := n.docker.Conn(); return err != nil })
 	n.engine.Restart()
 	if third := <-tries; first != again || third == first {
 		t.Errorf("connections %p, %p, %p", first, again, third)
 	}
 }
 
-// What fails is tried again ever more seldom, but at once where the Engine has
-// gone and come back.
-func TestEachLosesPatience(t *testing.T) {
+func TestReconcileLoopBacksOffUntilReconnect(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	tries := make(chan time.Time, 10)
 	enginetest.Background(t, func(ctx context.Context) error {
-		return n.view.ReconcileLoop(ctx, "test", nil, func(context.Context, *engine.Conn) error {
+		return n.cache.ReconcileLoop(ctx, "test", nil, func(context.Context, *engine.Conn) error {
 			tries <- time.Now()
 			return errors.New("not yet")
 		})
@@ -472,9 +470,9 @@ func TestEachLosesPatience(t *testing.T) {
 	}
 }
 
-// An Engine that was too busy to answer in time is connected to again, and the
-// stream of the connection before is as good as ever: nothing breaks it.
-func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
+// After an Engine was too busy to answer in time there is a new connection, while the event
+// stream of the old one is not broken.
+func TestSyncsWithNewConnectionWhileOldEventStreamLives(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
@@ -486,9 +484,9 @@ func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
 		}
 		n.docker.MarkBroken(conn, errors.New("no answer within 5s"))
 		limit := time.Now().Add(10 * time.Second)
-		for n.view.Ready(t.Context()) != nil {
+		for n.cache.Ready(t.Context()) != nil {
 			if time.Now().After(limit) {
-				t.Fatal("nothing is answered any more")
+				t.Fatal("the cache does not get in sync")
 			}
 			time.Sleep(10 * time.Millisecond)
 		}
@@ -497,26 +495,25 @@ func TestAnotherConnectionBesideAStreamThatLives(t *testing.T) {
 	n.becomes(id, "RUNNING")
 }
 
-// says is what there is to say of a container or sandbox, but for its mounts
-// and names.
-func (n *node) says(id string) string {
+// describe returns the state of a container or sandbox in the cache.
+func (n *node) describe(id string) string {
 	n.Helper()
-	if s, err := n.view.Sandbox(n.Context(), id); err == nil {
+	if s, err := n.cache.Sandbox(n.Context(), id); err == nil {
 		return fmt.Sprintf("%v %s pid=%v started=%d", s.Row.GetState(), s.Status.GetNetwork().GetIp(), s.Pid > 0, s.StartedAt)
 	}
-	c, err := n.view.Container(n.Context(), id)
+	c, err := n.cache.Container(n.Context(), id)
 	if err != nil {
 		return err.Error()
 	}
 	return fmt.Sprintf("%v %s %d pid=%v started=%d", c.Row.GetState(), c.Status.GetReason(), c.Status.GetExitCode(), c.Pid > 0, c.Status.GetStartedAt())
 }
 
-// told collects the kinds of changes told of id from now on.
-func (n *node) told(id string) (sofar func() string) {
+// collectEvents collects the types of events of id from now on.
+func (n *node) collectEvents(id string) (received func() string) {
 	var mu sync.Mutex
 	var all []string
 	enginetest.Background(n.T, func(ctx context.Context) error {
-		err := n.view.Subscribe(ctx, func(e *runtimeapi.ContainerEventResponse) error {
+		err := n.cache.Subscribe(ctx, func(e *runtimeapi.ContainerEventResponse) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if e.GetContainerId() == id {
@@ -537,7 +534,7 @@ func (n *node) told(id string) (sofar func() string) {
 	}
 }
 
-// hang has all looks at ids hang until release is called.
+// hang makes all inspects of ids hang until release is called.
 func (n *node) hang(ids ...string) (release func()) {
 	var all []func()
 	for _, id := range ids {
@@ -550,112 +547,112 @@ func (n *node) hang(ids ...string) (release func()) {
 	}
 }
 
-// What is known stays when the Engine cannot tell it again; what is news is as
-// the list has it.
-func TestAHungLookUndoesNothing(t *testing.T) {
+// If inspects hang during a sync, the last inspect is kept where the state is that of the
+// list; a new state is taken from the list.
+func TestHungInspectKeepsLastState(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
-	runs, ended, dies := n.container(pod, "runs"), n.container(pod, "ended"), n.container(pod, "dies")
-	for _, id := range []string{pod, runs, ended, dies} {
+	running, exited, dies := n.container(pod, "running"), n.container(pod, "exited"), n.container(pod, "dies")
+	for _, id := range []string{pod, running, exited, dies} {
 		n.start(id)
 	}
-	n.engine.Die(ended, 3)
-	n.becomes(runs, "RUNNING")
-	n.becomes(ended, "EXITED")
+	n.engine.Die(exited, 3)
+	n.becomes(running, "RUNNING")
+	n.becomes(exited, "EXITED")
 	n.becomes(dies, "RUNNING")
-	enginetest.Until(t, "the pod is not ready", func() bool { return strings.HasPrefix(n.says(pod), "SANDBOX_READY 10.0.0.7 pid=true") })
-	before := map[string]string{pod: n.says(pod), runs: n.says(runs), ended: n.says(ended)}
-	started := n.says(dies)[strings.Index(n.says(dies), "started="):]
-	told := map[string]func() string{pod: n.told(pod), runs: n.told(runs), ended: n.told(ended), dies: n.told(dies)}
+	enginetest.Until(t, "the pod is not ready", func() bool { return strings.HasPrefix(n.describe(pod), "SANDBOX_READY 10.0.0.7 pid=true") })
+	before := map[string]string{pod: n.describe(pod), running: n.describe(running), exited: n.describe(exited)}
+	started := n.describe(dies)[strings.Index(n.describe(dies), "started="):]
+	received := map[string]func() string{pod: n.collectEvents(pod), running: n.collectEvents(running), exited: n.collectEvents(exited), dies: n.collectEvents(dies)}
 
-	release := n.hang(pod, runs, ended, dies)
+	release := n.hang(pod, running, exited, dies)
 	defer release()
-	list := n.engine.Hang("GET /containers/json")
+	releaseList := n.engine.Hang("GET /containers/json")
 	n.engine.BreakEvents()
-	enginetest.Until(t, "the break is not noticed", func() bool { return n.view.Ready(t.Context()) != nil })
+	enginetest.Until(t, "the cache is in sync without an event stream", func() bool { return n.cache.Ready(t.Context()) != nil })
 	n.engine.Die(dies, 4)
-	list()
-	enginetest.Until(t, "no view", func() bool { return n.view.Ready(t.Context()) == nil })
+	releaseList()
+	enginetest.Until(t, "the cache does not get in sync", func() bool { return n.cache.Ready(t.Context()) == nil })
 	check := func(when string) {
 		t.Helper()
 		for id, want := range before {
-			if got := n.says(id); got != want {
+			if got := n.describe(id); got != want {
 				t.Errorf("%s: got %q, want %q", when, got, want)
 			}
-			if got := told[id](); got != "" {
-				t.Errorf("%s: told of %s", when, got)
+			if got := received[id](); got != "" {
+				t.Errorf("%s: events %s, want none", when, got)
 			}
 		}
-		if got, want := n.says(dies), "CONTAINER_EXITED Error 4 pid=false "+started; got != want {
+		if got, want := n.describe(dies), "CONTAINER_EXITED Error 4 pid=false "+started; got != want {
 			t.Errorf("%s: got %q, want %q", when, got, want)
 		}
-		if got, want := told[dies](), "STOPPED"; got != want {
-			t.Errorf("%s: told of %q, want %q", when, got, want)
+		if got, want := received[dies](), "STOPPED"; got != want {
+			t.Errorf("%s: events %q, want %q", when, got, want)
 		}
 	}
-	check("hung")
+	check("while inspects hang")
 	release()
-	for _, id := range []string{pod, runs, ended, dies} {
-		if _, err := n.view.Refresh(t.Context(), id); err != nil {
+	for _, id := range []string{pod, running, exited, dies} {
+		if _, err := n.cache.Refresh(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 	}
-	check("after it")
+	check("afterwards")
 }
 
-// What is not known yet is as the list has it. Of that no log is kept, for the
-// list does not tell which file it is in.
-func TestAHungFirstLook(t *testing.T) {
+// A container whose first inspect hangs is taken from the list. Logs does not get it, because
+// a list entry has no log path.
+func TestHungFirstInspectUsesTheList(t *testing.T) {
 	t.Parallel()
-	var pod, runs, ended string
+	var pod, running, exited string
 	var kept atomic.Int32
 	var release func()
 	n := newNode(t, func(n *node) {
 		pod = n.sandbox("web")
-		runs, ended = n.container(pod, "runs"), n.container(pod, "ended")
-		for _, id := range []string{pod, runs, ended} {
+		running, exited = n.container(pod, "running"), n.container(pod, "exited")
+		for _, id := range []string{pod, running, exited} {
 			n.start(id)
 		}
-		n.engine.Die(ended, 3)
-		release = n.hang(pod, runs, ended)
+		n.engine.Die(exited, 3)
+		release = n.hang(pod, running, exited)
 		n.logs.keep = func() { kept.Add(1) }
 	})
 	defer release()
-	enginetest.Until(t, "no view", func() bool { return n.view.Ready(t.Context()) == nil })
+	enginetest.Until(t, "the cache does not get in sync", func() bool { return n.cache.Ready(t.Context()) == nil })
 	for id, want := range map[string]string{
-		pod:   "SANDBOX_READY 10.0.0.7 pid=false",
-		runs:  "CONTAINER_RUNNING  0 pid=false",
-		ended: "CONTAINER_EXITED Error 3 pid=false",
+		pod:     "SANDBOX_READY 10.0.0.7 pid=false",
+		running: "CONTAINER_RUNNING  0 pid=false",
+		exited:  "CONTAINER_EXITED Error 3 pid=false",
 	} {
-		if got := n.says(id); !strings.HasPrefix(got, want) {
+		if got := n.describe(id); !strings.HasPrefix(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
 	if got := kept.Load(); got != 0 {
-		t.Errorf("the logs of %d containers are kept by what the list says", got)
+		t.Errorf("Logs got %d containers from the list, want none", got)
 	}
-	told := n.told(runs)
+	received := n.collectEvents(running)
 	release()
-	enginetest.Until(t, "never looked at", func() bool {
-		return strings.Contains(n.says(pod), "pid=true") && strings.Contains(n.says(runs), "pid=true")
+	enginetest.Until(t, "not inspected after the release", func() bool {
+		return strings.Contains(n.describe(pod), "pid=true") && strings.Contains(n.describe(running), "pid=true")
 	})
-	// When it was started is known better now, and no news.
-	if got := told(); got != "" {
-		t.Errorf("told of %s", got)
+	// The start time has changed from an estimate, which is no transition.
+	if got := received(); got != "" {
+		t.Errorf("events %s, want none", got)
 	}
 }
 
-// What was not there for a while, perhaps because a disk was mounted late, is
-// seen again.
-func TestWhatTheEngineHasAgain(t *testing.T) {
+// A container that the Engine did not have for a while, perhaps because a disk was mounted
+// late, is in the cache again.
+func TestContainerReturnsAfterNotFound(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
 	n.start(id)
 	n.becomes(id, "RUNNING")
 	n.engine.Fail("GET /containers/"+id+"/json", http.StatusNotFound)
-	if _, err := n.view.Refresh(t.Context(), id); !errdefs.IsNotFound(err) {
+	if _, err := n.cache.Refresh(t.Context(), id); !errdefs.IsNotFound(err) {
 		t.Errorf("%v, want NotFound", err)
 	}
 	n.becomes(id, "")
@@ -664,8 +661,8 @@ func TestWhatTheEngineHasAgain(t *testing.T) {
 	n.becomes(id, "RUNNING")
 }
 
-// A container that came up after the list was made is not in it, and not gone.
-func TestALateListTakesNothingAway(t *testing.T) {
+// A container that was created after the list was made is not in it, and must not be removed.
+func TestLateListDoesNotRemoveNewContainer(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	dropped := map[string]bool{}
@@ -679,19 +676,19 @@ func TestALateListTakesNothingAway(t *testing.T) {
 	pod := n.sandbox("web")
 	slow := n.container(pod, "slow")
 	n.becomes(slow, "CREATED")
-	looks := make(chan struct{}, 100)
+	inspects := make(chan struct{}, 100)
 	lists := n.engine.Calls("GET /containers/json")
 	n.engine.On("GET /containers/"+slow+"/json", func() {
-		if n.engine.Calls("GET /containers/json") > lists { // it is no look of before
-			looks <- struct{}{}
+		if n.engine.Calls("GET /containers/json") > lists { // else the inspect is older than the list
+			inspects <- struct{}{}
 		}
 	})
 	release := n.hang(slow)
 	defer release()
 	n.engine.BreakEvents()
-	<-looks // the list is there
+	<-inspects // after the list
 	id := n.container(pod, "a")
-	if _, err := n.view.Refresh(t.Context(), id); err != nil {
+	if _, err := n.cache.Refresh(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	release()
@@ -699,27 +696,26 @@ func TestALateListTakesNothingAway(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	if dropped[id] {
-		t.Error("the log of a container that is there was let go")
+		t.Error("the log of a new container was dropped")
 	}
 }
 
-// What is said to the logs must not be older than what was said before, for they do
-// what they are told last.
-func TestLogsAreToldInOrder(t *testing.T) {
+// Logs acts on the state that it gets last, so it must get the states of a container in order.
+func TestLogsGetStatesInOrder(t *testing.T) {
 	t.Parallel()
-	var inside, kept atomic.Int32
+	var concurrent, kept atomic.Int32
 	var holding, overlap atomic.Bool
 	hold := make(chan struct{})
 	n := newNode(t, func(n *node) {
 		n.logs.keep = func() {
-			if inside.Add(1) > 1 {
+			if concurrent.Add(1) > 1 {
 				overlap.Store(true)
 			}
 			kept.Add(1)
 			if holding.Load() {
 				<-hold
 			}
-			inside.Add(-1)
+			concurrent.Add(-1)
 		}
 	})
 	id := n.container(n.sandbox("web"), "a")
@@ -728,7 +724,7 @@ func TestLogsAreToldInOrder(t *testing.T) {
 	refresh := func() <-chan error {
 		done := make(chan error, 1)
 		go func() {
-			_, err := n.view.Refresh(t.Context(), id)
+			_, err := n.cache.Refresh(t.Context(), id)
 			done <- err
 		}()
 		return done
@@ -740,11 +736,11 @@ func TestLogsAreToldInOrder(t *testing.T) {
 		}
 	}
 
-	// Two that have both seen it.
+	// Two inspects with the same result.
 	holding.Store(true)
 	began := kept.Load()
 	first := refresh()
-	enginetest.Until(t, "not kept", func() bool { return kept.Load() == began+1 })
+	enginetest.Until(t, "Keep is not called", func() bool { return kept.Load() == began+1 })
 	second := refresh()
 	time.Sleep(100 * time.Millisecond)
 	holding.Store(false)
@@ -752,31 +748,32 @@ func TestLogsAreToldInOrder(t *testing.T) {
 	must(<-first)
 	must(<-second)
 	if overlap.Load() {
-		t.Error("told of two looks at the same time")
+		t.Error("Keep was called twice at the same time")
 	}
 
-	// One that has been overtaken.
-	came, goOn := make(chan struct{}), make(chan struct{})
+	// An inspect that is slower than a later one.
+	arrived, proceed := make(chan struct{}), make(chan struct{})
 	var held atomic.Bool
 	n.engine.On("GET /containers/"+id+"/json", func() {
 		if held.CompareAndSwap(false, true) {
-			close(came)
-			<-goOn
+			close(arrived)
+			<-proceed
 		}
 	})
 	began = kept.Load()
 	first = refresh()
-	<-came
+	<-arrived
 	must(<-refresh())
-	close(goOn)
+	close(proceed)
 	must(<-first)
 	if got := kept.Load() - began; got != 1 {
-		t.Errorf("told %d times, want once: the first look was overtaken", got)
+		t.Errorf("Keep was called %d times, want once: the first inspect is stale", got)
 	}
 }
 
-// A container is a pod's as long as it has the name of one, which no image can give it.
-func TestRenamedContainersBelongToNobody(t *testing.T) {
+// A container belongs to a pod only while it has a Docker name of that form, which no image
+// can set.
+func TestRenamedContainersDoNotBelongToPods(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.sandbox("web")
@@ -786,7 +783,7 @@ func TestRenamedContainersBelongToNobody(t *testing.T) {
 	ready := func(want runtimeapi.PodSandboxState) {
 		t.Helper()
 		enginetest.Until(n, want.String(), func() bool {
-			s, err := n.view.Sandbox(t.Context(), pod)
+			s, err := n.cache.Sandbox(t.Context(), pod)
 			return err == nil && s.Row.GetState() == want
 		})
 	}
@@ -797,16 +794,16 @@ func TestRenamedContainersBelongToNobody(t *testing.T) {
 		}
 	}
 	n.becomes(id, "")
-	ready(runtimeapi.PodSandboxState_SANDBOX_NOTREADY) // until the kubelet has had it removed
+	ready(runtimeapi.PodSandboxState_SANDBOX_NOTREADY) // until RemovePodSandbox
 	if err := n.client.ContainerRename(t.Context(), id, names.Name{Container: "c", Pod: pod[:12], Namespace: "ns", UID: "u"}.String()); err != nil {
 		t.Fatal(err)
 	}
 	n.becomes(id, "CREATED")
 }
 
-// The first event about a pod shows it as it is once it is complete: a kubelet that
-// goes by events would otherwise take it for one without a ready sandbox.
-func TestEventsOfAHiddenSandboxComeOnceItIsRevealed(t *testing.T) {
+// The first event about a pod must show its sandbox ready: a kubelet that uses events (feature
+// gate EventedPLEG) would take the pod for one without a ready sandbox.
+func TestEventsOfHiddenSandboxAreSentWhenRevealed(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	var mu sync.Mutex
@@ -814,7 +811,7 @@ func TestEventsOfAHiddenSandboxComeOnceItIsRevealed(t *testing.T) {
 	subscribed := make(chan struct{})
 	enginetest.Background(t, func(ctx context.Context) error {
 		close(subscribed)
-		_ = n.view.Subscribe(ctx, func(e *runtimeapi.ContainerEventResponse) error {
+		_ = n.cache.Subscribe(ctx, func(e *runtimeapi.ContainerEventResponse) error {
 			mu.Lock()
 			defer mu.Unlock()
 			got = append(got, fmt.Sprint(e.GetContainerEventType(), " ", e.GetPodSandboxStatus().GetState()))
@@ -823,11 +820,11 @@ func TestEventsOfAHiddenSandboxComeOnceItIsRevealed(t *testing.T) {
 		return nil
 	})
 	<-subscribed
-	hidden := n.view.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
+	hidden := n.cache.Hide(names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
 	id := n.sandbox("web")
 	n.start(id)
 	enginetest.Until(t, "the sandbox does not run", func() bool {
-		s, err := n.view.Sandbox(t.Context(), id)
+		s, err := n.cache.Sandbox(t.Context(), id)
 		return err == nil && s.Running
 	})
 	mu.Lock()
@@ -846,17 +843,17 @@ func TestEventsOfAHiddenSandboxComeOnceItIsRevealed(t *testing.T) {
 		t.Errorf("events %v, want %v", got, want)
 	}
 
-	// One that never is complete has none.
-	hidden = n.view.Hide(names.Name{Container: names.Pod, Pod: "half", Namespace: "ns", UID: "u"}.String())
-	half := n.sandbox("half")
-	if _, err := n.view.Refresh(t.Context(), half); err != nil {
+	// A sandbox that is never revealed has no events.
+	hidden = n.cache.Hide(names.Name{Container: names.Pod, Pod: "incomplete", Namespace: "ns", UID: "u"}.String())
+	incomplete := n.sandbox("incomplete")
+	if _, err := n.cache.Refresh(t.Context(), incomplete); err != nil {
 		t.Fatal(err)
 	}
-	n.remove(half)
-	n.view.Forget(half)
+	n.remove(incomplete)
+	n.cache.Forget(incomplete)
 	hidden.Reveal()
 	n.container(id, "after")
-	enginetest.Until(t, "no event of what comes after", func() bool {
+	enginetest.Until(t, "no event of the next container", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(got) > len(want)

@@ -21,89 +21,96 @@ import (
 )
 
 const (
-	// auditEvery is how often the Engine's list is compared with the view. An
-	// Engine drops events of a listener that it finds slow, and says nothing.
-	auditEvery = 30 * time.Second
-	// looksAtOnce bounds how many containers a fresh look inspects at a time.
-	looksAtOnce = 8
-	// firstLook is how long a sync waits for one inspect. One that hangs must not hide
-	// the others for longer than a call waits for a sync (syncPatience), which inspects
-	// sandboxes first and containers then.
-	firstLook = syncPatience / 2
-	// lookAgain is the pause before another try at a container that could not
-	// be looked at.
-	lookAgain = 2 * time.Second
+	// auditInterval is how often the Engine's list is compared with the cache: an Engine
+	// drops events of a client that reads them too slowly, without telling it.
+	auditInterval = 30 * time.Second
+	// maxSyncInspects bounds how many containers a sync inspects at a time.
+	maxSyncInspects = 8
+	// syncInspectTimeout is how long a sync waits for one inspect. One that hangs must not
+	// hide the other containers for longer than a read waits for a sync (syncTimeout), which
+	// inspects all sandboxes before all containers.
+	syncInspectTimeout = syncTimeout / 2
+	// inspectRetryInterval is the pause before another attempt to inspect a container.
+	inspectRetryInterval = 2 * time.Second
 )
 
-// Run keeps the view current until ctx ends.
-func (v *Cache) Run(ctx context.Context) error {
+// Run keeps the cache current until ctx ends.
+func (c *Cache) Run(ctx context.Context) error {
 	for {
-		conn, err := v.docker.WaitConn(ctx)
+		conn, err := c.engine.WaitConn(ctx)
 		if err != nil {
 			return nil // ctx has ended
 		}
-		err = v.follow(ctx, conn)
+		err = c.follow(ctx, conn)
 		if ctx.Err() != nil {
 			return nil
 		}
-		v.docker.MarkBroken(conn, err)
+		c.engine.MarkBroken(conn, err)
 	}
 }
 
-// follow looks at everything once and then at what events tell of. It returns
-// when the event stream breaks, or the Engine has another connection.
-func (v *Cache) follow(ctx context.Context, conn *engine.Conn) error {
-	// Whatever is still looking when the stream breaks is called off and
-	// waited for.
-	g, ctx := panics.NewGroupWithContext(ctx, v.log)
-	defer v.lag.clear() // the next sync sees all that was not seen
-	if v.OOM != nil {
-		defer v.OOM.Deaf()
+// A syncer keeps the cache in sync over one connection.
+type syncer struct {
+	*Cache
+	conn  *engine.Conn
+	group *panics.Group // of background inspects
+	queue inspectQueue
+}
+
+var errReplaced = errors.New("the connection to docker has been replaced")
+
+// follow syncs the cache and then applies the changes that events report. It returns when
+// the event stream breaks or the connection is replaced, after all inspects have ended.
+func (c *Cache) follow(ctx context.Context, conn *engine.Conn) error {
+	g, ctx := panics.NewGroupWithContext(ctx, c.log)
+	defer c.lag.reset() // the next sync applies all pending changes
+	if c.oom != nil {
+		defer c.oom.Deaf()
 	}
-	desk := &desk{looks: map[string]bool{}}
+	s := &syncer{Cache: c, conn: conn, group: g, queue: newInspectQueue()}
 	g.Go(func() error {
-		// An Engine that was only slow has a new connection, and breaks no stream.
-		v.docker.WaitReplaced(ctx, conn, nil)
+		// After an Engine was too slow, its old connection and event stream still work.
+		c.engine.WaitReplaced(ctx, conn, nil)
 		return errReplaced
 	})
-	g.Go(func() error {
-		// Listen first, look second: nothing can happen in between.
-		news, broken := conn.Events(ctx, events.ListOptions{Filters: eventFilter()})
-		if err := v.sync(ctx, conn, g, desk); err != nil {
-			return err
-		}
-		v.settle(conn)
-		audit := time.NewTicker(auditEvery)
-		defer audit.Stop()
-		for {
-			select {
-			case m := <-news:
-				v.handleEvent(ctx, conn, g, desk, m)
-			case err := <-broken:
-				if err == nil {
-					err = errors.New("the event stream ended")
-				}
-				return fmt.Errorf("docker events: %w", err)
-			case <-audit.C:
-				if err := v.audit(ctx, conn, g, desk); err != nil {
-					return err
-				}
-			}
-		}
-	})
+	g.Go(func() error { return s.run(ctx) })
 	return g.Wait()
 }
 
-// errReplaced is why a connection that still works is not followed any more.
-var errReplaced = errors.New("there is another connection to docker")
+// run does a sync and then handles events and audits until the event stream breaks.
+func (s *syncer) run(ctx context.Context) error {
+	// Subscribe before the sync, so that no change between the two is missed.
+	messages, errs := s.conn.Events(ctx, events.ListOptions{Filters: eventFilter()})
+	if err := s.sync(ctx); err != nil {
+		return err
+	}
+	s.setSynced(s.conn)
+	audit := time.NewTicker(auditInterval)
+	defer audit.Stop()
+	for {
+		select {
+		case m := <-messages:
+			s.handleEvent(ctx, m)
+		case err := <-errs:
+			if err == nil {
+				err = errors.New("the event stream ended")
+			}
+			return fmt.Errorf("docker events: %w", err)
+		case <-audit.C:
+			if err := s.audit(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
 
-// settle publishes that the view is that of conn.
-func (v *Cache) settle(conn *engine.Conn) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.synced, v.known = conn, true
-	close(v.changed)
-	v.changed = make(chan struct{})
+// setSynced publishes that the cache is in sync with conn.
+func (c *Cache) setSynced(conn *engine.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.synced, c.everSynced = conn, true
+	close(c.syncChanged)
+	c.syncChanged = make(chan struct{})
 }
 
 // inspectOn are the events after which a container is inspected.
@@ -112,9 +119,9 @@ var inspectOn = []events.Action{
 	events.ActionUnPause, events.ActionRename, events.ActionUpdate, events.ActionStop, events.ActionRestart,
 }
 
-// eventFilter selects the events that handleEvent acts on. An event carries all
-// labels of its container, which may be megabytes of the image's, and each exec
-// probe would cause three of them.
+// eventFilter selects the events that handleEvent uses. Others are kept off the wire: an
+// event has all labels of its container, which may be megabytes of the image's, and each
+// exec probe causes three events.
 func eventFilter() filters.Args {
 	f := filters.NewArgs(
 		filters.Arg("type", string(events.ContainerEventType)),
@@ -128,196 +135,215 @@ func eventFilter() filters.Args {
 	return f
 }
 
-// sigKill is SIGKILL, as events of Docker name it.
-const sigKill = "9"
-
-// handleEvent acts on one event. It must not wait: the Engine drops the events of a
-// slow listener.
-func (v *Cache) handleEvent(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk, m events.Message) {
-	if v.OOM != nil {
-		switch m.Action {
-		case events.ActionStart:
-			v.mu.RLock()
-			_, removed := v.removed[m.Actor.ID]
-			v.mu.RUnlock()
-			if !removed { // else the event is late, and nothing would forget the container again
-				v.OOM.Started(m.Actor.ID)
-			}
-		case events.ActionKill:
-			if m.Actor.Attributes["signal"] == sigKill {
-				v.OOM.Slain(m.Actor.ID)
-			}
-		case events.ActionDie:
-			v.OOM.Died(m.Actor.ID)
-		default:
-		}
-	}
+// handleEvent applies one event. It must not block: the Engine drops events of a client
+// that reads them too slowly.
+func (s *syncer) handleEvent(ctx context.Context, m events.Message) {
+	id := m.Actor.ID
+	s.notifyOOM(m)
 	switch {
 	case m.Action == events.ActionDestroy:
-		ticket, over := v.begin()
-		removed := v.miss(m.Actor.ID, ticket)
-		over()
+		generation, endRead := s.startRead()
+		removed := s.markRemoved(id, generation)
+		endRead()
 		if removed {
-			g.Go(func() error { v.drop(m.Actor.ID); return nil }) // which takes disk I/O
+			s.group.Go(func() error { s.notifyRemoved(id); return nil })
 		}
 	case slices.Contains(inspectOn, m.Action):
-		v.lag.heard(m.Actor.ID, time.Unix(0, m.TimeNano))
-		v.lookSoon(ctx, conn, g, d, m.Actor.ID)
+		s.lag.observeEvent(id, time.Unix(0, m.TimeNano))
+		s.enqueueInspect(ctx, id)
 	}
 }
 
-// A desk knows which looks are under way, so that a container is never looked
-// at twice at a time, however many events it has.
-type desk struct {
-	mu    sync.Mutex      // guards looks
-	looks map[string]bool // by ID; true if one more is due afterwards
+const sigKill = "9" // attribute "signal" of Docker's kill events
+
+// notifyOOM passes an event on to OOM.
+func (c *Cache) notifyOOM(m events.Message) {
+	if c.oom == nil {
+		return
+	}
+	switch m.Action {
+	case events.ActionStart:
+		c.mu.RLock()
+		_, removed := c.tombstones[m.Actor.ID]
+		c.mu.RUnlock()
+		if !removed { // else the event is late, and OOM would keep the container forever
+			c.oom.Started(m.Actor.ID)
+		}
+	case events.ActionKill:
+		if m.Actor.Attributes["signal"] == sigKill {
+			c.oom.Slain(m.Actor.ID)
+		}
+	case events.ActionDie:
+		c.oom.Died(m.Actor.ID)
+	default:
+	}
 }
 
-// begin reports whether the caller is to look at id; if not, another look is
-// under way and will be followed by one more.
-func (d *desk) begin(id string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, busy := d.looks[id]; busy {
-		d.looks[id] = true
+// An inspectQueue holds the containers that are being inspected in the background. A
+// container that is enqueued meanwhile is inspected once more afterwards, however many
+// events it has.
+type inspectQueue struct {
+	mu   sync.Mutex      // guards busy
+	busy map[string]bool // by ID; true if another inspect must follow
+}
+
+func newInspectQueue() inspectQueue { return inspectQueue{busy: map[string]bool{}} }
+
+// start returns true if the caller must inspect id. If it is being inspected already,
+// start has that repeated.
+func (q *inspectQueue) start(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if _, busy := q.busy[id]; busy {
+		q.busy[id] = true
 		return false
 	}
-	d.looks[id] = false
+	q.busy[id] = false
 	return true
 }
 
-// again reports whether id is to be looked at once more.
-func (d *desk) again(id string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.looks[id] {
-		d.looks[id] = false
+// done returns true if the inspect of id must be repeated; else id leaves the queue.
+func (q *inspectQueue) done(id string) (repeat bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.busy[id] {
+		q.busy[id] = false
 		return true
 	}
-	delete(d.looks, id)
+	delete(q.busy, id)
 	return false
 }
 
-// lookSoon looks at id in the background, until it has been seen or is gone.
-func (v *Cache) lookSoon(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk, id string) {
-	if !d.begin(id) {
+// enqueueInspect inspects id in the background, and retries until it succeeds or the
+// container is removed.
+func (s *syncer) enqueueInspect(ctx context.Context, id string) {
+	if !s.queue.start(id) {
 		return
 	}
-	g.Go(func() error {
+	s.group.Go(func() error {
 		for {
-			_, err := v.look(ctx, conn, id)
+			_, err := s.inspect(ctx, s.conn, id)
 			switch {
 			case err == nil, errdefs.IsNotFound(err):
-				if !d.again(id) {
-					v.lag.seen(id)
-					return nil
-				}
 			case ctx.Err() != nil:
 				return nil
 			case errors.Is(err, errUnreadable):
-				v.log.Warn("left out of all answers", slog.String("container", id), slog.Any("err", err))
-				if !d.again(id) {
-					v.lag.seen(id)
-					return nil
-				}
+				s.warnSkipped(id, err)
 			default:
 				level := slog.LevelWarn
-				if engine.IsUnavailable(err) { // said once, when its events end
+				if engine.IsUnavailable(err) { // the end of the event stream is logged, once
 					level = slog.LevelDebug
 				}
-				v.log.Log(ctx, level, "cannot look at a container, trying again", slog.String("container", id), slog.Any("err", err))
-				wait(ctx, lookAgain)
+				s.log.Log(ctx, level, "cannot inspect container, will retry", slog.String("container", id), slog.Any("err", err))
+				pause, cancel := context.WithTimeout(ctx, inspectRetryInterval)
+				<-pause.Done()
+				cancel()
+				continue
+			}
+			if !s.queue.done(id) {
+				s.lag.observeApplied(id)
+				return nil
 			}
 		}
 	})
 }
 
-// sync looks at everything that is ours.
-func (v *Cache) sync(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk) error {
-	ticket, over := v.begin()
-	defer over()
-	list, err := v.list(ctx, conn)
+func (c *Cache) warnSkipped(id string, err error) {
+	c.log.Warn("container skipped: CRI requests will not see it, its inspect result is not usable", slog.String("container", id), slog.Any("err", err))
+}
+
+// sync inspects all containers of pods and removes those from the cache that the Engine
+// does not have any more.
+func (s *syncer) sync(ctx context.Context) error {
+	generation, endRead := s.startRead()
+	defer endRead()
+	list, err := s.list(ctx)
 	if err != nil {
 		return err
 	}
-	// A container's log must be below the log directory of its sandbox, so all
-	// sandboxes come first.
+	// Sandboxes come first: the log of a container must be below the log directory of its
+	// sandbox.
 	var sandboxes, containers []container.Summary
 	for _, row := range list {
-		if recorded, _ := labels.ReadSummary(row); recorded.Kind == labels.Sandbox {
+		if set, _ := labels.ReadSummary(row); set.Kind == labels.Sandbox {
 			sandboxes = append(sandboxes, row)
 		} else {
 			containers = append(containers, row)
 		}
 	}
 	for _, rows := range [][]container.Summary{sandboxes, containers} {
-		if err := v.lookAll(ctx, conn, g, d, rows, ticket); err != nil {
+		if err := s.inspectAll(ctx, rows, generation); err != nil {
 			return err
 		}
 	}
-	v.sweep(list, ticket)
-	v.forgetOOM()
+	s.removeMissing(list, generation)
+	if s.oom != nil {
+		s.mu.RLock()
+		present := maps.Clone(s.containers)
+		s.mu.RUnlock()
+		s.oom.Forget(func(id string) bool { return present[id] != nil })
+	}
 	return nil
 }
 
-// lookAll inspects the containers in rows, a part of a list that was asked for at ticket.
-func (v *Cache) lookAll(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk, rows []container.Summary, ticket uint64) error {
-	all := panics.NewGroup(v.log)
-	all.SetLimit(looksAtOnce)
+// inspectAll inspects the containers in rows, which are from a list of the given
+// generation.
+func (s *syncer) inspectAll(ctx context.Context, rows []container.Summary, generation uint64) error {
+	g := panics.NewGroup(s.log)
+	g.SetLimit(maxSyncInspects)
 	for _, row := range rows {
-		all.Go(func() error {
-			short, cancel := context.WithTimeout(ctx, firstLook)
+		g.Go(func() error {
+			short, cancel := context.WithTimeout(ctx, syncInspectTimeout)
 			defer cancel()
-			_, err := v.look(short, conn, row.ID)
+			_, err := s.inspect(short, s.conn, row.ID)
 			switch {
 			case err == nil, errdefs.IsNotFound(err):
 				return nil
 			case errors.Is(err, errUnreadable):
-				v.log.Warn("left out of all answers", slog.String("container", row.ID), slog.Any("err", err))
+				s.warnSkipped(row.ID, err)
 				return nil
 			case engine.IsUnavailable(err):
 				return err
 			}
-			// Not hidden for that.
-			v.log.Warn("cannot look at a container, going by the list", slog.String("container", row.ID), slog.Any("err", err))
-			if err := v.guess(row, ticket); err != nil {
-				v.log.Warn("a container that cannot be understood", slog.String("container", row.ID), slog.Any("err", err))
+			s.log.Warn("cannot inspect container, using its list entry until a retry succeeds", slog.String("container", row.ID), slog.Any("err", err))
+			if err := s.applySummary(row, generation); err != nil {
+				s.log.Warn("container skipped: its list entry is not usable", slog.String("container", row.ID), slog.Any("err", err))
 			}
-			v.lookSoon(ctx, conn, g, d, row.ID)
+			s.enqueueInspect(ctx, row.ID)
 			return nil
 		})
 	}
-	return all.Wait()
+	return g.Wait()
 }
 
-// audit compares the Engine's list with the view and looks at what differs.
-func (v *Cache) audit(ctx context.Context, conn *engine.Conn, g *panics.Group, d *desk) error {
-	ticket, over := v.begin()
-	defer over()
-	list, err := v.list(ctx, conn)
+// audit compares the Engine's list with the cache and inspects what differs.
+func (s *syncer) audit(ctx context.Context) error {
+	generation, endRead := s.startRead()
+	defer endRead()
+	list, err := s.list(ctx)
 	if err != nil {
 		return err
 	}
-	v.mu.RLock()
+	s.mu.RLock()
 	var differ []string
 	for _, row := range list {
-		if state, _, known := v.last(row.ID); !known || state != row.State {
+		if state, _, known := s.stateLocked(row.ID); !known || state != row.State {
 			differ = append(differ, row.ID)
 		}
 	}
-	v.mu.RUnlock()
+	s.mu.RUnlock()
 	for _, id := range differ {
-		v.lookSoon(ctx, conn, g, d, id)
+		s.enqueueInspect(ctx, id)
 	}
-	v.sweep(list, ticket)
+	s.removeMissing(list, generation)
 	return nil
 }
 
-// list asks the Engine for all that is ours.
-func (v *Cache) list(ctx context.Context, conn *engine.Conn) ([]container.Summary, error) {
-	ctx, cancel := conn.WithRequestTimeout(ctx)
+// list returns the Engine's list of all containers that belong to pods.
+func (s *syncer) list(ctx context.Context) ([]container.Summary, error) {
+	ctx, cancel := s.conn.WithRequestTimeout(ctx)
 	defer cancel()
-	list, err := conn.ContainerList(ctx, container.ListOptions{
+	list, err := s.conn.ContainerList(ctx, container.ListOptions{
 		All:     true,
 		Filters: filters.NewArgs(filters.Arg("label", labels.Set{}.Filter()[0])),
 	})
@@ -325,184 +351,59 @@ func (v *Cache) list(ctx context.Context, conn *engine.Conn) ([]container.Summar
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	return slices.DeleteFunc(list, func(row container.Summary) bool {
-		recorded, err := labels.ReadSummary(row)
+		set, err := labels.ReadSummary(row)
 		if errors.Is(err, labels.ErrMismatch) {
-			v.warnIgnored(row.ID, err)
+			s.warnIgnored(row.ID, err)
 		}
-		return recorded.Kind == ""
+		return set.Kind == ""
 	}), nil
 }
 
-// sweep takes out what is not in a list that was asked for at ticket.
-func (v *Cache) sweep(list []container.Summary, ticket uint64) {
-	there := make(map[string]bool, len(list))
+// removeMissing removes from the cache what is not in a list of the given generation, and
+// the tombstones that are not needed any more.
+func (c *Cache) removeMissing(list []container.Summary, generation uint64) {
+	listed := make(map[string]bool, len(list))
 	for _, row := range list {
-		there[row.ID] = true
+		listed[row.ID] = true
 	}
-	v.mu.RLock()
-	var gone []string
-	for id := range v.sandboxes {
-		if !there[id] {
-			gone = append(gone, id)
+	c.mu.RLock()
+	var missing []string
+	for id := range c.sandboxes {
+		if !listed[id] {
+			missing = append(missing, id)
 		}
 	}
-	for id := range v.containers {
-		if !there[id] {
-			gone = append(gone, id)
+	for id := range c.containers {
+		if !listed[id] {
+			missing = append(missing, id)
 		}
 	}
-	v.mu.RUnlock()
-	for _, id := range gone {
-		v.missing(id, ticket)
+	c.mu.RUnlock()
+	for _, id := range missing {
+		c.handleMissing(id, generation)
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	oldest := v.tickets
-	for t := range v.looking {
-		oldest = min(oldest, t)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	oldest := c.generation
+	for g := range c.inflight {
+		oldest = min(oldest, g)
 	}
-	// No look is under way that could bring these back.
-	maps.DeleteFunc(v.removed, func(_ string, at uint64) bool { return at <= oldest })
+	// No read is in flight that began before the removal.
+	maps.DeleteFunc(c.tombstones, func(_ string, removedAt uint64) bool { return removedAt <= oldest })
 }
 
-// last returns the state that id was in, in the Engine's words, and its life,
-// by the last look. v.mu is held.
-func (v *Cache) last(id string) (state string, l life, known bool) {
-	if s, ok := v.sandboxes[id]; ok {
-		return s.seen.State, s.seen.life(), true
-	}
-	if c, ok := v.containers[id]; ok {
-		return c.seen.State, c.seen.life(), true
-	}
-	return "", life{}, false
-}
-
-// guess makes do with what a list that was asked for at ticket says of a
-// container that cannot be inspected. Where that is no news, more is known from
-// the last look.
-func (v *Cache) guess(row container.Summary, ticket uint64) error {
-	v.mu.RLock()
-	state, was, known := v.last(row.ID)
-	v.mu.RUnlock()
-	if known && phase(state) == phase(row.State) {
+// applySummary falls back to the list entry of a container whose inspect fails. If its
+// state has not changed, the last inspect is kept, because it has more detail.
+func (c *Cache) applySummary(row container.Summary, generation uint64) error {
+	c.mu.RLock()
+	state, times, known := c.stateLocked(row.ID)
+	c.mu.RUnlock()
+	if known && engine.BaseState(state) == engine.BaseState(row.State) {
 		return nil
 	}
-	return v.put(fromList(row, was), ticket, nil)
-}
-
-// phase returns which state of a life a state is: that of one that runs,
-// whatever else may be said of it, or that of one that has ended.
-func phase(state string) string {
-	switch state {
-	case container.StatePaused, container.StateRestarting:
-		return container.StateRunning
-	case container.StateDead, container.StateRemoving:
-		return container.StateExited
-	default:
-		return state
+	var runningSince time.Time
+	if times.started != 0 && times.stopped == 0 {
+		runningSince = time.Unix(0, times.started)
 	}
-}
-
-// exitUnknown is the exit code of what has ended in a way that is not known:
-// it must not be taken for a success.
-const exitUnknown = 255
-
-// fromList is what a list says of a container with the life was, as far as it
-// is known, in the form of an inspect.
-func fromList(row container.Summary, was life) container.InspectResponse {
-	name := ""
-	if len(row.Names) > 0 {
-		name = row.Names[0]
-	}
-	stamp := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
-	created := stamp(time.Unix(row.Created, 0))
-	// A list has no times but that of the creation.
-	started, finished := created, created
-	if was.started != 0 && was.stopped == 0 {
-		started, finished = stamp(time.Unix(0, was.started)), stamp(time.Now())
-	}
-	state := &container.State{
-		Status: row.State,
-		Paused: row.State == container.StatePaused, Restarting: row.State == container.StateRestarting, Dead: row.State == container.StateDead,
-	}
-	switch phase(row.State) {
-	case container.StateRunning:
-		state.Running, state.StartedAt = true, started
-	case container.StateExited:
-		state.StartedAt, state.FinishedAt = started, finished
-		if _, err := fmt.Sscanf(row.Status, "Exited (%d)", &state.ExitCode); err != nil {
-			state.ExitCode = exitUnknown
-		}
-	}
-	c := container.InspectResponse{
-		ContainerJSONBase: &container.ContainerJSONBase{
-			ID: row.ID, Name: name, Created: created, Image: row.ImageID, State: state,
-			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(row.HostConfig.NetworkMode)},
-		},
-		Mounts: row.Mounts,
-		Config: &container.Config{Image: row.Image, Labels: row.Labels},
-	}
-	if row.NetworkSettings != nil {
-		c.NetworkSettings = &container.NetworkSettings{Networks: row.NetworkSettings.Networks}
-	}
-	return c
-}
-
-// wait waits for d or the end of ctx.
-func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
-// eachAgain is how often what is done for each connection is done again while
-// one lasts: something may have failed, or been removed behind our back.
-const eachAgain = 15 * time.Minute
-
-// eachFirst is the pause after the first failure, eachMost that after many: what
-// waits for a pod of the network's own may wait for long.
-const (
-	eachFirst = time.Second
-	eachMost  = time.Minute
-)
-
-// ReconcileLoop calls do for every connection to the Engine, as soon as the view is up to
-// date with it, again until it succeeds, with growing pauses, and after that
-// whenever there is something in wake, which may be nil, and now and then. It
-// returns when ctx ends.
-func (v *Cache) ReconcileLoop(ctx context.Context, what string, wake <-chan struct{}, do func(context.Context, *engine.Conn) error) error {
-	pause, last := eachFirst, (*engine.Conn)(nil)
-	for {
-		conn, err := v.docker.WaitConn(ctx)
-		if err != nil {
-			return nil // ctx has ended
-		}
-		if err = v.Ready(ctx); err == nil {
-			err = panics.Try(v.log, func() error { return do(ctx, conn) })
-		}
-		if err == nil || conn != last {
-			pause, last = eachFirst, conn
-		}
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err == nil:
-			v.rest(ctx, conn, eachAgain, wake)
-		default:
-			v.log.Warn("could not catch up after connecting to docker, trying again", slog.String("with", what), slog.Any("err", err))
-			v.rest(ctx, conn, pause, nil)
-			pause = min(2*pause, eachMost)
-		}
-	}
-}
-
-// rest returns after d, or earlier if conn is not the connection any more, there
-// is something in wake, or ctx has ended.
-func (v *Cache) rest(ctx context.Context, conn *engine.Conn, d time.Duration, wake <-chan struct{}) {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	v.docker.WaitReplaced(ctx, conn, wake)
+	return c.apply(engine.InspectFromSummary(row, runningSince), generation, nil)
 }
