@@ -149,3 +149,41 @@ func TestOnlyCmdExitsOrCreatesContexts(t *testing.T) {
 		})
 	}
 }
+
+// dockerClientUsers lists the packages that may import the client of the Engine API, with what
+// they may use of it; empty is everything. All calls of the daemon go through core/engine,
+// which gives each of them a deadline.
+var dockerClientUsers = map[string][]string{
+	"core/engine":            nil,
+	"core/engine/enginetest": nil, // test support
+	"core/engine/enginelaws": nil, // test support
+	"cmd/berthd":             {"ParseHostURL"},
+}
+
+func TestOnlyEngineCreatesDockerClients(t *testing.T) {
+	const clientPackage = "github.com/docker/docker/client"
+	for _, f := range parseAll(t) {
+		imported := slices.ContainsFunc(f.ast.Imports, func(spec *ast.ImportSpec) bool { return spec.Path.Value == strconv.Quote(clientPackage) })
+		allowed, isUser := dockerClientUsers[f.pkg]
+		if imported && !isUser {
+			t.Errorf("%s imports %s: use core/engine", f.path, clientPackage)
+		}
+		if f.pkg == "core/engine" {
+			continue
+		}
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok {
+				return true
+			}
+			// These methods of the client reach the Engine without the transport of core/engine.
+			if name := sel.Sel.Name; name == "HTTPClient" || name == "DialHijack" {
+				t.Errorf("%s uses %s: call the Engine through the methods of engine.Conn", f.path, name)
+			}
+			if x, ok := sel.X.(*ast.Ident); ok && imported && x.Name == "client" && len(allowed) > 0 && !slices.Contains(allowed, sel.Sel.Name) {
+				t.Errorf("%s uses client.%s: use core/engine", f.path, sel.Sel.Name)
+			}
+			return true
+		})
+	}
+}

@@ -432,7 +432,7 @@ func TestReconcileLoopRunsOncePerConnection(t *testing.T) {
 			return err
 		})
 	})
-	first, again := <-tries, <-tries // the first one failed
+	first, second := <-tries, <-tries // the first one failed
 	wake <- struct{}{}
 	if woken := <-tries; woken != first {
 		t.Errorf("woken with connection %p, want %p", woken, first)
@@ -440,8 +440,8 @@ func TestReconcileLoopRunsOncePerConnection(t *testing.T) {
 	n.engine.Stop()
 	enginetest.Until(t, "the stopped Engine still has a connection", func() bool { _, err := n.docker.Conn(); return err != nil })
 	n.engine.Restart()
-	if third := <-tries; first != again || third == first {
-		t.Errorf("connections %p, %p, %p", first, again, third)
+	if third := <-tries; first != second || third == first {
+		t.Errorf("connections %p, %p, %p", first, second, third)
 	}
 }
 
@@ -587,6 +587,7 @@ func TestHungInspectKeepsLastState(t *testing.T) {
 		if got, want := n.describe(dies), "CONTAINER_EXITED Error 4 pid=false "+started; got != want {
 			t.Errorf("%s: got %q, want %q", when, got, want)
 		}
+		enginetest.Until(t, when+": no event of the exit", func() bool { return received[dies]() != "" })
 		if got, want := received[dies](), "STOPPED"; got != want {
 			t.Errorf("%s: events %q, want %q", when, got, want)
 		}

@@ -32,8 +32,8 @@ const (
 	deleted = runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
 )
 
-// timestamps tell when a container was created, started and stopped, in Unix
-// nanoseconds; 0 if it has not been.
+// timestamps are the times at which a container was created, started and stopped, in
+// Unix nanoseconds; 0 if it was not.
 type timestamps struct{ created, started, stopped int64 }
 
 func (c *Container) timestamps() timestamps {

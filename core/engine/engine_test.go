@@ -94,8 +94,8 @@ func TestReloadUpdatesFeatures(t *testing.T) {
 	}
 	n := e.Calls("GET /info")
 	time.Sleep(1500 * time.Millisecond)
-	if again := e.Calls("GET /info") - n; again > 0 {
-		t.Errorf("the features were read %d times more without a reload", again)
+	if more := e.Calls("GET /info") - n; more > 0 {
+		t.Errorf("the features were read %d times more without a reload", more)
 	}
 }
 

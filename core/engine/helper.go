@@ -15,8 +15,8 @@ import (
 	"berth/core/labels"
 )
 
-// A HelperKind says what a helper container is for. Helpers are created by berth
-// from an image, never run, and belong to no pod.
+// A HelperKind is the purpose of a helper container. berth creates helper containers from
+// images, outside of pods, and never starts them.
 type HelperKind string
 
 const (
@@ -27,17 +27,17 @@ const (
 	HoldHelper HelperKind = "hold"
 )
 
-// helperName is the name of a helper: kind, purpose and a random part. An image
-// cannot choose the name of its containers, so the name proves who created one.
+// helperName matches the Docker name of a helper: kind, purpose and a random part. An image
+// cannot set the name of its containers, so the name proves that berth created the container.
 var helperName = regexp.MustCompile(`^/berth_(read|hold)_([A-Z2-7]{16,26})_[A-Z2-7]{8}$`)
 
-// legacyHelperKeys are the labels by which berth before 1.1 recognised its
-// helpers, whose names Docker chose. They are still written, so that an older
-// berth on the same node cleans up what this one left.
+// legacyHelperKeys are the labels by which berth before 1.1 recognised its helpers, which had
+// random names of Docker's. They are still set, so that after a downgrade an older berth
+// removes the helpers of this one.
 var legacyHelperKeys = map[HelperKind]string{ReadHelper: "berth.look", HoldHelper: "berth.hold"}
 
-// CreateHelper creates a helper of an image and returns its ID. The purpose, 16 to
-// 26 characters of crypto/rand.Text, is what Helpers returns for it.
+// CreateHelper creates a helper container of an image and returns its ID. The purpose, which
+// Helpers returns, must be 16 to 26 characters of crypto/rand.Text.
 func (c *Conn) CreateHelper(ctx context.Context, image string, kind HelperKind, purpose string) (string, error) {
 	name := fmt.Sprintf("berth_%s_%s_%s", kind, purpose, rand.Text()[:8])
 	if !helperName.MatchString("/" + name) {
@@ -51,15 +51,15 @@ func (c *Conn) CreateHelper(ctx context.Context, image string, kind HelperKind, 
 	return created.ID, err
 }
 
-// helperEntrypoint cannot be run: a helper that is started by hand fails at once.
+// helperEntrypoint cannot be executed: a helper that somebody starts fails at once.
 var helperEntrypoint = []string{"/"}
 
-// Helpers returns the purposes of all helpers of the kind by container ID. A
-// running container is no helper, whatever its name.
+// Helpers returns the purposes of all helper containers of the kind, by container ID. A
+// running container does not count, even with the name of a helper.
 func (c *Conn) Helpers(ctx context.Context, kind HelperKind) (map[string]string, error) {
 	ctx, cancel := c.WithRequestTimeout(ctx)
 	defer cancel()
-	// Not by label alone: an image may carry every label that berth writes.
+	// The label alone proves nothing: an image can have any label.
 	list, err := c.ContainerList(ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", legacyHelperKeys[kind]))})
 	if err != nil {
 		return nil, err
@@ -83,9 +83,9 @@ func (c *Conn) Helpers(ctx context.Context, kind HelperKind) (map[string]string,
 	return found, nil
 }
 
-// isLegacyHelper reports whether row is a helper of berth before 1.1. Those have
-// their network disabled through the API, which neither an image nor the docker
-// command line can do, and were never started.
+// isLegacyHelper reports whether row is a helper container of berth before 1.1. Those were
+// never started and have NetworkDisabled set through the API, which neither an image nor the
+// docker command line can do.
 func (c *Conn) isLegacyHelper(ctx context.Context, row container.Summary) (bool, error) {
 	if row.State != container.StateCreated || row.HostConfig.NetworkMode != "none" || strings.HasPrefix(labels.Name(row), "/k8s_") {
 		return false, nil

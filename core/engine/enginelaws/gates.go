@@ -17,17 +17,16 @@ import (
 	"berth/core/engine/enginetest"
 )
 
-// A Gate is a field of engine.Record that depends on the Engine's version.
+// A Gate is a field of engine.Features that depends on the Engine's version.
 type Gate struct {
 	// Field is the name of the field, and Since the first API version that has it.
 	Field, Since string
-	// Works uses the feature and reports whether the Engine has done what was
-	// asked for. On a real Engine it looks at the container's processes and
-	// mounts, on the fake one at what it answers.
+	// Works uses the feature and reports whether it had an effect: on a real Engine by the
+	// container's processes and mounts, on the fake one by its responses.
 	Works func(t *testing.T, docker *client.Client, ref string) bool
 }
 
-// Gates returns a Gate for each field of engine.Record that depends on the Engine's
+// Gates returns a Gate for each field of engine.Features that depends on the Engine's
 // version.
 func Gates() []Gate {
 	gate := func(field, since string, works func(*lawTest) bool) Gate {
@@ -46,7 +45,7 @@ func Gates() []Gate {
 	}
 }
 
-// isRealEngine reports whether the Engine is a real one.
+// isRealEngine reports whether the Engine is not the fake one.
 func (c *lawTest) isRealEngine() bool {
 	c.Helper()
 	info, err := c.docker.Info(c.ctx)
@@ -54,18 +53,18 @@ func (c *lawTest) isRealEngine() bool {
 	return info.Name != enginetest.Name
 }
 
-// tryStart makes a container, which sleeps, and returns why it cannot be created or started.
+// tryStart creates and starts a container that sleeps, and returns the error of either.
 func (c *lawTest) tryStart(change func(*container.Config, *container.HostConfig)) (id string, err error) {
 	c.Helper()
 	config := &container.Config{Image: c.ref, Entrypoint: []string{"sleep", "1000"}, NetworkDisabled: true}
 	host := &container.HostConfig{LogConfig: container.LogConfig{Type: jsonLogDriver}}
 	change(config, host)
-	made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
+	created, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
 	if err != nil {
 		return "", err
 	}
-	c.removeOnCleanup(made.ID)
-	return made.ID, c.docker.ContainerStart(c.ctx, made.ID, container.StartOptions{})
+	c.removeOnCleanup(created.ID)
+	return created.ID, c.docker.ContainerStart(c.ctx, created.ID, container.StartOptions{})
 }
 
 // seccompBuiltinWorks: before Docker 23 the text after "seccomp=" is a profile, as JSON.
@@ -73,7 +72,7 @@ func seccompBuiltinWorks(c *lawTest) bool {
 	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) { host.SecurityOpt = []string{"seccomp=builtin"} })
 	if err != nil {
 		if !strings.Contains(err.Error(), "seccomp") {
-			c.Errorf("refused for another reason: %v", err)
+			c.Errorf("unexpected error: %v", err)
 		}
 		return false
 	}
@@ -81,14 +80,14 @@ func seccompBuiltinWorks(c *lawTest) bool {
 		status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.inspect(id).State.Pid), "status"))
 		c.must(err)
 		if !strings.Contains(string(status), "\nSeccomp:\t2\n") {
-			c.Errorf("started without a filter:\n%s", status)
+			c.Errorf("started without a seccomp filter:\n%s", status)
 		}
 	}
 	return true
 }
 
-// annotationsWork: they are in the container's OCI specification, where runc reads
-// org.systemd.property.*. Before Docker 24 they are dropped without a word.
+// annotationsWork: annotations are in the container's OCI specification, where runc reads
+// org.systemd.property.*. Before Docker 24 they are dropped without an error.
 func annotationsWork(c *lawTest) bool {
 	const key = "org.systemd.property.TimeoutStopUSec"
 	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
@@ -96,17 +95,17 @@ func annotationsWork(c *lawTest) bool {
 	})
 	c.must(err)
 	seen := c.inspect(id)
-	_, told := seen.HostConfig.Annotations[key]
+	_, inspected := seen.HostConfig.Annotations[key]
 	if c.isRealEngine() {
-		if _, given := c.ociSpec(seen.State.Pid).Annotations[key]; given != told {
-			c.Errorf("inspected: %v, in the OCI specification: %v", told, given)
+		if _, given := c.ociSpec(seen.State.Pid).Annotations[key]; given != inspected {
+			c.Errorf("inspected: %v, in the OCI specification: %v", inspected, given)
 		}
 	}
-	return told
+	return inspected
 }
 
-// ociSpec is the OCI specification of the container whose first process is pid. Its
-// containerd shim, the parent, works in the bundle's directory.
+// ociSpec returns the OCI specification of the container whose first process is pid. The
+// parent process is the containerd shim, whose working directory is the bundle.
 func (c *lawTest) ociSpec(pid int) (spec struct{ Annotations map[string]string }) {
 	c.Helper()
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
@@ -122,21 +121,21 @@ func (c *lawTest) ociSpec(pid int) (spec struct{ Annotations map[string]string }
 	return spec
 }
 
-// readOnlyNonRecursiveWorks: from Docker 25 on a read-only mount is read-only with all below
-// it, unless this says otherwise. Before, it is never, and the field is dropped.
+// readOnlyNonRecursiveWorks: since Docker 25 a read-only mount is recursive unless this field
+// is set. Before, it never is, and the field is dropped.
 func readOnlyNonRecursiveWorks(c *lawTest) bool {
 	below, seen := c.startReadOnly(&mount.BindOptions{ReadOnlyNonRecursive: true})
 	if below != "" && below != "rw" {
-		c.Errorf("asked for a mount that is read-only by itself, what is below is %s", below)
+		c.Errorf("with ReadOnlyNonRecursive the mount below is %s, want rw", below)
 	}
 	known := seen.ReadOnlyNonRecursive
 	if plain, _ := c.startReadOnly(&mount.BindOptions{}); plain == "ro" && !known {
-		c.Error("a read-only mount is so with all below it, and it cannot be asked for otherwise")
+		c.Error("read-only mounts are recursive, but ReadOnlyNonRecursive is not supported")
 	}
 	return known
 }
 
-// recursiveReadOnlyWorks: the client refuses it for Engines before Docker 25.
+// recursiveReadOnlyWorks: the client refuses the field for Engines before Docker 25.
 func recursiveReadOnlyWorks(c *lawTest) bool {
 	if !c.isRealEngine() {
 		return c.accepts(&mount.BindOptions{ReadOnlyForceRecursive: true, Propagation: mount.PropagationRPrivate})
@@ -145,7 +144,7 @@ func recursiveReadOnlyWorks(c *lawTest) bool {
 	return below == "ro"
 }
 
-// accepts reports whether a container can be created with a read-only mount with these options.
+// accepts reports whether a container with a read-only mount with these options can be created.
 func (c *lawTest) accepts(options *mount.BindOptions) bool {
 	c.Helper()
 	_, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
@@ -154,9 +153,9 @@ func (c *lawTest) accepts(options *mount.BindOptions) bool {
 	return err == nil
 }
 
-// startReadOnly starts a container with a read-only mount with options, of a directory with
-// another mount below it. It returns whether that one is "ro" or "rw" in the container, "" if
-// the Engine is not a real one or has refused the options, and the options as they are inspected.
+// startReadOnly starts a container with a read-only mount of a directory that has another
+// mount below it. It returns whether that one is "ro" or "rw" in the container, "" if the
+// Engine is not a real one or has refused the options, and the options as inspected.
 func (c *lawTest) startReadOnly(options *mount.BindOptions) (mode string, seen mount.BindOptions) {
 	c.Helper()
 	dir := c.TempDir()
@@ -189,12 +188,12 @@ func (c *lawTest) startReadOnly(options *mount.BindOptions) (mode string, seen m
 		}
 	}
 	if mode == "" {
-		c.Fatalf("there is no mount below:\n%s", text)
+		c.Fatalf("the mount below is missing:\n%s", text)
 	}
 	return mode, seen
 }
 
-// imageMountsWork: mounts of type image came with Docker 28.0, with their sub-path.
+// imageMountsWork: mounts of type image exist since Docker 28.0, with their sub-path.
 func imageMountsWork(c *lawTest) bool {
 	id, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.Mounts = []mount.Mount{{
@@ -203,7 +202,7 @@ func imageMountsWork(c *lawTest) bool {
 	})
 	if err != nil {
 		if !strings.Contains(err.Error(), "mount type") {
-			c.Errorf("refused for another reason: %v", err)
+			c.Errorf("unexpected error: %v", err)
 		}
 		return false
 	}
@@ -214,8 +213,8 @@ func imageMountsWork(c *lawTest) bool {
 	return true
 }
 
-// cdiWorks asks for a device that no CDI specification describes: before Docker 28.2 there
-// is nobody to look for one, unless features.cdi is set in daemon.json.
+// cdiWorks requests a device that no CDI specification describes. Before Docker 28.2 there is
+// no device driver "cdi", unless features.cdi is set in daemon.json.
 func cdiWorks(c *lawTest) bool {
 	_, err := c.tryStart(func(_ *container.Config, host *container.HostConfig) {
 		host.DeviceRequests = []container.DeviceRequest{{Driver: "cdi", DeviceIDs: []string{"berth.test/none=x"}}}
@@ -226,7 +225,7 @@ func cdiWorks(c *lawTest) bool {
 	case strings.Contains(text, "unresolvable CDI devices"):
 		return true
 	default:
-		c.Errorf("neither known nor unknown: %v", err)
+		c.Errorf("unexpected error: %v", err)
 		return false
 	}
 }

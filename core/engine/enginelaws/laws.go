@@ -1,3 +1,9 @@
+// Package enginelaws states what this project relies on in a Docker Engine.
+//
+// A law (Run) is a rule about the Engine API that was found out by an error once. A Gate is
+// a feature that depends on the Engine's version. Both are tests that run on the fake Engine
+// of core/engine/enginetest and, with the flag -docker, on real Engines: so the fake stays
+// true, and a new Docker release that breaks a rule is noticed.
 package enginelaws
 
 import (
@@ -37,68 +43,65 @@ const (
 	exitKilled        = 128 + 9
 )
 
-// Laws checks what this project relies on in a Docker Engine: each law is
-// something that was once found out the hard way, and both a real Engine and
-// the one made of maps must keep it. docker is a client that has agreed on a
-// version, ref an image with a busybox or what passes for one.
+// Run checks every law with docker, a client that has negotiated an API version. ref is an
+// image with a busybox, or with what enginetest has in its place.
 func Run(t *testing.T, docker *client.Client, ref string) {
 	for _, law := range []struct {
 		name  string
 		check func(*lawTest)
 	}{
-		{"what is created has neither begun nor ended", createLeavesStateEmpty},
-		{"a name is taken by one container", nameIsUnique},
-		{"a container starts once", secondStartIsNoOp},
-		{"a start that fails leaves a container that never began", failedStartLeavesCreated},
-		{"stop sends the signal of the container and waits", stopSendsSignalAndWaits},
-		{"what does not run cannot be killed but stopped", stopAndKillOfStopped},
-		{"what is not there is not found", missingIsNotFound},
-		{"an order that makes no sense is refused", invalidCreateIsRefused},
-		{"what begins as the data root is not mounted private", mountSourceWithDataRootPrefix},
-		{"a sub-path of an image is looked for once it is mounted", imageSubPathIsResolvedAtMount},
-		{"wait tells the exit code", waitReturnsExitCode},
-		{"wait is over at once for what does not run, and when it is removed", waitReturnsWhenNotRunningOrRemoved},
-		{"a stop kills when its time is over", stopKillsAfterTimeout},
-		{"an end leaves its time", exitSetsFinishedAt},
-		{"a container that runs is removed by force only", removeOfRunningNeedsForce},
-		{"labels select containers", listFiltersByLabel},
-		{"a list and an inspect say the same state", listAndInspectAgree},
-		{"events come in the order of a life", eventsFollowLifecycle},
-		{"an ended container's log is whole", logIsCompleteAtExit},
-		{"a log file is lines of JSON", logFileIsJSONLines},
-		{"a long line is logged in pieces of one time", longLineIsSplit},
-		{"a pause container without the Engine's network can be joined", namespacesCanBeJoined},
-		{"what has ended cannot be joined", stoppedCannotBeJoined},
+		{"a created container has no start and no finish time", createLeavesStateEmpty},
+		{"a name belongs to one container", nameIsUnique},
+		{"a second start has no effect", secondStartIsNoOp},
+		{"a start that fails leaves the container created", failedStartLeavesCreated},
+		{"stop sends the stop signal and waits", stopSendsSignalAndWaits},
+		{"a container that does not run can be stopped, not killed", stopAndKillOfStopped},
+		{"a missing container is NotFound", missingIsNotFound},
+		{"an invalid create is refused", invalidCreateIsRefused},
+		{"a mount source that begins with the data root must not be private", mountSourceWithDataRootPrefix},
+		{"a sub-path of an image is resolved when it is mounted", imageSubPathIsResolvedAtMount},
+		{"wait returns the exit code", waitReturnsExitCode},
+		{"wait returns for a container that does not run or is removed", waitReturnsWhenNotRunningOrRemoved},
+		{"stop kills after its timeout", stopKillsAfterTimeout},
+		{"an exit sets the finish time", exitSetsFinishedAt},
+		{"a running container is removed only with force", removeOfRunningNeedsForce},
+		{"a list filters by label", listFiltersByLabel},
+		{"a list and an inspect report the same state", listAndInspectAgree},
+		{"events follow the life cycle", eventsFollowLifecycle},
+		{"the log is complete when the container has exited", logIsCompleteAtExit},
+		{"a log file consists of lines of JSON", logFileIsJSONLines},
+		{"a long line is split into entries of the same time", longLineIsSplit},
+		{"a pause container without a network can be joined", namespacesCanBeJoined},
+		{"a container that has exited cannot be joined", stoppedCannotBeJoined},
 		{"a PID namespace ends with its first process", pidNamespaceEndsWithInit},
-		{"exec tells its streams apart and its exit code", execSeparatesStreams},
-		{"an exec of what is not there exits with 126 or 127", execOfMissingCommand},
-		{"nothing is run in what does not run", execNeedsRunning},
+		{"exec separates stdout and stderr and has an exit code", execSeparatesStreams},
+		{"exec of a missing command exits with 126 or 127", execOfMissingCommand},
+		{"exec needs a running container", execNeedsRunning},
 		{"an exec ends with its container", execEndsWithContainer},
-		{"an attached client hears what comes from then on", attachReceivesNewOutput},
-		{"limits change while a container runs", updateWhileRunning},
-		{"an image goes by its name and its ID", imageByNameAndID},
-		{"an image that is used is not removed", usedImageIsNotRemoved},
-		{"an image that is not there is not found", missingImageIsNotFound},
-		{"a removed image leaves no name", removedImageHasNoNames},
-		{"a client that is too new is refused", newerClientIsRefused},
+		{"attach receives new output", attachReceivesNewOutput},
+		{"resources can be updated while a container runs", updateWhileRunning},
+		{"an image is found by its name and its ID", imageByNameAndID},
+		{"an image in use is not removed", usedImageIsNotRemoved},
+		{"a missing image is NotFound", missingImageIsNotFound},
+		{"a removed image has no names", removedImageHasNoNames},
+		{"a client with a newer API version is refused", newerClientIsRefused},
 	} {
 		t.Run(law.name, func(t *testing.T) {
-			c := &lawTest{T: t, docker: docker, ref: ref, ctx: t.Context()}
-			law.check(c)
+			law.check(&lawTest{T: t, docker: docker, ref: ref, ctx: t.Context()})
 		})
 	}
 }
 
-// A lawTest is where one law is checked.
+// A lawTest is the test of one law.
 type lawTest struct {
 	*testing.T
 	docker  *client.Client
 	ref     string
 	ctx     context.Context //nolint:containedctx // that of the test
-	created int
+	created int             // names that name has returned
 }
 
-// name returns a name for the n-th container of this test.
+// name returns a new container name.
 func (c *lawTest) name() string {
 	c.created++
 	return fmt.Sprintf("law-%d-%d-%d", os.Getpid(), time.Now().UnixNano(), c.created)
@@ -112,7 +115,7 @@ func (c *lawTest) must(err error) {
 	}
 }
 
-// create makes a container of a command, which goes when the test ends.
+// create creates a container that is removed when the test ends.
 func (c *lawTest) create(change func(*container.Config, *container.HostConfig), command ...string) string {
 	c.Helper()
 	config := &container.Config{Image: c.ref, Entrypoint: command, NetworkDisabled: true, Labels: map[string]string{"law": c.Name()}}
@@ -120,10 +123,10 @@ func (c *lawTest) create(change func(*container.Config, *container.HostConfig), 
 	if change != nil {
 		change(config, host)
 	}
-	made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
+	created, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
 	c.must(err)
-	c.removeOnCleanup(made.ID)
-	return made.ID
+	c.removeOnCleanup(created.ID)
+	return created.ID
 }
 
 // removeOnCleanup removes a container when the test ends.
@@ -137,7 +140,7 @@ func (c *lawTest) removeOnCleanup(id string) {
 	})
 }
 
-// start makes a container of a command and starts it.
+// start creates a container and starts it.
 func (c *lawTest) start(command ...string) string {
 	c.Helper()
 	id := c.create(nil, command...)
@@ -167,15 +170,15 @@ func (c *lawTest) waitExit(id string) int64 {
 	}
 }
 
-// wantKind reports an error that is not of the wanted kind.
+// wantKind fails the test if err is not of the wanted kind.
 func (c *lawTest) wantKind(what string, err error, kind func(error) bool) {
 	c.Helper()
 	if !kind(err) {
-		c.Errorf("%s: %v, which is of another kind", what, err)
+		c.Errorf("%s: %v is of another kind", what, err)
 	}
 }
 
-// isZeroTime reports whether stamp stands for a time that has not come.
+// isZeroTime reports whether a time of the Engine API is not set.
 func isZeroTime(stamp string) bool { return stamp == "" || stamp == zeroTime }
 
 func createLeavesStateEmpty(c *lawTest) {
@@ -203,14 +206,14 @@ func secondStartIsNoOp(c *lawTest) {
 	}
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	if after := c.inspect(id).State; after.StartedAt != before.StartedAt {
-		c.Error("another start has started it again")
+		c.Error("a second start has restarted the container")
 	}
 }
 
 func failedStartLeavesCreated(c *lawTest) {
 	id := c.create(nil, "missing")
 	if err := c.docker.ContainerStart(c.ctx, id, container.StartOptions{}); err == nil {
-		c.Error("what is not there was started")
+		c.Error("a command that does not exist was started")
 	}
 	s := c.inspect(id).State
 	if s.Running || s.Status != container.StateCreated || s.ExitCode != exitNotFound || s.Error == "" || !isZeroTime(s.StartedAt) {
@@ -231,12 +234,12 @@ func stopSendsSignalAndWaits(c *lawTest) {
 }
 
 func stopAndKillOfStopped(c *lawTest) {
-	for state, id := range map[string]string{"created": c.create(nil, "true"), "ended": c.start("true")} {
-		if state == "ended" {
+	for state, id := range map[string]string{"created": c.create(nil, "true"), "exited": c.start("true")} {
+		if state == "exited" {
 			c.waitExit(id)
 		}
 		c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{}))
-		c.wantKind("kill what is "+state, c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsConflict)
+		c.wantKind("kill of a container that is "+state, c.docker.ContainerKill(c.ctx, id, "KILL"), errdefs.IsConflict)
 	}
 }
 
@@ -257,52 +260,52 @@ func mountSourceWithDataRootPrefix(c *lawTest) {
 	c.must(err)
 	beside, err := os.MkdirTemp(filepath.Dir(info.DockerRootDir), filepath.Base(info.DockerRootDir)+"-law")
 	if err != nil {
-		c.Skipf("needs a directory beside that of the Engine: %v", err)
+		c.Skipf("needs a directory next to the data root of the Engine: %v", err)
 	}
 	c.Cleanup(func() { os.Remove(beside) })
 	for propagation, want := range map[mount.Propagation]bool{
 		mount.PropagationRPrivate: false, mount.PropagationRSlave: true, mount.PropagationRShared: true, "": true,
 	} {
-		made, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref, Cmd: []string{"true"}}, &container.HostConfig{
+		created, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref, Cmd: []string{"true"}}, &container.HostConfig{
 			Mounts: []mount.Mount{{Type: mount.TypeBind, Source: beside, Target: "/mnt", BindOptions: &mount.BindOptions{Propagation: propagation}}},
 		}, nil, nil, c.name())
 		switch {
 		case !want:
-			c.wantKind("a mount that is private", err, errdefs.IsInvalidArgument)
+			c.wantKind("a private mount", err, errdefs.IsInvalidArgument)
 		case err != nil:
 			c.Errorf("propagation %q: %v", propagation, err)
 		}
 		if err == nil {
-			c.must(c.docker.ContainerRemove(c.ctx, made.ID, container.RemoveOptions{}))
+			c.must(c.docker.ContainerRemove(c.ctx, created.ID, container.RemoveOptions{}))
 		}
 	}
 }
 
 func imageSubPathIsResolvedAtMount(c *lawTest) {
 	if versions.LessThan(c.docker.ClientVersion(), "1.48") {
-		c.Skip("this Engine mounts no images")
+		c.Skip("this Engine has no image mounts")
 	}
-	with := func(subPath string) string {
+	create := func(subPath string) string {
 		return c.create(func(_ *container.Config, host *container.HostConfig) {
 			host.Mounts = []mount.Mount{{
 				Type: mount.TypeImage, Source: c.ref, Target: "/mnt", ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: subPath},
 			}}
 		}, "true")
 	}
-	id := with("etc")
+	id := create("etc")
 	_, err := c.docker.ContainerStatPath(c.ctx, id, "/etc/passwd")
 	c.must(err)
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
-	id = with("no/such")
+	id = create("no/such")
 	_, err = c.docker.ContainerStatPath(c.ctx, id, "/etc/passwd")
-	c.wantKind("a file of a container with a sub-path that is not there", err, errdefs.IsInternal)
+	c.wantKind("stat in a container with a missing sub-path", err, errdefs.IsInternal)
 	_, _, err = c.docker.CopyFromContainer(c.ctx, id, "/etc/passwd")
-	c.wantKind("a copy of it", err, errdefs.IsInternal)
+	c.wantKind("copy from a container with a missing sub-path", err, errdefs.IsInternal)
 	if !strings.Contains(fmt.Sprint(err), "cannot access path") {
-		c.Errorf("it is not told why: %v", err)
+		c.Errorf("the error does not name the path: %v", err)
 	}
 	if c.docker.ContainerStart(c.ctx, id, container.StartOptions{}) == nil {
-		c.Error("it starts")
+		c.Error("a container with a missing sub-path was started")
 	}
 }
 
@@ -313,16 +316,16 @@ func waitReturnsExitCode(c *lawTest) {
 	id := c.start("sleep", "1000")
 	c.must(c.docker.ContainerKill(c.ctx, id, "KILL"))
 	if code := c.waitExit(id); code != exitKilled {
-		c.Errorf("exit code %d of what was killed, want %d", code, exitKilled)
+		c.Errorf("exit code %d after a kill, want %d", code, exitKilled)
 	}
 }
 
 func removeOfRunningNeedsForce(c *lawTest) {
 	id := c.start("sleep", "1000")
-	c.wantKind("remove what runs", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}), errdefs.IsConflict)
+	c.wantKind("remove of a running container", c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{}), errdefs.IsConflict)
 	c.must(c.docker.ContainerRemove(c.ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}))
 	_, err := c.docker.ContainerInspect(c.ctx, id)
-	c.wantKind("inspect what was removed", err, errdefs.IsNotFound)
+	c.wantKind("inspect of a removed container", err, errdefs.IsNotFound)
 }
 
 func listFiltersByLabel(c *lawTest) {
@@ -347,7 +350,7 @@ func listAndInspectAgree(c *lawTest) {
 		list, err := c.docker.ContainerList(c.ctx, container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("id", id))})
 		c.must(err)
 		if len(list) != 1 {
-			c.Fatalf("%d have the ID %s", len(list), id)
+			c.Fatalf("%d containers have the ID %s", len(list), id)
 		}
 		row, found := list[0], c.inspect(id)
 		if row.State != want || found.State.Status != want {
@@ -357,7 +360,7 @@ func listAndInspectAgree(c *lawTest) {
 			c.Errorf("network mode listed as %s, inspected as %s", row.HostConfig.NetworkMode, found.HostConfig.NetworkMode)
 		}
 		if id == dead && !strings.HasPrefix(row.Status, "Exited (3) ") {
-			c.Errorf("%q tells no exit code", row.Status)
+			c.Errorf("status %q has no exit code", row.Status)
 		}
 	}
 }
@@ -366,7 +369,7 @@ func eventsFollowLifecycle(c *lawTest) {
 	ctx, cancel := context.WithTimeout(c.ctx, 30*time.Second)
 	defer cancel()
 	mark := c.name()
-	news, broken := c.docker.Events(ctx, events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("label", "mark="+mark))})
+	messages, errs := c.docker.Events(ctx, events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("label", "mark="+mark))})
 	id := c.create(func(config *container.Config, _ *container.HostConfig) { config.Labels["mark"] = mark }, "sleep", "1000")
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	c.must(c.docker.ContainerKill(c.ctx, id, "KILL"))
@@ -375,15 +378,15 @@ func eventsFollowLifecycle(c *lawTest) {
 	var got []string
 	for len(got) == 0 || got[len(got)-1] != "destroy" {
 		select {
-		case m := <-news:
+		case m := <-messages:
 			if m.Actor.ID != id || m.Actor.Attributes["mark"] != mark || m.TimeNano == 0 {
-				c.Errorf("an event of another: %+v", m)
+				c.Errorf("event of another container: %+v", m)
 			}
 			if m.Action == events.ActionDie && m.Actor.Attributes["exitCode"] != "137" {
-				c.Errorf("died with %q", m.Actor.Attributes["exitCode"])
+				c.Errorf("exit code of the die event: %q", m.Actor.Attributes["exitCode"])
 			}
 			got = append(got, string(m.Action))
-		case err := <-broken:
+		case err := <-errs:
 			c.Fatalf("after %v: %v", got, err)
 		}
 	}
@@ -405,11 +408,11 @@ func logIsCompleteAtExit(c *lawTest) {
 		c.Errorf("stdout %q, stderr %q", out.String(), errs.String())
 	}
 	if path := c.inspect(id).LogPath; !strings.HasSuffix(path, "/containers/"+id+"/"+id+"-json.log") {
-		c.Errorf("its file is %q", path)
+		c.Errorf("log file %q", path)
 	}
 }
 
-// startPause makes what others can join.
+// startPause starts a container whose namespaces can be joined.
 func (c *lawTest) startPause() string {
 	c.Helper()
 	id := c.create(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = container.IPCModeShareable }, "sleep", "1000")
@@ -417,7 +420,7 @@ func (c *lawTest) startPause() string {
 	return id
 }
 
-// createJoined makes a container in the namespaces of another.
+// createJoined creates a container in the namespaces of another.
 func (c *lawTest) createJoined(id string, command ...string) string {
 	c.Helper()
 	return c.create(func(config *container.Config, host *container.HostConfig) {
@@ -441,7 +444,7 @@ func stoppedCannotBeJoined(c *lawTest) {
 	c.must(c.docker.ContainerKill(c.ctx, pause, "KILL"))
 	c.waitExit(pause)
 	if err := c.docker.ContainerStart(c.ctx, id, container.StartOptions{}); err == nil {
-		c.Error("the network of what has ended was joined")
+		c.Error("the network of an exited container was joined")
 	}
 	if s := c.inspect(id).State; s.Running || s.Error == "" {
 		c.Errorf("state %+v", s)
@@ -451,16 +454,16 @@ func stoppedCannotBeJoined(c *lawTest) {
 // exec runs a command in a container and returns what it wrote.
 func (c *lawTest) exec(id string, command ...string) (stdout, stderr string, found container.ExecInspect) {
 	c.Helper()
-	made, err := c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: command, AttachStdout: true, AttachStderr: true})
+	created, err := c.docker.ContainerExecCreate(c.ctx, id, container.ExecOptions{Cmd: command, AttachStdout: true, AttachStderr: true})
 	c.must(err)
-	stream, err := c.docker.ContainerExecAttach(c.ctx, made.ID, container.ExecAttachOptions{})
+	stream, err := c.docker.ContainerExecAttach(c.ctx, created.ID, container.ExecAttachOptions{})
 	c.must(err)
 	defer stream.Close()
 	var out, errs bytes.Buffer
 	_, err = stdcopy.StdCopy(&out, &errs, stream.Reader)
 	c.must(err)
 	for range 200 {
-		found, err = c.docker.ContainerExecInspect(c.ctx, made.ID)
+		found, err = c.docker.ContainerExecInspect(c.ctx, created.ID)
 		c.must(err)
 		if !found.Running {
 			break
@@ -487,7 +490,7 @@ func execOfMissingCommand(c *lawTest) {
 
 func execNeedsRunning(c *lawTest) {
 	_, err := c.docker.ContainerExecCreate(c.ctx, c.create(nil, "true"), container.ExecOptions{Cmd: []string{"true"}})
-	c.wantKind("exec in what was not started", err, errdefs.IsConflict)
+	c.wantKind("exec in a created container", err, errdefs.IsConflict)
 }
 
 func attachReceivesNewOutput(c *lawTest) {
@@ -505,7 +508,7 @@ func attachReceivesNewOutput(c *lawTest) {
 	_, err = stdcopy.StdCopy(&out, &errs, stream.Reader)
 	c.must(err)
 	if code := c.waitExit(id); out.String() != "hello\n" || code != 0 {
-		c.Errorf("heard %q, exit code %d", out.String(), code)
+		c.Errorf("received %q, exit code %d", out.String(), code)
 	}
 }
 
@@ -521,10 +524,10 @@ func updateWhileRunning(c *lawTest) {
 func imageByNameAndID(c *lawTest) {
 	found, err := c.docker.ImageInspect(c.ctx, c.ref)
 	c.must(err)
-	again, err := c.docker.ImageInspect(c.ctx, found.ID)
+	byID, err := c.docker.ImageInspect(c.ctx, found.ID)
 	c.must(err)
-	if found.ID != again.ID || !strings.HasPrefix(found.ID, "sha256:") || !slices.Contains(found.RepoTags, c.ref) {
-		c.Errorf("%s is %s with tags %v, which is %s", c.ref, found.ID, found.RepoTags, again.ID)
+	if found.ID != byID.ID || !strings.HasPrefix(found.ID, "sha256:") || !slices.Contains(found.RepoTags, c.ref) {
+		c.Errorf("%s is %s with tags %v, by its ID %s", c.ref, found.ID, found.RepoTags, byID.ID)
 	}
 	list, err := c.docker.ImageList(c.ctx, image.ListOptions{})
 	c.must(err)
@@ -532,7 +535,7 @@ func imageByNameAndID(c *lawTest) {
 		c.Errorf("%s is not listed", c.ref)
 	}
 	if seen := c.inspect(c.create(nil, "true")); seen.Image != found.ID {
-		c.Errorf("a container of it is of %s, want %s", seen.Image, found.ID)
+		c.Errorf("image of a container %s, want %s", seen.Image, found.ID)
 	}
 }
 
@@ -542,7 +545,7 @@ func usedImageIsNotRemoved(c *lawTest) {
 	c.must(err)
 	for _, force := range []bool{false, true} {
 		_, err = c.docker.ImageRemove(c.ctx, found.ID, image.RemoveOptions{Force: force, PruneChildren: true})
-		c.wantKind(fmt.Sprintf("remove an image that is used, force %v", force), err, errdefs.IsConflict)
+		c.wantKind(fmt.Sprintf("remove of an image in use, force %v", force), err, errdefs.IsConflict)
 	}
 	_, err = c.docker.ImageInspect(c.ctx, c.ref)
 	c.must(err)
@@ -558,24 +561,24 @@ func missingImageIsNotFound(c *lawTest) {
 }
 
 func invalidCreateIsRefused(c *lawTest) {
-	order := func(change func(*container.Config, *container.HostConfig)) error {
+	create := func(change func(*container.Config, *container.HostConfig)) error {
 		config, host := &container.Config{Image: c.ref, Cmd: []string{"true"}}, &container.HostConfig{}
 		change(config, host)
-		made, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
+		created, err := c.docker.ContainerCreate(c.ctx, config, host, nil, nil, c.name())
 		if err == nil {
-			c.must(c.docker.ContainerRemove(c.ctx, made.ID, container.RemoveOptions{}))
+			c.must(c.docker.ContainerRemove(c.ctx, created.ID, container.RemoveOptions{}))
 		}
 		return err
 	}
-	c.wantKind("an unknown runtime", order(func(_ *container.Config, host *container.HostConfig) { host.Runtime = "no-such" }), errdefs.IsInvalidArgument)
-	c.wantKind("a bind of nothing", order(func(_ *container.Config, host *container.HostConfig) {
+	c.wantKind("an unknown runtime", create(func(_ *container.Config, host *container.HostConfig) { host.Runtime = "no-such" }), errdefs.IsInvalidArgument)
+	c.wantKind("a bind mount of a missing path", create(func(_ *container.Config, host *container.HostConfig) {
 		host.Mounts = []mount.Mount{{Type: mount.TypeBind, Source: "/no/such/path", Target: "/mnt"}}
 	}), errdefs.IsInvalidArgument)
-	c.wantKind("a hostname in the network of another", order(func(config *container.Config, host *container.HostConfig) {
+	c.wantKind("a hostname in the network of another container", create(func(config *container.Config, host *container.HostConfig) {
 		config.Hostname, host.NetworkMode = "web", container.NetworkMode("container:"+c.create(nil, "true"))
 	}), errdefs.IsInvalidArgument)
-	if order(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = "container:no-such" }) == nil {
-		c.Error("IPC of what is not there is not refused")
+	if create(func(_ *container.Config, host *container.HostConfig) { host.IpcMode = "container:no-such" }) == nil {
+		c.Error("the IPC namespace of a missing container is not refused")
 	}
 	_, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref}, nil, nil, nil, "no good name")
 	c.wantKind("a name with spaces", err, errdefs.IsInvalidArgument)
@@ -584,7 +587,7 @@ func invalidCreateIsRefused(c *lawTest) {
 func waitReturnsWhenNotRunningOrRemoved(c *lawTest) {
 	id := c.create(nil, "sleep", "1000")
 	if code := c.waitExit(id); code != 0 {
-		c.Errorf("exit code %d of what was never started", code)
+		c.Errorf("exit code %d of a container that was never started", code)
 	}
 	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
 	codes, errs := c.docker.ContainerWait(c.ctx, id, container.WaitConditionNotRunning)
@@ -592,17 +595,17 @@ func waitReturnsWhenNotRunningOrRemoved(c *lawTest) {
 	select {
 	case code := <-codes:
 		if code.StatusCode != exitKilled {
-			c.Errorf("exit code %d of what was removed, want %d", code.StatusCode, exitKilled)
+			c.Errorf("exit code %d of a removed container, want %d", code.StatusCode, exitKilled)
 		}
 	case err := <-errs:
 		c.Error(err)
 	}
 	_, errs = c.docker.ContainerWait(c.ctx, id, container.WaitConditionNotRunning)
-	c.wantKind("wait for what is not there", <-errs, errdefs.IsNotFound)
+	c.wantKind("wait for a missing container", <-errs, errdefs.IsNotFound)
 }
 
 func stopKillsAfterTimeout(c *lawTest) {
-	id := c.start("sleep", "1000") // which as a first process ignores SIGTERM
+	id := c.start("sleep", "1000") // the first process of a PID namespace ignores SIGTERM without a handler
 	limit := 1
 	begin := time.Now()
 	c.must(c.docker.ContainerStop(c.ctx, id, container.StopOptions{Timeout: &limit}))
@@ -619,8 +622,8 @@ func exitSetsFinishedAt(c *lawTest) {
 	c.must(err)
 	ended, err := time.Parse(time.RFC3339Nano, s.FinishedAt)
 	c.must(err)
-	// What ends at once may have ended before it began, by a few milliseconds:
-	// the two times are taken by different programs.
+	// The two times are taken by different programs: a container that exits at once may have
+	// finished some milliseconds before it was started.
 	if ended.Before(began.Add(-time.Second)) || s.Pid != 0 || s.Status != container.StateExited {
 		c.Errorf("state %+v", s)
 	}
@@ -639,14 +642,14 @@ func logFileIsJSONLines(c *lawTest) {
 		c.must(err)
 		got = append(got, l.Stream+" "+l.Log)
 	}
-	slices.Sort(got) // two streams have no order
+	slices.Sort(got) // there is no order between the streams
 	if want := []string{"stderr err\n", "stdout out\n"}; !slices.Equal(got, want) {
 		c.Errorf("got %q, want %q", got, want)
 	}
 }
 
-// longLineIsSplit: see copySrc in moby's daemon/logger/copier.go. Half a character is no
-// JSON, so it becomes one U+FFFD for each byte.
+// longLineIsSplit: see copySrc in moby's daemon/logger/copier.go. A character that is split is
+// not valid in JSON and becomes one U+FFFD for each byte.
 func longLineIsSplit(c *lawTest) {
 	const size = 16 << 10
 	long, accents := strings.Repeat("x", 20000), "a"+strings.Repeat("\u00e9", 10000)
@@ -679,10 +682,10 @@ func longLineIsSplit(c *lawTest) {
 		c.Errorf("pieces of the same line have the times %s, %s and %s, %s", got[0].Time, got[1].Time, got[2].Time, got[3].Time)
 	}
 	if got[1].Time == got[2].Time || got[3].Time == got[4].Time {
-		c.Error("lines have the same time")
+		c.Error("different lines have the same time")
 	}
 	if got := read(short); len(got) != 1 || got[0].Log != "short" {
-		c.Errorf("without a line break: %q, want it as it is", got)
+		c.Errorf("without a newline: %q, want it unchanged", got)
 	}
 }
 
@@ -700,7 +703,7 @@ func pidNamespaceEndsWithInit(c *lawTest) {
 
 func execEndsWithContainer(c *lawTest) {
 	id := c.start("sleep", "1000")
-	go func() { // the container is killed once the command runs: earlier it is one that could not be started
+	go func() { // killed once the command runs: before, the exec would fail to start
 		for c.ctx.Err() == nil {
 			if seen, err := c.docker.ContainerInspect(c.ctx, id); err == nil && len(seen.ExecIDs) > 0 {
 				if found, err := c.docker.ContainerExecInspect(c.ctx, seen.ExecIDs[0]); err == nil && found.Pid != 0 {
@@ -720,18 +723,18 @@ func removedImageHasNoNames(c *lawTest) {
 	archive, err := pause.Archive(runtime.GOARCH)
 	c.must(err)
 	var id string
-	for range 2 { // the second time is no news
-		said, err := c.docker.ImageLoad(c.ctx, bytes.NewReader(archive))
+	for range 2 { // the second load has no effect
+		loaded, err := c.docker.ImageLoad(c.ctx, bytes.NewReader(archive))
 		c.must(err)
-		text, err := io.ReadAll(said.Body)
+		text, err := io.ReadAll(loaded.Body)
 		c.must(err)
-		_ = said.Body.Close()
+		_ = loaded.Body.Close()
 		found, err := c.docker.ImageInspect(c.ctx, pause.Ref)
 		if err != nil {
-			c.Fatalf("%v; load said %s", err, text)
+			c.Fatalf("%v; output of the load: %s", err, text)
 		}
 		if id != "" && id != found.ID {
-			c.Errorf("loaded twice it is %s, then %s", id, found.ID)
+			c.Errorf("loaded twice the ID is %s, then %s", id, found.ID)
 		}
 		id = found.ID
 	}
@@ -755,6 +758,6 @@ func newerClientIsRefused(c *lawTest) {
 	_, err = docker.Info(c.ctx)
 	c.wantKind("API 1.99", err, errdefs.IsInvalidArgument)
 	if pong, err := docker.Ping(c.ctx); err != nil || pong.APIVersion == "" {
-		c.Errorf("ping: %+v, %v; want that it tells a version", pong, err)
+		c.Errorf("ping: %+v, %v; want an API version", pong, err)
 	}
 }

@@ -103,8 +103,8 @@ func (e *Engine) archive(c *call) error {
 // maxLinks is how many symbolic links Docker follows (moby/sys/symlink.FollowSymlinkInScope).
 const maxLinks = 255
 
-// followLinks follows the symbolic links of a container in a path, as Docker does: also the one at
-// its end if last is set.
+// followLinks resolves the symbolic links of a container in a path, as Docker does; the last
+// element only if last is set.
 func followLinks(links map[string]string, name string, last bool) (string, error) {
 	at, rest := "/", strings.Split(name, "/")
 	for followed := 0; len(rest) > 0; {

@@ -10,7 +10,7 @@ import (
 	"github.com/docker/docker/api/types/events"
 )
 
-// A hijackedConn is a connection that was taken over from HTTP.
+// A hijackedConn is a connection that was taken over from net/http.
 type hijackedConn struct {
 	net.Conn
 	r *bufio.Reader
@@ -18,7 +18,7 @@ type hijackedConn struct {
 
 func (t *hijackedConn) Read(p []byte) (int, error) { return t.r.Read(p) }
 
-// hijack takes the connection over, as clients ask for with Upgrade.
+// hijack takes the connection over, as clients request with the header Upgrade.
 func (c *call) hijack(mediaType string) (*hijackedConn, error) {
 	conn, buf, err := http.NewResponseController(c.ResponseWriter).Hijack()
 	if err != nil {
@@ -70,8 +70,7 @@ func (e *Engine) attach(c *call) error {
 	defer b.output.unfollow(f)
 	e.mu.Lock()
 	e.emitLocked(b, events.ActionAttach, nil)
-	// One that has ended has nothing more to say; one that was never started
-	// will.
+	// An exited container has no more output; a created one will have.
 	ended, input := b.process == nil && b.state.StartedAt != zeroTime, b.stdin
 	e.mu.Unlock()
 	if ended {
@@ -95,7 +94,7 @@ func (e *Engine) attach(c *call) error {
 	return nil
 }
 
-// replay gives f what is in the log already.
+// replay writes the log so far to f.
 func (o *output) replay(f *follower) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

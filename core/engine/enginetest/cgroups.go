@@ -15,8 +15,8 @@ import (
 	"berth/core/cgroup"
 )
 
-// InCgroups returns, for Engine.PID, what gives containers processes in cgroups that are named after them,
-// as those of a real Engine are.
+// InCgroups returns a function for Engine.PID that starts a process for each container, in a
+// cgroup named after the container as with a real Engine.
 func InCgroups(t testing.TB) func(id string) int {
 	controllers := []string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}
 	parent := fmt.Sprintf("berth-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))

@@ -9,11 +9,10 @@ import (
 	"berth/core/engine"
 )
 
-// Patience is how long tests wait for what happens in its own time.
+// Patience is how long tests wait for asynchronous results.
 const Patience = 10 * time.Second
 
-// Connect returns the way to e as rooms know it, connected. It is kept so until
-// t ends.
+// Connect returns an engine.Engine that is connected to e, until t ends.
 func (e *Engine) Connect(t testing.TB) *engine.Engine {
 	t.Helper()
 	docker, err := engine.New(engine.Config{Host: e.Host}, slog.New(slog.DiscardHandler))
@@ -29,7 +28,7 @@ func (e *Engine) Connect(t testing.TB) *engine.Engine {
 	return docker
 }
 
-// Background lets run run until t ends, and sees that it ends then.
+// Background runs run until t ends, and fails t if it does not return then.
 func Background(t testing.TB, run func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
@@ -47,11 +46,11 @@ func Background(t testing.TB, run func(context.Context) error) {
 	})
 }
 
-// untilTimeout is how long Until waits. It costs nothing where the condition holds, and
-// a busy machine may need longer than Patience.
+// untilTimeout is how long Until waits. A long timeout costs nothing if the condition becomes
+// true, and a busy machine may need longer than Patience.
 const untilTimeout = 3 * Patience
 
-// Until waits for cond to hold, and fails t with what if it does not.
+// Until waits until cond is true, and fails t with the message what if it does not become so.
 func Until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for limit := time.Now().Add(untilTimeout); !cond(); time.Sleep(5 * time.Millisecond) {

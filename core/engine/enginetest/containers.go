@@ -22,14 +22,14 @@ import (
 	"github.com/docker/docker/api/types/storage"
 )
 
-// zeroTime is when what has not happened has happened.
+// zeroTime is how the Engine API writes a time that is not set.
 const zeroTime = "0001-01-01T00:00:00Z"
 
-// formatTime is how Engines write a time.
+// formatTime formats a time as the Engine API does.
 func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// A fakeContainer is a container. Engine.mu guards it, but for what never changes: id,
-// created, config, image, path, args, files, links, gone, out.
+// A fakeContainer is a container of the Engine. Engine.mu guards it, except what never changes:
+// id, created, config, image, path, args, files, links, removed, output.
 type fakeContainer struct {
 	id, name string
 	created  time.Time
@@ -42,26 +42,25 @@ type fakeContainer struct {
 	links    map[string]string // of its image: targets of symbolic links, by path
 
 	state          container.State
-	process        *Process      // nil while none runs
-	stdin          *pipe         // of the process that runs, or of the next one
-	exited         chan struct{} // closed when the process that runs has ended; nil before the first
-	removed        chan struct{} // closed when it is removed
+	process        *Process      // nil unless it runs
+	stdin          *pipe         // of the running process, or of the next one
+	exited         chan struct{} // closed when the process has exited; nil before the first
+	removed        chan struct{} // closed when the container is removed
 	removing       bool
 	unkillable     bool  // see Unkillable
-	pendingSignals []int // signals that wait for the end of a pause
+	pendingSignals []int // delivered when the container is unpaused
 	output         *output
 	ttySizes       [][2]uint
 
-	hostname                            string // while it shares that of another
-	hostsFile, hostnameFile, resolvConf string // files
+	hostname                            string // of the container whose network it shares
+	hostsFile, hostnameFile, resolvConf string // paths of files
 	sandboxID, endpoint, logPath        string
 }
 
-// command is the command of b.
+// command returns the path and the arguments of b.
 func (b *fakeContainer) command() []string { return append([]string{b.path}, b.args...) }
 
-// findContainerLocked looks a container up by ID, name, or the beginning of its ID. e.mu is
-// held.
+// findContainerLocked finds a container by ID, name, or prefix of its ID.
 func (e *Engine) findContainerLocked(name string) (*fakeContainer, error) {
 	if b, ok := e.containers[name]; ok {
 		return b, nil
@@ -113,7 +112,7 @@ func (e *Engine) inspect(c *call) error {
 			return err
 		})
 		if err != nil {
-			written = -1 // as Engines say it
+			written = -1 // as Engines report a failure
 		}
 		all = written
 		found.SizeRw, found.SizeRootFs = &written, &all
@@ -126,7 +125,7 @@ func (e *Engine) inspect(c *call) error {
 	return c.respond(http.StatusOK, json.RawMessage(text))
 }
 
-// inspectLocked is all there is to say of b, good as long as e.mu is held.
+// inspectLocked returns the inspect result of b. It shares memory with b: use it with e.mu held.
 func (e *Engine) inspectLocked(b *fakeContainer) container.InspectResponse {
 	state, config := b.state, *b.config
 	if b.hostname != "" {
@@ -156,7 +155,7 @@ func (e *Engine) inspectLocked(b *fakeContainer) container.InspectResponse {
 	return container.InspectResponse{ContainerJSONBase: base, Mounts: b.mounts(), Config: &config, NetworkSettings: settings}
 }
 
-// mounts is how Engines tell the mounts of b.
+// mounts returns the mounts of b as in an inspect result.
 func (b *fakeContainer) mounts() []container.MountPoint {
 	points := []container.MountPoint{}
 	for _, m := range b.host.Mounts {
@@ -172,7 +171,7 @@ func (b *fakeContainer) mounts() []container.MountPoint {
 	return points
 }
 
-// endpointsLocked are the networks that b is on. e.mu is held.
+// endpointsLocked returns the networks to which b is attached.
 func (e *Engine) endpointsLocked(b *fakeContainer) map[string]*network.EndpointSettings {
 	name := string(b.host.NetworkMode)
 	switch {
@@ -235,7 +234,7 @@ func (e *Engine) list(c *call) error {
 	return c.respond(http.StatusOK, rows)
 }
 
-// descendsLocked reports whether an image is another one or was built from it. e.mu is held.
+// descendsLocked reports whether an image is another one or was built from it.
 func (e *Engine) descendsLocked(id, from string) bool {
 	for id != from {
 		p := e.images[id]
@@ -247,14 +246,14 @@ func (e *Engine) descendsLocked(id, from string) bool {
 	return true
 }
 
-// newestFirstLocked lists the containers. e.mu is held.
+// newestFirstLocked returns all containers, the newest first.
 func (e *Engine) newestFirstLocked() []*fakeContainer {
 	list := slices.Collect(maps.Values(e.containers))
 	sort.Slice(list, func(i, j int) bool { return list[i].created.After(list[j].created) })
 	return list
 }
 
-// summaryLocked is what a list says of b. e.mu is held.
+// summaryLocked returns the list entry of b.
 func (e *Engine) summaryLocked(b *fakeContainer) container.Summary {
 	words := b.command()
 	for i, w := range words {
@@ -268,7 +267,7 @@ func (e *Engine) summaryLocked(b *fakeContainer) container.Summary {
 		NetworkSettings: &container.NetworkSettingsSummary{Networks: e.endpointsLocked(b)}, Mounts: b.mounts(),
 	}
 	if p, err := e.findImageLocked(row.Image); err != nil || p.ID != b.image {
-		row.Image = b.image // it is called so no more
+		row.Image = b.image // the name belongs to another image now
 	}
 	row.HostConfig.NetworkMode = string(b.host.NetworkMode)
 	if e.supportsLocked("1.46") {
@@ -277,7 +276,7 @@ func (e *Engine) summaryLocked(b *fakeContainer) container.Summary {
 	return row
 }
 
-// statusText is a state in words.
+// statusText returns the human-readable status of a list entry.
 func statusText(s container.State) string {
 	ago := func(at string) string {
 		t, _ := time.Parse(time.RFC3339Nano, at)
@@ -344,7 +343,7 @@ func (e *Engine) update(c *call) error {
 	case request.Memory > b.host.MemorySwap && request.MemorySwap == 0:
 		return errorf(http.StatusConflict, "Cannot update container %s: Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time", b.id)
 	}
-	host := *b.host // the one before may be being told
+	host := *b.host // inspect results may share the old one
 	for _, f := range []struct{ have, want *int64 }{
 		{&host.CPUShares, &request.CPUShares}, {&host.CPUPeriod, &request.CPUPeriod}, {&host.CPUQuota, &request.CPUQuota},
 		{&host.Memory, &request.Memory}, {&host.MemorySwap, &request.MemorySwap}, {&host.MemoryReservation, &request.MemoryReservation},
@@ -381,7 +380,7 @@ func (e *Engine) remove(c *call) error {
 	takes := e.removeTakes
 	e.mu.Unlock()
 
-	// Done to the end even if the client hangs up.
+	// It is completed even if the client closes the connection.
 	err = e.sendSignal(b, "KILL")
 	if err == nil && takes > 0 {
 		e.mu.Lock()
@@ -403,7 +402,7 @@ func (e *Engine) remove(c *call) error {
 	return c.respond(http.StatusNoContent, nil)
 }
 
-// findRemovableLocked finds a container that may be removed. e.mu is held.
+// findRemovableLocked finds a container and checks that it may be removed.
 func (e *Engine) findRemovableLocked(name string, force bool) (*fakeContainer, error) {
 	b, err := e.findContainerLocked(name)
 	switch {
@@ -422,7 +421,7 @@ func (e *Engine) findRemovableLocked(name string, force bool) (*fakeContainer, e
 	}
 }
 
-// deleteLocked makes b a container that has been. e.mu is held.
+// deleteLocked deletes b.
 func (e *Engine) deleteLocked(b *fakeContainer) {
 	if e.containers[b.id] != b {
 		return
@@ -460,7 +459,7 @@ func (e *Engine) resize(c *call) error {
 	return c.respond(http.StatusOK, nil)
 }
 
-// size reads height and width of a terminal.
+// size returns the height and width of a terminal from the query.
 func (c *call) size() (size [2]uint, err error) {
 	for i, side := range []string{"h", "w"} {
 		n, err := strconv.ParseUint(c.query.Get(side), 10, 16)
@@ -472,15 +471,15 @@ func (c *call) size() (size [2]uint, err error) {
 	return size, nil
 }
 
-// Len tells how many containers there are.
+// Len returns the number of containers.
 func (e *Engine) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.containers)
 }
 
-// Container returns what an inspect of the container id, which may also be a
-// name, would say, without being a call; ok is false if there is none.
+// Container returns the inspect result of a container by ID or name without counting as a call;
+// ok is false if there is none.
 func (e *Engine) Container(id string) (found container.InspectResponse, ok bool) {
 	e.t.Helper()
 	e.mu.Lock()
@@ -499,8 +498,8 @@ func (e *Engine) Container(id string) (found container.InspectResponse, ok bool)
 	return found, err == nil
 }
 
-// Sizes returns what the terminal of the container id was resized to, height
-// and width each, since it was started.
+// Sizes returns the sizes, height and width each, to which the terminal of the container id
+// was resized since its start.
 func (e *Engine) Sizes(id string) [][2]uint {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -511,7 +510,7 @@ func (e *Engine) Sizes(id string) [][2]uint {
 	return slices.Clone(b.ttySizes)
 }
 
-// editContainer does something to the container id, which must be there.
+// editContainer calls do for the container id, which must exist.
 func (e *Engine) editContainer(id string, do func(*fakeContainer)) {
 	e.t.Helper()
 	e.mu.Lock()
@@ -524,32 +523,30 @@ func (e *Engine) editContainer(id string, do func(*fakeContainer)) {
 	do(b)
 }
 
-// SetState changes what is said of the state of the container id, for states
-// that do not come by themselves, such as dead. Processes and events are not
-// touched.
+// SetState changes the reported state of the container id, for states that the Engine does not
+// get into by itself, such as dead. Processes and events are not affected.
 func (e *Engine) SetState(id string, edit func(*container.State)) {
 	e.t.Helper()
 	e.editContainer(id, func(b *fakeContainer) { edit(&b.state) })
 }
 
-// Unkillable tells whether the process of the container id withstands SIGKILL,
-// as one does that waits for a disk. Kills, stops and removals then fail with
-// 500.
+// Unkillable sets whether the process of the container id survives SIGKILL, like one in an
+// uninterruptible sleep. Kills, stops and removals then fail with status 500.
 func (e *Engine) Unkillable(id string, on bool) {
 	e.t.Helper()
 	e.editContainer(id, func(b *fakeContainer) { b.unkillable = on })
 }
 
-// LeakName makes name taken by a container that is not there, as Engines do
-// when a create fails badly. It stays so until the Engine restarts.
+// LeakName makes name taken by a container that does not exist, as Engines do when a create
+// fails half-way. It stays taken until the Engine restarts.
 func (e *Engine) LeakName(name string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.leakedNames[name] = true
 }
 
-// RemoveTakes makes every removal take d, during which the container is there
-// in state removing, and another removal of it a conflict.
+// RemoveTakes sets the duration of every removal. Meanwhile the container is in state removing,
+// and another removal of it is a conflict.
 func (e *Engine) RemoveTakes(d time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 	"github.com/docker/docker/api/types/network"
 )
 
-// minMemory is the least that Engines let a container have, in bytes.
+// minMemory is the lowest memory limit that Engines accept, in bytes.
 const minMemory = 6 << 20
 
 var (
@@ -28,8 +28,7 @@ var (
 	capability = regexp.MustCompile(`^(ALL|CAP_(AUDIT_(CONTROL|READ|WRITE)|BLOCK_SUSPEND|BPF|CHECKPOINT_RESTORE|CHOWN|DAC_(OVERRIDE|READ_SEARCH)|FOWNER|FSETID|IPC_(LOCK|OWNER)|KILL|LEASE|LINUX_IMMUTABLE|MAC_(ADMIN|OVERRIDE)|MKNOD|NET_(ADMIN|BIND_SERVICE|BROADCAST|RAW)|PERFMON|SET(FCAP|GID|PCAP|UID)|SYS_(ADMIN|BOOT|CHROOT|MODULE|NICE|PACCT|PTRACE|RAWIO|RESOURCE|TIME|TTY_CONFIG)|SYSLOG|WAKE_ALARM))$`)
 )
 
-// What containers may not see or change in /proc and /sys if nobody says
-// otherwise.
+// The default masked and read-only paths.
 var (
 	maskedPaths = []string{
 		"/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
@@ -67,7 +66,7 @@ func (e *Engine) create(c *call) error {
 	return c.respond(http.StatusCreated, container.CreateResponse{ID: b.id, Warnings: []string{}})
 }
 
-// newContainerLocked makes a container as ordered. e.mu is held.
+// newContainerLocked returns a new container, which the caller adds to e.containers.
 func (e *Engine) newContainerLocked(name string, config *container.Config, host *container.HostConfig) (*fakeContainer, error) {
 	if err := errors.Join(checkHost(config, host), e.checkFeaturesLocked(host), e.checkMountsLocked(host.Mounts)); err != nil {
 		return nil, err
@@ -116,12 +115,12 @@ func (e *Engine) newContainerLocked(name string, config *container.Config, host 
 	return b, nil
 }
 
-// invalidParameter is how an order is refused that makes no sense.
+// invalidParameter returns the error of an invalid request, with status 400.
 func invalidParameter(format string, args ...any) error {
 	return errorf(http.StatusBadRequest, format, args...)
 }
 
-// checkHost refuses what every Engine refuses.
+// checkHost returns an error for a request that every Engine refuses.
 func checkHost(config *container.Config, host *container.HostConfig) error {
 	for what, list := range map[string][]string{"CapAdd": host.CapAdd, "CapDrop": host.CapDrop} {
 		for _, c := range list {
@@ -155,7 +154,7 @@ func checkHost(config *container.Config, host *container.HostConfig) error {
 	return nil
 }
 
-// checkFeaturesLocked refuses what this Engine cannot do. e.mu is held.
+// checkFeaturesLocked returns an error for what this Engine does not support.
 func (e *Engine) checkFeaturesLocked(host *container.HostConfig) error {
 	self := e.infoLocked()
 	if _, ok := self.Runtimes[host.Runtime]; host.Runtime != "" && !ok {
@@ -178,7 +177,7 @@ func (e *Engine) checkFeaturesLocked(host *container.HostConfig) error {
 	return nil
 }
 
-// checkMountsLocked refuses mounts that cannot be. e.mu is held.
+// checkMountsLocked returns an error for invalid mounts.
 func (e *Engine) checkMountsLocked(mounts []mount.Mount) error {
 	targets := map[string]bool{}
 	for _, m := range mounts {
@@ -225,8 +224,8 @@ func (e *Engine) checkMountsLocked(mounts []mount.Mount) error {
 	return nil
 }
 
-// checkSubPathsLocked refuses to set up the mounts of b if an image does not have the sub-path
-// that it is asked for. e.mu is held.
+// checkSubPathsLocked returns an error if an image mount of b has a sub-path that is not in the
+// image.
 func (e *Engine) checkSubPathsLocked(b *fakeContainer) error {
 	for _, m := range b.host.Mounts {
 		if m.Type != mount.TypeImage || m.ImageOptions == nil || m.ImageOptions.Subpath == "" {
@@ -247,7 +246,7 @@ func (e *Engine) checkSubPathsLocked(b *fakeContainer) error {
 	return nil
 }
 
-// mergeImageConfig adds to an order what only the image says.
+// mergeImageConfig adds to a request what it takes from the image.
 func mergeImageConfig(config *container.Config, image container.Config) {
 	or := func(have *string, def string) {
 		if *have == "" {
@@ -288,7 +287,7 @@ func mergeImageConfig(config *container.Config, image container.Config) {
 	}
 }
 
-// setDefaultsLocked fills in what an order left open. e.mu is held.
+// setDefaultsLocked sets the defaults of a request.
 func (e *Engine) setDefaultsLocked(config *container.Config, host *container.HostConfig, id string) {
 	self := e.infoLocked()
 	if config.Labels == nil {
@@ -330,7 +329,7 @@ func (e *Engine) setDefaultsLocked(config *container.Config, host *container.Hos
 	if host.OomKillDisable == nil && self.CgroupVersion == "1" {
 		host.OomKillDisable = new(bool)
 	}
-	// null is the default, [] is none; and for the privileged null is none.
+	// null means the default, [] none; for privileged containers null means none.
 	if !host.Privileged && host.MaskedPaths == nil {
 		host.MaskedPaths = maskedPaths
 	}
@@ -347,7 +346,7 @@ func (e *Engine) setDefaultsLocked(config *container.Config, host *container.Hos
 	}
 }
 
-// checkNameLocked returns nil if a container may be called name. e.mu is held.
+// checkNameLocked returns nil if name is valid and free.
 func (e *Engine) checkNameLocked(name string) *apiError {
 	if !validName.MatchString(name) {
 		return &apiError{http.StatusBadRequest, fmt.Sprintf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)}
@@ -368,7 +367,7 @@ func (e *Engine) checkNameLocked(name string) *apiError {
 	return &apiError{http.StatusConflict, fmt.Sprintf("Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, holder)}
 }
 
-// resolveModeLocked puts IDs for names into a mode such as container:web. e.mu is held.
+// resolveModeLocked replaces the name in a mode such as container:web by the ID.
 func (e *Engine) resolveModeLocked(mode *string, must bool) error {
 	name, ok := strings.CutPrefix(*mode, "container:")
 	if !ok {

@@ -1,15 +1,13 @@
-// Package enginetest is a Docker Engine made of a few maps. It speaks the
-// Engine's HTTP API on a Unix socket, so that tests go through the real client,
-// the real JSON, the real event stream and the real errors.
+// Package enginetest is a fake Docker Engine for tests. It serves the Engine API on a Unix
+// socket, so that tests use the real client, JSON, event streams and errors.
 //
-// Nothing runs in it: a process is a Go function (Program), an image a few
-// words about one, a registry a table. Everything that can go wrong with an
-// Engine can be ordered: calls that fail, hang or lose their answer, an Engine
-// that goes away and comes back, or comes back as another version.
+// Its type is Engine. It runs no processes and stores no images: a process is a Go function
+// (Program), an image a description (Image), a registry a map. Faults can be injected: calls
+// that fail, hang or lose their response, lost events, a stop and restart, another version.
+// By default it is a Docker Engine 20.10 (API 1.41).
 //
-// It earns its keep only as long as it is honest: Laws runs against it and
-// against a real Engine alike, and says what both must do. Unless told
-// otherwise it is a Docker Engine 20.10 (API 1.41).
+// The laws of core/engine/enginelaws run on it and on real Engines, so that it does not
+// deviate from Docker in what this project relies on.
 package enginetest
 
 import (
@@ -31,49 +29,49 @@ import (
 	"github.com/docker/docker/client"
 )
 
-// cleanupTimeout is how long New's clean-up waits for processes to end.
+// cleanupTimeout is how long the cleanup of New waits for processes to end.
 const cleanupTimeout = 5 * time.Second
 
-// An Engine is a Docker Engine with nothing in it. All methods may be called at
-// any time and from any goroutine.
+// An Engine is a fake Docker Engine. All methods may be called at any time and from any
+// goroutine.
 type Engine struct {
-	// Host is where it listens, as for engine.Config.
+	// Host is the URL of its socket, as in engine.Config.
 	Host string
-	// RootDir is its data root. Log files, layer sizes and the files that it
-	// gives to containers are really there.
+	// RootDir is its data root. It has the log files, layer sizes and files of containers
+	// (hosts, resolv.conf, hostname) that Docker has there.
 	RootDir string
-	// PID tells which process stands for a container or an exec session, by
-	// its ID. It is the test's own unless it is set, before anything is started.
+	// PID returns the PID reported for the container or exec session with the ID. By default it
+	// is that of the test. It must be set before the first start.
 	PID func(id string) int
 
 	t         testing.TB
 	ctx       context.Context // of processes
 	cancel    context.CancelFunc
 	routes    []route
-	processes sync.WaitGroup // processes under way
+	processes sync.WaitGroup // running Programs
 
 	mu          sync.Mutex // guards following
 	server      *apiServer // nil while stopped
 	api, minAPI string
 	liveRestore bool
 	editInfo    []func(*system.Info)
-	lastID      int // of IDs
+	lastID      int // counter for newIDLocked
 
-	containers  map[string]*fakeContainer // containers, by ID
-	leakedNames map[string]bool           // taken by nobody
+	containers  map[string]*fakeContainer // by ID
+	leakedNames map[string]bool           // see LeakName
 	execs       map[string]*execSession
 	removeTakes time.Duration
 	oomFloor    int
 
 	containerdLost bool
-	shimHangs      chan struct{} // execs are not started before it is closed; nil for at once
+	shimHangs      chan struct{} // closed when execs may start; nil if they may
 
 	programs      map[string]Program
 	startFailures map[string]StartFailure
 
 	images     map[string]*fakeImage // by ID
-	refs       map[string]string     // familiar names, tagged or digested, to IDs
-	registries map[string]*Remote    // what registries have, by normalized name
+	refs       map[string]string     // IDs by familiar name with tag or digest
+	registries map[string]*Remote    // by normalized name
 	pulls      []Pull
 
 	pastEvents    []events.Message
@@ -87,37 +85,36 @@ type Engine struct {
 	hooks      map[string][]func()
 }
 
-// A apiServer is one life of the Engine's API, from start to stop.
+// An apiServer serves the API between a start and a stop of the Engine.
 type apiServer struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	l      net.Listener
 	srv    *http.Server
-	calls  sync.WaitGroup // handlers under way
+	calls  sync.WaitGroup // requests in progress
 
 	mu    sync.Mutex // guards conns
 	conns map[net.Conn]struct{}
 }
 
-// An Option is a way in which an Engine can differ from others from its start.
+// An Option configures an Engine before its start.
 type Option func(*Engine)
 
-// API makes it an Engine that speaks API versions up to newest, for example "1.51".
+// API sets the newest API version of the Engine, for example "1.51".
 func API(newest string) Option { return func(e *Engine) { e.api = newest } }
 
-// LiveRestore makes it an Engine whose containers outlive it.
+// LiveRestore has containers outlive a stop of the Engine.
 func LiveRestore() Option { return func(e *Engine) { e.liveRestore = true } }
 
-// Info changes what it says of itself, as SetInfo does.
+// Info edits GET /info, as SetInfo does.
 func Info(edit func(*system.Info)) Option {
 	return func(e *Engine) { e.editInfo = append(e.editInfo, edit) }
 }
 
-// New starts an Engine that lives as long as t.
+// New starts an Engine that runs until t ends.
 func New(t testing.TB, opts ...Option) *Engine {
 	t.Helper()
-	// Not t.TempDir: what a test is called may be longer than the path of a
-	// socket can be.
+	// Not t.TempDir: with the name of the test it may exceed the limit for paths of sockets.
 	dir, err := os.MkdirTemp("", "engine")
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +142,7 @@ func New(t testing.TB, opts ...Option) *Engine {
 		e.Stop()
 		cancel()
 		if !within(cleanupTimeout, e.processes.Wait) {
-			t.Error("enginetest: a program goes on although its context has ended")
+			t.Error("enginetest: a Program does not return although its context has ended")
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -173,7 +170,7 @@ func within(d time.Duration, wait func()) bool {
 	}
 }
 
-// Client returns a client of e that has agreed on an API version.
+// Client returns a client of e that has negotiated an API version.
 func (e *Engine) Client(t testing.TB) *client.Client {
 	t.Helper()
 	c, err := client.NewClientWithOpts(client.WithHost(e.Host), client.WithAPIVersionNegotiation())
@@ -189,9 +186,8 @@ func (e *Engine) Client(t testing.TB) *client.Client {
 	return c
 }
 
-// Stop makes the Engine go away: its socket is gone, connections and event
-// streams break, calls under way get no answer. Unless it is an Engine with live
-// restore, its containers end with 137.
+// Stop stops the Engine: its socket is removed, connections and event streams break, calls in
+// progress get no response. Without live restore its containers exit with 137.
 func (e *Engine) Stop() {
 	e.mu.Lock()
 	r := e.server
@@ -202,7 +198,7 @@ func (e *Engine) Stop() {
 	}
 	r.cancel()
 	_ = r.srv.Close()
-	_ = r.l.Close() // the server may not have begun
+	_ = r.l.Close() // the server may not have started to accept
 	r.mu.Lock()
 	for c := range r.conns {
 		_ = c.Close()
@@ -228,9 +224,8 @@ func (e *Engine) Stop() {
 	r.calls.Wait()
 }
 
-// Restart stops the Engine if it runs, and starts it again on the same socket
-// with the same containers and images. Past events and exec sessions are
-// forgotten.
+// Restart stops the Engine if it runs, and starts it again on the same socket with the same
+// containers and images. Past events and exec sessions are lost.
 func (e *Engine) Restart() {
 	e.t.Helper()
 	e.Stop()
@@ -262,46 +257,43 @@ func (e *Engine) Restart() {
 	go func() { _ = r.srv.Serve(l) }()
 }
 
-// Version makes it an Engine that speaks API versions up to newest from now on,
-// as if it had been upgraded or downgraded; clients that have agreed on a newer
-// one are refused.
+// Version changes the newest API version, as an upgrade or downgrade does. Clients that have
+// negotiated a newer one are refused.
 func (e *Engine) Version(newest string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.api = newest
 }
 
-// MinAPI has it refuse clients that speak an API older than oldest.
+// MinAPI sets the oldest API version that clients may use.
 func (e *Engine) MinAPI(oldest string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.minAPI = oldest
 }
 
-// SetLiveRestore tells whether containers outlive the Engine.
+// SetLiveRestore sets whether containers outlive a stop of the Engine.
 func (e *Engine) SetLiveRestore(on bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.liveRestore = on
 }
 
-// SetInfo changes what the Engine says of itself in GET /info. The features
-// that it checks orders against (runtimes, cgroup driver) follow.
+// SetInfo edits GET /info. The features that requests are checked against, such as runtimes and
+// the cgroup driver, follow.
 func (e *Engine) SetInfo(edit func(*system.Info)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.editInfo = append(e.editInfo, edit)
 }
 
-// Reload has it read its configuration again, as SIGHUP does, and find what edit
-// changes in GET /info.
+// Reload has the Engine reload its configuration, as SIGHUP does, with edit applied to GET /info.
 func (e *Engine) Reload(edit func(*system.Info)) {
 	e.SetInfo(edit)
 	e.Event(events.Message{Type: events.DaemonEventType, Action: events.ActionReload})
 }
 
-// Leftovers names everything that is not as in a new Engine, images apart:
-// containers in whatever state, and exec sessions that run.
+// Leftovers lists all containers and all running exec sessions.
 func (e *Engine) Leftovers() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -318,13 +310,13 @@ func (e *Engine) Leftovers() []string {
 	return left
 }
 
-// newIDLocked makes an ID that no other Engine gives. e.mu is held.
+// newIDLocked returns an ID that is unique, also among several fake Engines.
 func (e *Engine) newIDLocked() string {
 	e.lastID++
 	return sha256Hex(fmt.Sprintf("%s %d", e.Host, e.lastID))
 }
 
-// sha256Hex is the SHA-256 of text in hexadecimal.
+// sha256Hex returns the SHA-256 of text in hexadecimal.
 func sha256Hex(text string) string {
 	s := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(s[:])

@@ -12,18 +12,18 @@ import (
 	"github.com/docker/docker/api/types/filters"
 )
 
-// maxPastEvents is how many events an Engine keeps for those who ask for the past.
+// maxPastEvents is how many events an Engine keeps for clients that use "since".
 const maxPastEvents = 256
 
-// An subscriber is somebody who listens to events. Engine.mu guards queue.
+// A subscriber receives events. Engine.mu guards queue.
 type subscriber struct {
 	accept   func(events.Message) bool
-	isClient bool // rather than the Engine itself
+	isClient bool // an event stream, rather than a wait call
 	queue    []events.Message
-	wake     chan struct{} // has one element if there is something in queue
+	wake     chan struct{} // has an element if queue may not be empty
 }
 
-// subscribeLocked adds an ear. e.mu is held.
+// subscribeLocked adds a subscriber.
 func (e *Engine) subscribeLocked(accept func(events.Message) bool) *subscriber {
 	l := &subscriber{accept: accept, wake: make(chan struct{}, 1)}
 	e.subscribers[l] = struct{}{}
@@ -36,7 +36,7 @@ func (e *Engine) unsubscribe(l *subscriber) {
 	delete(e.subscribers, l)
 }
 
-// takeEvents takes what l has heard.
+// takeEvents empties the queue of l and returns it.
 func (e *Engine) takeEvents(l *subscriber) []events.Message {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -45,9 +45,9 @@ func (e *Engine) takeEvents(l *subscriber) []events.Message {
 	return all
 }
 
-// publishLocked tells all who listen. e.mu is held.
+// publishLocked sends an event to all subscribers.
 func (e *Engine) publishLocked(m events.Message) {
-	// No two at the same moment, so that time tells them apart.
+	// Times are unique, so that "since" is exact.
 	e.lastEventTime = max(time.Now().UnixNano(), e.lastEventTime+1)
 	m.Scope, m.Time, m.TimeNano = "local", e.lastEventTime/int64(time.Second), e.lastEventTime
 	if e.supportsLocked("1.52") {
@@ -69,15 +69,15 @@ func (e *Engine) publishLocked(m events.Message) {
 	}
 }
 
-// LoseEvents tells whether events get lost, as an Engine drops those of a
-// listener that it finds slow. Lost ones do not come back.
+// LoseEvents sets whether events are dropped, as an Engine does for a client that reads them too
+// slowly. Dropped events are lost.
 func (e *Engine) LoseEvents(on bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dropEvents = on
 }
 
-// BreakEvents ends all event streams with an error, as a proxy may.
+// BreakEvents breaks all event streams, as a proxy may.
 func (e *Engine) BreakEvents() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -89,14 +89,14 @@ func (e *Engine) BreakEvents() {
 	}
 }
 
-// Listeners tells how many event streams there are.
+// Listeners returns the number of event streams.
 func (e *Engine) Listeners() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.listenersLocked()
 }
 
-// listenersLocked is Listeners for those who hold e.mu.
+// listenersLocked is Listeners with e.mu held.
 func (e *Engine) listenersLocked() (n int) {
 	for l := range e.subscribers {
 		if l.isClient {
@@ -106,7 +106,7 @@ func (e *Engine) listenersLocked() (n int) {
 	return n
 }
 
-// Event publishes an event of the test's own making.
+// Event publishes an event that the test has made.
 func (e *Engine) Event(m events.Message) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -178,7 +178,7 @@ func (e *Engine) events(c *call) error {
 	}
 }
 
-// matchesFilters reports whether filters let m through.
+// matchesFilters reports whether m matches the filters of an event stream.
 func matchesFilters(args filters.Args, m events.Message) bool {
 	action, _, _ := strings.Cut(string(m.Action), ":")
 	named := func(kind events.Type, key string) bool {
@@ -208,8 +208,8 @@ func matchesFilters(args filters.Args, m events.Message) bool {
 		named(events.NetworkEventType, "network") && named(events.VolumeEventType, "volume")
 }
 
-// parseTime reads a time as clients send it: seconds, perhaps with a fraction, or
-// RFC 3339. ok is false if there is none.
+// parseTime parses a time of the query: seconds, perhaps with a fraction, or RFC 3339. ok is
+// false if text is empty.
 func parseTime(text string) (at time.Time, ok bool, err error) {
 	if text == "" {
 		return at, false, nil

@@ -15,7 +15,7 @@ import (
 	"github.com/docker/docker/api/types/events"
 )
 
-// A execSession is an exec session. Engine.mu guards it, but for id, box and order.
+// An execSession is an exec session. Engine.mu guards it, except id, container and options.
 type execSession struct {
 	id        string
 	container *fakeContainer
@@ -23,9 +23,9 @@ type execSession struct {
 
 	process  *Process // while it runs
 	started  bool
-	starting bool // said to run, and not begun yet, see HangShims
+	starting bool // reported as running, but not started: see HangShims
 	pid      int
-	exitCode *int // nil until it has ended
+	exitCode *int // nil until it has exited
 	ttySizes [][2]uint
 }
 
@@ -53,7 +53,7 @@ func (e *Engine) execCreate(c *call) error {
 	return c.respond(http.StatusCreated, container.ExecCreateResponse{ID: s.id})
 }
 
-// checkExecutableState returns nil if something may be run in b. Engine.mu is held.
+// checkExecutableState returns nil if an exec is possible in b. Engine.mu is held.
 func checkExecutableState(b *fakeContainer, name string) error {
 	switch {
 	case !b.state.Running:
@@ -65,7 +65,7 @@ func checkExecutableState(b *fakeContainer, name string) error {
 	}
 }
 
-// emitExecLocked makes it known what has happened to s. e.mu is held.
+// emitExecLocked publishes an event of an exec session.
 func (e *Engine) emitExecLocked(s *execSession, action events.Action, more map[string]string) {
 	if strings.HasSuffix(string(action), ": ") {
 		action += events.Action(s.options.Cmd[0] + " " + strings.Join(s.options.Cmd[1:], " "))
@@ -119,11 +119,11 @@ func (e *Engine) execStart(c *call) error {
 	out, errs := stdStreams(conn, s.options.Tty)
 	p, over, err := e.startExec(s, out, errs, func() { _ = conn.Close() })
 	if err != nil {
-		// Too late for a status: what went wrong is all the output there is.
+		// The response has begun: the error is sent as output.
 		_, _ = fmt.Fprintf(out, "%v\r\n", err)
 		return nil
 	}
-	left := make(chan struct{}) // closed when the client has said all
+	left := make(chan struct{}) // closed when the client has sent all input
 	go func() {
 		defer close(left)
 		if !s.options.AttachStdin {
@@ -147,7 +147,7 @@ func (e *Engine) execStart(c *call) error {
 	return nil
 }
 
-// startExec starts the process of s. over is closed when it has ended.
+// startExec starts the process of s. over is closed when it has exited.
 func (e *Engine) startExec(s *execSession, out, errs io.Writer, hangUp func()) (_ *Process, over <-chan struct{}, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -176,7 +176,7 @@ func (e *Engine) startExec(s *execSession, out, errs io.Writer, hangUp func()) (
 	if s.options.AttachStdin {
 		p.Stdin = p.stdin
 	}
-	var closed atomic.Bool // what a program writes after its process has ended goes nowhere
+	var closed atomic.Bool // output after the exit is dropped
 	until := func(w io.Writer) io.Writer {
 		return writerFunc(func(p []byte) (int, error) {
 			if closed.Load() {
@@ -209,7 +209,7 @@ func (e *Engine) startExec(s *execSession, out, errs io.Writer, hangUp func()) (
 	return p, ended, nil
 }
 
-// terminalWriter writes as a terminal does, with \r\n at the end of lines.
+// terminalWriter returns a Writer that converts \n to \r\n, as a terminal does.
 func terminalWriter(w io.Writer) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		_, err := io.WriteString(w, strings.ReplaceAll(string(p), "\n", "\r\n"))
@@ -253,7 +253,7 @@ func (e *Engine) execResize(c *call) error {
 	case !ok:
 		return errorf(http.StatusNotFound, "No such exec instance: %s", c.name)
 	case !s.started:
-		// A real one waits for 10 s before it says so.
+		// A real Engine waits 10 s before.
 		return errorf(http.StatusInternalServerError, "timeout waiting for exec session ready")
 	case s.process == nil:
 		return errorf(http.StatusNotFound, "no such exec")
@@ -262,15 +262,15 @@ func (e *Engine) execResize(c *call) error {
 	return c.respond(http.StatusOK, nil)
 }
 
-// An ExecSession is what there is to know of an exec session.
+// An ExecSession is the state of an exec session.
 type ExecSession struct {
 	ID, Container string
 	Order         container.ExecOptions
 	Running       bool
-	Sizes         [][2]uint // what its terminal was resized to, height and width
+	Sizes         [][2]uint // sizes that its terminal was resized to, height and width
 }
 
-// Execs lists the exec sessions of all containers.
+// Execs returns the exec sessions of all containers.
 func (e *Engine) Execs() []ExecSession {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -281,7 +281,7 @@ func (e *Engine) Execs() []ExecSession {
 	return all
 }
 
-// EndExec ends the exec session id with code, as a kill by process does.
+// EndExec ends the process of the exec session id with code.
 func (e *Engine) EndExec(id string, code int) {
 	e.t.Helper()
 	e.mu.Lock()
@@ -297,8 +297,8 @@ func (e *Engine) EndExec(id string, code int) {
 	p.exit(code)
 }
 
-// ForgetExec has the exec session id be no more, as when its container has ended;
-// its output stays as it is.
+// ForgetExec deletes the exec session id, as when its container has exited; its output stream
+// stays open.
 func (e *Engine) ForgetExec(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

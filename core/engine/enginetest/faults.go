@@ -9,51 +9,50 @@ import (
 	"time"
 )
 
-// What goes wrong is ordered by what it concerns, in one of four forms:
+// The argument what of the methods below selects calls, in one of four forms:
 //
 //	"GET /containers/{id}/json"     every call of a route
-//	"GET /containers/web/json"      a call as it is on the wire, without version
-//	the ID or name of a container   every call about it
-//	""                              every call there is
+//	"GET /containers/web/json"      calls with that path, without API version
+//	the ID or name of a container   every call for that container
+//	""                              every call
 
-// A fault is an order that calls fail.
+// A fault has calls fail.
 type fault struct {
 	target       string
 	status       int
-	text         string // of the answer, "" for any
-	nth          int    // which call, counted from now; 0 is all
+	text         string // of the error; a default if ""
+	nth          int    // only the nth call from now; 0 for all
 	count        int
 	dropResponse bool
 }
 
-// A delay is an order that calls take long.
+// A delay has calls wait.
 type delay struct {
 	target   string
 	duration time.Duration   // if release is nil
-	release  <-chan struct{} // closed when it is over
+	release  <-chan struct{} // ends the delay when closed
 }
 
-// HangUp as a status makes the Engine break the connection instead of
-// answering.
+// HangUp as a status has the Engine close the connection instead of responding.
 const HangUp = -1
 
-// Fail has the Engine answer what with status from now on, or hang up if status is
-// HangUp, until Heal. Nothing else happens in such a call.
+// Fail has calls of what fail with status from now on, or close the connection if it is HangUp,
+// until Heal. Such a call has no effect.
 func (e *Engine) Fail(what string, status int) { e.addFault(&fault{target: what, status: status}) }
 
-// FailSaying has the Engine answer what with status and text from now on, until Heal.
+// FailSaying is Fail with the text of the error.
 func (e *Engine) FailSaying(what string, status int, text string) {
 	e.addFault(&fault{target: what, status: status, text: text})
 }
 
-// FailOnce has the Engine answer the nth call of what, counted from now and
-// from 1, with status, or hang up if status is HangUp.
+// FailOnce has the nth call of what, counted from now and from 1, fail with status, or close the
+// connection if it is HangUp.
 func (e *Engine) FailOnce(what string, status, nth int) {
 	e.addFault(&fault{target: what, status: status, nth: nth})
 }
 
-// Lose has the Engine do the nth call of what, counted from now and from 1, and
-// hang up instead of telling.
+// Lose has the nth call of what, counted from now and from 1, take effect without a response: the
+// connection is closed.
 func (e *Engine) Lose(what string, nth int) {
 	e.addFault(&fault{target: what, nth: nth, dropResponse: true})
 }
@@ -64,8 +63,8 @@ func (e *Engine) addFault(f *fault) {
 	e.faults = append(e.faults, f)
 }
 
-// Heal takes back every Fail, FailOnce, Lose, Delay and On of what. What hangs
-// goes on hanging until it is released.
+// Heal removes every Fail, FailOnce, Lose, Delay and On of what. Calls that hang do so until they
+// are released.
 func (e *Engine) Heal(what string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -74,16 +73,15 @@ func (e *Engine) Heal(what string) {
 	delete(e.hooks, what)
 }
 
-// Delay has every call of what wait for d before anything happens.
+// Delay has every call of what wait for d before it takes effect.
 func (e *Engine) Delay(what string, d time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.delays = append(e.delays, delay{target: what, duration: d})
 }
 
-// Hang has every call of what wait until release is called, the client hangs up
-// or the Engine stops; only after a release does anything happen. Release may be
-// called more than once.
+// Hang has every call of what wait until release is called, the client closes the connection, or
+// the Engine stops; it takes effect only after a release. release may be called more than once.
 func (e *Engine) Hang(what string) (release func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -102,16 +100,15 @@ func (e *Engine) Hang(what string) (release func()) {
 	}
 }
 
-// On calls do whenever a call of what comes in, before anything happens.
+// On calls do for every call of what, before it takes effect.
 func (e *Engine) On(what string, do func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.hooks[what] = append(e.hooks[what], do)
 }
 
-// Calls counts the calls of routes, for example "GET /containers/json", since
-// the start or the last ResetCalls, also those that failed. Without routes it
-// counts all but pings.
+// Calls counts the calls of routes, for example "GET /containers/json", since the start or the
+// last ResetCalls, including failed ones. Without routes it counts all but pings.
 func (e *Engine) Calls(routes ...string) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -124,15 +121,15 @@ func (e *Engine) Calls(routes ...string) int {
 	return n
 }
 
-// ResetCalls makes Calls count from zero.
+// ResetCalls sets the counts of Calls to zero.
 func (e *Engine) ResetCalls() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	clear(e.callCounts)
 }
 
-// injectFaults counts a call and lets go wrong what was ordered to. If lose is
-// true the call is to be done, but not answered.
+// injectFaults counts a call and applies the faults, delays and hooks for it. If lose is true the
+// call must take effect without a response.
 func (e *Engine) injectFaults(c *call, name, line string) (lose bool, err error) {
 	e.mu.Lock()
 	e.callCounts[name]++
@@ -201,11 +198,11 @@ func (e *Engine) injectFaults(c *call, name, line string) (lose bool, err error)
 	}
 }
 
-// containerdError is what Docker 20.10 says of a containerd that nobody listens for.
+// containerdError is the error of Docker 20.10 if nothing listens on containerd's socket.
 const containerdError = `connection error: desc = "transport: Error while dialing dial unix /var/run/docker/containerd/containerd.sock: connect: connection refused": unavailable`
 
-// LoseContainerd has the Engine lose its connection to containerd until find is called:
-// nothing can be started, killed or executed.
+// LoseContainerd breaks the Engine's connection to containerd until restore is called: starts,
+// kills and execs fail.
 func (e *Engine) LoseContainerd() (restore func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -217,9 +214,8 @@ func (e *Engine) LoseContainerd() (restore func()) {
 	}
 }
 
-// HangShims has the Engine take starts of execs and not begin them until goOn is
-// called, as with a containerd-shim that hangs: Docker 20.10 answers with the stream,
-// and says of the exec that it runs and has no process.
+// HangShims has execs hang at their start until release is called, as with a containerd shim that
+// hangs: Docker 20.10 responds with the stream, and reports the exec as running without a process.
 func (e *Engine) HangShims() (release func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -233,7 +229,7 @@ func (e *Engine) HangShims() (release func()) {
 	})
 }
 
-// Routes returns the names of all that is served.
+// Routes returns the names of all routes.
 func (e *Engine) Routes() []string {
 	var names []string
 	for _, r := range e.routes {
@@ -242,8 +238,7 @@ func (e *Engine) Routes() []string {
 	return names
 }
 
-// Called returns the routes that have been called since the start or the last
-// ResetCalls.
+// Called returns the routes that were called since the start or the last ResetCalls.
 func (e *Engine) Called() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()

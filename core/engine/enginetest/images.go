@@ -19,27 +19,26 @@ import (
 	"github.com/docker/docker/api/types/storage"
 )
 
-// An Image is what there is to say of one. The zero Image runs a shell as
-// nobody in particular.
+// An Image describes an image. The zero Image runs a shell as root.
 type Image struct {
-	ID      string            // made up if empty
+	ID      string            // a default if empty
 	Config  container.Config  // User, Env, Entrypoint, Cmd, WorkingDir, Labels, StopSignal, Volumes, Healthcheck
 	Size    int64             // bytes; 1 MB if 0
 	Created time.Time         // now if zero
-	Files   map[string]string // by absolute path; a few users are added unless there is an /etc/passwd
+	Files   map[string]string // by absolute path; /etc/passwd and /etc/group have defaults
 	Links   map[string]string // symbolic links and their targets, by absolute path
-	Layers  []string          // their digests; one that is made up if empty
+	Layers  []string          // digests; one by default
 	Parent  string            // ID of the image that it was built or committed from, if any
 	Arch    string            // amd64 if empty
 }
 
-// A fakeImage is an Image that the Engine has.
+// A fakeImage is an Image of the Engine.
 type fakeImage struct {
 	Image
 	tagged time.Time
 }
 
-// files are those of a container that was never started.
+// files returns the files of a container that was never started.
 func (p *fakeImage) files() map[string]string {
 	all := map[string]string{
 		"/etc/passwd": "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -49,7 +48,7 @@ func (p *fakeImage) files() map[string]string {
 	return all
 }
 
-// withDefaults fills in what an Image leaves open; name is for its ID.
+// withDefaults returns i with defaults for all empty fields; the ID is derived from name.
 func (i Image) withDefaults(name string) Image {
 	if i.ID == "" {
 		i.ID = "sha256:" + sha256Hex("image "+name)
@@ -72,7 +71,7 @@ func (i Image) withDefaults(name string) Image {
 	return i
 }
 
-// LabelImage gives an image that the Engine has other labels.
+// LabelImage replaces the labels of an image.
 func (e *Engine) LabelImage(ref string, labels map[string]string) {
 	e.t.Helper()
 	e.mu.Lock()
@@ -84,8 +83,7 @@ func (e *Engine) LabelImage(ref string, labels map[string]string) {
 	p.Config.Labels = labels
 }
 
-// AddImage gives the Engine an image by the names refs, tagged or digested, and
-// returns its ID.
+// AddImage adds an image with the names refs, tags or digests, and returns its ID.
 func (e *Engine) AddImage(img Image, refs ...string) string {
 	e.t.Helper()
 	e.mu.Lock()
@@ -104,8 +102,7 @@ func (e *Engine) AddImage(img Image, refs ...string) string {
 	return img.ID
 }
 
-// HasImage reports whether there is an image that ref names, without being a
-// call.
+// HasImage reports whether there is an image with the name ref, without counting as a call.
 func (e *Engine) HasImage(ref string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -113,7 +110,7 @@ func (e *Engine) HasImage(ref string) bool {
 	return err == nil
 }
 
-// storeImageLocked adds an image unless it is there. e.mu is held.
+// storeImageLocked adds an image unless the Engine has it.
 func (e *Engine) storeImageLocked(img Image) {
 	if _, ok := e.images[img.ID]; ok {
 		return
@@ -129,20 +126,20 @@ func (e *Engine) storeImageLocked(img Image) {
 	}
 }
 
-// layerSizeDir is where the Engine notes the size of the one layer of an image.
+// layerSizeDir returns where Docker stores the size of the only layer of an image.
 func (e *Engine) layerSizeDir(id string) string {
 	return filepath.Join(e.RootDir, "image", "overlay2", "layerdb", "sha256", layerID(id))
 }
 
 func layerID(id string) string { return sha256Hex("layer of image " + id) }
 
-// trimAlgorithm is an ID without its algorithm.
+// trimAlgorithm returns an ID without "sha256:".
 func trimAlgorithm(id string) string { return strings.TrimPrefix(id, "sha256:") }
 
-// shortID is an ID as Engines abbreviate it.
+// shortID returns the short form of an ID.
 func shortID(id string) string { return trimAlgorithm(id)[:12] }
 
-// withTag is ref as Engines repeat it.
+// withTag returns ref in the familiar form, with a tag.
 func withTag(ref string) string {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
@@ -151,7 +148,7 @@ func withTag(ref string) string {
 	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
-// repository is a name without tag and digest.
+// repository returns a reference without tag and digest.
 func repository(name string) string {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -160,8 +157,8 @@ func repository(name string) string {
 	return named.Name()
 }
 
-// findImageLocked finds an image by tag, digest or ID, or by the beginning of an ID if it
-// is no name. e.mu is held.
+// findImageLocked finds an image by tag, digest or ID, or by the prefix of an ID if that is no
+// name.
 func (e *Engine) findImageLocked(ref string) (*fakeImage, error) {
 	hex := trimAlgorithm(ref)
 	isHex := hex != "" && strings.Trim(hex, "0123456789abcdef") == ""
@@ -174,7 +171,7 @@ func (e *Engine) findImageLocked(ref string) (*fakeImage, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err == nil {
 		names := []reference.Named{reference.TagNameOnly(named)}
-		// name:tag@digest is what the digest says.
+		// Of name:tag@digest the tag is ignored.
 		if digested, ok := named.(reference.Canonical); ok {
 			if bare, err := reference.WithDigest(reference.TrimNamed(named), digested.Digest()); err == nil {
 				names = append(names, bare)
@@ -200,7 +197,7 @@ func (e *Engine) findImageLocked(ref string) (*fakeImage, error) {
 	return nil, errorf(http.StatusNotFound, "No such image: %s", withTag(ref))
 }
 
-// imageNamesLocked are the tags and digests of an image, sorted. e.mu is held.
+// imageNamesLocked returns the tags and digests of an image, sorted.
 func (e *Engine) imageNamesLocked(id string) (tags, digests []string) {
 	for ref, of := range e.refs {
 		switch {
@@ -216,13 +213,13 @@ func (e *Engine) imageNamesLocked(id string) (tags, digests []string) {
 	return tags, digests
 }
 
-// imageSummaryLocked is what a list says of p. e.mu is held.
+// imageSummaryLocked returns the list entry of p.
 func (e *Engine) imageSummaryLocked(p *fakeImage) image.Summary {
 	tags, digests := e.imageNamesLocked(p.ID)
 	if len(tags)+len(digests) == 0 && !e.supportsLocked("1.43") {
 		tags, digests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
 	}
-	if e.supportsLocked("1.43") { // before, what is not there is null
+	if e.supportsLocked("1.43") { // before, empty lists are null
 		tags, digests = append([]string{}, tags...), append([]string{}, digests...)
 	}
 	row := image.Summary{
@@ -268,7 +265,7 @@ func (e *Engine) imageList(c *call) error {
 	return c.respond(http.StatusOK, rows)
 }
 
-// matchesReference reports whether ref is as one of patterns says.
+// matchesReference reports whether ref matches one of patterns.
 func matchesReference(patterns []string, ref string) bool {
 	named, err := reference.ParseNormalizedNamed(ref)
 	return err == nil && slices.ContainsFunc(patterns, func(pattern string) bool {
@@ -326,7 +323,7 @@ func (e *Engine) imageTag(c *call) error {
 	return c.respond(http.StatusCreated, nil)
 }
 
-// emitImageLocked makes it known what has happened to an image. e.mu is held.
+// emitImageLocked publishes an event of an image.
 func (e *Engine) emitImageLocked(action events.Action, p *fakeImage, name string) {
 	attributes := map[string]string{}
 	maps.Copy(attributes, p.Config.Labels)
@@ -348,9 +345,9 @@ func (e *Engine) imageRemove(c *call) error {
 	return c.respond(http.StatusOK, done)
 }
 
-// removeImageLocked removes a name of an image, and with the last one the image, or
-// the image with all its names if ref is an ID. With prune it also removes parents that have
-// no name and no other children. e.mu is held.
+// removeImageLocked removes a name of an image, and with the last one the image, or the image
+// with all its names if ref is an ID. With prune it also removes parents without a name and
+// without other children.
 func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.DeleteResponse, error) {
 	p, err := e.findImageLocked(ref)
 	if err != nil {
@@ -374,7 +371,7 @@ func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.Delet
 			return nil, conflict("unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, shortID(user), shortID(p.ID))
 		}
 		untag(name)
-		// Digests go with the last tag of their repository.
+		// Digests are removed with the last tag of their repository.
 		inRepo := func(r string) bool { return repository(r) == repository(name) }
 		tags, digests = e.imageNamesLocked(p.ID)
 		if !strings.Contains(name, "@") && !slices.ContainsFunc(tags, inRepo) {
@@ -386,7 +383,7 @@ func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.Delet
 		}
 		tags, digests = e.imageNamesLocked(p.ID)
 		if len(tags)+len(digests) > 0 || len(e.childrenLocked(p.ID)) > 0 || user != "" && (running || !force) {
-			return done, nil // it stays, perhaps without a name
+			return done, nil // the image stays, perhaps without a name
 		}
 	} else {
 		repos := map[string]bool{}
@@ -410,7 +407,7 @@ func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.Delet
 	delete(e.images, p.ID)
 	done = append(done, image.DeleteResponse{Deleted: p.ID})
 	e.emitImageLocked(events.ActionDelete, p, p.ID)
-	if user == "" { // else the layer is in use
+	if user == "" { // else its layer is in use
 		done = append(done, image.DeleteResponse{Deleted: "sha256:" + layerID(p.ID)})
 		if err := os.RemoveAll(e.layerSizeDir(p.ID)); err != nil {
 			e.t.Error(err)
@@ -419,14 +416,14 @@ func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.Delet
 	if tags, digests := e.imageNamesLocked(p.Parent); prune && e.images[p.Parent] != nil && len(tags)+len(digests)+len(e.childrenLocked(p.Parent)) == 0 {
 		more, err := e.removeImageLocked(p.Parent, false, prune)
 		if err != nil {
-			return done, nil //nolint:nilerr // it is in use, and stays
+			return done, nil //nolint:nilerr // the parent is in use, and stays
 		}
 		done = append(done, more...)
 	}
 	return done, nil
 }
 
-// childrenLocked are the IDs of the images that were built from the image id. e.mu is held.
+// childrenLocked returns the IDs of the images that were built from the image id.
 func (e *Engine) childrenLocked(id string) (found []string) {
 	for _, p := range e.images {
 		if p.Parent == id {
@@ -436,8 +433,7 @@ func (e *Engine) childrenLocked(id string) (found []string) {
 	return found
 }
 
-// containerUsingLocked returns a container that uses the image id, one that runs if there is
-// one. e.mu is held.
+// containerUsingLocked returns a container that uses the image id, preferably a running one.
 func (e *Engine) containerUsingLocked(id string) (user string, running bool) {
 	for _, b := range e.containers {
 		if b.image != id {

@@ -23,7 +23,7 @@ const (
 	exitKilled        = 137
 
 	sigKill       = 9
-	stopTimeout   = 10 // seconds, if nobody says otherwise
+	stopTimeout   = 10 // seconds, the default grace period
 	killTimeout   = 2 * time.Second
 	jsonLogDriver = "json-file"
 )
@@ -47,8 +47,7 @@ func (e *Engine) start(c *call) error {
 	return c.respond(http.StatusNoContent, nil)
 }
 
-// startLocked starts b. If it cannot be started it stays created, or exited, with
-// the reason written on it, and there is no event. e.mu is held.
+// startLocked starts b. If that fails, b keeps its status and gets the error, without an event.
 func (e *Engine) startLocked(b *fakeContainer) error {
 	if b.removing || b.state.Dead {
 		return errorf(http.StatusConflict, "container is marked for removal and cannot be started")
@@ -80,11 +79,10 @@ func (e *Engine) startLocked(b *fakeContainer) error {
 	return nil
 }
 
-// runcStartError is how Engines begin to say that runc could not start a process.
+// runcStartError is how the error of a start begins if runc could not start the process.
 const runcStartError = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process"
 
-// checkStartLocked is why b cannot be started, if anything, and the exit code that it
-// gets for that. e.mu is held.
+// checkStartLocked returns why b cannot be started, if so, and the exit code that it gets then.
 func (e *Engine) checkStartLocked(b *fakeContainer) (int, error) {
 	const broken = http.StatusInternalServerError
 	if e.containerdLost {
@@ -159,7 +157,7 @@ func (b *fakeContainer) hasUser(user string) bool {
 	return false
 }
 
-// writeFilesLocked gives b the files that Engines give containers. e.mu is held.
+// writeFilesLocked creates the files that Docker mounts into b, and its log file.
 func (e *Engine) writeFilesLocked(b *fakeContainer) {
 	write := func(name, text string) string {
 		path := filepath.Join(e.containerDir(b.id), name)
@@ -199,9 +197,9 @@ func (e *Engine) writeFilesLocked(b *fakeContainer) {
 	b.sandboxID, b.endpoint = sha256Hex(fmt.Sprint("sandbox", b.id, e.lastID)), sha256Hex(fmt.Sprint("endpoint", b.id, e.lastID))
 }
 
-// exited writes on b that its process has ended with code.
+// exited updates b after its process has exited with code.
 func (e *Engine) exited(b *fakeContainer, code int) {
-	// The log is complete before anybody hears of the end.
+	// The log is complete before the exit is reported.
 	b.output.close()
 	e.mu.Lock()
 	b.process, b.stdin = nil, newPipe()
@@ -217,7 +215,7 @@ func (e *Engine) exited(b *fakeContainer, code int) {
 		}
 	}
 	for _, other := range e.containers {
-		// The first process of a PID namespace takes all others along.
+		// A PID namespace ends with its first process.
 		if other.process != nil && string(other.host.PidMode) == "container:"+b.id {
 			toKill = append(toKill, other.process)
 		}
@@ -233,7 +231,7 @@ func (e *Engine) exited(b *fakeContainer, code int) {
 	}
 }
 
-// sendSignal sends a signal to b, if it runs, and if that is KILL waits for its end.
+// sendSignal sends a signal to b if it runs, and after SIGKILL waits until it has exited.
 func (e *Engine) sendSignal(b *fakeContainer, signal string) error {
 	number, err := signalNumber(signal)
 	if err != nil {
@@ -312,8 +310,7 @@ func (e *Engine) stop(c *call) error {
 	}
 }
 
-// stopAndWait does what stop and restart begin with, and reports whether there was
-// anything to do.
+// stopAndWait is the common part of stop and restart. It returns false if b does not run.
 func (e *Engine) stopAndWait(c *call) (bool, error) {
 	e.mu.Lock()
 	b, err := e.findContainerLocked(c.name)
@@ -395,7 +392,7 @@ func (e *Engine) wait(c *call) error {
 	defer e.unsubscribe(exits)
 	send := c.stream()
 
-	var end <-chan struct{} // nil for the removal alone
+	var end <-chan struct{} // nil if only a removal ends the wait
 	switch container.WaitCondition(c.query.Get("condition")) {
 	case container.WaitConditionNextExit:
 		end = exits.wake
@@ -457,17 +454,17 @@ func (e *Engine) unpause(c *call) error {
 	return c.respond(http.StatusNoContent, nil)
 }
 
-// unpauseLocked makes b run on. e.mu is held.
+// unpauseLocked resumes b.
 func (e *Engine) unpauseLocked(b *fakeContainer) {
 	b.state.Paused, b.state.Status = false, container.StateRunning
 	e.emitLocked(b, events.ActionUnPause, nil)
 	for _, number := range b.pendingSignals {
-		b.process.signal(number) // a first process, which no signal but KILL ends
+		b.process.signal(number) // the first process, which only SIGKILL ends
 	}
 	b.pendingSignals = nil
 }
 
-// emitLocked makes it known what has happened to b. e.mu is held.
+// emitLocked publishes an event of b.
 func (e *Engine) emitLocked(b *fakeContainer, action events.Action, more map[string]string) {
 	attributes := maps.Clone(b.config.Labels)
 	attributes["image"], attributes["name"] = b.config.Image, b.name
@@ -478,7 +475,7 @@ func (e *Engine) emitLocked(b *fakeContainer, action events.Action, more map[str
 	})
 }
 
-// Die ends the process of the container id with code, as if by itself.
+// Die ends the process of the container id with code.
 func (e *Engine) Die(id string, code int) {
 	e.t.Helper()
 	var p *Process
@@ -490,15 +487,15 @@ func (e *Engine) Die(id string, code int) {
 	p.exit(code)
 }
 
-// OOM kills the container id for want of memory.
+// OOM kills the container id for lack of memory.
 func (e *Engine) OOM(id string) {
 	e.t.Helper()
 	e.OOMChild(id)
 	e.Die(id, exitKilled)
 }
 
-// OOMChild kills a process in the container id for want of memory, but not its
-// first one, which goes on.
+// OOMChild kills a child process in the container id for lack of memory; the first process goes
+// on.
 func (e *Engine) OOMChild(id string) {
 	e.t.Helper()
 	e.editContainer(id, func(b *fakeContainer) {
@@ -507,8 +504,8 @@ func (e *Engine) OOMChild(id string) {
 	})
 }
 
-// OOMFloor makes it an Engine that may give no oom_score_adj below lowest, for
-// want of CAP_SYS_RESOURCE: starts that need one fail.
+// OOMFloor has starts with an oom_score_adj below lowest fail, as those of an Engine without
+// CAP_SYS_RESOURCE.
 func (e *Engine) OOMFloor(lowest int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

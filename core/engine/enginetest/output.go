@@ -18,16 +18,16 @@ import (
 const (
 	stdout = "stdout"
 	stderr = "stderr"
-	// maxLogLine is where Engines cut a line of a log, in bytes.
+	// maxLogLine is the size, in bytes, at which Engines split a line of a log.
 	maxLogLine = 16 << 10
 )
 
-// An output is what a container writes: to its log and to those attached.
+// An output is the output of a container: its log and the clients attached to it.
 type output struct {
 	tty bool
 
-	mu      sync.Mutex // guards following; held while those attached are written to
-	file    *os.File   // json-file; nil without one
+	mu      sync.Mutex // guards following; held while writing to attached clients
+	file    *os.File   // of json-file; nil with another driver
 	lines   []logLine
 	partial map[string]*partial // by stream
 	changed chan struct{}       // closed and replaced at every change
@@ -37,13 +37,13 @@ type output struct {
 	followers   []*follower
 }
 
-// A partial is a line that has begun.
+// A partial is a line that is not complete.
 type partial struct {
-	bytes.Buffer           // what has not been logged
-	since        time.Time // when it was first logged from, zero for not yet
+	bytes.Buffer           // the part that is not in the log yet
+	since        time.Time // time of its first entry in the log, zero if it has none
 }
 
-// A logLine is one line of a log, with its end if it has one.
+// A logLine is one entry of a log.
 type logLine struct {
 	Log    string    `json:"log"`
 	Stream string    `json:"stream"`
@@ -52,16 +52,16 @@ type logLine struct {
 
 // A follower is a client attached to an output.
 type follower struct {
-	out, err io.Writer // nil for those not wanted
+	out, err io.Writer // nil if the client does not want the stream
 	hangUp   func()
-	done     chan struct{} // closed when there is no more
+	done     chan struct{} // closed at the end of the output
 }
 
 func newOutput(tty bool) *output {
 	return &output{tty: tty, partial: map[string]*partial{stdout: {}, stderr: {}}, changed: make(chan struct{})}
 }
 
-// open begins the log of a process, in the file at path too unless it is "".
+// open begins the log of a process, and the log file at path unless that is "".
 func (o *output) open(path string) (err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -73,20 +73,20 @@ func (o *output) open(path string) (err error) {
 	return err
 }
 
-// notifyLocked wakes those who wait for something new. o.mu is held.
+// notifyLocked wakes the readers of the log.
 func (o *output) notifyLocked() {
 	close(o.changed)
 	o.changed = make(chan struct{})
 }
 
-// close ends the log of a process and lets those attached go.
+// close ends the log of a process and disconnects attached clients.
 func (o *output) close() {
 	o.followersMu.Lock()
 	followers := o.followers
 	o.followers = nil
 	o.followersMu.Unlock()
 	for _, f := range followers {
-		f.hangUp() // a write to one that does not read would keep o.mu
+		f.hangUp() // else a write to a client that does not read would hold o.mu
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -103,22 +103,22 @@ func (o *output) close() {
 	}
 }
 
-// follow has f get all that is written from now on.
+// follow sends everything that is written from now on to f.
 func (o *output) follow(f *follower) {
 	o.followersMu.Lock()
 	defer o.followersMu.Unlock()
 	o.followers = append(o.followers, f)
 }
 
-// unfollow takes f off again.
+// unfollow undoes follow.
 func (o *output) unfollow(f *follower) {
 	o.followersMu.Lock()
 	defer o.followersMu.Unlock()
 	o.followers = slices.DeleteFunc(o.followers, func(g *follower) bool { return f == g })
 }
 
-// writer is the end at which a process writes. As with a real Engine, one
-// attached client that does not read holds up all of it.
+// writer returns the Writer for a stream of the process. As with a real Engine, an attached
+// client that does not read blocks it.
 func (o *output) writer(stream string) io.Writer {
 	if o.tty {
 		stream = stdout
@@ -160,7 +160,7 @@ func (o *output) writer(stream string) io.Writer {
 	})
 }
 
-// flushLocked writes down what there is of a line. o.mu is held.
+// flushLocked writes the partial line of a stream to the log.
 func (o *output) flushLocked(stream string) {
 	buf := o.partial[stream]
 	if buf.Len() == 0 {
@@ -172,7 +172,7 @@ func (o *output) flushLocked(stream string) {
 	}
 	line := logLine{Log: buf.String(), Stream: stream, Time: buf.since}
 	if strings.HasSuffix(line.Log, "\n") || !o.running {
-		buf.since = time.Time{} // else the next piece is of the same line
+		buf.since = time.Time{} // else the next entry is of the same line
 	}
 	buf.Reset()
 	switch {
@@ -180,13 +180,13 @@ func (o *output) flushLocked(stream string) {
 		line.Log = asJSON(line.Log)
 		_ = json.NewEncoder(o.file).Encode(line)
 	case continued:
-		// As the log driver local of Docker 20.10, which has none after a long line.
+		// Docker 20.10 with log driver local drops the newline of a long line.
 		line.Log = strings.TrimSuffix(line.Log, "\n")
 	}
 	o.lines = append(o.lines, line)
 }
 
-// asJSON is what is left of text in JSON: U+FFFD for each byte that is not UTF-8.
+// asJSON returns text as it is after encoding to JSON: with U+FFFD for each invalid byte.
 func asJSON(text string) string {
 	var out strings.Builder
 	for _, r := range text {
@@ -269,7 +269,7 @@ func (e *Engine) logs(c *call) error {
 	}
 }
 
-// stdStreams are the two streams of a process on one connection.
+// stdStreams returns Writers for stdout and stderr on one connection.
 func stdStreams(w io.Writer, tty bool) (out, errs io.Writer) {
 	if tty {
 		return w, w
@@ -277,7 +277,7 @@ func stdStreams(w io.Writer, tty bool) (out, errs io.Writer) {
 	return stdcopy.NewStdWriter(w, stdcopy.Stdout), stdcopy.NewStdWriter(w, stdcopy.Stderr)
 }
 
-// streamType is the media type of such a connection.
+// streamType returns the media type of such a connection.
 func streamType(tty, multiplexed bool) string {
 	if tty || !multiplexed {
 		return "application/vnd.docker.raw-stream"
@@ -285,7 +285,7 @@ func streamType(tty, multiplexed bool) string {
 	return "application/vnd.docker.multiplexed-stream"
 }
 
-// Log returns what the container id has written to its log, without being a call.
+// Log returns the log of the container id without counting as a call.
 func (e *Engine) Log(id string) string {
 	e.t.Helper()
 	var o *output

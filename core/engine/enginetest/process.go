@@ -13,45 +13,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Program is what runs when a command is started: it returns the exit code.
-// It must return soon after the context of its process has ended; what it
-// returns then counts no more.
+// A Program is what runs as a process; it returns the exit code. It must return soon after the
+// context of its process has ended; its result is ignored then.
 type Program func(*Process) int
 
-// A Process is a Program that runs, as the first one of a container or in an
-// exec session.
+// A Process is a running Program, as the first process of a container or in an exec session.
 type Process struct {
-	ID        string // of the container or the exec session
+	ID        string // of the container or exec session
 	Container string // ID
 	Args      []string
 	Env       []string
 	Tty       bool
-	Stdin     io.Reader // at its end at once if nobody opened it
+	Stdin     io.Reader // empty unless the container has OpenStdin or the exec AttachStdin
 	Stdout    io.Writer
 	Stderr    io.Writer
 
 	ctx    context.Context
 	cancel context.CancelFunc
-	isInit bool // of its container: signals that it does not handle are ignored
+	isInit bool // first process of its container: signals without a handler are ignored
 	stdin  *pipe
 	onExit func(code int)
 	once   sync.Once
 
 	mu         sync.Mutex // guards following
 	handlers   map[int]chan string
-	outputKept bool   // of an exec: whether a child keeps the output
-	hangUp     func() // of an exec: ends the output
+	outputKept bool   // of an exec: see KeepOutput
+	hangUp     func() // of an exec: closes the output stream
 }
 
-// KeepOutput has the output of an exec stay open when the process ends, as it does
-// while a child has it.
+// KeepOutput keeps the output stream of an exec open after the process has exited, as a child
+// process that inherited it does.
 func (p *Process) KeepOutput() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.outputKept = true
 }
 
-// CloseOutput ends the output of an exec while the process goes on.
+// CloseOutput closes the output stream of an exec while the process goes on.
 func (p *Process) CloseOutput() {
 	p.mu.Lock()
 	hangUp := p.hangUp
@@ -66,7 +64,7 @@ func (p *Process) keepsOutput() bool {
 	return p.outputKept
 }
 
-// newProcess makes a process that nothing has begun yet.
+// newProcess returns a process that has not been started.
 func (e *Engine) newProcess(b *fakeContainer, input *pipe, args, env []string, tty bool) *Process {
 	ctx, cancel := context.WithCancel(e.ctx)
 	return &Process{
@@ -79,8 +77,8 @@ func (e *Engine) newProcess(b *fakeContainer, input *pipe, args, env []string, t
 // Context ends when the process is killed.
 func (p *Process) Context() context.Context { return p.ctx }
 
-// Notify makes p handle the named signals, for example "TERM", and returns where
-// their names arrive.
+// Notify has p handle the named signals, for example "TERM", and returns a channel with the names
+// of those that it receives.
 func (p *Process) Notify(signals ...string) <-chan string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -93,7 +91,7 @@ func (p *Process) Notify(signals ...string) <-chan string {
 	return arrive
 }
 
-// signal delivers a signal other than KILL.
+// signal delivers a signal other than SIGKILL.
 func (p *Process) signal(number int) {
 	p.mu.Lock()
 	handler := p.handlers[number]
@@ -106,7 +104,7 @@ func (p *Process) signal(number int) {
 		return
 	}
 	if p.isInit {
-		return // the kernel protects it
+		return // the kernel protects the first process of a PID namespace
 	}
 	switch unix.Signal(number) {
 	case unix.SIGCHLD, unix.SIGURG, unix.SIGWINCH, unix.SIGCONT:
@@ -137,7 +135,7 @@ func (p *Process) sleep(d time.Duration) {
 	}
 }
 
-// signalNumber reads a signal as Engines do: TERM, SIGTERM, 15, RTMIN+3.
+// signalNumber parses a signal as Engines do: TERM, SIGTERM, 15, RTMIN+3.
 func signalNumber(name string) (int, error) {
 	if n, err := strconv.Atoi(name); err == nil {
 		if n < 1 || n > 64 {
@@ -164,8 +162,8 @@ func signalNumber(name string) (int, error) {
 	return 0, fmt.Errorf("invalid signal: %s", name)
 }
 
-// Program has commands run program: those whose first word, or its last path
-// element, is name, or whose words joined by spaces are.
+// Program sets the program of all commands whose first word, or its last path element, is name,
+// or that are name when their words are joined by spaces.
 func (e *Engine) Program(name string, program Program) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -173,7 +171,7 @@ func (e *Engine) Program(name string, program Program) {
 	delete(e.startFailures, name)
 }
 
-// Prints makes a Program that writes and, after d, ends with code.
+// Prints returns a Program that writes and, after d, exits with code.
 func Prints(out, err string, code int, d time.Duration) Program {
 	return func(p *Process) int {
 		_, _ = io.WriteString(p.Stdout, out)
@@ -183,16 +181,15 @@ func Prints(out, err string, code int, d time.Duration) Program {
 	}
 }
 
-// A StartFailure is why a command cannot be run.
+// A StartFailure is why a command cannot be started.
 type StartFailure struct {
-	Code   int    // exit code: 127 not found, 126 not allowed, 128 other
-	Status int    // of the answer to the start of a container; 400 if 0
-	Text   string // what runc says, for example `exec: "x": permission denied`; made up if empty
+	Code   int    // exit code: 127 not found, 126 not executable, 128 other
+	Status int    // of the response to a container start; 400 if 0
+	Text   string // error of runc, for example `exec: "x": permission denied`; a default if empty
 }
 
-// FailStart makes containers and exec sessions of the command name, as in
-// Program, fail to start. The commands missing and denied do so from the
-// beginning.
+// FailStart has starts and execs of the command name, as in Program, fail. Those of "missing" and
+// "denied" fail from the beginning.
 func (e *Engine) FailStart(name string, failure StartFailure) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -203,9 +200,8 @@ func startFailures() map[string]StartFailure {
 	return map[string]StartFailure{"missing": {Code: exitNotFound}, "denied": {Code: exitNotExecutable}, "/": {Code: exitNotExecutable}}
 }
 
-// programLocked returns what runs args, or why nothing does. A container may be of
-// any command: one that is not known runs until it is asked to end, as a
-// well-behaved daemon does. In an exec session it is not found. e.mu is held.
+// programLocked returns the program of args, or why there is none. The command of a container may
+// be any: without a program of its own it runs until SIGTERM. An unknown exec is not found.
 func (e *Engine) programLocked(args []string, first bool) (Program, *StartFailure) {
 	for _, name := range []string{strings.Join(args, " "), args[0], path.Base(args[0])} {
 		if failure, ok := e.startFailures[name]; ok {
@@ -221,7 +217,7 @@ func (e *Engine) programLocked(args []string, first bool) (Program, *StartFailur
 	return nil, StartFailure{Code: exitNotFound}.withDefaults(args[0])
 }
 
-// withDefaults completes f for a command.
+// withDefaults returns f with defaults for a command.
 func (f StartFailure) withDefaults(command string) *StartFailure {
 	if f.Text == "" {
 		switch {
@@ -239,12 +235,12 @@ func (f StartFailure) withDefaults(command string) *StartFailure {
 	return &f
 }
 
-// A pipe is a standard input: what is written waits to be read, without bound.
+// A pipe is a standard input. Its buffer is not bounded.
 type pipe struct {
 	mu       sync.Mutex // guards following
 	data     []byte
 	closed   bool
-	readable chan struct{} // has one element if there is something new
+	readable chan struct{} // has an element if there is new data
 }
 
 func newPipe() *pipe { return &pipe{readable: make(chan struct{}, 1)} }
@@ -267,7 +263,7 @@ func (p *pipe) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// closeWrite is the end of what can be read, after what there is.
+// closeWrite ends the input; what was written before can still be read.
 func (p *pipe) closeWrite() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

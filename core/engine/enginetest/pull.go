@@ -14,52 +14,50 @@ import (
 	"github.com/docker/docker/api/types/registry"
 )
 
-// repeatInterval is how often Docker tells of a download with the containerd image
+// repeatInterval is how often Docker repeats the progress of a download with the containerd image
 // store.
 const repeatInterval = 100 * time.Millisecond
 
-// A Remote is what a registry has under a name, or what goes wrong when it is
-// asked for it. The zero Remote is an image that anybody can pull.
+// A Remote is what a registry has under a name, or how a pull of it fails. The zero Remote is an
+// image that anybody can pull.
 type Remote struct {
 	Image  Image
-	Digest string // of the manifest, sha256:...; made up if empty
+	Digest string // of the manifest, sha256:...; a default if empty
 
-	// Allow decides whether credentials do; nil lets all in, also those that
-	// have none. Others get what Docker Hub tells them.
+	// Allow decides whether credentials are accepted; nil accepts all, and none. Others get
+	// the error of Docker Hub.
 	Allow func(registry.AuthConfig) bool
 
-	// Error is what goes wrong. With a Status it is the answer; without one it
-	// comes in the stream, after all went well so far.
+	// Error is why the pull fails. With a Status it is the response; without, it is sent in
+	// the stream, after the first messages.
 	Error  string
 	Status int
-	// Flood is how many bytes follow in the stream's text about the error, as where a
-	// registry answers with a large page.
+	// Flood is how many bytes are appended to that error, as if a registry responds with a
+	// large page.
 	Flood int64
 
-	Pace  time.Duration // between two messages of progress
-	Steps int           // messages of progress while downloading; 2 if 0
+	Pace  time.Duration // between two progress messages
+	Steps int           // progress messages while downloading; 2 if 0
 
-	// Stall is how the status begins after whose first message nothing moves, for
-	// StallFor or, if that is 0, for ever. What does not stall there never says
-	// "Waiting", which is for a layer that other downloads go before.
+	// Stall is the prefix of a status. After the first message with it there is no progress for
+	// StallFor or, if that is 0, for ever. The status "Waiting", of a layer that waits for other
+	// downloads, is only sent if it is that of Stall.
 	Stall    string
 	StallFor time.Duration
-	// Repeats has that message come again every 100 ms, as with the containerd
-	// image store.
+	// Repeats has that message repeated every 100 ms, as with the containerd image store.
 	Repeats bool
 }
 
-// A Pull is an order to pull.
+// A Pull is a request to pull an image.
 type Pull struct {
 	Ref  string // normalized
 	Auth registry.AuthConfig
-	// Header is the whole of the X-Registry-Auth header, "" without one.
+	// Header is the X-Registry-Auth header, "" without one.
 	Header   string
 	Platform string
 }
 
-// Registry puts something into a registry under the name ref, in place of what
-// is there. What is in no registry is not found.
+// Registry puts r into a registry under the name ref. Pulls of other names are not found.
 func (e *Engine) Registry(ref string, r Remote) {
 	e.t.Helper()
 	named, err := reference.ParseNormalizedNamed(ref)
@@ -80,14 +78,14 @@ func (e *Engine) Registry(ref string, r Remote) {
 	e.registries[named.String()] = &r
 }
 
-// Pulls lists the pulls that were ordered.
+// Pulls returns all requests to pull an image.
 func (e *Engine) Pulls() []Pull {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.pulls)
 }
 
-// findRemoteLocked finds what a registry has under a name. e.mu is held.
+// findRemoteLocked returns what a registry has under a name, or nil.
 func (e *Engine) findRemoteLocked(named reference.Named) *Remote {
 	if r, ok := e.registries[named.String()]; ok {
 		return r
@@ -140,7 +138,7 @@ func (e *Engine) imagePull(c *call) error {
 	return e.download(c, named, r)
 }
 
-// A progress is a message about a pull.
+// A progress is a message of the stream of a pull.
 type progress struct {
 	Status string            `json:"status,omitempty"`
 	Amount *progressDetail   `json:"progressDetail,omitempty"`
@@ -154,7 +152,7 @@ type progressDetail struct {
 	Total   int64 `json:"total,omitempty"`
 }
 
-// download plays a pull that began well.
+// download sends the progress of a pull that was accepted.
 func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 	e.mu.Lock()
 	_, present := e.images[r.Image.ID]
@@ -166,7 +164,7 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 			return errHangUp
 		}
 		pace := time.After(r.Pace)
-		var again <-chan time.Time
+		var repeat <-chan time.Time
 		if !stalled && strings.HasPrefix(m.Status, r.Stall) {
 			stalled, pace = true, nil
 			if r.StallFor > 0 {
@@ -175,19 +173,19 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 			if r.Repeats {
 				tick := time.NewTicker(repeatInterval)
 				defer tick.Stop()
-				again = tick.C
+				repeat = tick.C
 			}
 		}
 		for moved := false; !moved; {
 			select {
 			case <-pace:
 				moved = true
-			case <-again:
+			case <-repeat:
 				if err := send(m); err != nil {
 					return errHangUp
 				}
 			case <-c.Context().Done():
-				return errHangUp // and the pull is off
+				return errHangUp // the pull is cancelled
 			case <-c.server.ctx.Done():
 				return errHangUp
 			}
@@ -222,7 +220,7 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 	return send(progress{Status: "Status: " + outcome + " for " + familiar})
 }
 
-// writeLongError sends an error whose text is too long to keep.
+// writeLongError sends an error whose text is too long to keep in memory.
 func writeLongError(c *call, r *Remote) error {
 	if _, err := fmt.Fprintf(c.ResponseWriter, `{"errorDetail":{"message":%q},"error":"%s`, r.Error, r.Error); err != nil {
 		return errHangUp
@@ -237,7 +235,7 @@ func writeLongError(c *call, r *Remote) error {
 	return err
 }
 
-// pullMessages is what is told of a pull before its outcome.
+// pullMessages returns the messages of a pull before its result.
 func pullMessages(named reference.Named, r *Remote, present bool) []progress {
 	which := reference.FamiliarString(named)
 	if tagged, ok := named.(reference.Tagged); ok {

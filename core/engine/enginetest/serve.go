@@ -15,25 +15,25 @@ import (
 	"github.com/docker/docker/api/types/versions"
 )
 
-// A route is one line of the API.
+// A route is a method and path of the API.
 type route struct {
 	name  string // for example "POST /containers/{id}/start"
 	match *regexp.Regexp
 	serve func(*call) error
 }
 
-// A call is one request under way.
+// A call is a request in progress.
 type call struct {
 	http.ResponseWriter
 	*http.Request
 
 	server    *apiServer
-	name      string // what stands for {id} or {name}
+	name      string // the value of {id} or {name}
 	query     url.Values
-	responded bool // whether there is an answer already
+	responded bool // the response has begun
 }
 
-// newRoutes lists what the Engine serves.
+// newRoutes returns all routes of the Engine.
 func (e *Engine) newRoutes() []route {
 	var routes []route
 	for _, r := range []struct {
@@ -85,7 +85,7 @@ func (e *Engine) newRoutes() []route {
 
 var versionPrefix = regexp.MustCompile(`^/v([0-9]+\.[0-9]+)(/.*)$`)
 
-// handler serves the API during r.
+// handler serves the API for r.
 func (e *Engine) handler(r *apiServer) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		r.calls.Add(1)
@@ -101,7 +101,7 @@ func (e *Engine) handler(r *apiServer) http.Handler {
 	})
 }
 
-// dispatch finds who serves c, after everything that was ordered to go wrong.
+// dispatch applies the faults for c and then calls the handler of its route.
 func (e *Engine) dispatch(c *call) error {
 	e.mu.Lock()
 	newest, oldest := e.api, e.minAPI
@@ -145,16 +145,16 @@ func (e *Engine) dispatch(c *call) error {
 	return errorf(http.StatusNotFound, "page not found")
 }
 
-// Header is that of the answer.
+// Header returns the header of the response.
 func (c *call) Header() http.Header { return c.ResponseWriter.Header() }
 
-// Write writes to the answer.
+// Write writes to the response.
 func (c *call) Write(p []byte) (int, error) { return c.ResponseWriter.Write(p) }
 
-// errHangUp ends a call without an answer.
-var errHangUp = errors.New("hang up")
+// errHangUp closes the connection without a response.
+var errHangUp = errors.New("close the connection")
 
-// A apiError is an error as the Engine tells it.
+// An apiError is an error response.
 type apiError struct {
 	status int
 	text   string
@@ -166,7 +166,7 @@ func errorf(status int, format string, args ...any) error {
 	return &apiError{status, fmt.Sprintf(format, args...)}
 }
 
-// respondError answers with an error.
+// respondError responds with an error.
 func (c *call) respondError(err error) {
 	status := http.StatusInternalServerError
 	var r *apiError
@@ -176,7 +176,7 @@ func (c *call) respondError(err error) {
 	_ = c.respond(status, map[string]string{"message": err.Error()})
 }
 
-// respond answers with a status and, unless it is nil, body as JSON.
+// respond responds with a status and, unless it is nil, body as JSON.
 func (c *call) respond(status int, body any) error {
 	c.responded = true
 	if body == nil {
@@ -191,7 +191,7 @@ func (c *call) respond(status int, body any) error {
 	return json.NewEncoder(c.ResponseWriter).Encode(body)
 }
 
-// stream begins an answer that comes in pieces and returns how to send one.
+// stream begins a response of several JSON messages and returns a function that sends one.
 func (c *call) stream() (send func(any) error) {
 	c.responded = true
 	c.Header().Set("Content-Type", "application/json")
@@ -207,7 +207,7 @@ func (c *call) stream() (send func(any) error) {
 	}
 }
 
-// decode reads the body of an order.
+// decode reads the body of the request.
 func (c *call) decode(into any) error {
 	if err := json.NewDecoder(c.Body).Decode(into); err != nil {
 		return errorf(http.StatusBadRequest, "%v", err)
@@ -215,7 +215,7 @@ func (c *call) decode(into any) error {
 	return nil
 }
 
-// boolParam reads a truth value of the query as Engines do.
+// boolParam reads a Boolean of the query as Engines do.
 func (c *call) boolParam(name string) bool {
 	switch strings.ToLower(strings.TrimSpace(c.query.Get(name))) {
 	case "", "0", "no", "false", "none":
@@ -225,7 +225,7 @@ func (c *call) boolParam(name string) bool {
 	}
 }
 
-// intParam reads an integer of the query; without one it is otherwise.
+// intParam reads an integer of the query, def if there is none.
 func (c *call) intParam(name string, def int) (int, error) {
 	text := c.query.Get(name)
 	if text == "" {
@@ -238,7 +238,7 @@ func (c *call) intParam(name string, def int) (int, error) {
 	return n, nil
 }
 
-// filters reads the filters of the query, which must be of known kinds.
+// filters reads the filters of the query, and refuses unknown ones.
 func (c *call) filters(known ...string) (filters.Args, error) {
 	args, err := filters.FromJSON(c.query.Get("filters"))
 	if err != nil {
@@ -256,7 +256,7 @@ func (c *call) filters(known ...string) (filters.Args, error) {
 	return args, nil
 }
 
-// discard is where answers go that get lost.
+// discard is a ResponseWriter for responses that are dropped.
 type discard struct{ header http.Header }
 
 func (d discard) Header() http.Header         { return d.header }

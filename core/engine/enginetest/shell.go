@@ -11,8 +11,7 @@ import (
 	"time"
 )
 
-// programs are the commands that every Engine here knows: enough of a busybox
-// for Laws.
+// programs returns the commands that every Engine has: as much of a busybox as enginelaws needs.
 func programs() map[string]Program {
 	simple := func(p *Process) int { return command(p, p.Args) }
 	return map[string]Program{
@@ -20,7 +19,7 @@ func programs() map[string]Program {
 	}
 }
 
-// runUntilSignal runs until it is asked to end.
+// runUntilSignal runs until SIGTERM, SIGINT or SIGQUIT.
 func runUntilSignal(p *Process) int {
 	select {
 	case <-p.Notify("TERM", "INT", "QUIT"):
@@ -64,9 +63,8 @@ func command(p *Process, words []string) int {
 	return 0
 }
 
-// shell knows of the shell what Laws need: simple commands in a row, exit, a
-// trap that ends with exit, a loop that never ends, and without -c commands
-// from standard input.
+// shell implements as much of a shell as enginelaws needs: simple commands in sequence, exit, a
+// trap that exits, a loop that never ends, and without -c commands from standard input.
 func shell(p *Process) int {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
@@ -127,13 +125,13 @@ func shell(p *Process) int {
 	}
 }
 
-// parseScript takes a script apart at semicolons and newlines, and each
-// statement into words, with regard to quotes.
+// parseScript splits a script at semicolons and newlines, and each statement into words. It
+// understands quotes.
 func parseScript(script string) (all [][]string) {
 	var words []string
 	var word strings.Builder
 	var quote rune
-	open := false // whether there is a word, be it empty
+	open := false // a word has begun, which may be empty
 	for _, r := range script + ";" {
 		switch {
 		case quote != 0 && r == quote:

@@ -15,14 +15,13 @@ import (
 	"github.com/docker/docker/api/types/volume"
 )
 
-// Name is what the Engine says its host is called, so that Laws can tell it
-// from a real one.
+// Name is Name of GET /info, by which enginelaws recognises the fake Engine.
 const Name = "enginetest"
 
-// kernel is the release that the Engine says it runs on.
+// kernel is the reported kernel release.
 const kernel = "6.1.0-18-amd64"
 
-// serverVersion is an Engine that speaks API versions up to api.
+// serverVersion returns the version of an Engine whose newest API version is api.
 func serverVersion(api string) string {
 	switch api {
 	case "1.41":
@@ -47,10 +46,10 @@ func serverVersion(api string) string {
 	}
 }
 
-// supportsLocked reports whether the Engine speaks API version v. e.mu is held.
+// supportsLocked reports whether the Engine supports API version v.
 func (e *Engine) supportsLocked(v string) bool { return versions.GreaterThanOrEqualTo(e.api, v) }
 
-// supports is since for those who do not hold e.mu.
+// supports is supportsLocked without e.mu held.
 func (e *Engine) supports(v string) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -93,7 +92,7 @@ func (e *Engine) info(c *call) error {
 	return c.respond(http.StatusOK, info)
 }
 
-// infoLocked is what the Engine says of itself. e.mu is held.
+// infoLocked returns GET /info.
 func (e *Engine) infoLocked() system.Info {
 	features := map[string]string{}
 	if e.supportsLocked("1.44") {
@@ -154,8 +153,8 @@ func (e *Engine) diskUsage(c *call) error {
 	return c.respond(http.StatusOK, e.diskUsageOf(c.query["type"]))
 }
 
-// diskUsageOf tells how much room is taken by what is of the given kinds. Before API
-// 1.42 nobody could choose.
+// diskUsageOf returns the disk usage of the given kinds of objects. Before API 1.42 it is always
+// that of all.
 func (e *Engine) diskUsageOf(kinds []string) types.DiskUsage {
 	e.mu.Lock()
 	defer e.mu.Unlock()
