@@ -18,6 +18,7 @@
 //	core/state      core/checkpoint   files that outlive the daemon
 //	core/cgroup     core/systemd      cgroup files and scopes
 //	core/premount                     mounts that the Engine API cannot express
+//	core/hostprobe                    what /proc tells about Docker, containerd and the kernel
 //	core/pause                        the built-in pause image
 //	core/metrics                      /metrics and /healthz
 //	core/panics     core/rollback     utilities

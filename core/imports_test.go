@@ -20,7 +20,7 @@ const module = "berth/"
 // together with that plan.
 var layers = [][]string{
 	{"core/atomicfile"},
-	{"core/names", "core/broadcast", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
+	{"core/names", "core/broadcast", "core/hostprobe", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
 	{"core/labels", "core/premount"},
 	{"core/engine", "network", "streaming", "core/oom"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},

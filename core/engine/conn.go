@@ -105,12 +105,6 @@ func (c *Conn) Alive(ctx context.Context) error {
 	return nil
 }
 
-func (c *Conn) aliveWithin(ctx context.Context, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return c.Alive(ctx)
-}
-
 // Containerd returns nil unless the last error that the Engine gave about its containerd
 // was that it has no connection to it. The error is of kind Unavailable.
 func (c *Conn) Containerd() error {

@@ -360,7 +360,9 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 		case <-tick.C:
 		}
 		conn.recheckContainerd(ctx)
-		err := conn.aliveWithin(ctx, pingTimeout)
+		pingCtx, cancelPing := context.WithTimeout(ctx, pingTimeout)
+		err := conn.Alive(pingCtx)
+		cancelPing()
 		switch {
 		case err == nil:
 			timeouts = 0

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -8,6 +9,10 @@ import (
 
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/api/types/versions"
+	"github.com/docker/docker/client"
+
+	"berth/core/hostprobe"
+	"berth/core/premount"
 )
 
 // Features are the features and the configuration of one Engine. They are read once per
@@ -61,6 +66,32 @@ type Runtime struct {
 	RecursiveReadOnly bool
 }
 
+// probeFeatures reads the features of the Engine behind c, which listens at host. readAt is
+// the time of that by the Engine's own clock.
+func probeFeatures(ctx context.Context, c *client.Client, host string) (f Features, readAt string, err error) {
+	info, err := c.Info(ctx)
+	if err != nil {
+		return Features{}, "", fmt.Errorf("docker info: %w", err)
+	}
+	f = newFeatures(info, c.ClientVersion())
+	if f.Rootless {
+		return Features{}, "", fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
+	}
+	f.LowestOOMScore = hostprobe.LowestOOMScore(host)
+	if f.Snapshotter {
+		address := ""
+		if info.Containerd != nil { // since API 1.46
+			address = info.Containerd.Address
+		}
+		f.ContainerdRoot = hostprobe.ContainerdRoot(f.RootDir, address)
+	}
+	if path, ok := strings.CutPrefix(host, "unix://"); ok && f.StagedMounts {
+		pid, err := hostprobe.PeerPID(path)
+		f.StagedMounts = err != nil || !premount.InOtherMountNS(pid)
+	}
+	return f, info.SystemTime, nil
+}
+
 // newFeatures derives the features of an Engine from its GET /info and the negotiated API
 // version.
 func newFeatures(info system.Info, api string) Features {
@@ -111,7 +142,7 @@ func newFeatures(info system.Info, api string) Features {
 			f.UserNSRemap = true
 		}
 	}
-	f.StagedMounts = kernelAtLeast(info.KernelVersion, 5, 12) // mount_setattr(2)
+	f.StagedMounts = hostprobe.KernelAtLeast(info.KernelVersion, 5, 12) // mount_setattr(2)
 	recursive := since("1.44") && f.StagedMounts
 	for name, rt := range info.Runtimes {
 		f.Runtimes[name] = Runtime{RecursiveReadOnly: recursive && hasMountOption(rt.Status, "rro")}
@@ -130,16 +161,6 @@ func hasMountOption(status map[string]string, option string) bool {
 	}
 	text := status["org.opencontainers.runtime-spec.features"]
 	return json.Unmarshal([]byte(text), &features) == nil && slices.Contains(features.MountOptions, option)
-}
-
-// kernelAtLeast reports whether a kernel release such as 6.1.0-18-amd64 is major.minor or
-// newer.
-func kernelAtLeast(release string, major, minor int) bool {
-	var a, b int
-	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
-		return false
-	}
-	return a > major || a == major && b >= minor
 }
 
 // ImageFS returns a directory on the file system of images and writable layers.

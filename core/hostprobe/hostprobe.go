@@ -1,8 +1,11 @@
-package engine
+// Package hostprobe finds out about the processes of Docker and containerd, and about the
+// kernel, what the Engine API does not report: from /proc and by the peer credentials of
+// their Unix sockets. Its functions have fallbacks: they only work for local processes and
+// with root.
+package hostprobe
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"net"
 	"os"
@@ -11,48 +14,19 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
-
-	"berth/core/premount"
 )
 
-// probeFeatures reads the features of the Engine behind c, which listens at host. readAt is
-// the time of that by the Engine's own clock.
-func probeFeatures(ctx context.Context, c *client.Client, host string) (f Features, readAt string, err error) {
-	info, err := c.Info(ctx)
-	if err != nil {
-		return Features{}, "", fmt.Errorf("docker info: %w", err)
-	}
-	f = newFeatures(info, c.ClientVersion())
-	if f.Rootless {
-		return Features{}, "", fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
-	}
-	f.LowestOOMScore = lowestOOMScore(host)
-	if f.Snapshotter {
-		address := ""
-		if info.Containerd != nil { // since API 1.46
-			address = info.Containerd.Address
-		}
-		f.ContainerdRoot = containerdRoot(f.RootDir, address)
-	}
-	if path, ok := strings.CutPrefix(host, "unix://"); ok && f.StagedMounts {
-		pid, err := peerPID(path)
-		f.StagedMounts = err != nil || !premount.InOtherMountNS(pid)
-	}
-	return f, info.SystemTime, nil
-}
-
-// lowestOOMScore returns the lowest oom_score_adj that the process that listens at host may
+// LowestOOMScore returns the lowest oom_score_adj that the process that listens at host may
 // give its children: any if it has CAP_SYS_RESOURCE, else its own. If that cannot be found
-// out it returns the lowest of all, and a failed start will correct it (RaiseOOMFloor).
-func lowestOOMScore(host string) int {
+// out it returns the lowest of all, and a failed start will correct it (engine.Conn.RaiseOOMFloor).
+func LowestOOMScore(host string) int {
 	const anyScore = -1000
 	path, ok := strings.CutPrefix(host, "unix://")
 	if !ok {
 		return anyScore
 	}
-	pid, err := peerPID(path)
+	pid, err := PeerPID(path)
 	if err != nil || pid <= 0 {
 		return anyScore
 	}
@@ -82,8 +56,8 @@ func lowestOOMScore(host string) int {
 // listener's backlog is full.
 const localDialTimeout = time.Second
 
-// peerPID returns the process that listens on the Unix socket at path.
-func peerPID(path string) (int, error) {
+// PeerPID returns the process that listens on the Unix socket at path.
+func PeerPID(path string) (int, error) {
 	conn, err := net.DialTimeout("unix", path, localDialTimeout)
 	if err != nil {
 		return 0, err
@@ -104,17 +78,17 @@ func peerPID(path string) (int, error) {
 	return int(cred.Pid), nil
 }
 
-// containerdRoot returns the data directory of the containerd that listens at address, or,
+// ContainerdRoot returns the data directory of the containerd that listens at address, or,
 // if address is not known, of the one that an Engine with data in rootDir uses; "" if it
 // cannot be found. The Engine API does not have it, and it is often on another disk.
-func containerdRoot(rootDir, address string) string {
+func ContainerdRoot(rootDir, address string) string {
 	// The containerd that the Engine has started itself, and that of the system.
 	own, system := filepath.Join(rootDir, "containerd", "daemon"), "/var/lib/containerd"
 	if address == "" && !isDir(own) {
 		address = "/run/containerd/containerd.sock"
 	}
 	if address != "" {
-		if pid, err := peerPID(address); err == nil {
+		if pid, err := PeerPID(address); err == nil {
 			if dir := containerdRootOf(pid); isDir(dir) {
 				return dir
 			}
@@ -152,4 +126,14 @@ func containerdRootOf(pid int) string {
 func isDir(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
+}
+
+// KernelAtLeast reports whether a kernel release such as 6.1.0-18-amd64 is major.minor or
+// newer.
+func KernelAtLeast(release string, major, minor int) bool {
+	var a, b int
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
 }
