@@ -13,8 +13,6 @@ import (
 	"github.com/docker/docker/api/types/mount"
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
-
-	"berth/core/engine/enginetest"
 )
 
 // A Gate is a field of engine.Features that depends on the Engine's version.
@@ -45,12 +43,15 @@ func Gates() []Gate {
 	}
 }
 
+// FakeName is Name of GET /info of the fake Engine, enginetest.Name.
+const FakeName = "enginetest"
+
 // isRealEngine reports whether the Engine is not the fake one.
 func (c *lawTest) isRealEngine() bool {
 	c.Helper()
 	info, err := c.docker.Info(c.ctx)
 	c.must(err)
-	return info.Name != enginetest.Name
+	return info.Name != FakeName
 }
 
 // tryStart creates and starts a container that sleeps, and returns the error of either.

@@ -23,6 +23,9 @@ var (
 )
 
 func TestLawsOnFakeEngine(t *testing.T) {
+	if enginelaws.FakeName != enginetest.Name {
+		t.Fatalf("FakeName is %q, want %q", enginelaws.FakeName, enginetest.Name)
+	}
 	for _, api := range []string{"1.41", "1.42", "1.43", "1.44", "1.47", "1.51"} {
 		t.Run(api, func(t *testing.T) {
 			e := enginetest.New(t, enginetest.API(api))
