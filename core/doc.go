@@ -11,9 +11,11 @@
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/todocker   core/tocri        pure translation, no I/O
 //	core/engine                       the connection to the Docker Engine
-//	network                           CNI and network namespaces
+//	network                           CNI attachments of pods
 //	streaming                         byte streams of exec, attach and port-forward
 //	core/oom                          containers that the kernel has killed for memory
+//	network/netns                     network namespaces of pods
+//	network/cniconf                   the CNI configuration of the node
 //	core/labels     core/names        labels and names that berth gives to containers
 //	core/state      core/checkpoint   files that outlive the daemon
 //	core/cgroup     core/systemd      cgroup files and scopes
@@ -27,4 +29,8 @@
 //	core/testmain   core/protofuzz    support for tests
 //	core/engine/enginetest            a fake Docker Engine for tests
 //	core/engine/enginelaws            what both it and real Engines must do
+//	core/kmutex     core/sleep
+//	core/atomicfile                   files replaced as a whole
+//	core/testmain   core/protofuzz    support for tests
+//	network/networktest
 package core

@@ -6,45 +6,44 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/utils"
-	"github.com/containernetworking/cni/pkg/version"
+
+	"berth/network/cniconf"
+	"berth/network/netns"
 )
 
-// Attach attaches the pod of plan, whose network namespace has been bound, and
-// returns all addresses of its interface in the order the plugins gave them.
-// After an error, and if the caller dies half-way, the pod is to be detached
-// with the same plan.
+// Attach attaches the pod of plan, whose network namespace has been bound, and returns all
+// addresses of its interface in the order of the CNI result. After an error, and if the
+// daemon dies meanwhile, the pod must be detached with the same plan.
 func (n *CNI) Attach(ctx context.Context, plan Plan) (_ []netip.Addr, err error) {
-	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	id := plan.Pod.ID
-	done, err := n.turns.take(ctx, id)
+	unlock, err := n.lockPod(ctx, id)
 	if err != nil {
-		return nil, fmt.Errorf("wait for another operation on pod %s: %w", id, err)
+		return nil, err
 	}
-	defer done()
-	if err := n.enter(ctx, id); err != nil {
+	defer unlock()
+	if err := n.markAttached(ctx, id); err != nil {
 		return nil, err
 	}
 	list, err := plan.network()
 	if err != nil {
 		return nil, err
 	}
-	netns := n.path(id)
-	if !bound(netns) {
-		return nil, fmt.Errorf("no network namespace is bound to %s: %w", netns, errdefs.ErrFailedPrecondition)
+	path, bound := n.netns.Path(id)
+	if !bound {
+		return nil, fmt.Errorf("no network namespace is bound to %s: %w", path, errdefs.ErrFailedPrecondition)
 	}
-	result, err := n.lib.AddNetworkList(ctx, list, plan.runtime(list, netns))
+	result, err := n.lib.AddNetworkList(ctx, list, plan.runtimeConf(list, path))
 	if err != nil {
 		return nil, fmt.Errorf("attach to network %q: %w", list.Name, err)
 	}
-	addrs, err := addresses(result)
+	addrs, err := podAddresses(result)
 	if err != nil {
 		return nil, fmt.Errorf("attach to network %q: %w", list.Name, err)
 	}
@@ -53,57 +52,28 @@ func (n *CNI) Attach(ctx context.Context, plan Plan) (_ []netip.Addr, err error)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.known[id] = addrs
+	n.addresses[id] = addrs
 	return addrs, nil
 }
 
-// enter notes, before there is anything to collect, that id is not garbage.
-func (n *CNI) enter(ctx context.Context, id string) error {
-	if err := n.lockIdle(ctx, gcGrace); err != nil {
-		return err
+// lockPod waits for other operations on the pod id.
+func (n *CNI) lockPod(ctx context.Context, id string) (unlock func(), err error) {
+	unlock, err = n.podLocks.Lock(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("wait for another operation on pod %s: %w", id, err)
 	}
-	defer n.mu.Unlock()
-	n.attached[id] = true
-	n.detached.remove(id)
-	return nil
+	return unlock, nil
 }
 
-// lockIdle locks n.mu at a moment when no GC is under way: that would not know
-// what begins meanwhile. A GC that has not ended after grace is stopped, unless grace is 0.
-func (n *CNI) lockIdle(ctx context.Context, grace time.Duration) error {
-	var late <-chan time.Time
-	if grace > 0 {
-		t := time.NewTimer(grace)
-		defer t.Stop()
-		late = t.C
-	}
-	for {
-		n.mu.Lock()
-		gc := n.gc
-		if gc == nil {
-			return nil
-		}
-		n.mu.Unlock()
-		select {
-		case <-gc.over:
-		case <-late:
-			gc.cancel(errPreempted)
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the GC of the network plugins: %w", ctx.Err())
-		}
-	}
-}
-
-// addresses returns the addresses of the pod's interface in result.
-func addresses(result types.Result) ([]netip.Addr, error) {
+// podAddresses returns the addresses of the pod's interface in result.
+func podAddresses(result types.Result) ([]netip.Addr, error) {
 	r, err := types100.NewResultFromResult(result)
 	if err != nil {
 		return nil, fmt.Errorf("result: %w", err)
 	}
-	// Which of the interfaces is the pod's own is told by its name; where that
-	// is another, by being in a namespace; plugins older than CNI 0.3 do not
-	// speak of interfaces.
-	var named, inside, all []netip.Addr
+	// The pod's interface is the one with the requested name or, if no interface has it,
+	// those that are in a namespace. Before CNI 0.3 results had no interfaces.
+	var named, inNetNS, all []netip.Addr
 	for _, ip := range r.IPs {
 		if ip == nil {
 			continue
@@ -114,55 +84,48 @@ func addresses(result types.Result) ([]netip.Addr, error) {
 		}
 		addr = addr.Unmap()
 		all = append(all, addr)
-		var of types100.Interface
+		var iface types100.Interface
 		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && r.Interfaces[*i] != nil {
-			of = *r.Interfaces[*i]
+			iface = *r.Interfaces[*i]
 		}
-		if ip.Interface == nil || of.Name == ifName {
+		if ip.Interface == nil || iface.Name == ifName {
 			named = append(named, addr)
 		}
-		if of.Sandbox != "" {
-			inside = append(inside, addr)
+		if iface.Sandbox != "" {
+			inNetNS = append(inNetNS, addr)
 		}
 	}
 	switch {
 	case len(named) > 0:
 		return named, nil
-	case len(inside) > 0:
-		return inside, nil
+	case len(inNetNS) > 0:
+		return inNetNS, nil
 	}
 	return all, nil
 }
 
-// A detachment is one DEL to be done.
-type detachment struct {
-	list *libcni.NetworkConfigList
-	rt   *libcni.RuntimeConf
-}
-
-// Detach detaches the pod id and lets go of its network namespace. It may be
-// called at any time and any number of times.
+// Detach detaches the pod id and unbinds its network namespace. It is idempotent, and may
+// be called for pods that were never attached.
 //
-// What is undone is what libcni remembers to have done; plan, which may be
-// nil, speaks for what died before libcni remembered. Only where neither knows
-// anything, plugins are asked to detach the pod from the network that new pods
-// get; if there is none, there is nothing to do.
+// It undoes the attachments in libcni's cache and the one of plan, which may be nil and
+// covers an ADD that was interrupted before libcni recorded it. Only if there is neither,
+// the pod is detached from the network that new pods get, if there is one.
 //
-// The plugins work in the bound namespace. A pod attached by cri-dockerd has
-// none until Bind is called, which is worth the while as long as its process
-// runs: without a namespace some plugins cannot take back all (bridge leaves
-// the masquerading of the pod's address).
+// The plugins work in the bound namespace. A pod that cri-dockerd attached has none until
+// Bind is called, which the caller should do while the pause process runs: without a
+// namespace some plugins cannot undo everything (bridge leaves the masquerading rule of
+// the pod's address).
 func (n *CNI) Detach(ctx context.Context, plan *Plan, id string) error {
-	if wrong := utils.ValidateContainerID(id); wrong != nil {
-		return fmt.Errorf("pod id %q: %w: %w", id, wrong, errdefs.ErrInvalidArgument)
+	if err := netns.ValidateID(id); err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, operationLimit)
+	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
-	done, err := n.turns.take(ctx, id)
+	unlock, err := n.lockPod(ctx, id)
 	if err != nil {
-		return fmt.Errorf("wait for another operation on pod %s: %w", id, err)
+		return err
 	}
-	defer done()
+	defer unlock()
 
 	work, err := n.detachments(plan, id)
 	if err != nil {
@@ -170,206 +133,104 @@ func (n *CNI) Detach(ctx context.Context, plan *Plan, id string) error {
 	}
 	var errs []error
 	for _, d := range work {
-		if err := n.lib.DelNetworkList(ctx, d.list, d.rt); err != nil {
+		if err := n.lib.DelNetworkList(ctx, d.list, d.conf); err != nil {
 			errs = append(errs, fmt.Errorf("detach from network %q: %w", d.list.Name, err))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return n.letGo(id)
+	return n.release(id)
 }
 
-// Forget lets go of the pod id without asking the plugins, whose addresses and
-// rules for it may leak. It is for those who have given up on Detach.
+// Forget releases the pod id without running the plugins, whose addresses and rules for
+// it may leak. It is for callers that have given up on Detach.
 func (n *CNI) Forget(ctx context.Context, id string) error {
-	if wrong := utils.ValidateContainerID(id); wrong != nil {
-		return fmt.Errorf("pod id %q: %w: %w", id, wrong, errdefs.ErrInvalidArgument)
+	if err := netns.ValidateID(id); err != nil {
+		return err
 	}
-	done, err := n.turns.take(ctx, id)
+	unlock, err := n.lockPod(ctx, id)
 	if err != nil {
-		return fmt.Errorf("wait for another operation on pod %s: %w", id, err)
+		return err
 	}
-	defer done()
-	return n.letGo(id)
+	defer unlock()
+	return n.release(id)
 }
 
-// letGo drops all that is kept here of the pod id.
-func (n *CNI) letGo(id string) error {
-	if err := errors.Join(n.unbind(id), n.uncache(id)); err != nil {
-		return fmt.Errorf("let go of the network of pod %s: %w", id, err)
+// release unbinds the network namespace of the pod id and deletes everything that is
+// recorded about it.
+func (n *CNI) release(id string) error {
+	if err := errors.Join(n.netns.Unbind(id), n.deleteCache(id)); err != nil {
+		return fmt.Errorf("release the network of pod %s: %w", id, err)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.attached, id)
-	delete(n.known, id)
+	delete(n.addresses, id)
 	n.detached.add(id)
 	return nil
 }
 
-// detachments returns what has to be undone for the pod id.
+// A detachment is one DEL to run.
+type detachment struct {
+	list *libcni.NetworkConfigList
+	conf *libcni.RuntimeConf
+}
+
+// detachments returns the DELs that Detach has to run.
 func (n *CNI) detachments(plan *Plan, id string) ([]detachment, error) {
-	netns := n.path(id)
-	if !bound(netns) {
-		// The path in libcni's cache is no substitute: by now
-		// /proc/<pid>/ns/net may be that of somebody else, or the node's own.
-		netns = ""
+	path, bound := n.netns.Path(id)
+	if !bound {
+		// Not the path in libcni's cache: the pid in /proc/PID/ns/net may have been reused
+		// by a process of another pod, or of the node.
+		path = ""
 	}
-	remembered, err := n.remembered(id)
+	recorded, err := n.cachedAttachments(id)
 	if err != nil {
 		return nil, err
 	}
-	planned := false
+	planRecorded := false
 	var work []detachment
-	for _, past := range remembered {
-		list, err := parse(past.Config)
+	for _, a := range recorded {
+		list, err := cniconf.Parse(a.Config)
 		if err != nil || len(list.Plugins) == 0 {
-			n.log.Warn("what libcni remembers of an attachment is no use", slog.String("sandbox", id),
-				slog.String("network", past.Network), slog.Any("err", err))
+			n.log.Warn("attachment in libcni's cache is not valid and is skipped", slog.String("sandbox", id),
+				slog.String("network", a.Network), slog.Any("err", err))
 			continue
 		}
-		planned = planned || plan != nil && plan.Network == past.Network
+		planRecorded = planRecorded || plan != nil && plan.Network == a.Network
 		work = append(work, detachment{list, &libcni.RuntimeConf{
-			ContainerID: id, NetNS: netns, IfName: ifName, Args: past.CniArgs, CapabilityArgs: past.CapabilityArgs,
+			ContainerID: id, NetNS: path, IfName: ifName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
 		}})
 	}
-	if plan != nil && plan.Network != "" && !planned {
+	if plan != nil && plan.Network != "" && !planRecorded {
 		list, err := plan.network()
 		if err != nil {
 			return nil, err
 		}
-		work = append(work, detachment{list, plan.runtime(list, netns)})
+		work = append(work, detachment{list, plan.runtimeConf(list, path)})
 	}
-	if len(work) > 0 || n.nothingLeft(id) {
+	if len(work) > 0 || n.alreadyDetached(id) {
 		return work, nil
 	}
 
-	nw, err := n.choose()
+	nw, err := n.conf.Select()
 	if err != nil {
-		n.log.Debug("nothing to detach the pod from", slog.String("sandbox", id), slog.Any("err", err))
+		n.log.Debug("pod not detached: there is no network", slog.String("sandbox", id), slog.Any("err", err))
 		return nil, nil
 	}
-	if !nw.complete.Load() {
-		return nil, nil // nobody remembers an attachment, and nobody could undo it
+	if !nw.Complete() {
+		return nil, nil // no attachment is known, and none could be undone
 	}
 	if plan == nil {
 		plan = &Plan{Pod: Pod{ID: id}}
 	}
-	return append(work, detachment{nw.list, plan.runtime(nw.list, netns)}), nil
+	return append(work, detachment{nw.List, plan.runtimeConf(nw.List, path)}), nil
 }
 
-// nothingLeft reports whether the pod id is known to have been detached.
-func (n *CNI) nothingLeft(id string) bool {
+// alreadyDetached reports whether the pod id is known to have been detached.
+func (n *CNI) alreadyDetached(id string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.detached.has(id)
-}
-
-// GC has the plugins of the network that new pods get release what belongs to
-// no pod, where they can (CNI 1.1). Kept are the pods keep, those attached
-// since the daemon's start and those attached by others on this node. Pods
-// that Attached lists beside them are detached.
-//
-// The plugins must not collect what is being attached, so Attach waits while they are at it,
-// for gcGrace at most: then they are stopped, and the rest is for the next GC.
-func (n *CNI) GC(ctx context.Context, keep []string) error {
-	nw, err := n.choose()
-	if err != nil || !nw.complete.Load() || nw.list.DisableGC || !speaks11(nw.list) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, gcLimit)
-	defer cancel()
-	errs := []error{n.detachOrphans(ctx, nw, keep)}
-	gc, valid, done, err := n.beginGC(ctx, keep)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	defer done()
-	past, err := n.lib.GetCachedAttachments("")
-	if err != nil {
-		return errors.Join(append(errs, fmt.Errorf("read libcni's cache: %w", err))...)
-	}
-	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
-	for id := range valid {
-		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: ifName})
-	}
-	for _, a := range past {
-		if a.Network == nw.list.Name && (!valid[a.ContainerID] || a.IfName != ifName) {
-			args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
-		}
-	}
-	if err := n.lib.GCNetworkList(gc, nw.list, args); err != nil {
-		if gc.Err() != nil {
-			err = context.Cause(gc)
-		}
-		errs = append(errs, fmt.Errorf("network %q: %w", nw.list.Name, err))
-	}
-	return errors.Join(errs...)
-}
-
-// detachOrphans detaches the pods that are attached and neither in keep nor attached since
-// the daemon's start. libcni's GC would do so itself, but in a network namespace that may
-// have become another pod's.
-func (n *CNI) detachOrphans(ctx context.Context, nw *network, keep []string) error {
-	past, err := n.lib.GetCachedAttachments("")
-	if err != nil {
-		return fmt.Errorf("read libcni's cache: %w", err)
-	}
-	n.mu.Lock()
-	valid := n.validLocked(keep)
-	n.mu.Unlock()
-	var errs []error
-	for _, a := range past {
-		if a.Network != nw.list.Name || valid[a.ContainerID] && a.IfName == ifName || !n.ours(a) {
-			continue
-		}
-		errs = append(errs, n.Detach(ctx, nil, a.ContainerID))
-	}
-	return errors.Join(errs...)
-}
-
-// validLocked returns the pods that have, or are about to have, an attachment worth keeping.
-func (n *CNI) validLocked(keep []string) map[string]bool {
-	valid := map[string]bool{}
-	for _, id := range keep {
-		valid[id] = true
-	}
-	for id := range n.attached {
-		valid[id] = true
-	}
-	return valid
-}
-
-// A collection is a GC that plugins are at work on.
-type collection struct {
-	over   chan struct{} // closed when it is
-	cancel context.CancelCauseFunc
-}
-
-// errPreempted is why a GC was stopped.
-var errPreempted = errors.New("stopped because a pod was waiting for its network")
-
-// beginGC makes Attach wait until done is called, and returns the context of the GC, which
-// ends when an Attach has waited for gcGrace, and what validLocked returns.
-func (n *CNI) beginGC(ctx context.Context, keep []string) (_ context.Context, valid map[string]bool, done func(), err error) {
-	if err := n.lockIdle(ctx, 0); err != nil {
-		return nil, nil, nil, err
-	}
-	defer n.mu.Unlock()
-	ctx, cancel := context.WithCancelCause(ctx)
-	gc := &collection{make(chan struct{}), cancel}
-	n.gc = gc
-	return ctx, n.validLocked(keep), func() {
-		cancel(nil)
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		n.gc = nil
-		close(gc.over)
-	}, nil
-}
-
-// speaks11 reports whether list is of CNI 1.1, which brought STATUS and GC.
-func speaks11(list *libcni.NetworkConfigList) bool {
-	ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, "1.1.0")
-	return ok && err == nil
 }

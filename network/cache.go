@@ -12,34 +12,35 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"berth/network/netns"
 )
 
-// loopback is the network that cri-dockerd attached every pod to beside the
-// real one. Its plugin has nothing to take back.
-const loopback = "cni-loopback"
+// loopbackNetwork is the network that cri-dockerd attached every pod to besides the
+// configured one. Its plugin has nothing to undo.
+const loopbackNetwork = "cni-loopback"
 
-// Addresses returns the addresses of the pod id, in the order the plugins gave
-// them, and whether it is attached. It does not matter who attached it.
+// Addresses returns the addresses of the pod id, in the order of the CNI result, and
+// whether the pod is attached, no matter by which daemon.
 func (n *CNI) Addresses(id string) (addrs []netip.Addr, attached bool) {
 	n.mu.Lock()
-	addrs, ok := n.known[id]
+	addrs, ok := n.addresses[id]
 	n.mu.Unlock()
 	if ok {
 		return slices.Clone(addrs), true
 	}
-	for _, name := range n.cached(id) {
-		if name == loopback {
+	for _, name := range n.cachedNetworks(id) {
+		if name == loopbackNetwork {
 			continue
 		}
-		// Asked for in this form, the result is converted to what we read,
-		// whatever version the network is of.
+		// libcni converts the result to the requested version, whatever that of the network.
 		result, err := n.lib.GetNetworkListCachedResult(
 			&libcni.NetworkConfigList{Name: name, CNIVersion: version.Current()},
 			&libcni.RuntimeConf{ContainerID: id, IfName: ifName})
 		if err != nil || result == nil {
-			continue // torn by a power loss, which no pod survives
+			continue // the file is incomplete after a power loss, and so the pod is gone
 		}
-		found, err := addresses(result)
+		found, err := podAddresses(result)
 		if err != nil {
 			continue
 		}
@@ -51,9 +52,9 @@ func (n *CNI) Addresses(id string) (addrs []netip.Addr, attached bool) {
 	return addrs, attached
 }
 
-// Attached returns the ids of all pods that we, or cri-dockerd, have attached
-// and nobody has detached. Attachments that other runtimes on the node keep in
-// the same cache are not among them.
+// Attached returns the sorted IDs of all pods that berth or cri-dockerd has attached and
+// nobody has detached. Attachments of other runtimes, which may use the same cache
+// directory, are not among them.
 func (n *CNI) Attached() []string {
 	all, err := n.lib.GetCachedAttachments("")
 	if err != nil {
@@ -62,7 +63,7 @@ func (n *CNI) Attached() []string {
 	}
 	var ids []string
 	for _, a := range all {
-		if a.IfName == ifName && a.Network != loopback && n.ours(a) {
+		if a.IfName == ifName && a.Network != loopbackNetwork && isOwn(a) {
 			ids = append(ids, a.ContainerID)
 		}
 	}
@@ -70,26 +71,26 @@ func (n *CNI) Attached() []string {
 	return slices.Compact(ids)
 }
 
-// ours reports whether a was made by us, now or with another NetNSDir, or by
-// cri-dockerd, which used the paths of processes. Others have names of theirs.
-func (n *CNI) ours(a *libcni.NetworkAttachment) bool {
-	return filepath.Base(a.NetNS) == prefix+a.ContainerID || strings.HasPrefix(a.NetNS, "/proc/")
+// isOwn reports whether an attachment was made by berth, with this or another NetNSDir, or
+// by cri-dockerd, which used /proc/PID/ns/net. Other runtimes use other file names.
+func isOwn(a *libcni.NetworkAttachment) bool {
+	return filepath.Base(a.NetNS) == netns.FileName(a.ContainerID) || strings.HasPrefix(a.NetNS, "/proc/")
 }
 
-// remembered returns what libcni remembers of attaching the pod id.
-func (n *CNI) remembered(id string) ([]*libcni.NetworkAttachment, error) {
+// cachedAttachments returns the attachments of the pod id in libcni's cache.
+func (n *CNI) cachedAttachments(id string) ([]*libcni.NetworkAttachment, error) {
 	all, err := n.lib.GetCachedAttachments(id)
 	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(all, func(a *libcni.NetworkAttachment) bool {
-		return a.IfName != ifName || a.Network == loopback
+		return a.IfName != ifName || a.Network == loopbackNetwork
 	}), nil
 }
 
-// cached returns the networks of which libcni has a file, readable or not, for
-// the pod id.
-func (n *CNI) cached(id string) (networks []string) {
+// cachedNetworks returns the networks for which libcni's cache has a file of the pod id,
+// readable or not.
+func (n *CNI) cachedNetworks(id string) (networks []string) {
 	entries, err := os.ReadDir(filepath.Join(n.cacheDir, "results"))
 	if err != nil {
 		return nil
@@ -102,10 +103,10 @@ func (n *CNI) cached(id string) (networks []string) {
 	return networks
 }
 
-// uncache removes what libcni has of the pod id.
-func (n *CNI) uncache(id string) error {
+// deleteCache deletes the files of the pod id from libcni's cache.
+func (n *CNI) deleteCache(id string) error {
 	var errs []error
-	for _, name := range n.cached(id) {
+	for _, name := range n.cachedNetworks(id) {
 		err := os.Remove(filepath.Join(n.cacheDir, "results", name+"-"+id+"-"+ifName))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

@@ -13,10 +13,10 @@ import (
 
 // list returns a .conflist of the network name with one plugin.
 func list(name, plugin string) string {
-	return `{"cniVersion": "1.0.0", "name": "` + name + `", "plugins": [{"type": "` + plugin + `", "notes": "NOTES"}]}`
+	return `{"cniVersion": "1.0.0", "name": "` + name + `", "plugins": [{"type": "` + plugin + `", "callLog": "CALLS"}]}`
 }
 
-func TestWhichNetwork(t *testing.T) {
+func TestFirstCompleteNetworkIsSelected(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		files map[string]string
@@ -70,7 +70,7 @@ func TestWhichNetwork(t *testing.T) {
 			files: map[string]string{"10-a.conflist": `{"name": "a"}`},
 			why:   "no CNI network: DIR/10-a.conflist is not valid: it names no plugins",
 		},
-		"from the future": {
+		"a newer CNI version": {
 			files: map[string]string{"10-a.conflist": `{"cniVersion": "2.0.0", "name": "a", "plugins": [{"type": "fake"}]}`},
 			why:   "no CNI network: DIR/10-a.conflist is not valid: cniVersion 2.0.0 is newer than 1.1.0, the newest known here",
 		},
@@ -110,7 +110,7 @@ func TestWhichNetwork(t *testing.T) {
 	}
 }
 
-func TestNoDirectory(t *testing.T) {
+func TestStatusNamesMissingDirectory(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake")
 	if err := os.Remove(d.cfg.ConfDir); err != nil {
@@ -123,7 +123,7 @@ func TestNoDirectory(t *testing.T) {
 	}
 }
 
-func TestPluginThatCannotBeExecutedIsMissing(t *testing.T) {
+func TestPluginThatIsNotExecutableIsMissing(t *testing.T) {
 	t.Parallel()
 	d := newNode(t)
 	if err := os.WriteFile(filepath.Join(d.dir, "bin", "fake"), nil, 0o600); err != nil {
@@ -135,8 +135,7 @@ func TestPluginThatCannotBeExecutedIsMissing(t *testing.T) {
 	}
 }
 
-// A plugin that is installed later is noticed without an event.
-func TestPluginInstalledLater(t *testing.T) {
+func TestPluginInstalledLaterIsFoundWithoutEvent(t *testing.T) {
 	t.Parallel()
 	d := newNode(t)
 	d.conf("10-a.conflist", list("a", "fake"))
@@ -153,8 +152,8 @@ func TestPluginInstalledLater(t *testing.T) {
 	}
 }
 
-// While a plugin is being replaced no pod must land on the next network.
-func TestPluginReplaced(t *testing.T) {
+// While a plugin is being replaced, no pod must get the next network.
+func TestNetworkStaysSelectedWhilePluginIsReplaced(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake", "other")
 	d.conf("10-a.conflist", list("a", "fake"))
@@ -166,7 +165,7 @@ func TestPluginReplaced(t *testing.T) {
 	if err := os.Remove(filepath.Join(d.dir, "bin", "fake")); err != nil {
 		t.Fatal(err)
 	}
-	n.reload()
+	n.conf.Reload()
 	plan, err := n.Plan(Pod{ID: "pod"})
 	if err != nil || plan.Network != "a" {
 		t.Errorf("got network %q, %v, want a", plan.Network, err)
@@ -177,7 +176,7 @@ func TestPluginReplaced(t *testing.T) {
 }
 
 // Plugins in a directory named after the network become part of the plan.
-func TestPluginsInAFolder(t *testing.T) {
+func TestPluginsInSubdirectoryAreInPlan(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake", "extra")
 	d.conf("10-a.conflist", list("a", "fake"))

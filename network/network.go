@@ -1,115 +1,135 @@
-// Package network gives pods their network. It runs the CNI plugins that the
-// node's operator configured, holds pods' network namespaces by bind mounts of
-// its own, knows the pods' addresses and dials into their namespaces.
+// Package network attaches pods to the node's CNI network.
 //
-// What has to be kept is kept by others: attachments by libcni, in its cache
-// directory, in the same form that cri-dockerd used, so that either can detach
-// what the other attached; a [Plan] by whoever asked for it.
+// A [CNI] runs the plugins of the network that the node's operator has configured: ADD
+// for new pods, DEL for stopped ones, GC and STATUS where plugins have them (CNI 1.1). It
+// owns the pods' network namespaces (package netns) and follows the configuration (package
+// cniconf). Operations on one pod are serialized; pods do not wait for each other.
+//
+// It keeps no state of its own on disk. Attachments are in libcni's cache directory, in
+// the form that cri-dockerd used, so that each can detach what the other has attached. A
+// [Plan] is kept by the caller.
 package network
 
 import (
+	"context"
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+
+	"berth/core/kmutex"
+	"berth/network/cniconf"
+	"berth/network/netns"
 )
 
 const (
-	// ifName is the interface that every pod has.
+	// ifName is the interface of every pod.
 	ifName = "eth0"
 
-	// operationLimit bounds one ADD or DEL of a whole chain of plugins. It is
-	// cri-dockerd's, and leaves the kubelet's four minutes room to clean up.
-	operationLimit = 220 * time.Second
-	// gcLimit bounds one GC.
-	gcLimit = time.Minute
-	// gcGrace is how long Attach waits for a GC before it stops it. Plugins look through
+	// operationTimeout bounds one ADD or DEL of a whole list of plugins. It is the value
+	// of cri-dockerd, and leaves time to clean up within the kubelet's four minutes.
+	operationTimeout = 220 * time.Second
+	// gcTimeout bounds one GC.
+	gcTimeout = time.Minute
+	// gcGrace is how long Attach waits for a GC before it cancels it. Plugins look through
 	// their own tables, which takes milliseconds.
 	gcGrace = 2 * time.Second
 )
 
-// Config is what an operator can choose about the network. All paths are
-// absolute.
+// Config is what an operator can configure. All paths are absolute.
 type Config struct {
-	// ConfDir is where network configurations are looked for. It need not
-	// exist yet.
+	// ConfDir is the directory of network configurations. It need not exist yet.
 	ConfDir string
-	// BinDirs are where plugins are looked for, first match wins.
+	// BinDirs are the directories of plugins, the first match wins.
 	BinDirs []string
-	// CacheDir is where libcni keeps what it attached.
+	// CacheDir is libcni's cache directory, where it records attachments.
 	CacheDir string
 	// RunDir is for state that need not survive a reboot.
 	RunDir string
-	// NetNSDir is where network namespaces are bind-mounted, each under a name
-	// of ours; others may keep theirs there too, but no other CNI. Empty means
-	// RunDir/netns. What is bound in RunDir/netns is found there in any case.
+	// NetNSDir is where network namespaces are bound, each in a file named for its pod.
+	// Other programs may use the directory too. Empty means RunDir/netns, where earlier
+	// versions bound them and where they are found in any case.
 	//
-	// Plugins are told these paths. Network agents that run in containers see
-	// them only where they mount them, and what they commonly mount, with
+	// Plugins are given these paths. Network agents that run in containers can open them
+	// only in directories that they mount, and the one that they commonly mount, with
 	// propagation, is /var/run/netns.
 	NetNSDir string
-	// PodCIDR is the first value for SetPodCIDR.
+	// PodCIDR is the initial value of SetPodCIDR.
 	PodCIDR string
 }
 
-// A CNI is the pods' network as its configuration comes and goes. Run keeps it
-// current. Its methods may be called concurrently; those that change one pod
-// take turns.
+// A CNI attaches pods to the network. Its methods may be called concurrently. Run keeps
+// its configuration current.
 type CNI struct {
-	confDir  string
-	binDirs  []string
 	cacheDir string
-	netnsDir string // where network namespaces are bound
-	olderDir string // where they were in earlier versions; may be the same
 	log      *slog.Logger
 	lib      *libcni.CNIConfig
+	conf     *cniconf.Dir
+	netns    *netns.Store
+	podLocks kmutex.Mutex // by pod ID, held by Attach, Detach and Forget
 
-	statusTimeout time.Duration // of the STATUS of all plugins
+	statusTimeout time.Duration // for STATUS of all plugins
 
-	found atomic.Pointer[findings] // what is in confDir
-	turns turns                    // one operation per pod at a time
-
-	mounting sync.Mutex // guards mounted
-	mounted  bool       // netnsDir has been prepared
-
-	mu       sync.Mutex              // guards following
-	subnets  []netip.Prefix          // what SetPodCIDR was told
-	attached map[string]bool         // ids that Attach was called for and Detach was not
-	known    map[string][]netip.Addr // addresses of attached ids
-	detached recent                  // ids that have nothing left to detach
-	gc       *collection             // the GC under way; nil without one
+	mu        sync.Mutex // guards following
+	subnets   []netip.Prefix
+	attached  map[string]bool         // pods that were given to Attach, and not yet released
+	addresses map[string][]netip.Addr // of attached pods, by pod ID
+	detached  recentIDs               // pods that have nothing left to detach
+	gc        *gcRun                  // the GC in progress, or nil
+	health    map[*cniconf.Network]*health
 }
 
-// New returns a CNI that knows the configuration there is now. That files or
-// plugins are missing is no failure, see Status.
+// New returns a CNI with the configuration that there is now. Missing files or plugins
+// are not an error, see Status.
 func New(cfg Config, log *slog.Logger) *CNI {
-	older := filepath.Join(cfg.RunDir, "netns")
+	legacyDir := filepath.Join(cfg.RunDir, "netns")
 	if cfg.NetNSDir == "" {
-		cfg.NetNSDir = older
+		cfg.NetNSDir = legacyDir
 	}
 	n := &CNI{
-		confDir:  filepath.Clean(cfg.ConfDir),
-		binDirs:  cfg.BinDirs,
 		cacheDir: filepath.Clean(cfg.CacheDir),
-		// Symbolic links in it stay: agents look for the very text
-		// /var/run/netns, which is /run/netns on most systems.
-		netnsDir: filepath.Clean(cfg.NetNSDir),
-		olderDir: older,
 		log:      log,
+		conf:     cniconf.New(cniconf.Config{Dir: cfg.ConfDir, BinDirs: cfg.BinDirs, Log: log}),
+		netns:    netns.New(netns.Config{Dir: cfg.NetNSDir, LegacyDir: legacyDir, Log: log}),
 
 		statusTimeout: statusTimeout,
 
-		attached: map[string]bool{},
-		known:    map[string][]netip.Addr{},
+		attached:  map[string]bool{},
+		addresses: map[string][]netip.Addr{},
+		health:    map[*cniconf.Network]*health{},
 	}
-	n.lib = libcni.NewCNIConfigWithCacheDir(n.binDirs, n.cacheDir, &plugins{log: log})
+	n.lib = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, n.cacheDir, &pluginExec{log: log})
 	if err := n.SetPodCIDR(cfg.PodCIDR); err != nil {
-		log.Warn("the address range of pods is not known", slog.Any("err", err))
+		log.Warn("the configured pod CIDR is ignored", slog.Any("err", err))
 	}
-	n.reload()
 	return n
+}
+
+// Run keeps the configuration current until ctx ends. It returns nil.
+func (n *CNI) Run(ctx context.Context) error { return n.conf.Run(ctx) }
+
+// Bind keeps the network namespace of the process pid for the pod id, by a bind mount that
+// outlives the process, and returns its path. It is idempotent; another namespace that is
+// bound for the pod is unbound first. The error is of kind FailedPrecondition if the
+// process has ended, or is in the network namespace of the daemon.
+func (n *CNI) Bind(id string, pid int) (string, error) { return n.netns.Bind(id, pid) }
+
+// Bound returns the IDs of all pods whose network namespaces are bound.
+func (n *CNI) Bound() []string { return n.netns.List() }
+
+// InNetNS reports whether the process pid is in the network namespace that is bound for
+// the pod id. It is true for pods without a bind mount, such as those of cri-dockerd.
+func (n *CNI) InNetNS(id string, pid int) bool { return n.netns.Contains(id, pid) }
+
+// NetNS returns a path of the network namespace of the pod id, in which the process pid runs.
+func (n *CNI) NetNS(id string, pid int) string { return n.netns.PathOrProcess(id, pid) }
+
+// Dial connects to a TCP port on the loopback interface of the pod id, whose pause process
+// is pid.
+func (n *CNI) Dial(ctx context.Context, id string, pid, port int) (net.Conn, error) {
+	return n.netns.Dial(ctx, id, pid, port)
 }

@@ -10,71 +10,73 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/utils"
+
+	"berth/network/cniconf"
+	"berth/network/netns"
 )
 
-// Capabilities that a plugin may ask for in its configuration.
+// Capabilities that a plugin may declare in its configuration
+// (https://www.cni.dev/docs/conventions/).
 const (
-	portMappings = "portMappings"
-	bandwidth    = "bandwidth"
-	dns          = "dns"
-	ipRanges     = "ipRanges"
-	cgroupPath   = "cgroupPath"
-	annotations  = "io.kubernetes.cri.pod-annotations"
+	portMappingsCapability = "portMappings"
+	bandwidthCapability    = "bandwidth"
+	dnsCapability          = "dns"
+	ipRangesCapability     = "ipRanges"
+	cgroupPathCapability   = "cgroupPath"
+	annotationsCapability  = "io.kubernetes.cri.pod-annotations"
 )
 
-// A Pod is what plugins can be told about a pod.
+// A Pod is what plugins can be given about a pod.
 type Pod struct {
-	// ID names the attachment; it is the pod's sandbox.
+	// ID is the ID of the attachment: that of the pod's sandbox.
 	ID        string        `json:"id"`
 	Name      string        `json:"name,omitempty"`
 	Namespace string        `json:"namespace,omitempty"`
 	UID       string        `json:"uid,omitempty"`
 	Ports     []PortMapping `json:"ports,omitempty"`
-	// Ingress and Egress limit the bandwidth, in bits per second; 0 is no limit.
+	// Ingress and Egress limit the bandwidth, in bits per second; 0 means unlimited.
 	Ingress int64 `json:"ingress,omitempty"`
 	Egress  int64 `json:"egress,omitempty"`
 	DNS     DNS   `json:"dns,omitzero"`
-	// CgroupPath is the pod's cgroup, relative to the root of the hierarchy.
+	// CgroupPath is the path of the pod's cgroup, relative to the root of the hierarchy.
 	CgroupPath  string            `json:"cgroupPath,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// A PortMapping leads a port of the node to one of the pod. Without a HostPort
-// it is none.
+// A PortMapping forwards a port of the node to a port of the pod. Those without a HostPort
+// are ignored.
 type PortMapping struct {
 	HostPort      int32  `json:"hostPort"`
 	ContainerPort int32  `json:"containerPort"`
-	Protocol      string `json:"protocol"` // tcp, udp or sctp, in any case; empty is tcp
+	Protocol      string `json:"protocol"` // tcp, udp or sctp, case-insensitive; empty means tcp
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// DNS is how a pod finds names.
+// DNS is the DNS configuration of a pod.
 type DNS struct {
 	Servers  []string `json:"servers,omitempty"`
 	Searches []string `json:"searches,omitempty"`
 	Options  []string `json:"options,omitempty"`
 }
 
-// A Plan is all that is needed to attach a pod and, whatever happens to the
-// node's configuration, to detach it. It survives being written as JSON.
+// A Plan is everything that is needed to attach a pod and, even if the node's configuration
+// changes, to detach it. It can be stored as JSON.
 type Plan struct {
 	Pod Pod `json:"pod"`
-	// Network and Config are the network's name and all of its configuration.
-	// Detach understands a Plan without them as one for the network that new
-	// pods get.
+	// Network and Config are the name and the whole configuration of the network. In a
+	// Plan for Detach they may be empty, which means the network that new pods get.
 	Network string          `json:"network,omitempty"`
 	Config  json.RawMessage `json:"config,omitempty"`
-	// Subnets is what SetPodCIDR was told.
+	// Subnets is the value of SetPodCIDR.
 	Subnets []netip.Prefix `json:"subnets,omitempty"`
 
-	list *libcni.NetworkConfigList // Config, parsed; nil after JSON
+	list *libcni.NetworkConfigList // Config, parsed; nil in a Plan from JSON
 }
 
-// SetPodCIDR says which addresses pods of this node have, for networks that
-// ask. It is one CIDR, or one per address family with a comma between them;
-// with what is no CIDR nothing changes, and the error is of kind
-// InvalidArgument. Empty means not known.
+// SetPodCIDR sets the pod CIDR of this node (CRI UpdateRuntimeConfig), which networks with
+// the capability ipRanges are given. It is one CIDR, or one per address family, separated
+// by commas; empty means not known. If it is not valid, nothing changes and the error is
+// of kind InvalidArgument.
 func (n *CNI) SetPodCIDR(cidr string) error {
 	var subnets []netip.Prefix
 	for text := range strings.SplitSeq(cidr, ",") {
@@ -84,7 +86,7 @@ func (n *CNI) SetPodCIDR(cidr string) error {
 		}
 		subnet, err := netip.ParsePrefix(text)
 		if err != nil {
-			return fmt.Errorf("%q is no CIDR for pods: %w: %w", text, err, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("pod CIDR %q: %w: %w", text, err, errdefs.ErrInvalidArgument)
 		}
 		subnets = append(subnets, subnet.Masked())
 	}
@@ -94,39 +96,41 @@ func (n *CNI) SetPodCIDR(cidr string) error {
 	return nil
 }
 
-// Plan plans to attach pod to the network that new pods get. If there is none,
-// or it lacks a plugin, the error is of kind Unavailable. Host ports and limits
-// that the network has no plugin for are left out, with a warning in the log.
+// Plan returns the Plan to attach pod to the network that new pods get. If there is none,
+// or one of its plugins is not installed, the error is of kind Unavailable. Host ports and
+// bandwidth limits that no plugin of the network supports are ignored, with a warning in the log.
 func (n *CNI) Plan(pod Pod) (Plan, error) {
-	if wrong := utils.ValidateContainerID(pod.ID); wrong != nil {
-		return Plan{}, fmt.Errorf("pod id %q: %w: %w", pod.ID, wrong, errdefs.ErrInvalidArgument)
+	if err := netns.ValidateID(pod.ID); err != nil {
+		return Plan{}, err
 	}
-	nw, err := n.choose()
+	nw, err := n.conf.Select()
 	if err != nil {
 		return Plan{}, err
 	}
-	if !nw.complete.Load() {
-		return Plan{}, n.lacks(nw, n.missing(nw))
+	if !nw.Complete() {
+		if err := nw.CheckPlugins(); err != nil {
+			return Plan{}, err
+		}
 	}
 	n.mu.Lock()
 	subnets := n.subnets
 	n.mu.Unlock()
-	plan := Plan{Pod: pod, Network: nw.list.Name, Config: nw.list.Bytes, Subnets: subnets, list: nw.list}
-	if !declares(nw.list, annotations) {
-		plan.Pod.Annotations = nil // they may be large, and nobody asks for them
+	plan := Plan{Pod: pod, Network: nw.List.Name, Config: nw.List.Bytes, Subnets: subnets, list: nw.List}
+	if !declares(nw.List, annotationsCapability) {
+		plan.Pod.Annotations = nil // they may be large, and no plugin is given them
 	}
-	wanted := capabilities(plan)
-	for _, name := range []string{portMappings, bandwidth} {
-		if wanted[name] != nil && !declares(nw.list, name) {
-			n.log.Warn("the pod asks for what no plugin of its network can do", slog.String("sandbox", pod.ID),
+	args := capabilityArgs(plan)
+	for _, name := range []string{portMappingsCapability, bandwidthCapability} {
+		if args[name] != nil && !declares(nw.List, name) {
+			n.log.Warn("no plugin of the network has a capability that the pod needs", slog.String("sandbox", pod.ID),
 				slog.String("pod", pod.Namespace+"/"+pod.Name), slog.String("capability", name),
-				slog.String("network", nw.list.Name), slog.String("file", nw.file))
+				slog.String("network", nw.List.Name), slog.String("file", nw.File))
 		}
 	}
 	return plan, nil
 }
 
-// declares reports whether a plugin of list asks for the capability name.
+// declares reports whether a plugin of list declares the capability name.
 func declares(list *libcni.NetworkConfigList, name string) bool {
 	for _, plugin := range list.Plugins {
 		if plugin.Network.Capabilities[name] {
@@ -141,16 +145,17 @@ func (p *Plan) network() (*libcni.NetworkConfigList, error) {
 	if p.list != nil {
 		return p.list, nil
 	}
-	list, err := parse(p.Config)
+	list, err := cniconf.Parse(p.Config)
 	if err != nil {
-		return nil, fmt.Errorf("planned network %q: %w", p.Network, err)
+		return nil, fmt.Errorf("network %q of the plan: %w", p.Network, err)
 	}
 	return list, nil
 }
 
-// runtime returns what libcni needs to know besides list.
-func (p *Plan) runtime(list *libcni.NetworkConfigList, netns string) *libcni.RuntimeConf {
-	rt := &libcni.RuntimeConf{
+// runtimeConf returns what libcni needs besides list. netns is the path of the pod's network
+// namespace, or empty.
+func (p *Plan) runtimeConf(list *libcni.NetworkConfigList, netns string) *libcni.RuntimeConf {
+	conf := &libcni.RuntimeConf{
 		ContainerID: p.Pod.ID,
 		NetNS:       netns,
 		IfName:      ifName,
@@ -161,19 +166,19 @@ func (p *Plan) runtime(list *libcni.NetworkConfigList, netns string) *libcni.Run
 			{"K8S_POD_INFRA_CONTAINER_ID", p.Pod.ID},
 			{"K8S_POD_UID", p.Pod.UID},
 		},
-		CapabilityArgs: capabilities(*p),
+		CapabilityArgs: capabilityArgs(*p),
 	}
-	for name := range rt.CapabilityArgs {
+	for name := range conf.CapabilityArgs {
 		if !declares(list, name) {
-			delete(rt.CapabilityArgs, name)
+			delete(conf.CapabilityArgs, name)
 		}
 	}
-	return rt
+	return conf
 }
 
-// capabilities returns the arguments, in the form of the CNI conventions, of
-// those capabilities that plan has a use for.
-func capabilities(plan Plan) map[string]any {
+// capabilityArgs returns the arguments, in the form of the CNI conventions, of the
+// capabilities that plan has values for.
+func capabilityArgs(plan Plan) map[string]any {
 	pod, args := plan.Pod, map[string]any{}
 	var ports []PortMapping
 	for _, port := range pod.Ports {
@@ -187,7 +192,7 @@ func capabilities(plan Plan) map[string]any {
 		ports = append(ports, port)
 	}
 	if len(ports) > 0 {
-		args[portMappings] = ports
+		args[portMappingsCapability] = ports
 	}
 	limits := map[string]int64{}
 	if pod.Ingress > 0 {
@@ -197,23 +202,23 @@ func capabilities(plan Plan) map[string]any {
 		limits["egressRate"], limits["egressBurst"] = pod.Egress, math.MaxInt32
 	}
 	if len(limits) > 0 {
-		args[bandwidth] = limits
+		args[bandwidthCapability] = limits
 	}
 	if len(pod.DNS.Servers)+len(pod.DNS.Searches)+len(pod.DNS.Options) > 0 {
-		args[dns] = pod.DNS
+		args[dnsCapability] = pod.DNS
 	}
 	var ranges [][]map[string]string // one set of ranges per address
 	for _, subnet := range plan.Subnets {
 		ranges = append(ranges, []map[string]string{{"subnet": subnet.String()}})
 	}
 	if len(ranges) > 0 {
-		args[ipRanges] = ranges
+		args[ipRangesCapability] = ranges
 	}
 	if pod.CgroupPath != "" {
-		args[cgroupPath] = pod.CgroupPath
+		args[cgroupPathCapability] = pod.CgroupPath
 	}
 	if len(pod.Annotations) > 0 {
-		args[annotations] = pod.Annotations
+		args[annotationsCapability] = pod.Annotations
 	}
 	return args
 }

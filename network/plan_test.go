@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// fullPod wants everything there is.
+// fullPod has a value for every capability.
 func fullPod() Pod {
 	return Pod{
 		ID: "pod", Name: "web-0", Namespace: "default", UID: "u-1",
@@ -29,7 +29,7 @@ func fullPod() Pod {
 const allCapabilities = `"portMappings": true, "bandwidth": true, "dns": true, "ipRanges": true, "cgroupPath": true,
 	"io.kubernetes.cri.pod-annotations": true`
 
-// As the conventions of CNI have it.
+// allRuntimeConfig is in the form of https://www.cni.dev/docs/conventions/.
 const allRuntimeConfig = `{
 	"portMappings": [
 		{"hostPort": 8080, "containerPort": 80, "protocol": "tcp", "hostIP": "127.0.0.1"},
@@ -43,7 +43,7 @@ const allRuntimeConfig = `{
 	"io.kubernetes.cri.pod-annotations": {"a": "<b>"}
 }`
 
-func TestWhatPluginsAreTold(t *testing.T) {
+func TestAttachPassesDeclaredCapabilities(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		capabilities string
@@ -52,17 +52,17 @@ func TestWhatPluginsAreTold(t *testing.T) {
 		want         string // runtimeConfig
 		warned       []string
 	}{
-		"everything":            {allCapabilities, fullPod(), "10.1.0.7/24, fd00:1::/64", allRuntimeConfig, nil},
-		"nothing is asked for":  {``, fullPod(), "10.1.0.0/24", `null`, []string{"portMappings", "bandwidth"}},
-		"nothing is wanted":     {allCapabilities, Pod{ID: "pod"}, "", `null`, nil},
+		"all capabilities":      {allCapabilities, fullPod(), "10.1.0.7/24, fd00:1::/64", allRuntimeConfig, nil},
+		"none declared":         {``, fullPod(), "10.1.0.0/24", `null`, []string{"portMappings", "bandwidth"}},
+		"no values":             {allCapabilities, Pod{ID: "pod"}, "", `null`, nil},
 		"declared, but not set": {`"portMappings": false`, fullPod(), "", `null`, []string{"portMappings", "bandwidth"}},
-		"one direction": {
+		"bandwidth of one direction": {
 			`"bandwidth": true`, Pod{ID: "pod", Egress: 10}, "", `{"bandwidth": {"egressRate": 10, "egressBurst": 2147483647}}`, nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newNode(t, "fake")
-			d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES",
+			d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS",
 				"result": {"ips": [{"address": "10.1.0.2/24"}]}, "capabilities": {`+tt.capabilities+`}}]}`)
 			n := d.new()
 			if err := n.SetPodCIDR(tt.cidr); err != nil {
@@ -75,15 +75,15 @@ func TestWhatPluginsAreTold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := d.log.count("level=WARN msg=\"the pod asks"); got != len(tt.warned) {
+			if got := d.log.Count("level=WARN msg=\"no plugin of the network has a capability"); got != len(tt.warned) {
 				t.Errorf("got %d warnings, want %d", got, len(tt.warned))
 			}
 			for _, name := range tt.warned {
-				if d.log.count("capability="+name) != 1 {
+				if d.log.Count("capability="+name) != 1 {
 					t.Errorf("no warning about %s", name)
 				}
 			}
-			d.netns("pod")
+			d.bindNetNS("pod")
 			if _, err := n.Attach(t.Context(), plan); err != nil {
 				t.Fatal(err)
 			}
@@ -98,11 +98,10 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	}
 }
 
-// A plan read back from JSON does what the plan did.
-func TestPlanSurvivesJSON(t *testing.T) {
+func TestPlanFromJSONDetachesLikeOriginal(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake")
-	d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES",
+	d.conf("10-a.conflist", `{"cniVersion": "1.0.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS",
 		"capabilities": {`+allCapabilities+`}}]}`)
 	n := d.new()
 	if err := n.SetPodCIDR("10.1.0.0/24,fd00:1::/64"); err != nil {

@@ -4,118 +4,134 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
+
+	"berth/network/cniconf"
 )
 
 const (
 	// statusTimeout is how long the plugins may take to answer STATUS. The kubelet waits
-	// for the status of the whole runtime, and calls the node not ready without it.
+	// for the status of the whole runtime, and marks the node not ready without it.
 	statusTimeout = 800 * time.Millisecond
-	// goodFor and badFor are how long an answer is believed.
-	goodFor = 5 * time.Second
-	badFor  = time.Second
-	// slowFor is how long after their last answer plugins are taken to be as they
-	// said. A busy node starts programs slowly; it must not be called not ready for
-	// that, for then it loses its pods.
-	slowFor = time.Minute
+	// readyTTL and notReadyTTL are how long a result is cached.
+	readyTTL    = 5 * time.Second
+	notReadyTTL = time.Second
+	// slowPluginGrace is how long the last answer stays in force when the plugins no longer
+	// answer in time. A busy node starts programs slowly, and must not be marked not ready
+	// for that, because then its pods are evicted.
+	slowPluginGrace = time.Minute
 )
 
-// health is what the plugins of a network have last said about themselves.
+// health is the cached STATUS of a network's plugins.
 type health struct {
-	asking chan struct{} // holds one token while somebody asks; guards following
-	until  time.Time
-	err    error
-	heard  time.Time // when they last answered; zero for never
+	sem        chan struct{} // has one element while a caller runs the plugins; guards following
+	expires    time.Time
+	err        error
+	lastAnswer time.Time // zero if the plugins have never answered
 }
 
-func newHealth() health { return health{asking: make(chan struct{}, 1)} }
+// healthOf returns the health of a network. That of networks that are no longer
+// configured is deleted.
+func (n *CNI) healthOf(nw *cniconf.Network) *health {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if h := n.health[nw]; h != nil {
+		return h
+	}
+	configured := n.conf.Networks()
+	maps.DeleteFunc(n.health, func(old *cniconf.Network, _ *health) bool { return !slices.Contains(configured, old) })
+	h := &health{sem: make(chan struct{}, 1)}
+	n.health[nw] = h
+	return h
+}
 
-// Status returns nil if pods can be attached. If not, the error, one line of
-// kind Unavailable, says what is in the way.
+// Status returns nil if pods can be attached. If not, the error, one line of kind
+// Unavailable, says why.
 //
-// Plugins that can (CNI 1.1) are asked, and what they say is believed for some
-// seconds, so that Status may be called often.
+// It runs STATUS of plugins that have it (CNI 1.1) and caches the result for some
+// seconds, so that it may be called often.
 func (n *CNI) Status(ctx context.Context) error {
-	nw, err := n.complete()
+	nw, err := n.installedNetwork()
 	if err != nil {
 		return err
 	}
-	if !speaks11(nw.list) {
+	if !isCNI11(nw.List) {
 		return nil
 	}
-	h := &nw.health
-	limited, cancel := context.WithTimeout(ctx, n.statusTimeout)
+	h := n.healthOf(nw)
+	statusCtx, cancel := context.WithTimeout(ctx, n.statusTimeout)
 	defer cancel()
 	select {
-	case h.asking <- struct{}{}:
-		defer func() { <-h.asking }()
-	case <-limited.Done():
-		return n.unwell(nw, limited.Err()) // another caller is still waiting for the plugins
+	case h.sem <- struct{}{}:
+		defer func() { <-h.sem }()
+	case <-statusCtx.Done():
+		return n.notReady(nw, statusCtx.Err()) // another caller is still waiting for the plugins
 	}
-	if time.Now().Before(h.until) {
+	if time.Now().Before(h.expires) {
 		return h.err
 	}
-	err = n.ask(limited, nw)
+	err = n.pluginStatus(statusCtx, nw)
 	if ctx.Err() != nil {
-		return n.unwell(nw, ctx.Err()) // the caller's doing says nothing about the plugins
+		return n.notReady(nw, ctx.Err()) // the caller has gone, which says nothing about the plugins
 	}
 	now := time.Now()
 	switch {
 	case err == nil:
-		h.err, h.until = nil, now.Add(goodFor)
-	case limited.Err() != nil && now.Sub(h.heard) < slowFor:
-		h.until = now.Add(badFor) // err is still what they said
+		h.err, h.expires = nil, now.Add(readyTTL)
+	case statusCtx.Err() != nil && now.Sub(h.lastAnswer) < slowPluginGrace:
+		h.expires = now.Add(notReadyTTL) // and h.err stays what they answered last
 	default:
-		h.err, h.until = n.unwell(nw, err), now.Add(badFor)
+		h.err, h.expires = n.notReady(nw, err), now.Add(notReadyTTL)
 	}
-	if limited.Err() == nil {
-		h.heard = now
+	if statusCtx.Err() == nil {
+		h.lastAnswer = now
 	}
 	return h.err
 }
 
-// Installed returns nil if there is a configuration and all of its plugins are there. Unlike
-// Status it runs none of them.
+// Installed returns nil if there is a valid configuration and all of its plugins are
+// installed. Unlike Status it runs no plugin.
 func (n *CNI) Installed() error {
-	_, err := n.complete()
+	_, err := n.installedNetwork()
 	return err
 }
 
-// complete returns the network that pods are attached to, if all of its plugins are there.
-func (n *CNI) complete() (*network, error) {
-	nw, err := n.choose()
+// installedNetwork returns the network that new pods get, if all of its plugins are
+// installed now.
+func (n *CNI) installedNetwork() (*cniconf.Network, error) {
+	nw, err := n.conf.Select()
 	if err != nil {
 		return nil, err
 	}
-	if plugin := n.missing(nw); plugin != "" {
-		return nil, n.lacks(nw, plugin)
-	}
-	return nw, nil
+	return nw, nw.CheckPlugins()
 }
 
-// ask asks each plugin of nw for its status.
-func (n *CNI) ask(ctx context.Context, nw *network) error {
-	for i := range nw.list.Plugins {
-		one := *nw.list
-		one.Plugins = nw.list.Plugins[i : i+1]
-		err := n.lib.GetStatusNetworkList(ctx, &one)
-		var said *types.Error
-		if errors.As(err, &said) && said.Code == types.ErrInvalidEnvironmentVariables {
-			continue // so answers a plugin that does not know the command
+// pluginStatus runs STATUS of each plugin. libcni would stop at the first plugin that does
+// not know the command.
+func (n *CNI) pluginStatus(ctx context.Context, nw *cniconf.Network) error {
+	for i := range nw.List.Plugins {
+		single := *nw.List
+		single.Plugins = nw.List.Plugins[i : i+1]
+		err := n.lib.GetStatusNetworkList(ctx, &single)
+		var cniError *types.Error
+		if errors.As(err, &cniError) && cniError.Code == types.ErrInvalidEnvironmentVariables {
+			continue // the plugin does not know STATUS
 		}
 		if err != nil {
-			return fmt.Errorf("plugin %q: %w", nw.list.Plugins[i].Network.Type, err)
+			return fmt.Errorf("plugin %q: %w", nw.List.Plugins[i].Network.Type, err)
 		}
 	}
 	return nil
 }
 
-func (n *CNI) unwell(nw *network, err error) error {
+func (n *CNI) notReady(nw *cniconf.Network, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %v", n.statusTimeout)
 	}
-	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("CNI network %q of %s is not ready: %v", nw.list.Name, nw.file, err))
+	return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("CNI network %q of %s is not ready: %v", nw.List.Name, nw.File, err))
 }

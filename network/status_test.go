@@ -9,33 +9,33 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// slowStart is for tests in which the plugins do answer: on a busy machine a program may take
-// longer than statusTimeout to start.
-const slowStart = 30 * time.Second
+// longStatusTimeout is for tests in which the plugins answer: on a busy machine a program may
+// take longer than statusTimeout to start.
+const longStatusTimeout = 30 * time.Second
 
-func TestPluginsAreAskedForTheirStatus(t *testing.T) {
+func TestStatusRunsPluginsAndCachesResult(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		version, behaviour string
 		calls              int
 		want               string
 	}{
-		"well":                   {"1.1.0", ``, 2, ""},
-		"not well":               {"1.1.0", `, "fail": ["STATUS"]`, 1, `is not ready: plugin "fake": STATUS is not my day`},
-		"too old to be asked":    {"1.0.0", `, "fail": ["STATUS"]`, 0, ""},
-		"does not know STATUS":   {"1.1.0", `, "unknown": ["STATUS"]`, 2, ""},
-		"does not answer at all": {"1.1.0", `, "hang": ["STATUS"]`, 1, "is not ready: no answer within 3s"},
+		"ready":             {"1.1.0", ``, 2, ""},
+		"not ready":         {"1.1.0", `, "fail": ["STATUS"]`, 1, `is not ready: plugin "fake": STATUS failed as configured`},
+		"CNI 1.0":           {"1.0.0", `, "fail": ["STATUS"]`, 0, ""},
+		"STATUS is unknown": {"1.1.0", `, "unknown": ["STATUS"]`, 2, ""},
+		"no answer":         {"1.1.0", `, "hang": ["STATUS"]`, 1, "is not ready: no answer within 3s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newNode(t, "fake", "second")
 			d.conf("10-a.conflist", `{"cniVersion": "`+tt.version+`", "name": "a", "plugins": [
-				{"type": "fake", "notes": "NOTES"`+tt.behaviour+`}, {"type": "second", "notes": "NOTES"}]}`)
+				{"type": "fake", "callLog": "CALLS"`+tt.behaviour+`}, {"type": "second", "callLog": "CALLS"}]}`)
 			n := d.new()
-			n.statusTimeout = slowStart
+			n.statusTimeout = longStatusTimeout
 			if strings.Contains(tt.behaviour, "hang") {
-				n.statusTimeout = 3 * time.Second // in which it has been called, at least
+				n.statusTimeout = 3 * time.Second // enough for the plugin to be called
 			}
-			for range 3 { // the answer is believed for a while
+			for range 3 { // the result is cached
 				err := n.Status(t.Context())
 				switch {
 				case tt.want == "":
@@ -56,12 +56,12 @@ func TestPluginsAreAskedForTheirStatus(t *testing.T) {
 }
 
 // A caller that hangs up says nothing about the plugins.
-func TestStatusOfACallerInAHurry(t *testing.T) {
+func TestCanceledStatusIsNotCached(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake")
-	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES"}]}`)
+	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS"}]}`)
 	n := d.new()
-	n.statusTimeout = slowStart
+	n.statusTimeout = longStatusTimeout
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := n.Status(ctx); err == nil {
@@ -72,36 +72,37 @@ func TestStatusOfACallerInAHurry(t *testing.T) {
 	}
 }
 
-// A new configuration is asked at once.
-func TestStatusAfterAChange(t *testing.T) {
+func TestStatusIsNotCachedAcrossConfigurations(t *testing.T) {
 	d := newNode(t, "fake")
-	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES", "fail": ["STATUS"]}]}`)
+	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS", "fail": ["STATUS"]}]}`)
 	n := d.new()
-	n.statusTimeout = slowStart
-	run(t, n)
+	n.statusTimeout = longStatusTimeout
 	if err := n.Status(t.Context()); err == nil {
 		t.Fatal("got nil, want not ready")
 	}
-	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES"}]}`)
-	start := time.Now()
-	eventually(t, "it is ready", func() bool { return n.Status(t.Context()) == nil })
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("it took %v", took)
+	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS"}]}`)
+	n.conf.Reload()
+	if err := n.Status(t.Context()); err != nil {
+		t.Errorf("with the new configuration: %v", err)
+	}
+	if got := len(n.health); got != 1 {
+		t.Errorf("the results of %d configurations are cached, want 1", got)
 	}
 }
 
-// A plugin that starts slowly on a busy node does not make it not ready at once.
-func TestStatusOfASlowPlugin(t *testing.T) {
+// A plugin that starts slowly on a busy node does not make the node not ready at once.
+func TestStatusKeepsLastAnswerOfSlowPlugin(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake")
-	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "notes": "NOTES", "hang": ["STATUS"]}]}`)
+	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS", "hang": ["STATUS"]}]}`)
 	n := d.new()
-	nw, err := n.choose()
+	nw, err := n.conf.Select()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for age, ready := range map[time.Duration]bool{slowFor / 2: true, 2 * slowFor: false} {
-		nw.health.until, nw.health.heard, nw.health.err = time.Time{}, time.Now().Add(-age), nil
+	for age, ready := range map[time.Duration]bool{slowPluginGrace / 2: true, 2 * slowPluginGrace: false} {
+		h := n.healthOf(nw)
+		h.expires, h.lastAnswer, h.err = time.Time{}, time.Now().Add(-age), nil
 		if err := n.Status(t.Context()); (err == nil) != ready {
 			t.Errorf("%v after its last answer: %v", age, err)
 		}

@@ -22,7 +22,7 @@ var messages = []message{
 		{"hostname", engine, "`Config.Hostname` of the pause container, cut to 64 bytes, or Docker's own, the first digits of the ID; the pod's hostname and hosts files say the same; on the node's network the node's own", "live.TestNamespacesOfPods sandbox.TestOneHostname todocker.TestHostname"},
 		{"log_directory", berth, "where the logs of containers are written", "live.TestPodRunsAndIsRemoved todocker.TestSandboxRefuses"},
 		{"dns_config", files, "the pod's resolv.conf, and what plugins are told", "live.TestPodRunsAndIsRemoved todocker.TestResolvConf"},
-		{"port_mappings", plugins, "the capability `portMappings`; with `--network-plugin=\"\"` `HostConfig.PortBindings`; a pod on the node's network has its ports there already", "network.TestRealHostPort network.TestWhatPluginsAreTold todocker.TestSandboxVariants"},
+		{"port_mappings", plugins, "the capability `portMappings`; with `--network-plugin=\"\"` `HostConfig.PortBindings`; a pod on the node's network has its ports there already", "network.TestRealHostPortIsForwarded network.TestAttachPassesDeclaredCapabilities todocker.TestSandboxVariants"},
 		{"labels", store, "labels of the pause container", "live.TestPodRunsAndIsRemoved labels.FuzzRoundTrip"},
 		{"annotations", store, "labels of the pause container, with cri-dockerd's prefix; `kubernetes.io/ingress-bandwidth` and `egress-bandwidth` go to the network plugins, and are refused if they are no quantity from 1k to 1P", "live.TestPodRunsAndIsRemoved labels.FuzzRoundTrip todocker.TestBandwidthIsAQuantityWithinBoundsOrRefused"},
 		{"linux", engine, "see its fields", "todocker.TestSandboxVariants"},
@@ -40,10 +40,10 @@ var messages = []message{
 		{"options", files, "the line `options`", "todocker.TestResolvConf live.TestPodRunsAndIsRemoved"},
 	}},
 	{"PortMapping", []row{
-		{"protocol", plugins, "in small letters; refused if the CRI has no such protocol", "network.TestWhatPluginsAreTold network.TestRealHostPort todocker.TestSandboxRefuses"},
-		{"container_port", plugins, "as it is", "network.TestWhatPluginsAreTold network.TestRealHostPort"},
-		{"host_port", plugins, "as it is; a mapping with none maps nothing", "network.TestWhatPluginsAreTold network.TestRealHostPort"},
-		{"host_ip", plugins, "as it is", "network.TestWhatPluginsAreTold"},
+		{"protocol", plugins, "in small letters; refused if the CRI has no such protocol", "network.TestAttachPassesDeclaredCapabilities network.TestRealHostPortIsForwarded todocker.TestSandboxRefuses"},
+		{"container_port", plugins, "as it is", "network.TestAttachPassesDeclaredCapabilities network.TestRealHostPortIsForwarded"},
+		{"host_port", plugins, "as it is; a mapping with none maps nothing", "network.TestAttachPassesDeclaredCapabilities network.TestRealHostPortIsForwarded"},
+		{"host_ip", plugins, "as it is", "network.TestAttachPassesDeclaredCapabilities"},
 	}},
 	{"LinuxPodSandboxConfig", []row{
 		{"cgroup_parent", engine, "`HostConfig.CgroupParent` of the pause container and of all others; with the systemd driver the name of the slice", "live.TestResourcesInTheCgroup todocker.TestSandboxVariants todocker.TestSandboxRefuses"},
@@ -504,7 +504,7 @@ var messages = []message{
 	{"LinuxPodSandboxStats", []row{
 		{"cpu", cgroup, "of the pod's cgroup; of a pod without one, the sum", "live.TestStatsMatchTheKernel"},
 		{"memory", cgroup, "of the pod's cgroup; of a pod without one, the sum", "live.TestStatsMatchTheKernel"},
-		{"network", proc, "the counters of the pod's interfaces; not of one on the node's network", "network.TestTraffic live.TestStatsMatchTheKernel"},
+		{"network", proc, "the counters of the pod's interfaces; not of one on the node's network", "netns.TestTrafficReturnsCountersOfAllInterfacesButLoopback live.TestStatsMatchTheKernel"},
 		{"process", cgroup, "`pids.current`", "live.TestStatsMatchTheKernel"},
 		{"containers", cgroup, "those that run", "live.TestStatsMatchTheKernel"},
 		{"io", cgroup, "of the pod's cgroup, on v2", "cgroup.TestFiles"},
@@ -512,10 +512,10 @@ var messages = []message{
 	{"NetworkUsage", []row{
 		{"timestamp", berth, "when the counters were read", "live.TestStatsMatchTheKernel"},
 		{"default_interface", proc, "eth0", "live.TestStatsMatchTheKernel"},
-		{"interfaces", proc, "the others, but for lo", "network.TestTraffic"},
+		{"interfaces", proc, "the others, but for lo", "netns.TestTrafficReturnsCountersOfAllInterfacesButLoopback"},
 	}},
 	{"NetworkInterfaceUsage", []row{
-		{"*", proc, "`/proc/PID/net/dev`", "network.TestTraffic"},
+		{"*", proc, "`/proc/PID/net/dev`", "netns.TestTrafficReturnsCountersOfAllInterfacesButLoopback"},
 	}},
 	{"ProcessUsage", []row{
 		{"timestamp", berth, "when the file was read", "live.TestStatsMatchTheKernel"},
@@ -545,13 +545,13 @@ var messages = []message{
 		{"pod_sandbox_stats", cgroup, "as ListPodSandboxStatsResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"UpdateRuntimeConfigRequest", []row{
-		{"runtime_config", plugins, "see its field", "network.TestWhatPluginsAreTold"},
+		{"runtime_config", plugins, "see its field", "network.TestAttachPassesDeclaredCapabilities"},
 	}},
 	{"RuntimeConfig", []row{
-		{"network_config", plugins, "see its field", "network.TestWhatPluginsAreTold"},
+		{"network_config", plugins, "see its field", "network.TestAttachPassesDeclaredCapabilities"},
 	}},
 	{"NetworkConfig", []row{
-		{"pod_cidr", plugins, "the capability `ipRanges` of networks that ask for it; refused if it is no CIDR", "network.TestWhatPluginsAreTold"},
+		{"pod_cidr", plugins, "the capability `ipRanges` of networks that ask for it; refused if it is no CIDR", "network.TestAttachPassesDeclaredCapabilities"},
 	}},
 	{"StatusRequest", []row{
 		{"verbose", berth, "adds `info`", "live.TestPodSettingsReachTheContainer"},
@@ -567,7 +567,7 @@ var messages = []message{
 	}},
 	{"RuntimeCondition", []row{
 		{"type", berth, "RuntimeReady or NetworkReady", "server.TestCallsWhileDockerIsAway"},
-		{"status", berth, "whether Docker answers and has its containerd, and whether the plugins do", "server.TestCallsWhileDockerIsAway server.TestLostContainerdIsUnavailable live.TestLostContainerdIsUnavailable network.TestPluginsAreAskedForTheirStatus"},
+		{"status", berth, "whether Docker answers and has its containerd, and whether the plugins do", "server.TestCallsWhileDockerIsAway server.TestLostContainerdIsUnavailable live.TestLostContainerdIsUnavailable network.TestStatusRunsPluginsAndCachesResult"},
 		{"reason", berth, "DockerDaemonNotReady or NetworkPluginNotReady", "server.TestCallsWhileDockerIsAway"},
 		{"message", berth, "what is in the way", "server.TestEngineTooOldIsReportedByStatus"},
 	}},

@@ -13,6 +13,7 @@ import (
 	"berth/core/server"
 	"berth/core/state"
 	"berth/network"
+	"berth/network/netns"
 )
 
 // PodNetwork is what the services together need of a network of pods.
@@ -72,7 +73,7 @@ func (bridge) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 func podDialer(pods PodNetwork) exec.Dial {
 	return func(ctx context.Context, pod *cache.Sandbox, port int) (net.Conn, error) {
 		if pod.HostNetwork {
-			return network.Dial(ctx, "", port)
+			return netns.Dial(ctx, "", port)
 		}
 		return pods.Dial(ctx, pod.ID(), pod.Pid, port)
 	}

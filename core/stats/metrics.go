@@ -13,7 +13,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/cgroup"
-	"berth/network"
+	"berth/network/netns"
 )
 
 // A sample is one number of a family.
@@ -205,7 +205,7 @@ func (s *Service) leftOut(what, id string, err error) {
 }
 
 // counters are those of an interface.
-type counters = network.Counters
+type counters = netns.Counters
 
 // readContainer reads what is known of a container, and the path of its cgroup. What
 // is slow is done until the given time.

@@ -15,7 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
-	"berth/network"
+	"berth/network/netns"
 )
 
 // names are those that CRI-O 1.36 has, which the conformance tests ask for, and
@@ -376,11 +376,11 @@ func TestSwapLimitIsTheKernels(t *testing.T) {
 
 // Who may make interfaces in a pod cannot make metrics without end.
 func TestInterfacesAreBounded(t *testing.T) {
-	var all []network.Counters
+	var all []netns.Counters
 	for i := range 1000 {
-		all = append(all, network.Counters{Name: "dummy" + strconv.Itoa(i)})
+		all = append(all, netns.Counters{Name: "dummy" + strconv.Itoa(i)})
 	}
-	all = append(all, network.Counters{Name: defaultInterface})
+	all = append(all, netns.Counters{Name: defaultInterface})
 	got := fewer(all)
 	if len(got) != mostInterfaces || usage(got) == nil {
 		t.Errorf("%d interfaces, %v", len(got), got)

@@ -14,7 +14,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/cgroup"
-	"berth/network"
+	"berth/network/netns"
 )
 
 // container reads what a running container uses.
@@ -353,16 +353,16 @@ const mostInterfaces = 64
 
 // interfaces reads the counters of a pod's interfaces, at most mostInterfaces of them and
 // the one of CNI in any case.
-func interfaces(pid int) ([]network.Counters, error) {
-	all, err := network.Traffic(pid)
+func interfaces(pid int) ([]netns.Counters, error) {
+	all, err := netns.Traffic(pid)
 	return fewer(all), err
 }
 
-func fewer(all []network.Counters) []network.Counters {
+func fewer(all []netns.Counters) []netns.Counters {
 	if len(all) <= mostInterfaces {
 		return all
 	}
-	if i := slices.IndexFunc(all, func(c network.Counters) bool { return c.Name == defaultInterface }); i > 0 {
+	if i := slices.IndexFunc(all, func(c netns.Counters) bool { return c.Name == defaultInterface }); i > 0 {
 		all[0], all[i] = all[i], all[0]
 	}
 	return all[:mostInterfaces]
@@ -371,7 +371,7 @@ func fewer(all []network.Counters) []network.Counters {
 // usage says it in the words of the CRI, or not at all for a pod without the
 // interface of CNI, as it is when its network is taken down: a kubelet of 1.37
 // with the gate PodAndContainerStatsFromCRI crashes when there is no default.
-func usage(all []network.Counters) *runtimeapi.NetworkUsage {
+func usage(all []netns.Counters) *runtimeapi.NetworkUsage {
 	used := &runtimeapi.NetworkUsage{Timestamp: time.Now().UnixNano()}
 	for _, c := range all {
 		one := &runtimeapi.NetworkInterfaceUsage{

@@ -11,7 +11,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/cgroup"
-	"berth/network"
+	"berth/network/netns"
 )
 
 // files makes a cgroup's directory.
@@ -170,13 +170,13 @@ func TestLook(t *testing.T) {
 }
 
 func TestUsage(t *testing.T) {
-	lan := network.Counters{Name: "net1", RxBytes: 1}
-	got := usage([]network.Counters{lan, {Name: "eth0", RxBytes: 5, TxErrors: 7}})
+	lan := netns.Counters{Name: "net1", RxBytes: 1}
+	got := usage([]netns.Counters{lan, {Name: "eth0", RxBytes: 5, TxErrors: 7}})
 	if d := got.GetDefaultInterface(); d.GetName() != "eth0" || d.GetRxBytes().GetValue() != 5 || d.GetTxErrors().GetValue() != 7 || len(got.GetInterfaces()) != 1 {
 		t.Errorf("got %v", got)
 	}
 	// A kubelet has crashed of a pod on its way out.
-	if got := usage([]network.Counters{lan}); got != nil {
+	if got := usage([]netns.Counters{lan}); got != nil {
 		t.Errorf("without a default interface: %v", got)
 	}
 	if got := usage(nil); got != nil {

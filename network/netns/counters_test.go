@@ -1,4 +1,4 @@
-package network
+package netns
 
 import (
 	"os"
@@ -7,7 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTraffic(t *testing.T) {
+func TestTrafficReturnsCountersOfAllInterfacesButLoopback(t *testing.T) {
 	got, err := parseTraffic([]byte(`Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
     lo:     500       5    0    0    0     0          0         0      500       5    0    0    0     0       0          0
@@ -18,15 +18,15 @@ func TestTraffic(t *testing.T) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	if _, err := parseTraffic([]byte("eth0: 1 2\n")); err == nil {
-		t.Error("a torn line was read")
+		t.Error("an incomplete line was accepted")
 	}
 	if _, err := Traffic(os.Getpid()); err != nil {
 		t.Error(err)
 	}
 }
 
-// Whoever may name an interface may take any bytes.
-func TestTrafficOfAnOddName(t *testing.T) {
+// The kernel accepts any bytes in the name of an interface.
+func TestTrafficQuotesNamesThatAreNotUTF8(t *testing.T) {
 	all, err := parseTraffic([]byte("  a\xff: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n"))
 	if err != nil || len(all) != 1 || all[0].Name != `a\xff` || all[0].TxDropped != 8 {
 		t.Errorf("%+v, %v", all, err)

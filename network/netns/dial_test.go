@@ -1,4 +1,4 @@
-package network
+package netns
 
 import (
 	"errors"
@@ -11,9 +11,11 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"berth/network/networktest"
 )
 
-func TestDialOwnNamespace(t *testing.T) {
+func TestDialEmptyPathIsOwnNamespace(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
 		t.Run(addr, func(t *testing.T) {
 			l, err := net.Listen("tcp", addr)
@@ -28,13 +30,13 @@ func TestDialOwnNamespace(t *testing.T) {
 			conn.Close()
 			l.Close()
 			if _, err := Dial(t.Context(), "", port); !errors.Is(err, unix.ECONNREFUSED) {
-				t.Errorf("nobody listens: got %v, want that it was refused", err)
+				t.Errorf("nothing listens: got %v, want ECONNREFUSED", err)
 			}
 		})
 	}
 }
 
-func TestDialNoPort(t *testing.T) {
+func TestDialRefusesInvalidPorts(t *testing.T) {
 	for _, port := range []int{-1, 0, 65536} {
 		if _, err := Dial(t.Context(), "", port); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("port %d: got %v, want an error of kind InvalidArgument", port, err)
@@ -42,47 +44,47 @@ func TestDialNoPort(t *testing.T) {
 	}
 }
 
-func TestDialNoNamespace(t *testing.T) {
+func TestDialFailsWithoutNamespace(t *testing.T) {
 	if _, err := Dial(t.Context(), "/proc/self/no-such-thing", 80); err == nil {
 		t.Error("got nil, want an error")
 	}
 }
 
-// A process number that a list still has may be that of a process of the node.
-func TestDialRefusesTheNodesOwnNamespace(t *testing.T) {
+// A pid from the cache may have been reused by a process of the node.
+func TestDialRefusesNamespaceOfNode(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
-	if conn, err := Dial(t.Context(), NetNSOfProcess(os.Getpid()), port); err == nil {
+	if conn, err := Dial(t.Context(), ProcessPath(os.Getpid()), port); err == nil {
 		conn.Close()
-		t.Error("the node's own loopback was dialled by path")
+		t.Error("the node's loopback was dialled by path")
 	}
-	n := New(Config{NetNSDir: t.TempDir()}, slog.New(slog.DiscardHandler))
+	s := New(Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
 	id := strings.Repeat("a", 64)
-	if conn, err := n.Dial(t.Context(), id, os.Getpid(), port); err == nil {
+	if conn, err := s.Dial(t.Context(), id, os.Getpid(), port); err == nil {
 		conn.Close()
-		t.Error("the node's own loopback was dialled by process")
+		t.Error("the node's loopback was dialled by pid")
 	} else if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cgroup") {
 		t.Errorf("%v, want FailedPrecondition that names the cgroup", err)
 	}
 }
 
-// A namespace that is another one is not dialled either, if its process is not one
-// of the sandbox.
-func TestDialRefusesAProcessOfAnotherCgroup(t *testing.T) {
+// The namespace of a process that is not in the cgroup of the sandbox is not dialled, even if
+// it is not that of the node.
+func TestDialRefusesProcessOutsideSandboxCgroup(t *testing.T) {
 	t.Parallel()
-	if !inOwnNamespaces(t) {
+	if !networktest.InOwnNamespaces(t) {
 		return
 	}
-	pod := pause(t)
-	n := New(Config{NetNSDir: t.TempDir()}, slog.New(slog.DiscardHandler))
-	if _, err := n.Dial(t.Context(), strings.Repeat("a", 64), pod.Process.Pid, 1); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a process of no sandbox: %v, want FailedPrecondition", err)
+	pod := networktest.StartPause(t)
+	s := New(Config{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+	if _, err := s.Dial(t.Context(), strings.Repeat("a", 64), pod.Process.Pid, 1); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a process outside the cgroup: %v, want FailedPrecondition", err)
 	}
-	// One that is of it is: nobody listens there.
+	// A process in the cgroup is accepted; nothing listens on the port.
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pod.Process.Pid))
 	if err != nil {
 		t.Fatal(err)
@@ -91,14 +93,11 @@ func TestDialRefusesAProcessOfAnotherCgroup(t *testing.T) {
 	if id == "" {
 		t.Skip("all processes are in the root cgroup")
 	}
-	if _, err := n.Dial(t.Context(), id, pod.Process.Pid, 1); !errors.Is(err, unix.ECONNREFUSED) {
-		t.Errorf("the sandbox's process: %v, want that it was refused", err)
+	if _, err := s.Dial(t.Context(), id, pod.Process.Pid, 1); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a process in the cgroup: %v, want ECONNREFUSED", err)
 	}
-	if err := pod.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = pod.Wait()
-	if _, err := n.Dial(t.Context(), id, pod.Process.Pid, 1); !errdefs.IsFailedPrecondition(err) {
+	networktest.Kill(pod)
+	if _, err := s.Dial(t.Context(), id, pod.Process.Pid, 1); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a process that has ended: %v, want FailedPrecondition", err)
 	}
 }
