@@ -33,7 +33,7 @@ func (n *CNI) Addresses(id string) (addrs []netip.Addr, attached bool) {
 		if name == loopbackNetwork {
 			continue
 		}
-		// libcni converts the result to the requested version, whatever that of the network.
+		// libcni converts the result to the requested version, independent of the version of the network.
 		result, err := n.lib.GetNetworkListCachedResult(
 			&libcni.NetworkConfigList{Name: name, CNIVersion: version.Current()},
 			&libcni.RuntimeConf{ContainerID: id, IfName: ifName})
@@ -53,7 +53,7 @@ func (n *CNI) Addresses(id string) (addrs []netip.Addr, attached bool) {
 }
 
 // Attached returns the sorted IDs of all pods that berth or cri-dockerd has attached and
-// nobody has detached. Attachments of other runtimes, which may use the same cache
+// that have not been detached. Attachments of other runtimes, which may use the same cache
 // directory, are not among them.
 func (n *CNI) Attached() []string {
 	all, err := n.lib.GetCachedAttachments("")

@@ -169,7 +169,7 @@ func Parse(data []byte) (*libcni.NetworkConfigList, error) {
 	return list, nil
 }
 
-// listOfOne turns the configuration of a single plugin into a list of that plugin.
+// listOfOne converts the configuration of a single plugin to a list of that plugin.
 func listOfOne(data []byte) ([]byte, error) {
 	plugin, err := libcni.NetworkPluginConfFromBytes(data)
 	if err != nil {

@@ -164,10 +164,11 @@ func TestDirectoryIsWatchedOnceCreated(t *testing.T) {
 		t.Fatal("a network without a directory")
 	}
 	// Level by level, the next when the change of the first has been handled.
+	before := d.content.Load()
 	if err := os.Mkdir(filepath.Join(f.dir, "etc"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * debounceInterval)
+	networktest.Eventually(t, "the configuration is read again", func() bool { return d.content.Load() != before })
 	f.write("10-a.conflist", list("a", "fake"))
 	networktest.Eventually(t, "the network is a", func() bool { return selected(d) == "a" })
 	f.write("10-a.conflist", list("b", "fake"))

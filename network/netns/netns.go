@@ -25,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// filePrefix tells berth's bind mounts in Config.Dir from those of other programs.
+// filePrefix distinguishes berth's bind mounts in Config.Dir from those of other programs.
 const filePrefix = "berth-"
 
 // FileName is the name, in its directory, of the bind mount for the pod id.
@@ -225,7 +225,7 @@ func IsNetNS(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// An identity tells a namespace from all others that exist at the same time.
+// An identity is unique among the namespaces that exist at the same time.
 type identity struct{ dev, ino uint64 }
 
 func statIdentity(path string) (identity, error) {
