@@ -6,18 +6,18 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// A Budget is the memory that all sessions together may use for output that
-// nobody has taken yet, in bytes.
-type Budget struct{ free *semaphore.Weighted }
+// A Budget bounds the memory, in bytes, that all sessions together use for output that
+// their clients have not read yet.
+type Budget struct{ sem *semaphore.Weighted }
 
 // NewBudget returns a Budget of n bytes.
 func NewBudget(n int64) *Budget { return &Budget{semaphore.NewWeighted(n)} }
 
-// Take takes n bytes if they are to be had at once.
-func (b *Budget) Take(n int) bool { return b.free.TryAcquire(int64(n)) }
+// TryAcquire takes n bytes, without blocking, and reports whether there were enough.
+func (b *Budget) TryAcquire(n int) bool { return b.sem.TryAcquire(int64(n)) }
 
-// Wait takes n bytes as soon as they are to be had, or returns the error of ctx.
-func (b *Budget) Wait(ctx context.Context, n int) error { return b.free.Acquire(ctx, int64(n)) }
+// Acquire waits for n bytes and takes them, or returns the error of ctx.
+func (b *Budget) Acquire(ctx context.Context, n int) error { return b.sem.Acquire(ctx, int64(n)) }
 
-// Return gives n bytes back that were taken.
-func (b *Budget) Return(n int) { b.free.Release(int64(n)) }
+// Release returns n bytes.
+func (b *Budget) Release(n int) { b.sem.Release(int64(n)) }

@@ -7,56 +7,56 @@ import (
 	"time"
 )
 
-// ErrSlow is the error of a Buffer whose reader does not keep up.
+// ErrSlow is the error of a Buffer whose reader is too slow.
 var ErrSlow = errors.New("the client does not keep up")
 
-// chunk is the least that a Buffer takes of its Budget at a time, in bytes.
-const chunk = 4 << 10
+// minChunk is the least that a Buffer takes of its Budget at a time, in bytes.
+const minChunk = 4 << 10
 
-// A Buffer stands between a writer that must not be held up and a reader that may
-// be slow: it takes what it is given into bounded memory and hands it on from
-// there. Once it is full, and is not soon half empty, the reader is given up:
-// one that took a little now and then would hold up the writer for ever.
+// A Buffer decouples a writer that must not be blocked from a destination that may be slow:
+// writes go to bounded memory, and a goroutine copies from there to the destination. Once
+// the memory is full and is not half empty again within stallTimeout, the Buffer fails with
+// ErrSlow. Room for one more chunk is not enough: a client that reads a little now and then
+// would block the writer forever.
 //
-// The memory is taken from a Budget. One piece may always wait to be handed on, so
-// a reader that keeps up is served when all of the Budget is used by others.
+// The memory is taken from a Budget. One chunk may always be queued, so that a client that
+// keeps up is served even if others use the whole Budget.
 type Buffer struct {
-	dst      io.Writer
-	budget   *Budget
-	limit    int
-	patience time.Duration
+	dst          io.Writer
+	budget       *Budget
+	limit        int
+	stallTimeout time.Duration
 
-	mu      sync.Mutex // guards following
-	change  *sync.Cond
-	queue   []piece
-	size    int       // capacity of what is in queue, in bytes
-	taking  bool      // whether a piece is being handed on
-	starved bool      // whether the Budget had nothing when it was last asked
-	full    time.Time // since when there was no room; zero once half of it is free
-	taken   time.Time // when dst took a piece, or was told that there is no more
-	err     error     // of dst, or ErrSlow
-	closed  bool
+	mu           sync.Mutex // guards following
+	changed      *sync.Cond
+	queue        []chunk
+	size         int       // capacity of the chunks in queue, in bytes
+	writing      bool      // a chunk is being written to dst
+	starved      bool      // the Budget was used up when a chunk was last needed
+	fullSince    time.Time // zero once half of the limit is free
+	lastProgress time.Time // when dst took a chunk, or Close was called
+	err          error     // of dst, or ErrSlow
+	closed       bool
 }
 
-// A piece is a part of the output, with what was taken of the Budget for it.
-type piece struct {
-	data []byte
-	paid int
+// A chunk is a part of the output. reserved is what was taken of the Budget for it, in bytes.
+type chunk struct {
+	data     []byte
+	reserved int
 }
 
-// NewBuffer returns a Buffer of at most limit bytes of budget before dst. It gives
-// dst up when it has been full and not half empty for as long as patience, or, once
-// it is being closed, when dst has taken nothing for so long.
-func NewBuffer(dst io.Writer, budget *Budget, limit int, patience time.Duration) *Buffer {
-	b := &Buffer{dst: dst, budget: budget, limit: limit, patience: patience}
-	b.change = sync.NewCond(&b.mu)
-	go b.hand()
+// NewBuffer returns a Buffer of at most limit bytes, taken from budget, in front of dst. It
+// fails with ErrSlow if it has been full, and not half empty, for stallTimeout or, while it
+// is being closed, if dst has taken nothing for stallTimeout.
+func NewBuffer(dst io.Writer, budget *Budget, limit int, stallTimeout time.Duration) *Buffer {
+	b := &Buffer{dst: dst, budget: budget, limit: limit, stallTimeout: stallTimeout}
+	b.changed = sync.NewCond(&b.mu)
+	go b.flushLoop()
 	return b
 }
 
-// hand hands on what is queued until the Buffer is closed and empty, or dst
-// fails.
-func (b *Buffer) hand() {
+// flushLoop writes the queue to dst until the Buffer is closed and empty, or fails.
+func (b *Buffer) flushLoop() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for b.err == nil {
@@ -64,110 +64,110 @@ func (b *Buffer) hand() {
 			if b.closed {
 				return
 			}
-			b.change.Wait()
+			b.changed.Wait()
 			continue
 		}
-		part := b.queue[0]
+		c := b.queue[0]
 		b.queue = b.queue[1:]
-		b.size -= cap(part.data)
-		b.taking = true
+		b.size -= cap(c.data)
+		b.writing = true
 		b.mu.Unlock()
-		_, err := b.dst.Write(part.data)
-		b.budget.Return(part.paid)
+		_, err := b.dst.Write(c.data)
+		b.budget.Release(c.reserved)
 		b.mu.Lock()
-		b.taking, b.taken = false, time.Now()
+		b.writing, b.lastProgress = false, time.Now()
 		if len(b.queue) == 0 || !b.starved && b.size <= b.limit/2 {
-			b.full = time.Time{}
+			b.fullSince = time.Time{}
 		}
 		if err != nil {
-			b.fail(err)
+			b.failLocked(err)
 		}
-		b.change.Broadcast()
+		b.changed.Broadcast()
 	}
 }
 
-// fail gives dst up, and with it what is queued. b.mu is held.
-func (b *Buffer) fail(err error) {
+// failLocked records the first error and drops the queue.
+func (b *Buffer) failLocked(err error) {
 	if b.err == nil {
 		b.err = err
 	}
-	for _, part := range b.queue {
-		b.budget.Return(part.paid)
+	for _, c := range b.queue {
+		b.budget.Release(c.reserved)
 	}
 	b.queue, b.size = nil, 0
-	b.change.Broadcast()
+	b.changed.Broadcast()
 }
 
-// wait waits for cond to hold, and gives dst up if it does not within patience of
-// the time that since holds by then. b.mu is held.
-func (b *Buffer) wait(since *time.Time, cond func() bool) {
-	for b.err == nil && !cond() {
-		left := b.patience - time.Since(*since)
+// waitLocked waits until condition is true. It fails the Buffer if that takes longer than
+// stallTimeout from the time in since, which may change meanwhile.
+func (b *Buffer) waitLocked(since *time.Time, condition func() bool) {
+	for b.err == nil && !condition() {
+		left := b.stallTimeout - time.Since(*since)
 		if left <= 0 {
-			b.fail(ErrSlow)
+			b.failLocked(ErrSlow)
 			return
 		}
 		timer := time.AfterFunc(left, func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			b.change.Broadcast()
+			b.changed.Broadcast()
 		})
-		b.change.Wait()
+		b.changed.Wait()
 		timer.Stop()
 	}
 }
 
-// idle reports whether everything has been handed on. b.mu is held.
-func (b *Buffer) idle() bool { return len(b.queue) == 0 && !b.taking }
+// flushedLocked reports whether everything has been written to dst.
+func (b *Buffer) flushedLocked() bool { return len(b.queue) == 0 && !b.writing }
 
-// add queues p if there is room. b.mu is held.
-func (b *Buffer) add(p []byte) bool {
+// enqueueLocked appends p to the queue if there is room.
+func (b *Buffer) enqueueLocked(p []byte) bool {
 	if last := len(b.queue) - 1; last >= 0 && cap(b.queue[last].data)-len(b.queue[last].data) >= len(p) {
 		b.queue[last].data = append(b.queue[last].data, p...)
 		return true
 	}
-	size := max(len(p), chunk)
+	size := max(len(p), minChunk)
 	if len(b.queue) > 0 && b.size+size > b.limit {
 		return false
 	}
-	part := piece{data: make([]byte, 0, size), paid: size}
-	if b.starved = !b.budget.Take(size); b.starved {
+	c := chunk{data: make([]byte, 0, size), reserved: size}
+	if b.starved = !b.budget.TryAcquire(size); b.starved {
 		if len(b.queue) > 0 {
 			return false
 		}
-		part.paid = 0
+		c.reserved = 0
 	}
-	part.data = append(part.data, p...)
-	b.queue = append(b.queue, part)
+	c.data = append(c.data, p...)
+	b.queue = append(b.queue, c)
 	b.size += size
 	return true
 }
 
-// Write takes p at once while there is room. The error is that of an earlier
-// write to the other side, or ErrSlow.
+// Write queues p. It blocks only while the Buffer is full. The error is that of an earlier
+// write to the destination, or ErrSlow.
 func (b *Buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	added := b.err == nil && b.add(p)
-	if !added {
-		if b.full.IsZero() {
-			b.full = time.Now()
+	queued := b.err == nil && b.enqueueLocked(p)
+	if !queued {
+		if b.fullSince.IsZero() {
+			b.fullSince = time.Now()
 		}
-		b.wait(&b.full, func() bool { added = b.add(p); return added })
+		b.waitLocked(&b.fullSince, func() bool { queued = b.enqueueLocked(p); return queued })
 	}
 	if b.err != nil {
 		return 0, b.err
 	}
-	b.change.Broadcast()
+	b.changed.Broadcast()
 	return len(p), nil
 }
 
-// Close waits until everything has been handed on, or dst is given up.
+// Close waits until everything has been written to the destination, or the Buffer fails.
 func (b *Buffer) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.closed, b.taken = true, time.Now()
-	b.change.Broadcast()
-	b.wait(&b.taken, b.idle)
+	b.closed, b.lastProgress = true, time.Now()
+	b.changed.Broadcast()
+	b.waitLocked(&b.lastProgress, b.flushedLocked)
 	return b.err
 }

@@ -17,143 +17,140 @@ import (
 )
 
 const (
-	// maxPending bounds the connections that have not shown a token. The library
-	// hands out at most 1000 tokens at a time, so there is room for all clients
-	// that have one.
+	// maxPending bounds the connections that have not shown a token. cri-streaming v0.37
+	// has at most 1000 valid tokens at a time, so all clients with one fit.
 	maxPending = 1024
-	// lingerTimeout is how long a connection that has been closed here waits for
-	// its client to close it too, from when the client last took something.
+	// lingerTimeout is the default of Server.LingerTimeout: how long a connection that was
+	// closed here waits for its client to close it too, since the client last read something.
 	lingerTimeout = 30 * time.Second
-	// lingerMax bounds that for a client that takes little at a time.
+	// lingerMax bounds that for a client that reads a little at a time.
 	lingerMax = 5 * time.Minute
-	// lingerInterval is how often a lingering connection is looked at.
+	// lingerInterval is how often the progress of a lingering connection is checked.
 	lingerInterval = time.Second
 )
 
-// A client is the connection of a client. The context of its requests ends with
-// it, also once the connection has been taken over from HTTP: when it breaks, for
-// then net/http sees a read fail, and when it is closed. The second is all there
-// is to see of a SPDY client that sends GOAWAY, as an apiserver does for a kubectl
-// that was interrupted: the library answers by closing its end. A client that has
-// only closed its stdin still has a connection, and so does one that has closed
-// the stream of its terminal's sizes.
-type client struct {
+// A trackedConn cancels the context of its requests when the connection breaks or is
+// closed, also after net/http has handed it over (hijack). Being closed is all that shows the
+// end of a SPDY client that sends GOAWAY, as an API server does for a kubectl that was
+// interrupted: the library reacts by closing its end. A client that has closed only its
+// stdin, or its resize stream, is still connected.
+type trackedConn struct {
 	net.Conn
 
-	whole    net.Conn    // what net/http and the library have: a *tls.Conn on top of this, or this
-	outer    *client     // the client on whose behalf this connection was dialled, see inside
-	upgraded atomic.Bool // whether it has been taken over from HTTP
-	over     atomic.Bool // whether the sending half is closed
-	gone     context.CancelFunc
+	outermost     net.Conn      // what net/http and the library have: this, or the *tls.Conn on it
+	parent        *trackedConn  // the WebSocket client that this pipe was dialled for, or nil; see pipeListener
+	lingerTimeout time.Duration // set before the connection is upgraded
+	upgraded      atomic.Bool   // hijacked from net/http
+	writeClosed   atomic.Bool
+	cancel        context.CancelFunc // of the context of its requests
 
-	closing sync.Once
+	closeOnce sync.Once
 
 	mu     sync.Mutex // guards following
 	closed bool
-	hooks  []func() // to be called when it has been closed
+	hooks  []func() // to be called once it has been closed
 }
 
-func newClient(conn net.Conn, outer *client) *client {
-	c := &client{Conn: conn, outer: outer, gone: func() {}}
-	c.whole = c
+func newTrackedConn(conn net.Conn, parent *trackedConn) *trackedConn {
+	c := &trackedConn{Conn: conn, parent: parent, lingerTimeout: lingerTimeout, cancel: func() {}}
+	c.outermost = c
 	return c
 }
 
-// onClosed calls do once the connection has been closed.
-func (c *client) onClosed(do func()) {
+// onClose calls hook once the connection has been closed.
+func (c *trackedConn) onClose(hook func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		go do()
+		go hook()
 		return
 	}
-	c.hooks = append(c.hooks, do)
+	c.hooks = append(c.hooks, hook)
 }
 
-// Close ends the requests of the client at once. What it has been sent stays in
-// the socket until it has been read: a socket that is closed while it holds
-// something answers whatever still comes from the client, such as a ping, with a
-// reset, and the rest of the output is lost together with the exit code. So only
-// the sending half is closed, and the whole once the client has closed its own.
-func (c *client) Close() error {
-	c.gone()
+// Close cancels the context of the requests at once. An upgraded connection is closed in
+// the background, first its sending half and the rest once the client has closed its own:
+// the kernel answers data that arrives on a closed socket, such as a ping, with a reset, and
+// the client would lose the output that it has not read yet, and the exit code.
+func (c *trackedConn) Close() error {
+	c.cancel()
 	var err error
-	c.closing.Do(func() {
+	c.closeOnce.Do(func() {
 		if c.upgraded.Load() {
 			go func() {
 				c.linger()
-				_ = c.end()
+				_ = c.closeConn()
 			}()
 			return
 		}
-		err = c.end()
+		err = c.closeConn()
 	})
 	return err
 }
 
-// end closes the whole connection.
-func (c *client) end() error {
+// closeConn closes the connection and calls the hooks.
+func (c *trackedConn) closeConn() error {
 	err := c.Conn.Close()
 	c.mu.Lock()
 	c.closed = true
 	hooks := c.hooks
 	c.hooks = nil
 	c.mu.Unlock()
-	for _, do := range hooks {
-		do()
+	for _, hook := range hooks {
+		hook()
 	}
 	return err
 }
 
-// Read is of net.Conn. What comes after Close is for nobody, and the library would
-// log each message of it.
-func (c *client) Read(p []byte) (int, error) {
-	if c.over.Load() {
+// closeNow closes the connection without waiting for the client.
+func (c *trackedConn) closeNow() {
+	c.cancel()
+	_ = c.Conn.Close() // ends linger
+	_ = c.Close()
+}
+
+// Read implements net.Conn. It returns io.EOF after Close: the library logs every message
+// that arrives on a connection it has closed.
+func (c *trackedConn) Read(p []byte) (int, error) {
+	if c.writeClosed.Load() {
 		return 0, io.EOF
 	}
 	n, err := c.Conn.Read(p)
-	if err != nil && c.over.Load() {
+	if err != nil && c.writeClosed.Load() {
 		err = io.EOF
 	}
 	return n, err
 }
 
-// cut closes the connection without waiting for the client.
-func (c *client) cut() {
-	c.gone()
-	_ = c.Conn.Close() // a Close that lingers ends with this
-	_ = c.Close()
-}
-
-// linger closes the sending half and returns when the client has closed its own,
-// or takes nothing any more.
-func (c *client) linger() {
+// linger closes the sending half and returns when the client has closed its own, or reads
+// nothing any more.
+func (c *trackedConn) linger() {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok || half.CloseWrite() != nil {
 		return
 	}
-	c.over.Store(true)
-	_ = c.SetReadDeadline(time.Unix(1, 0)) // for a Read that waits
-	begun := time.Now()
-	progress, queued := begun, c.queued()
+	c.writeClosed.Store(true)
+	_ = c.SetReadDeadline(time.Unix(1, 0)) // interrupts a blocked Read
+	start := time.Now()
+	lastProgress, queued := start, c.sendQueue()
 	for buffer := make([]byte, 4096); ; {
-		if c.SetReadDeadline(time.Now().Add(lingerInterval)) != nil {
+		if c.SetReadDeadline(time.Now().Add(min(lingerInterval, c.lingerTimeout))) != nil {
 			return
 		}
 		if _, err := c.Conn.Read(buffer); err != nil && !isTimeout(err) {
 			return
 		}
-		if now := c.queued(); now < queued {
-			progress, queued = time.Now(), now
+		if now := c.sendQueue(); now < queued {
+			lastProgress, queued = time.Now(), now
 		}
-		if time.Since(progress) > lingerTimeout || time.Since(begun) > lingerMax {
+		if time.Since(lastProgress) > c.lingerTimeout || time.Since(start) > lingerMax {
 			return
 		}
 	}
 }
 
-// queued returns how much the client has not acknowledged, in bytes.
-func (c *client) queued() (n int) {
+// sendQueue returns how many bytes the client has not acknowledged (tcp(7), SIOCOUTQ).
+func (c *trackedConn) sendQueue() (n int) {
 	if raw, ok := c.Conn.(syscall.Conn); ok {
 		if control, err := raw.SyscallConn(); err == nil {
 			_ = control.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
@@ -167,113 +164,98 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// clients is a listener whose connections are clients. Those that have not shown a
-// token are kept to a number: the oldest goes when one too many comes, for one
-// with a token shows it at once.
-type clients struct {
+// A pendingListener bounds the number of connections that have not shown a token. It closes
+// the oldest to admit a new one: a client with a token shows it at once.
+type pendingListener struct {
 	net.Listener
 	max int
 
-	mu      sync.Mutex // guards following
-	pending list.List  // of *client, the oldest first
-	at      map[*client]*list.Element
+	mu       sync.Mutex // guards following
+	pending  list.List  // of *trackedConn, the oldest first
+	elements map[*trackedConn]*list.Element
 }
 
-func newClients(l net.Listener) *clients {
-	return &clients{Listener: l, max: maxPending, at: map[*client]*list.Element{}}
+func newPendingListener(l net.Listener) *pendingListener {
+	return &pendingListener{Listener: l, max: maxPending, elements: map[*trackedConn]*list.Element{}}
 }
 
-// Accept is of net.Listener.
-func (l *clients) Accept() (net.Conn, error) {
+// Accept implements net.Listener. The connections are of type *trackedConn.
+func (l *pendingListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	c := newClient(conn, nil)
+	c := newTrackedConn(conn, nil)
 	l.mu.Lock()
-	l.at[c] = l.pending.PushBack(c)
-	var surplus *client
+	l.elements[c] = l.pending.PushBack(c)
+	var oldest *trackedConn
 	if l.pending.Len() > l.max {
-		surplus, _ = l.pending.Front().Value.(*client)
+		oldest, _ = l.pending.Front().Value.(*trackedConn)
 	}
 	l.mu.Unlock()
-	c.onClosed(func() { l.remove(c) })
-	if surplus != nil {
-		surplus.cut()
+	c.onClose(func() { l.remove(c) })
+	if oldest != nil {
+		oldest.closeNow()
 	}
 	return c, nil
 }
 
-// remove stops counting a connection, because it has shown a token or been closed.
-func (l *clients) remove(c *client) {
+// remove stops counting a connection that has shown a token or has been closed.
+func (l *pendingListener) remove(c *trackedConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if at, ok := l.at[c]; ok {
-		l.pending.Remove(at)
-		delete(l.at, c)
+	if element, ok := l.elements[c]; ok {
+		l.pending.Remove(element)
+		delete(l.elements, c)
 	}
 }
 
-// changed is the hook of net/http for the state of a connection.
-func (l *clients) changed(conn net.Conn, state http.ConnState) {
-	if c := clientOf(conn); c != nil && state == http.StateHijacked {
+// connState is the ConnState hook of net/http.
+func (l *pendingListener) connState(conn net.Conn, state http.ConnState) {
+	if c := trackedConnOf(conn); c != nil && state == http.StateHijacked {
 		c.upgraded.Store(true)
 		l.remove(c)
 	}
 }
 
-// clientOf returns the client that conn, of net/http, is of; nil if of none.
-func clientOf(conn net.Conn) *client {
-	if over, ok := conn.(*tls.Conn); ok {
-		conn = over.NetConn()
+// trackedConnOf returns the trackedConn below a connection of net/http, or nil.
+func trackedConnOf(conn net.Conn) *trackedConn {
+	if tlsConn, ok := conn.(*tls.Conn); ok {
+		conn = tlsConn.NetConn()
 	}
-	c, _ := conn.(*client)
+	c, _ := conn.(*trackedConn)
 	return c
 }
 
-type clientKey struct{}
+type connKey struct{}
 
-// of returns the context of a client. When ctx, which is the server's, ends, the
-// client is cut: net/http forgets connections that were taken over.
-func of(ctx context.Context, conn net.Conn) context.Context {
-	c := clientOf(conn)
+// connContext is the ConnContext hook of net/http. When ctx, which is that of the server,
+// ends, the connection is closed: http.Server.Close does not close hijacked connections.
+func (s *Server) connContext(ctx context.Context, conn net.Conn) context.Context {
+	c := trackedConnOf(conn)
 	if c == nil {
 		return ctx
 	}
-	c.whole = conn
-	own, gone := context.WithCancel(ctx)
-	c.gone = gone
-	unwatch := context.AfterFunc(ctx, c.cut)
-	c.onClosed(func() { unwatch() })
-	return context.WithValue(own, clientKey{}, c)
+	c.outermost = conn
+	c.lingerTimeout = s.LingerTimeout
+	connCtx, cancel := context.WithCancel(ctx)
+	c.cancel = cancel
+	stop := context.AfterFunc(ctx, c.closeNow)
+	c.onClose(func() { stop() })
+	return context.WithValue(connCtx, connKey{}, c)
 }
 
-// each calls do for the client of a request, and for the one on whose behalf
-// that was dialled.
-func each(ctx context.Context, do func(*client)) {
-	for c, _ := ctx.Value(clientKey{}).(*client); c != nil; c = c.outer {
+// forEachConn calls do for the connection of a request, and for its parent.
+func forEachConn(ctx context.Context, do func(*trackedConn)) {
+	for c, _ := ctx.Value(connKey{}).(*trackedConn); c != nil; c = c.parent {
 		do(c)
 	}
 }
 
-// finish closes a connection whose only request is over. The library leaves it
-// open if the client has not created its streams in time (cri-streaming v0.37).
-func finish(ctx context.Context) {
-	if c, ok := ctx.Value(clientKey{}).(*client); ok && c.upgraded.Load() {
-		_ = c.whole.Close() // it is not to be used any more
+// closeUpgraded closes an upgraded connection after its only request. cri-streaming v0.37
+// leaves it open if the client has not created its streams in time.
+func closeUpgraded(ctx context.Context) {
+	if c, ok := ctx.Value(connKey{}).(*trackedConn); ok && c.upgraded.Load() {
+		_ = c.outermost.Close() // nothing is written after it
 	}
-}
-
-// A gate passes writes on until it is shut.
-type gate struct {
-	io.WriteCloser
-	shut *atomic.Bool
-}
-
-// Write is of io.Writer.
-func (g gate) Write(p []byte) (int, error) {
-	if g.shut.Load() {
-		return 0, errStopped
-	}
-	return g.WriteCloser.Write(p)
 }

@@ -9,25 +9,24 @@ import (
 	"time"
 )
 
-// An errorLog passes on what net/http has to say of connections. Any local user
-// can make it say something for each connection, so it is at most one line a
-// second.
+// An errorLog logs the connection errors of net/http, at most one line a second: any local
+// user can cause one with each connection.
 type errorLog struct {
 	log *slog.Logger
 
 	mu      sync.Mutex // guards following
-	next    time.Time
-	dropped int
+	next    time.Time  // when the next line may be logged
+	dropped int        // lines since the last one
 }
 
-func newErrorLog(to *slog.Logger) *log.Logger {
-	if to == nil {
+func newErrorLog(logger *slog.Logger) *log.Logger {
+	if logger == nil {
 		return log.New(io.Discard, "", 0)
 	}
-	return log.New(&errorLog{log: to}, "", 0)
+	return log.New(&errorLog{log: logger}, "", 0)
 }
 
-// Write is of io.Writer.
+// Write implements io.Writer.
 func (l *errorLog) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

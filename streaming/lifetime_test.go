@@ -26,14 +26,14 @@ import (
 	utilexec "k8s.io/utils/exec"
 )
 
-// A peer is a client of an exec or attach with stdin and stdout.
-type peer struct {
-	stdout io.Reader
-	status io.Reader
-	say    func() error // sends something to stdin
+// A streamClient is a client of an exec or attach with stdin and stdout.
+type streamClient struct {
+	stdout     io.Reader
+	status     io.Reader
+	writeStdin func() error // sends a byte
 }
 
-// upgradeRequest is what a SPDY client asks for a URL.
+// upgradeRequest returns the request of a SPDY client.
 func upgradeRequest(t *testing.T, at string) *http.Request {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, at, nil)
@@ -47,13 +47,13 @@ func upgradeRequest(t *testing.T, at string) *http.Request {
 	return r
 }
 
-// overSPDY makes the streams of an exec or attach on conn.
-func overSPDY(t *testing.T, conn net.Conn, at string) peer {
+// overSPDY opens the streams of an exec or attach on conn.
+func overSPDY(t *testing.T, conn net.Conn, at string) streamClient {
 	t.Helper()
 	if err := upgradeRequest(t, at).Write(conn); err != nil {
 		t.Fatal(err)
 	}
-	for head := []byte{}; !bytes.HasSuffix(head, []byte("\r\n\r\n")); { // and not a byte more
+	for head := []byte{}; !bytes.HasSuffix(head, []byte("\r\n\r\n")); { // without reading ahead
 		b := make([]byte, 1)
 		if _, err := conn.Read(b); err != nil {
 			t.Fatal(err)
@@ -70,14 +70,14 @@ func overSPDY(t *testing.T, conn net.Conn, at string) peer {
 			t.Fatal(err)
 		}
 	}
-	return peer{streams[remotecommand.StreamTypeStdout], streams[remotecommand.StreamTypeError], func() error {
+	return streamClient{streams[remotecommand.StreamTypeStdout], streams[remotecommand.StreamTypeError], func() error {
 		_, err := streams[remotecommand.StreamTypeStdin].Write([]byte("x"))
 		return err
 	}}
 }
 
-// overWebSocket makes the channels of an exec or attach on conn.
-func overWebSocket(t *testing.T, conn net.Conn, at string) peer {
+// overWebSocket opens the channels of an exec or attach on conn.
+func overWebSocket(t *testing.T, conn net.Conn, at string) streamClient {
 	t.Helper()
 	config, err := websocket.NewConfig(strings.Replace(at, "http", "ws", 1), "http://127.0.0.1")
 	if err != nil {
@@ -89,42 +89,42 @@ func overWebSocket(t *testing.T, conn net.Conn, at string) peer {
 		t.Fatal(err)
 	}
 	ws.PayloadType = websocket.BinaryFrame
-	out, toOut := io.Pipe()
-	end, toEnd := io.Pipe()
+	out, outWriter := io.Pipe()
+	statusReader, statusWriter := io.Pipe()
 	go func() {
 		defer conn.Close()
 		var text bytes.Buffer
 		for {
 			var message []byte
 			if err := websocket.Message.Receive(ws, &message); err != nil {
-				toOut.Close()
-				toEnd.Write(text.Bytes())
-				toEnd.CloseWithError(err)
+				outWriter.Close()
+				statusWriter.Write(text.Bytes())
+				statusWriter.CloseWithError(err)
 				return
 			}
 			switch {
 			case len(message) == 0:
-			case message[0] == stdout:
-				toOut.Write(message[1:])
-			case message[0] == status:
+			case message[0] == stdoutChannel:
+				outWriter.Write(message[1:])
+			case message[0] == statusChannel:
 				text.Write(message[1:])
 			}
 		}
 	}()
-	return peer{out, end, func() error { _, err := ws.Write([]byte{stdin, 'x'}); return err }}
+	return streamClient{out, statusReader, func() error { _, err := ws.Write([]byte{stdinChannel, 'x'}); return err }}
 }
 
-var protocols = map[string]func(*testing.T, net.Conn, string) peer{"SPDY": overSPDY, "WebSocket": overWebSocket}
+var protocols = map[string]func(*testing.T, net.Conn, string) streamClient{"SPDY": overSPDY, "WebSocket": overWebSocket}
 
-// told is a status of the error stream: "Success", an exit code or a message.
-func told(status io.Reader) string {
+// readStatus reads the error stream: "Success", an exit code or a message.
+func readStatus(status io.Reader) string {
 	text, _ := io.ReadAll(status)
 	var got struct {
 		Status, Message string
 		Details         struct{ Causes []struct{ Message string } }
 	}
 	if err := json.Unmarshal(text, &got); err != nil {
-		return fmt.Sprintf("nothing (%q)", text)
+		return fmt.Sprintf("no status (%q)", text)
 	}
 	for _, cause := range got.Details.Causes {
 		return cause.Message
@@ -132,16 +132,16 @@ func told(status io.Reader) string {
 	return got.Status + got.Message
 }
 
-// prints is a Runtime whose commands write much and exit with 5.
-type prints struct {
-	echo
-	much int
-	over chan struct{} // has an element for each command that has ended
+// printingCommands is a Runtime whose commands write size bytes and exit with 5.
+type printingCommands struct {
+	echoRuntime
+	size  int
+	ended chan struct{} // has an element for each command that has ended
 }
 
-func (p prints) Exec(_ context.Context, _ string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
-	defer func() { p.over <- struct{}{} }()
-	for left := p.much; left > 0; left -= 32 << 10 {
+func (p printingCommands) Exec(_ context.Context, _ string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
+	defer func() { p.ended <- struct{}{} }()
+	for left := p.size; left > 0; left -= 32 << 10 {
 		if _, err := out.Write(make([]byte, 32<<10)); err != nil {
 			return err
 		}
@@ -174,18 +174,18 @@ func start(t *testing.T, runtime Runtime) (s *Server, stop func()) {
 
 func execURL(t *testing.T, s *Server) string {
 	t.Helper()
-	answer, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"x"}, Stdin: true, Stdout: true})
+	response, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"x"}, Stdin: true, Stdout: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer.GetUrl()
+	return response.GetUrl()
 }
 
 // A client may still be sending, and reading slowly, when the command has ended.
-func TestSlowClientGetsAllOutputAndTheExitCode(t *testing.T) {
+func TestSlowClientGetsAllOutputAndExitCode(t *testing.T) {
 	for name, open := range protocols {
 		t.Run(name, func(t *testing.T) {
-			runtime := prints{much: 8 << 20, over: make(chan struct{}, 1)}
+			runtime := printingCommands{size: 8 << 20, ended: make(chan struct{}, 1)}
 			s, _ := start(t, runtime)
 			conn, err := net.Dial("tcp", s.listener.Addr().String())
 			if err != nil {
@@ -196,7 +196,7 @@ func TestSlowClientGetsAllOutputAndTheExitCode(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := open(t, conn, execURL(t, s))
-			got, over := 0, false
+			got, ended := 0, false
 			for buffer := make([]byte, 32<<10); ; {
 				n, err := p.stdout.Read(buffer)
 				got += n
@@ -204,50 +204,50 @@ func TestSlowClientGetsAllOutputAndTheExitCode(t *testing.T) {
 					break
 				}
 				select {
-				case <-runtime.over:
-					over = true // what is left is in the sockets
+				case <-runtime.ended:
+					ended = true // the rest of the output is in the sockets
 				default:
 				}
-				if over {
-					_ = p.say() // nobody listens, and it must not matter
+				if ended {
+					_ = p.writeStdin() // must not reset the connection
 					time.Sleep(time.Millisecond)
 				}
 			}
-			if end := told(p.status); got != runtime.much || end != "5" {
-				t.Errorf("got %d of %d bytes and the status %s, want all and exit code 5", got, runtime.much, end)
+			if status := readStatus(p.status); got != runtime.size || status != "5" {
+				t.Errorf("got %d of %d bytes and the status %s, want all and exit code 5", got, runtime.size, status)
 			}
 		})
 	}
 }
 
-// lasts has execs and attaches that print something and go on until their context
-// ends.
-type lasts struct{ echo }
+// waitingCommands has execs and attaches that print something and wait for the end of
+// their context.
+type waitingCommands struct{ echoRuntime }
 
-func (lasts) Exec(ctx context.Context, _ string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
-	if _, err := io.WriteString(out, "begun\n"); err != nil {
+func (waitingCommands) Exec(ctx context.Context, _ string, _ []string, _ io.Reader, out, _ io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
+	if _, err := io.WriteString(out, "ready\n"); err != nil {
 		return err
 	}
 	<-ctx.Done()
-	return nil // as if the command had ended by itself
+	return nil // like a command that exits with 0
 }
 
-func (l lasts) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (l waitingCommands) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	return l.Exec(ctx, id, nil, in, out, errs, tty, resize)
 }
 
-func TestStopTellsClientsThatTheirCommandFailed(t *testing.T) {
+func TestStopSendsClientsAFailure(t *testing.T) {
 	for name, open := range protocols {
 		for _, kind := range []string{"exec", "attach"} {
 			t.Run(name+"/"+kind, func(t *testing.T) {
-				s, stop := start(t, lasts{})
+				s, stop := start(t, waitingCommands{})
 				at := execURL(t, s)
 				if kind == "attach" {
-					answer, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c", Stdin: true, Stdout: true})
+					response, err := s.Attach(&runtimeapi.AttachRequest{ContainerId: "c", Stdin: true, Stdout: true})
 					if err != nil {
 						t.Fatal(err)
 					}
-					at = answer.GetUrl()
+					at = response.GetUrl()
 				}
 				conn, err := net.Dial("tcp", s.listener.Addr().String())
 				if err != nil {
@@ -260,8 +260,8 @@ func TestStopTellsClientsThatTheirCommandFailed(t *testing.T) {
 				}
 				stopped := make(chan struct{})
 				go func() { stop(); close(stopped) }()
-				if end := told(p.status); !strings.HasPrefix(end, "Failure") || !strings.Contains(end, "shutting down") {
-					t.Errorf("the client is told %s, want a failure", end)
+				if status := readStatus(p.status); !strings.HasPrefix(status, "Failure") || !strings.Contains(status, "shutting down") {
+					t.Errorf("the client gets the status %s, want a failure", status)
 				}
 				conn.Close()
 				<-stopped
@@ -270,42 +270,38 @@ func TestStopTellsClientsThatTheirCommandFailed(t *testing.T) {
 	}
 }
 
-// A client that takes nothing does not keep the Server from stopping.
-func TestStopDoesNotWaitForAClientThatDoesNotRead(t *testing.T) {
-	s, stop := start(t, prints{much: 64 << 20, over: make(chan struct{}, 1)})
+func TestStopDoesNotWaitForClientThatDoesNotRead(t *testing.T) {
+	s, stop := start(t, printingCommands{size: 64 << 20, ended: make(chan struct{}, 1)})
 	conn, err := net.Dial("tcp", s.listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	overSPDY(t, blocked{conn, 2000}.init(), execURL(t, s))
-	begun := time.Now()
+	overSPDY(t, &blockedConn{conn, 2000}, execURL(t, s))
+	started := time.Now()
 	stop()
-	if took := time.Since(begun); took > stopGrace+5*time.Second {
+	if took := time.Since(started); took > stopGrace+5*time.Second {
 		t.Errorf("it took %v", took)
 	}
 }
 
-// blocked is a connection of which only so much is read.
-type blocked struct {
+// blockedConn is a connection of which only a limited number of bytes is read.
+type blockedConn struct {
 	net.Conn
 	left int
 }
 
-func (b blocked) init() *blocked { return &b }
-
-func (b *blocked) Read(p []byte) (int, error) {
+func (b *blockedConn) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		time.Sleep(time.Hour)
+		select {} // as if the client had stopped
 	}
 	n, err := b.Conn.Read(p[:min(len(p), b.left)])
 	b.left -= n
 	return n, err
 }
 
-// pipes runs a Server on connections of this process, for which time can be made to
-// pass.
-func pipes(t *testing.T, runtime Runtime) (s *Server, dial func() net.Conn) {
+// serveOnPipes runs a Server on connections within this process, which synctest requires.
+func serveOnPipes(t *testing.T, runtime Runtime) (s *Server, dial func() net.Conn) {
 	t.Helper()
 	s, err := Listen("", KeyPair{}, runtime)
 	if err != nil {
@@ -314,8 +310,8 @@ func pipes(t *testing.T, runtime Runtime) (s *Server, dial func() net.Conn) {
 	if err := s.listener.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l := newInside()
-	s.clients.Listener = l
+	l := newPipeListener()
+	s.pending.Listener = l
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -334,19 +330,19 @@ func pipes(t *testing.T, runtime Runtime) (s *Server, dial func() net.Conn) {
 	}
 }
 
-// endsWithin fails unless the server closes conn within d.
-func endsWithin(t *testing.T, conn net.Conn, d time.Duration, what string) {
+// requireClosedWithin fails the test unless the server closes conn within d.
+func requireClosedWithin(t *testing.T, conn net.Conn, d time.Duration, what string) {
 	t.Helper()
-	begun := time.Now()
-	if err := conn.SetReadDeadline(begun.Add(time.Hour)); err != nil {
+	started := time.Now()
+	if err := conn.SetReadDeadline(started.Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) || time.Since(begun) > d {
-		t.Errorf("%s: the connection is open after %v", what, time.Since(begun))
+	if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) || time.Since(started) > d {
+		t.Errorf("%s: the connection is open after %v", what, time.Since(started))
 	}
 }
 
-func TestConnectionsWithoutATokenEnd(t *testing.T) {
+func TestConnectionsWithoutTokenAreClosed(t *testing.T) {
 	for name, send := range map[string]func(conn net.Conn){
 		"silent": func(net.Conn) {},
 		"idle": func(conn net.Conn) {
@@ -381,11 +377,11 @@ func TestConnectionsWithoutATokenEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, dial := pipes(t, echo{})
+				_, dial := serveOnPipes(t, echoRuntime{})
 				conn := dial()
 				var sender sync.WaitGroup
 				sender.Go(func() { send(conn) })
-				endsWithin(t, conn, requestTimeout+idleTimeout, name)
+				requireClosedWithin(t, conn, requestTimeout+idleTimeout, name)
 				conn.Close()
 				sender.Wait()
 			})
@@ -393,26 +389,25 @@ func TestConnectionsWithoutATokenEnd(t *testing.T) {
 	}
 }
 
-// A client may vanish, or do nothing, before it has made its streams.
+// A client may do nothing after the upgrade.
 func TestConnectionWithoutStreamsIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, dial := pipes(t, echo{})
+		s, dial := serveOnPipes(t, echoRuntime{})
 		conn := dial()
 		defer conn.Close()
 		if err := upgradeRequest(t, execURL(t, s)).Write(conn); err != nil {
 			t.Fatal(err)
 		}
-		answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil || answer.StatusCode != http.StatusSwitchingProtocols {
-			t.Fatal(answer, err)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatal(response, err)
 		}
-		endsWithin(t, conn, 35*time.Second, "no streams")
+		requireClosedWithin(t, conn, 35*time.Second, "no streams")
 	})
 }
 
-// However many connections there are without a token, one with a token is served.
-func TestManyConnectionsWithoutAToken(t *testing.T) {
-	s, _ := start(t, echo{})
+func TestClientWithTokenIsServedBesideManyWithout(t *testing.T) {
+	s, _ := start(t, echoRuntime{})
 	var open []net.Conn
 	for range maxPending + 200 {
 		conn, err := net.Dial("tcp", s.listener.Addr().String())
@@ -437,7 +432,7 @@ func TestManyConnectionsWithoutAToken(t *testing.T) {
 	}
 	defer conn.Close()
 	p := overSPDY(t, conn, execURL(t, s))
-	if err := p.say(); err != nil {
+	if err := p.writeStdin(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(p.stdout, make([]byte, 1)); err != nil {
@@ -445,7 +440,7 @@ func TestManyConnectionsWithoutAToken(t *testing.T) {
 	}
 }
 
-func TestErrorLogIsDebugAndAtMostALineASecond(t *testing.T) {
+func TestErrorLogIsLimitedToOneLineASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines bytes.Buffer
 		l := newErrorLog(slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelDebug})))
@@ -457,7 +452,7 @@ func TestErrorLogIsDebugAndAtMostALineASecond(t *testing.T) {
 		}
 		got := lines.String()
 		if n := strings.Count(got, "level=DEBUG"); n != 5 || strings.Count(got, "\n") != 5 || !strings.Contains(got, "99") {
-			t.Errorf("%d lines at debug level, want 5 that tell of 99 more:\n%s", n, got)
+			t.Errorf("%d lines at debug level, want 5 that count 99 more each:\n%s", n, got)
 		}
 	})
 }

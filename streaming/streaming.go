@@ -1,9 +1,11 @@
-// Package streaming serves the byte streams of exec, attach and port-forward
-// over HTTP, for the kubelet to connect to. The protocols, SPDY and WebSocket,
-// are those of k8s.io/cri-streaming.
+// Package streaming serves the byte streams of exec, attach and port-forward over HTTP, to
+// the kubelet or, through it, the API server.
 //
-// It knows nothing of Docker: what a stream is joined to is somebody else's
-// affair, given as a Runtime.
+// A [Server] hands out URLs that are good for one request, and passes the streams of that
+// request to a [Runtime]. SPDY and the tokens in the URLs are those of k8s.io/cri-streaming;
+// the WebSocket protocols that it lacks are translated (websocket.go). Beside that the
+// package bounds what clients can hold: connections without a token, time, and memory
+// ([Buffer], [Budget]). It knows nothing of Docker.
 package streaming
 
 import (
@@ -22,71 +24,73 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming"
 )
 
-// A Runtime joins streams to containers and pods. The context of an exec or
-// attach ends when its client has gone, and that of every call when Run ends.
-// After that writes to its streams fail. A client that ErrSlow is returned for has
-// five more seconds to read what it was sent, and the error.
+// A Runtime connects streams to containers and pods. The context of an exec or attach ends
+// when its client has gone, and that of every call when Run ends. After that, writes to
+// its streams fail. If a call returns ErrSlow, its client has five more seconds to read
+// what it was sent, and the error.
 type Runtime = streaming.Runtime
 
-// loopback is where the server listens unless told otherwise, and what URLs
-// name where it listens everywhere: the kubelet is on the same node.
+// loopback is the default address of the server, and the host in URLs if the server
+// listens on all addresses: the kubelet is on the same node.
 const loopback = "127.0.0.1"
 
-// What may be had without a token: each URL is for one use, so a client that has
-// one sends its request at once and nothing after it.
+// Limits for clients that have not shown a token. A client that has one sends its only
+// request at once, because the token expires.
 const (
 	requestTimeout = 10 * time.Second
 	idleTimeout    = 5 * time.Second
-	maxHeader      = 16 << 10
+	maxHeaderBytes = 16 << 10
 )
 
-// A Server serves streams at URLs that are good for one use within a minute.
+// A Server serves streams at URLs that expire after one use or one minute.
 type Server struct {
-	// ErrorLog is told, at debug level and at most once a second, what goes wrong
-	// with connections. If it is nil, nobody is. It must not be set after Run.
+	// ErrorLog gets the errors of connections, at debug level and at most one a second.
+	// It may be nil. It must not be set after Run.
 	ErrorLog *slog.Logger
+	// LingerTimeout is how long a connection that the server has closed waits for a client
+	// that reads nothing. Listen sets it to 30 seconds. It must not be set after Run.
+	LingerTimeout time.Duration
 
 	listener net.Listener
-	clients  *clients
-	inside   *inside
+	pending  *pendingListener
+	pipe     *pipeListener
 	base     *url.URL
-	calls    *calls
+	sessions *sessions
 	server   streaming.Server
 }
 
-// Listen returns a Server that listens on addr: a host, a host and port, or ""
-// for any port of loopback. It serves TLS if there is a pair for it. Nobody is
-// answered before Run.
+// Listen returns a Server that listens on addr: a host, a host and port, or empty for any
+// port of 127.0.0.1. It serves TLS if pair is not empty. No request is answered before Run.
 func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 	if pair != (KeyPair{}) {
 		if _, err := pair.load(nil); err != nil {
-			return nil, fmt.Errorf("TLS of streams: %w", err)
+			return nil, fmt.Errorf("TLS certificate of the streaming server: %w", err)
 		}
 	}
 	l, err := net.Listen("tcp", withPort(addr))
 	if err != nil {
 		return nil, fmt.Errorf("streaming address %q: %w", addr, err)
 	}
-	clients := newClients(l)
-	l = clients
-	config := streaming.DefaultConfig
-	config.StreamIdleTimeout = 0 // a shell may be left alone for as long as its user likes
-	config.BaseURL = baseURL(l.Addr())
+	s := &Server{pipe: newPipeListener(), sessions: newSessions(runtime), base: baseURL(l.Addr())}
+	s.LingerTimeout = lingerTimeout
+	s.pending = newPendingListener(l)
+	s.listener = s.pending
 	if pair != (KeyPair{}) {
-		config.BaseURL.Scheme = "https"
-		// Connections are taken over, which HTTP/2 does not have.
-		l = tls.NewListener(l, &tls.Config{GetCertificate: pair.load, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+		s.base.Scheme = "https"
+		// HTTP/1.1 only: a connection of HTTP/2 cannot be hijacked.
+		s.listener = tls.NewListener(s.pending, &tls.Config{GetCertificate: pair.load, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
 	}
-	calls := newCalls(runtime)
-	server, err := streaming.NewServer(config, calls)
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
+	config := streaming.DefaultConfig
+	config.StreamIdleTimeout = 0 // an interactive shell may be idle for any time
+	config.BaseURL = s.base
+	if s.server, err = streaming.NewServer(config, s.sessions); err != nil {
+		return nil, errors.Join(err, s.listener.Close())
 	}
-	return &Server{listener: l, clients: clients, inside: newInside(), base: config.BaseURL, calls: calls, server: server}, nil
+	return s, nil
 }
 
-// A KeyPair names the files of a certificate and its key. They are read again
-// for each connection, so that they can be renewed.
+// A KeyPair names the files of a certificate and its key. They are read for each
+// connection, so that they can be renewed.
 type KeyPair struct{ Cert, Key string }
 
 func (p KeyPair) load(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -94,7 +98,7 @@ func (p KeyPair) load(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return &c, err
 }
 
-// withPort completes an address.
+// withPort adds the default host and port to an address.
 func withPort(addr string) string {
 	if addr == "" {
 		addr = loopback
@@ -105,8 +109,8 @@ func withPort(addr string) string {
 	return net.JoinHostPort(addr, "0")
 }
 
-// baseURL is absolute, with a scheme and a host that can be dialled: kubelets
-// from 1.36 on dial it themselves, and take a URL without a scheme for https.
+// baseURL returns an absolute URL whose host can be dialled: kubelet 1.36 and newer dial it
+// themselves, and default to https for a URL without a scheme.
 func baseURL(addr net.Addr) *url.URL {
 	host, port, err := net.SplitHostPort(addr.String())
 	if ip := net.ParseIP(host); err != nil || ip == nil || ip.IsUnspecified() {
@@ -115,57 +119,59 @@ func baseURL(addr net.Addr) *url.URL {
 	return &url.URL{Scheme: "http", Host: net.JoinHostPort(host, port)}
 }
 
-// URL is where the server is reached.
+// URL is the base URL of the server.
 func (s *Server) URL() string { return s.base.String() }
 
-// Exec prepares an exec and tells where it is to be had.
+// Exec returns the URL of an exec (CRI Exec).
 func (s *Server) Exec(r *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	answer, err := s.server.GetExec(r)
+	response, err := s.server.GetExec(r)
 	if err == nil {
-		answer.Url = tell(answer.Url, r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
+		response.Url = appendStreamParams(response.Url, r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
 	}
-	return answer, err
+	return response, err
 }
 
-// Attach prepares an attach and tells where it is to be had.
+// Attach returns the URL of an attach (CRI Attach).
 func (s *Server) Attach(r *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	answer, err := s.server.GetAttach(r)
+	response, err := s.server.GetAttach(r)
 	if err == nil {
-		answer.Url = tell(answer.Url, r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
+		response.Url = appendStreamParams(response.Url, r.GetStdin(), r.GetStdout(), r.GetStderr(), r.GetTty())
 	}
-	return answer, err
+	return response, err
 }
 
-// PortForward prepares a port-forward and tells where it is to be had.
+// PortForward returns the URL of a port-forward (CRI PortForward).
 func (s *Server) PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	return s.server.GetPortForward(r)
 }
 
-// Run serves until ctx ends. Execs and attaches that are open then end with an
-// error, which their clients have a few seconds to read. Then all connections are
-// cut, and Run waits for the calls of the Runtime to return.
+// Run serves until ctx ends. Then it ends open execs and attaches with an error, which
+// their clients have five seconds to read, closes all connections, and waits for the calls
+// of the Runtime to return.
 func (s *Server) Run(ctx context.Context) error {
-	run, stop := context.WithCancel(ctx)
-	conns, cut := context.WithCancel(context.WithoutCancel(ctx))
+	runCtx, stop := context.WithCancel(ctx)
+	baseCtx, closeConns := context.WithCancel(context.WithoutCancel(ctx))
 	srv := &http.Server{
-		Handler:           translator{s.server, s.inside},
-		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout, // all end with the upgrade
-		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		BaseContext: func(net.Listener) context.Context { return conns }, ConnContext: of, ConnState: s.clients.changed,
+		Handler: translator{s.server, s.pipe},
+		// All three deadlines are cleared by the upgrade.
+		ReadHeaderTimeout: requestTimeout, ReadTimeout: requestTimeout, WriteTimeout: requestTimeout,
+		IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		BaseContext: func(net.Listener) context.Context { return baseCtx },
+		ConnContext: s.connContext, ConnState: s.pending.connState,
 		ErrorLog: newErrorLog(s.ErrorLog),
 	}
-	end := s.calls.begin(run)
+	waitCalls := s.sessions.begin(runCtx)
 	defer func() {
 		stop()
-		s.calls.drain(stopGrace)
-		cut()
-		end()
+		s.sessions.drain(stopGrace)
+		closeConns()
+		waitCalls()
 	}()
-	defer context.AfterFunc(run, func() { _ = srv.Close() })()
+	defer context.AfterFunc(runCtx, func() { _ = srv.Close() })()
 	var g errgroup.Group
-	for _, l := range []net.Listener{s.listener, s.inside} {
+	for _, l := range []net.Listener{s.listener, s.pipe} {
 		g.Go(func() error {
-			defer srv.Close() // neither serves without the other
+			defer srv.Close() // neither listener is of use without the other
 			return srv.Serve(l)
 		})
 	}

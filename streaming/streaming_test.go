@@ -33,7 +33,7 @@ func TestURLsAreAbsoluteAndCanBeDialled(t *testing.T) {
 	}
 }
 
-func TestABufferHandsOnEverything(t *testing.T) {
+func TestBufferPassesEverythingOn(t *testing.T) {
 	var got bytes.Buffer
 	b := NewBuffer(&got, NewBudget(1<<20), 64, time.Second)
 	want := strings.Repeat("0123456789", 1000)
@@ -48,7 +48,7 @@ func TestABufferHandsOnEverything(t *testing.T) {
 	}
 }
 
-func TestABufferGivesUpWhoDoesNotRead(t *testing.T) {
+func TestBufferFailsIfReaderDoesNotRead(t *testing.T) {
 	r, w := io.Pipe() // nobody reads r
 	defer r.Close()
 	b := NewBuffer(w, NewBudget(1<<20), 1024, 20*time.Millisecond)
@@ -66,19 +66,19 @@ func TestABufferGivesUpWhoDoesNotRead(t *testing.T) {
 	}
 }
 
-// A slow one has time for what there is, and none to hold up the writer for ever.
-func TestABufferBesideASlowReader(t *testing.T) {
-	const limit, patience = 1 << 20, 10 * time.Second
+// A slow reader gets what is queued, but does not block the writer forever.
+func TestBufferBlocksWriterForStallTimeoutAtMost(t *testing.T) {
+	const limit, stallTimeout = 1 << 20, 10 * time.Second
 	for name, tt := range map[string]struct {
-		pause time.Duration // of the reader, after each piece
-		much  int           // to be written
+		pause time.Duration // of the reader, after each chunk
+		size  int           // to be written
 		slow  bool
 	}{
-		"a burst that is soon over":          {patience / 10, limit + limit/4, false},
-		"more slowly than is written":        {patience / 10, 10 << 20, true},
-		"very slowly, and it all has room":   {patience / 2, limit, false},
-		"not at all, and it all has room":    {100 * patience, limit, true},
-		"not at all, and more than has room": {100 * patience, 10 << 20, true},
+		"a burst":                       {stallTimeout / 10, limit + limit/4, false},
+		"more slowly than is written":   {stallTimeout / 10, 10 << 20, true},
+		"very slowly, within the limit": {stallTimeout / 2, limit, false},
+		"not at all, within the limit":  {100 * stallTimeout, limit, true},
+		"not at all, above the limit":   {100 * stallTimeout, 10 << 20, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -95,38 +95,37 @@ func TestABufferBesideASlowReader(t *testing.T) {
 						}
 					}
 				}()
-				b := NewBuffer(w, NewBudget(10*limit), limit, patience)
-				time.Sleep(10 * patience) // in which there is nothing to take
-				began := time.Now()
+				b := NewBuffer(w, NewBudget(10*limit), limit, stallTimeout)
+				time.Sleep(10 * stallTimeout) // with nothing to write
+				start := time.Now()
 				var err error
-				for n := 0; n < tt.much && err == nil; n += 1024 {
+				for n := 0; n < tt.size && err == nil; n += 1024 {
 					_, err = b.Write(make([]byte, 1024))
 				}
-				if held := time.Since(began); held > patience+patience/10 {
-					t.Errorf("the writer was held up for %v", held)
+				if held := time.Since(start); held > stallTimeout+stallTimeout/10 {
+					t.Errorf("the writer was blocked for %v", held)
 				}
 				err = errors.Join(err, b.Close())
 				w.Close()
 				n := <-got
-				if tt.slow != errors.Is(err, ErrSlow) || !tt.slow && n != tt.much {
-					t.Errorf("%d bytes of %d, %v", n, tt.much, err)
+				if tt.slow != errors.Is(err, ErrSlow) || !tt.slow && n != tt.size {
+					t.Errorf("%d bytes of %d, %v", n, tt.size, err)
 				}
 			})
 		})
 	}
 }
 
-// Readers that do not keep up use the Budget and no more; one that does is served
-// beside them.
+// Readers that do not keep up use the Budget and no more; one that keeps up is served beside them.
 func TestBuffersShareABudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const limit, patience = 1 << 20, 10 * time.Second
+		const limit, stallTimeout = 1 << 20, 10 * time.Second
 		budget := NewBudget(2 * limit)
 		var stalled []*Buffer
 		for range 4 {
 			r, w := io.Pipe() // nobody reads r
 			defer r.Close()
-			b := NewBuffer(w, budget, limit, patience)
+			b := NewBuffer(w, budget, limit, stallTimeout)
 			stalled = append(stalled, b)
 			go func() {
 				for {
@@ -141,8 +140,8 @@ func TestBuffersShareABudget(t *testing.T) {
 		held := 0
 		for _, b := range stalled {
 			b.mu.Lock()
-			for _, part := range b.queue {
-				held += cap(part.data)
+			for _, c := range b.queue {
+				held += cap(c.data)
 			}
 			b.mu.Unlock()
 		}
@@ -150,7 +149,7 @@ func TestBuffersShareABudget(t *testing.T) {
 			t.Errorf("%d bytes are held for readers that do not read, want at most %d", held, most)
 		}
 		var got bytes.Buffer
-		good := NewBuffer(&got, budget, limit, patience)
+		good := NewBuffer(&got, budget, limit, stallTimeout)
 		for range 100 {
 			if _, err := good.Write(make([]byte, 32<<10)); err != nil {
 				t.Fatal(err)
@@ -159,15 +158,15 @@ func TestBuffersShareABudget(t *testing.T) {
 		if err := good.Close(); err != nil || got.Len() != 100*32<<10 {
 			t.Errorf("a reader that keeps up got %d bytes, %v", got.Len(), err)
 		}
-		time.Sleep(2 * patience)
+		time.Sleep(2 * stallTimeout)
 		for _, b := range stalled {
 			if err := b.Close(); !errors.Is(err, ErrSlow) {
 				t.Errorf("a reader that does not read: %v, want ErrSlow", err)
 			}
 		}
 		synctest.Wait()
-		if !budget.Take(2 * limit) {
-			t.Error("the budget is not whole again")
+		if !budget.TryAcquire(2 * limit) {
+			t.Error("memory of the budget was not released")
 		}
 	})
 }

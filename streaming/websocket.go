@@ -20,33 +20,47 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// tunnelProtocol is what clients of port-forward ask for over WebSocket: the
-// messages are the bytes of a SPDY connection (KEP-4006).
+// KEP-4006 (https://kep.k8s.io/4006) moves the streams of kubectl from SPDY to WebSocket.
+// cri-streaming v0.37 speaks SPDY and an older WebSocket protocol, which cannot signal the
+// end of stdin and which these clients refuse. So each WebSocket request is served by a SPDY
+// session of the library, at the other end of a pipe within this process:
+//
+//	client ── TCP ──> translator ── net.Pipe ──> the same http.Server ──> cri-streaming ──> Runtime
+//	       WebSocket               SPDY/3.1
+//
+//	exec, attach:  protocol v5.channel.k8s.io; serveV5 copies between the channels of the
+//	               WebSocket and the streams of the SPDY session
+//	port-forward:  protocol SPDY/3.1+portforward.k8s.io; serveTunnel copies the bytes of the
+//	               SPDY session, which the client opens itself, in and out of messages
+//
+// Each end of the path closes the next: the trackedConn of the pipe has that of the client
+// as its parent, and so the context of the Runtime's call ends with the client.
+
+// tunnelProtocol is the WebSocket protocol of port-forward.
 const tunnelProtocol = "SPDY/3.1+" + portforward.ProtocolV1Name
 
-// translator serves what today's clients speak over WebSocket (KEP-4006), and
-// leaves all else to next. The library knows SPDY, and of WebSocket a protocol
-// that cannot tell the end of stdin, which those clients refuse.
+// A translator serves the WebSocket protocols of KEP-4006 by SPDY sessions of next, and
+// passes all other requests on to next.
 type translator struct {
-	next   http.Handler
-	inside *inside // where next is served to ourselves
+	next http.Handler
+	pipe *pipeListener // where next is served too
 }
 
 func (t translator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer finish(r.Context())
+	defer closeUpgraded(r.Context())
 	switch {
 	case wsstream.IsWebSocketRequestWithTunnelingProtocol(r):
-		t.tunnel(w, r)
+		t.serveTunnel(w, r)
 	case wsstream.IsWebSocketRequestWithStreamCloseProtocol(r):
-		t.channels(w, r)
+		t.serveV5(w, r)
 	default:
 		t.next.ServeHTTP(w, r)
 	}
 }
 
-// tunnel carries the SPDY connection that comes in a WebSocket to next.
-func (t translator) tunnel(w http.ResponseWriter, r *http.Request) {
-	conn, ok := t.upgrade(w, r, portforward.ProtocolV1Name)
+// serveTunnel copies the SPDY session that comes in a WebSocket to next.
+func (t translator) serveTunnel(w http.ResponseWriter, r *http.Request) {
+	conn, ok := t.dialSPDY(w, r, portforward.ProtocolV1Name)
 	if !ok {
 		return
 	}
@@ -54,97 +68,85 @@ func (t translator) tunnel(w http.ResponseWriter, r *http.Request) {
 	websocket.Server{
 		Handshake: func(config *websocket.Config, _ *http.Request) error {
 			if !slices.Contains(config.Protocol, tunnelProtocol) {
-				return fmt.Errorf("of the protocols %v none is %s", config.Protocol, tunnelProtocol)
+				return fmt.Errorf("none of the protocols %v is %s", config.Protocol, tunnelProtocol)
 			}
 			config.Protocol = []string{tunnelProtocol}
 			return nil
 		},
 		Handler: func(ws *websocket.Conn) {
 			ws.PayloadType = websocket.BinaryFrame
-			var both sync.WaitGroup
-			both.Go(func() {
+			var copies sync.WaitGroup
+			copies.Go(func() {
 				defer ws.Close()
-				io.Copy(ws, conn) //nolint:errcheck // a connection that breaks has ended
+				io.Copy(ws, conn) //nolint:errcheck // an error is the end of the connection
 			})
-			both.Go(func() {
+			copies.Go(func() {
 				defer conn.Close()
-				io.Copy(conn, ws) //nolint:errcheck // a connection that breaks has ended
+				io.Copy(conn, ws) //nolint:errcheck // an error is the end of the connection
 			})
-			both.Wait()
+			copies.Wait()
 		},
 	}.ServeHTTP(w, r)
 }
 
-// The channels of an exec or attach over WebSocket, by number.
+// The channels of v5.channel.k8s.io, by number.
 const (
-	stdin = iota
-	stdout
-	stderr
-	status
-	resize
+	stdinChannel = iota
+	stdoutChannel
+	stderrChannel
+	statusChannel
+	resizeChannel
+	numChannels
 )
 
-// channels carries the streams of an exec or attach between the channels of a
-// WebSocket and next.
-func (t translator) channels(w http.ResponseWriter, r *http.Request) {
-	raw, ok := t.upgrade(w, r, remotecommand.StreamProtocolV4Name)
+// serveV5 copies between the channels of a WebSocket and the streams of a SPDY session of next.
+func (t translator) serveV5(w http.ResponseWriter, r *http.Request) {
+	raw, ok := t.dialSPDY(w, r, remotecommand.StreamProtocolV4Name)
 	if !ok {
 		return
 	}
-	conn, err := spdy.NewClientConnection(raw)
+	session, err := spdy.NewClientConnection(raw)
 	if err != nil {
 		raw.Close()
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	defer conn.Close()
-	asked := r.URL.Query()
-	kinds := make([]wsstream.ChannelType, resize+1)
-	kinds[status], kinds[resize] = wsstream.WriteChannel, wsstream.ReadChannel
-	for channel, kind := range map[int]wsstream.ChannelType{stdin: wsstream.ReadChannel, stdout: wsstream.WriteChannel, stderr: wsstream.WriteChannel} {
-		if kinds[channel] = wsstream.IgnoreChannel; asked.Has(streamNames[channel]) {
-			kinds[channel] = kind
-		}
-	}
+	defer session.Close()
+	params := r.URL.Query()
 	ws := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{
-		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: kinds},
+		remotecommand.StreamProtocolV5Name: {Binary: true, Channels: channelTypes(params)},
 	})
-	_, client, err := ws.Open(w, r)
+	_, channels, err := ws.Open(w, r)
 	if err != nil {
-		return // the client has been told
+		return // Open has written the response
 	}
 	defer ws.Close()
 
-	streams := make([]httpstream.Stream, len(kinds))
-	for _, channel := range []int{status, stdin, stdout, stderr, resize} {
-		if channel != status && !asked.Has(streamNames[channel]) {
+	var streams [numChannels]httpstream.Stream
+	for _, channel := range []int{statusChannel, stdinChannel, stdoutChannel, stderrChannel, resizeChannel} {
+		if channel != statusChannel && !params.Has(streamNames[channel]) {
 			continue
 		}
-		stream, err := conn.CreateStream(http.Header{remotecommand.StreamType: {streamNames[channel]}})
+		streams[channel], err = session.CreateStream(http.Header{remotecommand.StreamType: {streamNames[channel]}})
 		if err != nil {
-			return // next has gone, as it does when its token is not used in time
+			return // next has closed the session, because its token has expired
 		}
-		streams[channel] = stream
 	}
-	if streams[stdin] != nil {
-		go func() {
-			io.Copy(streams[stdin], client[stdin]) //nolint:errcheck // either side may go
-			streams[stdin].Close()                 // its other direction stays
-		}()
+	for _, channel := range []int{stdinChannel, resizeChannel} {
+		if stream := streams[channel]; stream != nil {
+			go func() {
+				io.Copy(stream, channels[channel]) //nolint:errcheck // either side may close
+				stream.Close()                     // closes this direction only
+			}()
+		}
 	}
-	if streams[resize] != nil {
-		go func() {
-			io.Copy(streams[resize], client[resize]) //nolint:errcheck // either side may go
-			streams[resize].Close()
-		}()
-	}
-	defer context.AfterFunc(r.Context(), func() { conn.Close() })() // the client has gone
+	defer context.AfterFunc(r.Context(), func() { session.Close() })() // the client has gone
 	var output sync.WaitGroup
-	for _, channel := range []int{stdout, stderr, status} {
-		if streams[channel] != nil {
+	for _, channel := range []int{stdoutChannel, stderrChannel, statusChannel} {
+		if stream := streams[channel]; stream != nil {
 			output.Go(func() {
-				if _, err := io.Copy(client[channel], streams[channel]); err != nil {
-					conn.Close() // what is left of the others cannot be passed on either
+				if _, err := io.Copy(channels[channel], stream); err != nil {
+					session.Close() // the other streams cannot be written to the client either
 				}
 			})
 		}
@@ -152,21 +154,36 @@ func (t translator) channels(w http.ResponseWriter, r *http.Request) {
 	output.Wait()
 }
 
-// streamNames are the library's names of the streams by channel, and the
-// parameters of a URL that tell which of them an exec or attach has.
-var streamNames = map[int]string{
-	stdin: remotecommand.StreamTypeStdin, stdout: remotecommand.StreamTypeStdout, stderr: remotecommand.StreamTypeStderr,
-	status: remotecommand.StreamTypeError, resize: remotecommand.StreamTypeResize,
+// channelTypes returns the direction of each channel of an exec or attach.
+func channelTypes(params url.Values) []wsstream.ChannelType {
+	types := make([]wsstream.ChannelType, numChannels)
+	types[statusChannel], types[resizeChannel] = wsstream.WriteChannel, wsstream.ReadChannel
+	for channel, direction := range map[int]wsstream.ChannelType{
+		stdinChannel: wsstream.ReadChannel, stdoutChannel: wsstream.WriteChannel, stderrChannel: wsstream.WriteChannel,
+	} {
+		if types[channel] = wsstream.IgnoreChannel; params.Has(streamNames[channel]) {
+			types[channel] = direction
+		}
+	}
+	return types
 }
 
-// tell writes into the URL of an exec or attach which streams it has.
-func tell(at string, hasStdin, hasStdout, hasStderr, tty bool) string {
-	u, err := url.Parse(at)
+// streamNames are the library's names of the streams, by channel. They are also the query
+// parameters that say which streams an exec or attach has.
+var streamNames = [numChannels]string{
+	stdinChannel: remotecommand.StreamTypeStdin, stdoutChannel: remotecommand.StreamTypeStdout, stderrChannel: remotecommand.StreamTypeStderr,
+	statusChannel: remotecommand.StreamTypeError, resizeChannel: remotecommand.StreamTypeResize,
+}
+
+// appendStreamParams sets query parameters of the URL of an exec or attach: the streams that
+// it has, which serveV5 cannot find out from the token.
+func appendStreamParams(rawURL string, stdin, stdout, stderr, tty bool) string {
+	u, err := url.Parse(rawURL)
 	if err != nil {
-		return at
+		return rawURL
 	}
 	q := url.Values{}
-	for channel, has := range map[int]bool{stdin: hasStdin, stdout: hasStdout, stderr: hasStderr && !tty, resize: tty} {
+	for channel, has := range map[int]bool{stdinChannel: stdin, stdoutChannel: stdout, stderrChannel: stderr && !tty, resizeChannel: tty} {
 		if has {
 			q.Set(streamNames[channel], "1")
 		}
@@ -175,86 +192,88 @@ func tell(at string, hasStdin, hasStdout, hasStderr, tty bool) string {
 	return u.String()
 }
 
-// upgrade asks next for a SPDY connection on behalf of r. If it refuses, the client
-// is told so as next has put it, and ok is false.
-func (t translator) upgrade(w http.ResponseWriter, r *http.Request, protocol string) (_ net.Conn, ok bool) {
-	conn, err := t.inside.dial(r.Context())
+// dialSPDY opens a SPDY session with next for the request r. If next refuses, its response
+// is passed on to the client and ok is false.
+func (t translator) dialSPDY(w http.ResponseWriter, r *http.Request, protocol string) (_ net.Conn, ok bool) {
+	conn, err := t.pipe.dial(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return nil, false
 	}
-	ask := &http.Request{Method: http.MethodPost, URL: r.URL, Host: r.Host, Header: http.Header{
+	request := &http.Request{Method: http.MethodPost, URL: r.URL, Host: r.Host, Header: http.Header{
 		httpstream.HeaderConnection:      {httpstream.HeaderUpgrade},
 		httpstream.HeaderUpgrade:         {spdy.HeaderSpdy31},
 		httpstream.HeaderProtocolVersion: {protocol},
 	}}
-	from := bufio.NewReader(conn)
-	err = ask.Write(conn)
-	var answer *http.Response
+	reader := bufio.NewReader(conn)
+	err = request.Write(conn)
+	var response *http.Response
 	if err == nil {
-		answer, err = http.ReadResponse(from, ask)
+		response, err = http.ReadResponse(reader, request)
 	}
 	if err != nil {
 		conn.Close()
 		http.Error(w, err.Error(), http.StatusBadGateway)
 		return nil, false
 	}
-	if answer.StatusCode != http.StatusSwitchingProtocols {
+	if response.StatusCode != http.StatusSwitchingProtocols {
 		defer conn.Close()
-		text, _ := io.ReadAll(io.LimitReader(answer.Body, 1024)) // as much as there is
-		http.Error(w, strings.TrimSpace(string(text)), answer.StatusCode)
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1024)) // an error leaves a shorter text
+		http.Error(w, strings.TrimSpace(string(text)), response.StatusCode)
 		return nil, false
 	}
-	return buffered{conn, from}, true
+	return bufferedConn{conn, reader}, true
 }
 
-// buffered is a connection of which something has been read already.
-type buffered struct {
+// A bufferedConn is a connection with a reader that may have read ahead.
+type bufferedConn struct {
 	net.Conn
-	from *bufio.Reader
+	reader *bufio.Reader
 }
 
-func (b buffered) Read(p []byte) (int, error) { return b.from.Read(p) }
+func (c bufferedConn) Read(p []byte) (int, error) { return c.reader.Read(p) }
 
-// inside is a listener that only this process can dial.
-type inside struct {
-	conns chan net.Conn
-	once  sync.Once
-	done  chan struct{}
+// A pipeListener is a listener that only this process can dial.
+type pipeListener struct {
+	conns     chan net.Conn
+	closeOnce sync.Once
+	closed    chan struct{}
 }
 
-func newInside() *inside {
-	return &inside{conns: make(chan net.Conn), done: make(chan struct{})}
+func newPipeListener() *pipeListener {
+	return &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-func (l *inside) dial(ctx context.Context) (net.Conn, error) {
-	ours, theirs := net.Pipe()
-	outer, _ := ctx.Value(clientKey{}).(*client)
+// dial connects to the listener on behalf of the client of ctx, which becomes the parent of
+// the connection.
+func (l *pipeListener) dial(ctx context.Context) (net.Conn, error) {
+	dialled, accepted := net.Pipe()
+	parent, _ := ctx.Value(connKey{}).(*trackedConn)
 	select {
-	case l.conns <- newClient(theirs, outer):
-		return ours, nil
-	case <-l.done:
+	case l.conns <- newTrackedConn(accepted, parent):
+		return dialled, nil
+	case <-l.closed:
 		return nil, errStopped
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 }
 
-// Accept is of net.Listener.
-func (l *inside) Accept() (net.Conn, error) {
+// Accept implements net.Listener.
+func (l *pipeListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
 		return c, nil
-	case <-l.done:
+	case <-l.closed:
 		return nil, net.ErrClosed
 	}
 }
 
-// Close is of net.Listener.
-func (l *inside) Close() error {
-	l.once.Do(func() { close(l.done) })
+// Close implements net.Listener.
+func (l *pipeListener) Close() error {
+	l.closeOnce.Do(func() { close(l.closed) })
 	return nil
 }
 
-// Addr is of net.Listener.
-func (l *inside) Addr() net.Addr { return &net.UnixAddr{Name: "inside", Net: "pipe"} }
+// Addr implements net.Listener.
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "inside", Net: "pipe"} }

@@ -29,13 +29,13 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-// echo answers with what it is sent.
-type echo struct {
-	hungUp chan struct{} // closed when the sizes of a terminal have ended
+// echoRuntime sends back what it receives.
+type echoRuntime struct {
+	hungUp chan struct{} // closed at the end of the resize stream
 	sizes  chan remotecommand.TerminalSize
 }
 
-func (e echo) Exec(_ context.Context, _ string, command []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (e echoRuntime) Exec(_ context.Context, _ string, command []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	if tty {
 		for size := range resize {
 			e.sizes <- size
@@ -53,11 +53,11 @@ func (e echo) Exec(_ context.Context, _ string, command []string, in io.Reader, 
 	return nil
 }
 
-func (e echo) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (e echoRuntime) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	return e.Exec(ctx, id, []string{"attached"}, in, out, errs, tty, resize)
 }
 
-func (e echo) PortForward(_ context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
+func (e echoRuntime) PortForward(_ context.Context, _ string, port int32, stream io.ReadWriteCloser) error {
 	if err := binary.Write(stream, binary.BigEndian, port); err != nil {
 		return err
 	}
@@ -65,8 +65,8 @@ func (e echo) PortForward(_ context.Context, _ string, port int32, stream io.Rea
 	return err
 }
 
-// serve runs a Server of e for the test.
-func serve(t *testing.T, e echo, pair KeyPair) *Server {
+// serve runs a Server of e until the test ends.
+func serve(t *testing.T, e echoRuntime, pair KeyPair) *Server {
 	t.Helper()
 	s, err := Listen("", pair, e)
 	if err != nil {
@@ -94,7 +94,7 @@ func dial(at, protocol string) (*websocket.Conn, error) {
 	return ws, err
 }
 
-// received collects what comes on each channel until the server hangs up.
+// received returns what comes on each channel until the server closes the connection.
 func received(ws *websocket.Conn) map[byte]string {
 	got := map[byte]string{}
 	for {
@@ -108,8 +108,8 @@ func received(ws *websocket.Conn) map[byte]string {
 	}
 }
 
-func TestWebSocketTellsTheEndOfStdin(t *testing.T) {
-	s := serve(t, echo{}, KeyPair{})
+func TestWebSocketPassesEndOfStdin(t *testing.T) {
+	s := serve(t, echoRuntime{}, KeyPair{})
 	exec, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"cat", "-"}, Stdin: true, Stdout: true, Stderr: true})
 	if err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestWebSocketTellsTheEndOfStdin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for at, said := range map[string]string{exec.Url: "cat -", attach.Url: ""} {
+	for at, stderr := range map[string]string{exec.Url: "cat -", attach.Url: ""} {
 		ws, err := dial(at, "v5.channel.k8s.io")
 		if err != nil {
 			t.Fatal(err)
@@ -127,24 +127,24 @@ func TestWebSocketTellsTheEndOfStdin(t *testing.T) {
 		var want strings.Builder
 		go func() {
 			for range much {
-				ws.Write(append([]byte{stdin}, bytes.Repeat([]byte("x"), 4096)...))
+				ws.Write(append([]byte{stdinChannel}, bytes.Repeat([]byte("x"), 4096)...))
 			}
-			ws.Write([]byte{255, stdin})
+			ws.Write([]byte{255, stdinChannel})
 		}()
 		want.WriteString(strings.Repeat("x", 4096*much))
 		got := received(ws)
-		if got[stdout] != want.String() || got[stderr] != said || !strings.Contains(got[status], "Success") {
-			t.Errorf("%d bytes out, %q, %q", len(got[stdout]), got[stderr], got[status])
+		if got[stdoutChannel] != want.String() || got[stderrChannel] != stderr || !strings.Contains(got[statusChannel], "Success") {
+			t.Errorf("%d bytes out, %q, %q", len(got[stdoutChannel]), got[stderrChannel], got[statusChannel])
 		}
 		ws.Close()
 		if _, err := dial(at, "v5.channel.k8s.io"); err == nil {
-			t.Error("a URL is good for two uses")
+			t.Error("a URL was accepted twice")
 		}
 	}
 }
 
-func TestWebSocketClientGoes(t *testing.T) {
-	e := echo{make(chan struct{}), make(chan remotecommand.TerminalSize, 1)}
+func TestWebSocketCloseEndsResizeStream(t *testing.T) {
+	e := echoRuntime{make(chan struct{}), make(chan remotecommand.TerminalSize, 1)}
 	s := serve(t, e, KeyPair{})
 	exec, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"sh"}, Stdin: true, Stdout: true, Tty: true})
 	if err != nil {
@@ -154,7 +154,7 @@ func TestWebSocketClientGoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ws.Write(append([]byte{resize}, `{"Width":80,"Height":25}`...)); err != nil {
+	if _, err := ws.Write(append([]byte{resizeChannel}, `{"Width":80,"Height":25}`...)); err != nil {
 		t.Fatal(err)
 	}
 	if size := <-e.sizes; size.Width != 80 || size.Height != 25 {
@@ -164,12 +164,12 @@ func TestWebSocketClientGoes(t *testing.T) {
 	select {
 	case <-e.hungUp:
 	case <-time.After(10 * time.Second):
-		t.Error("the command is not told that its client has gone")
+		t.Error("the resize stream of the command does not end after its client has gone")
 	}
 }
 
-// tunnel connects to a pod's ports as kubectl does: with SPDY inside a WebSocket.
-func tunnel(t *testing.T, s *Server) httpstream.Connection {
+// dialTunnel opens a port-forward like kubectl: SPDY in the messages of a WebSocket.
+func dialTunnel(t *testing.T, s *Server) httpstream.Connection {
 	t.Helper()
 	forward, err := s.PortForward(&runtimeapi.PortForwardRequest{PodSandboxId: "s", Port: []int32{80}})
 	if err != nil {
@@ -187,8 +187,8 @@ func tunnel(t *testing.T, s *Server) httpstream.Connection {
 }
 
 func TestPortForwardThroughWebSocket(t *testing.T) {
-	s := serve(t, echo{}, KeyPair{})
-	conn := tunnel(t, s)
+	s := serve(t, echoRuntime{}, KeyPair{})
+	conn := dialTunnel(t, s)
 	defer conn.Close()
 	for _, port := range []int32{80, 8080} {
 		headers := http.Header{portforward.PortHeader: {map[int32]string{80: "80", 8080: "8080"}[port]}, portforward.PortForwardRequestIDHeader: {"1"}}
@@ -216,10 +216,9 @@ func TestPortForwardThroughWebSocket(t *testing.T) {
 	}
 }
 
-// A port-forward does not outlive the server, though the library gives it no
-// context that ends.
-func TestPortForwardEndsWithTheServer(t *testing.T) {
-	e := waits{begun: make(chan struct{})}
+// The library gives a port-forward a context that never ends; the server must end it.
+func TestPortForwardEndsWithServer(t *testing.T) {
+	e := waitingRuntime{called: make(chan struct{})}
 	s, err := Listen("", KeyPair{}, e)
 	if err != nil {
 		t.Fatal(err)
@@ -227,13 +226,13 @@ func TestPortForwardEndsWithTheServer(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- s.Run(ctx) }()
-	conn := tunnel(t, s)
+	conn := dialTunnel(t, s)
 	for _, kind := range []string{portforward.StreamTypeError, portforward.StreamTypeData} {
 		if _, err := conn.CreateStream(http.Header{portforward.StreamType: {kind}, portforward.PortHeader: {"80"}, portforward.PortForwardRequestIDHeader: {"1"}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	<-e.begun
+	<-e.called
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)
@@ -241,24 +240,24 @@ func TestPortForwardEndsWithTheServer(t *testing.T) {
 	select {
 	case <-conn.CloseChan():
 	case <-time.After(10 * time.Second):
-		t.Error("the client is not told")
+		t.Error("the connection of the client is not closed")
 	}
 }
 
-// waits has port-forwards that wait for the end of their context.
-type waits struct {
-	echo
-	begun chan struct{}
+// waitingRuntime has port-forwards that wait for the end of their context.
+type waitingRuntime struct {
+	echoRuntime
+	called chan struct{}
 }
 
-func (w waits) PortForward(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
-	close(w.begun)
+func (w waitingRuntime) PortForward(ctx context.Context, _ string, _ int32, _ io.ReadWriteCloser) error {
+	close(w.called)
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-func TestWebSocketWithoutAToken(t *testing.T) {
-	s := serve(t, echo{}, KeyPair{})
+func TestWebSocketWithoutTokenIsNotFound(t *testing.T) {
+	s := serve(t, echoRuntime{}, KeyPair{})
 	for path, protocol := range map[string]string{"exec/none?stdout=1": "v5.channel.k8s.io", "portforward/none": tunnelProtocol} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/"+path, nil)
 		if err != nil {
@@ -267,35 +266,35 @@ func TestWebSocketWithoutAToken(t *testing.T) {
 		for k, v := range map[string]string{"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "MDEyMzQ1Njc4OWFiY2RlZg==", "Sec-WebSocket-Protocol": protocol, "Origin": "http://127.0.0.1"} {
 			request.Header.Set(k, v)
 		}
-		answer, err := http.DefaultClient.Do(request)
+		response, err := http.DefaultClient.Do(request)
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer.Body.Close()
-		if answer.StatusCode != http.StatusNotFound {
-			t.Errorf("%s: %s", path, answer.Status)
+		response.Body.Close()
+		if response.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: %s", path, response.Status)
 		}
 	}
 }
 
-func TestInsideEnds(t *testing.T) {
-	l := newInside()
+func TestClosedPipeListenerRefusesDialAndAccept(t *testing.T) {
+	l := newPipeListener()
 	l.Close()
 	if _, err := l.dial(t.Context()); err == nil {
-		t.Error("a closed listener is dialled")
+		t.Error("a closed listener was dialled")
 	}
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Error(err)
 	}
 }
 
-func TestTLS(t *testing.T) {
+func TestTLSCertificateIsReloaded(t *testing.T) {
 	pair := KeyPair{filepath.Join(t.TempDir(), "crt"), filepath.Join(t.TempDir(), "key")}
 	if _, err := Listen("", pair, nil); err == nil {
-		t.Error("a certificate that is not there is none")
+		t.Error("a missing certificate is no error")
 	}
 	certificate(t, pair)
-	s := serve(t, echo{}, pair)
+	s := serve(t, echoRuntime{}, pair)
 	if !strings.HasPrefix(s.URL(), "https://127.0.0.1:") {
 		t.Error(s.URL())
 	}
@@ -319,11 +318,11 @@ func TestTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := received(ws); got[stderr] != "ls" {
+		if got := received(ws); got[stderrChannel] != "ls" {
 			t.Errorf("%q", got)
 		}
 		ws.Close()
-		certificate(t, pair) // another one is taken from the next connection on
+		certificate(t, pair) // the next connection uses the new one
 	}
 }
 

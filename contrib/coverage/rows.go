@@ -374,14 +374,14 @@ var messages = []message{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "logs.TestTheKubeletRotates e2e.TestCRI"},
 	}},
 	{"ExecSyncRequest", []row{
-		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSync"},
-		{"cmd", engine, "`Cmd` of an exec; refused if empty", "exec.TestSync"},
-		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, even if a child keeps its output open; a Docker that does not answer in that time is Unavailable", "live.TestExecTimeoutKillsTheCommand exec.TestSyncRunsOutOfTime live.TestExecLeavesNoZombies live.TestExecWithBackgroundChildReturnsAtOnce server.TestExecSyncDistinguishesCommandTimeoutFromHungDocker live.TestHungDockerFailsNoProbe"},
+		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSyncReturnsOutputAndExitCode"},
+		{"cmd", engine, "`Cmd` of an exec; refused if empty", "exec.TestSyncReturnsOutputAndExitCode"},
+		{"timeout", berth, "the command is killed with all it has begun; one that has ended by then has its exit code, even if a child keeps its output open; a Docker that does not answer in that time is Unavailable", "live.TestExecTimeoutKillsTheCommand exec.TestSyncReturnsAtTimeoutOrCancellation live.TestExecLeavesNoZombies live.TestExecWithBackgroundChildReturnsAtOnce server.TestExecSyncDistinguishesCommandTimeoutFromHungDocker live.TestHungDockerFailsNoProbe"},
 	}},
 	{"ExecSyncResponse", []row{
-		{"stdout", engine, "the output of the exec, cut at 16 MiB together with stderr", "exec.TestSync"},
-		{"stderr", engine, "the output of the exec, cut at 16 MiB together with stdout", "exec.TestSync"},
-		{"exit_code", engine, "`ExitCode` of the exec; 126 or 127 for what cannot be run, with the reason in the output", "exec.TestSync live.TestExecOfInvalidCommandExits126Or127"},
+		{"stdout", engine, "the output of the exec, cut at 16 MiB together with stderr", "exec.TestSyncReturnsOutputAndExitCode"},
+		{"stderr", engine, "the output of the exec, cut at 16 MiB together with stdout", "exec.TestSyncReturnsOutputAndExitCode"},
+		{"exit_code", engine, "`ExitCode` of the exec; 126 or 127 for what cannot be run, with the reason in the output", "exec.TestSyncReturnsOutputAndExitCode live.TestExecOfInvalidCommandExits126Or127"},
 	}},
 	{"ExecRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "e2e.TestCRI"},

@@ -9,16 +9,16 @@ import (
 	"berth/core/cache"
 )
 
-// OnDial has dial reach the ports of pods.
-func (s *Service) OnDial(dial func() (net.Conn, error)) {
+// SetDial replaces how ports of pods are dialled.
+func (s *Service) SetDial(dial func() (net.Conn, error)) {
 	s.dial = func(context.Context, *cache.Sandbox, int) (net.Conn, error) { return dial() }
 }
 
-// OnSignal has f told of the signals that processes are sent, instead of them.
-func (s *Service) OnSignal(f func(id string, pid int, signal unix.Signal) error) { s.signal = f }
+// SetSignal has signals passed to f instead of to processes.
+func (s *Service) SetSignal(f func(id string, pid int, signal unix.Signal) error) { s.signal = f }
 
-// LimitMemory limits what all sessions keep to n bytes.
+// LimitMemory replaces memoryLimit.
 func (s *Service) LimitMemory(n int64) { s.memory = newMemory(n) }
 
-// MemoryIsFree reports whether nothing is taken of a limit of n bytes.
-func (s *Service) MemoryIsFree(n int) bool { return s.memory.Take(n) }
+// MemoryIsFree reports whether all of a limit of n bytes is available.
+func (s *Service) MemoryIsFree(n int) bool { return s.memory.TryAcquire(n) }

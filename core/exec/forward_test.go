@@ -9,65 +9,65 @@ import (
 	"time"
 )
 
-// halves is a stream of which the client's side can end by itself.
-type halves struct {
+// halfStream is a stream whose reading half can end by itself.
+type halfStream struct {
 	io.Reader
 	io.Writer
 }
 
-func TestForward(t *testing.T) {
+func TestForwardEndsAfterIdleTimeout(t *testing.T) {
 	for name, tt := range map[string]struct {
-		answer time.Duration // between two pieces of an answer of ten; 0 for none
-		says   bool          // whether the client goes on saying something
-		after  time.Duration // when it must have ended
+		interval time.Duration // between ten writes of the port; 0 for no writes
+		open     bool          // the client does not close its sending half
+		ends     time.Duration // when it must have ended; 0 for never
 	}{
-		"silent after the client's end":           {0, false, forwardPatience},
-		"a long answer after the client's end":    {forwardPatience / 2, false, 5 * forwardPatience},
-		"silent while the client is there":        {0, true, 0},
-		"an answer that pauses while it is there": {forwardPatience * 2, true, 20 * forwardPatience},
+		"no data after the client's half-close":   {0, false, forwardIdleTimeout},
+		"slow data after the client's half-close": {forwardIdleTimeout / 2, false, 5 * forwardIdleTimeout},
+		"no data while the client is open":        {0, true, 0},
+		"slow data while the client is open":      {forwardIdleTimeout * 2, true, 20 * forwardIdleTimeout},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				pod, ours := net.Pipe()
-				saying, end := io.Pipe()
-				defer end.Close()
-				if !tt.says {
-					end.Close()
+				fromClient, client := io.Pipe()
+				defer client.Close()
+				if !tt.open {
+					client.Close()
 				}
 				go io.Copy(io.Discard, pod)
-				if tt.answer > 0 {
+				if tt.interval > 0 {
 					go func() {
 						for range 10 {
-							time.Sleep(tt.answer)
+							time.Sleep(tt.interval)
 							pod.Write([]byte("."))
 						}
 						pod.Close()
 					}()
 				}
-				heard := 0
-				began := time.Now()
+				received := 0
+				started := time.Now()
 				done := make(chan error, 1)
 				go func() {
-					done <- forward(slog.New(slog.DiscardHandler), ours, halves{saying, counter{&heard}})
+					done <- forward(slog.New(slog.DiscardHandler), ours, halfStream{fromClient, counter{&received}})
 					ours.Close()
 				}()
-				if tt.after == 0 {
-					time.Sleep(100 * forwardPatience)
+				if tt.ends == 0 {
+					time.Sleep(100 * forwardIdleTimeout)
 					synctest.Wait()
 					select {
 					case err := <-done:
-						t.Errorf("it has ended: %v", err)
+						t.Errorf("forward has ended: %v", err)
 					default:
 						pod.Close()
 						<-done
 					}
 					return
 				}
-				if err := <-done; err != nil || time.Since(began) != tt.after {
-					t.Errorf("%v after %v, want after %v", err, time.Since(began), tt.after)
+				if err := <-done; err != nil || time.Since(started) != tt.ends {
+					t.Errorf("%v after %v, want after %v", err, time.Since(started), tt.ends)
 				}
-				if tt.answer > 0 && heard != 10 {
-					t.Errorf("%d pieces, want 10", heard)
+				if tt.interval > 0 && received != 10 {
+					t.Errorf("%d writes, want 10", received)
 				}
 			})
 		})
@@ -81,8 +81,8 @@ func (c counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// What the client has said is at its end for the pod too, which still answers.
-func TestForwardHalfClosed(t *testing.T) {
+// The port sees the client's half-close, and may send afterwards.
+func TestForwardPassesHalfClose(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -104,13 +104,13 @@ func TestForwardHalfClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	heard := 0
-	saying, say := io.Pipe()
+	received := 0
+	fromClient, client := io.Pipe()
 	go func() {
-		say.Write(make([]byte, 1000))
-		say.Close()
+		client.Write(make([]byte, 1000))
+		client.Close()
 	}()
-	if err := forward(slog.New(slog.DiscardHandler), conn, halves{saying, counter{&heard}}); err != nil || heard != 1000 {
-		t.Errorf("%d bytes, %v", heard, err)
+	if err := forward(slog.New(slog.DiscardHandler), conn, halfStream{fromClient, counter{&received}}); err != nil || received != 1000 {
+		t.Errorf("%d bytes, %v", received, err)
 	}
 }

@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-func TestDescendantsAreTheDeepestLast(t *testing.T) {
+func TestDescendantsAreOrderedByDepth(t *testing.T) {
 	all := []process{
 		{pid: 1, parent: 0, session: 1},
-		{pid: 10, parent: 9, session: 10}, // of the exec
+		{pid: 10, parent: 9, session: 10}, // the root
 		{pid: 11, parent: 10, session: 10},
 		{pid: 12, parent: 11, session: 12}, // by setsid
 		{pid: 13, parent: 1, session: 10},  // its parent has ended
@@ -26,7 +26,7 @@ func TestDescendantsAreTheDeepestLast(t *testing.T) {
 	}
 	for _, pid := range []int{11, 12, 13, 14} {
 		if _, ok := depths[pid]; !ok {
-			t.Errorf("process %d is left", pid)
+			t.Errorf("process %d was not found", pid)
 		}
 	}
 	if len(depths) != 4 {
@@ -37,8 +37,8 @@ func TestDescendantsAreTheDeepestLast(t *testing.T) {
 	}
 }
 
-// A list that is not of one moment may have processes that descend from themselves.
-func TestDescendantsEndOnACycle(t *testing.T) {
+// With reused pids a process may seem to be its own ancestor.
+func TestDescendantsTerminateOnCycle(t *testing.T) {
 	t.Parallel()
 	done := make(chan [][]process)
 	go func() {
@@ -53,6 +53,6 @@ func TestDescendantsEndOnACycle(t *testing.T) {
 			t.Errorf("got %s, want process 11", got)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("it goes on for ever")
+		t.Fatal("descendants does not return")
 	}
 }

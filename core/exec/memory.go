@@ -13,26 +13,27 @@ import (
 )
 
 const (
-	// memoryLimit is what all sessions together may keep of output that nobody has
-	// taken yet, in bytes: clients of attach that are slow, and answers of ExecSync
-	// that are not complete.
+	// memoryLimit bounds the output that all sessions together keep in memory, in bytes: of
+	// attach clients that read slowly, and of ExecSync responses that are not complete.
 	memoryLimit = 96 << 20
-	// memoryWait is how long a session waits for its part of that.
-	memoryWait = 30 * time.Second
-	// sessionMemory is what the buffers of a streamed session come to, in bytes.
+	// memoryWaitTimeout is how long a session waits for its part of that.
+	memoryWaitTimeout = 30 * time.Second
+	// sessionMemory is the size of the buffers of a streamed session, in bytes.
 	sessionMemory = 64 << 10
-	// freeMemory is what an ExecSync needs none of the limit for, in bytes, so that
-	// probes, which say little, are not held up by what others print.
-	freeMemory = 16 << 10
+	// unaccountedMemory is how much an ExecSync keeps without counting it, in bytes, so that
+	// probes, which print little, do not wait for commands that print much.
+	unaccountedMemory = 16 << 10
+	// maxChunk is how much a capturedStream allocates at a time, in bytes.
+	maxChunk = 64 << 10
 )
 
-// memory is what the output of all sessions is kept in.
+// memory bounds the output of all sessions that is kept in memory.
 type memory struct {
 	*streaming.Budget
-	// last is for one ExecSync that the Budget has nothing left for. It is sure to
-	// get as far as an answer can be, and gives back what it has then; if all of them
-	// waited for each other, none would.
-	last *semaphore.Weighted
+	// overdraft admits one ExecSync for which the Budget has nothing left. It can always go on
+	// until its output is complete or truncated, and then releases its memory; if all waited
+	// for each other, none would.
+	overdraft *semaphore.Weighted
 }
 
 func newMemory(limit int64) *memory {
@@ -41,132 +42,126 @@ func newMemory(limit int64) *memory {
 
 var errMemory = fmt.Errorf("the output of all execs and attaches takes more memory than berthd allows: %w", errdefs.ErrResourceExhausted)
 
-// admit waits for the memory of a streamed session.
-func (m *memory) admit(ctx context.Context) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, memoryWait)
+// acquireSession waits for the memory of a streamed session.
+func (m *memory) acquireSession(ctx context.Context) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, memoryWaitTimeout)
 	defer cancel()
-	if m.Wait(ctx, sessionMemory) != nil {
+	if m.Acquire(ctx, sessionMemory) != nil {
 		return nil, errMemory
 	}
-	return func() { m.Return(sessionMemory) }, nil
+	return func() { m.Release(sessionMemory) }, nil
 }
 
-// kept is the output of an ExecSync as far as it fits into an answer. It is put
-// together in the end, so each byte of it counts twice.
-type kept struct {
+// A capture keeps the output of an ExecSync, truncated to what fits into a response. Each
+// byte counts twice, because the response is a copy.
+type capture struct {
 	memory *memory
 	ctx    context.Context //nolint:containedctx // of the call
 	cancel context.CancelFunc
 
-	mu     sync.Mutex // guards following
-	room   int        // in the answer
-	free   int        // of freeMemory
-	taken  int        // of the Budget
-	isLast bool
-	failed error
+	mu          sync.Mutex // guards following
+	left        int        // until the output is truncated
+	unaccounted int        // left of unaccountedMemory
+	acquired    int        // of the Budget
+	overdrawn   bool       // has the overdraft
+	failed      error
 }
 
-// keep returns an empty output, of which room bytes are kept.
-func (m *memory) keep(ctx context.Context, room int) *kept {
-	k := &kept{memory: m, room: room, free: freeMemory}
-	k.ctx, k.cancel = context.WithCancel(ctx)
-	return k
+// newCapture returns an empty capture of at most limit bytes.
+func (m *memory) newCapture(ctx context.Context, limit int) *capture {
+	c := &capture{memory: m, left: limit, unaccounted: unaccountedMemory}
+	c.ctx, c.cancel = context.WithCancel(ctx) // cancel ends a write that waits for memory
+	return c
 }
 
-// stop ends a write that waits for memory.
-func (k *kept) stop() { k.cancel() }
-
-// err returns why the output could not be kept; nil if it was not for memory.
-func (k *kept) err() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.failed
+// err returns errMemory if the output could not be kept for lack of memory.
+func (c *capture) err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed
 }
 
-// release gives the memory back. Nothing may be written any more.
-func (k *kept) release() {
-	k.cancel()
-	k.memory.Return(k.taken)
-	if k.isLast {
-		k.memory.last.Release(1)
+// release releases the memory. It must not be followed by writes.
+func (c *capture) release() {
+	c.cancel()
+	c.memory.Release(c.acquired)
+	if c.overdrawn {
+		c.memory.overdraft.Release(1)
 	}
 }
 
-// reserve has n bytes more be kept, now or in a while.
-func (k *kept) reserve(n int) error {
-	if k.free >= n {
-		k.free -= n
+// acquireLocked acquires the memory for n more bytes of output. It unlocks c.mu while it waits.
+func (c *capture) acquireLocked(n int) error {
+	if c.unaccounted >= n {
+		c.unaccounted -= n
 		return nil
 	}
-	if k.isLast {
+	if c.overdrawn {
 		return nil
 	}
-	if k.memory.Take(2 * n) {
-		k.taken += 2 * n
+	if c.memory.TryAcquire(2 * n) {
+		c.acquired += 2 * n
 		return nil
 	}
-	k.failed = errMemory // unless it is had in time
-	ctx, cancel := context.WithTimeout(k.ctx, memoryWait)
+	c.failed = errMemory // until the overdraft has been acquired
+	ctx, cancel := context.WithTimeout(c.ctx, memoryWaitTimeout)
 	defer cancel()
-	k.mu.Unlock()
-	err := k.memory.last.Acquire(ctx, 1)
-	k.mu.Lock()
+	c.mu.Unlock()
+	err := c.memory.overdraft.Acquire(ctx, 1)
+	c.mu.Lock()
 	if err != nil {
-		return k.failed
+		return c.failed
 	}
-	k.isLast, k.failed = true, nil
+	c.overdrawn, c.failed = true, nil
 	return nil
 }
 
-// stream returns one of the streams of the output.
-func (k *kept) stream() *stream { return &stream{kept: k} }
+// stream returns a new stream of the output.
+func (c *capture) stream() *capturedStream { return &capturedStream{capture: c} }
 
-// A stream keeps what is written to it while there is room, and takes the rest
-// without keeping it, so that the command is not held up.
-type stream struct {
-	kept   *kept
-	pieces [][]byte
-	size   int
+// A capturedStream is stdout or stderr of a capture. After the limit, writes succeed and
+// are dropped, so that the command does not block.
+type capturedStream struct {
+	capture *capture
+	chunks  [][]byte
+	size    int // of all chunks
 }
 
-// maxPiece is how much a stream takes of the memory at a time, in bytes.
-const maxPiece = 64 << 10
-
-// Write is of io.Writer.
-func (s *stream) Write(p []byte) (int, error) {
-	s.kept.mu.Lock()
-	defer s.kept.mu.Unlock()
-	all := len(p)
-	p = p[:min(s.kept.room, len(p))]
-	s.kept.room -= len(p)
+// Write implements io.Writer. The error is errMemory.
+func (s *capturedStream) Write(p []byte) (int, error) {
+	s.capture.mu.Lock()
+	defer s.capture.mu.Unlock()
+	written := len(p)
+	p = p[:min(s.capture.left, len(p))]
+	s.capture.left -= len(p)
 	s.size += len(p)
 	for len(p) > 0 {
-		last := len(s.pieces) - 1
-		if last < 0 || len(s.pieces[last]) == cap(s.pieces[last]) {
-			// Twice what there is, for most say little.
-			size := min(max(s.size-len(p), len(p), 512), maxPiece)
-			if err := s.kept.reserve(size); err != nil {
+		last := len(s.chunks) - 1
+		if last < 0 || len(s.chunks[last]) == cap(s.chunks[last]) {
+			// As much as there is already: most commands print little.
+			size := min(max(s.size-len(p), len(p), 512), maxChunk)
+			if err := s.capture.acquireLocked(size); err != nil {
 				return 0, err
 			}
-			s.pieces = append(s.pieces, make([]byte, 0, size))
+			s.chunks = append(s.chunks, make([]byte, 0, size))
 			last++
 		}
-		n := min(len(p), cap(s.pieces[last])-len(s.pieces[last]))
-		s.pieces[last] = append(s.pieces[last], p[:n]...)
+		n := min(len(p), cap(s.chunks[last])-len(s.chunks[last]))
+		s.chunks[last] = append(s.chunks[last], p[:n]...)
 		p = p[n:]
 	}
-	return all, nil
+	return written, nil
 }
 
-// bytes returns all that was kept.
-func (s *stream) bytes() []byte {
-	if len(s.pieces) == 1 {
-		return s.pieces[0]
+// bytes returns the output. It may be called once, after the last write.
+func (s *capturedStream) bytes() []byte {
+	if len(s.chunks) == 1 {
+		return s.chunks[0]
 	}
 	all := make([]byte, 0, s.size)
-	for i, piece := range s.pieces {
-		all = append(all, piece...)
-		s.pieces[i] = nil
+	for i, chunk := range s.chunks {
+		all = append(all, chunk...)
+		s.chunks[i] = nil
 	}
 	return all
 }

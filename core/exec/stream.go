@@ -19,32 +19,34 @@ import (
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"berth/core/panics"
+	"berth/core/sleep"
 	"berth/streaming"
 )
 
 const (
-	// attachBuffer is how much of a container's output is kept for a client
+	// attachBufferSize bounds the output of a container that is kept for an attach client
 	// that does not keep up, in bytes a stream.
-	attachBuffer = 4 << 20
-	// attachPatience is how long such a client has to take half of that before
-	// it is cut off. The container may be held up meanwhile, so it is short.
-	attachPatience = 3 * time.Second
-	// forwardPatience is how long a port may be silent to one who has said all.
-	forwardPatience = 5 * time.Minute
+	attachBufferSize = 4 << 20
+	// attachStallTimeout is how long such a client may take to read half of that. The
+	// container may block meanwhile, so it is short.
+	attachStallTimeout = 3 * time.Second
+	// forwardIdleTimeout is how long a port may send nothing after the client has closed its
+	// sending half.
+	forwardIdleTimeout = 5 * time.Minute
 )
 
-// Exec runs cmd in the container id with the given streams, nil for those not
-// wanted, until it ends. Its exit code comes as a bare ExitError; that of a command
-// that could not be run is 126 or 127, and Docker's reason is in its output.
+// Exec runs cmd in the container id with the given streams, which may be nil, until it ends.
+// A non-zero exit code is returned as a bare utilexec.ExitError; for a command that could
+// not be run it is 126 or 127, and the output is Docker's message.
 //
-// When ctx ends, or a stream fails, the client has gone, and the command is ended
-// with all that it has begun. out and errs must fail once ctx has ended.
+// When ctx ends, or a stream fails, the client has gone, and the command is terminated with
+// all of its descendants. Writes to out and errs must fail once ctx has ended.
 func (s *Service) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	return panics.Try(s.log, func() error { return s.exec(ctx, id, cmd, in, out, errs, tty, resize) })
 }
 
 func (s *Service) exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
-	release, err := s.memory.admit(ctx)
+	release, err := s.memory.acquireSession(ctx)
 	if err != nil {
 		return err
 	}
@@ -55,48 +57,48 @@ func (s *Service) exec(ctx context.Context, id string, cmd []string, in io.Reade
 	if err != nil {
 		return err
 	}
-	code, err := x.attend(ctx, in, out, errs, resize)
+	exitCode, err := x.runAttached(ctx, in, out, errs, resize)
 	if err == nil {
-		return exit(code)
+		return exitCodeError(exitCode)
 	}
-	var failed errOutput
-	if errors.As(err, &failed) || ctx.Err() != nil {
-		x.abandon(ctx)
+	var outputErr outputError
+	if errors.As(err, &outputErr) || ctx.Err() != nil {
+		x.terminate(ctx)
 	}
 	return fmt.Errorf("exec in container %s: %w", x.container, err)
 }
 
-// attend runs the command and returns its exit code. A client that reads slowly
-// holds up this command and no other.
-func (x *session) attend(ctx context.Context, in io.Reader, out, errs io.Writer, resize <-chan remotecommand.TerminalSize) (int, error) {
+// runAttached runs the command with the streams of a client and returns its exit code. A
+// client that reads slowly blocks only this command.
+func (x *session) runAttached(ctx context.Context, in io.Reader, out, errs io.Writer, resize <-chan remotecommand.TerminalSize) (int, error) {
 	streams, err := x.start(ctx)
 	if err != nil {
 		return 0, err
 	}
 	output, copied := newOutput(streams), make(chan error, 1)
-	running := panics.NewGroup(x.log)
-	defer func() { _ = running.Wait() }() // what has failed is in the log
+	goroutines := panics.NewGroup(x.log)
+	defer func() { _ = goroutines.Wait() }() // panics are in the log
 	defer streams.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, streams.Close)()
-	running.Go(func() error {
-		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
+	goroutines.Go(func() error {
+		passResizes(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
 			return x.docker.ContainerExecResize(ctx, x.id, size)
 		})
 		return nil
 	})
-	feed(x.log, streams, in)
-	running.Go(func() error {
-		copied <- panics.Try(x.log, func() error { return collect(output, out, errs, x.tty) })
+	copyStdin(x.log, streams, in)
+	goroutines.Go(func() error {
+		copied <- panics.Try(x.log, func() error { return copyOutput(output, out, errs, x.tty) })
 		return nil
 	})
-	return x.wait(ctx, output, copied)
+	return x.waitExitCode(ctx, output, copied)
 }
 
-// Attach joins streams, nil for those not wanted, to those of the container id
-// until it ends or the client leaves. A client that does not keep up is given up:
-// Docker holds up the container for it.
+// Attach connects the given streams, which may be nil, to those of the container id until
+// that ends or the client has gone. A client that does not keep up is disconnected with
+// streaming.ErrSlow, because Docker blocks the container while it waits for a client.
 func (s *Service) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
 	return panics.Try(s.log, func() error { return s.attach(ctx, id, in, out, errs, resize) })
 }
@@ -106,11 +108,11 @@ func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs
 	if err != nil {
 		return err
 	}
-	c, err := s.running(ctx, id)
+	c, err := s.runningContainer(ctx, id)
 	if err != nil {
-		return unanswered(err)
+		return timeoutIsUnavailable(err)
 	}
-	release, err := s.memory.admit(ctx)
+	release, err := s.memory.acquireSession(ctx)
 	if err != nil {
 		return err
 	}
@@ -126,7 +128,7 @@ func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs
 	defer cancel()
 	defer context.AfterFunc(ctx, streams.Close)()
 	panics.Go(s.log, func() {
-		resizing(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
+		passResizes(ctx, resize, func(ctx context.Context, size container.ResizeOptions) error {
 			return docker.ContainerResize(ctx, c.ID(), size)
 		})
 	})
@@ -135,12 +137,12 @@ func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs
 		if w == nil {
 			return nil
 		}
-		b := streaming.NewBuffer(w, s.memory.Budget, attachBuffer, attachPatience)
+		b := streaming.NewBuffer(w, s.memory.Budget, attachBufferSize, attachStallTimeout)
 		buffers = append(buffers, b)
 		return b
 	}
-	feed(s.log, streams, in)
-	err = collect(streams.Reader, buffered(out), buffered(errs), c.TTY)
+	copyStdin(s.log, streams, in)
+	err = copyOutput(streams.Reader, buffered(out), buffered(errs), c.TTY)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -153,9 +155,9 @@ func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs
 	return err
 }
 
-// feed copies from a client's stdin, which may be nil. It ends with the client's
-// connection, which outlives a session by as much as the server takes to close it.
-func feed(log *slog.Logger, streams types.HijackedResponse, in io.Reader) {
+// copyStdin copies a client's stdin, which may be nil, in the background. That ends with the
+// connection of the client, which the server closes soon after the session.
+func copyStdin(log *slog.Logger, streams types.HijackedResponse, in io.Reader) {
 	if in == nil {
 		return
 	}
@@ -165,8 +167,8 @@ func feed(log *slog.Logger, streams types.HijackedResponse, in io.Reader) {
 	})
 }
 
-// collect copies Docker's output to a client's streams until it ends.
-func collect(from io.Reader, out, errs io.Writer, tty bool) error {
+// copyOutput copies Docker's output to a client's streams, which may be nil, until it ends.
+func copyOutput(from io.Reader, out, errs io.Writer, tty bool) error {
 	if tty {
 		_, err := io.Copy(orDiscard(out), from)
 		return err
@@ -182,9 +184,9 @@ func orDiscard(w io.Writer) io.Writer {
 	return w
 }
 
-// resizing passes on what a terminal's size becomes. The Engine refuses until
-// there is a process.
-func resizing(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set func(context.Context, container.ResizeOptions) error) {
+// passResizes passes on the sizes of a terminal until ctx ends. It retries for some time,
+// because the Engine refuses a size before the process exists.
+func passResizes(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set func(context.Context, container.ResizeOptions) error) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -193,9 +195,9 @@ func resizing(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set 
 			if !ok {
 				return
 			}
-			for pause := 5 * time.Millisecond; pause < time.Second; pause *= 2 {
+			for backoff := 5 * time.Millisecond; backoff < time.Second; backoff *= 2 {
 				err := set(ctx, container.ResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
-				if err == nil || wait(ctx, pause) != nil {
+				if err == nil || sleep.WithContext(ctx, backoff) != nil {
 					break
 				}
 			}
@@ -203,24 +205,24 @@ func resizing(ctx context.Context, sizes <-chan remotecommand.TerminalSize, set 
 	}
 }
 
-// PortForward connects stream to a port of the pod in the sandbox id, until
-// either end is done. An error is that there was no connection.
+// PortForward connects stream to a TCP port of the pod in the sandbox id, until either side
+// closes. It returns an error only if no connection was made.
 func (s *Service) PortForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	return panics.Try(s.log, func() error { return s.portForward(ctx, id, port, stream) })
 }
 
 func (s *Service) portForward(ctx context.Context, id string, port int32, stream io.ReadWriteCloser) error {
 	if port <= 0 || port > 65535 {
-		return fmt.Errorf("port %d: %w", port, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("port %d: must be between 1 and 65535: %w", port, errdefs.ErrInvalidArgument)
 	}
-	pod, err := s.view.Sandbox(ctx, id)
+	pod, err := s.cache.Sandbox(ctx, id)
 	if err != nil {
 		return err
 	}
 	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
 		return fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
 	}
-	release, err := s.memory.admit(ctx)
+	release, err := s.memory.acquireSession(ctx)
 	if err != nil {
 		return err
 	}
@@ -231,50 +233,52 @@ func (s *Service) portForward(ctx context.Context, id string, port int32, stream
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	// However a connection ends that was there, it is that one's end: kubectl gives
-	// up all it forwards at the first word of an error (kubernetes#111825).
+	// An error of an established connection is not returned: kubectl ends the whole
+	// port-forward at the first error (https://github.com/kubernetes/kubernetes/issues/111825).
 	if err := forward(s.log, conn, stream); err != nil {
-		s.log.Debug("forwarded connection broke", slog.String("sandbox", pod.ID()), slog.Int("port", int(port)), slog.Any("err", err))
+		s.log.Debug("forwarded connection failed", slog.String("sandbox", pod.ID()), slog.Int("port", int(port)), slog.Any("err", err))
 	}
 	return nil
 }
 
-// forward copies between a port and a client's stream until the port is done. What the
-// client has finished saying, the pod hears as an end; it may go on answering.
-// A client that has gone does not look different, nor does its local one behind
-// a kubectl, so a port that is silent after that is left.
+// forward copies between a port and a client's stream until the port closes. When the client
+// has closed its sending half, so does forward, and the port may go on sending. A client
+// that has gone, or a program behind kubectl that has, looks the same, so a port that then
+// sends nothing for forwardIdleTimeout is disconnected.
 func forward(log *slog.Logger, conn net.Conn, stream io.ReadWriter) error {
-	a := &answer{Conn: conn}
+	port := &idleTimeoutConn{Conn: conn}
 	panics.Go(log, func() {
 		_, _ = io.Copy(conn, stream)
 		if half, ok := conn.(*net.TCPConn); ok {
 			_ = half.CloseWrite()
 		}
-		a.last.Store(true)
-		_ = a.renew() // else it has been closed
+		port.enabled.Store(true)
+		_ = port.extend() // for a Read in progress; an error means that it has been closed
 	})
-	_, err := io.Copy(stream, a)
+	_, err := io.Copy(stream, port)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	return err
 }
 
-// An answer is what comes from a port. Once it is the last it must not pause for
-// longer than forwardPatience.
-type answer struct {
+// An idleTimeoutConn is a connection whose reads time out after forwardIdleTimeout, once
+// that is enabled.
+type idleTimeoutConn struct {
 	net.Conn
-	last atomic.Bool
+	enabled atomic.Bool
 }
 
-// Read is of net.Conn.
-func (a *answer) Read(p []byte) (int, error) {
-	if a.last.Load() {
-		if err := a.renew(); err != nil {
+// Read implements net.Conn.
+func (c *idleTimeoutConn) Read(p []byte) (int, error) {
+	if c.enabled.Load() {
+		if err := c.extend(); err != nil {
 			return 0, err
 		}
 	}
-	return a.Conn.Read(p)
+	return c.Conn.Read(p)
 }
 
-func (a *answer) renew() error { return a.SetReadDeadline(time.Now().Add(forwardPatience)) }
+func (c *idleTimeoutConn) extend() error {
+	return c.SetReadDeadline(time.Now().Add(forwardIdleTimeout))
+}

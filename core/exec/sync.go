@@ -10,26 +10,24 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/pkg/stdcopy"
-	"golang.org/x/sys/unix"
 
 	"berth/core/engine"
 	"berth/core/panics"
 )
 
-// maxOutput is how much of both streams together Sync returns, in bytes: what
-// fits into one answer, of which the kubelet takes 16 MiB.
+// maxOutput bounds what Sync returns of stdout and stderr together, in bytes: the kubelet
+// accepts gRPC messages of 16 MiB.
 const maxOutput = 16<<20 - 64<<10
 
-// Sync runs cmd in the container id and returns what it wrote, cut at just
-// below 16 MiB in all, and its exit code. A command that could not be run has the
-// exit code 126 or 127, and Docker's reason in its output, as with cri-dockerd: a
-// probe takes an error for no answer at all.
+// Sync runs cmd in the container id (CRI ExecSync) and returns its output, truncated to just
+// below 16 MiB in total, and its exit code. For a command that could not be run the exit
+// code is 126 or 127 and the output is Docker's message, as with cri-dockerd: an error
+// would make a probe unknown rather than failed.
 //
-// After timeout, 0 for none, or when the caller hangs up, the command is
-// killed with all it has begun, and the error is engine.ErrCommandTimeout or that of
-// the caller's context. If Docker does not answer meanwhile, the error is of kind
-// Unavailable.
-func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int32, err error) {
+// After timeout (0 means none), or when ctx ends, the command is killed with all of its
+// descendants, and the error is engine.ErrCommandTimeout or that of ctx. If Docker does
+// not answer within that time, the error is of kind Unavailable.
+func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, engine.ErrCommandTimeout)
@@ -47,10 +45,10 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 		return nil, nil, 0, err
 	}
 	defer streams.Close()
-	kept := s.memory.keep(ctx, maxOutput)
-	defer kept.release()
+	captured := s.memory.newCapture(ctx, maxOutput)
+	defer captured.release()
 	output, copied := newOutput(streams), make(chan error, 1)
-	out, errs := kept.stream(), kept.stream()
+	out, errs := captured.stream(), captured.stream()
 	panics.Go(x.log, func() {
 		defer close(copied)
 		err := panics.Try(x.log, func() error {
@@ -61,58 +59,33 @@ func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout tim
 			copied <- err
 		}
 	})
-	exit, err := x.wait(ctx, output, copied)
+	code, err := x.waitExitCode(ctx, output, copied)
 	if errors.Is(err, context.DeadlineExceeded) {
-		exit, err = x.last(ctx, output, copied)
+		code, err = x.exitCodeAfterTimeout(ctx, output, copied)
 	}
 	switch {
 	case err == nil, errors.Is(err, context.DeadlineExceeded):
 	case errdefs.IsUnavailable(err):
-		x.findLater(ctx, unix.SIGKILL, true) // Docker may run it yet
+		x.killInBackground(ctx) // Docker may still start it
 	default:
-		x.end(ctx, unix.SIGKILL)
+		x.kill(ctx)
 	}
-	streams.Close() // and with it the copy, should the kill have had no effect
-	kept.stop()
+	streams.Close() // ends the copy, even if the command could not be killed
+	captured.cancel()
 	for range copied { // until it is closed
 	}
-	if full := kept.err(); full != nil {
-		err = full
+	if memoryErr := captured.err(); memoryErr != nil {
+		err = memoryErr
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = context.Cause(ctx) // whose time is up: the command's, or the caller's
+		err = context.Cause(ctx) // the deadline of the command, or that of the caller
+	}
+	if err == nil {
+		stdout, stderr = out.bytes(), errs.bytes()
+		err = x.checkExitCode(ctx, code, strings.TrimSpace(string(stdout)))
 	}
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
 	}
-	stdout, stderr = out.bytes(), errs.bytes()
-	if err := x.couldNotRun(ctx, exit, strings.TrimSpace(string(stdout))); err != nil {
-		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
-	}
-	return stdout, stderr, int32(exit), nil
-}
-
-// last ends a command whose time is up. It may have ended while a child keeps its
-// output open, of which Docker 20.10 tells only after two seconds, and it may be
-// Docker, or what starts processes for it, that has hung all the time.
-func (x *session) last(ctx context.Context, output *output, copied <-chan error) (int, error) {
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
-	defer cancel()
-	found, err := x.inspect(limit)
-	if err != nil {
-		return 0, fmt.Errorf("its time is up, and whether it has ended is not known: %w", unanswered(err))
-	}
-	if !ended(found) && found.Pid == 0 {
-		// A containerd-shim that hangs: Docker 20.10 says of the command that it runs.
-		return 0, fmt.Errorf("its time is up, and docker has not begun it: %w", errdefs.ErrUnavailable)
-	}
-	if !ended(found) {
-		if !x.end(ctx, unix.SIGKILL) {
-			return 0, ctx.Err()
-		}
-		if found, err = x.settled(limit); err != nil {
-			return 0, ctx.Err()
-		}
-	}
-	return found.ExitCode, output.drain(ctx, copied)
+	return stdout, stderr, int32(code), nil
 }
