@@ -1,7 +1,9 @@
 // Package core holds no code: it documents the layers of the daemon, and its tests
 // keep imports pointing down this list, never up and never sideways.
 //
-//	cmd/berthd                        commands, flags, wiring, signals
+//	cmd/berthd                        commands, signals
+//	cmd/berthd/internal/doctor        checks of the node
+//	cmd/berthd/internal/config        flags, configuration files, defaults
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //	core/sandbox    core/container    services, one subject of the CRI each;

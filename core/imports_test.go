@@ -31,6 +31,8 @@ var layers = [][]string{
 	{"core/sandbox", "core/container", "core/image", "core/exec", "core/logs", "core/stats"},
 	{"core/server"},
 	{"core/daemon"},
+	{"cmd/berthd/internal/config"},
+	{"cmd/berthd/internal/doctor"},
 	{"cmd/berthd"},
 }
 

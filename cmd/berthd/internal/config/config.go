@@ -1,0 +1,91 @@
+// Package config holds the configuration of berthd: what an operator can set, the defaults and the
+// checks of all values.
+//
+// Options is the main type. Each option is a command-line flag and a key of the same name
+// in the configuration file. Load applies, in this order, the defaults, the configuration file, the
+// drop-in files config.d/*.yaml beside it by name, and the command line; the last one
+// wins. The result is a Config. Errors in what the operator wrote are UsageErrors: one line that
+// names the flag, or the file and the line, with the value and what is allowed.
+package config
+
+import (
+	"fmt"
+	"time"
+
+	"berth/core/engine"
+	"berth/streaming"
+)
+
+// DefaultFile is the configuration file that is read unless --config names another.
+const DefaultFile = "/etc/berth/config.yaml"
+
+// DefaultRunDir is the run-dir of the one berthd that a node should have.
+const DefaultRunDir = "/run/berth"
+
+// NoCNI is the network plugin for pods on Docker's own bridge.
+const NoCNI = "no-op"
+
+// defaultRequestTimeout is what runtime-request-timeout 0 means.
+const defaultRequestTimeout = engine.ShortTimeout
+
+// Config is the configuration of the daemon: one field for each option that has an effect.
+type Config struct {
+	Endpoint       string // unix:///PATH, fd:// or fd://NAME
+	DockerEndpoint string // empty: DOCKER_HOST of the environment
+	PauseImage     string
+	NetworkPlugin  string // cni or NoCNI
+	CNIConfDir     string
+	CNIBinDirs     []string
+	CNICacheDir    string
+	PodCIDR        string // address ranges separated by commas, or empty
+	RootDir        string
+	RunDir         string
+	PullProgress   time.Duration // a pull without progress for so long is cancelled
+	ContainerLogs  string        // cri, symlink or follow
+	RequestTimeout time.Duration // of short Engine calls
+	StreamingAddr  string        // host and port; port 0 for any
+	StreamingTLS   streaming.KeyPair
+	MetricsAddr    string // host and port, or empty for none
+	Profiles       bool   // serve profiles at MetricsAddr
+	LogLevel       string // see SlogLevel
+	LogFormat      string // text or json
+
+	NodeCredentials bool // use the node's registry credentials for pulls that bring none
+}
+
+// Invocation holds the flags that concern one call of the program. A configuration file
+// cannot set them.
+type Invocation struct {
+	ConfigFile string
+	Help       bool
+	Version    bool
+	Buildinfo  bool
+
+	// For the command doctor.
+	JSON bool
+	Root string // directory with the files of the node
+}
+
+// A Warning is about an option that was given and has no effect.
+type Warning struct {
+	Option string
+	Source string // where it was given: a file and line, or the command line
+	Reason string
+}
+
+// A UsageError is an error in the command line or in a configuration file.
+type UsageError struct{ err error }
+
+// Error returns one line for the operator.
+func (e *UsageError) Error() string { return e.err.Error() }
+
+// Unwrap returns the cause.
+func (e *UsageError) Unwrap() error { return e.err }
+
+// UsageErrorf returns a UsageError with that text; %w works as in fmt.Errorf.
+func UsageErrorf(format string, args ...any) error {
+	return &UsageError{fmt.Errorf(format, args...)}
+}
+
+// FlagError makes a UsageError of an error of pflag.
+func FlagError(err error) error { return UsageErrorf("%w (--help lists all flags)", err) }

@@ -1,0 +1,111 @@
+package config
+
+// configGroups returns the options that set cfg. Names and defaults that cri-dockerd has too are
+// those of cri-dockerd 0.4, whose units and drop-ins must go on working.
+func configGroups(cfg *Config) []*Group {
+	return []*Group{
+		{Title: "Docker and the kubelet", options: dockerOptions(cfg)},
+		{Title: "Pods and images", options: []*option{
+			{name: "pod-infra-container-image", value: newValue(&cfg.PauseImage, parseImage), initial: "registry.k8s.io/pause:3.10",
+				usage: "`IMAGE` of the pause container; if it cannot be pulled, a built-in one is used"},
+			{name: "image-pull-progress-deadline", value: newValue(&cfg.PullProgress, parsePositiveDuration), initial: "1m0s",
+				usage: "a pull that waits for the registry without progress for so long is cancelled; unpacking does not count"},
+			{name: "node-credentials", value: newValue(&cfg.NodeCredentials, parseBool), initial: "false",
+				usage: "pull images of pods without credentials of their own with those of root's docker login and credential helpers on this node; everyone who may create a pod can then run every image that they give access to"},
+		}},
+		{Title: "Container logs", options: []*option{
+			{name: "container-logs", value: newEnum(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
+				usage: "how new containers get the log file that the kubelet reads: cri, written by berthd from Docker's json-file and rotated by the kubelet; symlink, a link to the json-file; or follow, written by berthd from Docker's log stream, with any log-driver in daemon.json"},
+		}},
+		{Title: "Network", options: networkOptions(cfg)},
+		{Title: "Files and log", options: []*option{
+			{name: "cri-dockerd-root-directory", value: newValue(&cfg.RootDir, parseDir), initial: "/var/lib/cri-dockerd",
+				usage: "`DIR` of the state that must survive a reboot"},
+			{name: "run-dir", value: newValue(&cfg.RunDir, parseDir), initial: DefaultRunDir,
+				usage: "`DIR` of the files of running pods. If it is not the default, their network namespaces are bound below it too, and not in /var/run/netns where network agents look for them"},
+			{name: "log-level", value: &parsedValue[string]{target: &cfg.LogLevel, parse: parseLogLevel, choices: logLevels}, initial: "info",
+				usage: "lowest level that is logged: trace, debug, info, warn, error, fatal or panic"},
+			{name: "log-format", value: newEnum(&cfg.LogFormat, "text", "json"), initial: "text",
+				usage: "text or json"},
+		}},
+		{Title: "Metrics", options: []*option{
+			{name: "metrics-bind-addr", value: newValue(&cfg.MetricsAddr, parseMetricsAddr), initial: "",
+				usage: "`IP:PORT` to serve /metrics for Prometheus and /healthz on, or only a port for 127.0.0.1; empty for none. There is no authentication"},
+			{name: "profiling", value: newValue(&cfg.Profiles, parseBool), initial: "false",
+				usage: "serve profiles of the daemon itself at /debug/pprof/ of metrics-bind-addr, which must be on the loopback"},
+		}},
+		{Title: "Without effect, accepted with a warning", options: ignoredOptions()},
+	}
+}
+
+func dockerOptions(cfg *Config) []*option {
+	return []*option{
+		{name: "container-runtime-endpoint", value: newValue(&cfg.Endpoint, parseEndpoint), initial: "unix:///var/run/cri-dockerd.sock",
+			usage: "socket that the kubelet connects to: unix:///`PATH`, also if systemd passes a socket at that path; fd:// for the first socket that systemd passes, or fd://NAME for the one of that name"},
+		{name: "docker-endpoint", value: newValue(&cfg.DockerEndpoint, parseDockerHost), initial: "unix:///var/run/docker.sock",
+			usage: "Docker's address: unix:///`PATH` or tcp://HOST:PORT, with TLS as DOCKER_CERT_PATH and DOCKER_TLS_VERIFY of the environment say; empty for DOCKER_HOST of the environment"},
+		{name: "runtime-request-timeout", value: newValue(&cfg.RequestTimeout, parseRequestTimeout), initial: "0s",
+			usage: "timeout of short calls to Docker; 0 for 1m59s"},
+		{name: "streaming-bind-addr", value: newValue(&cfg.StreamingAddr, parseStreamingAddr), initial: "",
+			usage: "`IP` or IP:PORT to serve exec, attach and port-forward on; empty for 127.0.0.1 (cri-dockerd: all addresses); without a port any free one"},
+		{name: "streaming-tls-cert-file", value: newValue(&cfg.StreamingTLS.Cert, parseOptionalPath), initial: "",
+			usage: "`FILE` with the certificate chain to serve exec, attach and port-forward with; the kubelet must trust it. Empty for no TLS"},
+		{name: "streaming-tls-private-key-file", value: newValue(&cfg.StreamingTLS.Key, parseOptionalPath), initial: "",
+			usage: "`FILE` with the key of that certificate"},
+	}
+}
+
+func networkOptions(cfg *Config) []*option {
+	return []*option{
+		{name: "network-plugin", value: newValue(&cfg.NetworkPlugin, parseNetworkPlugin), initial: "cni",
+			usage: "network of pods: cni, or \"\" or no-op for Docker's own bridge"},
+		{name: "cni-conf-dir", value: newValue(&cfg.CNIConfDir, parseDir), initial: "/etc/cni/net.d",
+			usage: "`DIR` of CNI configurations; the first valid one by name is used"},
+		{name: "cni-bin-dir", value: newValue(&cfg.CNIBinDirs, parseDirs), initial: "/opt/cni/bin",
+			usage: "`DIRS` of CNI plugins, separated by commas"},
+		{name: "cni-cache-dir", value: newValue(&cfg.CNICacheDir, parseDir), initial: "/var/lib/cni/cache",
+			usage: "`DIR` of the cached results of CNI plugins"},
+		{name: "pod-cidr", value: newValue(&cfg.PodCIDR, parseCIDRs), initial: "",
+			usage: "`CIDRS` for CNI plugins that ask for address ranges, separated by commas, until the kubelet sends some"},
+	}
+}
+
+// ignoredOptions returns the options of cri-dockerd, and of dockershim before it, that have no effect.
+func ignoredOptions() []*option {
+	return []*option{
+		{name: "ipv6-dual-stack", value: newValue(new(bool), parseBool), initial: "false",
+			ignored: "all addresses that CNI gives to a pod are reported"},
+		{name: "network-plugin-mtu", value: newValue(new(int), parseInt), initial: "0",
+			ignored: "it was for kubenet; set the MTU in the CNI configuration"},
+		{name: "hairpin-mode", value: newEnum(new(string), "none", "hairpin-veth", "promiscuous-bridge"), initial: "none",
+			ignored: "it was for kubenet; set hairpinMode in the CNI configuration"},
+		{name: "runtime-cgroups", value: newValue(new(string), parseString), initial: "",
+			ignored: "Docker's cgroup is left to its service manager"},
+		{name: "network-plugin-dir", value: newValue(new(string), parseString), initial: "",
+			ignored: "use cni-bin-dir"},
+		{name: "non-masquerade-cidr", value: newValue(new(string), parseString), initial: "",
+			ignored: "it was for kubenet; set ipMasq in the CNI configuration"},
+		{name: "experimental-dockershim-root-directory", value: newValue(new(string), parseString), initial: "",
+			ignored: "use cri-dockerd-root-directory"},
+		{name: "docker-exec-handler", value: newValue(new(string), parseString), initial: "",
+			ignored: "commands are always run by Docker itself"},
+		{name: "cgroup-driver", value: newValue(new(string), parseString), initial: "",
+			ignored: "it is Docker's own, and the kubelet is told"},
+	}
+}
+
+// invocationGroups returns the options that set i.
+func invocationGroups(i *Invocation, defaultFile string) []*Group {
+	return []*Group{
+		{Title: "For doctor", options: []*option{
+			{name: "json", value: newValue(&i.JSON, parseBool), initial: "false", usage: "print the results as JSON"},
+			{name: "root", value: newValue(&i.Root, parseDir), initial: "/", usage: "`DIR` with the files of the node"},
+		}},
+		{Title: "General", options: []*option{
+			{name: "config", value: newValue(&i.ConfigFile, parseFile), initial: defaultFile, usage: "configuration `FILE`"},
+			{name: "help", shorthand: "h", value: newValue(&i.Help, parseBool), initial: "false", usage: "print this help"},
+			{name: "version", value: newValue(&i.Version, parseBool), initial: "false", usage: "print the version"},
+			{name: "buildinfo", value: newValue(&i.Buildinfo, parseBool), initial: "false", usage: "print the version, the commit and the version of Go"},
+		}},
+	}
+}
