@@ -2,71 +2,100 @@ package main
 
 import (
 	"fmt"
-	"slices"
+	"os"
+	"path/filepath"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"berth/cmd/berthd/internal/config"
 )
 
-// printCompletion prints what lets bash complete our options, what can be said of
-// them, and the other words that we know.
-func printCompletion(c call, table []group) error {
-	var names, dirs, files []string
-	var choices strings.Builder
-	for _, o := range all(table) {
-		names = append(names, "--"+o.name)
-		switch what, _ := pflag.UnquoteUsage(&pflag.Flag{Usage: o.usage, Value: o.value}); {
-		case o.value.choices() != nil:
-			fmt.Fprintf(&choices, "\t--%s) words='%s' ;;\n", o.name, strings.Join(o.value.choices(), " "))
-		case what == "DIR", what == "DIRS":
-			dirs = append(dirs, "--"+o.name)
-		case what == "FILE", what == "PATH":
-			files = append(files, "--"+o.name)
-		}
+// shells are the shells that have a completion script. The scripts ask the program for completions, with the
+// hidden command __complete.
+var shells = []struct {
+	name  string
+	print action
+}{
+	{"bash", printBashCompletion},
+	{"zsh", func(cmd *cobra.Command, _ *config.Options) error {
+		return cmd.Root().GenZshCompletion(cmd.OutOrStdout())
+	}},
+	{"fish", func(cmd *cobra.Command, _ *config.Options) error {
+		return cmd.Root().GenFishCompletion(cmd.OutOrStdout(), true)
+	}},
+	{"powershell", func(cmd *cobra.Command, _ *config.Options) error {
+		return cmd.Root().GenPowerShellCompletionWithDesc(cmd.OutOrStdout())
+	}},
+}
+
+// printBashCompletion prints one script for both names of the program: packages link it to both. It has no
+// descriptions, which are too long for a line beside the flag.
+func printBashCompletion(cmd *cobra.Command, _ *config.Options) error {
+	root, alias := cmd.Root(), "cri-dockerd"
+	if root.Name() == alias {
+		alias = "berthd"
 	}
-	var words []string
-	for _, v := range verbs {
-		words = append(words, strings.Fields(v.words)...)
+	if err := root.GenBashCompletionV2(cmd.OutOrStdout(), false); err != nil {
+		return err
 	}
-	slices.Sort(words)
-	_, err := fmt.Fprintf(c.out, completion, strings.Join(names, " "), strings.Join(slices.Compact(words), " "),
-		choices.String(), strings.Join(dirs, "|"), strings.Join(files, "|"))
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "complete -o default -F __start_%s %s\n", root.Name(), alias)
 	return err
 }
 
-// completion is the script, but for all options, other words, the options that a
-// few words are the choices of, those that want a directory, and a file.
-//
-// Bash takes --option=value for three words, and unix:///PATH, too, unless it was told that
-// a colon ends no word.
-const completion = `# bash completion for berthd and cri-dockerd
-_berthd() {
-	local options='%[1]s'
-	local words='' kind='' scheme='' at=$COMP_CWORD current=${COMP_WORDS[COMP_CWORD]} option
-	COMPREPLY=()
-	if [[ $at -ge 3 && ${COMP_WORDS[at-1]} == : ]]; then
-		at=$((at - 2))
-	fi
-	option=${COMP_WORDS[at-1]}
-	if [[ $current == = ]]; then
-		current=''
-	elif [[ $option == = && $at -ge 2 ]]; then
-		option=${COMP_WORDS[at-2]}
-	fi
-	case $option in
-%[3]s	%[4]s) kind=-d ;;
-	%[5]s) kind=-f ;;
-	esac
-	if [[ -n $kind ]]; then
-		[[ $current != unix://* ]] || scheme=unix://
-		mapfile -t COMPREPLY < <(compgen -P "$scheme" $kind -- "${current#unix://}")
-		return
-	fi
-	if [[ -z $words ]]; then
-		words='%[2]s'
-		[[ $current != -* ]] || words=$options
-	fi
-	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+// completeFlags registers the completion of the values of all flags, by their choices or by the name of their
+// value in the help.
+func completeFlags(root *cobra.Command, options *config.Options) error {
+	var err error
+	for _, g := range options.Groups() {
+		g.Flags.VisitAll(func(f *pflag.Flag) {
+			var complete cobra.CompletionFunc
+			switch valueName, _ := pflag.UnquoteUsage(f); {
+			case err != nil:
+				return
+			case config.Choices(f) != nil:
+				complete = cobra.FixedCompletions(config.Choices(f), cobra.ShellCompDirectiveNoFileComp)
+			case valueName == "DIR", valueName == "DIRS":
+				err = root.MarkPersistentFlagDirname(f.Name)
+				return
+			case valueName == "FILE":
+				return // the shell's default
+			case valueName == "PATH":
+				complete = completeSocket
+			default:
+				complete = cobra.NoFileCompletions
+			}
+			err = root.RegisterFlagCompletionFunc(f.Name, complete)
+		})
+	}
+	return err
 }
-complete -F _berthd berthd cri-dockerd
-`
+
+// completeSocket completes unix://PATH; a path without the scheme is completed by the shell.
+func completeSocket(_ *cobra.Command, _ []string, text string) (found []cobra.Completion, _ cobra.ShellCompDirective) {
+	const scheme = "unix://"
+	path, isUnix := strings.CutPrefix(text, scheme)
+	switch {
+	case text != "" && strings.HasPrefix(scheme, text):
+		return []cobra.Completion{scheme + "/"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+	case !isUnix:
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	dir, prefix := filepath.Split(path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix) {
+			continue
+		}
+		name := scheme + dir + e.Name()
+		if e.IsDir() {
+			name += "/"
+		}
+		found = append(found, name)
+	}
+	return found, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+}

@@ -11,17 +11,16 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// dockerEngine is docker-engine SOCKET API INFO serves as much of a Docker Engine without
-// containers as the doctor and an idle daemon ask for: it speaks that version of the
-// API and says the JSON of that file of itself.
-func dockerEngine(ts *testscript.TestScript, neg bool, args []string) {
+// docker-engine SOCKET API INFO serves as much of a Docker Engine without containers as the doctor
+// and an idle daemon call: that version of the API, with the JSON of the file INFO for /info.
+func serveDocker(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: docker-engine SOCKET API INFO")
 	}
 	api, info := args[1], ts.ReadFile(args[2])
 	l, err := net.Listen("unix", ts.MkAbs(args[0]))
 	ts.Check(err)
-	answer := func(w http.ResponseWriter, r *http.Request) {
+	respond := func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", api)
 		w.Header().Set("Content-Type", "application/json")
 		switch path := r.URL.Path; {
@@ -35,26 +34,26 @@ func dockerEngine(ts *testscript.TestScript, neg bool, args []string) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		default:
-			http.Error(w, `{"message": "no such thing here"}`, http.StatusNotFound)
+			http.Error(w, `{"message": "page not found"}`, http.StatusNotFound)
 		}
 	}
-	server := &http.Server{Handler: http.HandlerFunc(answer)}
+	server := &http.Server{Handler: http.HandlerFunc(respond)}
 	go server.Serve(l)
 	ts.Defer(func() { server.Close() })
 }
 
-// awaitHealthy is await-healthy PROGRAM [ARG...] waits until the doctor finds nothing wrong: a
-// daemon needs a moment to know its Docker.
+// await-healthy PROGRAM [ARG...] runs the doctor until no check fails: a daemon needs a moment after its start
+// to sync with Docker.
 func awaitHealthy(ts *testscript.TestScript, neg bool, args []string) {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(waitTimeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		err := ts.Exec(args[0], args[1:]...)
 		if err == nil {
 			return
 		}
-		var ended *exec.ExitError
-		if !errors.As(err, &ended) {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
 			ts.Fatalf("%v", err)
 		}
 	}
-	ts.Fatalf("still not well after %v:\n%s", patience, ts.ReadFile("stdout"))
+	ts.Fatalf("still unhealthy after %v:\n%s", waitTimeout, ts.ReadFile("stdout"))
 }

@@ -19,12 +19,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/cmd/berthd/internal/config"
 	"berth/core/engine/enginetest"
 )
 
-// exported returns the names that a whole daemon tells Prometheus once it has a
-// pod to tell of.
-func exported(t *testing.T) map[string]bool {
+// exportedMetrics returns the names of all metrics of a daemon with a running pod.
+func exportedMetrics(t *testing.T) map[string]bool {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "examples") // t.TempDir is too long for a socket
 	if err != nil {
@@ -38,8 +38,8 @@ func exported(t *testing.T) map[string]bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{
-		DockerEndpoint: docker.Host, PauseImage: "berth.local/pause:1", NetworkPlugin: noCNI, RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"),
+	cfg := config.Config{
+		DockerEndpoint: docker.Host, PauseImage: "berth.local/pause:1", NetworkPlugin: config.NoCNI, RootDir: filepath.Join(dir, "root"), RunDir: filepath.Join(dir, "run"),
 		PullProgress: time.Second, ContainerLogs: "cri", StreamingAddr: "127.0.0.1:0", MetricsAddr: free.Addr().String(),
 	}
 	if err := free.Close(); err != nil {
@@ -66,22 +66,22 @@ func exported(t *testing.T) map[string]bool {
 
 	cri := runtimeapi.NewRuntimeServiceClient(conn)
 	pod := &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "ns", Uid: "u"}, LogDirectory: filepath.Join(dir, "logs")}
-	var ran *runtimeapi.RunPodSandboxResponse
-	for limit := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		if ran, err = cri.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod}, grpc.WaitForReady(true)); err == nil {
+	var sandbox *runtimeapi.RunPodSandboxResponse
+	for limit := time.Now().Add(waitTimeout); ; time.Sleep(20 * time.Millisecond) {
+		if sandbox, err = cri.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod}, grpc.WaitForReady(true)); err == nil {
 			break
 		}
 		if time.Now().After(limit) {
 			t.Fatal(err)
 		}
 	}
-	made, err := cri.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: ran.GetPodSandboxId(), SandboxConfig: pod, Config: &runtimeapi.ContainerConfig{
+	created, err := cri.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox.GetPodSandboxId(), SandboxConfig: pod, Config: &runtimeapi.ContainerConfig{
 		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: "busybox:1"}, Command: []string{"sleep", "1000"}, LogPath: "c.log",
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cri.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
+	if _, err := cri.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: created.GetContainerId()}); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.Get("http://" + cfg.MetricsAddr + "/metrics")
@@ -98,27 +98,26 @@ func exported(t *testing.T) map[string]bool {
 	return names
 }
 
-// A metric's name begins the line of its samples. Nothing else in an
-// expression of ours begins so.
+// metricName matches the name of a metric, in a line of /metrics and in an expression: nothing else in the
+// expressions of the examples begins with these prefixes.
 var metricName = regexp.MustCompile(`\b(?:berthd|container|go|process)_[a-zA-Z0-9_]+`)
 
-// TestExamples holds the dashboard and the alerts to what is really exported.
-func TestExamples(t *testing.T) {
+func TestExamplesUseExportedMetrics(t *testing.T) {
 	t.Parallel()
-	names := exported(t)
+	names := exportedMetrics(t)
 	for file, read := range map[string]func(*testing.T, []byte) []string{
-		"grafana-dashboard.json": dashboard,
-		"prometheus-rules.yaml":  rules,
+		"grafana-dashboard.json": dashboardExpressions,
+		"prometheus-rules.yaml":  ruleExpressions,
 	} {
 		text, err := os.ReadFile(filepath.Join("..", "..", "contrib", "examples", file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		all := read(t, text)
-		if len(all) < 10 {
-			t.Errorf("%s: %d expressions", file, len(all))
+		expressions := read(t, text)
+		if len(expressions) < 10 {
+			t.Errorf("%s: %d expressions, want at least 10", file, len(expressions))
 		}
-		for _, expr := range all {
+		for _, expr := range expressions {
 			used := metricName.FindAllString(expr, -1)
 			if len(used) == 0 && !strings.HasPrefix(expr, "up{") {
 				t.Errorf("%s: no metric in %s", file, expr)
@@ -137,7 +136,8 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-func dashboard(t *testing.T, text []byte) (all []string) {
+// dashboardExpressions returns the expressions of all panels and variables.
+func dashboardExpressions(t *testing.T, text []byte) (expressions []string) {
 	t.Helper()
 	var board struct {
 		Panels []struct {
@@ -158,22 +158,23 @@ func dashboard(t *testing.T, text []byte) (all []string) {
 	ids := map[int]bool{}
 	for _, p := range board.Panels {
 		if ids[p.ID] || p.Title == "" || p.Type != "row" && len(p.Targets) == 0 {
-			t.Errorf("panel %d %q has no targets, no title or another's number", p.ID, p.Title)
+			t.Errorf("panel %d %q has no targets, no title, or the ID of another", p.ID, p.Title)
 		}
 		ids[p.ID] = true
 		for _, target := range p.Targets {
-			all = append(all, target.Expr)
+			expressions = append(expressions, target.Expr)
 		}
 	}
 	for _, v := range board.Templating.List {
 		if strings.Contains(string(v.Query), "label_values") {
-			all = append(all, string(v.Query))
+			expressions = append(expressions, string(v.Query))
 		}
 	}
-	return all
+	return expressions
 }
 
-func rules(t *testing.T, text []byte) (all []string) {
+// ruleExpressions returns the expressions of all alerts.
+func ruleExpressions(t *testing.T, text []byte) (expressions []string) {
 	t.Helper()
 	var file struct {
 		Groups []struct {
@@ -189,10 +190,10 @@ func rules(t *testing.T, text []byte) (all []string) {
 	for _, g := range file.Groups {
 		for _, r := range g.Rules {
 			if r.Alert == "" || r.Labels["severity"] == "" || r.Annotations["summary"] == "" || r.Annotations["description"] == "" {
-				t.Errorf("alert %+v lacks something", r)
+				t.Errorf("alert %+v: a name, severity, summary or description is missing", r)
 			}
-			all = append(all, r.Expr)
+			expressions = append(expressions, r.Expr)
 		}
 	}
-	return all
+	return expressions
 }

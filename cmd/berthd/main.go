@@ -1,5 +1,5 @@
-// Command berthd lets a kubelet run its pods on a Docker Engine: it serves the
-// Kubernetes Container Runtime Interface on a Unix socket and speaks to Docker.
+// Command berthd lets a kubelet run its pods on Docker Engine: it serves the Kubernetes
+// Container Runtime Interface (CRI) on a Unix socket and calls the Docker Engine API.
 package main
 
 import (
@@ -7,79 +7,87 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
-	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"berth/cmd/berthd/internal/config"
 )
 
 // Exit codes.
 const (
-	exitStopped = 0 // was told to stop, and did
-	exitFailed  = 1 // could not do its work
-	exitMisused = 2 // was told what makes no sense
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2 // error in the command line or in a configuration file
 )
 
-// gcPercent has garbage collected twice as often as Go does by itself: memory of the
-// node is for pods, and berthd makes little garbage. GOGC says otherwise.
+// gcPercent makes the garbage collector run twice as often as by default: memory of the
+// node is for pods, and berthd makes little garbage. GOGC overrides it.
 const gcPercent = 50
 
 func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	c := call{name: program(os.Args[0]), args: os.Args[1:], file: defaultConfigFile, out: os.Stdout}
-	os.Exit(start(context.Background(), c, os.Stderr))
+	p := program{name: programName(os.Args[0]), args: os.Args[1:], configFile: config.DefaultFile, stdout: os.Stdout, stderr: os.Stderr}
+	os.Exit(p.main(context.Background()))
 }
 
-// start does what c asks for and returns the exit code. What went wrong is one
-// line for the operator; all else that it writes to stderr is the log.
-func start(ctx context.Context, c call, stderr io.Writer) int {
-	version, commit = built()
-	err := do(ctx, c, stderr)
-	if err == nil {
-		return exitStopped
-	}
-	fmt.Fprintf(stderr, "%s: %v\n", c.name, err)
-	var misuse *usageError
-	if errors.As(err, &misuse) {
-		return exitMisused
-	}
-	return exitFailed
+// A program is one call of berthd.
+type program struct {
+	name       string // berthd or cri-dockerd
+	args       []string
+	configFile string // default of --config
+	stdout     io.Writer
+	stderr     io.Writer // the log, and the error at the end
+
+	hangups <-chan os.Signal // SIGHUP: reload the configuration
 }
 
-// do reads what the operator wants, listens and serves.
-func do(ctx context.Context, c call, stderr io.Writer) error {
-	// From here on a hang-up, which units send to reload, no longer ends us.
+// programName returns the name that the program was called by: berthd, or cri-dockerd through a link that
+// replaces it.
+func programName(arg0 string) string {
+	if base := filepath.Base(arg0); base == "cri-dockerd" {
+		return base
+	}
+	return "berthd"
+}
+
+// main runs the command that the arguments name and returns the exit code. An error is one line
+// on stderr.
+func (p *program) main(ctx context.Context) int {
+	// Registered first: units send SIGHUP for a reload, which would end the process before that.
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, unix.SIGHUP)
 	defer signal.Stop(hangups)
+	p.hangups = hangups
 
-	cfg, done, err := parse(c)
-	if err != nil || done {
-		return err
+	version, commit = built()
+	err := p.execute(ctx)
+	if err == nil {
+		return exitOK
 	}
-	if cfg.verb == verbDoctor {
-		return doctor(ctx, cfg, c.out)
+	fmt.Fprintf(p.stderr, "%s: %v\n", p.name, err)
+	var usage *config.UsageError
+	if errors.As(err, &usage) {
+		return exitUsage
 	}
-	log, level := newLog(stderr, cfg)
-	for _, w := range cfg.warnings {
-		log.LogAttrs(ctx, slog.LevelWarn, "option without effect", w.attrs()...)
-	}
-	l, err := listen(cfg.Endpoint)
+	return exitError
+}
+
+// execute runs the command that the arguments name.
+func (p *program) execute(ctx context.Context) error {
+	options, err := config.New(p.configFile)
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-
-	var aside sync.WaitGroup
-	defer aside.Wait()
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // whoever asks a second time does not want to wait
-	aside.Go(func() { reload(ctx, hangups, c, cfg, level, log) })
-	return run(ctx, cfg, l, log)
+	root, err := p.newCommand(options)
+	if err != nil {
+		return err
+	}
+	root.SetArgs(p.args)
+	return root.ExecuteContext(ctx)
 }

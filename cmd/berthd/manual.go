@@ -5,42 +5,48 @@ import (
 	"io"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"berth/cmd/berthd/internal/config"
 )
 
-// printManual prints the manual page, in the language of man(7).
-func printManual(c call, table []group) error {
-	var options, commands strings.Builder
-	for _, v := range verbs {
-		fmt.Fprintf(&commands, ".TP\n.B %s\n%s.\n", manual.Replace(strings.TrimSpace("berthd "+v.words)), manual.Replace(v.usage))
+// printManual prints one manual page, in the language of man(7), with the commands and flags of the
+// tree. cobra/doc would print a page for each command, with one list of flags, and without the
+// sections that a daemon needs.
+func printManual(cmd *cobra.Command, options *config.Options) error {
+	var commands, flags strings.Builder
+	for _, sub := range actionCommands(cmd.Root()) {
+		path := "berthd" + strings.TrimPrefix(sub.CommandPath(), cmd.Root().Name())
+		fmt.Fprintf(&commands, ".TP\n.B %s\n%s.\n", roff.Replace(path), roff.Replace(sub.Short))
 	}
-	for _, g := range table {
-		fmt.Fprintf(&options, ".SS %s\n", manual.Replace(g.title))
-		for _, o := range g.options {
-			what, usage := pflag.UnquoteUsage(&pflag.Flag{Usage: o.usage, Value: o.value})
-			if o.idle != "" {
-				usage = o.idle
-			}
-			name := "\\-\\-" + manual.Replace(o.name)
-			if o.short != "" {
-				name = "\\-" + o.short + ", " + name
-			}
-			if o.value.Type() != "bool" {
-				name += "=" + manual.Replace(what)
-			}
-			if o.initial != "" && o.value.Type() != "bool" {
-				usage += " (default " + o.initial + ")"
-			}
-			fmt.Fprintf(&options, ".TP\n.B %s\n%s.\n", name, manual.Replace(usage))
-		}
+	for _, g := range options.Groups() {
+		fmt.Fprintf(&flags, ".SS %s\n", roff.Replace(g.Title))
+		g.Flags.VisitAll(func(f *pflag.Flag) { writeManualFlag(&flags, f) })
 	}
-	page := strings.NewReplacer("@commands@\n", commands.String(), "@options@\n", options.String(), "@version@", manual.Replace(version))
-	_, err := io.WriteString(c.out, page.Replace(manualPage))
+	page := strings.NewReplacer("@commands@\n", commands.String(), "@options@\n", flags.String(), "@version@", roff.Replace(version))
+	_, err := io.WriteString(cmd.OutOrStdout(), page.Replace(manualPage))
 	return err
 }
 
-// manual makes the language of man(7) take text as it is.
-var manual = strings.NewReplacer(`\`, `\e`, "-", `\-`, "\n", " ")
+// writeManualFlag writes the paragraph of a flag.
+func writeManualFlag(w io.Writer, f *pflag.Flag) {
+	valueName, usage := pflag.UnquoteUsage(f)
+	name := `\-\-` + roff.Replace(f.Name)
+	if f.Shorthand != "" {
+		name = `\-` + f.Shorthand + ", " + name
+	}
+	if f.Value.Type() != "bool" {
+		name += "=" + roff.Replace(valueName)
+		if f.DefValue != "" {
+			usage += " (default " + f.DefValue + ")"
+		}
+	}
+	fmt.Fprintf(w, ".TP\n.B %s\n%s.\n", name, roff.Replace(usage))
+}
+
+// roff escapes text for man(7).
+var roff = strings.NewReplacer(`\`, `\e`, "-", `\-`, "\n", " ")
 
 const manualPage = `.TH BERTHD 8 "" "berth @version@" "System Administration"
 .SH NAME
@@ -51,8 +57,8 @@ berthd \- Kubernetes pods on Docker Engine
 .RI [ options ]
 .SH DESCRIPTION
 .B berthd
-lets a kubelet run its pods on a Docker Engine: it serves the Kubernetes Container Runtime Interface (CRI)
-on a Unix socket and speaks the Docker Engine API to Docker. It takes the place of dockershim and of
+lets a kubelet run its pods on Docker Engine: it serves the Kubernetes Container Runtime Interface (CRI)
+on a Unix socket and calls the Docker Engine API. It replaces dockershim and
 cri\-dockerd, whose socket, options, labels and container names it keeps; a link named
 .B cri\-dockerd
 calls the same program.
@@ -63,54 +69,56 @@ is stopped, restarted or upgraded.
 .SH COMMANDS
 @commands@
 .SH OPTIONS
-Each option but those for doctor and the general ones may stand, without the dashes, in a configuration file too.
-An option on the command line wins.
+A configuration file may set each option, except the general ones and those for doctor; its keys are the names without
+the dashes. An option on the command line wins.
 @options@
 .SH SIGNALS
 .TP
 .BR TERM ", " INT
-Stop. Pods go on, and are known again after the next start.
+Stop. Pods go on, and
+.B berthd
+finds them again after the next start.
 .TP
 .B HUP
-Read the configuration again and take over its log\-level; all else takes a restart.
+Read the configuration again and apply its log\-level; the rest takes a restart.
 .SH EXIT STATUS
 .TP
 .B 0
-Stopped when told to.
+Stopped by a signal.
 .TP
 .B 1
-Could not do its work, or
+Failure, or a check of
 .B doctor
-has found something wrong.
+has failed.
 .TP
 .B 2
-An option, an argument or a configuration file makes no sense.
+Error in an option, an argument or a configuration file.
 .SH FILES
 .TP
 .I /etc/berth/config.yaml
 Options, as YAML.
 .TP
 .I /etc/berth/config.d/*.yaml
-More of them, read by name; the last one to say something wins.
+More options. The files are read by name; the last one that sets an option wins.
 .TP
 .I /run/cri\-dockerd.sock
-Where the kubelet finds the CRI.
+Socket of the CRI.
 .TP
 .I /var/lib/cri\-dockerd
-What must outlive a reboot.
+State that must survive a reboot.
 .TP
 .I /run/berth
-Files of the pods that run.
+Files of running pods.
 .TP
 .I /run/netns/berth\-*
 Their network namespaces.
 .SH ENVIRONMENT
 .TP
 .B DOCKER_HOST
-Where Docker listens, if docker\-endpoint is empty.
+Address of Docker, if docker\-endpoint is empty.
 .TP
 .BR DOCKER_TLS_VERIFY ", " DOCKER_CERT_PATH
-The certificates for a Docker at tcp://HOST:PORT.
+Certificates for Docker at tcp://HOST:PORT.
 .SH EXAMPLES
 .nf
 systemctl status berth.service

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 
+	"berth/cmd/berthd/internal/config"
 	"berth/core/daemon"
 	"berth/core/logs"
 	"berth/network"
@@ -12,7 +13,7 @@ import (
 )
 
 // run serves the CRI on l until ctx ends.
-func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) error {
+func run(ctx context.Context, cfg config.Config, l net.Listener, log *slog.Logger) error {
 	warnOfOpenAddresses(cfg, log)
 	d, err := daemon.New(daemonConfig(cfg), log)
 	if err != nil {
@@ -21,13 +22,13 @@ func run(ctx context.Context, cfg Config, l net.Listener, log *slog.Logger) erro
 	return d.Run(ctx, l)
 }
 
-// daemonConfig is the part of cfg that is about the daemon.
-func daemonConfig(cfg Config) daemon.Config {
+// daemonConfig translates the options into the configuration of the daemon.
+func daemonConfig(cfg config.Config) daemon.Config {
 	return daemon.Config{
 		Version: version, Commit: commit, Endpoint: cfg.Endpoint, RootDir: cfg.RootDir, RunDir: cfg.RunDir,
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
-		Bridge: cfg.NetworkPlugin == noCNI,
+		Bridge: cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
 			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: netnsDir(cfg.RunDir), PodCIDR: cfg.PodCIDR,
 		},
@@ -40,19 +41,19 @@ func daemonConfig(cfg Config) daemon.Config {
 // containers expect them. Namespaces there that belong to no known pod are removed, so a second
 // berthd on a node, which has another run-dir, binds below that.
 func netnsDir(runDir string) string {
-	if runDir == theRunDir {
+	if runDir == config.DefaultRunDir {
 		return "/var/run/netns"
 	}
 	return ""
 }
 
 // warnOfOpenAddresses warns if streams or metrics are served to other hosts without protection.
-func warnOfOpenAddresses(cfg Config, log *slog.Logger) {
-	if cfg.StreamingTLS == (streaming.KeyPair{}) && cfg.StreamingAddr != "" && !onLoopback(hostOf(cfg.StreamingAddr)) {
+func warnOfOpenAddresses(cfg config.Config, log *slog.Logger) {
+	if cfg.StreamingTLS == (streaming.KeyPair{}) && cfg.StreamingAddr != "" && !config.IsLoopback(hostOf(cfg.StreamingAddr)) {
 		log.Warn("exec, attach and port-forward are served over the network without TLS: others on the network can read and change them; set streaming-tls-cert-file and streaming-tls-private-key-file, or leave streaming-bind-addr empty",
 			slog.String("streaming-bind-addr", cfg.StreamingAddr))
 	}
-	if cfg.MetricsAddr != "" && !onLoopback(hostOf(cfg.MetricsAddr)) {
+	if cfg.MetricsAddr != "" && !config.IsLoopback(hostOf(cfg.MetricsAddr)) {
 		log.Warn("metrics are served to other hosts without authentication", slog.String("metrics-bind-addr", cfg.MetricsAddr))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"berth/cmd/berthd/internal/config"
 	"berth/streaming"
 )
 
@@ -23,7 +24,7 @@ func TestWarnsOfStreamsWithoutTLSAndOfOpenMetrics(t *testing.T) {
 	for addr, want := range map[string]bool{"": false, "127.0.0.1": false, "127.0.0.1:0": false, "0.0.0.0": true, "0.0.0.0:0": true, "[::1]:0": false} {
 		var out bytes.Buffer
 		log := slog.New(slog.NewTextHandler(&out, nil))
-		warnOfOpenAddresses(Config{StreamingAddr: addr, MetricsAddr: addr}, log)
+		warnOfOpenAddresses(config.Config{StreamingAddr: addr, MetricsAddr: addr}, log)
 		if got := strings.Contains(out.String(), "without TLS"); got != want {
 			t.Errorf("streams at %q: %s", addr, &out)
 		}
@@ -31,7 +32,7 @@ func TestWarnsOfStreamsWithoutTLSAndOfOpenMetrics(t *testing.T) {
 			t.Errorf("metrics at %q: %s", addr, &out)
 		}
 		out.Reset()
-		warnOfOpenAddresses(Config{StreamingAddr: addr, StreamingTLS: streaming.KeyPair{Cert: "c", Key: "k"}}, log)
+		warnOfOpenAddresses(config.Config{StreamingAddr: addr, StreamingTLS: streaming.KeyPair{Cert: "c", Key: "k"}}, log)
 		if out.Len() > 0 {
 			t.Errorf("streams with TLS at %q: %s", addr, &out)
 		}

@@ -22,34 +22,35 @@ import (
 	"berth/core/testmain"
 )
 
-// The scripts call us as the program that we are.
+// The scripts run this test binary under the names of the programs.
 func TestMain(m *testing.M) {
 	testscript.Main(testmain.M{M: m}, map[string]func(){
-		"berthd":      enter,
-		"cri-dockerd": enter,
-		"activate":    activate,
-		"as-nobody":   asNobody,
+		"berthd":      berthdMain,
+		"cri-dockerd": berthdMain,
+		"activate":    activateMain,
+		"as-nobody":   nobodyMain,
 	})
 }
 
-// enter is main, but for where it looks for a configuration.
-func enter() {
+// berthdMain is main with the default configuration file below $WORK.
+func berthdMain() {
 	file := filepath.Join(os.Getenv("WORK"), "etc", "config.yaml")
-	os.Exit(start(context.Background(), call{name: program(os.Args[0]), args: os.Args[1:], file: file, out: os.Stdout}, os.Stderr))
+	p := program{name: programName(os.Args[0]), args: os.Args[1:], configFile: file, stdout: os.Stdout, stderr: os.Stderr}
+	os.Exit(p.main(context.Background()))
 }
 
-// asNobody is berthd as a user who may do nothing. The user is changed here, for
-// others may not even reach the program.
-func asNobody() {
+// nobodyMain is berthd as the user nobody. The process changes its own user: nobody may not be able to
+// run the test binary.
+func nobodyMain() {
 	if err := errors.Join(unix.Setgroups(nil), unix.Setresgid(65534, 65534, 65534), unix.Setresuid(65534, 65534, 65534)); err != nil {
 		fmt.Fprintln(os.Stderr, "as-nobody:", err)
-		os.Exit(exitMisused)
+		os.Exit(exitUsage)
 	}
-	enter()
+	berthdMain()
 }
 
-// The limits are generous: the machine may be busy.
-const patience = 20 * time.Second
+// waitTimeout is generous: the machine may be busy.
+const waitTimeout = 20 * time.Second
 
 func TestScripts(t *testing.T) {
 	t.Parallel()
@@ -58,42 +59,42 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
-			// With the race detector each call would end a second late.
+			// The race detector sleeps a second at exit.
 			e.Setenv("GORACE", "atexit_sleep_ms=0")
-			// Paths of a daemon that disturbs nobody and finds no Docker.
-			own := fmt.Sprintf("docker-endpoint: unix://%[1]s/no-docker.sock\ncri-dockerd-root-directory: %[1]s/root\n"+
+			// Paths of a daemon of this script only, which finds no Docker.
+			text := fmt.Sprintf("docker-endpoint: unix://%[1]s/no-docker.sock\ncri-dockerd-root-directory: %[1]s/root\n"+
 				"run-dir: %[1]s/run\ncni-conf-dir: %[1]s/net.d\ncni-cache-dir: %[1]s/cni-cache\n", e.WorkDir)
 			if err := os.Mkdir(filepath.Join(e.WorkDir, "own"), 0o755); err != nil {
 				return err
 			}
-			return os.WriteFile(filepath.Join(e.WorkDir, "own", "config.yaml"), []byte(own), 0o644)
+			return os.WriteFile(filepath.Join(e.WorkDir, "own", "config.yaml"), []byte(text), 0o644)
 		},
-		Condition: func(what string) (bool, error) {
-			if what != "root" {
-				return false, fmt.Errorf("no condition %q", what)
+		Condition: func(name string) (bool, error) {
+			if name != "root" {
+				return false, fmt.Errorf("unknown condition %q", name)
 			}
 			return os.Geteuid() == 0, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"ends":           ends,
-			"docker-engine":  dockerEngine,
+			"ends":           wantExit,
+			"docker-engine":  serveDocker,
 			"await-healthy":  awaitHealthy,
-			"await":          await,
+			"await":          awaitSocket,
 			"await-text":     awaitText,
 			"signal":         sendSignal,
 			"leave-socket":   leaveSocket,
-			"notify-socket":  notifySocket,
+			"notify-socket":  makeNotifySocket,
 			"await-notified": awaitNotified,
-			"mode":           mode,
+			"mode":           wantMode,
 			"free-port":      freePort,
-			"http":           askHTTP,
+			"http":           awaitHTTP,
 		},
 	})
 }
 
-// ends CODE PROGRAM [ARG...] wants that exit code. With a code other than 0
-// nothing may be on stdout and one line on stderr, that names the program.
-func ends(ts *testscript.TestScript, neg bool, args []string) {
+// ends CODE PROGRAM [ARG...] wants that exit code. With a code other than 0, stdout must be
+// empty and stderr one line that begins with the name of the program.
+func wantExit(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: ends CODE PROGRAM [ARG...]")
 	}
@@ -107,28 +108,27 @@ func ends(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	stdout, stderr := ts.ReadFile("stdout"), ts.ReadFile("stderr")
 	if got := fmt.Sprint(code); got != args[0] {
-		ts.Fatalf("ended with %s, want %s\n%s", got, args[0], stderr)
+		ts.Fatalf("exit code %s, want %s\n%s", got, args[0], stderr)
 	}
 	if code == 0 {
 		return
 	}
 	if stdout != "" {
-		ts.Fatalf("wrote to stdout: %q", stdout)
+		ts.Fatalf("stdout: %q", stdout)
 	}
 	if !strings.HasPrefix(stderr, args[1]+": ") || strings.Count(stderr, "\n") != 1 {
-		ts.Fatalf("stderr is not one line of %s's: %q", args[1], stderr)
+		ts.Fatalf("stderr is not one line that begins with %s: %q", args[1], stderr)
 	}
 }
 
-// await SOCKET waits until somebody serves there, which a gRPC server shows by
-// speaking first.
-func await(ts *testscript.TestScript, neg bool, args []string) {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+// await SOCKET waits until a gRPC server serves there: it is the server that sends the first bytes.
+func awaitSocket(ts *testscript.TestScript, neg bool, args []string) {
+	for deadline := time.Now().Add(waitTimeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if serves(ts.MkAbs(args[0])) {
 			return
 		}
 	}
-	ts.Fatalf("nobody serves %s after %v", args[0], patience)
+	ts.Fatalf("no server at %s after %v", args[0], waitTimeout)
 }
 
 func serves(path string) bool {
@@ -144,17 +144,17 @@ func serves(path string) bool {
 	return err == nil
 }
 
-// await-text FILE TEXT waits until that is in the file.
+// await-text FILE TEXT waits until the file contains the text.
 func awaitText(ts *testscript.TestScript, neg bool, args []string) {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(waitTimeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if text, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && strings.Contains(string(text), args[1]) {
 			return
 		}
 	}
-	ts.Fatalf("not in %s after %v: %s\n%s", args[0], patience, args[1], ts.ReadFile(args[0]))
+	ts.Fatalf("not in %s after %v: %s\n%s", args[0], waitTimeout, args[1], ts.ReadFile(args[0]))
 }
 
-// signal NAME sends it to all that runs in the background.
+// signal NAME sends the signal to all background commands.
 func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
 	sig := unix.SignalNum("SIG" + args[0])
 	if sig == 0 {
@@ -165,7 +165,7 @@ func sendSignal(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// leave-socket PATH makes a socket that nobody serves, as a killed daemon does.
+// leave-socket PATH leaves a socket that no process serves, as a killed daemon does.
 func leaveSocket(ts *testscript.TestScript, neg bool, args []string) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: ts.MkAbs(args[0])})
 	ts.Check(err)
@@ -174,7 +174,7 @@ func leaveSocket(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // mode FILE BITS wants those permissions, in octal.
-func mode(ts *testscript.TestScript, neg bool, args []string) {
+func wantMode(ts *testscript.TestScript, neg bool, args []string) {
 	info, err := os.Stat(ts.MkAbs(args[0]))
 	ts.Check(err)
 	if got := fmt.Sprintf("%04o", info.Mode().Perm()); got != args[1] {
@@ -182,7 +182,7 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// free-port NAME puts a port that nobody listens on into the environment.
+// free-port NAME sets the environment variable to a free port of the loopback.
 func freePort(ts *testscript.TestScript, neg bool, args []string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	ts.Check(err)
@@ -191,10 +191,10 @@ func freePort(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], port)
 }
 
-// http CODE URL [TEXT...] waits until that is answered, with the texts in it.
-func askHTTP(ts *testscript.TestScript, neg bool, args []string) {
+// http CODE URL [TEXT...] waits until the response has that code and contains the texts.
+func awaitHTTP(ts *testscript.TestScript, neg bool, args []string) {
 	last := ""
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(waitTimeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		resp, err := http.Get(args[1])
 		if err != nil {
 			last = err.Error()
@@ -210,16 +210,15 @@ func askHTTP(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Fatalf("%s: %s", args[1], last)
 }
 
-// notify-socket stands in for the service manager that a Type=notify unit tells of
-// itself.
-func notifySocket(ts *testscript.TestScript, neg bool, args []string) {
+// notify-socket opens a socket for sd_notify(3), as systemd does for a unit of Type=notify, and sets NOTIFY_SOCKET.
+func makeNotifySocket(ts *testscript.TestScript, neg bool, args []string) {
 	path := ts.MkAbs("notify.sock")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path})
 	ts.Check(err)
 	ts.Defer(func() { conn.Close() })
-	heard := make(chan string, 100)
+	states := make(chan string, 100)
 	go func() {
-		defer close(heard)
+		defer close(states)
 		buf := make([]byte, 4096)
 		for {
 			n, err := conn.Read(buf)
@@ -227,46 +226,45 @@ func notifySocket(ts *testscript.TestScript, neg bool, args []string) {
 				return
 			}
 			for line := range strings.Lines(string(buf[:n])) {
-				heard <- strings.TrimSpace(line)
+				states <- strings.TrimSpace(line)
 			}
 		}
 	}()
-	told[ts.MkAbs(".")] = heard
+	notified[ts.MkAbs(".")] = states
 	ts.Setenv("NOTIFY_SOCKET", path)
 }
 
-// told is what the daemon of each script, known by its directory, has told.
-// Only notify.txtar uses it, so nothing guards it.
-var told = map[string]<-chan string{}
+// notified has the received states by the directory of the script. Only notify.txtar uses it, so it
+// needs no mutex.
+var notified = map[string]<-chan string{}
 
-// await-notified STATE waits until the daemon has told that.
+// await-notified STATE waits until the daemon has sent that state.
 func awaitNotified(ts *testscript.TestScript, neg bool, args []string) {
-	limit := time.After(patience)
+	limit := time.After(waitTimeout)
 	for {
 		select {
-		case got := <-told[ts.MkAbs(".")]:
+		case got := <-notified[ts.MkAbs(".")]:
 			if got == args[0] {
 				return
 			}
-			ts.Logf("told %s", got)
+			ts.Logf("notified %s", got)
 		case <-limit:
-			ts.Fatalf("not told %s", args[0])
+			ts.Fatalf("no notification %s after %v", args[0], waitTimeout)
 		}
 	}
 }
 
-// activate does as systemd does with a socket unit: activate [NAME=ADDRESS...] -- PROGRAM
-// [ARG...] runs the program with those sockets open. An address with a slash is
-// a path.
-func activate() {
-	code, err := activated(os.Args[1:])
+// activateMain is activate [NAME=ADDRESS...] -- PROGRAM [ARG...]: it passes sockets to the program as systemd does for a
+// socket unit, see sd_listen_fds(3). An address with a slash is a path.
+func activateMain() {
+	code, err := runActivated(os.Args[1:])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "activate:", err)
 	}
 	os.Exit(code)
 }
 
-func activated(args []string) (int, error) {
+func runActivated(args []string) (int, error) {
 	var names []string
 	var files []*os.File
 	for ; len(args) > 0 && args[0] != "--"; args = args[1:] {
@@ -285,7 +283,7 @@ func activated(args []string) (int, error) {
 		}
 		names, files = append(names, name), append(files, f)
 	}
-	// A program is told by number that the sockets are its own.
+	// LISTEN_PID must be the PID of the program: the shell keeps it over exec.
 	cmd := exec.Command("/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh"}, args[1:]...)...)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("LISTEN_FDS=%d", len(files)), "LISTEN_FDNAMES="+strings.Join(names, ":"))
 	cmd.ExtraFiles = files

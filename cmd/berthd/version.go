@@ -15,8 +15,8 @@ var (
 	commit  string
 )
 
-// built returns which version this is, of which commit. A build that was not told
-// knows it from Go, or not at all.
+// built returns the version and the commit: those of the build's flags, else those that the go command
+// has recorded, else 0.0.0-dev and unknown.
 func built() (v, c string) {
 	v, c = version, commit
 	if info, ok := debug.ReadBuildInfo(); ok {
@@ -32,13 +32,13 @@ func built() (v, c string) {
 	return strings.TrimPrefix(cmp.Or(v, "0.0.0-dev"), "v"), cmp.Or(c, "unknown")
 }
 
-// printVersion prints what scripts read that were written for cri-dockerd.
+// printVersion prints the version as cri-dockerd does, for scripts that read it.
 func printVersion(out io.Writer, name string) error {
 	_, err := fmt.Fprintf(out, "%s %s (%s)\n", name, version, commit)
 	return err
 }
 
-// printBuildinfo prints what this was built from, in cri-dockerd's form.
+// printBuildinfo prints version, commit and Go version as cri-dockerd does.
 func printBuildinfo(out io.Writer, name string) error {
 	_, err := fmt.Fprintf(out, "Program: %s\nVersion: %s (%s)\nGitCommit: %s\nGo version: %s\n", name, version, commit, commit, runtime.Version())
 	return err

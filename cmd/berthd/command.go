@@ -1,0 +1,115 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth/cmd/berthd/internal/config"
+	"berth/cmd/berthd/internal/doctor"
+)
+
+// doctorName is the name of the command that --json and --root are for.
+const doctorName = "doctor"
+
+// An action is the work of a command, which takes flags only.
+type action func(cmd *cobra.Command, options *config.Options) error
+
+// newCommand returns the tree of commands. All flags are flags of the root: units for cri-dockerd give
+// them without a command, and each command accepts every flag of the daemon, before or after its name.
+func (p *program) newCommand(options *config.Options) (*cobra.Command, error) {
+	add := func(parent *cobra.Command, name, short string, run action) *cobra.Command {
+		cmd := &cobra.Command{Use: name, Short: short, Args: cobra.ArbitraryArgs, RunE: p.run(options, run), ValidArgsFunction: cobra.NoFileCompletions}
+		if parent != nil {
+			parent.AddCommand(cmd)
+		}
+		return cmd
+	}
+	root := add(nil, p.name, "serve the CRI until stopped by a signal", p.serve)
+	add(add(root, "config", "show the configuration", nil), "print", "print the options in effect, and where they were given", printConfig)
+	add(root, doctorName, "check this node, and print what is wrong and how to fix it; --json for programs", runDoctor)
+	completion := add(root, "completion", "print completion scripts", nil)
+	for _, shell := range shells {
+		add(completion, shell.name, "print the completion script for "+shell.name, shell.print)
+	}
+	add(root, "man", "print the manual page", printManual)
+
+	root.SetOut(p.stdout)
+	root.SetErr(p.stderr)
+	root.SilenceErrors, root.SilenceUsage = true, true // main prints errors, in one line
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return config.FlagError(err) })
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(cmd, options, p.configFile) })
+	root.PersistentFlags().SortFlags = false
+	for _, g := range options.Groups() {
+		root.PersistentFlags().AddFlagSet(g.Flags)
+	}
+	return root, completeFlags(root, options)
+}
+
+// run returns the RunE of a command with that action; nil is for a command that only has subcommands.
+// --version and --buildinfo win over all commands.
+func (p *program) run(options *config.Options, run action) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case options.Version:
+			return printVersion(p.stdout, p.name)
+		case options.Buildinfo:
+			return printBuildinfo(p.stdout, p.name)
+		case run == nil, strings.Join(args, "") != "": // systemd makes an empty argument of an empty ${VARIABLE}
+			return unknownCommand(cmd, args)
+		case options.DoctorFlagsChanged() && cmd.Name() != doctorName:
+			return config.UsageErrorf("--json and --root are for doctor")
+		}
+		return run(cmd, options)
+	}
+}
+
+// unknownCommand returns the error for arguments of cmd that name no command.
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	root := cmd.Root().Name()
+	var names []string
+	for _, known := range actionCommands(cmd.Root())[1:] {
+		names = append(names, strings.TrimPrefix(known.CommandPath(), root+" "))
+	}
+	given := strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), root) + " " + strings.Join(args, " "))
+	last := len(names) - 1
+	return config.UsageErrorf("unknown command %q: there are %s and %s (--help lists all commands)", given, strings.Join(names[:last], ", "), names[last])
+}
+
+// actionCommands returns cmd and the commands below it, without hidden ones and those that only have subcommands.
+func actionCommands(cmd *cobra.Command) (commands []*cobra.Command) {
+	if !cmd.HasParent() || !cmd.HasAvailableSubCommands() {
+		commands = append(commands, cmd)
+	}
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			commands = append(commands, actionCommands(sub)...)
+		}
+	}
+	return commands
+}
+
+// printConfig prints the options in effect.
+func printConfig(cmd *cobra.Command, options *config.Options) error {
+	if err := options.Load(); err != nil {
+		return err
+	}
+	return options.Print(cmd.OutOrStdout())
+}
+
+// runDoctor checks the node and prints the report. It fails if a check has failed.
+func runDoctor(cmd *cobra.Command, options *config.Options) error {
+	if err := options.Load(); err != nil {
+		return err
+	}
+	report := doctor.Run(cmd.Context(), doctor.Config{Daemon: options.Config, ConfigFile: options.ConfigFile, Root: options.Root})
+	write := report.WriteText
+	if options.JSON {
+		write = report.WriteJSON
+	}
+	if err := write(cmd.OutOrStdout()); err != nil {
+		return err
+	}
+	return report.Err()
+}

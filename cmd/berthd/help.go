@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"berth/cmd/berthd/internal/config"
+)
+
+// printHelp prints the help of a command. Each flag is one line with its default: scripts for cri-dockerd
+// search for that.
+func printHelp(cmd *cobra.Command, options *config.Options, configFile string) {
+	var text strings.Builder
+	fmt.Fprintf(&text, `%s runs the pods of Kubernetes on Docker Engine. It serves the Container
+Runtime Interface for a kubelet:
+
+  kubeadm init --cri-socket unix:///var/run/cri-dockerd.sock
+
+Usage:
+`, cmd.Root().Name())
+	for _, sub := range actionCommands(cmd) {
+		fmt.Fprintf(&text, "  %-38s%s\n", sub.CommandPath()+" [flags]", sub.Short)
+	}
+	for _, g := range options.Groups() {
+		fmt.Fprintf(&text, "\n%s:\n%s", g.Title, g.Flags.FlagUsages())
+	}
+	fmt.Fprintf(&text, `
+Files:
+  %s may set each option, except those of General and For doctor,
+  as YAML with the names of the flags as keys. Files config.d/*.yaml beside it are read
+  after it, by name, and the last one that sets an option wins; flags win over all files.
+  The file that --config names must exist; the default one may be missing.
+
+    log-level: debug
+    cni-bin-dir: [/opt/cni/bin, /usr/lib/cni]
+
+Signals:
+  TERM, INT   stop; pods go on, and berthd finds them again after the next start
+  HUP         read the configuration again and apply its log-level; the rest takes a
+              restart
+
+Exit codes:
+  0   stopped by a signal
+  1   failure; doctor: a check has failed
+  2   error in a flag, an argument or a configuration file
+`, configFile)
+	io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function
+}
