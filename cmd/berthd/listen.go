@@ -14,25 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketMode lets root and the socket's group in. Whoever can talk to us is
+// socketMode gives access to root and the socket's group only: a client of the CRI can become
 // root on the node.
 const socketMode = 0o660
 
-// listen opens the socket that endpoint names: unix:///PATH, fd:// or
-// fd://NAME. A unix:///PATH at which systemd has opened one for us is that one.
+// listen opens the socket of an endpoint: unix:///PATH, fd:// or fd://NAME. If systemd has passed a socket
+// that is bound to PATH, that one is used.
 func listen(endpoint string) (l net.Listener, err error) {
-	given := activation.Files(true) // and CNI plugins shall not think they are theirs
+	passed := activation.Files(true) // unsets LISTEN_FDS, so that CNI plugins do not see it
 	defer func() {
-		for _, f := range given {
+		for _, f := range passed {
 			f.Close() // a listener has its own descriptor
 		}
 	}()
 	if name, ok := strings.CutPrefix(endpoint, "fd://"); ok {
-		l, err = passed(given, name)
+		l, err = passedByName(passed, name)
 	} else {
 		path := strings.TrimPrefix(endpoint, "unix://")
-		if l = passedAt(given, path); l == nil {
-			l, err = open(path)
+		if l = passedByPath(passed, path); l == nil {
+			l, err = listenUnix(path)
 		}
 	}
 	if err != nil {
@@ -41,47 +41,47 @@ func listen(endpoint string) (l net.Listener, err error) {
 	return l, nil
 }
 
-// passedAt returns the given socket that is bound to path, nil if none is. Units
-// that were made for cri-dockerd name a path and require a socket unit at once.
-func passedAt(given []*os.File, path string) net.Listener {
-	at, err := os.Stat(path) // by whatever name: /var/run is /run
+// passedByPath returns the passed socket that is bound to path, nil if there is none. Units
+// for cri-dockerd name a path and also require a socket unit.
+func passedByPath(passed []*os.File, path string) net.Listener {
+	want, err := os.Stat(path) // compared as files: /var/run is a link to /run
 	if err != nil {
 		return nil
 	}
-	for _, f := range given {
+	for _, f := range passed {
 		l, err := net.FileListener(f)
 		if err != nil {
-			continue // nothing that the kubelet could connect to
+			continue // not a stream socket, or not listening
 		}
-		if bound, err := os.Stat(l.Addr().String()); err == nil && l.Addr().Network() == "unix" && os.SameFile(bound, at) {
+		if bound, err := os.Stat(l.Addr().String()); err == nil && l.Addr().Network() == "unix" && os.SameFile(bound, want) {
 			return l
 		}
-		l.Close() // it is not ours to use
+		l.Close()
 	}
 	return nil
 }
 
-// open makes a socket at path. It is removed again when the listener closes.
-func open(path string) (net.Listener, error) {
+// listenUnix makes a socket at path. It is removed when the listener is closed.
+func listenUnix(path string) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
-	// The mode is right from the beginning: nobody else comes in before a chmod.
-	// Nothing else of ours runs yet that the umask could concern.
+	// A chmod after Listen would let others connect before it. The umask is of the whole process, but nothing
+	// else that makes files runs yet.
 	old := unix.Umask(0o777 &^ socketMode)
 	defer unix.Umask(old)
 	return net.Listen("unix", path)
 }
 
-// passed returns the given socket called name, or for "" the first.
-func passed(given []*os.File, name string) (net.Listener, error) {
-	var names []string
-	for _, f := range given {
+// passedByName returns the passed socket of that name, the first one for "".
+func passedByName(passed []*os.File, name string) (net.Listener, error) {
+	var others []string
+	for _, f := range passed {
 		if name != "" && f.Name() != name {
-			names = append(names, f.Name())
+			others = append(others, f.Name())
 			continue
 		}
 		l, err := net.FileListener(f)
@@ -95,13 +95,16 @@ func passed(given []*os.File, name string) (net.Listener, error) {
 		}
 		return l, nil
 	}
-	if len(names) > 0 {
-		return nil, fmt.Errorf("systemd has passed no socket of that name, but %s (FileDescriptorName= in the socket unit)", strings.Join(names, ", "))
+	if len(others) > 0 {
+		return nil, fmt.Errorf("systemd has passed no socket of that name, but %s (FileDescriptorName= in the socket unit)", strings.Join(others, ", "))
 	}
 	return nil, errors.New("systemd has passed no socket: start the socket unit, or use unix:///PATH")
 }
 
-// removeStale removes a socket that nobody listens on any more.
+// staleTimeout limits the attempt to connect to a socket that another process may serve.
+const staleTimeout = time.Second
+
+// removeStale removes a socket that no process serves any more.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -112,13 +115,13 @@ func removeStale(path string) error {
 	case info.Mode()&fs.ModeSocket == 0:
 		return errors.New("there is a file that is no socket: remove it or name another path")
 	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
+	conn, err := net.DialTimeout("unix", path, staleTimeout)
 	switch {
 	case err == nil:
 		return errors.Join(errors.New("somebody serves there already: stop that berthd or cri-dockerd first"), conn.Close())
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
 	default:
-		return fmt.Errorf("find out whether somebody serves there: %w", err)
+		return fmt.Errorf("find out whether another process serves there: %w", err)
 	}
 }
