@@ -89,7 +89,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
 	if len(order.Staged) > 0 {
-		steps.Push(func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
+		steps.Push("unmount the mounts of the container", func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
 		if foreign {
 			return "", fmt.Errorf("mount_options, and what else Docker has no words for, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
 		}
@@ -105,7 +105,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	steps.Push(func(ctx context.Context) error { return s.discard(ctx, docker, id, log, names.Premount{}) })
+	steps.Push("remove container "+id, func(ctx context.Context) error { return s.discard(ctx, docker, id, log, names.Premount{}) })
 	for _, step := range []func() error{
 		func() error { return nil },
 		func() error { return findSubPaths(work, docker, id, order.Host.Mounts) },

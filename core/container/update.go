@@ -57,7 +57,7 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	work := context.WithoutCancel(ctx)
 	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
-	steps.Push(back)
+	steps.Push("restore the resources of container "+c.ID(), back)
 	defer s.unsettle()
 	if err := s.apply(work, docker, c, order); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID(), plain{err})

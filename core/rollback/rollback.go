@@ -1,43 +1,53 @@
-// Package rollback takes back the steps of an operation that failed half-way.
+// Package rollback undoes the completed steps of an operation that fails later.
 //
-// It is used by rooms whose calls leave things behind: a created container, a
-// network attachment, a directory.
+// A Stack is local to one call. Each step that leaves something behind, such as a created
+// container or an attached network, pushes a function that removes it, with a
+// description that is part of the error if that function fails.
 package rollback
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
 
-// Limit bounds how long a Stack may spend taking steps back.
-const Limit = 30 * time.Second
+// Timeout bounds all functions of one Rollback together.
+const Timeout = 30 * time.Second
 
-// A Stack collects how to take back the steps done so far. The zero Stack is
+// A Stack collects the functions that undo the steps done so far. The zero Stack is
 // ready to use.
 //
-//	var steps undo.Stack
-//	defer steps.Rollback(ctx, &err)
+//	var undo rollback.Stack
+//	defer undo.Rollback(ctx, &err)
 type Stack struct {
-	steps []func(context.Context) error
+	steps []step
 }
 
-// Push records how to take back the step that has just succeeded.
-func (s *Stack) Push(step func(context.Context) error) {
-	s.steps = append(s.steps, step)
+type step struct {
+	description string
+	undo        func(context.Context) error
 }
 
-// Rollback runs the recorded steps, last first, if *err is not nil, and joins
-// what they could not take back to *err. It outlives the cancellation of ctx:
-// a kubelet that hangs up must not leave half a pod behind.
+// Push adds undo, which is called if a later step fails. The description says what it does, as
+// in "remove container web".
+func (s *Stack) Push(description string, undo func(context.Context) error) {
+	s.steps = append(s.steps, step{description, undo})
+}
+
+// Rollback calls the pushed functions, last first, if *err is not nil. Each is called even
+// if others fail; their errors are joined to *err. The cancellation of ctx is ignored:
+// a client that cancels its call must not leave a part of a pod behind.
 func (s *Stack) Rollback(ctx context.Context, err *error) {
 	if *err == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Limit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Timeout)
 	defer cancel()
 	for _, step := range slices.Backward(s.steps) {
-		*err = errors.Join(*err, step(ctx))
+		if undoErr := step.undo(ctx); undoErr != nil {
+			*err = errors.Join(*err, fmt.Errorf("rollback: %s: %w", step.description, undoErr))
+		}
 	}
 }

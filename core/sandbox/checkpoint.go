@@ -5,14 +5,12 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/cache"
 	"berth/core/checkpoint"
-	"berth/core/names"
 	"berth/core/todocker"
 	"berth/network"
 )
 
-// checkpointOf returns what cri-dockerd would keep of a pod.
+// checkpointOf returns the checkpoint that cri-dockerd would write for a pod.
 func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 	c := checkpoint.Checkpoint{
 		Name: pod.GetMetadata().GetName(), Namespace: pod.GetMetadata().GetNamespace(), HostNetwork: todocker.HostNetwork(pod),
@@ -25,29 +23,10 @@ func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 	return c
 }
 
-// unfinished returns the intent that has led to pod and no further, nil if there
-// is none.
-func (s *Service) unfinished(pod *cache.Sandbox) *intent {
-	left, ok := s.state.intents.Get(names.Plain(pod.Name))
-	if !ok || left.ID != pod.ID() {
-		return nil
-	}
-	return &left
-}
-
-// plan returns what is known of how to take the network of pod back, nil if
-// nothing is. Of a pod that was never finished there is more than the checkpoint.
-func (s *Service) plan(pod *cache.Sandbox) *network.Plan {
-	if left := s.unfinished(pod); left != nil && left.Plan != nil {
-		return left.Plan
-	}
-	return s.recalled(pod.ID())
-}
-
-// recalled returns what is still known of the network of the sandbox id where
-// libcni has forgotten it: the plugin for host ports takes back only those that
-// it is told of. It is nil if nothing is known.
-func (s *Service) recalled(id string) *network.Plan {
+// planFromCheckpoint returns the plan to release the network of the sandbox id if libcni's
+// cache does not have it, as for a pod of cri-dockerd. The portmap plugin removes only
+// the host ports that are passed to it. The result is nil without a checkpoint.
+func (s *Service) planFromCheckpoint(id string) *network.Plan {
 	c, ok := s.checkpoints.Read(id)
 	if !ok {
 		return nil

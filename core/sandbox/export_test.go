@@ -5,17 +5,17 @@ import (
 	"time"
 )
 
-// SetPatience changes for how long at least a network that cannot be taken back is
+// SetDetachGrace changes for how long at least a network that cannot be released is
 // tried.
-func (s *Service) SetPatience(d time.Duration) { s.patience = d }
+func (s *Service) SetDetachGrace(d time.Duration) { s.detachGrace = d }
 
-// GC does one round of garbage collection.
+// GC does one pass of RunGC.
 func (s *Service) GC(ctx context.Context) error {
 	docker, err := s.docker.Conn()
 	if err != nil {
 		return err
 	}
-	return s.clean(ctx, docker)
+	return s.gcOnce(ctx, docker)
 }
 
 // PutIntent stores an intent as a daemon does that is killed right after.

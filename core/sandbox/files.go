@@ -17,31 +17,33 @@ import (
 	"berth/core/todocker"
 )
 
-// The files of a pod, by their names in its directory, and where containers
-// find them. A sandbox in the fast form gets none from the Engine.
+// podFiles are the files in the directory of a pod and their paths in containers. For a
+// sandbox with NetworkDisabled, as CNI pods have, the Engine creates none.
 var podFiles = []todocker.File{
 	{Source: "hosts", Target: "/etc/hosts"},
 	{Source: "hostname", Target: "/etc/hostname"},
 	{Source: "resolv.conf", Target: "/etc/resolv.conf"},
 }
 
-// readOnlyMark is a file beside the files of a pod that containers may only read, for
-// nothing bounds how large they could make them. Pods of earlier versions do not have it, and
-// go on with files that can be written.
+// readOnlyMark is a file in the directory of a pod whose files are mounted read-only,
+// because nothing bounds their size. Pods of berth 1.0 do not have it: their files stay
+// writable.
 const readOnlyMark = "read-only"
 
-// filesSlack is how much containers can write to the files of a pod, in all.
+// filesSlack is how many bytes all containers of a pod together can add to its files.
 const filesSlack = 128 << 10
 
-// writeFiles writes the files of the pod in sandbox id, whose pause container was
-// inspected as seen.
+// writeFiles writes the files of the pod in the sandbox id; found is its pause container.
 //
-// All containers of a pod can write to them, and the run directory is on the /run of the node,
-// which systemd, Docker and all else need room in. So they are on a small file system of their own.
-// Where that cannot be mounted, or Docker would not see it, containers can only read them.
-// The files below the mount are for a dockerd that has mounts of its own and a containerd that
-// does not: the former looks whether they are there, the latter's runtime mounts them.
-func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs []netip.Addr, seen container.InspectResponse) error {
+// All containers of a pod can write to its files, and the run directory is on the /run of the
+// node, where systemd and Docker need space too. Therefore they are on a small file system
+// of their own. If that cannot be mounted, or Docker would not see the mount, containers can
+// only read them.
+//
+// The same files are written below the mount too, for a dockerd in a mount namespace of its
+// own with a containerd in the node's: dockerd checks that they exist, and containerd's
+// runtime mounts them.
+func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs []netip.Addr, found container.InspectResponse) error {
 	content, err := podContent(id, pod, addrs)
 	if err != nil {
 		return fmt.Errorf("files of sandbox %s: %w", id, err)
@@ -55,9 +57,9 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 	if err := writeAll(dir, below); err != nil {
 		return fmt.Errorf("files of sandbox %s: %w", id, err)
 	}
-	if err := s.bound(dir, content, seen); err != nil {
-		s.unbounded.Do(func() {
-			s.log.Warn("no file system for the files of a pod: its containers can read /etc/hosts, /etc/hostname and /etc/resolv.conf, but not write to them; said once",
+	if err := s.mountBounded(dir, content, found); err != nil {
+		s.readOnlyWarning.Do(func() {
+			s.log.Warn("tmpfs for the files of a pod cannot be mounted: in its containers /etc/hosts, /etc/hostname and /etc/resolv.conf are read-only; logged once",
 				slog.String("sandbox", id), slog.Any("err", err))
 		})
 		return nil
@@ -68,24 +70,25 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 	return nil
 }
 
-// bound mounts a file system on dir that has room for content, and little more. Anyone who starts the
-// containers of the pod, the parent of the pause process seen, must see the mount.
-func (s *Service) bound(dir string, content map[string][]byte, seen container.InspectResponse) error {
+// mountBounded mounts a file system on dir with room for content and filesSlack. The process
+// that starts the containers of the pod, which is the parent of its pause process, must see
+// the mount.
+func (s *Service) mountBounded(dir string, content map[string][]byte, found container.InspectResponse) error {
 	switch {
 	case s.tmpfs == nil:
 		return errors.ErrUnsupported
-	case premount.InOtherMountNS(premount.ParentPID(seen.State.Pid)):
-		return errors.New("the mount namespace of Docker is not the one of berthd (PrivateMounts=, MountFlags= and the like in its unit), or cannot be read")
+	case premount.InOtherMountNS(premount.ParentPID(found.State.Pid)):
+		return errors.New("Docker has a mount namespace of its own (see PrivateMounts= and MountFlags= in its systemd unit), or its mount namespace cannot be read")
 	}
 	page := int64(os.Getpagesize())
 	size := int64(filesSlack)
 	for _, text := range content {
 		size += (int64(len(text))/page + 1) * page
 	}
-	return s.tmpfs.Mount(dir, size, seen.MountLabel)
+	return s.tmpfs.Mount(dir, size, found.MountLabel)
 }
 
-// podContent returns the content of the files of a pod, by their names.
+// podContent returns the content of the files of a pod, by name.
 func podContent(id string, pod *runtimeapi.PodSandboxConfig, addrs []netip.Addr) (map[string][]byte, error) {
 	node, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -114,7 +117,7 @@ func podContent(id string, pod *runtimeapi.PodSandboxConfig, addrs []netip.Addr)
 	return content, nil
 }
 
-// writeAll writes files to dir. Containers of any user must be able to read them.
+// writeAll writes files to dir. They are world-readable: containers run as any user.
 func writeAll(dir string, content map[string][]byte) error {
 	for name, text := range content {
 		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
@@ -124,7 +127,7 @@ func writeAll(dir string, content map[string][]byte) error {
 	return nil
 }
 
-// removeFiles removes the files of the pod in sandbox id, and what they are on.
+// removeFiles removes the files of the pod in the sandbox id, and their file system.
 func (s *Service) removeFiles(id string) error {
 	if s.tmpfs == nil {
 		return os.RemoveAll(s.podDir(id))
@@ -132,13 +135,13 @@ func (s *Service) removeFiles(id string) error {
 	return s.tmpfs.Remove(s.podDir(id))
 }
 
-// Files are the files of pods, below the run directory that it names.
+// Files is a run directory, which has the files of pods.
 type Files string
 
 func (f Files) dir(id string) string { return filepath.Join(string(f), "pods", id) }
 
-// Of returns the files that containers of the sandbox id are to find. A sandbox
-// that cri-dockerd has made has none: there the Engine's are found.
+// Of returns the files to mount into the containers of the sandbox id. A sandbox of
+// cri-dockerd has none: its containers get those that the Engine creates.
 func (f Files) Of(id string) []todocker.File {
 	_, err := os.Stat(filepath.Join(f.dir(id), readOnlyMark))
 	readOnly := err == nil

@@ -1,9 +1,10 @@
-// Package sandbox is the room where pods are set up and taken down: a pause
-// container that holds the namespaces, the network attached to them, and the
-// files that every container of the pod finds.
+// Package sandbox implements the pod sandboxes of the CRI: for each pod a pause container
+// that holds its namespaces, the network that is attached to them, and the files that are
+// mounted into all its containers (/etc/hosts, /etc/hostname, /etc/resolv.conf).
 //
-// It is called by the front desk (core/server) and talks to the Docker Engine
-// and to package network.
+// A Service changes one pod at a time, under a lock by Docker name. Before it creates a
+// sandbox it stores an intent; whatever an unfinished call leaves is removed by its
+// rollback, by the next call for that pod, or by RunGC.
 package sandbox
 
 import (
@@ -30,29 +31,29 @@ type Config struct {
 	State      State
 	Log        *slog.Logger
 
-	// RunDir holds the files of pods, in pods/<sandbox ID>.
+	// RunDir has the files of pods in pods/<sandbox ID>.
 	RunDir string
-	// Bridge leaves the networks of new pods to Docker's own bridge
-	// (--network-plugin=""). Pods from before may still have another.
+	// Bridge attaches new pods to Docker's bridge network instead of CNI
+	// (--network-plugin=""). Pods that exist keep the network that they have.
 	Bridge bool
-	// Checkpoints is where cri-dockerd keeps, and looks for, its checkpoints.
+	// Checkpoints is the directory of cri-dockerd's checkpoints.
 	Checkpoints checkpoint.Dir
-	// Tmpfs bounds what containers can write to the files of their pod. Without it
+	// Tmpfs bounds what containers can write to the files of their pod. If it is nil,
 	// they can only read them.
 	Tmpfs Tmpfs
 }
 
-// A Tmpfs makes file systems of a bounded size (mounts.Tmpfs).
+// A Tmpfs mounts file systems of a bounded size (premount.Tmpfs).
 type Tmpfs interface {
-	// Mount mounts one of size bytes on dir, whose files have the SELinux label.
+	// Mount mounts a file system of size bytes on dir. Its files have the SELinux label.
 	Mount(dir string, size int64, label string) error
 	// Remove unmounts what Mount has mounted on dir, and removes dir with all files. A
-	// directory that is not there is no error.
+	// directory that does not exist is no error.
 	Remove(dir string) error
 }
 
-// A Service does what the kubelet asks about pod sandboxes. What it remembers
-// are steps begun and not finished; those are in the journal too.
+// A Service creates, stops and removes pod sandboxes. Its methods can be called
+// concurrently.
 type Service struct {
 	docker     *engine.Engine
 	cache      *cache.Cache
@@ -67,41 +68,35 @@ type Service struct {
 	checkpoints checkpoint.Dir
 	tmpfs       Tmpfs
 
-	turns kmutex.Mutex // by Docker name, but for a suffix
+	locks kmutex.Mutex // by Docker name without a suffix
 
-	left     chan struct{} // has one element if something waits for KeepClean
-	patience time.Duration // detachPatience
+	gcTrigger   chan struct{} // has an element if RunGC is to start a pass
+	detachGrace time.Duration // the constant, except in tests
 
-	unbounded sync.Once // for the warning that files of pods cannot be written to
+	readOnlyWarning sync.Once // that containers cannot write to the files of their pod
 
-	mu       sync.Mutex         // guards following
-	detaches map[string]failing // to take the network back, by sandbox ID
-}
-
-// failing is what fails again and again.
-type failing struct {
-	tries int
-	since time.Time
+	mu             sync.Mutex                // guards following
+	detachFailures map[string]detachFailures // by sandbox ID
 }
 
 // Images is the part of package image that a sandbox needs.
 type Images interface {
-	// Pause returns the ID of the pause image.
+	// Pause returns the ID of the pause image, which it pulls or builds if needed.
 	Pause(ctx context.Context) (id string, err error)
-	// ForgetPause tells that the Engine did not have what Pause returned.
+	// ForgetPause makes the next Pause check whether the Engine has the image.
 	ForgetPause()
 }
 
 // Containers is the part of package container that a sandbox needs.
 type Containers interface {
-	// Kill ends the container at once. One that does not run is no error.
+	// Kill kills the container with SIGKILL. One that does not run is no error.
 	Kill(ctx context.Context, id string) error
-	// Remove removes the container, running or not.
+	// Remove removes the container, whether or not it runs.
 	Remove(ctx context.Context, id string) error
 }
 
-// Network is the part of package network that a sandbox needs. With
-// Config.Bridge it is asked about pods from before only.
+// Network is the part of package network that a sandbox needs. With Config.Bridge it
+// is used only for pods that were attached by CNI before.
 type Network interface {
 	Plan(pod network.Pod) (network.Plan, error)
 	Bind(id string, pid int) (string, error)
@@ -118,9 +113,9 @@ func New(cfg Config) *Service {
 	return &Service{
 		docker: cfg.Docker, cache: cfg.Cache, images: cfg.Images, containers: cfg.Containers, network: cfg.Network,
 		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs,
-		left: make(chan struct{}, 1), patience: detachPatience, detaches: map[string]failing{},
+		gcTrigger: make(chan struct{}, 1), detachGrace: detachGrace, detachFailures: map[string]detachFailures{},
 	}
 }
 
-// podDir is where the files of the sandbox id are.
+// podDir returns the directory of the files of the sandbox id.
 func (s *Service) podDir(id string) string { return Files(s.runDir).dir(id) }

@@ -619,7 +619,7 @@ func TestStopKeepsThePodUntilItsNetworkIsTakenBack(t *testing.T) {
 		}
 	}
 	r.serve(false)
-	r.SetPatience(0)
+	r.SetDetachGrace(0)
 	r.cables.breaks("detach")
 	for try := range 9 {
 		if err := r.Stop(ctx, id); !errors.Is(err, errCut) {
@@ -898,7 +898,7 @@ func TestForgettingANetworkKeepsNoOtherPodWaiting(t *testing.T) {
 		Docker: r.docker, Cache: r.view, Images: next, Containers: next, Network: slow, State: r.state, Log: slog.New(slog.DiscardHandler),
 		RunDir: filepath.Join(r.dir, "run2"), Checkpoints: checkpoint.Dir(filepath.Join(r.dir, "checkpoints2")),
 	})
-	s.SetPatience(0)
+	s.SetDetachGrace(0)
 	var ids []string
 	for _, name := range []string{"slow", "other"} {
 		config := pod()

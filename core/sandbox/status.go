@@ -10,13 +10,12 @@ import (
 	"berth/core/cache"
 )
 
-// Status returns what there is to know about the sandbox id; of kind NotFound
-// if there is none.
+// Status returns the sandbox id. The error is of kind NotFound if there is none.
 func (s *Service) Status(ctx context.Context, id string) (*cache.Sandbox, error) {
 	return s.cache.Sandbox(ctx, id)
 }
 
-// List returns the sandboxes that match filter; a nil filter matches all.
+// List returns the sandboxes that match filter. A nil filter matches all.
 func (s *Service) List(ctx context.Context, filter *runtimeapi.PodSandboxFilter) ([]*runtimeapi.PodSandbox, error) {
 	pods, err := s.cache.Sandboxes(ctx, filter)
 	if err != nil {
@@ -29,7 +28,8 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.PodSandboxFilter)
 	return rows, nil
 }
 
-// Ready returns the sandbox id; of kind FailedPrecondition if it is not ready.
+// Ready returns the sandbox id. The error is of kind FailedPrecondition if it is not
+// ready, and of kind NotFound if there is none.
 func (s *Service) Ready(ctx context.Context, id string) (*cache.Sandbox, error) {
 	pod, err := s.cache.Sandbox(ctx, id)
 	if err == nil && pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {

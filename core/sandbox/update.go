@@ -6,9 +6,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Update keeps what the kubelet tells of a pod's resources, for the verbose
-// status. The cgroup of the pod is the kubelet's own, and nothing of it is for
-// the Engine to change.
+// Update stores the resources of a pod for its verbose status. It changes no cgroup: the
+// kubelet owns that of a pod, and calls UpdatePodSandboxResources after it has changed it
+// (api.proto).
 func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) error {
 	pod, err := s.cache.Sandbox(ctx, r.GetPodSandboxId())
 	if err != nil {
