@@ -1,9 +1,10 @@
-// Package checkpoint reads and writes the files that dockershim and cri-dockerd keep of each
-// sandbox: its name, its host ports, and whether it is on the node's network.
+// Package checkpoint reads and writes the checkpoint files of dockershim and cri-dockerd, one
+// for each sandbox: the name of the pod, its host ports, and whether it uses the network of
+// the node.
 //
-// We know all that from labels and need no file of our own. Theirs are read
-// where nothing else tells of a pod's ports, and are written so that
-// cri-dockerd, should it come back, finds our pods as it would find its own.
+// berth has the same data in labels. It reads checkpoints of pods that cri-dockerd has
+// created, to release their host ports, and writes checkpoints so that a node can be
+// switched back to cri-dockerd with its pods.
 package checkpoint
 
 import (
@@ -20,14 +21,14 @@ import (
 	"berth/core/atomicfile"
 )
 
-// A Checkpoint is what the file of one sandbox says.
+// A Checkpoint is the content of the file of one sandbox.
 type Checkpoint struct {
 	Name, Namespace string // of the pod
 	Ports           []Port
 	HostNetwork     bool
 }
 
-// A Port is one that the pod's ContainerPort is to be reached at.
+// A Port maps a port of the node to the ContainerPort of the pod.
 type Port struct {
 	Protocol      string // tcp, udp or sctp
 	ContainerPort int32
@@ -35,7 +36,7 @@ type Port struct {
 	HostIP        string
 }
 
-// file is the form on disk, field by field.
+// file is the format on disk.
 type file struct {
 	Version   string `json:"version"`
 	Name      string `json:"name"`
@@ -58,8 +59,8 @@ type portMapping struct {
 
 const version = "v1"
 
-// Encode returns c as cri-dockerd writes it. It throws away files with another
-// checksum, and with them what it knows of the pod.
+// Encode returns c in the format of cri-dockerd, with its checksum: cri-dockerd discards a
+// checkpoint with another one.
 func Encode(c Checkpoint) ([]byte, error) {
 	f := file{Version: version, Name: c.Name, Namespace: c.Namespace, Data: data{HostNetwork: c.HostNetwork}, Checksum: checksum(c)}
 	for _, p := range c.Ports {
@@ -68,15 +69,15 @@ func Encode(c Checkpoint) ([]byte, error) {
 	return json.Marshal(f)
 }
 
-// Decode reads a file of cri-dockerd or dockershim. The checksum is not looked at:
-// dockershim's is of other words, and what is torn is no JSON.
+// Decode decodes a file of cri-dockerd or dockershim. The checksum is ignored: that of
+// dockershim is computed from other type names, and a torn file is no JSON.
 func Decode(text []byte) (Checkpoint, error) {
 	var f file
 	if err := json.Unmarshal(text, &f); err != nil {
 		return Checkpoint{}, err
 	}
 	if f.Version != version || f.Name == "" {
-		return Checkpoint{}, fmt.Errorf("version %q of pod %q is none that is known", f.Version, f.Name)
+		return Checkpoint{}, fmt.Errorf("version %q of the checkpoint of pod %q: must be v1, with the name of a pod", f.Version, f.Name)
 	}
 	c := Checkpoint{Name: f.Name, Namespace: f.Namespace, HostNetwork: f.Data.HostNetwork}
 	for _, p := range f.Data.PortMappings {
@@ -85,8 +86,8 @@ func Decode(text []byte) (Checkpoint, error) {
 	return c, nil
 }
 
-// checksum is the 32-bit FNV-1a of the data as Go prints it for debugging, with the
-// names of cri-dockerd's types.
+// checksum returns the checksum that cri-dockerd computes: the 32-bit FNV-1a hash of the data
+// as go-spew prints it, with the names of cri-dockerd's types.
 func checksum(c Checkpoint) uint32 {
 	ports := "<nil>"
 	if len(c.Ports) > 0 {
@@ -102,7 +103,7 @@ func checksum(c Checkpoint) uint32 {
 	return sum.Sum32()
 }
 
-// A Dir is a directory of checkpoints, one for each sandbox, by its ID.
+// A Dir is a directory of checkpoints, one for each sandbox, with its ID as the file name.
 type Dir string
 
 // Write stores c as the checkpoint of the sandbox id. It is not synced to the disk, like the
@@ -122,8 +123,8 @@ func (d Dir) Write(id string, c Checkpoint) error {
 	return nil
 }
 
-// Read returns the checkpoint of the sandbox id, and whether there is one that
-// can be read.
+// Read returns the checkpoint of the sandbox id, and false if there is none or it
+// cannot be decoded.
 func (d Dir) Read(id string) (Checkpoint, bool) {
 	text, err := os.ReadFile(filepath.Join(string(d), id))
 	if err != nil {

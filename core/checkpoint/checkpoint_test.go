@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Files as cri-dockerd 0.4.3 has written them.
+// written are files of cri-dockerd 0.4.3.
 var written = map[string]struct {
 	means Checkpoint
 	text  string
@@ -19,7 +19,7 @@ var written = map[string]struct {
 		Checkpoint{Name: "web-0", Namespace: "default"},
 		`{"version":"v1","name":"web-0","namespace":"default","data":{},"checksum":2305795928}`,
 	},
-	"on the node's network": {
+	"host network": {
 		Checkpoint{Name: "web-0", Namespace: "default", HostNetwork: true},
 		`{"version":"v1","name":"web-0","namespace":"default","data":{"host_network":true},"checksum":12315789}`,
 	},
@@ -32,7 +32,7 @@ var written = map[string]struct {
 	},
 }
 
-func TestAsCriDockerd(t *testing.T) {
+func TestEncodeAndDecodeFilesOfCriDockerd(t *testing.T) {
 	for name, c := range written {
 		t.Run(name, func(t *testing.T) {
 			text, err := Encode(c.means)
@@ -47,8 +47,8 @@ func TestAsCriDockerd(t *testing.T) {
 	}
 }
 
-func TestDecodeOthers(t *testing.T) {
-	// dockershim's checksums are of other words.
+func TestDecodeIgnoresChecksumAndRefusesOtherFormats(t *testing.T) {
+	// dockershim computes another checksum.
 	if c, err := Decode([]byte(`{"version":"v1","name":"a","namespace":"b","data":{},"checksum":1}`)); err != nil || c.Name != "a" {
 		t.Errorf("%v, %v", c, err)
 	}
@@ -59,11 +59,11 @@ func TestDecodeOthers(t *testing.T) {
 	}
 }
 
-func TestDir(t *testing.T) {
+func TestDirWritesListsAndRemoves(t *testing.T) {
 	d := Dir(filepath.Join(t.TempDir(), "sandbox"))
 	id := strings.Repeat("0a", 32)
 	if ids, err := d.IDs(); len(ids) != 0 || err != nil {
-		t.Errorf("before the first: %v, %v", ids, err)
+		t.Errorf("without a directory: %v, %v", ids, err)
 	}
 	want := written["two ports"].means
 	if err := d.Write(id, want); err != nil {
@@ -86,7 +86,7 @@ func TestDir(t *testing.T) {
 		}
 	}
 	if _, ok := d.Read(id); ok {
-		t.Error("it is still there")
+		t.Error("the checkpoint exists after Remove")
 	}
 }
 
@@ -131,23 +131,23 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := Encode(c)
+		encoded, err := Encode(c)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if c2, err := Decode(again); err != nil || cmp.Diff(c, c2) != "" {
+		if c2, err := Decode(encoded); err != nil || cmp.Diff(c, c2) != "" {
 			t.Errorf("%v became %v, %v", c, c2, err)
 		}
 	})
 }
 
-func TestRemoveSucceedsOnAReadOnlyDiskWithoutACheckpoint(t *testing.T) {
+func TestRemoveOfMissingCheckpointOnReadOnlyFileSystem(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("checkpoints", dir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
-		t.Skip("needs a root that may mount:", err)
+		t.Skip("mount needs privileges:", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	if err := Dir(dir).Remove(strings.Repeat("0123456789abcdef", 4)); err != nil {
-		t.Errorf("Remove of what is not there: %v", err)
+		t.Errorf("Remove of a missing checkpoint: %v", err)
 	}
 }

@@ -1,5 +1,8 @@
-// Package kmutex lets calls about the same thing take turns, while calls about
-// different things go on side by side.
+// Package kmutex is a mutex by key: callers with the same key exclude each other, and
+// callers with different keys do not wait for each other.
+//
+// Unlike containerd's internal/kmutex it has a TryLock, and Lock returns the function
+// that unlocks.
 package kmutex
 
 import (
@@ -7,70 +10,71 @@ import (
 	"sync"
 )
 
-// Mutex are taken by key. The zero Turns is ready to use.
+// A Mutex is a set of locks by key. The zero Mutex is ready to use. It keeps memory only
+// for keys that are locked.
 type Mutex struct {
-	mu    sync.Mutex // guards queue
-	queue map[string]*turn
+	mu    sync.Mutex // guards locks
+	locks map[string]*lock
 }
 
-// A turn is a key that somebody has or waits for.
-type turn struct {
-	free  chan struct{} // holds one token while nobody has the turn
-	users int
+// A lock is that of one key.
+type lock struct {
+	token chan struct{} // has one element while the key is not locked
+	users int           // that have the lock or wait for it
 }
 
-// Lock waits for the turn of key and returns how to give it back. It fails
-// only with the error of ctx.
-func (t *Mutex) Lock(ctx context.Context, key string) (done func(), err error) {
-	w := t.join(key)
+// Lock waits until the lock of key is free, takes it and returns the function that releases
+// it, which can be called more than once. The only error is that of ctx, if it ends first.
+func (m *Mutex) Lock(ctx context.Context, key string) (unlock func(), err error) {
+	l := m.ref(key)
 	select {
-	case <-w.free:
-		return t.has(key, w), nil
+	case <-l.token:
+		return m.unlocker(key, l), nil
 	case <-ctx.Done():
-		t.leave(key, w)
+		m.unref(key, l)
 		return nil, ctx.Err()
 	}
 }
 
-// TryLock is Take for those who do not wait: it fails where somebody has the turn.
-func (t *Mutex) TryLock(key string) (done func(), ok bool) {
-	w := t.join(key)
+// TryLock is Lock without waiting: ok is false if the key is locked.
+func (m *Mutex) TryLock(key string) (unlock func(), ok bool) {
+	l := m.ref(key)
 	select {
-	case <-w.free:
-		return t.has(key, w), true
+	case <-l.token:
+		return m.unlocker(key, l), true
 	default:
-		t.leave(key, w)
+		m.unref(key, l)
 		return nil, false
 	}
 }
 
-// has returns how the turn of key is given back.
-func (t *Mutex) has(key string, w *turn) (done func()) {
-	return sync.OnceFunc(func() { w.free <- struct{}{}; t.leave(key, w) })
+// unlocker returns the function that releases the lock l of key.
+func (m *Mutex) unlocker(key string, l *lock) (unlock func()) {
+	return sync.OnceFunc(func() { l.token <- struct{}{}; m.unref(key, l) })
 }
 
-// join makes the caller one of those who have or wait for the turn of key.
-func (t *Mutex) join(key string) *turn {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.queue == nil {
-		t.queue = map[string]*turn{}
+// ref adds a user to the lock of key, and creates the lock if there is none.
+func (m *Mutex) ref(key string) *lock {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.locks == nil {
+		m.locks = map[string]*lock{}
 	}
-	w := t.queue[key]
-	if w == nil {
-		w = &turn{free: make(chan struct{}, 1)}
-		w.free <- struct{}{}
-		t.queue[key] = w
+	l := m.locks[key]
+	if l == nil {
+		l = &lock{token: make(chan struct{}, 1)}
+		l.token <- struct{}{}
+		m.locks[key] = l
 	}
-	w.users++
-	return w
+	l.users++
+	return l
 }
 
-// leave drops the key once nobody has or waits for it.
-func (t *Mutex) leave(key string, w *turn) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if w.users--; w.users == 0 {
-		delete(t.queue, key)
+// unref removes a user from the lock l of key, and deletes the lock after the last one.
+func (m *Mutex) unref(key string, l *lock) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(m.locks, key)
 	}
 }

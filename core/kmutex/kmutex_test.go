@@ -9,68 +9,69 @@ import (
 	"berth/core/kmutex"
 )
 
-func TestOneAtATimePerKey(t *testing.T) {
-	var all kmutex.Mutex
+func TestLockExcludesCallersWithTheSameKey(t *testing.T) {
+	var mutex kmutex.Mutex
 	var wg sync.WaitGroup
 	counts := map[string]*int{"a": new(int), "b": new(int)}
 	for key, n := range counts {
 		for range 50 {
 			wg.Go(func() {
-				done, err := all.Lock(t.Context(), key)
+				unlock, err := mutex.Lock(t.Context(), key)
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				defer done()
-				*n++ // the race detector is the judge
+				defer unlock()
+				*n++ // the race detector fails the test if two callers have the lock
 			})
 		}
 	}
 	wg.Wait()
 	for key, n := range counts {
 		if *n != 50 {
-			t.Errorf("%s: %d turns, want 50", key, *n)
+			t.Errorf("%s: locked %d times, want 50", key, *n)
 		}
 	}
 }
 
-func TestAWaitEndsWithItsContext(t *testing.T) {
-	var all kmutex.Mutex
-	done, err := all.Lock(t.Context(), "a")
+func TestLockReturnsWhenContextEnds(t *testing.T) {
+	var mutex kmutex.Mutex
+	unlock, err := mutex.Lock(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := all.Lock(ctx, "a"); !errors.Is(err, context.Canceled) {
+	if _, err := mutex.Lock(ctx, "a"); !errors.Is(err, context.Canceled) {
 		t.Errorf("err = %v, want canceled", err)
 	}
-	other, err := all.Lock(t.Context(), "b")
+	unlockOther, err := mutex.Lock(t.Context(), "b")
 	if err != nil {
-		t.Errorf("another key had to wait: %v", err)
+		t.Errorf("another key is locked: %v", err)
 	}
-	other()
-	done()
-	again, err := all.Lock(t.Context(), "a")
+	unlockOther()
+	unlock()
+	unlock() // has no effect
+	unlock, err = mutex.Lock(t.Context(), "a")
 	if err != nil {
 		t.Fatal(err)
 	}
-	again()
+	unlock()
 }
 
-func TestTryDoesNotWait(t *testing.T) {
-	var all kmutex.Mutex
-	done, ok := all.TryLock("a")
+func TestTryLockDoesNotWait(t *testing.T) {
+	var mutex kmutex.Mutex
+	unlock, ok := mutex.TryLock("a")
 	if !ok {
-		t.Fatal("nobody has the turn")
+		t.Fatal("TryLock failed on a free lock")
 	}
-	if _, ok := all.TryLock("a"); ok {
-		t.Error("two have the turn")
+	if _, ok := mutex.TryLock("a"); ok {
+		t.Error("two callers have the lock")
 	}
-	done()
-	if done, ok := all.TryLock("a"); !ok {
-		t.Error("the turn was not given back")
-	} else {
-		done()
+	unlock()
+	unlock, ok = mutex.TryLock("a")
+	if !ok {
+		t.Fatal("TryLock failed after unlock")
 	}
+	unlock()
 }

@@ -1,8 +1,8 @@
-// Package labels owns every label the daemon writes on a Docker container, and
-// decides which containers belong to pods.
+// Package labels encodes the Kubernetes metadata of a container as Docker labels, decodes
+// them, and decides which containers belong to pods.
 //
-// Docker is the only database: what a container is in Kubernetes terms is
-// written on it once, when it is created, and read back from it ever after.
+// Docker is the only database: the metadata of a container, a Set, is written when the
+// container is created and read from its labels after that.
 // Labels alone prove nothing, because Docker merges the labels of an image into
 // each container that is created from it (docker 28.5, daemon/commit.go, merge).
 // Read therefore relies on what no image can set: the container's name, and a
@@ -23,8 +23,8 @@ import (
 	"berth/core/names"
 )
 
-// Keys that dockershim and cri-dockerd chose. They are kept, so that a node
-// can change adapters without restarting its pods.
+// Keys of dockershim and cri-dockerd. berth uses the same ones, so that a node can be
+// switched between the runtimes without restarting its pods.
 const (
 	kindKey          = "io.kubernetes.docker.type"
 	sandboxKey       = "io.kubernetes.sandbox.id"
@@ -33,7 +33,7 @@ const (
 	annotationPrefix = "annotation."
 )
 
-// Keys of our own.
+// Keys of berth.
 const (
 	ownPrefix      = "berth."
 	configKey      = ownPrefix + "config"
@@ -44,47 +44,47 @@ const (
 	annotationsKey = ownPrefix + "annotations"
 	userKey        = ownPrefix + "user"
 	stageKey       = ownPrefix + "stage"
-	// labelPrefix goes before the pod labels that would otherwise read as ours:
-	// a pod may well carry a label "annotation.x".
+	// labelPrefix escapes pod labels whose keys have a meaning here: a pod can
+	// have a label "annotation.x".
 	labelPrefix = ownPrefix + "label."
 )
 
-// podName is what stands in nameKey of a sandbox.
+// podName is the value of nameKey on a sandbox.
 const podName = "POD"
 
-// A Kind tells a pod's sandbox from the containers that run in it.
+// A Kind is the role of a Docker container in a pod.
 type Kind string
 
-// The kinds there are. Docker containers of no kind are not ours.
+// The kinds. A Docker container that belongs to no pod has the empty kind.
 const (
 	Sandbox   Kind = "podsandbox"
 	Container Kind = "container"
 )
 
-// A Set is what is recorded on one Docker container.
+// A Set is the metadata in the labels of one Docker container.
 type Set struct {
 	Kind        Kind
-	SandboxID   string            // of the pod a container runs in; empty for a sandbox
-	LogPath     string            // where the kubelet expects the log; empty for a sandbox
-	Labels      map[string]string // as the kubelet gave them
-	Annotations map[string]string // as the kubelet gave them
+	SandboxID   string            // of the sandbox of a container; empty for a sandbox
+	LogPath     string            // log path of the CRI; empty for a sandbox
+	Labels      map[string]string // of the CRI
+	Annotations map[string]string // of the CRI
 
-	// The fields below are recorded by berth and not by cri-dockerd.
+	// The fields below are written by berth and not by cri-dockerd.
 
-	Config   string         // the CRI config as JSON, without what the Engine keeps elsewhere
+	Config   string         // the CRI config as JSON, without the fields that an inspect returns elsewhere
 	Handler  string         // runtime handler of a sandbox
-	Image    string         // of a container, as its user wrote it
-	ImageRef string         // of a container, with the repository's digest if there was one
-	User     string         // of a container, the user it runs as, as JSON of the CRI; empty if not known
-	Stage    names.Premount // of a container, the name of its staged mounts, if it has some
+	Image    string         // of a container, as in the pod spec
+	ImageRef string         // of a container, with the digest of the repository if it has one
+	User     string         // of a container, a runtime.v1.LinuxContainerUser as JSON; empty if not known
+	Stage    names.Premount // of a container, the name of its premounts; zero if it has none
 }
 
-// Ours reports whether berth itself has created the container.
+// Ours reports whether berth has created the container.
 func (s Set) Ours() bool { return s.Config != "" }
 
-// Encode returns s as Docker labels. Every key that applies to s.Kind or could be
-// read for it is written, with an empty value if need be: a key that is set when
-// a container is created wins over the image's label of the same name.
+// Encode returns s as Docker labels. All keys that Read reads are written, also with empty
+// values: a label that is set when a container is created overrides the label of its
+// image with the same key.
 func (s Set) Encode() map[string]string {
 	out := make(map[string]string, len(s.Labels)+len(s.Annotations)+11)
 	for k, v := range s.Annotations {
@@ -121,19 +121,17 @@ func keys(m map[string]string) string {
 	return string(list)
 }
 
-// ErrMismatch is the kind of error for a container whose labels say that it
-// belongs to a pod although its name does not: one that was run by hand from an
-// image that carries such labels, for instance from docker commit of a pod's
-// container. It belongs to nobody.
+// ErrMismatch is the kind of error for a container that belongs to a pod by its labels but
+// not by its name: for example one that was created with docker run from an image that has
+// such labels, as docker commit of a pod's container creates it. It belongs to no pod.
 var ErrMismatch = errors.New("labels and name disagree")
 
-// Read returns what is recorded on an inspected container. A container that
-// belongs to no pod has no Kind, and the error is of kind ErrMismatch if it
-// claims otherwise.
+// Read returns the metadata of an inspected container. If it belongs to no pod the Kind is
+// empty; if its labels claim that it does, the error is of kind ErrMismatch too.
 //
-// The name decides, because an image cannot set it: it must be that of the pod
-// and the attempt that the labels record. What berth's own labels say counts
-// only on a container that berth has created (see ours).
+// The name decides, because an image cannot set it: it must be the name of the pod
+// and attempt in the labels. berth's own labels are read only from a container that berth
+// has created (see ours).
 func Read(c container.InspectResponse) (Set, error) {
 	if c.ContainerJSONBase == nil || c.Config == nil {
 		return Set{}, errors.New("inspect result is incomplete")
@@ -142,8 +140,8 @@ func Read(c container.InspectResponse) (Set, error) {
 	if err != nil || !s.Ours() {
 		return s, err
 	}
-	// Containers of berth before 1.1 have no label where the value was empty, and
-	// so perhaps the image's: a handler and a user count only if Docker confirms them.
+	// berth before 1.1 wrote no label for an empty value, so that a label of the image could
+	// take its place: the handler and user are used only if the inspect result confirms them.
 	if s.Handler != c.HostConfig.Runtime && s.Handler != dockerHandler {
 		s.Handler = ""
 	}
@@ -153,9 +151,9 @@ func Read(c container.InspectResponse) (Set, error) {
 	return s, nil
 }
 
-// ReadSummary is Read for an entry of a list of containers. A list does not tell
-// who created a container, so what it returns is what cri-dockerd would have
-// recorded, also for a container of berth.
+// ReadSummary is Read for an entry of a list of containers. A list does not show whether
+// berth has created a container, so the result has only the metadata that cri-dockerd writes
+// too.
 func ReadSummary(row container.Summary) (Set, error) {
 	name := Name(row)
 	s, err := read(name, row.Labels, false)
@@ -168,8 +166,8 @@ func ReadSummary(row container.Summary) (Set, error) {
 	return s, err
 }
 
-// Name returns the name of a container in a list. Docker lists the names of
-// legacy links as well, which have two slashes.
+// Name returns the name of a container in a list. Docker lists the names of legacy
+// links as well, which have two slashes.
 func Name(row container.Summary) string {
 	for _, n := range row.Names {
 		if strings.LastIndexByte(n, '/') == 0 {
@@ -179,27 +177,25 @@ func Name(row container.Summary) string {
 	return ""
 }
 
-// ours reports whether berth has created c. Its containers always say in
-// HostConfig that Docker is not to run an init process in them; cri-dockerd and
-// dockershim leave the field unset, and an image has no HostConfig.
+// ours reports whether berth has created c. berth sets HostConfig.Init to false on every
+// container; cri-dockerd and dockershim leave it unset, and an image cannot set it.
 func ours(c container.InspectResponse) bool {
 	return c.HostConfig != nil && c.HostConfig.Init != nil && !*c.HostConfig.Init && c.Config.Labels[configKey] != ""
 }
 
-// confirmsUser reports whether Docker runs a container with configured, "uid" or
-// "uid:gid", as the user that recorded describes.
+// confirmsUser reports whether configured, the user of an inspected container as "uid" or
+// "uid:gid", is the user in recorded.
 func confirmsUser(configured, recorded string) bool {
 	var user struct{ UID, GID json.Number } // of runtime.v1.LinuxContainerUser
 	if json.Unmarshal([]byte(recorded), &user) != nil {
 		return false
 	}
-	uid, gid, hasGroup := strings.Cut(cmp.Or(configured, "0"), ":")         // Docker runs it as root where nothing is said
+	uid, gid, hasGroup := strings.Cut(cmp.Or(configured, "0"), ":")         // Docker's default is root
 	number := func(n json.Number) string { return cmp.Or(n.String(), "0") } // protojson leaves zeros out
 	return uid == number(user.UID) && (!hasGroup || gid == number(user.GID))
 }
 
-// dockerHandler is the runtime handler that stands for Docker's default runtime,
-// besides "".
+// dockerHandler is a runtime handler for Docker's default runtime, as "" is.
 const dockerHandler = "docker"
 
 func read(name string, labels map[string]string, ours bool) (Set, error) {
@@ -231,7 +227,7 @@ func (s *Set) decodeOwn(labels map[string]string) error {
 	} else {
 		s.SandboxID, s.LogPath = labels[sandboxKey], labels[logPathKey]
 		s.Image, s.ImageRef, s.User = labels[imageKey], labels[imageRefKey], labels[userKey]
-		// Anything else than a name is the image's: it counts as none.
+		// Any other text is a label of the image: it is ignored.
 		s.Stage, _ = names.ParseStage(labels[stageKey])
 	}
 	s.Labels, s.Annotations = map[string]string{}, map[string]string{}
@@ -251,9 +247,9 @@ func (s *Set) decodeOwn(labels map[string]string) error {
 	return nil
 }
 
-// matches compares the identity that the config records with the Docker name.
-// Names are compared rather than parsed: the parts of one that a client other
-// than the kubelet chose may contain underscores.
+// matches compares the metadata in the config with the Docker name. The name is
+// compared and not parsed, because clients other than the kubelet can use underscores
+// in its parts.
 func (s *Set) matches(name string) error {
 	var config struct {
 		Metadata struct {
@@ -272,14 +268,14 @@ func (s *Set) matches(name string) error {
 		ok = names.IsContainer(name, m.Name, m.Attempt)
 	}
 	if !ok {
-		return fmt.Errorf("%w: recorded as %s %q, attempt %d, name %q", ErrMismatch, s.Kind, m.Name, m.Attempt, name)
+		return fmt.Errorf("%w: labels of %s %q, attempt %d, on a container with the name %q", ErrMismatch, s.Kind, m.Name, m.Attempt, name)
 	}
 	return nil
 }
 
-// decodeForeign reads the labels that cri-dockerd and dockershim write. They
-// always write the kind, and on containers the sandbox and the log path; their
-// labels of the kubelet cannot be told from the image's.
+// decodeForeign reads the labels of cri-dockerd and dockershim. They always write the kind,
+// and on containers the sandbox and log path; other labels may be those of the
+// image, which cannot be distinguished.
 func decodeForeign(kind Kind, labels map[string]string) Set {
 	s := Set{Kind: kind, Labels: map[string]string{}, Annotations: map[string]string{}}
 	if kind == Container {
@@ -299,7 +295,7 @@ func decodeForeign(kind Kind, labels map[string]string) Set {
 	return s
 }
 
-// dockerKey returns the Docker label under which the pod label k is kept.
+// dockerKey returns the key of the Docker label for the CRI label k.
 func (s Set) dockerKey(k string) string {
 	switch {
 	case k == kindKey, k == sandboxKey, k == logPathKey, k == nameKey && s.Kind == Sandbox,
@@ -311,7 +307,7 @@ func (s Set) dockerKey(k string) string {
 }
 
 // Filter returns the terms of a Docker label filter that match s.Kind and
-// s.SandboxID. Empty fields match everything that is ours.
+// s.SandboxID. Empty fields match all containers with a kind.
 func (s Set) Filter() []string {
 	terms := []string{kindKey}
 	if s.Kind != "" {
@@ -323,10 +319,10 @@ func (s Set) Filter() []string {
 	return terms
 }
 
-// Helper returns the labels of a helper container, which never runs and belongs to
-// no pod, with a key of its own. It has a kind too, although not that of a pod:
-// users who prune containers exclude pods by that key, and Docker takes one such
-// filter only.
+// Helper returns the labels of a helper container, which never runs and belongs to no pod.
+// It has the label io.kubernetes.docker.type too, with another value, so that
+// docker container prune --filter label!=io.kubernetes.docker.type spares helpers as well
+// as pods: Docker accepts one such filter only.
 func Helper(key, value string) map[string]string {
 	return map[string]string{key: value, kindKey: "idle"}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // inspected returns a container as Docker describes one that was created with set,
-// labels of which win over those of its image.
+// labels, which override those of its image.
 func inspected(name string, set, image map[string]string, host *container.HostConfig) container.InspectResponse {
 	all := maps.Clone(image)
 	if all == nil {
@@ -27,7 +27,7 @@ func inspected(name string, set, image map[string]string, host *container.HostCo
 	}
 }
 
-// byBerth is what berth sets on each of its containers.
+// byBerth returns what berth sets in the HostConfig of each container.
 func byBerth() *container.HostConfig { return &container.HostConfig{Init: new(bool), Runtime: "runc"} }
 
 func config(t testing.TB, m any) string {
@@ -39,7 +39,7 @@ func config(t testing.TB, m any) string {
 	return string(text)
 }
 
-// hostile is a set of labels with which an image claims everything it can.
+// hostile returns the labels of an image that sets all keys which have a meaning.
 func hostile(kind, value string) map[string]string {
 	set := map[string]string{
 		"io.kubernetes.docker.type":       kind,
@@ -59,8 +59,8 @@ func hostile(kind, value string) map[string]string {
 
 var compare = cmp.Options{cmpopts.EquateComparable(names.Premount{}), cmpopts.EquateEmpty()}
 
-// FuzzRoundTrip holds the promise the whole daemon rests on: what is written
-// on a container is what is read back from it, whatever labels its image has.
+// FuzzRoundTrip holds a promise that the whole daemon depends on: Read returns what was
+// encoded, for all labels that the image of the container can have.
 func FuzzRoundTrip(f *testing.F) {
 	for _, kind := range []string{"podsandbox", "container", "idle", ""} {
 		f.Add("app", "web", "example.org/note", "hello", kind, "../../../etc")
@@ -71,8 +71,8 @@ func FuzzRoundTrip(f *testing.F) {
 		f.Add("berth.stage", "../x", "berth.look", "", kind, "runc")
 	}
 	f.Fuzz(func(t *testing.T, key, value, note, text, imageKind, imageValue string) {
-		if !utf8(key, note) {
-			t.Skip("JSON carries text, and Kubernetes sends no other")
+		if !validUTF8(key, note) {
+			t.Skip("not UTF-8: JSON cannot contain it, and protobuf strings cannot either")
 		}
 		for _, want := range []labels.Set{
 			{
@@ -80,7 +80,7 @@ func FuzzRoundTrip(f *testing.F) {
 				Image: "busybox", ImageRef: "busybox@sha256:12", User: `{"uid":"1"}`, Stage: names.NewStage(),
 				Labels: map[string]string{key: value}, Annotations: map[string]string{note: text},
 			},
-			{Kind: labels.Container, Config: config(t, map[string]any{"name": "c"})}, // nothing that is empty lets the image's value through
+			{Kind: labels.Container, Config: config(t, map[string]any{"name": "c"})}, // an empty value overrides the image's too
 			{
 				Kind: labels.Sandbox, Config: config(t, map[string]any{"name": "p", "namespace": "n", "uid": "u"}), Handler: "runc",
 				Labels: map[string]string{key: value}, Annotations: map[string]string{note: text},
@@ -106,7 +106,7 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
-func utf8(words ...string) bool {
+func validUTF8(words ...string) bool {
 	for _, w := range words {
 		if string([]rune(w)) != w {
 			return false
@@ -115,7 +115,7 @@ func utf8(words ...string) bool {
 	return true
 }
 
-func TestReadIgnoresContainersThatOnlyClaimToBeAPods(t *testing.T) {
+func TestReadRefusesLabelsOfAPodUnderAnotherName(t *testing.T) {
 	pod := labels.Set{Kind: labels.Sandbox, Config: config(t, map[string]any{"name": "p", "namespace": "n", "uid": "u", "attempt": 1})}
 	ctr := labels.Set{Kind: labels.Container, SandboxID: "s", LogPath: "/etc/cron.d/x", Config: config(t, map[string]any{"name": "c", "attempt": 1})}
 	for name, tt := range map[string]struct {
@@ -123,24 +123,24 @@ func TestReadIgnoresContainersThatOnlyClaimToBeAPods(t *testing.T) {
 		set  labels.Set
 		host *container.HostConfig
 	}{
-		"docker run of an image with a pod's labels":       {"/nervous_bell", pod, &container.HostConfig{}},
-		"docker run of a committed container":              {"/nervous_bell", ctr, &container.HostConfig{}},
-		"docker run --init=false":                          {"/nervous_bell", ctr, byBerth()},
-		"no name":                                          {"", ctr, byBerth()},
-		"compose v1":                                       {"/k8s_web_1", ctr, byBerth()},
-		"a sandbox's labels under a container's name":      {"/k8s_c_p_n_u_1", pod, byBerth()},
-		"the same, unmarked":                               {"/k8s_c_p_n_u_1", pod, &container.HostConfig{}},
-		"a container's labels under a sandbox's name":      {"/k8s_POD_p_n_u_1", ctr, byBerth()},
-		"the same, unmarked ":                              {"/k8s_POD_p_n_u_1", ctr, &container.HostConfig{}},
-		"a sandbox's labels under another pod's name":      {"/k8s_POD_q_n_u_1", pod, byBerth()},
-		"a sandbox's labels under another attempt's name":  {"/k8s_POD_p_n_u_2", pod, byBerth()},
-		"a container's labels under another's name":        {"/k8s_d_p_n_u_1", ctr, byBerth()},
-		"a container's labels under another attempt":       {"/k8s_c_p_n_u_11", ctr, byBerth()},
-		"a container's labels, another attempt's, suffix":  {"/k8s_c_p_n_u_11_deadbeef", ctr, byBerth()},
-		"config that is no JSON":                           {"/k8s_c_p_n_u_1", labels.Set{Kind: labels.Container, Config: "{"}, byBerth()},
-		"config without metadata":                          {"/k8s_c_p_n_u_0", labels.Set{Kind: labels.Container, Config: "{}"}, byBerth()},
-		"a name that only begins like one of ours":         {"/k8s_c", ctr, byBerth()},
-		"a name that only begins like one of ours, legacy": {"/k8s_c_p", labels.Set{Kind: labels.Container}, nil},
+		"docker run of an image with a pod's labels":      {"/nervous_bell", pod, &container.HostConfig{}},
+		"docker run of a committed container":             {"/nervous_bell", ctr, &container.HostConfig{}},
+		"docker run --init=false":                         {"/nervous_bell", ctr, byBerth()},
+		"no name":                                         {"", ctr, byBerth()},
+		"compose v1":                                      {"/k8s_web_1", ctr, byBerth()},
+		"a sandbox's labels under a container's name":     {"/k8s_c_p_n_u_1", pod, byBerth()},
+		"the same, unmarked":                              {"/k8s_c_p_n_u_1", pod, &container.HostConfig{}},
+		"a container's labels under a sandbox's name":     {"/k8s_POD_p_n_u_1", ctr, byBerth()},
+		"the same, unmarked ":                             {"/k8s_POD_p_n_u_1", ctr, &container.HostConfig{}},
+		"a sandbox's labels under another pod's name":     {"/k8s_POD_q_n_u_1", pod, byBerth()},
+		"a sandbox's labels under another attempt's name": {"/k8s_POD_p_n_u_2", pod, byBerth()},
+		"a container's labels under another's name":       {"/k8s_d_p_n_u_1", ctr, byBerth()},
+		"a container's labels under another attempt":      {"/k8s_c_p_n_u_11", ctr, byBerth()},
+		"a container's labels, another attempt's, suffix": {"/k8s_c_p_n_u_11_deadbeef", ctr, byBerth()},
+		"config that is no JSON":                          {"/k8s_c_p_n_u_1", labels.Set{Kind: labels.Container, Config: "{"}, byBerth()},
+		"config without metadata":                         {"/k8s_c_p_n_u_0", labels.Set{Kind: labels.Container, Config: "{}"}, byBerth()},
+		"a name with only the first parts of a pod's":     {"/k8s_c", ctr, byBerth()},
+		"a name with only the first parts, cri-dockerd":   {"/k8s_c_p", labels.Set{Kind: labels.Container}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := labels.Read(inspected(tt.name, nil, tt.set.Encode(), tt.host))
@@ -157,8 +157,8 @@ func TestReadIgnoresContainersThatOnlyClaimToBeAPods(t *testing.T) {
 	}
 }
 
-// A client other than the kubelet may put underscores into names.
-func TestReadAcceptsNames(t *testing.T) {
+// Clients other than the kubelet can use underscores in names.
+func TestReadAcceptsNamesWithSuffixesAndUnderscores(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		set  labels.Set
@@ -178,9 +178,9 @@ func TestReadAcceptsNames(t *testing.T) {
 	}
 }
 
-// Under cri-dockerd an image could carry berth's own labels into a container; and
-// berth before 1.1 wrote no label where the value was empty.
-func TestReadDistrustsLabelsOfEarlierContainers(t *testing.T) {
+// A container of cri-dockerd can have berth's labels from its image, and berth before 1.1
+// wrote no label for an empty value.
+func TestReadIgnoresImageLabelsOnEarlierContainers(t *testing.T) {
 	image := hostile("podsandbox", "/etc/passwd")
 	image["berth.config"] = config(t, map[string]any{"name": "c"})
 	image["berth.labels"], image["berth.annotations"] = "[]", "[]"
@@ -193,7 +193,7 @@ func TestReadDistrustsLabelsOfEarlierContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got.Ours() || got.Handler+got.Image+got.ImageRef+got.User != "" || !got.Stage.None() || got.SandboxID != "s" || got.LogPath != "/var/log/pods/p/c/0.log" {
-		t.Errorf("of cri-dockerd: %+v", got)
+		t.Errorf("container of cri-dockerd: %+v", got)
 	}
 
 	maps.Copy(written, map[string]string{
@@ -204,7 +204,7 @@ func TestReadDistrustsLabelsOfEarlierContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !got.Ours() || !got.Stage.None() || got.Handler != "" || got.Image != "app" || len(got.Labels)+len(got.Annotations) > 0 {
-		t.Errorf("of berth before 1.1: %+v", got)
+		t.Errorf("container of berth before 1.1: %+v", got)
 	}
 
 	for user, want := range map[string]string{
@@ -213,7 +213,7 @@ func TestReadDistrustsLabelsOfEarlierContainers(t *testing.T) {
 		c := inspected("/k8s_c_p_n_u_0", written, image, byBerth())
 		c.Config.User, c.Config.Labels["berth.user"] = user, `{"uid":"1000","gid":"6"}`
 		if got, err := labels.Read(c); err != nil || got.User != want {
-			t.Errorf("Docker runs it as %q, the image says 1000:6: read %q, %v; want %q", user, got.User, err, want)
+			t.Errorf("user %q, label 1000:6: read %q, %v; want %q", user, got.User, err, want)
 		}
 	}
 
@@ -230,7 +230,7 @@ func TestReadDistrustsLabelsOfEarlierContainers(t *testing.T) {
 	}
 }
 
-func TestReadReadsWhatCriDockerdWrote(t *testing.T) {
+func TestReadDecodesLabelsOfCriDockerd(t *testing.T) {
 	got, err := labels.Read(inspected("/k8s_POD_web_d_u_0", map[string]string{
 		"io.kubernetes.docker.type":               "podsandbox",
 		"io.kubernetes.container.name":            "POD",
@@ -251,7 +251,7 @@ func TestReadReadsWhatCriDockerdWrote(t *testing.T) {
 	}
 }
 
-func TestReadRefusesAnIncompleteInspect(t *testing.T) {
+func TestReadFailsOnIncompleteInspectResult(t *testing.T) {
 	for _, c := range []container.InspectResponse{
 		{}, {Config: &container.Config{}}, {ContainerJSONBase: &container.ContainerJSONBase{}},
 	} {
@@ -261,8 +261,8 @@ func TestReadRefusesAnIncompleteInspect(t *testing.T) {
 	}
 }
 
-// Helpers carry the label by which users exclude pods from docker prune, and are no pod's.
-func TestHelperLabelsAreNoPods(t *testing.T) {
+// Helpers have the label by which users exclude pods from docker container prune.
+func TestHelperHasKindLabelButBelongsToNoPod(t *testing.T) {
 	set := labels.Helper("berth.hold", "x")
 	if _, ok := set[labels.Set{}.Filter()[0]]; !ok || set["berth.hold"] != "x" {
 		t.Errorf("labels %v", set)

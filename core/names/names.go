@@ -1,5 +1,5 @@
-// Package names gives Docker containers the names that say which pod and which
-// attempt they are, and reads them back.
+// Package names formats and parses the names of the Docker containers of pods, in the
+// scheme of dockershim and cri-dockerd, and the names of premounts.
 package names
 
 import (
@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Pod stands in the place of the container's name in the name of a sandbox.
+// Pod is the container name in the Docker name of a sandbox.
 const Pod = "POD"
 
 // A Name is k8s_<container>_<pod>_<namespace>_<uid>_<attempt>, the scheme of
@@ -24,8 +24,8 @@ type Name struct {
 	Namespace string
 	UID       string
 	Attempt   uint32
-	// Suffix makes the name another one when the plain name is taken by
-	// something that can neither be found nor removed. Usually empty.
+	// Suffix makes the name unique if Docker keeps the name without one for a container
+	// that it does not have any more. Usually empty.
 	Suffix string
 }
 
@@ -38,16 +38,16 @@ func (n Name) String() string {
 	return s
 }
 
-// Is reports whether the Docker name s, with or without its leading slash, is n,
-// whatever its suffix.
+// Is reports whether the Docker name s, with or without its leading slash, is n
+// with any suffix or none.
 func (n Name) Is(s string) bool {
 	n.Suffix = ""
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(s, "/"), n.String())
 	return ok && isSuffix(rest)
 }
 
-// IsContainer reports whether the Docker name s is that of the attempt at a
-// container with the name, in whatever pod.
+// IsContainer reports whether the Docker name s is that of a container and attempt, in
+// any pod.
 func IsContainer(s, container string, attempt uint32) bool {
 	rest, ok := strings.CutPrefix(strings.TrimPrefix(s, "/"), "k8s_"+container+"_")
 	if !ok {
@@ -61,14 +61,14 @@ func IsContainer(s, container string, attempt uint32) bool {
 	return i >= 0 && isSuffix(rest[i:]) && strings.HasSuffix(rest[:i], number)
 }
 
-// isSuffix reports whether s is what may follow the attempt in a Docker name.
+// isSuffix reports whether s can follow the attempt in a Docker name.
 func isSuffix(s string) bool {
 	suffix, ok := strings.CutPrefix(s, "_")
 	return s == "" || ok && suffix != "" && !strings.Contains(suffix, "_")
 }
 
-// LogDirectory returns the log directory of the pod in path: the last directory there that is called
-// <namespace>_<pod>_<uid>, as a kubelet names it, or "".
+// LogDirectory returns the log directory of the pod in path: the last directory with the name
+// <namespace>_<pod>_<uid>, which the kubelet gives it, or "".
 func (n Name) LogDirectory(path string) string {
 	if n.Namespace == "" || n.Pod == "" || n.UID == "" || !strings.HasPrefix(path, "/") {
 		return ""
@@ -81,9 +81,8 @@ func (n Name) LogDirectory(path string) string {
 	return path[:at+len(mark)]
 }
 
-// Plain returns the Docker name s without its suffix: what stands for the pod and
-// the attempt, whatever the container had to be called. Names that are not ours
-// stay as they are.
+// Plain returns the Docker name s without its suffix, so that it identifies the pod,
+// container and attempt. A name in another scheme is returned as it is.
 func Plain(s string) string {
 	n, err := Parse(s)
 	if err != nil {
@@ -93,16 +92,16 @@ func Plain(s string) string {
 	return n.String()
 }
 
-// Parse reads a Docker name, with or without the leading slash that the Engine
-// puts before it.
+// Parse parses a Docker name, with or without the leading slash that the Engine adds. The
+// error is of kind InvalidArgument for a name in another scheme.
 func Parse(s string) (Name, error) {
 	p := strings.Split(strings.TrimPrefix(s, "/"), "_")
 	if len(p) < 6 || len(p) > 7 || p[0] != "k8s" {
-		return Name{}, fmt.Errorf("container name %q is not ours: %w", s, errdefs.ErrInvalidArgument)
+		return Name{}, fmt.Errorf("container name %q is not k8s_<container>_<pod>_<namespace>_<uid>_<attempt>[_<suffix>]: %w", s, errdefs.ErrInvalidArgument)
 	}
 	attempt, err := strconv.ParseUint(p[5], 10, 32)
 	if err != nil {
-		return Name{}, fmt.Errorf("attempt in container name %q: %w", s, errdefs.ErrInvalidArgument)
+		return Name{}, fmt.Errorf("attempt in container name %q is no 32-bit number: %w", s, errdefs.ErrInvalidArgument)
 	}
 	n := Name{Container: p[1], Pod: p[2], Namespace: p[3], UID: p[4], Attempt: uint32(attempt)}
 	if len(p) == 7 {
@@ -111,22 +110,22 @@ func Parse(s string) (Name, error) {
 	return n, nil
 }
 
-// A Premount is the name of the staged mounts of one container: a random word, never
-// a path. The zero Stage stands for none. There is no other way to one than
-// NewStage and ParseStage, so that text from outside cannot be taken for a name.
+// A Premount is the name of the premounts of one container (see package premount): a
+// random word, never a path. The zero Premount stands for none. Only NewStage and ParseStage
+// return one, so that text from a label cannot be used as a path.
 type Premount struct{ word string }
 
-// stageWord matches what NewStage makes.
-var stageWord = regexp.MustCompile(`^[A-Z2-7]{16}$`)
+// premountWord matches the names that NewStage returns.
+var premountWord = regexp.MustCompile(`^[A-Z2-7]{16}$`)
 
-// NewStage returns a name that nothing else has.
+// NewStage returns a unique name.
 func NewStage() Premount { return Premount{rand.Text()[:16]} }
 
-// ParseStage reads back a name that NewStage has made; "" is the zero Stage. The
-// error is of kind InvalidArgument for any other text.
+// ParseStage parses the String of a Premount, "" for the zero one. The error is of kind
+// InvalidArgument for any other text.
 func ParseStage(s string) (Premount, error) {
-	if s != "" && !stageWord.MatchString(s) {
-		return Premount{}, fmt.Errorf("%q is not the name of staged mounts: %w", s, errdefs.ErrInvalidArgument)
+	if s != "" && !premountWord.MatchString(s) {
+		return Premount{}, fmt.Errorf("%q is not the name of premounts: %w", s, errdefs.ErrInvalidArgument)
 	}
 	return Premount{s}, nil
 }
@@ -134,5 +133,5 @@ func ParseStage(s string) (Premount, error) {
 // String returns the name as text, "" for none.
 func (s Premount) String() string { return s.word }
 
-// None reports whether s is the name of nothing.
+// None reports whether s is the zero Premount.
 func (s Premount) None() bool { return s.word == "" }

@@ -25,7 +25,7 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
-func TestParseRefusesOthers(t *testing.T) {
+func TestParseRefusesOtherSchemes(t *testing.T) {
 	for _, s := range []string{"", "/redis", "k8s_a_b_c_d", "k8s_a_b_c_d_x", "k8s_a_b_c_d_-1", "k8s_a_b_c_d_1_e_f", "x_a_b_c_d_1"} {
 		if n, err := names.Parse(s); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("Parse(%q) = %+v, %v; want an invalid argument", s, n, err)
@@ -33,11 +33,11 @@ func TestParseRefusesOthers(t *testing.T) {
 	}
 }
 
-func TestPlain(t *testing.T) {
+func TestPlainRemovesSuffix(t *testing.T) {
 	for name, want := range map[string]string{
 		"k8s_POD_web_ns_u_0":          "k8s_POD_web_ns_u_0",
 		"k8s_POD_web_ns_u_0_0123abcd": "k8s_POD_web_ns_u_0",
-		"somebody_else":               "somebody_else",
+		"compose_web_1":               "compose_web_1",
 	} {
 		if got := names.Plain(name); got != want {
 			t.Errorf("Plain(%q) = %q, want %q", name, got, want)
@@ -45,13 +45,13 @@ func TestPlain(t *testing.T) {
 	}
 }
 
-func TestParseStageTakesNothingThatLeadsAnywhere(t *testing.T) {
-	stage := names.NewStage()
-	if got, err := names.ParseStage(stage.String()); err != nil || got != stage || got.None() {
+func TestParseStageRefusesPaths(t *testing.T) {
+	name := names.NewStage()
+	if got, err := names.ParseStage(name.String()); err != nil || got != name || got.None() {
 		t.Errorf("%v, %v", got, err)
 	}
 	if got, err := names.ParseStage(""); err != nil || !got.None() {
-		t.Errorf("of no text: %v, %v", got, err)
+		t.Errorf("empty text: %v, %v", got, err)
 	}
 	for _, s := range []string{
 		".", "..", "/", "../../../etc", "/etc", "x", "ABCDEFGHIJKLMNOP/..", "../ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLMNO", "ABCDEFGHIJKLMNOPQ",
@@ -63,7 +63,7 @@ func TestParseStageTakesNothingThatLeadsAnywhere(t *testing.T) {
 	}
 }
 
-func TestIs(t *testing.T) {
+func TestIsAcceptsAnySuffix(t *testing.T) {
 	n := names.Name{Container: "c", Pod: "p", Namespace: "n", UID: "u", Attempt: 1}
 	for s, want := range map[string]bool{
 		"/k8s_c_p_n_u_1": true, "k8s_c_p_n_u_1": true, "/k8s_c_p_n_u_1_deadbeef": true,
@@ -78,9 +78,9 @@ func TestIs(t *testing.T) {
 	}
 }
 
-// The log directory of a pod is known by its name, which an image cannot choose, as a
-// kubelet of Kubernetes 1.14 or later makes it.
-func TestLogDirectory(t *testing.T) {
+// The kubelet names the log directory of a pod this way since Kubernetes 1.14. An image
+// cannot choose that name.
+func TestLogDirectoryIsFoundByNameOfPod(t *testing.T) {
 	n := names.Name{Container: "web", Pod: "pod", Namespace: "ns", UID: "uid", Attempt: 2}
 	for path, want := range map[string]string{
 		"/var/log/pods/ns_pod_uid/web/2.log":     "/var/log/pods/ns_pod_uid",
@@ -100,6 +100,6 @@ func TestLogDirectory(t *testing.T) {
 		}
 	}
 	if got := (names.Name{}).LogDirectory("/var/log/__/0.log"); got != "" {
-		t.Errorf("of no name: %q", got)
+		t.Errorf("zero name: %q", got)
 	}
 }

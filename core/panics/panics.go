@@ -1,6 +1,6 @@
-// Package panics turns a panic into the error of what panicked. A panic in any
-// goroutine ends the whole program; with this package it ends one call, or one
-// pass of a background loop.
+// Package panics converts a panic into an error of the function that panicked. A panic in a
+// goroutine terminates the process; with this package only one call, or one pass of a
+// background loop, fails.
 package panics
 
 import (
@@ -18,7 +18,7 @@ import (
 func Try(log *slog.Logger, f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.Error("panic, which is a bug in berthd: only this call or this pass of a loop has failed",
+			log.Error("panic (a bug in berthd): this call, or this pass of a background loop, has failed",
 				slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 			err = fmt.Errorf("panic: %v: %w", p, errdefs.ErrInternal)
 		}
@@ -40,7 +40,7 @@ type Group struct {
 	log   *slog.Logger
 }
 
-// NewGroup returns a Group whose functions do not affect each other.
+// NewGroup returns a Group in which a failed function does not cancel the others.
 func NewGroup(log *slog.Logger) *Group { return &Group{&errgroup.Group{}, log} }
 
 // NewGroupWithContext returns a Group and a context that is cancelled when one of the

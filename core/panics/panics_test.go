@@ -13,10 +13,10 @@ import (
 	"berth/core/panics"
 )
 
-func TestTryReturnsAPanicAsAnInternalError(t *testing.T) {
+func TestTryReturnsPanicAsInternalErrorAndLogsStack(t *testing.T) {
 	var out bytes.Buffer
-	err := panics.Try(slog.New(slog.NewTextHandler(&out, nil)), func() error { panic("no such row") })
-	if !errdefs.IsInternal(err) || !strings.Contains(err.Error(), "no such row") {
+	err := panics.Try(slog.New(slog.NewTextHandler(&out, nil)), func() error { panic("index out of range") })
+	if !errdefs.IsInternal(err) || !strings.Contains(err.Error(), "index out of range") {
 		t.Errorf("error %v", err)
 	}
 	if !strings.Contains(out.String(), "panics_test.go") {
@@ -24,11 +24,11 @@ func TestTryReturnsAPanicAsAnInternalError(t *testing.T) {
 	}
 	failed := errors.New("failed")
 	if err := panics.Try(slog.New(slog.DiscardHandler), func() error { return failed }); !errors.Is(err, failed) || errdefs.IsInternal(err) {
-		t.Errorf("error %v, want its own", err)
+		t.Errorf("error %v, want the one that was returned", err)
 	}
 }
 
-func TestGroupEndsWithAPanicOfOneFunction(t *testing.T) {
+func TestPanicOfOneFunctionCancelsGroup(t *testing.T) {
 	g, ctx := panics.NewGroupWithContext(t.Context(), slog.New(slog.DiscardHandler))
 	g.Go(func() error { <-ctx.Done(); return nil })
 	g.Go(func() error { panic("broken") })
@@ -40,7 +40,7 @@ func TestGroupEndsWithAPanicOfOneFunction(t *testing.T) {
 	}
 }
 
-func TestGoSurvivesAPanic(t *testing.T) {
+func TestGoRecoversPanic(t *testing.T) {
 	done := make(chan struct{})
 	panics.Go(slog.New(slog.DiscardHandler), func() { defer close(done); panic("broken") })
 	<-done

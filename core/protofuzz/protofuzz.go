@@ -1,6 +1,6 @@
-// Package protofuzz makes messages such as no kubelet sends: fields that are
-// missing, numbers at the ends of what they can be, words that mean nothing or
-// something else. Only tests import it.
+// Package protofuzz fills protobuf messages with values that no kubelet sends: missing
+// fields, numbers at the limits of their types, strings without a meaning or with another
+// one. Only tests import it.
 package protofuzz
 
 import (
@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	deepest  = 8 // messages in messages
-	longest  = 3 // elements of a list
-	fillings = 3 // of four fields that are filled
+	maxDepth    = 8 // of nested messages
+	maxElements = 3 // of a list or map
+	fieldsOf4   = 3 // that are set, of four fields
 )
 
 var (
@@ -26,33 +26,33 @@ var (
 	}
 )
 
-// Fill fills m at random. Among its words are those of words too, so that a
-// message can be about something that is there.
-func Fill(m proto.Message, random *rand.Rand, words ...string) {
-	s := scrambler{random, append(words[:len(words):len(words)], texts...)}
-	s.message(m.ProtoReflect(), 0)
+// Fill sets fields of m at random. Its strings are chosen from extra too, so that a message
+// can name an object that exists.
+func Fill(m proto.Message, random *rand.Rand, extra ...string) {
+	f := filler{random, append(extra[:len(extra):len(extra)], texts...)}
+	f.message(m.ProtoReflect(), 0)
 }
 
-type scrambler struct {
+type filler struct {
 	*rand.Rand
 	texts []string
 }
 
-func (s scrambler) message(m protoreflect.Message, depth int) {
+func (s filler) message(m protoreflect.Message, depth int) {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
-		if s.IntN(fillings+1) == 0 || f.Message() != nil && depth >= deepest {
+		if s.IntN(fieldsOf4+1) == 0 || f.Message() != nil && depth >= maxDepth {
 			continue
 		}
 		switch {
 		case f.IsMap():
-			for range s.IntN(longest + 1) {
+			for range s.IntN(maxElements + 1) {
 				value := m.Mutable(f).Map().NewValue()
 				m.Mutable(f).Map().Set(s.value(f.MapKey(), value, depth).MapKey(), s.value(f.MapValue(), value, depth))
 			}
 		case f.IsList():
-			for range s.IntN(longest + 1) {
+			for range s.IntN(maxElements + 1) {
 				list := m.Mutable(f).List()
 				list.Append(s.value(f, list.NewElement(), depth))
 			}
@@ -62,15 +62,15 @@ func (s scrambler) message(m protoreflect.Message, depth int) {
 	}
 }
 
-// value makes a value for f; empty is one, which counts if f is a message.
-func (s scrambler) value(f protoreflect.FieldDescriptor, empty protoreflect.Value, depth int) protoreflect.Value {
+// value returns a value for f. A message is written to empty.
+func (s filler) value(f protoreflect.FieldDescriptor, empty protoreflect.Value, depth int) protoreflect.Value {
 	n := numbers[s.IntN(len(numbers))]
 	switch f.Kind() {
 	case protoreflect.BoolKind:
 		return protoreflect.ValueOfBool(n%2 == 0)
 	case protoreflect.EnumKind:
-		const most = 70 // more than any enum has
-		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(s.IntN(most) * s.IntN(2) * s.IntN(2)))
+		const limit = 70 // more values than any enum has
+		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(s.IntN(limit) * s.IntN(2) * s.IntN(2)))
 	case protoreflect.StringKind:
 		return protoreflect.ValueOfString(s.texts[s.IntN(len(s.texts))])
 	case protoreflect.BytesKind:

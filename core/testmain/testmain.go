@@ -1,6 +1,6 @@
-// Package testmain runs the tests of packages that mostly wait: for timeouts, for
-// the fake Engine, for programs. By default go test runs as many parallel tests of a
-// package at a time as there are CPUs, which are then idle.
+// Package testmain raises the number of parallel tests for packages whose tests mostly wait:
+// for timeouts, the fake Engine or child processes. By default go test runs as many at a time
+// as there are CPUs, which then are idle.
 package testmain
 
 import (
@@ -9,12 +9,11 @@ import (
 	"testing"
 )
 
-// parallel is how many parallel tests of a package run at a time. Each has an Engine and
-// clients of its own; with many more of them, those that measure time would fail.
+// parallel is the number of parallel tests of a package. Each has an Engine and clients of
+// its own; with many more, tests that measure time would fail.
 const parallel = 16
 
-// M is a *testing.M whose Run runs more tests in parallel, unless the flag -parallel
-// is given.
+// M is a *testing.M that runs more tests in parallel, unless the flag -parallel is set.
 type M struct{ *testing.M }
 
 // Run runs the tests, as (*testing.M).Run does.
