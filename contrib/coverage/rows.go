@@ -19,7 +19,7 @@ var messages = []message{
 	}},
 	{"PodSandboxConfig", []row{
 		{"metadata", store, "the name of the pause container and the label `berth.config`", "todocker.TestSandboxInTheFastForm names.FuzzRoundTrip"},
-		{"hostname", engine, "`Config.Hostname` of the pause container, cut to 64 bytes, or Docker's own, the first digits of the ID; the pod's hostname and hosts files say the same; on the node's network the node's own", "live.TestNamespacesOfPods sandbox.TestOneHostname todocker.TestHostname"},
+		{"hostname", engine, "`Config.Hostname` of the pause container, cut to 64 bytes, or Docker's own, the first digits of the ID; the pod's hostname and hosts files say the same; on the node's network the node's own", "live.TestNamespacesOfPods sandbox.TestFilesHaveTheHostnameOfTheEngine todocker.TestHostname"},
 		{"log_directory", berth, "where the logs of containers are written", "live.TestPodRunsAndIsRemoved todocker.TestSandboxRefuses"},
 		{"dns_config", files, "the pod's resolv.conf, and what plugins are told", "live.TestPodRunsAndIsRemoved todocker.TestResolvConf"},
 		{"port_mappings", plugins, "the capability `portMappings`; with `--network-plugin=\"\"` `HostConfig.PortBindings`; a pod on the node's network has its ports there already", "network.TestRealHostPortIsForwarded network.TestAttachPassesDeclaredCapabilities todocker.TestSandboxVariants"},
@@ -116,10 +116,10 @@ var messages = []message{
 		{"pod_sandbox_id", engine, "the ID of the pause container", "live.TestPodRunsAndIsRemoved"},
 	}},
 	{"StopPodSandboxRequest", []row{
-		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPodRunsAndIsRemoved sandbox.TestALife"},
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPodRunsAndIsRemoved sandbox.TestSandboxFromRunToRemove"},
 	}},
 	{"RemovePodSandboxRequest", []row{
-		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPodRunsAndIsRemoved sandbox.TestALife"},
+		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPodRunsAndIsRemoved sandbox.TestSandboxFromRunToRemove"},
 	}},
 	{"PodSandboxStatusRequest", []row{
 		{"pod_sandbox_id", berth, "found by the ID or by the beginning of one", "live.TestPodRunsAndIsRemoved"},
