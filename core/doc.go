@@ -23,6 +23,7 @@
 //	core/cgroup     core/systemd      cgroup files and scopes
 //	core/premount                     mounts that the Engine API cannot express
 //	core/hostprobe                    what /proc tells about Docker, containerd and the kernel
+//	core/pending                      creates that outlived their caller's deadline
 //	core/pause                        the built-in pause image
 //	core/metrics                      /metrics and /healthz
 //	core/panics     core/rollback     utilities

@@ -21,6 +21,7 @@ const module = "berth/"
 var layers = [][]string{
 	{"core/atomicfile"},
 	{"core/names", "core/broadcast", "core/hostprobe", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
+	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/pending", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
 	{"core/labels", "core/premount"},
 	{"core/engine", "network", "streaming", "core/oom"},
 	{"core/names", "core/rollback", "core/kmutex", "core/sleep", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
