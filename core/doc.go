@@ -9,6 +9,7 @@
 //	core/sandbox    core/container    services, one subject of the CRI each;
 //	core/image      core/exec         they never import each other
 //	core/logs       core/stats
+//	core/resources                    settings of containers that the Engine API cannot express
 //	core/cache                        every sandbox and container in memory
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/todocker   core/tocri        pure translation, no I/O

@@ -29,6 +29,8 @@ var layers = [][]string{
 	{"core/engine", "network", "streaming", "core/oom", "network/networktest"},
 	{"core/engine/enginetest", "core/tocri", "core/todocker"},
 	{"core/cache", "core/securityprofile", "core/engine/enginelaws"},
+	{"core/cache", "core/securityprofile"},
+	{"core/resources"},
 	{"core/sandbox", "core/container", "core/image", "core/exec", "core/logs", "core/stats"},
 	{"core/server"},
 	{"core/daemon"},

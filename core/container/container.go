@@ -1,48 +1,67 @@
-// Package container is the room where the containers of pods are created,
-// started, stopped, looked at and removed.
+// Package container implements the life cycle of the containers of pods: create, start, stop, remove,
+// update and status, as in the ContainerService part of the CRI's RuntimeService.
 //
-// It is called by the front desk (core/server) and by the sandbox room, and
-// talks to the Docker Engine.
+// Service reads from the cache and writes to Docker. What its methods have changed is in the cache when
+// they return. Per container, Start, Update and Remove run one at a time; so do creates of the same Docker
+// name. Settings that the Engine API cannot express are core/resources' subject, mounts that it cannot
+// express core/premount's, and containers that are created after their caller's deadline core/pending's.
 package container
 
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 
 	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/kmutex"
 	"berth/core/names"
+	"berth/core/pending"
 	"berth/core/premount"
+	"berth/core/resources"
 	"berth/core/todocker"
 )
 
-// A Service does what the kubelet asks about containers. It keeps nothing that
-// a restart would lose but who is being stopped, and what was made too late.
+// A Config is what a Service needs; all fields are required.
+type Config struct {
+	Engine *engine.Engine
+	Cache  *cache.Cache
+	Images images
+	Logs   logs
+	Files  files
+
+	Failures  *FailedStarts
+	Updates   *Updates
+	Premounts *premount.Dir
+	Log       *slog.Logger
+}
+
+// A Service creates and manages containers. A restart of the daemon loses nothing of its state but which
+// containers are being stopped and which ones wait for a retry of their creation.
 type Service struct {
-	docker   *engine.Engine
-	view     *cache.Cache
-	images   images
-	logs     logs
-	files    files
-	failures *FailedStarts
-	updates  *Updates
-	stages   *premount.Dir
-	log      *slog.Logger
+	engine    *engine.Engine
+	cache     *cache.Cache
+	images    images
+	logs      logs
+	files     files
+	failures  *FailedStarts
+	updates   *Updates
+	premounts *premount.Dir
+	resources *resources.Manager
+	pending   *pending.Store[pendingContainer] // by Docker name
+	log       *slog.Logger
 
-	turns kmutex.Mutex // by ID, or by name where there is no ID yet
+	locks kmutex.Mutex // by container ID, or by Docker name while there is no ID yet
 
-	unsettled chan struct{} // holds one if systemd may have taken settings away
+	warnBuffered sync.Once // of logs that cannot be blocking
 
-	warnOnce sync.Once // that logs are not as they should be
-
-	mu       sync.Mutex // guards following
-	stopping map[string]int
-	staging  map[names.Premount]bool // names of staged mounts whose container is being made
-	late     map[string]late         // by name
+	mu       sync.Mutex              // guards following
+	stops    map[string]int          // number of Stop calls that run, by container ID
+	creating map[names.Premount]bool // premounts whose container is being created
 }
 
 // An Image is what a container needs to know of an image.
@@ -50,48 +69,84 @@ type Image struct {
 	ID         string
 	Ref        string // repository@digest if there is one, else the ID
 	HasCommand bool   // whether it has an entrypoint or a command
-	User       string // whom it runs as if nobody says otherwise
-	// Layers are the directories that its files are in, the topmost first; none
-	// if the Engine does not tell.
+	User       string // the user of containers that do not set one
+	// Layers are the directories with its files, the topmost first; empty if Docker does not report them.
 	Layers []string
 }
 
-// images is the part of the image room that a container needs.
+// images is what a Service needs of core/image.
 type images interface {
-	// Resolve finds the local image ref, which the user has called userRef; the
-	// error is of kind NotFound if there is none.
+	// Resolve finds the local image ref, which the user has called userRef. The error is of kind NotFound
+	// if there is none.
 	Resolve(ctx context.Context, ref, userRef string) (Image, error)
 	// Accounts returns the users and groups of the image with the ID.
 	Accounts(ctx context.Context, id string) (todocker.Accounts, error)
 }
 
-// logs is the part of the log room that a container needs.
+// logs is what a Service needs of core/logs.
 type logs interface {
-	// Open makes path, which must be below dir, the log of the container id, of
-	// which the Engine's own file is source.
+	// Open makes path, which must be below dir, the log of the container id. source is Docker's own file
+	// with its output.
 	Open(id, source, dir, path string) error
-	// Reopen begins a new file at the path of a log that runs.
+	// Reopen begins a new file at the path of the log of a running container.
 	Reopen(ctx context.Context, id string) error
 	// Close ends the log of a container that is being removed.
 	Close(ctx context.Context, id, source, dir, path string) error
-	// Forget drops what is kept on containers that known does not know.
+	// Forget drops the state of containers for which known returns false.
 	Forget(known func(id string) bool) error
-	// Driver is the log driver of containers and its options; of no type for
-	// the Engine's default.
+	// Driver is the log driver of containers with its options; the zero value for Docker's default.
 	Driver() container.LogConfig
 }
 
-// files is the part of the sandbox room that a container needs.
+// files is what a Service needs of core/sandbox.
 type files interface {
-	// Of returns the files that containers of a sandbox are to find.
+	// Of returns the files that are mounted into the containers of a sandbox.
 	Of(sandboxID string) []todocker.File
 }
 
-// New returns a Service; none of its arguments may be nil.
-func New(docker *engine.Engine, view *cache.Cache, images images, logs logs, files files, failures *FailedStarts, updates *Updates, stages *premount.Dir, log *slog.Logger) *Service {
-	return &Service{
-		docker: docker, view: view, images: images, logs: logs, files: files, failures: failures, updates: updates, stages: stages, log: log,
-		stopping: map[string]int{}, staging: map[names.Premount]bool{}, late: map[string]late{},
-		unsettled: make(chan struct{}, 1),
-	}
+// A pendingContainer is a container that waits for a retry of its creation, and hidden until then.
+type pendingContainer struct {
+	sandboxID string
+	config    *runtimeapi.ContainerConfig
+	hidden    *cache.Hidden
 }
+
+// New returns a Service. It needs RunGC and RunReapply in the background.
+func New(cfg Config) *Service {
+	s := &Service{
+		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
+		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, log: cfg.Log,
+		stops: map[string]int{}, creating: map[names.Premount]bool{},
+	}
+	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})
+	s.pending = pending.New(pending.Config[pendingContainer]{Kind: "container", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})
+	return s
+}
+
+// RunReapply writes the settings of containers again whenever systemd may have reset them. It returns when
+// ctx ends.
+func (s *Service) RunReapply(ctx context.Context) error { return s.resources.Run(ctx) }
+
+// lock returns the container id as it is once its lock is held, until unlock is called.
+func (s *Service) lock(ctx context.Context, id string) (c *cache.Container, unlock func(), err error) {
+	if c, err = s.cache.Container(ctx, id); err != nil {
+		return nil, nil, err
+	}
+	if unlock, err = s.locks.Lock(ctx, c.ID()); err != nil {
+		return nil, nil, err
+	}
+	if c, err = s.cache.Container(ctx, c.ID()); err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return c, unlock, nil
+}
+
+// daemonError is an error of Docker without the prefix that docker/client adds to each.
+type daemonError struct{ error }
+
+func (e daemonError) Error() string {
+	return strings.TrimPrefix(e.error.Error(), "Error response from daemon: ")
+}
+
+func (e daemonError) Unwrap() error { return e.error }

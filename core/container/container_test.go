@@ -29,613 +29,614 @@ import (
 	"berth/core/todocker"
 )
 
-// attached is a network that every pod is on.
-type attached struct{}
+// fakeNetwork is a network that every pod is attached to.
+type fakeNetwork struct{}
 
-func (attached) Addresses(string) ([]netip.Addr, bool) { return nil, true }
-func (attached) InNetNS(string, int) bool              { return true }
+func (fakeNetwork) Addresses(string) ([]netip.Addr, bool) { return nil, true }
+func (fakeNetwork) InNetNS(string, int) bool              { return true }
 
-// shelf is where logs are noted that are kept.
-type shelf struct {
+// fakeServices stands for the other services: it has one image and no files, and records which logs are open.
+type fakeServices struct {
 	mu     sync.Mutex // guards following
 	open   map[string]string
 	broken error
 }
 
-func (s *shelf) Open(id, _, _, path string) error {
+func (s *fakeServices) Open(id, _, _, path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open[id] = path
 	return s.broken
 }
 
-func (s *shelf) Close(_ context.Context, id, _, _, _ string) error {
+func (s *fakeServices) Close(_ context.Context, id, _, _, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, id)
 	return nil
 }
 
-func (s *shelf) left() int {
+func (s *fakeServices) openLogs() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.open)
 }
 
-func (*shelf) Reopen(context.Context, string) error { return nil }
-func (*shelf) Forget(func(string) bool) error       { return nil }
-func (*shelf) Driver() dockercontainer.LogConfig {
+func (*fakeServices) Reopen(context.Context, string) error { return nil }
+func (*fakeServices) Forget(func(string) bool) error       { return nil }
+func (*fakeServices) Driver() dockercontainer.LogConfig {
 	return dockercontainer.LogConfig{Type: "json-file", Config: map[string]string{"mode": "blocking"}}
 }
-func (*shelf) Keep(context.Context, *cache.Container) {}
-func (*shelf) Drop(string)                            {}
-func (*shelf) Of(string) []todocker.File              { return nil }
-func (*shelf) Resolve(_ context.Context, ref, _ string) (container.Image, error) {
+func (*fakeServices) Keep(context.Context, *cache.Container) {}
+func (*fakeServices) Drop(string)                            {}
+func (*fakeServices) Of(string) []todocker.File              { return nil }
+func (*fakeServices) Resolve(_ context.Context, ref, _ string) (container.Image, error) {
 	if ref != "server" {
 		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
 	return container.Image{ID: "server", Ref: "server", HasCommand: true}, nil
 }
 
-func (*shelf) Accounts(context.Context, string) (todocker.Accounts, error) {
+func (*fakeServices) Accounts(context.Context, string) (todocker.Accounts, error) {
 	return todocker.Accounts{}, nil
 }
 
-// A room is the container room, with a sandbox in its Engine.
-type room struct {
+// A fixture is a Service with an Engine that has one sandbox, pod.
+type fixture struct {
 	*testing.T
 	engine *enginetest.Engine
 	client *client.Client
-	view   *cache.Cache
-	logs   *shelf
+	cache  *cache.Cache
+	logs   *fakeServices
 	*container.Service
 	pod string
 }
 
-func newRoom(t *testing.T, options ...enginetest.Option) *room {
-	r := &room{T: t, engine: enginetest.New(t, options...), logs: &shelf{open: map[string]string{}}}
-	r.engine.AddImage(enginetest.Image{}, "server")
-	r.client = r.engine.Client(t)
-	docker := r.engine.Connect(t)
-	notes, err := state.Open(t.TempDir())
+func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
+	f := &fixture{T: t, engine: enginetest.New(t, options...), logs: &fakeServices{open: map[string]string{}}}
+	f.engine.AddImage(enginetest.Image{}, "server")
+	f.client = f.engine.Client(t)
+	docker := f.engine.Connect(t)
+	store, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	failures, err := container.OpenFailedStarts(notes)
+	failures, err := container.OpenFailedStarts(store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	updates, err := container.OpenUpdates(notes)
+	updates, err := container.OpenUpdates(store)
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	r.view = cache.New(cache.Config{Network: attached{}, Failures: failures, ContainerUpdates: updates, Logs: r.logs}, docker, log)
-	enginetest.Background(t, r.view.Run)
-	r.Service = container.New(docker, r.view, r.logs, r.logs, r.logs, failures, updates, premount.New(filepath.Join(t.TempDir(), "mounts")), log)
+	f.cache = cache.New(cache.Config{Network: fakeNetwork{}, Failures: failures, ContainerUpdates: updates, Logs: f.logs}, docker, log)
+	enginetest.Background(t, f.cache.Run)
+	f.Service = container.New(container.Config{
+		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs,
+		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), Log: log,
+	})
 
-	said := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}
-	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{
-		Image: "server", Cmd: []string{"pause"}, Labels: said.Encode(), NetworkDisabled: true,
+	set := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}
+	created, err := f.client.ContainerCreate(t.Context(), &dockercontainer.Config{
+		Image: "server", Cmd: []string{"pause"}, Labels: set.Encode(), NetworkDisabled: true,
 	}, &dockercontainer.HostConfig{IpcMode: dockercontainer.IPCModeShareable, Init: new(bool)}, nil, nil, names.Name{Container: names.Pod, Pod: "web", Namespace: "ns", UID: "u"}.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.pod = made.ID
-	if err := r.client.ContainerStart(t.Context(), r.pod, dockercontainer.StartOptions{}); err != nil {
+	f.pod = created.ID
+	if err := f.client.ContainerStart(t.Context(), f.pod, dockercontainer.StartOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.view.Ready(t.Context()); err != nil {
+	if err := f.cache.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.view.Refresh(t.Context(), r.pod); err != nil {
+	if _, err := f.cache.Refresh(t.Context(), f.pod); err != nil {
 		t.Fatal(err)
 	}
-	return r
+	return f
 }
 
-func config(words ...string) *runtimeapi.ContainerConfig {
+func config(command ...string) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: "server"}, Command: words, LogPath: "c/0.log",
+		Metadata: &runtimeapi.ContainerMetadata{Name: "c"}, Image: &runtimeapi.ImageSpec{Image: "server"}, Command: command, LogPath: "c/0.log",
 	}
 }
 
-// nameOf is what config's container is called.
-var nameOf = names.Name{Container: "c", Pod: "web", Namespace: "ns", UID: "u"}.String()
+// dockerName is the Docker name of the container that config describes.
+var dockerName = names.Name{Container: "c", Pod: "web", Namespace: "ns", UID: "u"}.String()
 
-func (r *room) create(words ...string) string {
-	r.Helper()
-	id, err := r.Create(r.Context(), r.pod, config(words...), nil)
+func (f *fixture) create(command ...string) string {
+	f.Helper()
+	id, err := f.Create(f.Context(), f.pod, config(command...), nil)
 	if err != nil {
-		r.Fatal(err)
+		f.Fatal(err)
 	}
 	return id
 }
 
-func (r *room) run(words ...string) string {
-	r.Helper()
-	id := r.create(words...)
-	if err := r.Start(r.Context(), id); err != nil {
-		r.Fatal(err)
+func (f *fixture) run(command ...string) string {
+	f.Helper()
+	id := f.create(command...)
+	if err := f.Start(f.Context(), id); err != nil {
+		f.Fatal(err)
 	}
 	return id
 }
 
-// status is what the very next answer says.
-func (r *room) status(id string) *runtimeapi.ContainerStatus {
-	r.Helper()
-	c, err := r.Status(r.Context(), id)
+// status is the status of a container, without waiting for events.
+func (f *fixture) status(id string) *runtimeapi.ContainerStatus {
+	f.Helper()
+	c, err := f.Status(f.Context(), id)
 	if err != nil {
-		r.Fatal(err)
+		f.Fatal(err)
 	}
 	return c.Status
 }
 
-// clean fails if anything is left but the sandbox.
-func (r *room) clean(after string) {
-	r.Helper()
-	if left := r.engine.Leftovers(); len(left) != 1 || r.logs.left() != 0 {
-		r.Errorf("after %s there are %v and %d logs", after, left, r.logs.left())
+// requireClean fails if Docker has another container than the sandbox, or a log is open.
+func (f *fixture) requireClean(after string) {
+	f.Helper()
+	if left := f.engine.Leftovers(); len(left) != 1 || f.logs.openLogs() != 0 {
+		f.Errorf("after %s Docker has %v, and %d logs are open", after, left, f.logs.openLogs())
 	}
 }
 
-func TestALife(t *testing.T) {
-	r := newRoom(t)
+func TestLifeCycleStatesAndErrors(t *testing.T) {
+	f := newFixture(t)
 	ctx := t.Context()
-	id := r.create("serve")
-	if s := r.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_CREATED || s.GetCreatedAt() == 0 || s.GetLogPath() != "/logs/c/0.log" {
+	id := f.create("serve")
+	if s := f.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_CREATED || s.GetCreatedAt() == 0 || s.GetLogPath() != "/logs/c/0.log" {
 		t.Errorf("status %v", s)
 	}
-	if err := r.Start(ctx, id); err != nil {
+	if err := f.Start(ctx, id); err != nil {
 		t.Fatal(err)
 	}
-	if s := r.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+	if s := f.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("status %v", s)
 	}
-	if err := r.Start(ctx, id); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("start again: %v, want FailedPrecondition", err)
+	if err := f.Start(ctx, id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("second start: %v, want FailedPrecondition", err)
 	}
 	for range 2 {
-		if err := r.Stop(ctx, id, time.Minute); err != nil {
+		if err := f.Stop(ctx, id, time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		if s := r.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || s.GetReason() != "Completed" {
+		if s := f.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || s.GetReason() != "Completed" {
 			t.Errorf("status %v", s)
 		}
 	}
 	for range 2 {
-		if err := r.Remove(ctx, id); err != nil {
+		if err := f.Remove(ctx, id); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.Status(ctx, id); !errdefs.IsNotFound(err) {
+	if _, err := f.Status(ctx, id); !errdefs.IsNotFound(err) {
 		t.Errorf("status: %v, want NotFound", err)
 	}
-	if err := r.Stop(ctx, id, time.Minute); err != nil {
-		t.Errorf("stop of what is gone: %v", err)
+	if err := f.Stop(ctx, id, time.Minute); err != nil {
+		t.Errorf("stop after the removal: %v", err)
 	}
-	if err := r.Start(ctx, id); !errdefs.IsNotFound(err) {
-		t.Errorf("start of what is gone: %v, want NotFound", err)
+	if err := f.Start(ctx, id); !errdefs.IsNotFound(err) {
+		t.Errorf("start after the removal: %v, want NotFound", err)
 	}
-	r.clean("a whole life")
+	f.requireClean("create, start, stop and remove")
 }
 
-func TestAFailedStartIsToldFor(t *testing.T) {
-	r := newRoom(t)
-	id := r.create("missing")
+func TestFailedStartIsExitedWithItsReason(t *testing.T) {
+	f := newFixture(t)
+	id := f.create("missing")
 	before := time.Now()
-	err := r.Start(t.Context(), id)
+	err := f.Start(t.Context(), id)
 	if err == nil || !strings.Contains(err.Error(), "executable file not found") || strings.Contains(err.Error(), "Error response from daemon") {
 		t.Errorf("start: %v", err)
 	}
-	s := r.status(id)
+	s := f.status(id)
 	if s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || s.GetReason() != "StartError" || s.GetExitCode() != 127 || s.GetMessage() == "" ||
 		s.GetStartedAt() != 0 || s.GetFinishedAt() < before.UnixNano() {
 		t.Errorf("status %v", s)
 	}
-	if err := r.Start(t.Context(), id); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("start again: %v, want FailedPrecondition", err)
+	if err := f.Start(t.Context(), id); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("second start: %v, want FailedPrecondition", err)
 	}
-	if err := r.Remove(t.Context(), id); err != nil {
+	if err := f.Remove(t.Context(), id); err != nil {
 		t.Error(err)
 	}
-	r.clean("a failed start")
+	f.requireClean("a failed start")
 }
 
-// A start that was not answered is not one that failed: Docker knows.
-func TestALostAnswerIsNoFailedStart(t *testing.T) {
-	r := newRoom(t)
-	id := r.create("serve")
-	r.engine.Lose("POST /containers/{id}/start", 1)
-	if err := r.Start(t.Context(), id); err == nil {
-		t.Error("no error, although nobody answered")
+// A start whose response was lost may have succeeded.
+func TestStartWithALostResponseIsNotRecordedAsFailed(t *testing.T) {
+	f := newFixture(t)
+	id := f.create("serve")
+	f.engine.Lose("POST /containers/{id}/start", 1)
+	if err := f.Start(t.Context(), id); err == nil {
+		t.Error("no error, although the response was lost")
 	}
-	enginetest.Until(t, "it is not seen to run", func() bool {
-		c, err := r.Status(t.Context(), id)
+	enginetest.Until(t, "not RUNNING in the cache", func() bool {
+		c, err := f.Status(t.Context(), id)
 		return err == nil && c.Running
 	})
 }
 
-func TestCreateLeavesNothing(t *testing.T) {
+func TestCreateRemovesTheContainerOnFailure(t *testing.T) {
 	for name, tt := range map[string]struct {
-		spoil func(r *room, hangUp func())
-		want  func(error) bool
+		inject func(f *fixture, cancel func())
+		want   func(error) bool
 	}{
-		"create refused": {func(r *room, _ func()) {
-			r.engine.FailOnce("POST /containers/create", http.StatusInternalServerError, 1)
+		"create refused": {func(f *fixture, _ func()) {
+			f.engine.FailOnce("POST /containers/create", http.StatusInternalServerError, 1)
 		}, errdefs.IsInternal},
-		"look refused": {func(r *room, _ func()) {
-			r.engine.Fail("GET /containers/{id}/json", http.StatusInternalServerError)
+		"inspect refused": {func(f *fixture, _ func()) {
+			f.engine.Fail("GET /containers/{id}/json", http.StatusInternalServerError)
 		}, errdefs.IsInternal},
-		"no log":               {func(r *room, _ func()) { r.logs.broken = errdefs.ErrPermissionDenied }, errdefs.IsPermissionDenied},
-		"hung up while asking": {func(r *room, hangUp func()) { r.engine.On("POST /containers/create", hangUp) }, isCanceled},
-		"hung up before":       {func(_ *room, hangUp func()) { hangUp() }, isCanceled},
+		"log cannot be opened":        {func(f *fixture, _ func()) { f.logs.broken = errdefs.ErrPermissionDenied }, errdefs.IsPermissionDenied},
+		"cancelled during the create": {func(f *fixture, cancel func()) { f.engine.On("POST /containers/create", cancel) }, isCanceled},
+		"cancelled before":            {func(_ *fixture, cancel func()) { cancel() }, isCanceled},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRoom(t)
-			ctx, hangUp := context.WithCancel(t.Context())
-			defer hangUp()
-			// Events would have the new container looked at, too.
-			r.engine.LoseEvents(true)
-			tt.spoil(r, hangUp)
-			id, err := r.Create(ctx, r.pod, config("serve"), nil)
+			f := newFixture(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			// Events would have the new container inspected, too.
+			f.engine.LoseEvents(true)
+			tt.inject(f, cancel)
+			id, err := f.Create(ctx, f.pod, config("serve"), nil)
 			if id != "" || err == nil || !tt.want(err) {
-				t.Errorf("%q, %v, which is of another kind", id, err)
+				t.Errorf("Create: %q, %v, want another kind of error", id, err)
 			}
-			r.logs.broken = nil
-			r.engine.Heal("GET /containers/{id}/json")
-			r.clean(name)
-			if list, err := r.List(t.Context(), nil); err != nil || len(list) != 0 {
+			f.logs.broken = nil
+			f.engine.Heal("GET /containers/{id}/json")
+			f.requireClean(name)
+			if list, err := f.List(t.Context(), nil); err != nil || len(list) != 0 {
 				t.Errorf("list %v, %v; want none", list, err)
 			}
-			r.create("serve") // another try succeeds
+			f.create("serve") // a retry succeeds
 		})
 	}
 }
 
 func isCanceled(err error) bool { return errors.Is(err, context.Canceled) }
 
-func TestCreateRefuses(t *testing.T) {
-	r := newRoom(t)
-	other := config("serve")
-	other.Image.Image = "other"
-	none := config("serve")
-	none.Image = nil
+func TestCreateRefusesInvalidRequests(t *testing.T) {
+	f := newFixture(t)
+	unknownImage := config("serve")
+	unknownImage.Image.Image = "other"
+	noImage := config("serve")
+	noImage.Image = nil
 	for name, tt := range map[string]struct {
 		pod    string
 		config *runtimeapi.ContainerConfig
 		want   func(error) bool
 	}{
-		"no such image":   {r.pod, other, errdefs.IsNotFound},
-		"no image":        {r.pod, none, errdefs.IsInvalidArgument},
+		"no such image":   {f.pod, unknownImage, errdefs.IsNotFound},
+		"no image":        {f.pod, noImage, errdefs.IsInvalidArgument},
 		"no such sandbox": {"nothing", config("serve"), errdefs.IsNotFound},
-		"no name":         {r.pod, &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: "server"}}, errdefs.IsInvalidArgument},
+		"no name":         {f.pod, &runtimeapi.ContainerConfig{Image: &runtimeapi.ImageSpec{Image: "server"}}, errdefs.IsInvalidArgument},
 	} {
-		if _, err := r.Create(t.Context(), tt.pod, tt.config, nil); err == nil || !tt.want(err) {
-			t.Errorf("%s: %v, which is of another kind", name, err)
+		if _, err := f.Create(t.Context(), tt.pod, tt.config, nil); err == nil || !tt.want(err) {
+			t.Errorf("%s: %v, want another kind of error", name, err)
 		}
 	}
-	// Whose processes another container may see.
-	watching := func(target string) error {
+	// Targets of a shared PID namespace.
+	createWithTarget := func(target string) error {
 		c := config("serve")
-		c.Metadata.Name = "watcher"
+		c.Metadata.Name = "debugger"
 		c.Linux = &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target},
 		}}
-		_, err := r.Create(t.Context(), r.pod, c, nil)
+		_, err := f.Create(t.Context(), f.pod, c, nil)
 		return err
 	}
-	stranger := labels.Set{Kind: labels.Container, SandboxID: "another", Config: `{"metadata":{"name":"c"}}`}
-	made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{Image: "server", Cmd: []string{"serve"}, Labels: stranger.Encode()},
+	otherPods := labels.Set{Kind: labels.Container, SandboxID: "another", Config: `{"metadata":{"name":"c"}}`}
+	made, err := f.client.ContainerCreate(t.Context(), &dockercontainer.Config{Image: "server", Cmd: []string{"serve"}, Labels: otherPods.Encode()},
 		&dockercontainer.HostConfig{Init: new(bool)}, nil, nil, names.Name{Container: "c", Pod: "other", Namespace: "ns", UID: "o"}.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.view.Refresh(t.Context(), made.ID); err != nil {
+	if _, err := f.cache.Refresh(t.Context(), made.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := watching(made.ID); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a target that does not run: %v, want FailedPrecondition", err)
+	if err := createWithTarget(made.ID); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a target that is not running: %v, want FailedPrecondition", err)
 	}
-	if err := r.client.ContainerStart(t.Context(), made.ID, dockercontainer.StartOptions{}); err != nil {
+	if err := f.client.ContainerStart(t.Context(), made.ID, dockercontainer.StartOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.view.Refresh(t.Context(), made.ID); err != nil {
+	if _, err := f.cache.Refresh(t.Context(), made.ID); err != nil {
 		t.Fatal(err)
 	}
-	if err := watching(made.ID); !errdefs.IsInvalidArgument(err) {
+	if err := createWithTarget(made.ID); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a target in another pod: %v, want InvalidArgument", err)
 	}
-	if err := watching("nobody"); !errdefs.IsNotFound(err) {
+	if err := createWithTarget("none"); !errdefs.IsNotFound(err) {
 		t.Errorf("no such target: %v, want NotFound", err)
 	}
-	if err := r.client.ContainerRemove(t.Context(), made.ID, dockercontainer.RemoveOptions{Force: true}); err != nil {
+	if err := f.client.ContainerRemove(t.Context(), made.ID, dockercontainer.RemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	r.engine.Die(r.pod, 0)
-	if _, err := r.view.Refresh(t.Context(), r.pod); err != nil {
+	f.engine.Die(f.pod, 0)
+	if _, err := f.cache.Refresh(t.Context(), f.pod); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Create(t.Context(), r.pod, config("serve"), nil); !errdefs.IsFailedPrecondition(err) {
+	if _, err := f.Create(t.Context(), f.pod, config("serve"), nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("sandbox not ready: %v, want FailedPrecondition", err)
 	}
-	r.clean("refusals")
+	f.requireClean("refused requests")
 }
 
-// An Engine whose daemon.json has a max-buffer-size refuses logs that are not
-// buffered.
-// Docker looks for a sub-path at the start only; the kubelet is to hear of it before.
-func TestSubPathOfAnImage(t *testing.T) {
-	r := newRoom(t, enginetest.API("1.48"))
-	with := func(subPath string) (string, error) {
+// Docker resolves a sub-path only at the start, but the kubelet expects the error from CreateContainer.
+func TestCreateRefusesAMissingSubPathOfAnImage(t *testing.T) {
+	f := newFixture(t, enginetest.API("1.48"))
+	create := func(subPath string) (string, error) {
 		c := config("serve")
 		c.Mounts = []*runtimeapi.Mount{
 			{ContainerPath: "/sub", Image: &runtimeapi.ImageSpec{Image: "server"}, ImageSubPath: subPath, Readonly: true},
 		}
-		return r.Create(t.Context(), r.pod, c, nil)
+		return f.Create(t.Context(), f.pod, c, nil)
 	}
 	for _, subPath := range []string{"no/such", "etc/pass"} {
-		if id, err := with(subPath); err == nil || id != "" || !strings.HasPrefix(err.Error(), "ImageVolumeMountFailed: ") || !strings.Contains(err.Error(), subPath) {
+		if id, err := create(subPath); err == nil || id != "" || !strings.HasPrefix(err.Error(), "ImageVolumeMountFailed: ") || !strings.Contains(err.Error(), subPath) {
 			t.Errorf("%s: %q, %v", subPath, id, err)
 		}
-		r.clean("a sub-path that is not there")
+		f.requireClean("a sub-path that does not exist")
 	}
-	id, err := with("etc")
+	id, err := create("etc")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Start(t.Context(), id); err != nil {
+	if err := f.Start(t.Context(), id); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestLogsThatAreBuffered(t *testing.T) {
+// Docker refuses logs that are not buffered if its daemon.json has max-buffer-size among its log-opts.
+func TestCreateBuffersLogsWhereDockerRequiresIt(t *testing.T) {
 	const create = "POST /containers/create"
-	r := newRoom(t)
-	driver := func(id string) string {
-		seen, err := r.client.ContainerInspect(t.Context(), id)
+	f := newFixture(t)
+	logMode := func(id string) string {
+		inspected, err := f.client.ContainerInspect(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return seen.HostConfig.LogConfig.Config["mode"]
+		return inspected.HostConfig.LogConfig.Config["mode"]
 	}
-	plain := r.create("serve")
-	if got := driver(plain); got != "blocking" {
-		t.Errorf("logs are %q", got)
+	blocking := f.create("serve")
+	if got := logMode(blocking); got != "blocking" {
+		t.Errorf("log mode %q, want blocking", got)
 	}
-	if err := r.Remove(t.Context(), plain); err != nil {
+	if err := f.Remove(t.Context(), blocking); err != nil {
 		t.Fatal(err)
 	}
-	r.engine.FailOnce(create, http.StatusBadRequest, 1)
-	other := r.create("serve")
-	if got := driver(other); got != "non-blocking" {
-		t.Errorf("logs are %q where they cannot be blocking", got)
+	f.engine.FailOnce(create, http.StatusBadRequest, 1)
+	buffered := f.create("serve")
+	if got := logMode(buffered); got != "non-blocking" {
+		t.Errorf("log mode %q where Docker refuses blocking, want non-blocking", got)
 	}
-	if err := r.Remove(t.Context(), other); err != nil {
+	if err := f.Remove(t.Context(), buffered); err != nil {
 		t.Fatal(err)
 	}
-	r.engine.Fail(create, http.StatusBadRequest)
-	if _, err := r.Create(t.Context(), r.pod, config("serve"), nil); !errdefs.IsInvalidArgument(err) {
+	f.engine.Fail(create, http.StatusBadRequest)
+	if _, err := f.Create(t.Context(), f.pod, config("serve"), nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("refused for another reason: %v", err)
 	}
-	r.clean("logs that are buffered")
+	f.requireClean("buffered logs")
 }
 
-func TestNameConflicts(t *testing.T) {
-	t.Run("an earlier try", func(t *testing.T) {
-		r := newRoom(t)
-		first := r.create("serve")
-		if second := r.create("serve"); second == first {
-			t.Error("the same container again")
+func TestCreateResolvesNameConflicts(t *testing.T) {
+	t.Run("an earlier attempt is removed", func(t *testing.T) {
+		f := newFixture(t)
+		first := f.create("serve")
+		if second := f.create("serve"); second == first {
+			t.Error("the earlier container was returned")
 		}
-		if _, ok := r.engine.Container(first); ok {
-			t.Error("the first one is still there")
-		}
-	})
-	t.Run("an answer that was lost", func(t *testing.T) {
-		r := newRoom(t)
-		r.engine.Lose("POST /containers/create", 1)
-		if _, err := r.Create(t.Context(), r.pod, config("serve"), nil); err == nil {
-			t.Error("no error, although nobody answered")
-		}
-		enginetest.Until(t, "not connected again", func() bool { return r.view.Ready(t.Context()) == nil })
-		r.create("serve")
-		if left := r.engine.Leftovers(); len(left) != 2 {
-			t.Errorf("there are %v", left)
+		if _, ok := f.engine.Container(first); ok {
+			t.Error("the earlier container still exists")
 		}
 	})
-	t.Run("one that runs", func(t *testing.T) {
-		r := newRoom(t)
-		id := r.run("serve")
-		if _, err := r.Create(t.Context(), r.pod, config("serve"), nil); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), id) {
-			t.Errorf("%v, want AlreadyExists with its ID", err)
+	t.Run("an attempt whose response was lost is removed", func(t *testing.T) {
+		f := newFixture(t)
+		f.engine.Lose("POST /containers/create", 1)
+		if _, err := f.Create(t.Context(), f.pod, config("serve"), nil); err == nil {
+			t.Error("no error, although the response was lost")
 		}
-		if s := r.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			t.Errorf("it is %v", s.GetState())
+		enginetest.Until(t, "not connected again", func() bool { return f.cache.Ready(t.Context()) == nil })
+		f.create("serve")
+		if left := f.engine.Leftovers(); len(left) != 2 {
+			t.Errorf("Docker has %v, want the sandbox and one container", left)
 		}
 	})
-	t.Run("a stranger", func(t *testing.T) {
-		r := newRoom(t)
-		made, err := r.client.ContainerCreate(t.Context(), &dockercontainer.Config{Image: "server"}, nil, nil, nil, nameOf)
+	t.Run("a running container is refused", func(t *testing.T) {
+		f := newFixture(t)
+		id := f.run("serve")
+		if _, err := f.Create(t.Context(), f.pod, config("serve"), nil); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), id) {
+			t.Errorf("Create: %v, want AlreadyExists with the ID", err)
+		}
+		if s := f.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("state %v, want RUNNING", s.GetState())
+		}
+	})
+	t.Run("a container that is no pod's is refused", func(t *testing.T) {
+		f := newFixture(t)
+		made, err := f.client.ContainerCreate(t.Context(), &dockercontainer.Config{Image: "server"}, nil, nil, nil, dockerName)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Create(t.Context(), r.pod, config("serve"), nil); !errdefs.IsAlreadyExists(err) {
+		if _, err := f.Create(t.Context(), f.pod, config("serve"), nil); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("%v, want AlreadyExists", err)
 		}
-		if _, ok := r.engine.Container(made.ID); !ok {
-			t.Error("the stranger was removed")
+		if _, ok := f.engine.Container(made.ID); !ok {
+			t.Error("the other container was removed")
 		}
 	})
-	t.Run("nobody", func(t *testing.T) {
-		r := newRoom(t)
-		r.engine.LeakName(nameOf)
-		id := r.create("serve")
-		if c, _ := r.engine.Container(id); !strings.HasPrefix(c.Name, "/"+nameOf+"_") {
-			t.Errorf("it is called %s", c.Name)
+	t.Run("a name that Docker leaked gets a suffix", func(t *testing.T) {
+		f := newFixture(t)
+		f.engine.LeakName(dockerName)
+		id := f.create("serve")
+		if c, _ := f.engine.Container(id); !strings.HasPrefix(c.Name, "/"+dockerName+"_") {
+			t.Errorf("Docker name %s, want a suffix", c.Name)
 		}
 	})
 }
 
-// With a slow disk a container takes longer than its caller can wait. It is there
-// when he asks again, and the kubelet is shown none that it was not told of.
-func TestTooLate(t *testing.T) {
+// With a slow disk, the creation of a container outlasts the deadline of its caller. The retry gets the container, and
+// until then it is not listed, because the kubelet would not know it.
+func TestContainerCreatedAfterTheDeadlineWaitsForTheRetry(t *testing.T) {
 	const create = "POST /containers/create"
-	late := func(t *testing.T) (r *room, first string) {
-		r = newRoom(t)
-		r.engine.ResetCalls()
-		r.engine.Delay(create, 300*time.Millisecond)
+	createLate := func(t *testing.T) (f *fixture, first string) {
+		f = newFixture(t)
+		f.engine.ResetCalls()
+		f.engine.Delay(create, 300*time.Millisecond)
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
-		first, err := r.Create(ctx, r.pod, config("serve"), nil)
+		first, err := f.Create(ctx, f.pod, config("serve"), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if list, err := r.List(t.Context(), nil); err != nil || len(list) != 0 {
-			t.Errorf("before anybody asks again there are %v, %v", list, err)
+		if list, err := f.List(t.Context(), nil); err != nil || len(list) != 0 {
+			t.Errorf("listed before the retry: %v, %v", list, err)
 		}
-		return r, first
+		return f, first
 	}
-	end := func(r *room, id string) {
-		if list, err := r.List(r.Context(), nil); err != nil || len(list) != 1 || list[0].GetId() != id {
-			r.Errorf("got %v, %v, want %s", list, err, id)
+	finish := func(f *fixture, id string) {
+		if list, err := f.List(f.Context(), nil); err != nil || len(list) != 1 || list[0].GetId() != id {
+			f.Errorf("listed after the retry: %v, %v, want %s", list, err, id)
 		}
-		if err := r.Remove(r.Context(), id); err != nil {
-			r.Error(err)
+		if err := f.Remove(f.Context(), id); err != nil {
+			f.Error(err)
 		}
-		r.clean("the end")
+		f.requireClean("the retry and a removal")
 	}
-	t.Run("asked for again", func(t *testing.T) {
-		r, first := late(t)
-		again := r.create("serve")
-		if again != first || r.engine.Calls(create) != 1 {
-			t.Errorf("got %s after %d creates, want %s", again, r.engine.Calls(create), first)
+	t.Run("the same request", func(t *testing.T) {
+		f, first := createLate(t)
+		retried := f.create("serve")
+		if retried != first || f.engine.Calls(create) != 1 {
+			t.Errorf("got %s after %d creates, want %s", retried, f.engine.Calls(create), first)
 		}
-		end(r, again)
+		finish(f, retried)
 	})
-	t.Run("something else is asked for", func(t *testing.T) {
-		r, first := late(t)
-		other := r.create("serve", "on")
+	t.Run("another request of that name", func(t *testing.T) {
+		f, first := createLate(t)
+		other := f.create("serve", "on")
 		if other == first {
-			t.Error("got what was asked for before")
+			t.Error("got the container of the earlier request")
 		}
-		end(r, other)
+		finish(f, other)
 	})
-	t.Run("gone meanwhile", func(t *testing.T) {
-		r, first := late(t)
-		if err := r.client.ContainerRemove(t.Context(), first, dockercontainer.RemoveOptions{}); err != nil {
+	t.Run("the container was removed meanwhile", func(t *testing.T) {
+		f, first := createLate(t)
+		if err := f.client.ContainerRemove(t.Context(), first, dockercontainer.RemoveOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		enginetest.Until(t, "it is still there", func() bool { _, err := r.Status(t.Context(), first); return errdefs.IsNotFound(err) })
-		r.create("serve")
+		enginetest.Until(t, "the container still exists", func() bool { _, err := f.Status(t.Context(), first); return errdefs.IsNotFound(err) })
+		f.create("serve")
 	})
-	t.Run("nobody asks again", func(t *testing.T) {
-		r, first := late(t)
-		r.RemoveLate(t.Context(), time.Now().Add(-time.Minute))
-		if _, ok := r.engine.Container(first); !ok {
-			t.Error("it was not kept")
+	t.Run("no retry", func(t *testing.T) {
+		f, first := createLate(t)
+		f.ExpirePending(t.Context(), time.Now().Add(-time.Minute))
+		if _, ok := f.engine.Container(first); !ok {
+			t.Error("removed before it expired")
 		}
-		r.RemoveLate(t.Context(), time.Now().Add(time.Minute))
-		if _, ok := r.engine.Container(first); ok {
-			t.Error("it is kept for ever")
+		f.ExpirePending(t.Context(), time.Now().Add(time.Minute))
+		if _, ok := f.engine.Container(first); ok {
+			t.Error("not removed after it expired")
 		}
-		end(r, r.create("serve"))
+		finish(f, f.create("serve"))
 	})
 }
 
-func TestStops(t *testing.T) {
-	r := newRoom(t)
+func TestStopHonorsTheShortestGracePeriod(t *testing.T) {
+	f := newFixture(t)
 	ctx := t.Context()
-	deaf := r.run("sleep", "1000")
-	// A kubelet that comes back with a shorter grace is not made to wait for
-	// the longer one, nor is the longer one.
-	began := time.Now()
+	container := f.run("sleep", "1000")
+	// A second call with a shorter grace period ends both.
+	started := time.Now()
 	var all errgroup.Group
-	all.Go(func() error { return r.Stop(ctx, deaf, time.Minute) })
-	enginetest.Until(t, "no stop", func() bool { return r.engine.Calls("POST /containers/{id}/stop") == 1 })
-	all.Go(func() error { return r.Stop(ctx, deaf, 300*time.Millisecond) })
+	all.Go(func() error { return f.Stop(ctx, container, time.Minute) })
+	enginetest.Until(t, "no stop request", func() bool { return f.engine.Calls("POST /containers/{id}/stop") == 1 })
+	all.Go(func() error { return f.Stop(ctx, container, 300*time.Millisecond) })
 	if err := all.Wait(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(began); took > 10*time.Second {
+	if took := time.Since(started); took > 10*time.Second {
 		t.Errorf("stopped after %v", took)
 	}
-	if s := r.status(deaf); s.GetExitCode() != 137 {
+	if s := f.status(container); s.GetExitCode() != 137 {
 		t.Errorf("status %v", s)
 	}
-	if err := r.Remove(ctx, deaf); err != nil {
+	if err := f.Remove(ctx, container); err != nil {
 		t.Error(err)
 	}
 
-	// No grace is no signal but KILL, by one call.
-	deaf = r.run("sleep", "1000")
-	if err := r.Stop(ctx, deaf, 0); err != nil || r.engine.Calls("POST /containers/{id}/stop") != 1 {
-		t.Errorf("%v, %d stops", err, r.engine.Calls("POST /containers/{id}/stop"))
+	// Without a grace period there is one call, a kill.
+	container = f.run("sleep", "1000")
+	if err := f.Stop(ctx, container, 0); err != nil || f.engine.Calls("POST /containers/{id}/stop") != 1 {
+		t.Errorf("%v, %d stops", err, f.engine.Calls("POST /containers/{id}/stop"))
 	}
 
-	// Hanging up does not stop the stopping.
-	if err := r.Remove(ctx, deaf); err != nil {
+	// The stop goes on if the caller cancels.
+	if err := f.Remove(ctx, container); err != nil {
 		t.Error(err)
 	}
-	id := r.run("serve")
-	gone, hangUp := context.WithCancel(ctx)
-	r.engine.On("POST /containers/{id}/stop", hangUp)
-	if err := r.Stop(gone, id, time.Minute); err != nil {
-		t.Errorf("stop by one who hangs up: %v", err)
+	id := f.run("serve")
+	canceled, cancel := context.WithCancel(ctx)
+	f.engine.On("POST /containers/{id}/stop", cancel)
+	if err := f.Stop(canceled, id, time.Minute); err != nil {
+		t.Errorf("stop by a caller that cancels: %v", err)
 	}
-	if s := r.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
+	if s := f.status(id); s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
 		t.Errorf("status %v", s)
 	}
 }
 
-func TestStopsThatFail(t *testing.T) {
-	r := newRoom(t)
+func TestStopFailsOnlyIfTheContainerIsStillRunning(t *testing.T) {
+	f := newFixture(t)
 	const stop = "POST /containers/{id}/stop"
-	id := r.run("serve")
-	r.engine.Fail(stop, http.StatusInternalServerError)
-	if err := r.Stop(t.Context(), id, time.Second); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("one that runs on: %v, want %v", err, context.DeadlineExceeded)
+	id := f.run("serve")
+	f.engine.Fail(stop, http.StatusInternalServerError)
+	if err := f.Stop(t.Context(), id, time.Second); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("still running: %v, want %v", err, context.DeadlineExceeded)
 	}
 
-	// The Engine says that it could not, and it has ended all the same.
-	r.engine.On(stop, func() {
-		if err := r.Kill(t.Context(), id); err != nil {
+	// Docker returns an error, but the container has exited.
+	f.engine.On(stop, func() {
+		if err := f.Kill(t.Context(), id); err != nil {
 			t.Error(err)
 		}
 	})
-	if err := r.Stop(t.Context(), id, time.Second); err != nil {
-		t.Errorf("one that has ended: %v", err)
+	if err := f.Stop(t.Context(), id, time.Second); err != nil {
+		t.Errorf("exited: %v", err)
 	}
 }
 
-func TestRemoveAtOnce(t *testing.T) {
-	r := newRoom(t)
-	r.engine.RemoveTakes(200 * time.Millisecond)
-	id := r.run("serve")
+func TestParallelRemovesSucceed(t *testing.T) {
+	f := newFixture(t)
+	f.engine.RemoveTakes(200 * time.Millisecond)
+	id := f.run("serve")
 	var all errgroup.Group
 	for range 5 {
-		all.Go(func() error { return r.Remove(t.Context(), id) })
+		all.Go(func() error { return f.Remove(t.Context(), id) })
 	}
 	if err := all.Wait(); err != nil {
 		t.Error(err)
 	}
-	r.clean("five removals")
+	f.requireClean("five parallel removals")
 }
 
-// What cannot be removed is still there, for the kubelet to come back to.
-func TestARemovalThatFails(t *testing.T) {
-	r := newRoom(t)
-	id := r.create("serve")
-	r.engine.Fail("DELETE /containers/{id}", http.StatusInternalServerError)
-	if err := r.Remove(t.Context(), id); err == nil {
+// A container that cannot be removed stays listed, so that the kubelet tries again.
+func TestFailedRemovalKeepsTheContainerListed(t *testing.T) {
+	f := newFixture(t)
+	id := f.create("serve")
+	f.engine.Fail("DELETE /containers/{id}", http.StatusInternalServerError)
+	if err := f.Remove(t.Context(), id); err == nil {
 		t.Error("no error")
 	}
-	if list, err := r.List(t.Context(), nil); err != nil || len(list) != 1 {
+	if list, err := f.List(t.Context(), nil); err != nil || len(list) != 1 {
 		t.Errorf("list %v, %v; want one", list, err)
 	}
-	r.engine.Heal("DELETE /containers/{id}")
-	if err := r.Remove(t.Context(), id); err != nil {
+	f.engine.Heal("DELETE /containers/{id}")
+	if err := f.Remove(t.Context(), id); err != nil {
 		t.Error(err)
 	}
-	r.clean("a removal at the second try")
+	f.requireClean("the second removal")
 }

@@ -10,123 +10,172 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/pending"
 	"berth/core/premount"
 	"berth/core/rollback"
-	"berth/core/securityprofile"
 	"berth/core/todocker"
 )
 
-// nameTries is how often a name that is taken is looked into.
-const nameTries = 4
+const (
+	// createTimeout bounds the creation of one container. With a slow disk and a storage driver that copies
+	// whole images (vfs), Docker takes minutes.
+	createTimeout = 15 * time.Minute
+	// maxNameRetries is how often a name that is taken is freed, or replaced by another one.
+	maxNameRetries = 4
+)
 
-// Create makes a container in a sandbox and returns its ID. What could not be
-// made completely is removed again before Create returns, and what its caller has
-// hung up on; one who has run out of time gets it when he asks again.
+// Create creates a container in a sandbox and returns its ID. On failure, or if the caller cancels, the
+// container is removed before Create returns. If the caller's deadline expires, the container is hidden, kept
+// for pending.TTL and returned to the retry.
 //
-// The error is of kind NotFound if the sandbox or the image is not there and
-// FailedPrecondition if the sandbox is not ready.
-func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (_ string, err error) {
-	docker, err := s.docker.Conn()
+// given is the sandbox configuration of the request. It is only used for sandboxes of cri-dockerd, which
+// records less of it than is needed.
+//
+// The error is of kind NotFound if there is no such sandbox or image, FailedPrecondition if the sandbox is not
+// ready, and AlreadyExists if a running container, or one that is no pod's, has the name.
+func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (string, error) {
+	docker, err := s.engine.Conn()
 	if err != nil {
 		return "", err
 	}
-	pod, err := s.view.Sandbox(ctx, sandboxID)
+	pod, err := s.readySandbox(ctx, sandboxID)
 	if err != nil {
 		return "", err
 	}
-	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
-		return "", fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
-	}
-	if pod.Pid == 0 {
-		// The runtime, the cgroup and the label that a container gets from its
-		// sandbox are in no list.
-		return "", fmt.Errorf("sandbox %s: %w: docker has not told all of it yet", pod.ID(), errdefs.ErrUnavailable)
-	}
-	ask, err := s.ask(ctx, docker, pod, c, given)
+	params, err := s.params(ctx, docker, pod, c, given)
 	if err != nil {
 		return "", err
 	}
-	order, err := todocker.Container(ask)
+	spec, err := todocker.Container(params)
 	if err != nil {
 		return "", err
 	}
-	if err := makeHostPaths(c.GetMounts()); err != nil {
+	if err := createHostPaths(c.GetMounts()); err != nil {
 		return "", err
 	}
-	foreign := premount.InOtherMountNS(premount.ParentPID(pod.Pid)) // who starts containers
-	if !foreign {
+	// The process that starts containers is the parent of the sandbox's. In a mount namespace of its own it has
+	// other mounts than those that can be checked here.
+	otherMounts := premount.InOtherMountNS(premount.ParentPID(pod.Pid))
+	if !otherMounts {
 		if err := checkPropagation(c.GetMounts()); err != nil {
 			return "", err
 		}
 	}
-	name := order.Name.String()
-	done, err := s.turns.Lock(ctx, name)
+	name := spec.Name.String()
+	unlock, err := s.locks.Lock(ctx, name)
 	if err != nil {
 		return "", err
 	}
-	defer done()
-	if made := s.claim(ctx, name, pod.ID(), c); made != nil {
-		return made.ID(), nil
+	defer unlock()
+	if id, ok := s.takePending(ctx, name, pod.ID(), c); ok {
+		return id, nil
 	}
-	hidden := s.view.Hide(name)
-	defer hidden.Reveal()
+	if otherMounts && len(spec.Staged) > 0 {
+		return "", fmt.Errorf("mount_options, and mounts that the Engine API cannot express, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
+	}
+	return s.create(ctx, docker, pod, params, spec)
+}
 
-	// Finished even if the caller hangs up meanwhile: a request that is called
-	// off half-way leaves the Engine with a container that nobody knows.
-	caller, forget := watch(ctx)
-	defer forget()
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), createLimit)
+// readySandbox returns a sandbox in which containers can be created.
+func (s *Service) readySandbox(ctx context.Context, id string) (*cache.Sandbox, error) {
+	pod, err := s.cache.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if pod.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return nil, fmt.Errorf("sandbox %s is not ready: %w", pod.ID(), errdefs.ErrFailedPrecondition)
+	}
+	if pod.Pid == 0 {
+		// A container gets its runtime, cgroup and SELinux label from its sandbox. Docker's list has none of them.
+		return nil, fmt.Errorf("sandbox %s has not been inspected since berthd connected to docker: %w", pod.ID(), errdefs.ErrUnavailable)
+	}
+	return pod, nil
+}
+
+// takePending returns the container that was created under the name for an earlier request, if that was the
+// same request and the container is as it was. The caller holds the lock of the name.
+func (s *Service) takePending(ctx context.Context, name, sandboxID string, config *runtimeapi.ContainerConfig) (id string, ok bool) {
+	id, p, ok := s.pending.Take(name)
+	if !ok {
+		return "", false
+	}
+	defer p.hidden.Reveal()
+	if p.sandboxID != sandboxID || !proto.Equal(p.config, config) {
+		return "", false
+	}
+	c, err := s.cache.Container(ctx, id)
+	return id, err == nil && c.Row.GetState() == runtimeapi.ContainerState_CONTAINER_CREATED
+}
+
+// removePending removes a container that no retry has asked for.
+func (s *Service) removePending(ctx context.Context, id string, p pendingContainer) error {
+	if err := s.Remove(ctx, id); err != nil {
+		return err
+	}
+	p.hidden.Reveal()
+	return nil
+}
+
+// create creates the container of spec with its premounts and its log, or nothing. It goes on if the caller
+// cancels, and removes the container then: a request that is aborted half-way leaves Docker with a container
+// whose ID nobody has been told.
+func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, params todocker.ContainerParams, spec todocker.Spec) (_ string, err error) {
+	name := spec.Name.String()
+	hidden := s.cache.Hide(name)
+	defer hidden.Reveal()
+	caller, stopWatching := pending.WatchCaller(ctx)
+	defer stopWatching()
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
-	defer s.beginStaging(ask.Stage)()
+	defer s.protectPremounts(params.Stage)()
 	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
-	if len(order.Staged) > 0 {
-		steps.Push("unmount the mounts of the container", func(ctx context.Context) error { return s.unstage(ctx, docker, ask.Stage) })
-		if foreign {
-			return "", fmt.Errorf("mount_options, and what else Docker has no words for, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
-		}
-		if err := s.stage(work, docker, ask, order.Staged); err != nil {
+	if len(spec.Staged) > 0 {
+		steps.Push("unmount the premounts of the container", func(ctx context.Context) error { return s.removePremounts(ctx, docker, params.Stage) })
+		if err := s.createPremounts(work, docker, params, spec.Staged); err != nil {
 			return "", err
 		}
 	}
-	log := logFile{dir: ask.Pod.GetLogDirectory()}
-	if log.path, err = todocker.LogPath(ask.Pod, c); err != nil {
+	log := logFile{dir: params.Pod.GetLogDirectory()}
+	if log.path, err = todocker.LogPath(params.Pod, params.Config); err != nil {
 		return "", err
 	}
-	id, err := s.create(work, docker, order, log.dir, hidden)
+	id, err := s.createFreeingName(work, docker, spec, log.dir, hidden)
 	if err != nil {
 		return "", err
 	}
 	steps.Push("remove container "+id, func(ctx context.Context) error { return s.discard(ctx, docker, id, log, names.Premount{}) })
+	mounts := params.Config.GetMounts()
 	for _, step := range []func() error{
-		func() error { return nil },
-		func() error { return findSubPaths(work, docker, id, order.Host.Mounts) },
-		func() error { return s.relabel(work, docker, pod, id, c.GetMounts()) },
+		func() error { return nil }, // the caller may have left already
+		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
+		func() error { return s.relabel(work, docker, pod, id, mounts) },
 		func() error { return s.openLog(docker, id, log) },
 		func() error {
-			_, err := s.view.Refresh(work, id)
+			_, err := s.cache.Refresh(work, id)
 			return err
 		},
-		func() error { return s.sandboxIsThere(work, pod.ID()) },
+		func() error { return s.requireSandbox(work, pod.ID()) },
 	} {
 		if err := step(); err != nil {
 			return "", err
 		}
-		// Nobody would know of a container whose caller has hung up.
-		if err := caller.hungUp(); err != nil {
+		if err := caller.Canceled(); err != nil {
 			return "", err
 		}
 	}
-	if caller.ranOut() {
-		s.setAside(name, late{id: id, sandbox: pod.ID(), config: c, hidden: hidden.Keep()})
+	if caller.TimedOut() {
+		s.pending.Put(name, id, pendingContainer{sandboxID: pod.ID(), config: params.Config, hidden: hidden.Keep()})
 	}
 	return id, nil
 }
@@ -142,88 +191,26 @@ func (s *Service) openLog(docker *engine.Conn, id string, log logFile) error {
 	return nil
 }
 
-// sandboxIsThere fails if a sandbox has been removed meanwhile. The removal looks
-// for containers once more when the sandbox is gone, so one of the two sees the
-// other.
-func (s *Service) sandboxIsThere(ctx context.Context, id string) error {
-	_, err := s.view.Sandbox(ctx, id)
+// requireSandbox fails if the sandbox has been removed meanwhile. The removal of a sandbox looks for containers
+// again after the sandbox is gone, so either it finds this container or it is noticed here.
+func (s *Service) requireSandbox(ctx context.Context, id string) error {
+	_, err := s.cache.Sandbox(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return fmt.Errorf("sandbox %s was removed meanwhile: %w", id, errdefs.ErrFailedPrecondition)
 	}
 	return err
 }
 
-// jsonFile is where the Engine writes the output of a container. Engines tell
-// only once it is started.
+// jsonFile is the file that Docker writes the output of a container to (log driver json-file). The API reports
+// the path (LogPath) only once the container has been started.
 func jsonFile(docker *engine.Conn, id string) string {
 	return filepath.Join(docker.Features.RootDir, "containers", id, id+"-json.log")
 }
 
-// ask gathers what an order for a container needs.
-func (s *Service) ask(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
-	ask := todocker.ContainerParams{
-		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: names.NewStage(), Stages: s.stages, Can: docker.Features, Log: s.logs.Driver(),
-	}
-	if ask.Log.Type == "" && docker.Features.LoggingDriver == "none" {
-		return ask, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
-	}
-	ask.Can.LowestOOMScore = docker.OOMFloor()
-	if !pod.Ours && given.GetMetadata().GetName() != "" {
-		ask.Pod = given // cri-dockerd has written down less than is needed
-	}
-	spec := c.GetImage()
-	if spec.GetImage() == "" {
-		return ask, fmt.Errorf("container without an image: %w", errdefs.ErrInvalidArgument)
-	}
-	if ask.ImageName = spec.GetUserSpecifiedImage(); ask.ImageName == "" {
-		ask.ImageName = spec.GetImage()
-	}
-	image, err := s.images.Resolve(ctx, spec.GetImage(), ask.ImageName)
-	if err != nil {
-		return ask, err
-	}
-	ask.ImageID, ask.ImageRef, ask.HasCommand, ask.ImageUser = image.ID, image.Ref, image.HasCommand, image.User
-	if ask.Accounts, err = s.images.Accounts(ctx, image.ID); err != nil {
-		return ask, err
-	}
-	for _, m := range c.GetMounts() {
-		if ref := m.GetImage().GetImage(); ref != "" {
-			volume, err := s.images.Resolve(ctx, ref, ref)
-			if err != nil {
-				return ask, fmt.Errorf("ImageVolumeMountFailed: %w", err)
-			}
-			ask.Volumes[ref] = todocker.Volume{ID: volume.ID, Ref: volume.Ref, Layers: volume.Layers}
-		}
-	}
-	sc := c.GetLinux().GetSecurityContext()
-	if ask.TargetID, err = s.target(ctx, pod, sc.GetNamespaceOptions()); err != nil {
-		return ask, err
-	}
-	ask.Seccomp, err = securityprofile.Load(sc, sc.GetPrivileged())
-	return ask, err
-}
-
-// target returns the ID of the container whose processes another one of pod is to
-// see, "" for none.
-func (s *Service) target(ctx context.Context, pod *cache.Sandbox, ns *runtimeapi.NamespaceOption) (string, error) {
-	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
-		return "", nil
-	}
-	c, err := s.Running(ctx, ns.GetTargetId())
-	if err != nil {
-		return "", fmt.Errorf("target of the pid namespace: %w", err)
-	}
-	if c.Row.GetPodSandboxId() != pod.ID() {
-		return "", fmt.Errorf("target of the pid namespace: container %s is another pod's: %w", c.ID(), errdefs.ErrInvalidArgument)
-	}
-	return c.ID(), nil
-}
-
-// makeHostPaths makes the directories that are to be mounted and are not
-// there, as the kubelet and other runtimes have it.
-func makeHostPaths(list []*runtimeapi.Mount) error {
-	for _, m := range list {
+// createHostPaths creates the directories of the node that are to be mounted and do not exist, as the kubelet
+// expects it of a runtime.
+func createHostPaths(mounts []*runtimeapi.Mount) error {
+	for _, m := range mounts {
 		if m.GetImage().GetImage() != "" {
 			continue
 		}
@@ -238,10 +225,10 @@ func makeHostPaths(list []*runtimeapi.Mount) error {
 	return nil
 }
 
-// checkPropagation finds the host paths below which mounts do not come and go as
-// they are to in the container: Docker looks for that when it starts it.
-func checkPropagation(list []*runtimeapi.Mount) error {
-	for _, m := range list {
+// checkPropagation fails if a host path does not propagate mounts as its mount in the container asks for. Docker
+// checks it only when the container starts.
+func checkPropagation(mounts []*runtimeapi.Mount) error {
+	for _, m := range mounts {
 		if m.GetImage().GetImage() != "" {
 			continue
 		}
@@ -252,72 +239,72 @@ func checkPropagation(list []*runtimeapi.Mount) error {
 	return nil
 }
 
-// create makes the container, and makes its name free first if what has it is
-// an earlier try at the same. logDir is the log directory of the pod.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, order todocker.Spec, logDir string, hidden *cache.Hidden) (string, error) {
-	for try := 0; ; try++ {
-		id, err := s.order(ctx, docker, order)
+// createFreeingName creates the container. If its name is taken by an earlier attempt at the same container,
+// that one is removed; if by a container that Docker does not have, the name gets a suffix, which is hidden as
+// well. logDir is the log directory of the pod.
+func (s *Service) createFreeingName(ctx context.Context, docker *engine.Conn, spec todocker.Spec, logDir string, hidden *cache.Hidden) (string, error) {
+	for retry := 0; ; retry++ {
+		id, err := s.createContainer(ctx, docker, spec)
 		if err == nil {
 			return id, nil
 		}
-		if !errdefs.IsConflict(err) || try >= nameTries {
+		if !errdefs.IsConflict(err) || retry >= maxNameRetries {
 			return "", fmt.Errorf("create container: %w", err)
 		}
-		free, err := s.conflict(ctx, docker, order, logDir)
+		freed, err := s.freeName(ctx, docker, spec, logDir)
 		if err != nil {
 			return "", err
 		}
-		if !free {
-			order.Name.Suffix = fmt.Sprintf("%08x", rand.Uint32())
-			hidden.Add(order.Name.String())
+		if !freed {
+			spec.Name.Suffix = fmt.Sprintf("%08x", rand.Uint32())
+			hidden.Add(spec.Name.String())
 		}
 	}
 }
 
-// order has the Engine make the container. Where daemon.json has a
-// max-buffer-size among its log-opts, the Engine refuses logs that are not
-// buffered, and no order can take that option away: then it is to be a large one.
-func (s *Service) order(ctx context.Context, docker *engine.Conn, order todocker.Spec) (string, error) {
-	created, err := docker.ContainerCreate(ctx, order.Config, order.Host, nil, nil, order.Name.String())
-	if err == nil || !errdefs.IsInvalidArgument(err) || order.Host.LogConfig.Config["mode"] == "" {
+// createContainer sends the request. If daemon.json has max-buffer-size among its log-opts, Docker refuses logs
+// that are not buffered, and a request cannot take the option away: then the container gets a large buffer.
+func (s *Service) createContainer(ctx context.Context, docker *engine.Conn, spec todocker.Spec) (string, error) {
+	created, err := docker.ContainerCreate(ctx, spec.Config, spec.Host, nil, nil, spec.Name.String())
+	if err == nil || !errdefs.IsInvalidArgument(err) || spec.Host.LogConfig.Config["mode"] == "" {
 		return created.ID, err
 	}
-	host := *order.Host
+	host := *spec.Host
 	host.LogConfig.Config = maps.Clone(host.LogConfig.Config)
 	host.LogConfig.Config["mode"], host.LogConfig.Config["max-buffer-size"] = "non-blocking", "64m"
-	created, again := docker.ContainerCreate(ctx, order.Config, &host, nil, nil, order.Name.String())
-	if errdefs.IsInvalidArgument(again) {
-		return "", err // it was not that
+	created, retryErr := docker.ContainerCreate(ctx, spec.Config, &host, nil, nil, spec.Name.String())
+	if errdefs.IsInvalidArgument(retryErr) {
+		return "", err // the log mode was not the reason
 	}
-	if again == nil {
-		s.warnOnce.Do(func() {
-			s.log.Warn("daemon.json has max-buffer-size among its log-opts: a container that prints faster than Docker can write loses lines; take it away")
+	if retryErr == nil {
+		s.warnBuffered.Do(func() {
+			s.log.Warn("daemon.json has max-buffer-size among its log-opts: a container that prints faster than Docker can write loses lines; remove that option")
 		})
 	}
-	return created.ID, again
+	return created.ID, retryErr
 }
 
-// conflict looks into who has the name of an order, and reports whether it
-// could make it free.
-func (s *Service) conflict(ctx context.Context, docker *engine.Conn, order todocker.Spec, logDir string) (free bool, err error) {
-	name := order.Name.String()
+// freeName removes the container that has the name of spec if it is an earlier attempt at the same container that
+// does not run. freed is false if Docker has no container of that name: it may keep the name nevertheless.
+func (s *Service) freeName(ctx context.Context, docker *engine.Conn, spec todocker.Spec, logDir string) (freed bool, err error) {
+	name := spec.Name.String()
 	holder, err := docker.ContainerInspect(ctx, name)
 	if errdefs.IsNotFound(err) {
-		return false, nil // Docker may keep the name of a container that it does not have
+		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("who is called %s: %w", name, err)
+		return false, fmt.Errorf("inspect the container that has the name %s: %w", name, err)
 	}
-	said, err := labels.Read(holder)
+	set, err := labels.Read(holder)
 	switch {
-	case err != nil, said.Kind != labels.Container:
-		return false, fmt.Errorf("the name %s is taken by container %s, which is no pod's: %w", name, holder.ID, errdefs.ErrAlreadyExists)
+	case err != nil, set.Kind != labels.Container:
+		return false, fmt.Errorf("the name %s is taken by container %s, which is not a container of a pod: %w", name, holder.ID, errdefs.ErrAlreadyExists)
 	case holder.State.Running:
-		return false, fmt.Errorf("container %s is this attempt already, and runs: %w", holder.ID, errdefs.ErrAlreadyExists)
+		return false, fmt.Errorf("container %s is running as this attempt already: %w", holder.ID, errdefs.ErrAlreadyExists)
 	}
-	s.log.Info("removing an earlier try at a container", slog.String("container", holder.ID), slog.String("name", name))
-	if err := s.discard(ctx, docker, holder.ID, logFile{logDir, said.LogPath}, said.Stage); err != nil {
-		return false, fmt.Errorf("make the name %s free: %w", name, err)
+	s.log.Info("removing the container of an earlier attempt, which has the name of the new one", slog.String("container", holder.ID), slog.String("name", name))
+	if err := s.discard(ctx, docker, holder.ID, logFile{logDir, set.LogPath}, set.Stage); err != nil {
+		return false, fmt.Errorf("free the name %s: %w", name, err)
 	}
 	return true, nil
 }

@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func TestSetLabels(t *testing.T) {
+func TestSetLabelsRelabelsMountsThatAskForIt(t *testing.T) {
 	dir := t.TempDir()
 	data, link := filepath.Join(dir, "data"), filepath.Join(dir, "link")
 	if err := errors.Join(os.Mkdir(data, 0o755), os.Symlink(data, link)); err != nil {
@@ -28,14 +28,14 @@ func TestSetLabels(t *testing.T) {
 		want   []string
 		err    error
 	}{
-		"none asks":                {[]*runtimeapi.Mount{{HostPath: data}}, label, denied, nil, nil},
-		"one asks":                 {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}, {HostPath: dir}}, label, nil, []string{data}, nil},
-		"by way of a link":         {[]*runtimeapi.Mount{{HostPath: link, SelinuxRelabel: true}}, label, nil, []string{data}, nil},
-		"an image":                 {[]*runtimeapi.Mount{{Image: &runtimeapi.ImageSpec{Image: "files:1"}, SelinuxRelabel: true}}, label, denied, nil, nil},
-		"no label":                 {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}}, "", denied, nil, nil},
-		"no labels in that system": {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}}, label, unix.ENOTSUP, []string{data}, nil},
-		"not allowed":              {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}}, label, denied, []string{data}, denied},
-		"not there":                {[]*runtimeapi.Mount{{HostPath: dir + "/none", SelinuxRelabel: true}}, label, nil, nil, fs.ErrNotExist},
+		"no mount asks for it":          {[]*runtimeapi.Mount{{HostPath: data}}, label, denied, nil, nil},
+		"one of two mounts asks for it": {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}, {HostPath: dir}}, label, nil, []string{data}, nil},
+		"symbolic link is resolved":     {[]*runtimeapi.Mount{{HostPath: link, SelinuxRelabel: true}}, label, nil, []string{data}, nil},
+		"image volume is skipped":       {[]*runtimeapi.Mount{{Image: &runtimeapi.ImageSpec{Image: "files:1"}, SelinuxRelabel: true}}, label, denied, nil, nil},
+		"no label":                      {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}}, "", denied, nil, nil},
+		"file system without labels":    {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}}, label, unix.ENOTSUP, []string{data}, nil},
+		"refused":                       {[]*runtimeapi.Mount{{HostPath: data, SelinuxRelabel: true}}, label, denied, []string{data}, denied},
+		"path does not exist":           {[]*runtimeapi.Mount{{HostPath: dir + "/none", SelinuxRelabel: true}}, label, nil, nil, fs.ErrNotExist},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string

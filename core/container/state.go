@@ -8,11 +8,9 @@ import (
 )
 
 type (
-	// FailedStarts holds when and why starts failed, by container ID: Docker does
-	// not keep the time.
+	// FailedStarts holds when and why starts failed, by container ID: Docker does not record the time.
 	FailedStarts = state.Bucket[tocri.FailedStart]
-	// Updates holds the resources of containers whose resources were changed after they
-	// were created, by container ID: labels cannot be changed.
+	// Updates holds the resources of updated containers, by container ID: they are in a label, which Docker cannot change.
 	Updates = state.Bucket[*runtimeapi.LinuxContainerResources]
 )
 

@@ -15,23 +15,23 @@ import (
 )
 
 const (
-	// stopMargin is what a stop may take beyond the container's own grace: the
-	// Engine itself waits 10 s for a process that it has killed.
-	stopMargin = 30 * time.Second
-	killLimit  = time.Minute
+	// stopTimeout bounds a stop, in addition to the grace period: Docker itself waits 10 s for the exit of a process
+	// that it has killed.
+	stopTimeout = 30 * time.Second
+	// killTimeout bounds a kill, and a removal.
+	killTimeout = time.Minute
 )
 
-// Stop asks a container to end, by the signal it was created with, and kills
-// it once grace is over; with no grace it is killed at once. A container that
-// does not run or is not there is no error.
+// Stop sends a container the stop signal that it was created with, and kills it after the grace period; without a
+// grace period it is killed at once. A container that is not running, or does not exist, is no error.
 //
-// The error is of kind DeadlineExceeded if it could not be killed.
+// The error is of kind DeadlineExceeded if the container is still running after that.
 func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) error {
-	docker, err := s.docker.Conn()
+	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
 	}
-	c, err := s.view.Container(ctx, id)
+	c, err := s.cache.Container(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -41,36 +41,35 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 	if !c.Running {
 		return nil
 	}
-	// The first call goes on if its caller hangs up, because Docker 23 would stop
-	// stopping. Later ones only wait, and end with their callers.
-	first := s.enter(c.ID())
-	defer s.leave(c.ID())
+	// The first call goes on if its caller leaves, because Docker 23 aborts a stop whose request is cancelled. Later
+	// ones only wait, and end with their callers.
+	first := s.beginStop(c.ID())
+	defer s.endStop(c.ID())
 	parent := ctx
 	if first || grace <= 0 {
 		parent = context.WithoutCancel(ctx)
 	}
-	work, cancel := context.WithTimeout(parent, max(grace, 0)+stopMargin)
+	work, cancel := context.WithTimeout(parent, max(grace, 0)+stopTimeout)
 	defer cancel()
 	stopErr := s.stop(work, docker, c.ID(), grace, first)
-	// An Engine that has killed it and heard of no end says 500; it may have ended since.
+	// Docker returns 500 if it has killed the container and not seen its exit in time. It may have exited since.
 	if stopErr != nil && !errdefs.IsNotFound(stopErr) && !errdefs.IsInternal(stopErr) {
 		return fmt.Errorf("stop container %s: %w", c.ID(), stopErr)
 	}
-	seen, err := s.view.Refresh(work, c.ID())
+	inspected, err := s.cache.Refresh(work, c.ID())
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil
 	case err != nil:
 		return errors.Join(stopErr, err)
-	case seen.State.Running:
+	case inspected.State.Running:
 		return fmt.Errorf("container %s could not be killed: %w", c.ID(), errors.Join(context.DeadlineExceeded, stopErr))
 	}
 	return nil
 }
 
-// stop returns once the container does not run. Of calls at the same time the
-// first one sends the signal; the others wait for its effect, each with its
-// own grace, because a kubelet may come back with a shorter one.
+// stop returns once the container is not running. Of parallel calls, the first one sends the signal; the others wait
+// for its effect, each with a grace period of its own, because the kubelet may send another request with a shorter one.
 func (s *Service) stop(ctx context.Context, docker *engine.Conn, id string, grace time.Duration, first bool) error {
 	if grace <= 0 {
 		return docker.Kill(ctx, id)
@@ -79,73 +78,70 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, id string, grac
 		seconds := int((grace + time.Second - 1) / time.Second)
 		return docker.ContainerStop(ctx, id, container.StopOptions{Timeout: &seconds})
 	}
-	short, cancel := context.WithTimeout(ctx, grace)
+	waitCtx, cancel := context.WithTimeout(ctx, grace)
 	defer cancel()
-	ended, failed := docker.ContainerWait(short, id, container.WaitConditionNotRunning)
+	exited, failed := docker.ContainerWait(waitCtx, id, container.WaitConditionNotRunning)
 	select {
-	case <-ended:
+	case <-exited:
 		return nil
 	case err := <-failed:
-		if short.Err() != nil && ctx.Err() == nil {
-			return docker.Kill(ctx, id) // its grace is over
+		if waitCtx.Err() != nil && ctx.Err() == nil {
+			return docker.Kill(ctx, id) // the grace period is over
 		}
 		return err
 	}
 }
 
-// enter counts a call that stops id and reports whether it is the only one.
-func (s *Service) enter(id string) (first bool) {
+// beginStop counts a call that stops the container id, and reports whether it is the only one.
+func (s *Service) beginStop(id string) (first bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stopping[id]++
-	return s.stopping[id] == 1
+	s.stops[id]++
+	return s.stops[id] == 1
 }
 
-func (s *Service) leave(id string) {
+func (s *Service) endStop(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopping[id]--; s.stopping[id] == 0 {
-		delete(s.stopping, id)
+	if s.stops[id]--; s.stops[id] == 0 {
+		delete(s.stops, id)
 	}
 }
 
-// Kill ends the container at once. One that does not run or is not there is no
-// error.
+// Kill kills a container. One that is not running, or does not exist, is no error.
 func (s *Service) Kill(ctx context.Context, id string) error {
-	docker, err := s.docker.Conn()
+	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := docker.Kill(ctx, id); err != nil {
 		return err
 	}
-	if _, err := s.view.Refresh(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+	if _, err := s.cache.Refresh(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	return nil
 }
 
-// Remove removes a container, running or not, and returns once it is gone. One
-// that is not there is no error. The kubelet's log file stays, for it is the
-// kubelet's.
+// Remove removes a container, running or not, and returns once it is gone. One that does not exist is no error. The log
+// file stays: the kubelet removes it.
 func (s *Service) Remove(ctx context.Context, id string) error {
-	docker, err := s.docker.Conn()
+	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
 	}
-	// Not while it is being started or updated: they would write down, or set up,
-	// something for a container that is gone.
-	c, done, err := s.inTurn(ctx, id)
+	// Not while it is being started or updated: these would record, or set up, something for a container that is gone.
+	c, unlock, err := s.lock(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer done()
-	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+	defer unlock()
+	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	if c.Running {
 		if err := s.Kill(work, c.ID()); err != nil {
@@ -155,22 +151,22 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	return s.discard(work, docker, c.ID(), logFile{c.LogDirectory, c.Status.GetLogPath()}, c.Stage)
 }
 
-// A logFile is where the kubelet looks for the log of a container.
+// A logFile is where the kubelet reads the log of a container.
 type logFile struct {
 	dir  string // log directory of the pod
-	path string // below that; "" for none
+	path string // below dir; "" for none
 }
 
-// discard leaves nothing of a container but the kubelet's log file:
-// neither in the Engine nor, if it has a stage, of its staged mounts.
-func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, stage names.Premount) error {
-	// Before the Engine's own file goes with the container.
+// discard removes a container and everything that belongs to it but its log file: records, and its premounts, if it has
+// any.
+func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, premounts names.Premount) error {
+	// Before the removal of the container, which deletes Docker's own file.
 	if err := s.logs.Close(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
-		s.log.Warn("the log of a container could not be finished", slog.String("container", id), slog.Any("err", err))
+		s.log.Warn("log of a container could not be closed; its last lines may be missing", slog.String("container", id), slog.Any("err", err))
 	}
 	if err := docker.ForceRemove(ctx, id); err != nil {
 		return err
 	}
-	s.view.Forget(id)
-	return errors.Join(s.unstage(ctx, docker, stage), s.failures.Delete(id), s.updates.Delete(id))
+	s.cache.Forget(id)
+	return errors.Join(s.removePremounts(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id))
 }

@@ -123,8 +123,10 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	images := image.New(image.Config{
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Written: usage.Written,
 	}, docker, log)
-	containers := container.New(docker, objects, resolver{images}, containerLogs, sandbox.Files(cfg.RunDir), records.failedStarts, records.containerUpdates,
-		premount.New(filepath.Join(cfg.RunDir, "mounts")), log)
+	containers := container.New(container.Config{
+		Engine: docker, Cache: objects, Images: resolver{images}, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), Log: log,
+	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
 		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{},

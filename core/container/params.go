@@ -1,0 +1,86 @@
+package container
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cache"
+	"berth/core/engine"
+	"berth/core/names"
+	"berth/core/securityprofile"
+	"berth/core/todocker"
+)
+
+// params collects what the translation of a container needs to know.
+func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
+	p := todocker.ContainerParams{
+		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
+		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: names.NewStage(), Stages: s.premounts, Can: docker.Features, Log: s.logs.Driver(),
+	}
+	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {
+		return p, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
+	}
+	p.Can.LowestOOMScore = docker.OOMFloor()
+	if !pod.Ours && given.GetMetadata().GetName() != "" {
+		p.Pod = given // cri-dockerd has recorded less than is needed
+	}
+	var err error
+	if err = s.imageParams(ctx, &p); err != nil {
+		return p, err
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	if p.TargetID, err = s.pidTarget(ctx, pod, sc.GetNamespaceOptions()); err != nil {
+		return p, err
+	}
+	p.Seccomp, err = securityprofile.Load(sc, sc.GetPrivileged())
+	return p, err
+}
+
+// imageParams adds the image of a container, and the images that it has as volumes. Errors about the latter
+// begin with a reason that the kubelet knows, ImageVolumeMountFailed.
+func (s *Service) imageParams(ctx context.Context, p *todocker.ContainerParams) error {
+	spec := p.Config.GetImage()
+	if spec.GetImage() == "" {
+		return fmt.Errorf("container without an image: %w", errdefs.ErrInvalidArgument)
+	}
+	if p.ImageName = spec.GetUserSpecifiedImage(); p.ImageName == "" {
+		p.ImageName = spec.GetImage()
+	}
+	image, err := s.images.Resolve(ctx, spec.GetImage(), p.ImageName)
+	if err != nil {
+		return err
+	}
+	p.ImageID, p.ImageRef, p.HasCommand, p.ImageUser = image.ID, image.Ref, image.HasCommand, image.User
+	if p.Accounts, err = s.images.Accounts(ctx, image.ID); err != nil {
+		return err
+	}
+	for _, m := range p.Config.GetMounts() {
+		if ref := m.GetImage().GetImage(); ref != "" {
+			volume, err := s.images.Resolve(ctx, ref, ref)
+			if err != nil {
+				return fmt.Errorf("ImageVolumeMountFailed: %w", err)
+			}
+			p.Volumes[ref] = todocker.Volume{ID: volume.ID, Ref: volume.Ref, Layers: volume.Layers}
+		}
+	}
+	return nil
+}
+
+// pidTarget returns the ID of the container whose PID namespace a container shares (NamespaceMode TARGET, as
+// ephemeral containers use it), "" for none.
+func (s *Service) pidTarget(ctx context.Context, pod *cache.Sandbox, ns *runtimeapi.NamespaceOption) (string, error) {
+	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return "", nil
+	}
+	c, err := s.Running(ctx, ns.GetTargetId())
+	if err != nil {
+		return "", fmt.Errorf("target of the pid namespace: %w", err)
+	}
+	if c.Row.GetPodSandboxId() != pod.ID() {
+		return "", fmt.Errorf("target of the pid namespace: container %s belongs to another pod: %w", c.ID(), errdefs.ErrInvalidArgument)
+	}
+	return c.ID(), nil
+}

@@ -1,0 +1,115 @@
+package resources
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cgroup"
+	"berth/core/engine"
+	"berth/core/panics"
+	"berth/core/systemd"
+	"berth/core/todocker"
+)
+
+// reapplyInterval is the time that systemd gets to apply its limits before they are overwritten, and the
+// shortest time between two rounds.
+const reapplyInterval = time.Second
+
+// Run writes the settings of all running containers again whenever systemd may have reset them. It
+// returns when ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	defer m.systemd.Close()
+	g, ctx := panics.NewGroupWithContext(ctx, m.Log)
+	g.Go(func() error {
+		systemd.WatchReloads(ctx, m.TriggerReapply)
+		return nil
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-m.trigger:
+			}
+			t := time.NewTimer(reapplyInterval)
+			select {
+			case <-ctx.Done():
+			case <-t.C:
+			}
+			t.Stop()
+			docker, err := m.Engine.Conn()
+			if err == nil {
+				err = m.Reapply(ctx, docker)
+			}
+			if err != nil && ctx.Err() == nil {
+				// The garbage collection of containers calls Reapply as soon as Docker is connected again.
+				m.Log.Debug("settings of containers could not be applied again", slog.Any("err", err))
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// TriggerReapply has Run write the settings of all containers again. It is to be called after every start
+// and update of a container, besides what Run hears of: after daemon-reload, systemd 257 applies the limits
+// of a scope when the next unit of the same slice starts or changes, as other containers of the pod do.
+//
+// A round covers all containers and not only those of that slice, because the kubelet changes slices as
+// well, which berth does not observe. It costs some file accesses per container, at most once per
+// reapplyInterval.
+func (m *Manager) TriggerReapply() {
+	select {
+	case m.trigger <- struct{}{}:
+	default: // a round is pending already
+	}
+}
+
+// Reapply writes the settings of all running containers, if Docker's cgroup driver is systemd. A container
+// whose settings cannot be written is logged.
+func (m *Manager) Reapply(ctx context.Context, docker *engine.Conn) error {
+	if docker.Features.CgroupDriver != "systemd" {
+		return nil
+	}
+	running, err := m.Cache.Containers(ctx, &runtimeapi.ContainerFilter{
+		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+	})
+	if err != nil {
+		return err
+	}
+	for _, c := range running {
+		if err := m.reapplyOne(ctx, docker, c.ID()); err != nil && ctx.Err() == nil {
+			m.Log.Warn("settings of a container could not be applied again", slog.String("container", c.ID()), slog.Any("err", err))
+		}
+	}
+	return ctx.Err()
+}
+
+// reapplyOne writes the settings of the container id if it is running. It skips one that is being started
+// or updated, because that call writes them.
+func (m *Manager) reapplyOne(ctx context.Context, docker *engine.Conn, id string) error {
+	unlock, ok := m.Locks.TryLock(id)
+	if !ok {
+		return nil
+	}
+	defer unlock()
+	c, err := m.Cache.Container(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	settings, err := todocker.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
+	if err != nil || !c.Running || len(settings) == 0 {
+		return err
+	}
+	group, err := cgroup.Of(c.Pid, c.ID())
+	if err != nil {
+		return ignoreExited(err)
+	}
+	return ignoreExited(writeSettings(settings, group))
+}
