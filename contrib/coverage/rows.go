@@ -69,7 +69,7 @@ var messages = []message{
 		{"network", engine, "`HostConfig.NetworkMode`: POD is a namespace that the plugins set up, which containers join, NODE the node's; others are refused, and NODE in a pod that has its own", "todocker.TestSandboxVariants todocker.TestContainer live.TestNamespacesOfPods"},
 		{"pid", engine, "`HostConfig.PidMode`: that of the pause container, one of its own, the node's, or that of the target", "todocker.TestContainer live.TestNamespacesOfPods"},
 		{"ipc", engine, "`HostConfig.IpcMode`", "todocker.TestContainer live.TestNamespacesOfPods"},
-		{"target_id", engine, "`HostConfig.PidMode`; refused if it is no running container of the same pod", "container.TestCreateRefuses live.TestNamespacesOfPods"},
+		{"target_id", engine, "`HostConfig.PidMode`; refused if it is no running container of the same pod", "container.TestCreateRefusesInvalidRequests live.TestNamespacesOfPods"},
 		{"userns_options", refused, "but for NODE: Docker has no user namespaces for single pods, and berth does not announce them", "todocker.TestSandboxRefuses live.TestNamespacesOfPods"},
 	}},
 	{"UserNamespace", []row{
@@ -191,14 +191,14 @@ var messages = []message{
 		{"container_path", engine, "`Target` of `HostConfig.Mounts`; refused if it is empty; of several mounts at one path the last one is there", "todocker.TestMounts todocker.TestOfTwoMountsAtOnePathTheLaterOneWins live.TestMounts live.TestUnusualPods"},
 		{"host_path", engine, "`Source` of `HostConfig.Mounts`; made as a directory if it is not there, as containerd does", "todocker.TestMounts e2e.TestCRI"},
 		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
-		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; of a container that is not confined, the pod's", "container.TestSetLabels"},
-		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages; refused if the mount that the host path is on does not propagate", "live.TestMountPropagation todocker.TestMounts premount.TestSharedSourceSurvives premount.TestCheckPropagation e2e.TestCRI"},
+		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; of a container that is not confined, the pod's", "container.TestSetLabelsRelabelsMountsThatAskForIt"},
+		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages; refused if the mount that the host path is on does not propagate", "live.TestMountPropagation todocker.TestMounts premount.TestRemoveKeepsTheMountsOfASharedSource premount.TestCheckPropagationRefusesMountsThatAreNotShared e2e.TestCRI"},
 		{"uidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"gidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"recursive_read_only", engine, "`ReadOnlyForceRecursive`; before 25 a mount that berth stages", "live.TestMounts todocker.TestMounts"},
 		{"image", engine, "a mount of `Type` image; before 28 an overlay of the image's layers that berth stages", "live.TestMounts todocker.TestMounts"},
-		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none, for which Docker is asked once the container is created", "live.TestMounts todocker.TestMounts container.TestSubPathOfAnImage premount.TestImage"},
-		{"mount_options", mount, "a mount that berth stages; noexec, nosuid, nodev, nosymfollow and ro, others are refused", "live.TestMounts premount.TestCheck"},
+		{"image_sub_path", engine, "`ImageOptions.Subpath`, or of what is staged; refused if it leads out of the image or there is none, for which Docker is asked once the container is created", "live.TestMounts todocker.TestMounts container.TestCreateRefusesAMissingSubPathOfAnImage premount.TestCreateMountsTheFilesOfAnImage"},
+		{"mount_options", mount, "a mount that berth stages; noexec, nosuid, nodev, nosymfollow and ro, others are refused", "live.TestMounts premount.TestCheckAcceptsOnlyRestrictions"},
 	}},
 	{"ContainerResources", []row{
 		{"linux", store, "what was sent with what has been updated since", "live.TestUpdateContainerResources"},
@@ -244,13 +244,13 @@ var messages = []message{
 		{"pod_sandboxes", berth, "as ListPodSandboxResponse, in pieces", "server.TestChunksHoldAllRowsInOrder"},
 	}},
 	{"CreateContainerRequest", []row{
-		{"pod_sandbox_id", engine, "found by the ID or by the beginning of one; the pod must be ready", "container.TestCreateRefuses"},
+		{"pod_sandbox_id", engine, "found by the ID or by the beginning of one; the pod must be ready", "container.TestCreateRefusesInvalidRequests"},
 		{"config", engine, "a Docker container, made from the fields of the message", "live.TestPodRunsAndIsRemoved"},
 		{"sandbox_config", berth, "what RunPodSandbox was told counts; of a pod that cri-dockerd has made, this does", "live.TestTakeoverOfCRIDockerdPods"},
 	}},
 	{"ContainerConfig", []row{
 		{"metadata", store, "see its fields", "todocker.TestContainer"},
-		{"image", engine, "`Config.Image`, by ID", "container.TestCreateRefuses image.TestOneIdentity"},
+		{"image", engine, "`Config.Image`, by ID", "container.TestCreateRefusesInvalidRequests image.TestOneIdentity"},
 		{"command", engine, "`Config.Entrypoint`", "live.TestPodRunsAndIsRemoved todocker.TestContainerRefuses"},
 		{"args", engine, "`Config.Cmd`", "live.TestProcessSettingsInTheContainer"},
 		{"working_dir", engine, "`Config.WorkingDir`", "live.TestProcessSettingsInTheContainer"},
@@ -317,11 +317,11 @@ var messages = []message{
 		{"container_id", berth, "found by the ID or by the beginning of one", "live.TestPodRunsAndIsRemoved"},
 	}},
 	{"StopContainerRequest", []row{
-		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestStops"},
-		{"timeout", engine, "the grace of a stop; with none it is killed", "container.TestStops e2e.TestCRI"},
+		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestStopHonorsTheShortestGracePeriod"},
+		{"timeout", engine, "the grace of a stop; with none it is killed", "container.TestStopHonorsTheShortestGracePeriod e2e.TestCRI"},
 	}},
 	{"RemoveContainerRequest", []row{
-		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestRemoveAtOnce"},
+		{"container_id", berth, "found by the ID or by the beginning of one; one that is not there is no error", "container.TestParallelRemovesSucceed"},
 	}},
 	{"ListContainersRequest", []row{
 		{"filter", berth, "see its fields", "cache.TestFilters"},
@@ -432,17 +432,17 @@ var messages = []message{
 		{"timestamp", berth, "when the files were read", "live.TestStatsMatchTheKernel"},
 		{"usage_core_nano_seconds", cgroup, "`cpuacct.usage`, or `cpu.stat`", "stats.TestCPU live.TestStatsMatchTheKernel"},
 		{"usage_nano_cores", berth, "over a second or more, from the second look on; berth looks every 10 s by itself", "stats.TestSpeed stats.TestLook"},
-		{"psi", cgroup, "`cpu.pressure` on v2", "cgroup.TestFiles"},
+		{"psi", cgroup, "`cpu.pressure` on v2", "cgroup.TestReadsNumbersAndPressure"},
 	}},
 	{"UInt64Value", []row{
 		{"value", berth, "see the field that it is the value of", "live.TestStatsMatchTheKernel"},
 	}},
 	{"PsiStats", []row{
-		{"Full", cgroup, "the line `full`", "cgroup.TestFiles"},
-		{"Some", cgroup, "the line `some`", "cgroup.TestFiles"},
+		{"Full", cgroup, "the line `full`", "cgroup.TestReadsNumbersAndPressure"},
+		{"Some", cgroup, "the line `some`", "cgroup.TestReadsNumbersAndPressure"},
 	}},
 	{"PsiData", []row{
-		{"*", cgroup, "the number of the same name", "cgroup.TestFiles"},
+		{"*", cgroup, "the number of the same name", "cgroup.TestReadsNumbersAndPressure"},
 	}},
 	{"MemoryUsage", []row{
 		{"timestamp", berth, "when the files were read", "live.TestStatsMatchTheKernel"},
@@ -469,8 +469,8 @@ var messages = []message{
 		{"swap_usage_bytes", cgroup, "`memory.memsw.usage_in_bytes` without memory, or `memory.swap.current`", "stats.TestMemoryV1 stats.TestMemoryV2"},
 	}},
 	{"IoUsage", []row{
-		{"timestamp", berth, "when the file was read", "cgroup.TestFiles"},
-		{"psi", cgroup, "`io.pressure` on v2", "cgroup.TestFiles"},
+		{"timestamp", berth, "when the file was read", "cgroup.TestReadsNumbersAndPressure"},
+		{"psi", cgroup, "`io.pressure` on v2", "cgroup.TestReadsNumbersAndPressure"},
 	}},
 	{"ListContainerStatsRequest", []row{
 		{"filter", berth, "see its fields", "cache.TestFilters"},
@@ -507,7 +507,7 @@ var messages = []message{
 		{"network", proc, "the counters of the pod's interfaces; not of one on the node's network", "netns.TestTrafficReturnsCountersOfAllInterfacesButLoopback live.TestStatsMatchTheKernel"},
 		{"process", cgroup, "`pids.current`", "live.TestStatsMatchTheKernel"},
 		{"containers", cgroup, "those that run", "live.TestStatsMatchTheKernel"},
-		{"io", cgroup, "of the pod's cgroup, on v2", "cgroup.TestFiles"},
+		{"io", cgroup, "of the pod's cgroup, on v2", "cgroup.TestReadsNumbersAndPressure"},
 	}},
 	{"NetworkUsage", []row{
 		{"timestamp", berth, "when the counters were read", "live.TestStatsMatchTheKernel"},

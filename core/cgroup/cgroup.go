@@ -1,9 +1,11 @@
-// Package cgroup finds the cgroups of processes, on both versions of cgroups,
-// and reads their files.
+// Package cgroup finds the cgroups of containers and processes and reads their files, on both cgroup versions.
+//
+// Group is the cgroup of a process: one directory on v2, one per controller on v1. Of finds it by the ID of a container and
+// its first process, Make creates one. Number, Numbers, Pressures and Devices read files; they are on the path of every stats
+// request and faster than the cgroup libraries of the field (contrib/docs/decisions.md).
 package cgroup
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,82 +17,76 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
 // Root is where cgroups are mounted.
 const Root = "/sys/fs/cgroup"
 
-// unified tells whether the node has cgroup v2 for all controllers.
-var unified = sync.OnceValue(func() bool {
+// isV2 reports whether the node has cgroup v2 for all controllers ("unified mode").
+var isV2 = sync.OnceValue(func() bool {
 	_, err := os.Stat(filepath.Join(Root, "cgroup.controllers"))
 	return err == nil
 })
 
-// A Group is the cgroup of a process: one directory on v2, one for each
-// controller on v1.
+// A Group is the cgroup of a process.
 type Group struct {
-	// V2 is its directory on v2, empty on v1.
+	// V2 is its directory on cgroup v2, "" on v1.
 	V2 string
-	// V1 are its directories by controller on v1, nil on v2.
+	// V1 are its directories on cgroup v1 by controller, nil on v2.
 	V1 map[string]string
 }
 
-// ErrMoved is what the error of Of is if the first process of a container is in a cgroup
-// that is not the container's.
+// ErrMoved is returned by Of if the first process of a container is not in the container's cgroup.
 var ErrMoved = errors.New("not in the cgroup of its container")
 
-// Of returns the cgroup of the container id, whose first process is pid; of kind
-// fs.ErrNotExist if there is no such process, or it has ended, and ErrMoved if it is in
-// a cgroup that does not have the ID in its path: a privileged container may move its
-// processes anywhere, and limits and scores must not be written there.
+// Of returns the cgroup of the container id, whose first process is pid. The error is fs.ErrNotExist if there is no such
+// process, or it has exited, and ErrMoved if it is in a cgroup without the ID in its path: a privileged container may move
+// its processes to any cgroup, and limits must not be written there.
 func Of(pid int, id string) (Group, error) {
-	all, err := OfProcess(pid)
+	current, err := OfProcess(pid)
 	if err != nil {
 		return Group{}, err
 	}
-	g, ok := all.of(id)
+	g, ok := current.ofContainer(id)
 	if !ok {
-		return Group{}, fmt.Errorf("process %d of container %s: %w: it is in %s", pid, id, ErrMoved, all.Path())
+		return Group{}, fmt.Errorf("process %d of container %s: %w: it is in %s", pid, id, ErrMoved, current.Path())
 	}
 	return g, nil
 }
 
-// OfProcess returns the cgroup that the process pid is in; of kind fs.ErrNotExist if
-// there is no such process, or it has ended.
+// OfProcess returns the cgroup that the process pid is in. The error is fs.ErrNotExist if there is no such process, or it has
+// exited.
 func OfProcess(pid int) (Group, error) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	text, err := os.ReadFile(dir + "/cgroup")
 	if err != nil {
 		return Group{}, err
 	}
-	// Looked at last. One that is ending, or that nobody has waited for yet, is
-	// said to be in the root on v1, and what is meant for a container would be
-	// written there.
-	stat, err := os.ReadFile(dir + "/stat")
+	// This has to follow: on v1 the kernel reports a process that is exiting, or a zombie, in the root cgroup, and the
+	// limits of a container would be written there.
+	process, err := procfs.NewProc(pid)
 	if err != nil {
 		return Group{}, err
 	}
-	if over(string(stat)) {
+	stat, err := process.Stat()
+	if err != nil {
+		return Group{}, err
+	}
+	if exited(stat) {
 		return Group{}, &fs.PathError{Op: "find cgroup", Path: dir, Err: fs.ErrNotExist}
 	}
-	return parse(string(text), unified()), nil
+	return parse(string(text), isV2()), nil
 }
 
-// over reports whether the process that /proc/<pid>/stat tells of has ended, or is at it.
-func over(stat string) bool {
-	// number (name) state parent group session terminal its-group flags ...; the name
-	// may have anything in it
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 7 {
-		return false
-	}
-	const exiting = 0x4 // PF_EXITING
-	flags, _ := strconv.ParseUint(fields[6], 10, 64)
-	return fields[0] == "Z" || fields[0] == "X" || flags&exiting != 0
+// exited reports whether a process has exited, or is exiting.
+func exited(stat procfs.ProcStat) bool {
+	const exiting = 0x4 // PF_EXITING in include/linux/sched.h
+	return stat.State == "Z" || stat.State == "X" || stat.Flags&exiting != 0
 }
 
-// parse reads the content of /proc/<pid>/cgroup.
+// parse parses /proc/PID/cgroup (cgroups(7)).
 func parse(text string, v2 bool) Group {
 	var g Group
 	for line := range strings.Lines(text) {
@@ -98,33 +94,32 @@ func parse(text string, v2 bool) Group {
 		switch {
 		case len(fields) != 3:
 		case v2 && fields[0] == "0" && fields[1] == "":
-			g.V2 = inRoot(fields[2])
+			g.V2 = joinRoot(fields[2])
 		case !v2 && fields[1] != "":
 			for controller := range strings.SplitSeq(fields[1], ",") {
 				if g.V1 == nil {
 					g.V1 = map[string]string{}
 				}
-				g.V1[controller] = inRoot(strings.TrimPrefix(controller, "name="), fields[2])
+				g.V1[controller] = joinRoot(strings.TrimPrefix(controller, "name="), fields[2])
 			}
 		}
 	}
 	return g
 }
 
-// inRoot joins elements to a path below Root. The kernel shows a cgroup outside of
-// the reader's cgroup namespace with leading "..", which must not lead out.
-func inRoot(elem ...string) string {
+// joinRoot joins elements to a path below Root. The kernel shows a cgroup outside of the reader's cgroup namespace with
+// leading "..", which must not lead out of Root.
+func joinRoot(elem ...string) string {
 	return filepath.Join(Root, filepath.Join(append([]string{"/"}, elem...)...))
 }
 
-// of returns the cgroup of the container id that g is, or is below, and whether there
-// is one. On v1 it is without the controllers for which g is elsewhere: runtimes
-// do not make a cgroup for each controller that the kernel has.
-func (g Group) of(id string) (Group, bool) {
+// ofContainer returns the cgroup of the container id that g is, or is below, and whether there is one. On v1 it lacks the
+// controllers for which g is elsewhere: runtimes do not create a cgroup for every controller that the kernel has.
+func (g Group) ofContainer(id string) (Group, bool) {
 	var own Group
-	own.V2, _ = upTo(g.V2, id)
+	own.V2, _ = trimBelowContainer(g.V2, id)
 	for controller, dir := range g.V1 {
-		if dir, ok := upTo(dir, id); ok {
+		if dir, ok := trimBelowContainer(dir, id); ok {
 			if own.V1 == nil {
 				own.V1 = map[string]string{}
 			}
@@ -134,11 +129,10 @@ func (g Group) of(id string) (Group, bool) {
 	return own, own.V2 != "" || len(own.V1) > 0
 }
 
-// upTo cuts from path what is below the cgroup that is named after id, as <id> or
-// docker-<id>.scope, and reports whether there is one. A first process may have moved itself
-// further down: systemd goes to init.scope below the container's cgroup, Docker in Docker to
-// init, and limits and counters of the container are not there.
-func upTo(path, id string) (string, bool) {
+// trimBelowContainer cuts from path what is below the cgroup that is named after id, as ID or docker-ID.scope, and reports
+// whether there is one. The first process may have moved itself further down, where the limits and counters of the container
+// are not: systemd moves to init.scope below the container's cgroup, Docker in Docker to init.
+func trimBelowContainer(path, id string) (string, bool) {
 	end := 0
 	for element := range strings.SplitSeq(path, "/") {
 		end += len(element)
@@ -151,8 +145,7 @@ func upTo(path, id string) (string, bool) {
 	return "", false
 }
 
-// Dir returns the directory that has the files of a controller, as v1 names
-// it, and whether there is one.
+// Dir returns the directory with the files of a controller, named as on v1, and whether there is one.
 func (g Group) Dir(controller string) (string, bool) {
 	if g.V2 != "" {
 		return g.V2, true
@@ -161,8 +154,7 @@ func (g Group) Dir(controller string) (string, bool) {
 	return dir, ok
 }
 
-// Path returns what the cgroup is called below where cgroups are mounted, as
-// /kubepods/burstable/pod1/2.
+// Path returns the path of the cgroup relative to the mount point of its hierarchy, as /kubepods/burstable/pod1/2.
 func (g Group) Path() string {
 	if g.V2 != "" {
 		return "/" + strings.TrimPrefix(strings.TrimPrefix(g.V2, Root), "/")
@@ -175,7 +167,7 @@ func (g Group) Path() string {
 	return "/"
 }
 
-// Parent returns the cgroup that g is in.
+// Parent returns the parent of g.
 func (g Group) Parent() Group {
 	p := Group{V1: maps.Clone(g.V1)}
 	if g.V2 != "" {
@@ -187,14 +179,13 @@ func (g Group) Parent() Group {
 	return p
 }
 
-// Make makes the cgroup called name, which may be there, where the given
-// controllers are; on v2 it is given them. A controller that the node does not
-// have is left out.
+// Make creates the cgroup at the path name, which may exist, with the given controllers: on v1 in the hierarchy of each, on v2
+// with each enabled. A controller that the node does not have is skipped.
 func Make(name string, controllers []string) (Group, error) {
-	return makeIn(Root, name, controllers, unified())
+	return createIn(Root, name, controllers, isV2())
 }
 
-func makeIn(root, name string, controllers []string, v2 bool) (g Group, err error) {
+func createIn(root, name string, controllers []string, v2 bool) (g Group, err error) {
 	if !v2 {
 		g.V1 = map[string]string{}
 		for _, c := range controllers {
@@ -212,25 +203,25 @@ func makeIn(root, name string, controllers []string, v2 bool) (g Group, err erro
 	if err := os.MkdirAll(g.V2, 0o755); err != nil {
 		return g, err
 	}
-	there, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	available, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
 	if err != nil {
 		return g, err
 	}
-	controllers = slices.DeleteFunc(slices.Clone(controllers), func(c string) bool { return !slices.Contains(strings.Fields(string(there)), c) })
-	// From the top down, for only what a cgroup has itself can it pass on.
+	controllers = slices.DeleteFunc(slices.Clone(controllers), func(c string) bool { return !slices.Contains(strings.Fields(string(available)), c) })
+	// From the top down, because a cgroup can only enable for its children what is enabled for itself.
 	dir := root
-	for step := range strings.SplitSeq(strings.Trim(filepath.Clean("/"+name), "/"), "/") {
+	for element := range strings.SplitSeq(strings.Trim(filepath.Clean("/"+name), "/"), "/") {
 		for _, c := range controllers {
 			if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil {
 				return g, err
 			}
 		}
-		dir = filepath.Join(dir, step)
+		dir = filepath.Join(dir, element)
 	}
 	return g, nil
 }
 
-// Remove removes an empty cgroup; one that is not there is no error.
+// Remove removes an empty cgroup. One that does not exist is no error.
 func (g Group) Remove() error {
 	dirs := slices.Collect(maps.Values(g.V1))
 	if g.V2 != "" {
@@ -244,130 +235,3 @@ func (g Group) Remove() error {
 	}
 	return errors.Join(errs...)
 }
-
-// read reads a file of the kernel's that comes in one piece, as all of a cgroup
-// do but the lists of processes: what does not fill the buffer was all of it. These files can be
-// polled, so package os would add each to the runtime's poller and take it
-// out again: three times what the reading itself costs, and the kubelet asks
-// for hundreds at a time. The contents are put into buffer if they fit.
-func read(name string, buffer []byte) ([]byte, error) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	defer unix.Close(fd)
-	for size := 0; ; {
-		n, err := unix.Read(fd, buffer[size:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-		}
-		if size += n; size < len(buffer) {
-			return buffer[:size], nil
-		}
-		buffer = append(buffer, make([]byte, size)...)
-	}
-}
-
-// Unlimited is the value of a limit that is none.
-const Unlimited = ^uint64(0)
-
-// Number reads a file that holds one number, or "max" for Unlimited.
-func Number(dir, file string) (uint64, error) {
-	data, err := read(dir+"/"+file, make([]byte, 64))
-	if err != nil {
-		return 0, err
-	}
-	text := string(bytes.TrimSpace(data))
-	if text == "max" {
-		return Unlimited, nil
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s/%s: %w", dir, file, err)
-	}
-	return n, nil
-}
-
-// Numbers reads a file of lines of a name and a number, and returns those with
-// the given names. What is no number is left out.
-func Numbers(dir, file string, names ...string) (map[string]uint64, error) {
-	data, err := read(dir+"/"+file, make([]byte, 4096))
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]uint64, len(names))
-	for line := range bytes.Lines(data) {
-		name, number, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
-		i := slices.IndexFunc(names, func(s string) bool { return s == string(name) })
-		if i < 0 {
-			continue
-		}
-		if n, err := strconv.ParseUint(string(number), 10, 64); err == nil {
-			out[names[i]] = n
-		}
-	}
-	return out, nil
-}
-
-// A Pressure is how long tasks have waited for a resource.
-type Pressure struct {
-	Avg10, Avg60, Avg300 float64 // % of the time
-	Total                uint64  // nanoseconds
-}
-
-// Pressures reads a pressure stall file of v2: some and full. Both are nil
-// where the kernel does not tell, as it may be switched off.
-func Pressures(dir, file string) (some, full *Pressure, err error) {
-	data, err := read(dir+"/"+file, make([]byte, 256))
-	if errors.Is(err, fs.ErrNotExist) || err != nil && isUnsupported(err) {
-		return nil, nil, nil
-	}
-	if err != nil {
-		return nil, nil, err
-	}
-	for line := range strings.Lines(string(data)) {
-		kind, p, err := parsePressure(line)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s/%s: %w", dir, file, err)
-		}
-		switch kind {
-		case "some":
-			some = &p
-		case "full":
-			full = &p
-		}
-	}
-	return some, full, nil
-}
-
-// parsePressure reads a line: some avg10=0.00 avg60=0.12 avg300=1.50 total=42.
-func parsePressure(line string) (kind string, p Pressure, err error) {
-	for field := range strings.FieldsSeq(line) {
-		name, value, named := strings.Cut(field, "=")
-		switch name {
-		case "avg10":
-			p.Avg10, err = strconv.ParseFloat(value, 64)
-		case "avg60":
-			p.Avg60, err = strconv.ParseFloat(value, 64)
-		case "avg300":
-			p.Avg300, err = strconv.ParseFloat(value, 64)
-		case "total":
-			p.Total, err = strconv.ParseUint(value, 10, 64)
-			p.Total *= 1000 // the kernel counts microseconds
-		default:
-			if !named {
-				kind = name
-			}
-		}
-		if err != nil {
-			return "", p, err
-		}
-	}
-	return kind, p, nil
-}
-
-// isUnsupported reports whether the kernel has the file but not what it tells.
-func isUnsupported(err error) bool { return errors.Is(err, unix.EOPNOTSUPP) }

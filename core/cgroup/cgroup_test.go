@@ -12,9 +12,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/procfs"
 )
 
-func TestGroups(t *testing.T) {
+func TestParseFindsTheCgroupOfTheContainer(t *testing.T) {
 	for name, tt := range map[string]struct {
 		text string
 		v2   bool
@@ -36,17 +37,17 @@ func TestGroups(t *testing.T) {
 		"the root":                         {"0::/\n", true, Group{}},
 		"the ID in a longer name":          {"0::/system.slice/xabc.service/abc.d/zabc\n", true, Group{}},
 		"the ID in the name of a service":  {"0::/system.slice/x-abc.service\n", true, Group{}},
-		"a controller that the runtime does not know": {"3:memory:/docker/abc\n4:misc:/\n", false, Group{V1: map[string]string{
+		"a controller without a cgroup of the container": {"3:memory:/docker/abc\n4:misc:/\n", false, Group{V1: map[string]string{
 			"memory": "/sys/fs/cgroup/memory/docker/abc",
 		}}},
 		"moved to another group of one controller": {"3:memory:/system.slice/sshd.service\n4:cpu:/docker/abc\n", false, Group{V1: map[string]string{
 			"cpu": "/sys/fs/cgroup/cpu/docker/abc",
 		}}},
 		"moved elsewhere on v1": {"3:memory:/\n1:name=systemd:/system.slice\n", false, Group{}},
-		"nothing":               {"", false, Group{}},
+		"empty":                 {"", false, Group{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, ok := parse(tt.text, tt.v2).of("abc")
+			got, ok := parse(tt.text, tt.v2).ofContainer("abc")
 			if diff := cmp.Diff(tt.want, got); diff != "" || ok != (tt.want.V2 != "" || tt.want.V1 != nil) {
 				t.Error(ok, diff)
 			}
@@ -54,8 +55,8 @@ func TestGroups(t *testing.T) {
 	}
 }
 
-// What a container has been is not to be looked for in the root once it has ended.
-func TestOfWhatHasEnded(t *testing.T) {
+// On v1 the kernel reports a process that has exited in the root cgroup.
+func TestOfFailsForProcessesThatExitedOrMoved(t *testing.T) {
 	cmd := exec.Command("true")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -77,16 +78,38 @@ func TestOfWhatHasEnded(t *testing.T) {
 	}
 	// This process is in no cgroup of that container.
 	if g, err := Of(os.Getpid(), "abc"); !errors.Is(err, ErrMoved) || errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("of one that runs in another cgroup: %v, %v; want ErrMoved", g, err)
+		t.Errorf("a process in another cgroup: %v, %v; want ErrMoved", g, err)
 	}
 	if g, err := Of(os.Getpid(), ""); !errors.Is(err, ErrMoved) {
-		t.Errorf("of no container: %v, %v; want ErrMoved", g, err)
+		t.Errorf("without an ID: %v, %v; want ErrMoved", g, err)
 	}
+}
+
+func TestExitedReadsStateAndFlags(t *testing.T) {
 	for stat, want := range map[string]bool{
-		"7 (a) Z 1 7 7 0 -1 4194304 0": true, "7 (Z) Z) S 1 7 7 0 -1 4194304 0": false, "7 () R 0) X 1 7 7 0 -1 0 0": true,
-		"7 (at it) S 1 7 7 0 -1 4194308 0": true, "7 (a) S": false, "": false,
+		"7 (a) Z 1 7 7 0 -1 4194304": true, "7 (Z) Z) S 1 7 7 0 -1 4194304": false, "7 () R 0) X 1 7 7 0 -1 0": true,
+		"7 (exiting) S 1 7 7 0 -1 4194308": true,
 	} {
-		if got := over(stat); got != want {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "7"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "7", "stat"), []byte(stat+strings.Repeat(" 0", 43)+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		proc, err := procfs.NewFS(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		process, err := proc.Proc(7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := process.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := exited(parsed); got != want {
 			t.Errorf("%q: %v, want %v", stat, got, want)
 		}
 	}
@@ -98,14 +121,14 @@ func TestParent(t *testing.T) {
 		t.Errorf("parent in %q, %v", dir, ok)
 	}
 	if dir, ok := v1.Dir("memory"); !ok || dir != "/sys/fs/cgroup/memory/pod1/abc" {
-		t.Errorf("asking for the parent has changed the group: %q, %v", dir, ok)
+		t.Errorf("Parent has changed the group: %q, %v", dir, ok)
 	}
 	if dir, _ := (Group{V2: "/sys/fs/cgroup/pod1/abc"}).Parent().Dir("memory"); dir != "/sys/fs/cgroup/pod1" {
 		t.Errorf("parent in %q", dir)
 	}
 }
 
-func TestFiles(t *testing.T) {
+func TestReadsNumbersAndPressure(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"one": "4096\n", "max": "max\n", "bad": "x\n", "stat": "anon 10\nfile 20\nodd\nworse x\n",
@@ -122,10 +145,10 @@ func TestFiles(t *testing.T) {
 		t.Errorf("max: %d, %v", n, err)
 	}
 	if _, err := Number(dir, "bad"); err == nil {
-		t.Error("a number was read where there is none")
+		t.Error("no error for a file without a number")
 	}
 	if _, err := Number(dir, "none"); !os.IsNotExist(err) {
-		t.Errorf("no file: %v", err)
+		t.Errorf("missing file: %v", err)
 	}
 	if got, err := Numbers(dir, "stat", "file", "anon", "none"); err != nil || !cmp.Equal(got, map[string]uint64{"anon": 10, "file": 20}) {
 		t.Errorf("stat: %v, %v", got, err)
@@ -139,19 +162,19 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-func TestMake(t *testing.T) {
+func TestMakeCreatesControllersThatTheNodeHas(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{"memory", "hugetlb", "pods/p1"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	g, err := makeIn(root, "/pods/p1/c1", []string{"memory", "hugetlb", "nonsense"}, false)
+	g, err := createIn(root, "/pods/p1/c1", []string{"memory", "hugetlb", "nonsense"}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for controller, there := range map[string]bool{"memory": true, "hugetlb": true, "nonsense": false} {
-		if dir, ok := g.Dir(controller); ok != there || ok && dir != filepath.Join(root, controller, "pods/p1/c1") {
+	for controller, exists := range map[string]bool{"memory": true, "hugetlb": true, "nonsense": false} {
+		if dir, ok := g.Dir(controller); ok != exists || ok && dir != filepath.Join(root, controller, "pods/p1/c1") {
 			t.Errorf("%s: %s", controller, dir)
 		}
 	}
@@ -159,21 +182,21 @@ func TestMake(t *testing.T) {
 		t.Error(err)
 	}
 
-	passed := []string{root, root + "/pods", root + "/pods/p1"}
+	parents := []string{root, root + "/pods", root + "/pods/p1"}
 	if err := os.WriteFile(root+"/cgroup.controllers", []byte("cpu memory io\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range passed {
+	for _, dir := range parents {
 		if err := os.WriteFile(dir+"/cgroup.subtree_control", nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if g, err = makeIn(root, "/pods/p1/c1", []string{"memory", "nonsense"}, true); err != nil || g.V2 != root+"/pods/p1/c1" {
+	if g, err = createIn(root, "/pods/p1/c1", []string{"memory", "nonsense"}, true); err != nil || g.V2 != root+"/pods/p1/c1" {
 		t.Errorf("%+v, %v", g, err)
 	}
-	for _, dir := range passed {
+	for _, dir := range parents {
 		if text, err := os.ReadFile(dir + "/cgroup.subtree_control"); string(text) != "+memory" || err != nil {
-			t.Errorf("%s passes on %q, %v", dir, text, err)
+			t.Errorf("%s enables %q, %v", dir, text, err)
 		}
 	}
 }

@@ -8,16 +8,14 @@ import (
 	"strings"
 )
 
-// A Device is what has been read from a block device and written to it.
+// A Device is the I/O of a cgroup on one block device.
 type Device struct {
 	Major, Minor string
-	// Bytes and Requests are by operation: Read, Write, and what else the kernel
-	// tells.
+	// Bytes and Requests are by operation: Read, Write, Discard, and on v1 what else the kernel reports.
 	Bytes, Requests map[string]uint64
 }
 
-// Devices returns what g has done with block devices, in the order of the
-// kernel; nothing where that is not counted.
+// Devices returns the I/O of g on block devices, in the order of the kernel. It is empty if the kernel does not count it.
 func Devices(g Group) ([]Device, error) {
 	if g.V2 != "" {
 		data, err := read(g.V2+"/io.stat", make([]byte, 4096))
@@ -30,12 +28,12 @@ func Devices(g Group) ([]Device, error) {
 	if !ok {
 		return nil, nil
 	}
-	var all devices
-	for file, of := range map[string]func(*Device) map[string]uint64{
+	var list devices
+	for file, counters := range map[string]func(*Device) map[string]uint64{
 		"blkio.throttle.io_service_bytes": func(d *Device) map[string]uint64 { return d.Bytes },
 		"blkio.throttle.io_serviced":      func(d *Device) map[string]uint64 { return d.Requests },
 	} {
-		// What is below counts too. Old kernels tell of the group alone.
+		// Includes cgroups below. Older kernels have counters of the cgroup alone.
 		data, err := read(dir+"/"+file+"_recursive", make([]byte, 4096))
 		if errors.Is(err, fs.ErrNotExist) {
 			data, err = read(dir+"/"+file, make([]byte, 4096))
@@ -49,25 +47,25 @@ func Devices(g Group) ([]Device, error) {
 		for line := range bytes.Lines(data) {
 			fields := strings.Fields(string(line)) // 8:0 Read 123
 			if len(fields) != 3 {
-				continue // the sum of all
+				continue // the total, which has no device
 			}
 			if n, err := strconv.ParseUint(fields[2], 10, 64); err == nil {
-				of(all.device(fields[0]))[fields[1]] = n
+				counters(list.device(fields[0]))[fields[1]] = n
 			}
 		}
 	}
-	return all, nil
+	return list, nil
 }
 
-// devicesV2 reads io.stat: 8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6.
+// devicesV2 parses io.stat: 8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6.
 func devicesV2(data []byte) []Device {
-	var all devices
+	var list devices
 	for line := range bytes.Lines(data) {
 		fields := strings.Fields(string(line))
 		if len(fields) < 2 {
-			continue // a device that has gone
+			continue // a device without counters, as one that was removed
 		}
-		d := all.device(fields[0])
+		d := list.device(fields[0])
 		for _, f := range fields[1:] {
 			key, value, _ := strings.Cut(f, "=")
 			n, err := strconv.ParseUint(value, 10, 64)
@@ -90,19 +88,19 @@ func devicesV2(data []byte) []Device {
 			}
 		}
 	}
-	return all
+	return list
 }
 
 type devices []Device
 
-// device returns the one that the kernel calls number, as 8:0.
-func (all *devices) device(number string) *Device {
+// device returns the device with the number MAJOR:MINOR, which is added if need be.
+func (list *devices) device(number string) *Device {
 	major, minor, _ := strings.Cut(number, ":")
-	for i := range *all {
-		if d := &(*all)[i]; d.Major == major && d.Minor == minor {
+	for i := range *list {
+		if d := &(*list)[i]; d.Major == major && d.Minor == minor {
 			return d
 		}
 	}
-	*all = append(*all, Device{Major: major, Minor: minor, Bytes: map[string]uint64{}, Requests: map[string]uint64{}})
-	return &(*all)[len(*all)-1]
+	*list = append(*list, Device{Major: major, Minor: minor, Bytes: map[string]uint64{}, Requests: map[string]uint64{}})
+	return &(*list)[len(*list)-1]
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestPath(t *testing.T) {
+func TestPathIsRelativeToTheMountPoint(t *testing.T) {
 	for want, g := range map[string]Group{
 		"/kubepods/pod1/2": {V2: Root + "/kubepods/pod1/2"},
 		"/kubepods/pod1":   {V1: map[string]string{"memory": Root + "/memory/kubepods/pod1", "pids": Root + "/pids/other"}},
@@ -19,8 +19,8 @@ func TestPath(t *testing.T) {
 	}
 }
 
-// Containers may have cgroups of their own below theirs.
-func TestProcessesBelow(t *testing.T) {
+// Containers may create cgroups below their own.
+func TestProcessesListsCgroupsBelow(t *testing.T) {
 	dir := t.TempDir()
 	for name, pids := range map[string]string{"": "1\n", "init.scope": "2\n3\n", "a/b": "4\n"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
@@ -38,7 +38,7 @@ func TestProcessesBelow(t *testing.T) {
 	}
 }
 
-func TestDevicesOfOldKernels(t *testing.T) {
+func TestDevicesOfKernelsWithoutRecursiveCounters(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "blkio.throttle.io_service_bytes"), []byte("8:0 Read 5\n8:16 Write 6\nTotal 11\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// FuzzOf reads whatever the kernel may say of where a process is, which a process that
-// may make cgroups and namespaces has a say in.
+// FuzzOf parses /proc/PID/cgroup, whose content a process that may create cgroups and namespaces can influence.
 func FuzzOf(f *testing.F) {
 	id := strings.Repeat("a1", 32)
 	for _, text := range []string{
@@ -20,7 +19,7 @@ func FuzzOf(f *testing.F) {
 		f.Add(text, id, false)
 	}
 	f.Fuzz(func(t *testing.T, text, id string, v2 bool) {
-		g, ok := parse(text, v2).of(id)
+		g, ok := parse(text, v2).ofContainer(id)
 		if !ok {
 			return
 		}
@@ -39,7 +38,7 @@ func FuzzOf(f *testing.F) {
 	})
 }
 
-// FuzzFiles reads whatever may be in the files of a cgroup.
+// FuzzFiles reads cgroup files with any content.
 func FuzzFiles(f *testing.F) {
 	for _, text := range []string{
 		"max\n", "18446744073709551615\n", "-1\n", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",

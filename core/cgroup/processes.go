@@ -11,39 +11,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mostGroups bounds how many cgroups below one are read: who has cgroups of its own can
-// make any number.
-const mostGroups = 4096
+// maxGroups bounds how many cgroups are read: a container that may create cgroups can create any number below its own.
+const maxGroups = 4096
 
-// Processes returns the processes in g and in what is below it.
+// Processes returns the PIDs of the processes in g and in the cgroups below it.
 func Processes(g Group) ([]int, error) {
-	for _, controller := range []string{"pids", "memory", "cpuacct"} { // any will do
+	for _, controller := range []string{"pids", "memory", "cpuacct"} { // any of them lists all
 		if dir, ok := g.Dir(controller); ok {
-			left := mostGroups
-			return processes(nil, dir, &left)
+			left := maxGroups
+			return appendProcesses(nil, dir, &left)
 		}
 	}
-	return nil, errors.New("no cgroup tells its processes: neither the controller pids nor memory is mounted")
+	return nil, errors.New("processes of a cgroup cannot be listed: none of the controllers pids, memory and cpuacct is mounted")
 }
 
-func processes(all []int, dir string, left *int) ([]int, error) {
+func appendProcesses(pids []int, dir string, left *int) ([]int, error) {
 	if *left--; *left < 0 {
-		return nil, fmt.Errorf("%s: more than %d cgroups", dir, mostGroups)
+		return nil, fmt.Errorf("%s: more than %d cgroups", dir, maxGroups)
 	}
 	data, err := os.ReadFile(dir + "/cgroup.procs")
-	if err != nil && !isUnsupported(err) { // a group of threads, whose processes are above
+	if err != nil && !isUnsupported(err) { // in a threaded cgroup; its processes are listed above it
 		return nil, err
 	}
 	for line := range bytes.Lines(data) {
 		if pid, err := strconv.Atoi(string(bytes.TrimSpace(line))); err == nil && pid > 0 {
-			all = append(all, pid)
+			pids = append(pids, pid)
 		}
 	}
-	// Most have nothing below, which the number of links tells for less than a
-	// look at all the files does.
+	// Most cgroups have none below. The number of links shows that for less than reading the directory, with all its files.
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) == nil && st.Nlink == 2 {
-		return all, nil
+		return pids, nil
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -53,13 +51,13 @@ func processes(all []int, dir string, left *int) ([]int, error) {
 		if !e.IsDir() {
 			continue
 		}
-		below, err := processes(all, dir+"/"+e.Name(), left)
+		below, err := appendProcesses(pids, dir+"/"+e.Name(), left)
 		switch {
 		case err == nil:
-			all = below
+			pids = below
 		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV): // removed meanwhile
 			return nil, err
 		}
 	}
-	return all, nil
+	return pids, nil
 }

@@ -8,11 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// restrictions are the options of mount(8) that take something away from one mount.
-// Options that would give something (rw, exec, suid, dev, symfollow) are not among them: the
-// node's own mount may be without it on purpose. Those about access times are not either: the CRI
-// has noexec, nodev and nosuid (Mount.mount_options). With an r before its name an option reaches
-// the mounts below as well, as in an OCI runtime's config.
+// restrictions are the mount options (mount(8)) that restrict a mount. Options that would lift a restriction (rw, exec,
+// suid, dev, symfollow) are not among them, because the node's own mount may be restricted on purpose; nor are those about
+// access times, because the CRI names noexec, nodev and nosuid (Mount.mount_options in api.proto). With the prefix r, an
+// option covers the mounts below as well, as in the OCI runtime specification (config.md, Mounts).
 var restrictions = map[string]uint64{
 	"ro":          unix.MOUNT_ATTR_RDONLY,
 	"nosuid":      unix.MOUNT_ATTR_NOSUID,
@@ -21,15 +20,13 @@ var restrictions = map[string]uint64{
 	"nosymfollow": unix.MOUNT_ATTR_NOSYMFOLLOW,
 }
 
-// Check returns an error of kind InvalidArgument for an option that does not restrict a
-// mount.
+// Check returns an error of kind InvalidArgument for an option that does not restrict a mount.
 func Check(options []string) error {
 	_, _, err := attributes(options)
 	return err
 }
 
-// attributes returns what options set on the topmost mount of a tree, and on all
-// mounts of it.
+// attributes returns the attributes that options set on the topmost mount of a tree, and on all its mounts.
 func attributes(options []string) (top, all unix.MountAttr, err error) {
 	for _, o := range options {
 		attr := &top
@@ -39,7 +36,7 @@ func attributes(options []string) (top, all unix.MountAttr, err error) {
 			set, ok = restrictions[strings.TrimPrefix(o, "r")]
 		}
 		if !ok {
-			return top, all, fmt.Errorf("option %q: allowed are noexec, nosuid, nodev, nosymfollow and ro, each with an r before it for the mounts below as well: %w", o, errdefs.ErrInvalidArgument)
+			return top, all, fmt.Errorf("option %q: allowed are noexec, nosuid, nodev, nosymfollow and ro, each with the prefix r for the mounts below as well: %w", o, errdefs.ErrInvalidArgument)
 		}
 		attr.Attr_set |= set
 	}

@@ -1,11 +1,15 @@
-// Package premount stages mounts for the Engine: it clones a tree of mounts of
-// the node, gives the clone the options that the Engine cannot be asked for,
-// and keeps it in a place from where the Engine can bind it into a container.
+// Package premount creates mounts on the node, before the container that gets them exists: Docker then binds
+// the prepared mount into the container as it is. berth needs it for what the Engine API cannot express:
 //
-// Before Docker 25 that is the only way to a mount that is read-only with all
-// below it, before Docker 28 the only one to a volume of an image's files, and
-// on every Docker the only one to noexec, nosuid and nodev. It needs Linux 5.12
-// and an Engine that sees the mounts of the daemon's own mount namespace.
+//   - mounts that are read-only with all mounts below them, before Docker 25,
+//   - volumes made of the files of an image, before Docker 28,
+//   - the mount options noexec, nosuid and nodev, on every Docker.
+//
+// Dir is a directory of such mounts. Create clones a tree of mounts of the node (open_tree(2)), or makes an overlay
+// of an image's layers, and gives it the options (mount_setattr(2)); Remove unmounts it. It needs Linux 5.12, and a
+// Docker in the mount namespace of berthd.
+//
+// Tmpfs, CheckPropagation and WritableSysfs are other operations on mounts that pods need.
 package premount
 
 import (
@@ -24,119 +28,119 @@ import (
 	"berth/core/names"
 )
 
-// A Dir is a directory of staged mounts, DIR/NAME/0, DIR/NAME/1 and so on. It
-// is its own mount, which nobody's recursive bind takes along: clones would
-// otherwise hold clones of clones, without end, in a pod that mounts the node's
-// root.
+// A Dir is a directory of premounts: DIR/NAME/0, DIR/NAME/1 and so on. It is a mount of its own, and unbindable, so
+// that recursive binds leave it out: in a pod that mounts the node's root, clones would otherwise contain clones of
+// clones, without end. Use New.
 type Dir struct {
 	dir string
 	mu  sync.Mutex // guards that dir is a mount while it has entries
 }
 
-// A Mount is what is to be staged as one mount.
+// A Mount describes one premount. It has either a Source or Layers.
 type Mount struct {
-	Source string // the path of the node whose mounts are cloned; or
-	// Layers are directories that together, the topmost first, are an image's
-	// files. They are never written to.
-	Layers  []string
-	SubPath string // of Layers, links followed as the image means them; "" for all
+	// Source is the path on the node whose mounts are cloned.
+	Source string
+	// Layers are the directories of an image's layers, the topmost first. They are never written to.
+	Layers []string
+	// SubPath is a path in Layers, "" for all files. Symbolic links are resolved within the image.
+	SubPath string
 
-	Options     []string // that Check accepts; later ones win
+	// Options are options that Check accepts.
+	Options     []string
 	Propagation Propagation
 }
 
-// A Propagation says what a staged mount has to do with its source once mounts
-// come and go below either.
+// A Propagation tells which later mounts and unmounts propagate between a premount and its source.
 type Propagation int
 
-// The propagations there are, by what mount(8) calls them.
+// The propagations, as mount_namespaces(7) calls them.
 const (
-	Private Propagation = iota
-	Slave
-	Shared
+	Private Propagation = iota // none
+	Slave                      // from the source to the premount
+	Shared                     // in both directions
 )
 
-// New returns the stage in dir, which is made when there is something to stage.
+// New returns the Dir at the path dir, which the first Create creates.
 func New(dir string) *Dir { return &Dir{dir: dir} }
 
-// Path is where Put stages tree i of those of name.
-func (s *Dir) Path(name names.Premount, i int) string {
-	return filepath.Join(s.dir, name.String(), strconv.Itoa(i))
+// Path is where Create mounts the i-th mount of name.
+func (d *Dir) Path(name names.Premount, i int) string {
+	return filepath.Join(d.dir, name.String(), strconv.Itoa(i))
 }
 
-// Create stages trees under a new name. On error nothing stays.
-func (s *Dir) Create(name names.Premount, trees []Mount) (err error) {
+// Create creates mounts under a new name. On error nothing stays. Errors about a Mount with Layers wrap ErrLayers.
+func (d *Dir) Create(name names.Premount, mounts []Mount) (err error) {
 	if name.None() {
-		return fmt.Errorf("stage mounts: no name: %w", errdefs.ErrInvalidArgument)
+		return fmt.Errorf("create premounts: no name: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := s.open(name); err != nil {
-		return fmt.Errorf("stage mounts: %w", err)
+	if err := d.createSubdir(name); err != nil {
+		return fmt.Errorf("create premounts: %w", err)
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.Remove(name))
+			err = errors.Join(err, d.Remove(name))
 		}
 	}()
-	for i, t := range trees {
-		if err := put(t, s.Path(name, i)); err != nil {
+	for i, m := range mounts {
+		if err := create(m, d.Path(name, i)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// open makes the directory of name.
-func (s *Dir) open(name names.Premount) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+// createSubdir creates the directory of name, and the mount of the Dir if need be.
+func (d *Dir) createSubdir(name names.Premount) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := os.MkdirAll(d.dir, 0o700); err != nil {
 		return err
 	}
-	mounted, err := isMount(unix.AT_FDCWD, s.dir)
+	mounted, err := isMount(unix.AT_FDCWD, d.dir)
 	if err != nil {
 		return err
 	}
 	if !mounted {
-		if err := unix.Mount(s.dir, s.dir, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind %s: %w", s.dir, err)
+		if err := unix.Mount(d.dir, d.dir, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind %s: %w", d.dir, err)
 		}
 	}
-	if err := unix.Mount("", s.dir, "", unix.MS_UNBINDABLE, ""); err != nil {
-		return fmt.Errorf("make %s unbindable: %w", s.dir, err)
+	if err := unix.Mount("", d.dir, "", unix.MS_UNBINDABLE, ""); err != nil {
+		return fmt.Errorf("make %s unbindable: %w", d.dir, err)
 	}
-	return os.Mkdir(filepath.Join(s.dir, name.String()), 0o700)
+	return os.Mkdir(filepath.Join(d.dir, name.String()), 0o700)
 }
 
-// Names lists what is staged. Directory entries that Put cannot have made are left out.
-func (s *Dir) Names() ([]names.Premount, error) {
-	entries, err := os.ReadDir(s.dir)
+// Names lists the names that have premounts. Directory entries that Create cannot have made are left out.
+func (d *Dir) Names() ([]names.Premount, error) {
+	entries, err := os.ReadDir(d.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("staged mounts: %w", err)
+		return nil, fmt.Errorf("premounts: %w", err)
 	}
-	var list []names.Premount
+	var found []names.Premount
 	for _, e := range entries {
 		if name, err := names.ParseStage(e.Name()); err == nil {
-			list = append(list, name)
+			found = append(found, name)
 		}
 	}
-	return list, nil
+	return found, nil
 }
 
-// Remove takes down what is staged under name, if anything is; no name is no error.
-// Containers keep what they have. Drop works relative to directory descriptors,
-// follows no links, and touches nothing but what Put has made.
-func (s *Dir) Remove(name names.Premount) error {
+// Remove unmounts and removes the premounts of name. A name that has none, or no name, is no error. Mounts that
+// containers have made of them stay. Remove works relative to directory descriptors, follows no symbolic links, and
+// touches nothing but what Create has made.
+func (d *Dir) Remove(name names.Premount) error {
 	if name.None() {
 		return nil
 	}
-	if err := s.drop(name); err != nil {
-		return fmt.Errorf("staged mounts: %w", err)
+	if err := d.remove(name); err != nil {
+		return fmt.Errorf("premounts: %w", err)
 	}
 	return nil
 }
 
-func (s *Dir) drop(name names.Premount) error {
-	root, err := os.OpenFile(s.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+func (d *Dir) remove(name names.Premount) error {
+	root, err := os.OpenFile(d.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -152,46 +156,45 @@ func (s *Dir) drop(name names.Premount) error {
 		return nil
 	}
 	if err != nil {
-		return &fs.PathError{Op: "openat2", Path: filepath.Join(s.dir, name.String()), Err: err}
+		return &fs.PathError{Op: "openat2", Path: filepath.Join(d.dir, name.String()), Err: err}
 	}
-	dir := os.NewFile(uintptr(fd), filepath.Join(s.dir, name.String()))
+	dir := os.NewFile(uintptr(fd), filepath.Join(d.dir, name.String()))
 	defer dir.Close()
 	entries, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if !treeName.MatchString(e) {
-			continue // the directory will not be removed then, and the error says so
+		if !mountName.MatchString(e) {
+			continue // rmdir will fail then, and its error is returned
 		}
-		if err := takeDown(dir, e); err != nil {
+		if err := unmountAndRemove(dir, e); err != nil {
 			return err
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := unix.Unlinkat(int(root.Fd()), name.String(), unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "rmdir", Path: dir.Name(), Err: err}
 	}
-	if left, err := os.ReadDir(s.dir); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(d.dir); err != nil || len(left) > 0 {
 		return err
 	}
-	parent, err := os.OpenFile(filepath.Dir(s.dir), unix.O_PATH|unix.O_DIRECTORY, 0)
+	parent, err := os.OpenFile(filepath.Dir(d.dir), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
-	root.Close() // nothing holds the mount any more
-	return takeDown(parent, filepath.Base(s.dir))
+	root.Close() // an open descriptor would keep the mount busy
+	return unmountAndRemove(parent, filepath.Base(d.dir))
 }
 
-// treeName matches what Put makes in the directory of a name.
-var treeName = regexp.MustCompile(`^[0-9]+(\.image)?$`)
+// mountName matches the entries that Create makes in the directory of a name.
+var mountName = regexp.MustCompile(`^[0-9]+(\.image)?$`)
 
-// takeDown unmounts whatever is mounted at an entry of dir and removes the entry,
-// which must be an empty directory or a file then: what is behind a mount is never
-// touched. An entry that does not exist is no error.
-func takeDown(dir *os.File, entry string) error {
+// unmountAndRemove unmounts everything that is mounted at an entry of dir, and removes the entry, which must be an empty
+// directory or a file then: the files of a mount are never touched. An entry that does not exist is no error.
+func unmountAndRemove(dir *os.File, entry string) error {
 	fd := int(dir.Fd())
 	path := filepath.Join(dir.Name(), entry)
 	for {
@@ -203,16 +206,14 @@ func takeDown(dir *os.File, entry string) error {
 			return err
 		}
 		if !mounted {
-			return remove(fd, entry, path)
+			return unlink(fd, entry, path)
 		}
-		// A clone that shares mount events with its source would pass the unmount
-		// on to the source's own mounts.
+		// The unmount of a clone that is shared with its source would propagate to the source's own mounts.
 		private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
 		if err := unix.MountSetattr(fd, entry, unix.AT_RECURSIVE|unix.AT_SYMLINK_NOFOLLOW, &private); err != nil {
 			return fmt.Errorf("make %s private: %w", path, err)
 		}
-		// umount2(2) takes no descriptor; the link of /proc leads to dir itself,
-		// whatever its path has become.
+		// umount2(2) takes no descriptor. The magic link in /proc leads to dir itself, even if it has been renamed.
 		at := fmt.Sprintf("/proc/self/fd/%d/%s", fd, entry)
 		if err := unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", path, err)
@@ -220,8 +221,8 @@ func takeDown(dir *os.File, entry string) error {
 	}
 }
 
-// remove removes a file or an empty directory in the directory dir.
-func remove(dir int, entry, path string) error {
+// unlink removes a file or an empty directory in the directory dir.
+func unlink(dir int, entry, path string) error {
 	err := unix.Unlinkat(dir, entry, 0)
 	if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
 		err = unix.Unlinkat(dir, entry, unix.AT_REMOVEDIR)

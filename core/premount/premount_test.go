@@ -15,10 +15,10 @@ import (
 	"berth/core/names"
 )
 
-var stageC, stageD = names.NewStage(), names.NewStage()
+var nameC, nameD = names.NewStage(), names.NewStage()
 
-// alone runs f among mounts that nobody else has.
-func alone(t *testing.T, f func(t *testing.T)) {
+// inMountNS runs f in a mount namespace of its own.
+func inMountNS(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	done := make(chan error, 1)
 	ownThread(func() {
@@ -38,8 +38,8 @@ func alone(t *testing.T, f func(t *testing.T)) {
 	}
 }
 
-// ownThread runs f on a thread that ends with it. That is never the first one: it
-// cannot end, and its mounts are those that /proc says the process has.
+// ownThread runs f on a thread that ends with it. That is never the first one: it cannot end, and /proc/PID shows its mounts
+// as those of the process.
 func ownThread(f func()) {
 	go func() {
 		runtime.LockOSThread() // and never unlocked
@@ -57,8 +57,8 @@ func ownThread(f func()) {
 	}()
 }
 
-// tree returns a tmpfs with another one below it.
-func tree(t *testing.T) string {
+// mountTree returns a tmpfs with another one below it.
+func mountTree(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, d := range []string{dir, filepath.Join(dir, "below")} {
@@ -83,7 +83,7 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// flags returns what statvfs says of the mount at path.
+// flags returns the flags of the mount at path (statfs(2)).
 func flags(t *testing.T, path string) int64 {
 	t.Helper()
 	var st unix.Statfs_t
@@ -93,7 +93,7 @@ func flags(t *testing.T, path string) int64 {
 	return st.Flags
 }
 
-// mounted returns the lines of mountinfo that speak of dir.
+// mounted returns the lines of mountinfo with dir in them.
 func mounted(t *testing.T, dir string) (lines []string) {
 	t.Helper()
 	info, err := os.ReadFile("/proc/thread-self/mountinfo")
@@ -108,9 +108,9 @@ func mounted(t *testing.T, dir string) (lines []string) {
 	return lines
 }
 
-func TestOptions(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		source := tree(t)
+func TestCreateAppliesOptionsToTopOrTree(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		source := mountTree(t)
 		dir := filepath.Join(t.TempDir(), "mounts")
 		s := New(dir)
 		for _, tt := range []struct {
@@ -124,18 +124,18 @@ func TestOptions(t *testing.T) {
 			{[]string{"noexec", "rnosuid", "noexec"}, unix.ST_NOEXEC | unix.ST_NOSUID, unix.ST_NOSUID},
 			{nil, 0, 0},
 		} {
-			if err := s.Create(stageC, []Mount{{Source: source, Options: tt.options}}); err != nil {
+			if err := s.Create(nameC, []Mount{{Source: source, Options: tt.options}}); err != nil {
 				t.Fatalf("%v: %v", tt.options, err)
 			}
-			const looked = unix.ST_RDONLY | unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOATIME
-			top, below := flags(t, s.Path(stageC, 0))&looked, flags(t, s.Path(stageC, 0)+"/below")&looked
+			const compared = unix.ST_RDONLY | unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOATIME
+			top, below := flags(t, s.Path(nameC, 0))&compared, flags(t, s.Path(nameC, 0)+"/below")&compared
 			if top != tt.top || below != tt.below {
 				t.Errorf("%v: flags %#x and below %#x, want %#x and %#x", tt.options, top, below, tt.top, tt.below)
 			}
-			if flags(t, source)&looked != 0 {
+			if flags(t, source)&compared != 0 {
 				t.Errorf("%v: the source itself changed", tt.options)
 			}
-			if err := s.Remove(stageC); err != nil {
+			if err := s.Remove(nameC); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -143,20 +143,20 @@ func TestOptions(t *testing.T) {
 			t.Errorf("left behind: %q", left)
 		}
 		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("the empty stage stays: %v", err)
+			t.Errorf("the empty directory of premounts stays: %v", err)
 		}
 	})
 }
 
-func TestCheck(t *testing.T) {
+func TestCheckAcceptsOnlyRestrictions(t *testing.T) {
 	for option, ok := range map[string]bool{
 		"noexec": true, "rnoexec": true, "nosuid": true, "rnosuid": true, "nodev": true, "rnodev": true,
 		"ro": true, "rro": true, "nosymfollow": true, "rnosymfollow": true,
 		"": false, "r": false, "bind": false, "size=1": false, "NOEXEC": false, "rrro": false, " noexec": false,
-		// What would clear a flag of the node's own mount.
+		// Would clear a flag of the node's own mount.
 		"rw": false, "rrw": false, "exec": false, "rexec": false, "suid": false, "rsuid": false, "dev": false, "rdev": false,
 		"symfollow": false, "rsymfollow": false, "defaults": false, "remount": false,
-		// What restricts nothing.
+		// Restrict nothing.
 		"relatime": false, "noatime": false, "rstrictatime": false, "diratime": false, "shared": false, "rbind": false,
 	} {
 		if err := Check([]string{option}); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
@@ -165,21 +165,21 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestForeign(t *testing.T) {
+func TestInOtherMountNSAndParentPID(t *testing.T) {
 	if InOtherMountNS(os.Getpid()) {
-		t.Error("we are foreign to ourselves")
+		t.Error("this process is reported in another mount namespace than its own")
 	}
-	// 0 is no process, and no number is this high (/proc/sys/kernel/pid_max).
+	// 0 is not a process, and no PID is this high (/proc/sys/kernel/pid_max).
 	for _, pid := range []int{0, -1, 1 << 30} {
 		if !InOtherMountNS(pid) {
-			t.Errorf("process %d, which cannot be read, counts as one with our mounts", pid)
+			t.Errorf("process %d, which cannot be read, is reported in our mount namespace", pid)
 		}
 	}
 	if got := ParentPID(os.Getpid()); got != os.Getppid() {
 		t.Errorf("parent %d, want %d", got, os.Getppid())
 	}
 	if got := ParentPID(0); got != 0 {
-		t.Errorf("parent of nobody: %d", got)
+		t.Errorf("parent of process 0: %d, want 0", got)
 	}
 	other := make(chan int)
 	done := make(chan struct{})
@@ -197,13 +197,13 @@ func TestForeign(t *testing.T) {
 	}
 	defer close(done)
 	if !InOtherMountNS(tid) {
-		t.Error("a thread with mounts of its own is not foreign")
+		t.Error("a thread in a mount namespace of its own is reported in ours")
 	}
 }
 
-// sysfs of a network namespace is read-only in all mounts if it was so in the first.
-func TestWritableSysfs(t *testing.T) {
-	alone(t, func(t *testing.T) {
+// The sysfs of a network namespace is read-only in all its mounts if its first mount was.
+func TestWritableSysfsLetsOthersMountItWritable(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			t.Skip(err)
 		}
@@ -241,66 +241,66 @@ func TestWritableSysfs(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := WritableSysfs(unix.Gettid()); err == nil {
-			t.Error("what is no sysfs was remounted")
+			t.Error("a file system that is not a sysfs was remounted")
 		}
 	})
 	if err := WritableSysfs(1 << 30); err == nil {
-		t.Error("no error for a process that there is not")
+		t.Error("no error for a process that does not exist")
 	}
 }
 
-// A mount of the node that is noexec stays so, whatever options it is staged with.
-func TestStagingClearsNoFlag(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		source := tree(t)
+// A mount of the node that is noexec stays so, whatever the options of the premount.
+func TestCreateClearsNoFlagOfTheSource(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		source := mountTree(t)
 		const own = unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_RDONLY
 		if err := unix.Mount("", source, "", unix.MS_REMOUNT|unix.MS_BIND|own, ""); err != nil {
 			t.Fatal(err)
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
 		for option := range restrictions {
-			if err := s.Create(stageC, []Mount{{Source: source, Options: []string{option, "r" + option}}}); err != nil {
+			if err := s.Create(nameC, []Mount{{Source: source, Options: []string{option, "r" + option}}}); err != nil {
 				t.Fatal(err)
 			}
 			const want = unix.ST_NOEXEC | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_RDONLY
-			if got := flags(t, s.Path(stageC, 0)) & want; got != want {
+			if got := flags(t, s.Path(nameC, 0)) & want; got != want {
 				t.Errorf("%s: flags %#x, want %#x", option, got, want)
 			}
-			if err := s.Remove(stageC); err != nil {
+			if err := s.Remove(nameC); err != nil {
 				t.Fatal(err)
 			}
 		}
 	})
 }
 
-func TestFile(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		source := tree(t)
+func TestCreateMountsASingleFile(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		source := mountTree(t)
 		s := New(filepath.Join(t.TempDir(), "mounts"))
-		if err := s.Create(stageC, []Mount{{Source: source}, {Source: source + "/top.txt", Options: []string{"ro"}}}); err != nil {
+		if err := s.Create(nameC, []Mount{{Source: source}, {Source: source + "/top.txt", Options: []string{"ro"}}}); err != nil {
 			t.Fatal(err)
 		}
-		if text, err := os.ReadFile(s.Path(stageC, 1)); string(text) != "top" || err != nil {
+		if text, err := os.ReadFile(s.Path(nameC, 1)); string(text) != "top" || err != nil {
 			t.Errorf("%q, %v", text, err)
 		}
-		if err := s.Remove(stageC); err != nil {
+		if err := s.Remove(nameC); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Stat(source + "/top.txt"); err != nil {
-			t.Errorf("what was behind the mount is gone: %v", err)
+			t.Errorf("the source of the mount is gone: %v", err)
 		}
 	})
 }
 
-// What is shared with its source must not take the source down.
-func TestSharedSourceSurvives(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		source := tree(t)
+// The unmount of a shared premount must not propagate to its source.
+func TestRemoveKeepsTheMountsOfASharedSource(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		source := mountTree(t)
 		if err := unix.Mount("", source, "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 			t.Fatal(err)
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
-		if err := s.Create(stageC, []Mount{{Source: source, Propagation: Shared}, {Source: source, Propagation: Slave}, {Source: source}}); err != nil {
+		if err := s.Create(nameC, []Mount{{Source: source, Propagation: Shared}, {Source: source, Propagation: Slave}, {Source: source}}); err != nil {
 			t.Fatal(err)
 		}
 		late := filepath.Join(source, "late")
@@ -311,11 +311,11 @@ func TestSharedSourceSurvives(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, want := range []bool{true, true, false} {
-			if got, err := isMount(unix.AT_FDCWD, filepath.Join(s.Path(stageC, i), "late")); got != want || err != nil {
-				t.Errorf("tree %d sees a later mount of its source: %v, %v; want %v", i, got, err, want)
+			if got, err := isMount(unix.AT_FDCWD, filepath.Join(s.Path(nameC, i), "late")); got != want || err != nil {
+				t.Errorf("premount %d has a later mount of its source: %v, %v; want %v", i, got, err, want)
 			}
 		}
-		if err := s.Remove(stageC); err != nil {
+		if err := s.Remove(nameC); err != nil {
 			t.Fatal(err)
 		}
 		if n := len(mounted(t, source)); n != 3 {
@@ -324,10 +324,10 @@ func TestSharedSourceSurvives(t *testing.T) {
 	})
 }
 
-func TestCheckPropagation(t *testing.T) {
-	alone(t, func(t *testing.T) {
+func TestCheckPropagationRefusesMountsThatAreNotShared(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
 		at := func(changes ...uintptr) string {
-			source := tree(t)
+			source := mountTree(t)
 			for _, c := range changes {
 				if err := unix.Mount("", source, "", c, ""); err != nil {
 					t.Fatal(err)
@@ -335,7 +335,7 @@ func TestCheckPropagation(t *testing.T) {
 			}
 			return source
 		}
-		// A copy of what is shared gets what comes there.
+		// A slave gets later mounts of the shared mount that it was bound from.
 		slave := t.TempDir()
 		if err := unix.Mount(at(unix.MS_SHARED), slave, "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)
@@ -367,17 +367,17 @@ func TestCheckPropagation(t *testing.T) {
 			}
 		}
 		if err := CheckPropagation(filepath.Join(private, "none"), Slave); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("a path that is not there: %v", err)
+			t.Errorf("a path that does not exist: %v", err)
 		}
 	})
 }
 
-// A pod that mounts the node's root mounts no staged mounts.
-func TestStageIsNotCloned(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		root := tree(t)
+// A pod that mounts the node's root does not get the premounts.
+func TestPremountsAreNotCloned(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		root := mountTree(t)
 		s := New(filepath.Join(root, "run", "mounts"))
-		all := []names.Premount{stageC, stageD, names.NewStage()}
+		all := []names.Premount{nameC, nameD, names.NewStage()}
 		for _, name := range all {
 			if err := s.Create(name, []Mount{{Source: root}}); err != nil {
 				t.Fatal(err)
@@ -394,9 +394,9 @@ func TestStageIsNotCloned(t *testing.T) {
 	})
 }
 
-func TestImage(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		disk := tree(t) // not an overlay itself, as a directory for tests may be
+func TestCreateMountsTheFilesOfAnImage(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		disk := mountTree(t) // t.TempDir may be on an overlay, which cannot be a layer of another one
 		lower, upper := filepath.Join(disk, "lower"), filepath.Join(disk, "upper")
 		write(t, lower+"/dir/old", "old")
 		write(t, lower+"/dir/both", "lower")
@@ -406,7 +406,7 @@ func TestImage(t *testing.T) {
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
 		two, one := []string{upper, lower}, []string{lower}
-		if err := s.Create(stageC, []Mount{
+		if err := s.Create(nameC, []Mount{
 			{Layers: two}, {Layers: one}, {Layers: two, SubPath: "link"}, {Layers: two, SubPath: "dir/both"}, {Layers: one, SubPath: "dir"},
 		}); err != nil {
 			t.Fatal(err)
@@ -417,7 +417,7 @@ func TestImage(t *testing.T) {
 		}{
 			{0, "/dir/both", "upper"}, {0, "/dir/old", "old"}, {1, "/dir/both", "lower"}, {2, "/both", "upper"}, {3, "", "upper"}, {4, "/old", "old"},
 		} {
-			path := s.Path(stageC, tt.i) + tt.file
+			path := s.Path(nameC, tt.i) + tt.file
 			if got, err := os.ReadFile(path); string(got) != tt.want || err != nil {
 				t.Errorf("%d: %s: %q, %v; want %q", tt.i, tt.file, got, err, tt.want)
 			}
@@ -425,11 +425,11 @@ func TestImage(t *testing.T) {
 				t.Errorf("%d: %s can be written: %v", tt.i, tt.file, err)
 			}
 		}
-		if err := s.Remove(stageC); err != nil {
+		if err := s.Remove(nameC); err != nil {
 			t.Fatal(err)
 		}
 		for _, sub := range []string{"nothing", "../../../../../etc/passwd"} {
-			if err := s.Create(stageD, []Mount{{Layers: two}, {Layers: two, SubPath: sub}}); !errors.Is(err, fs.ErrNotExist) {
+			if err := s.Create(nameD, []Mount{{Layers: two}, {Layers: two, SubPath: sub}}); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v", sub, err)
 			}
 			if names, err := s.Names(); len(names) > 0 || err != nil {
@@ -439,10 +439,10 @@ func TestImage(t *testing.T) {
 	})
 }
 
-// An image may have as many layers as the Engine takes, with long names.
-func TestManyLayers(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		disk := tree(t)
+// An image may have as many layers as Docker allows, with long paths.
+func TestCreateMountsAnImageOf128Layers(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		disk := mountTree(t)
 		var layers []string
 		for range 128 {
 			l := filepath.Join(disk, strings.Repeat("x", 64), string(rune('a'+len(layers)/26))+string(rune('a'+len(layers)%26)))
@@ -450,44 +450,43 @@ func TestManyLayers(t *testing.T) {
 			layers = append(layers, l)
 		}
 		s := New(filepath.Join(t.TempDir(), "mounts"))
-		if err := s.Create(stageC, []Mount{{Layers: layers}}); err != nil {
+		if err := s.Create(nameC, []Mount{{Layers: layers}}); err != nil {
 			t.Fatal(err)
 		}
-		if all, err := os.ReadDir(s.Path(stageC, 0)); len(all) != 128 || err != nil {
+		if all, err := os.ReadDir(s.Path(nameC, 0)); len(all) != 128 || err != nil {
 			t.Errorf("%d files, %v", len(all), err)
 		}
-		if err := s.Remove(stageC); err != nil {
+		if err := s.Remove(nameC); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// Whatever has got into the directory of a name, nothing outside of it is touched,
-// and no link is followed.
-func TestDropStaysInsideItsDirectory(t *testing.T) {
-	alone(t, func(t *testing.T) {
-		victim := tree(t)
+// Whatever is in the directory of a name, nothing outside of it is touched, and no symbolic link is followed.
+func TestRemoveStaysInsideItsDirectory(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		victim := mountTree(t)
 		run := t.TempDir()
 		s := New(filepath.Join(run, "mounts"))
-		if err := s.Create(stageC, []Mount{{Source: victim}}); err != nil {
+		if err := s.Create(nameC, []Mount{{Source: victim}}); err != nil {
 			t.Fatal(err)
 		}
-		dir := filepath.Join(run, "mounts", stageC.String())
+		dir := filepath.Join(run, "mounts", nameC.String())
 		for link, target := range map[string]string{"1": victim, "2": filepath.Join(victim, "below"), "3.image": filepath.Join(victim, "top.txt")} {
 			if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		// The name itself is a link out of the directory.
-		if err := os.Symlink(victim, filepath.Join(run, "mounts", stageD.String())); err != nil {
+		if err := os.Symlink(victim, filepath.Join(run, "mounts", nameD.String())); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Remove(stageD); err == nil {
-			t.Error("a link was taken for the directory of a name")
+		if err := s.Remove(nameD); err == nil {
+			t.Error("a symbolic link was removed as the directory of a name")
 		}
 		write(t, filepath.Join(dir, "not-staged"), "x")
-		if err := s.Remove(stageC); err == nil {
-			t.Error("a directory with foreign files in it was removed")
+		if err := s.Remove(nameC); err == nil {
+			t.Error("a directory with other files in it was removed")
 		}
 		if _, err := os.Stat(filepath.Join(dir, "not-staged")); err != nil {
 			t.Error(err)
@@ -495,7 +494,7 @@ func TestDropStaysInsideItsDirectory(t *testing.T) {
 		if err := os.Remove(filepath.Join(dir, "not-staged")); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Remove(stageC); err != nil {
+		if err := s.Remove(nameC); err != nil {
 			t.Error(err)
 		}
 		for _, file := range []string{"top.txt", "below"} {
@@ -507,19 +506,19 @@ func TestDropStaysInsideItsDirectory(t *testing.T) {
 			t.Errorf("%d of 2 mounts are left", n)
 		}
 		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("its own directory is still there: %v", err)
+			t.Errorf("the directory of the name still exists: %v", err)
 		}
 	})
 }
 
-func TestNamesListsOnlyWhatPutMakes(t *testing.T) {
+func TestNamesListsOnlyWhatCreateMakes(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"x", "ABCDEFGHIJKLMNO1", stageC.String() + "A", stageC.String()} {
+	for _, name := range []string{"x", "ABCDEFGHIJKLMNO1", nameC.String() + "A", nameC.String()} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, err := New(dir).Names(); err != nil || len(got) != 1 || got[0] != stageC {
+	if got, err := New(dir).Names(); err != nil || len(got) != 1 || got[0] != nameC {
 		t.Errorf("%v, %v", got, err)
 	}
 }

@@ -4,16 +4,16 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
-// CheckPropagation fails if what is mounted below path on the node would not be seen
-// in a mount of it, as Slave asks for, or not in both directions, as Shared does; of
-// kind FailedPrecondition. Kernels before 5.8 do not tell.
+// CheckPropagation fails if mounts below path on the node would not propagate into a mount of it, as Slave asks for, or
+// not in both directions, as Shared does. The error is of kind FailedPrecondition. Kernels before 5.8 do not report the ID
+// of a mount (STATX_MNT_ID): then it returns nil.
 func CheckPropagation(path string, p Propagation) error {
 	if p == Private {
 		return nil
@@ -25,24 +25,22 @@ func CheckPropagation(path string, p Propagation) error {
 	if st.Mask&unix.STATX_MNT_ID == 0 {
 		return nil
 	}
-	list, err := os.ReadFile("/proc/thread-self/mountinfo")
+	found, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		match := uint64(m.ID) == st.Mnt_id //nolint:gosec // the kernel counts them from 1
+		return !match, match
+	})
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(list)) {
-		// number, parent, device, root, mount point, options, shared:N and the like, -
-		fields := strings.Fields(line)
-		if len(fields) < 7 || fields[0] != strconv.FormatUint(st.Mnt_id, 10) {
-			continue
-		}
-		has := func(word string) bool {
-			tags, _, _ := strings.Cut(strings.Join(fields[6:], " "), "-")
-			return slices.ContainsFunc(strings.Fields(tags), func(tag string) bool { return strings.HasPrefix(tag, word) })
-		}
-		if has("shared:") || p == Slave && has("master:") {
-			return nil
-		}
-		return fmt.Errorf("%s is on the mount %s, which is not shared (mount --make-rshared): %w", path, fields[4], errdefs.ErrFailedPrecondition)
+	if len(found) == 0 {
+		return nil // unmounted meanwhile, or outside of our root
 	}
-	return nil // gone meanwhile, or hidden
+	// Optional is "shared:N master:M" for a mount that is both.
+	has := func(tag string) bool {
+		return slices.ContainsFunc(strings.Fields(found[0].Optional), func(field string) bool { return strings.HasPrefix(field, tag) })
+	}
+	if has("shared:") || p == Slave && has("master:") {
+		return nil
+	}
+	return fmt.Errorf("%s is on the mount %s, which is not shared (mount --make-rshared): %w", path, found[0].Mountpoint, errdefs.ErrFailedPrecondition)
 }

@@ -10,20 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tmpfs makes small file systems in memory, for files that containers write to: what is
-// written there cannot fill the file system of the directory that they are mounted on.
-// The mounts outlive the daemon.
+// Tmpfs mounts small file systems in memory, for files of a pod that its containers may write to: what they write cannot fill
+// the file system of the directory below. The mounts outlive the daemon.
 type Tmpfs struct{}
 
-// tmpfsInodes is how many files and directories one may have.
+// tmpfsInodes is how many files and directories a tmpfs may have.
 const tmpfsInodes = 16
 
-// Mount mounts an empty file system of size bytes on dir. label is the SELinux label of
-// all its files, "" for none. In a container its files allow neither programs nor devices.
+// Mount mounts an empty file system of size bytes on dir. label is the SELinux label of all its files, "" for none. The mount
+// is noexec, nosuid and nodev.
 func (Tmpfs) Mount(dir string, size int64, label string) error {
 	options := fmt.Sprintf("size=%d,nr_inodes=%d,mode=755", size, tmpfsInodes)
 	if label != "" {
-		options += fmt.Sprintf(",context=%q", label) // labels have commas in them
+		options += fmt.Sprintf(",context=%q", label) // in quotes, because labels contain commas
 	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount tmpfs (%s) on %s: %w", options, dir, err)
@@ -31,12 +30,11 @@ func (Tmpfs) Mount(dir string, size int64, label string) error {
 	return nil
 }
 
-// Remove unmounts what Mount has mounted on dir, if anything is, and removes dir with
-// all files. A directory that is not there is no error. Containers keep what they have
-// mounted of it.
+// Remove unmounts what Mount has mounted on dir, and removes dir with all files. A directory that does not exist, or that
+// nothing is mounted on, is no error. Mounts that containers have made of its files stay.
 func (Tmpfs) Remove(dir string) error {
 	for {
-		mounted, err := onDeviceOfItsOwn(dir)
+		mounted, err := isMountedDevice(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -52,9 +50,9 @@ func (Tmpfs) Remove(dir string) error {
 	}
 }
 
-// onDeviceOfItsOwn reports whether dir is on another device than its parent, as each tmpfs
-// is. Unlike isMount it works on kernels before 5.8.
-func onDeviceOfItsOwn(dir string) (bool, error) {
+// isMountedDevice reports whether dir is on another device than its parent, as each tmpfs is. Unlike isMount it works on
+// kernels before 5.8, which do not report STATX_ATTR_MOUNT_ROOT.
+func isMountedDevice(dir string) (bool, error) {
 	var own, parent unix.Stat_t
 	if err := unix.Lstat(dir, &own); err != nil {
 		return false, &fs.PathError{Op: "lstat", Path: dir, Err: err}

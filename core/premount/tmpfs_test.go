@@ -13,7 +13,7 @@ import (
 )
 
 func TestTmpfsBoundsWhatIsWritten(t *testing.T) {
-	alone(t, func(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
 		const size = 256 << 10
 		dir := filepath.Join(t.TempDir(), "pod")
 		write(t, filepath.Join(dir, "below"), "hidden")
@@ -43,10 +43,10 @@ func TestTmpfsBoundsWhatIsWritten(t *testing.T) {
 }
 
 func TestTmpfsLeavesNoMount(t *testing.T) {
-	alone(t, func(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
 		parent := t.TempDir()
 		dir := filepath.Join(parent, "pod")
-		gone := func(after string) {
+		requireGone := func(after string) {
 			t.Helper()
 			if left := mounted(t, parent); len(left) > 0 {
 				t.Errorf("after %s: mounted %q", after, left)
@@ -55,7 +55,7 @@ func TestTmpfsLeavesNoMount(t *testing.T) {
 				t.Errorf("after %s: %s: %v", after, dir, err)
 			}
 		}
-		make := func(times int) {
+		mountTimes := func(times int) {
 			t.Helper()
 			write(t, filepath.Join(dir, "hosts"), "below")
 			for range times {
@@ -72,28 +72,28 @@ func TestTmpfsLeavesNoMount(t *testing.T) {
 			}
 		}
 		remove()
-		gone("nothing")
-		make(0)
+		requireGone("nothing")
+		mountTimes(0)
 		remove()
-		gone("a directory that nothing is mounted on, as those of earlier releases")
+		requireGone("a directory without a mount, as earlier releases had it")
 		for range 50 {
-			make(1)
+			mountTimes(1)
 			remove()
 		}
-		gone("fifty pods")
-		make(3)
+		requireGone("fifty pods")
+		mountTimes(3)
 		remove()
-		gone("several mounts one over the other")
+		requireGone("several mounts one over the other")
 
-		// As a container has it: a mount of one file, which it keeps until it ends.
-		make(1)
+		// A mount of one file, as a container has it until it exits.
+		mountTimes(1)
 		container := filepath.Join(t.TempDir(), "hosts")
 		write(t, container, "")
 		if err := unix.Mount(filepath.Join(dir, "hosts"), container, "", unix.MS_BIND, ""); err != nil {
 			t.Fatal(err)
 		}
 		remove()
-		gone("a pod whose container runs")
+		requireGone("a pod whose container is running")
 		if text, err := os.ReadFile(container); err != nil || !bytes.Equal(text, []byte("on top")) {
 			t.Errorf("the container reads %q, %v", text, err)
 		}
