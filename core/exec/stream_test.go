@@ -307,7 +307,7 @@ func stacks(function string) int {
 
 // A client that has stopped reading blocks neither the container nor a goroutine here.
 func TestStalledAttachIsDisconnected(t *testing.T) {
-	t.Parallel()
+	// Not parallel to other tests, because it counts goroutines of the whole process.
 	for _, dial := range []func(t *testing.T, at string, stdin, tty bool) streamClient{dialSPDY, dialWebSocket} {
 		service, _, _, id := newService(t, func(p *enginetest.Process) int {
 			line := bytes.Repeat([]byte("x"), 16<<10)
@@ -336,7 +336,6 @@ func TestStalledAttachIsDisconnected(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Goroutines of parallel tests are counted too, so the limit is longer than those take.
 	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		left := 0
 		for _, function := range []string{"remotecommand.ServeAttach", "streaming.(*Buffer).flushLoop", "streaming.translator.serveV5"} {
