@@ -29,6 +29,11 @@
 //	core/metrics                      /metrics and /healthz
 //	core/panics     core/rollback     utilities
 //	core/kmutex     core/broadcast
+//	core/kmutex
+//	core/logs/jsonfile                Docker's json-file logs
+//	core/logs/logstream               the log stream of the Engine API
+//	core/logs/crifile                 the CRI log files that the kubelet reads
+//	core/logs/dockerlog               an entry of Docker's logs
 //	core/atomicfile                   files replaced as a whole
 //	core/testmain   core/protofuzz    support for tests
 //	core/engine/enginetest            a fake Docker Engine for tests

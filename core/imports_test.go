@@ -23,6 +23,8 @@ var layers = [][]string{
 	{"core/names", "core/broadcast", "core/hostprobe", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
 	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/pending", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
 	{"core/labels", "core/premount"},
+	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics", "core/logs/dockerlog"},
+	{"core/labels", "core/premount", "core/logs/jsonfile", "core/logs/logstream", "core/logs/crifile"},
 	{"core/engine", "network", "streaming", "core/oom"},
 	{"core/names", "core/rollback", "core/kmutex", "core/sleep", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
 	{"core/labels", "core/premount", "network/netns", "network/cniconf"},

@@ -1,17 +1,15 @@
-// Package logs is the room of the kubelet's log files.
+// Package logs writes the log files of containers that the kubelet reads.
 //
-// In its usual form the Engine writes what a container prints to a json-file
-// of its own, which serves as a buffer that outlives us, and a pump copies it
-// from there, line by line, to the file that the kubelet reads and rotates, in
-// the format of the CRI. Where we are is kept in the journal, so that after
-// a crash no line is missing and none is there twice.
+// Docker writes the output of a container to a json-file of its own, which serves as a
+// buffer while berthd is stopped. A pump copies it from there, line by line and exactly once,
+// to the CRI log file, which the kubelet rotates. How far it has got is stored as a
+// Checkpoint, so that after a crash no line is missing and none is repeated.
 //
-// Two more forms exist: a link to the json-file, as cri-dockerd makes it, and
-// the Engine's log stream, for Engines whose operator insists on another log
-// driver.
+// There are two more modes: a symbolic link to the json-file, as cri-dockerd creates it, and
+// copying from the log stream of the Engine API, for nodes whose operator requires another log driver.
 //
-// It is called by the view, which shows no container as ended before its last
-// line is written, and by the container room.
+// The cache calls Observe before it publishes the state of a container, so that none is
+// shown as exited before its last line is written. core/container creates, reopens and removes logs.
 package logs
 
 import (
@@ -31,76 +29,74 @@ import (
 
 	"berth/core/cache"
 	"berth/core/engine"
-
+	"berth/core/logs/crifile"
 	"berth/core/panics"
 )
 
-// A Mode is how containers created from now on get their log files. Those that
-// are there already keep what they have.
+// A Mode is how new containers get their log files. Existing containers keep theirs.
 type Mode string
 
-// The modes there are.
+// The values of Mode.
 const (
-	CRI    Mode = "cri"     // copied from the Engine's json-file
-	Link   Mode = "symlink" // a link to the Engine's json-file
-	Follow Mode = "follow"  // read from the Engine, whatever its log driver
+	CRI    Mode = "cri"     // copied from Docker's json-file
+	Link   Mode = "symlink" // a symbolic link to Docker's json-file
+	Follow Mode = "follow"  // copied from Docker's log stream, with any log driver
 )
 
-// drainLimit is how long the end of a container is kept from the kubelet
-// while its last lines are being written.
-const drainLimit = 2 * time.Second
+// drainTimeout is how long the exit of a container is held back while its last lines are
+// being written.
+const drainTimeout = 2 * time.Second
 
-// A Service writes log files. Run does the work.
+// A Service writes the log files of all containers. Run does the work.
 type Service struct {
-	mode      Mode
-	docker    *engine.Engine
-	positions *Positions
-	log       *slog.Logger
+	mode        Mode
+	docker      *engine.Engine
+	checkpoints *Positions
+	log         *slog.Logger
 
-	awake chan struct{} // told when there is something in due
-	over  chan struct{} // closed when Run has returned
+	queued  chan struct{} // has a buffer of one; sent to when queue is not empty
+	stopped chan struct{} // closed when Run has returned
 
-	mu      sync.Mutex        // guards following, and what is said to be in pumps
-	refused map[string]string // why a log is not written, by container ID
-	pumps   map[string]*pump  // by container ID
-	files   map[string]*pump  // those that wait for their source to change, by its path
-	due     []*pump           // those that are to run
+	mu           sync.Mutex        // guards what follows, and some fields of each pump
+	loggedErrors map[string]string // why a log is not written, by container ID
+	pumps        map[string]*pump  // by container ID
+	watched      map[string]*pump  // parked pumps that wait for a change of their source, by its path
+	queue        []*pump           // pumps that need a goroutine
 }
 
-// New returns a Service that writes as mode says and keeps on positions where
-// it is. docker is asked for log streams only.
-func New(mode Mode, docker *engine.Engine, positions *Positions, log *slog.Logger) *Service {
+// New returns a Service that creates logs in the given mode and stores its checkpoints
+// in checkpoints. docker is used for log streams only.
+func New(mode Mode, docker *engine.Engine, checkpoints *Positions, log *slog.Logger) *Service {
 	return &Service{
-		mode: mode, docker: docker, positions: positions, log: log,
-		awake: make(chan struct{}, 1), over: make(chan struct{}),
-		refused: map[string]string{}, pumps: map[string]*pump{}, files: map[string]*pump{},
+		mode: mode, docker: docker, checkpoints: checkpoints, log: log,
+		queued: make(chan struct{}, 1), stopped: make(chan struct{}),
+		loggedErrors: map[string]string{}, pumps: map[string]*pump{}, watched: map[string]*pump{},
 	}
 }
 
-// Driver returns the log driver that containers are to have, and its options;
-// of no type for what the Engine's operator has chosen.
+// Driver returns the log driver and its options for a new container; the zero value for the
+// default of daemon.json.
 func (s *Service) Driver() container.LogConfig {
 	switch s.mode {
 	case CRI:
-		// What the Engine keeps is how much can be caught up with after we were away.
-		return container.LogConfig{Type: jsonFile, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false", "mode": "blocking"}}
+		// What Docker keeps is what can be copied later, when berthd was stopped meanwhile.
+		return container.LogConfig{Type: jsonFileDriver, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false", "mode": "blocking"}}
 	case Link:
-		return container.LogConfig{Type: jsonFile}
+		return container.LogConfig{Type: jsonFileDriver}
 	default:
 		return container.LogConfig{}
 	}
 }
 
-// jsonFile is the Engine's log driver that writes the files we read.
-const jsonFile = "json-file"
+// jsonFileDriver is Docker's log driver whose files are read.
+const jsonFileDriver = "json-file"
 
-// Run writes until ctx ends.
+// Run writes logs until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	defer close(s.over)
+	defer close(s.stopped)
 	files, err := fsnotify.NewWatcher()
 	if err != nil {
-		// A node may have run out of inotify instances.
-		s.log.Warn("log files are looked at twice a second, for they cannot be watched", slog.Any("err", err))
+		s.log.Warn("docker's log files cannot be watched and are polled twice a second; raise fs.inotify.max_user_instances", slog.Any("err", err))
 		files = nil
 	}
 	watches := watcher{files}
@@ -108,267 +104,293 @@ func (s *Service) Run(ctx context.Context) error {
 	var g errgroup.Group
 	for {
 		s.mu.Lock()
-		due := s.due
-		s.due = nil
+		queue := s.queue
+		s.queue = nil
 		s.mu.Unlock()
-		for _, p := range due {
+		for _, p := range queue {
 			g.Go(func() error {
-				if err := panics.Try(s.log, func() error { s.pump(ctx, watches, p); return nil }); err != nil {
-					s.stopped(p, err)
+				if err := panics.Try(s.log, func() error { p.run(ctx, watches); return nil }); err != nil {
+					s.handlePanic(p, err)
 				}
 				return nil
 			})
 		}
 		select {
 		case e := <-watches.events():
-			s.changed(watches, e.Name)
+			s.handleChange(watches, e.Name)
 		case err := <-watches.errors():
-			// Events were lost, and nobody knows whose.
-			s.log.Debug("log files: looking at all", slog.Any("err", err))
-			s.changed(watches, "")
-		case <-s.awake:
+			s.log.Debug("log files: changes were lost, reading all", slog.Any("err", err))
+			s.handleChange(watches, "")
+		case <-s.queued:
 		case <-ctx.Done():
 			return g.Wait()
 		}
 	}
 }
 
-// changed wakes the pump whose source is called name, or all if name is empty.
-func (s *Service) changed(watches watcher, name string) {
+// handleChange wakes the pump whose source is at path, or all if path is empty.
+func (s *Service) handleChange(watches watcher, path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	paths := []string{name}
-	if name == "" {
-		paths = slices.Collect(maps.Keys(s.files))
+	paths := []string{path}
+	if path == "" {
+		paths = slices.Collect(maps.Keys(s.watched))
 	}
 	for _, path := range paths {
-		// A watch tells of every line; until the pump has caught up one is enough.
+		// A watch reports each line; the pump needs the first report only, until it parks again.
 		watches.remove(path)
-		if p, ok := s.files[path]; ok {
-			delete(s.files, path)
-			s.wake(p)
+		if p, ok := s.watched[path]; ok {
+			delete(s.watched, path)
+			s.wakeLocked(p)
 		}
 	}
 }
 
-// wake lets p run, once more if it does already. s.mu is held.
-func (s *Service) wake(p *pump) {
-	if p.running {
-		p.again = true
+// unwatch makes changes of the file at path wake no pump.
+func (s *Service) unwatch(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.watched, path)
+}
+
+// wakeLocked makes p run at least one more round. s.mu is held.
+func (s *Service) wakeLocked(p *pump) {
+	switch p.schedule {
+	case retired:
+	case running, rerun:
+		p.schedule = rerun
+		p.interrupt()
+	case parked:
+		p.schedule, p.caughtUp = running, time.Now()
+		s.queue = append(s.queue, p)
 		select {
-		case p.nudge <- struct{}{}:
+		case s.queued <- struct{}{}:
 		default:
 		}
-		return
-	}
-	p.running, p.caughtUp = true, time.Now()
-	s.due = append(s.due, p)
-	select {
-	case s.awake <- struct{}{}:
-	default:
 	}
 }
 
-// stopped is called when a pump has panicked: it goes on with the next thing that there
-// is to do for its container.
-func (s *Service) stopped(p *pump, err error) {
+// handlePanic parks a pump whose goroutine has panicked, and answers its commands with err. The
+// next command or change of its source starts it again.
+func (s *Service) handlePanic(p *pump, err error) {
 	s.mu.Lock()
-	asks := p.asks
-	p.asks, p.running = nil, false
+	commands := p.commands
+	p.commands = nil
+	if p.schedule != retired {
+		p.schedule = parked
+	}
 	s.mu.Unlock()
-	for _, a := range asks {
-		a.done <- err
+	for _, c := range commands {
+		c.done <- err
 	}
 }
 
-// Open makes path the log of the container id, which is about to be created or
-// has just been, and of which the Engine's own file is source. That need
-// not be there yet. dir is the log directory of the pod.
+// Open creates the log of the container id at path. The container is about to be created or was
+// created just now; source is its json-file, which need not exist yet. dir is the log
+// directory of the pod.
 //
-// The error is of kind FailedPrecondition if path is not below dir, or something
-// is there that cannot be a log.
+// The error is of kind FailedPrecondition if path is not below dir, or if there is something
+// at path that cannot be a log.
 func (s *Service) Open(id, source, dir, path string) error {
-	file, err := locate(dir, path)
+	logPath, err := crifile.NewPath(dir, path)
 	if err != nil {
 		return err
 	}
 	if s.mode == Link {
-		return file.link(source)
+		return logPath.Symlink(source)
 	}
-	if err := file.make(); err != nil {
+	if err := logPath.Create(); err != nil {
 		return err
 	}
-	_, err = s.know(id, source, file)
+	_, err = s.pumpOf(id, source, logPath)
 	return err
 }
 
-// errNoSource is why a log that was copied from a file is not: a pump keeps the
-// source it was made with.
-var errNoSource = errors.New("docker does not say where its json-file is")
+// errNoSource is why a log that was copied from a json-file cannot be continued: a pump
+// keeps its kind of source.
+var errNoSource = errors.New("docker does not report the path of its json-file")
 
-// know returns the pump of a container, and makes it if need be.
-func (s *Service) know(id, source string, file location) (*pump, error) {
+// pumpOf returns the pump of a container, and creates it if necessary.
+func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, ok := s.pumps[id]
-	if ok {
+	if p, ok := s.pumps[id]; ok {
 		return p, nil
 	}
-	p = &pump{id: id, file: file, source: source, nudge: make(chan struct{}, 1)}
-	if p.at, ok = s.positions.Get(id); !ok {
-		p.at = position{Dir: file.dir, Follow: s.mode == Follow || source == ""}
-		// From now on a pump is known to write this file, also to another daemon.
-		if err := s.positions.Put(id, p.at); err != nil {
+	cp, stored := s.checkpoints.Get(id)
+	if !stored {
+		cp = Checkpoint{Dir: path.Dir(), Follow: s.mode == Follow || sourcePath == ""}
+		// From now on also the next daemon knows that a pump writes this file.
+		if err := s.checkpoints.Put(id, cp); err != nil {
 			return nil, err
 		}
 	}
-	if source == "" && !p.at.Follow {
-		return nil, errNoSource
+	p := &pump{
+		service: s, id: id, path: path, wakeup: make(chan struct{}, 1),
+		checkpoint: cp, saved: cp, out: crifile.NewWriter(path, cp.File),
 	}
-	p.kept, p.complete, p.follows = p.at, p.at.Complete, p.at.Follow
+	switch {
+	case cp.Follow:
+		p.source = streamSource{}
+	case sourcePath == "":
+		return nil, errNoSource
+	default:
+		p.sourcePath, p.source = sourcePath, newFileSource(sourcePath, cp.Source)
+	}
+	if cp.Complete {
+		p.output = outputComplete
+	}
 	s.pumps[id] = p
 	return p, nil
 }
 
-// Keep sees to the log of a container that has just been looked at. It returns
-// when the log of one that has ended is complete, or at least has had the time
-// to be: then the rest follows as soon as it can.
+// Keep continues the log of a container that was just inspected. If the container has
+// exited, it returns when the log is complete or drainTimeout has passed; then the
+// rest is written as soon as possible.
 func (s *Service) Keep(ctx context.Context, c *cache.Container) {
 	path, started := c.Status.GetLogPath(), c.Status.GetStartedAt()
 	if path == "" || started == 0 {
 		return
 	}
-	s.mu.Lock()
-	p, known := s.pumps[c.ID()]
-	s.mu.Unlock()
-	if !known {
-		file, err := s.locate(c)
-		if err == nil && s.linked(c, file) {
-			return
-		}
-		if err == nil {
-			p, err = s.know(c.ID(), c.JSONPath, file)
-		}
-		if err != nil {
-			s.refuse(c.ID(), err)
-			return
-		}
+	p, err := s.observedPump(c)
+	if err != nil {
+		s.logOnce(c.ID(), err)
+		return
+	}
+	if p == nil {
+		return // the log is a symbolic link
 	}
 	s.mu.Lock()
-	if c.Running && started == p.past {
+	if c.Running && started == p.exitedRun {
 		s.mu.Unlock()
-		return // a later look has overtaken this one
+		return // an older inspect result: this run has ended
 	}
 	p.tty = c.TTY
 	if c.Running {
-		// Docker may have been told to start it again, while its pump was about to
-		// rest for good.
-		again := p.ended
-		p.ended, p.complete = false, false
-		if again || !p.running && s.files[p.source] != p {
-			s.wake(p)
+		// Docker may have started the container again while its pump was about to
+		// park.
+		restarted := p.output != outputOpen
+		p.output = outputOpen
+		if restarted || p.schedule == parked && s.watched[p.sourcePath] != p {
+			s.wakeLocked(p)
 		}
+	} else {
+		if p.output == outputOpen {
+			p.output = outputEnding
+		}
+		p.exitedRun = started
 	}
-	if p.ended = !c.Running; p.ended {
-		p.past = started
-	}
-	wait := p.ended && !p.complete
+	wait := p.output == outputEnding
 	s.mu.Unlock()
 	if wait {
 		s.drain(ctx, p)
 	}
 }
 
-// locate returns where the log of c is.
-func (s *Service) locate(c *cache.Container) (location, error) {
+// observedPump returns the pump of a container that was inspected, nil if its log is a
+// symbolic link.
+func (s *Service) observedPump(c *cache.Container) (*pump, error) {
+	s.mu.Lock()
+	p, ok := s.pumps[c.ID()]
+	s.mu.Unlock()
+	if ok {
+		return p, nil
+	}
 	dir := c.LogDirectory
 	if dir == "" {
-		at, _ := s.positions.Get(c.ID())
-		dir = at.Dir // it was berth that made it there
+		// A container of berth in a pod of cri-dockerd.
+		if cp, ok := s.checkpoints.Get(c.ID()); ok {
+			dir = cp.Dir
+		}
 	}
-	return locate(dir, c.Status.GetLogPath())
+	path, err := crifile.NewPath(dir, c.Status.GetLogPath())
+	if err != nil || s.isSymlink(c, path) {
+		return nil, err
+	}
+	return s.pumpOf(c.ID(), c.JSONPath, path)
 }
 
-// refuse logs why the log of a container is not written, once.
-func (s *Service) refuse(id string, err error) {
+// logOnce logs why the log of a container is not written, if that is not what it has logged last.
+func (s *Service) logOnce(id string, err error) {
 	s.mu.Lock()
-	known := s.refused[id] == err.Error()
-	s.refused[id] = err.Error()
+	repeated := s.loggedErrors[id] == err.Error()
+	s.loggedErrors[id] = err.Error()
 	s.mu.Unlock()
-	if !known {
+	if !repeated {
 		s.log.Warn("the log of a container is not written", slog.String("container", id), slog.Any("err", err))
 	}
 }
 
-// linked reports whether the log of c is a link to the Engine's file, and
-// keeps it one.
-func (s *Service) linked(c *cache.Container, file location) bool {
+// isSymlink reports whether the log of c is a symbolic link to Docker's json-file. It restores that of
+// a container of cri-dockerd.
+func (s *Service) isSymlink(c *cache.Container, path crifile.Path) bool {
 	switch {
 	case c.JSONPath == "":
-		// A link that is there leads to a file of Docker's, which is not ours to
-		// write to.
-		return file.target() != ""
+		// An existing link leads to a file of Docker's, to which nothing may be written.
+		return path.LinkTarget() != ""
 	case c.Ours:
-		return file.target() == c.JSONPath
+		return path.LinkTarget() == c.JSONPath
 	}
-	// What cri-dockerd has made keeps its link: nobody has bounded its file, and
-	// the kubelet may have read it for days. That of one that has ended is not
-	// made again: a late look must not undo a removal.
+	// A container of cri-dockerd keeps its link: its json-file has no max-size, and the
+	// kubelet may have read it for days. The link of one that has exited is not created
+	// again: an older inspect result must not undo its removal.
 	if !c.Running {
 		return true
 	}
-	if err := file.link(c.JSONPath); err != nil {
+	if err := path.Symlink(c.JSONPath); err != nil {
 		s.log.Warn("the log of a container cannot be linked", slog.String("container", c.ID()), slog.Any("err", err))
 	}
 	return true
 }
 
-// drain waits, but not for long, until all that was there when it was called
-// has been written.
+// drain waits, at most drainTimeout, until all output that Docker has at the time of the
+// call is written.
 func (s *Service) drain(ctx context.Context, p *pump) {
-	if s.isOver() {
+	if s.isStopped() {
 		return
 	}
-	done := s.ask(p, drained)
-	ctx, cancel := context.WithTimeout(ctx, drainLimit)
+	done := s.command(p, drainCommand)
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	select {
 	case <-done:
-	case <-s.over:
+	case <-s.stopped:
 	case <-ctx.Done():
-		s.log.Warn("the end of a container is told before its last lines are written", slog.String("container", p.id))
+		s.log.Warn("the exit of a container is reported before its last lines are written", slog.String("container", p.id))
 		s.mu.Lock()
-		p.complete = true // and is not waited for again
+		if p.output == outputEnding {
+			p.output = outputComplete // the next call does not wait
+		}
 		s.mu.Unlock()
 	}
 }
 
-func (s *Service) isOver() bool {
+func (s *Service) isStopped() bool {
 	select {
-	case <-s.over:
+	case <-s.stopped:
 		return true
 	default:
 		return false
 	}
 }
 
-// ask has p do something before it reads on. What comes back is its error.
-func (s *Service) ask(p *pump, what asked) <-chan error {
+// command sends p a command. Its result is sent to the returned channel.
+func (s *Service) command(p *pump, kind commandKind) <-chan error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := make(chan error, 1)
-	if p.gone {
-		done <- fmt.Errorf("container %s: %w", p.id, errdefs.ErrNotFound)
+	if p.schedule == retired {
+		done <- p.errRemoved()
 		return done
 	}
-	p.asks = append(p.asks, ask{what, done})
-	s.wake(p)
+	p.commands = append(p.commands, command{kind, done})
+	s.wakeLocked(p)
 	return done
 }
 
-// Reopen begins a new file at the path of a container's log, the old one
-// having been moved away. Nothing is written to that any more once Reopen has
-// returned.
+// Reopen begins a new file at the path of a container's log, which the kubelet has renamed.
+// Nothing is written to the old file once Reopen has returned. The error is of kind FailedPrecondition
+// if the log is a symbolic link.
 func (s *Service) Reopen(ctx context.Context, id string) error {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
@@ -377,80 +399,67 @@ func (s *Service) Reopen(ctx context.Context, id string) error {
 		return fmt.Errorf("the log of container %s is Docker's json-file and rotated by Docker (max-size in log-opts of daemon.json): %w", id, errdefs.ErrFailedPrecondition)
 	}
 	select {
-	case err := <-s.ask(p, reopened):
+	case err := <-s.command(p, reopenCommand):
 		if err != nil {
 			return fmt.Errorf("log of container %s: %w", id, err)
 		}
 		return nil
-	case <-s.over:
+	case <-s.stopped:
 		return fmt.Errorf("log of container %s: shutting down: %w", id, errdefs.ErrUnavailable)
 	case <-ctx.Done():
 		return fmt.Errorf("log of container %s: %w", id, ctx.Err())
 	}
 }
 
-// Close ends the writing of the log of a container that is being removed. The
-// file stays, for it is the kubelet's, unless nothing was ever written to it; a
-// link goes with source, which it leads to. A path that is not below dir, the log
-// directory of the pod, is left alone.
+// Close ends the log of a container that is being removed. The file remains, for the kubelet
+// removes it, unless nothing was ever written to it. A symbolic link to source is removed.
+// A path that is not below dir, the log directory of the pod, is ignored.
 func (s *Service) Close(ctx context.Context, id, source, dir, path string) error {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	s.mu.Unlock()
 	if ok {
-		ctx, cancel := context.WithTimeout(ctx, drainLimit)
+		ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
 		select {
-		case <-s.ask(p, closed):
-		case <-s.over:
+		case <-s.command(p, removeCommand):
+		case <-s.stopped:
 		case <-ctx.Done():
 		}
 	}
 	s.Drop(id)
-	file, err := locate(dir, path)
+	logPath, err := crifile.NewPath(dir, path)
 	if err != nil {
-		return nil // it was never written
+		return nil // nothing was ever written there
 	}
-	return file.unlink(source)
+	return logPath.RemoveSymlink(source)
 }
 
-// Drop lets go of the log of a container that is no more.
+// Drop ends the pump of a container that no longer exists and deletes its checkpoint.
 func (s *Service) Drop(id string) {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	delete(s.pumps, id)
-	delete(s.refused, id)
+	delete(s.loggedErrors, id)
 	s.mu.Unlock()
 	if ok {
-		s.ask(p, closed)
+		s.command(p, removeCommand)
 	}
-	if err := s.positions.Delete(id); err != nil {
-		s.log.Warn("the position in a log could not be forgotten", slog.String("container", id), slog.Any("err", err))
+	if err := s.checkpoints.Delete(id); err != nil {
+		s.log.Warn("the position in a log could not be deleted", slog.String("container", id), slog.Any("err", err))
 	}
 }
 
-// Forget drops what is kept on containers that known does not know.
-func (s *Service) Forget(known func(id string) bool) error {
-	noted, err := s.positions.Names()
+// Forget deletes the checkpoints of containers that do not exist.
+func (s *Service) Forget(exists func(id string) bool) error {
+	ids, err := s.checkpoints.Names()
 	if err != nil {
 		return err
 	}
-	for _, id := range noted {
-		if !known(id) {
+	for _, id := range ids {
+		if !exists(id) {
 			s.Drop(id)
 		}
 	}
 	return nil
-}
-
-// trouble logs err, unless it is the one that was logged last.
-func (s *Service) trouble(p *pump, err error) {
-	if err == nil {
-		p.told = ""
-		return
-	}
-	if text := err.Error(); text != p.told {
-		p.told = text
-		s.log.Warn("the log of a container cannot be written, trying again", slog.String("container", p.id), slog.Any("err", err))
-	}
 }

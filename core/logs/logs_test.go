@@ -505,7 +505,7 @@ func TestTheJournalCannotBeWritten(t *testing.T) {
 	}
 	n.has(n.path, want(1, 31))
 	n.end()
-	if got := strings.Count(n.said.String(), "cannot be kept"); got != 1 {
+	if got := strings.Count(n.said.String(), "cannot be saved"); got != 1 {
 		t.Errorf("said %d times:\n%s", got, n.said)
 	}
 }

@@ -2,9 +2,8 @@ package logs
 
 import "github.com/fsnotify/fsnotify"
 
-// A watcher tells when files change. Where the node has run out of inotify instances it
-// watches nothing.
-type watcher struct{ files *fsnotify.Watcher } // nil for one that watches nothing
+// A watcher reports changes of files. It watches nothing if the node has run out of inotify instances.
+type watcher struct{ files *fsnotify.Watcher } // nil if it watches nothing
 
 // add watches the file at path and reports whether it could.
 func (w watcher) add(path string) bool { return w.files != nil && w.files.Add(path) == nil }
@@ -12,11 +11,11 @@ func (w watcher) add(path string) bool { return w.files != nil && w.files.Add(pa
 // remove ends a watch, if there is one.
 func (w watcher) remove(path string) {
 	if w.files != nil {
-		_ = w.files.Remove(path) // it may have ended by itself, when the file went
+		_ = w.files.Remove(path) // it has ended already if the file was removed
 	}
 }
 
-// events returns the channel of changes; nil, on which nothing ever comes, without a watch.
+// events returns the channel of changes; nil if it watches nothing.
 func (w watcher) events() <-chan fsnotify.Event {
 	if w.files == nil {
 		return nil
@@ -24,7 +23,7 @@ func (w watcher) events() <-chan fsnotify.Event {
 	return w.files.Events
 }
 
-// errors returns the channel of errors: changes were lost.
+// errors returns the channel of errors, such as a queue overflow: changes were lost.
 func (w watcher) errors() <-chan error {
 	if w.files == nil {
 		return nil

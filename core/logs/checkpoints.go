@@ -1,0 +1,37 @@
+package logs
+
+import (
+	"berth/core/logs/crifile"
+	"berth/core/logs/jsonfile"
+	"berth/core/logs/logstream"
+	"berth/core/state"
+)
+
+// A Checkpoint is how far the log of a container was written, as stored in the state
+// directory. After a crash copying continues there.
+type Checkpoint struct {
+	Source jsonfile.Position `json:"source,omitzero"` // how far Docker's json-file was read
+	File   crifile.Position  `json:"file,omitzero"`   // how long the CRI log file was then
+
+	// Follow tells that Docker's log stream is read, not its json-file. Then Source is
+	// zero and the embedded Position is set.
+	Follow bool `json:"follow,omitempty"`
+	logstream.Position
+
+	// Dir is the log directory of the pod, as the CRI named it when the container was
+	// created; "" if berth 1.0 created it.
+	Dir string `json:"dir,omitempty"`
+	// Open are the lines that the CRI log file ends in the middle of.
+	Open crifile.OpenLines `json:"open,omitzero"`
+
+	// Complete tells that the container has exited and all of its log is written.
+	Complete bool `json:"complete,omitempty"`
+}
+
+// Positions stores the checkpoints of all logs by container ID.
+type Positions = state.Bucket[Checkpoint]
+
+// OpenPositions opens the bucket of checkpoints in store.
+func OpenPositions(store *state.Store) (*Positions, error) {
+	return state.OpenBucket[Checkpoint](store, "logs")
+}
