@@ -13,8 +13,8 @@ type Checkpoint struct {
 	Source jsonfile.Position `json:"source,omitzero"` // how far Docker's json-file was read
 	File   crifile.Position  `json:"file,omitzero"`   // how long the CRI log file was then
 
-	// Follow tells that Docker's log stream is read, not its json-file. Then Source is
-	// zero and the embedded Position is set.
+	// Follow is set if Docker's log stream is read, not its json-file. Then Source is
+	// zero and the embedded Position is used.
 	Follow bool `json:"follow,omitempty"`
 	logstream.Position
 
@@ -24,7 +24,7 @@ type Checkpoint struct {
 	// Open are the lines that the CRI log file ends in the middle of.
 	Open crifile.OpenLines `json:"open,omitzero"`
 
-	// Complete tells that the container has exited and all of its log is written.
+	// Complete is set when the container has exited and all of its log is written.
 	Complete bool `json:"complete,omitempty"`
 }
 

@@ -6,7 +6,7 @@
 // Checkpoint, so that after a crash no line is missing and none is repeated.
 //
 // There are two more modes: a symbolic link to the json-file, as cri-dockerd creates it, and
-// copying from the log stream of the Engine API, for nodes whose operator requires another log driver.
+// copying from the log stream of the Engine API, for nodes that require another log driver.
 //
 // The cache calls Observe before it publishes the state of a container, so that none is
 // shown as exited before its last line is written. core/container creates, reopens and removes logs.
@@ -88,7 +88,7 @@ func (s *Service) Driver() container.LogConfig {
 	}
 }
 
-// jsonFileDriver is Docker's log driver whose files are read.
+// jsonFileDriver is Docker's name of the log driver of which the files are read.
 const jsonFileDriver = "json-file"
 
 // Run writes logs until ctx ends.
@@ -128,7 +128,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// handleChange wakes the pump whose source is at path, or all if path is empty.
+// handleChange wakes the pump of the source at path, or all pumps if path is empty.
 func (s *Service) handleChange(watches watcher, path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,8 +170,8 @@ func (s *Service) wakeLocked(p *pump) {
 	}
 }
 
-// handlePanic parks a pump whose goroutine has panicked, and answers its commands with err. The
-// next command or change of its source starts it again.
+// handlePanic parks a pump after a panic of its goroutine and fails its commands with err.
+// The next command or change of its source starts it again.
 func (s *Service) handlePanic(p *pump, err error) {
 	s.mu.Lock()
 	commands := p.commands
@@ -321,8 +321,8 @@ func (s *Service) logOnce(id string, err error) {
 	}
 }
 
-// isSymlink reports whether the log of c is a symbolic link to Docker's json-file. It restores that of
-// a container of cri-dockerd.
+// isSymlink reports whether the log of c is a symbolic link to Docker's json-file. It
+// restores the link of a running container of cri-dockerd.
 func (s *Service) isSymlink(c *cache.Container, path crifile.Path) bool {
 	switch {
 	case c.JSONPath == "":
@@ -389,8 +389,8 @@ func (s *Service) command(p *pump, kind commandKind) <-chan error {
 }
 
 // Reopen begins a new file at the path of a container's log, which the kubelet has renamed.
-// Nothing is written to the old file once Reopen has returned. The error is of kind FailedPrecondition
-// if the log is a symbolic link.
+// Nothing is written to the old file once Reopen has returned. The error is of kind
+// FailedPrecondition if the log is a symbolic link.
 func (s *Service) Reopen(ctx context.Context, id string) error {
 	s.mu.Lock()
 	p, ok := s.pumps[id]

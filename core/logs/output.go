@@ -59,8 +59,8 @@ func (p *pump) saveCheckpoint() {
 	p.out.ResetUnacked()
 }
 
-// storeCheckpoint writes the checkpoint to the state directory, unless it is there already or the
-// pump was discarded.
+// storeCheckpoint writes the checkpoint to the state directory, unless it is there already
+// or the pump was discarded.
 func (p *pump) storeCheckpoint() error {
 	p.service.mu.Lock()
 	discarded := p.service.pumps[p.id] != p
@@ -76,8 +76,8 @@ func (p *pump) storeCheckpoint() error {
 }
 
 // saveCheckpointSoon is saveCheckpoint for a pump that is about to park. It saves at most
-// once per checkpointInterval, if need be with a timer: a container that prints a line now and
-// then would otherwise cost a write to the state directory for each line.
+// once per checkpointInterval, with a timer if necessary: a container that prints a line now
+// and then would otherwise cost a write to the state directory for each line.
 func (p *pump) saveCheckpointSoon() {
 	left := checkpointInterval - time.Since(p.savedAt)
 	if left <= 0 {
@@ -100,7 +100,8 @@ func (p *pump) saveCheckpointSoon() {
 }
 
 // addReopens begins a new CRI log file for the reopen commands among commands: at once or,
-// in the middle of a line, when the line has ended, for log collectors read each file separately.
+// in the middle of a line, when the line has ended, because log collectors read each file
+// separately.
 func (p *pump) addReopens(commands []command) {
 	for _, c := range commands {
 		if c.kind != reopenCommand {
@@ -114,7 +115,8 @@ func (p *pump) addReopens(commands []command) {
 	p.reopenIfDue()
 }
 
-// reopenIfDue executes the waiting reopen commands, unless a line is open and has some time left.
+// reopenIfDue executes the waiting reopen commands, unless a line is open and its grace
+// period has not passed.
 func (p *pump) reopenIfDue() {
 	if !p.out.IsOpen() || !p.checkpoint.Open.Any() || time.Now().After(p.reopenDeadline) {
 		p.reopenNow()
@@ -184,7 +186,7 @@ func (p *pump) remove() (err error) {
 	return err
 }
 
-// close saves the checkpoint and closes the files. complete tells that the log is complete.
+// close saves the checkpoint and closes the files. With complete it marks the log as complete.
 func (p *pump) close(complete bool) {
 	if complete && !p.checkpoint.Complete {
 		p.checkpoint.Complete = true

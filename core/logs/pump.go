@@ -40,23 +40,23 @@ const (
 	removeCommand                    // copy the rest and stop, for the container is being removed
 )
 
-// A command is answered on done, which has a buffer of one.
+// The result of a command is sent to done, which has a buffer of one.
 type command struct {
 	kind commandKind
 	done chan error
 }
 
-// A schedule tells whether a pump has a goroutine.
+// A schedule is whether a pump has a goroutine.
 type schedule int
 
 const (
 	parked  schedule = iota // no goroutine: a command or a change of the source starts one
 	running                 // a goroutine runs, or is queued
-	rerun                   // a goroutine runs and has to check for work once more before it parks
+	rerun                   // a goroutine runs and has to do another round before it parks
 	retired                 // the container was removed: never runs again
 )
 
-// An outputState tells how far the output of a container is, as its observers see it.
+// An outputState is how far the output of a container is, as callers of the Service see it.
 type outputState int
 
 const (
@@ -80,7 +80,7 @@ type pump struct {
 	output            outputState
 	commands          []command // not received yet
 	tty               bool
-	exitedRun         int64     // start time of the last run whose end was observed
+	exitedRun         int64     // start time of the last run of which the exit was observed
 	checkpointPending bool      // a timer wakes the pump for a checkpoint
 	caughtUp          time.Time // while running: when everything in the source was last written
 
@@ -102,14 +102,15 @@ type source interface {
 	copy(ctx context.Context, p *pump, r *round) (copyResult, error)
 	// savePosition sets in cp how far the source was copied.
 	savePosition(cp *Checkpoint) error
-	// watchPath returns the file whose changes tell of more output; "" if there is none now.
+	// watchPath returns the file that changes when there is more output; "" if it does
+	// not exist now.
 	watchPath() string
 	// changed reports whether there may be output beyond the position.
 	changed() (bool, error)
 	close() error
 }
 
-// A copyResult tells why a source stopped copying without an error.
+// A copyResult is why a source stopped copying without an error.
 type copyResult int
 
 const (
@@ -154,7 +155,7 @@ func (p *pump) run(ctx context.Context, watches watcher) {
 		}
 		caughtUp = err == nil
 		state, err := p.finishRound(ctx, r, result, err)
-		r.answer(err)
+		r.reply(err)
 		switch state {
 		case stateRemoved:
 			p.retire()
@@ -180,7 +181,7 @@ func (p *pump) run(ctx context.Context, watches watcher) {
 	}
 }
 
-// nextRound begins a round with the commands that have arrived. caughtUp tells that the
+// nextRound begins a round with the commands that have arrived. caughtUp is whether the
 // last round has copied all output that there was.
 func (p *pump) nextRound(caughtUp bool) *round {
 	p.service.mu.Lock()
@@ -245,8 +246,8 @@ func (p *pump) finishRound(ctx context.Context, r *round, result copyResult, err
 	return stateIdle, nil
 }
 
-// answer answers the commands that wait for the end of the round.
-func (r *round) answer(err error) {
+// reply sends err to the commands that wait for the end of the round.
+func (r *round) reply(err error) {
 	for _, c := range r.commands {
 		if c.kind != reopenCommand {
 			c.done <- err
@@ -296,7 +297,7 @@ func (p *pump) park() bool {
 	return true
 }
 
-// parkWatched is park for a pump that is to be woken when its source changes.
+// parkWatched is park for a pump that wakes when its source changes.
 func (p *pump) parkWatched(watches watcher) bool {
 	path := p.source.watchPath()
 	if path == "" {
@@ -320,7 +321,7 @@ func (p *pump) parkWatched(watches watcher) bool {
 	return p.park()
 }
 
-// retire ends p, whose container was removed.
+// retire ends p after its container was removed.
 func (p *pump) retire() {
 	s := p.service
 	s.mu.Lock()

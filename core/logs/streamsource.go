@@ -15,7 +15,8 @@ import (
 )
 
 // A streamSource is the log stream of the Engine API. It ends when the container exits or
-// Docker stops, and nothing can be watched instead: the goroutine of the pump runs as long as the container.
+// Docker stops. It cannot be watched: the goroutine of its pump runs as long as the
+// container.
 type streamSource struct{}
 
 // copy copies the log stream until it ends, or until the container is being removed.

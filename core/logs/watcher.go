@@ -2,7 +2,8 @@ package logs
 
 import "github.com/fsnotify/fsnotify"
 
-// A watcher reports changes of files. It watches nothing if the node has run out of inotify instances.
+// A watcher reports changes of files. It watches nothing if the node has run out of
+// inotify instances.
 type watcher struct{ files *fsnotify.Watcher } // nil if it watches nothing
 
 // add watches the file at path and reports whether it could.

@@ -39,10 +39,10 @@ func (o *OpenLines) set(stream string, stamp []byte, open bool) {
 	}
 }
 
-// AppendEntry appends the records of an entry, one for each of its line breaks. Text after the last
-// line break is a part of a line, which the next entry continues, unless it is shorter than
-// a piece: then it is the last output of the stream. An entry without text ends the line
-// that is open.
+// AppendEntry appends the records of an entry, one for each of its line breaks. Text after
+// the last line break is a part of a line, which the next entry continues, unless it is
+// shorter than a piece: then it is the last output of the stream. An entry without text
+// ends the line that is open.
 func (o *OpenLines) AppendEntry(dst []byte, e dockerlog.Entry) []byte {
 	if line := *o.of(e.Stream); len(e.Text) == 0 && line != "" {
 		o.set(e.Stream, nil, false)
@@ -60,9 +60,9 @@ func (o *OpenLines) AppendEntry(dst []byte, e dockerlog.Entry) []byte {
 	return dst
 }
 
-// AppendInterrupted ends the open line of the stream of e if e does not continue it: in
-// its json-file Docker gives all pieces of a line the same time. The rest of a line is missing where Docker has
-// dropped output or the container was started again.
+// AppendInterrupted ends the open line of the stream of e if e does not continue it: in a
+// json-file all pieces of a line have the same time. The rest of a line is missing where
+// Docker has dropped output or the container was started again.
 func (o *OpenLines) AppendInterrupted(dst []byte, e dockerlog.Entry) []byte {
 	line := *o.of(e.Stream)
 	if line == "" || line == string(e.Time) {

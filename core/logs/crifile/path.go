@@ -1,9 +1,9 @@
 // Package crifile writes the log file of a container that the kubelet reads: it opens it
-// safely below the log directory of the pod, formats records as the CRI requires, and continues exactly
-// where a killed daemon stopped.
+// safely below the log directory of the pod, formats records as the CRI requires, and
+// continues exactly where a killed daemon stopped.
 //
-// Path is the place of a log, OpenLines formats records, and Writer appends them to the file, which the
-// kubelet rotates: it renames the file and calls ReopenContainerLog.
+// Path is the place of a log, OpenLines formats records, and Writer appends them to the
+// file. The kubelet rotates the file: it renames it and calls ReopenContainerLog.
 package crifile
 
 import (
@@ -24,14 +24,14 @@ import (
 // A Path is where the log of a container is: a file below the log directory of its pod.
 // Log collectors, and pods with a hostPath volume, may be able to write below that
 // directory, so nothing found there is trusted: no symbolic link is followed, and only a
-// regular file is a log. The directories above it belong to the node, and /var/log may well be
-// a symbolic link.
+// regular file is a log. The directories above it belong to the node, and /var/log may be a
+// symbolic link.
 type Path struct {
 	dir        string   // log directory of the pod, absolute and clean
 	components []string // from there to the file; the last one is the file's name
 }
 
-// NewPath returns the path of a log in a pod whose log directory is dir. The error is of
+// NewPath returns the path of a log in a pod with the log directory dir. The error is of
 // kind FailedPrecondition if path is not below dir.
 func NewPath(dir, path string) (Path, error) {
 	dir, path = filepath.Clean(dir), filepath.Clean(path)
@@ -108,8 +108,8 @@ func (p Path) Touch() error {
 	return f.Close()
 }
 
-// Create creates the file if necessary, and its directories. It replaces a symbolic link, which an
-// earlier container of the same name may have left.
+// Create creates the file if necessary, and its directories. It replaces a symbolic link,
+// which an earlier container of the same name may have left.
 func (p Path) Create() error {
 	return p.inDir(true, func(dir int, name string) error {
 		if st, err := lstat(dir, name); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
@@ -151,7 +151,7 @@ func (p Path) Symlink(target string) error {
 	})
 }
 
-// LinkTarget returns the target of the symbolic link at the path, "" if there is none.
+// LinkTarget returns the target of the symbolic link at the path, "" if it is not a link.
 func (p Path) LinkTarget() (target string) {
 	_ = p.inDir(false, func(dir int, name string) (err error) {
 		target, err = readlink(dir, name)
@@ -188,8 +188,9 @@ func (p Path) RemoveEmpty() error {
 	return err
 }
 
-// find opens for reading the file with the given inode: the log itself, or the name to which the
-// kubelet has renamed it since, which begins with that of the log and a dot. It returns nil if there is none.
+// find opens for reading the file with the given inode: the log itself, or a file of which
+// the name begins with that of the log and a dot, as the kubelet renames it. It returns nil
+// if no file has that inode.
 func (p Path) find(inode uint64) (found *os.File, err error) {
 	err = p.inDir(false, func(dir int, name string) error {
 		try := func(candidate string) error {

@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// A Position is how much of a log was written when its writer was last checkpointed. It
-// refers to the file itself, not to its name, for the kubelet renames the file when it rotates it.
+// A Position is how much of a log was written at the last checkpoint of its writer. It
+// refers to the file itself, not to its name, for the kubelet renames the file to rotate it.
 type Position struct {
 	Inode  uint64 `json:"inode,omitempty"` // 0: nothing was ever written
 	Offset int64  `json:"offset,omitempty"`
@@ -20,7 +20,7 @@ type Writer struct {
 	path    Path
 	file    *os.File // nil if not open
 	pos     Position
-	tail    *unackedTail // nil if there is none
+	tail    *unackedTail // nil if the log ends at pos
 	pending []byte       // not written yet, because a write has failed
 	dirty   int64        // bytes written since the last checkpoint
 }
@@ -52,7 +52,7 @@ func (w *Writer) Open() error {
 	return w.Reopen()
 }
 
-// Reopen opens the file at the path, which it creates if the kubelet has renamed the open one.
+// Reopen opens the file at the path, and creates it if the kubelet has renamed the open one.
 func (w *Writer) Reopen() error {
 	if w.file != nil {
 		if err := w.Flush(); err != nil {
@@ -118,7 +118,8 @@ func (w *Writer) DiscardTail() {
 	}
 }
 
-// CanCheckpoint reports whether everything that was passed to Write is in the file, and nothing else.
+// CanCheckpoint reports whether the file is open and contains exactly what was passed to
+// Write.
 func (w *Writer) CanCheckpoint() bool {
 	return w.file != nil && len(w.pending) == 0 && w.tail == nil
 }
@@ -151,14 +152,14 @@ func (w *Writer) Close() error {
 	return err
 }
 
-// An unackedTail is what a log contains after the position of its last checkpoint: written just
-// before berthd was killed.
+// An unackedTail is what a log contains after the position of its last checkpoint: written
+// just before berthd was killed.
 type unackedTail struct {
 	file       *os.File
 	start, end int64
 }
 
-// findTail returns the unacknowledged tail of the log at path, nil if there is none. The
+// findTail returns the unacknowledged tail of the log at path, nil if it has none. The
 // kubelet may have renamed the file since.
 func findTail(path Path, pos Position) (*unackedTail, error) {
 	if pos.Inode == 0 {
@@ -175,8 +176,8 @@ func findTail(path Path, pos Position) (*unackedTail, error) {
 	return &unackedTail{f, pos.Offset, info.Size()}, nil
 }
 
-// skip returns the part of records that the tail does not contain, and whether the tail may contain more
-// of what follows. Records that differ from the tail are never skipped.
+// skip returns the part of records that the tail does not contain, and whether the tail may
+// contain more of what follows. Records that differ from the tail are never skipped.
 func (t *unackedTail) skip(records []byte) (rest []byte, more bool, err error) {
 	have := make([]byte, min(t.end-t.start, int64(len(records))))
 	if _, err := t.file.ReadAt(have, t.start); err != nil && !errors.Is(err, io.EOF) {

@@ -131,13 +131,13 @@ func inodeOf(info fs.FileInfo) uint64 {
 	return 0
 }
 
-// fingerprintSize is how much of a file is enough to tell it from another one: every line
+// fingerprintSize is how much of a file distinguishes it from any other one: every line
 // contains its time.
 const fingerprintSize = 1024
 
 // fingerprint distinguishes files that had the same inode one after the other. It consists
-// of the number of bytes that were hashed, at most fingerprintSize of the first size bytes of the
-// file, and of their hash.
+// of a number and a hash: of as many of the first bytes of the file, at most size and at
+// most fingerprintSize.
 func fingerprint(f *os.File, size int64) (string, error) {
 	buf := make([]byte, min(size, fingerprintSize))
 	if _, err := f.ReadAt(buf, 0); err != nil && !errors.Is(err, io.EOF) {

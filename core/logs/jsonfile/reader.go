@@ -34,16 +34,17 @@ type Reader struct {
 	pos  Position
 }
 
-// NewReader returns a Reader of the log whose current file is at path. It starts at pos;
+// NewReader returns a Reader of the log with its current file at path. It starts at pos;
 // the zero Position is the oldest line that Docker has kept.
 func NewReader(path string, pos Position) *Reader { return &Reader{path: path, pos: pos} }
 
 // IsOpen reports whether Open has opened a file, and Close has not been called since.
 func (r *Reader) IsOpen() bool { return r.file != nil }
 
-// Open opens the file in which the position is, if none is open. The error is fs.ErrNotExist if there is no
-// file: perhaps the container has not printed anything yet. With ErrGap the reader is open and has
-// moved to the oldest line that Docker has kept.
+// Open opens the file in which the position is, unless it is open. The error is
+// fs.ErrNotExist if there is no file, for instance because the container has not printed
+// anything yet. With ErrGap the reader is open and has moved to the oldest line that Docker
+// has kept.
 func (r *Reader) Open() error {
 	if r.file != nil {
 		return nil
@@ -114,7 +115,7 @@ func (r *Reader) Changed() (bool, error) {
 	return inodeOf(info) != r.pos.Inode || info.Size() != r.pos.Offset, nil
 }
 
-// A Continuation tells what follows the end of a file.
+// A Continuation is what follows the end of a file.
 type Continuation int
 
 // The values of Continuation.
@@ -124,9 +125,9 @@ const (
 	NextFile                       // the reader has moved to the next file
 )
 
-// Continue is called when Read returns no complete line any more. It finds out whether Docker has
-// rotated its file, or it was truncated, and moves the position if so. With ErrGap the
-// reader has moved to the next file that Docker has kept.
+// Continue is called when Read returns no further complete line. It checks whether Docker
+// has rotated the file, or it was truncated, and moves the position if so. With ErrGap the
+// reader has moved to the oldest file that Docker has kept.
 func (r *Reader) Continue() (Continuation, error) {
 	info, err := r.file.Stat()
 	if err != nil {

@@ -42,13 +42,13 @@ func (p *Position) mark(stream string) *Mark {
 // Add moves the position beyond e.
 func (p *Position) Add(e dockerlog.Entry) { p.mark(e.Stream).add(e.Time) }
 
-// maxReorder is how long Docker may take from the time of a message to its place in the log: messages
-// of the other stream may come between.
+// maxReorder is how long Docker may take from giving a message its time to writing it to
+// its log: messages of the other stream may come between.
 const maxReorder = 10 * time.Second
 
-// Since returns the time from which to read the stream again so that nothing is missed; "" for
-// the beginning. openLines are the times of lines that have not ended. tty tells that the container has a
-// terminal.
+// Since returns the time from which to read the stream again so that nothing is missed; ""
+// for the beginning. openLines are the times of lines that have not ended. tty is whether
+// the container has a terminal.
 func (p *Position) Since(tty bool, openLines ...string) string {
 	if p.LastTime != "" {
 		return p.LastTime
@@ -91,7 +91,8 @@ func (p *Position) Replay() *Replay {
 	return r
 }
 
-// Contains reports whether e was processed before. It must be called with every entry of the stream, in order.
+// Contains reports whether e was processed before. It must be called with every entry of the
+// stream, in order.
 func (r *Replay) Contains(e dockerlog.Entry) bool {
 	if r.legacy.Count > 0 && string(e.Time) == r.legacy.Time {
 		r.legacy.Count--

@@ -1,9 +1,9 @@
 // Package logstream reads the log stream of a container that the Engine API serves
-// (GET /containers/{id}/logs), with time stamps, whatever the log driver.
+// (GET /containers/{id}/logs) with time stamps, for any log driver that can be read.
 //
-// Split makes a dockerlog.Entry of each message of the stream. Since the API can only
-// continue a stream at a time, a Position counts the messages of the last time that were processed, and a
-// Replay recognises them when the stream is opened again.
+// Split makes a dockerlog.Entry of each message of the stream. The API can continue a stream
+// only from a time. Therefore a Position counts the entries of the last time that were
+// processed, and a Replay recognises them when the stream is opened again.
 package logstream
 
 import (
@@ -18,8 +18,8 @@ import (
 	"berth/core/logs/dockerlog"
 )
 
-// Split sends the entries of the log stream body until it ends or ctx does. tty tells that
-// the container has a terminal.
+// Split sends the entries of the log stream body until it ends or ctx does. tty is
+// whether the container has a terminal.
 func Split(ctx context.Context, body io.Reader, tty bool, to chan<- dockerlog.Entry) error {
 	if tty {
 		t := &terminal{to: sender{ctx, dockerlog.Stdout, to}}
@@ -61,7 +61,8 @@ func errNoTime(message []byte) error {
 	return fmt.Errorf("log stream: %q does not begin with a time", message[:min(len(message), 64)])
 }
 
-// leadingTime returns the time at the beginning of b, which a space must follow; nil if there is none.
+// leadingTime returns the time at the beginning of b, which a space must follow; nil if b
+// does not begin so.
 func leadingTime(b []byte) []byte {
 	stamp, _, ok := bytes.Cut(b[:min(len(b), maxTimeLength+1)], []byte{' '})
 	if !ok {

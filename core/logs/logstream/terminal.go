@@ -22,8 +22,8 @@ type terminal struct {
 	split []byte // time of the previous text, if that had no line break; else nil
 }
 
-// maxText is how long a text without a line break may get before it is sent unfinished. Of Docker's
-// log drivers awslogs splits last, at 256 KiB.
+// maxText is how long a text without a line break may get before it is sent unfinished. The
+// largest pieces of Docker's log drivers are those of awslogs, 256 KiB.
 const maxText = 1 << 20
 
 func (t *terminal) Write(b []byte) (int, error) {
@@ -91,7 +91,7 @@ func (t *terminal) next() (n int, complete bool) {
 }
 
 // indexLaterTime returns the index in text of a time, as Docker writes it, that is later than
-// stamp; -1 if there is none.
+// stamp; -1 if text contains no such time.
 func indexLaterTime(text, stamp []byte) int {
 	now, err := time.Parse(time.RFC3339Nano, string(stamp))
 	if err != nil {
