@@ -371,7 +371,7 @@ var messages = []message{
 		{"annotations", refused, "berth knows of none that would change a container", "todocker.TestCheckUpdate"},
 	}},
 	{"ReopenContainerLogRequest", []row{
-		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "logs.TestTheKubeletRotates e2e.TestCRI"},
+		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "logs.TestReopenBeginsNewFile e2e.TestCRI"},
 	}},
 	{"ExecSyncRequest", []row{
 		{"container_id", berth, "found by the ID or by the beginning of one; it must run", "exec.TestSyncReturnsOutputAndExitCode"},

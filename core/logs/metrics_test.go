@@ -10,8 +10,7 @@ import (
 	"berth/core/logs"
 )
 
-// The lag grows while a log cannot be written, and is none again after.
-func TestLag(t *testing.T) {
+func TestLagGrowsWhileLogCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, logs.CRI)
 	reg := prometheus.NewPedanticRegistry()
@@ -25,28 +24,28 @@ func TestLag(t *testing.T) {
 		}
 		return list[0].GetMetric()[0].GetGauge().GetValue()
 	}
-	n.open()
+	n.create()
 	if err := os.Remove(n.path); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(n.path, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	n.print(3)
-	n.logs.Keep(t.Context(), n.seen(true))
+	n.printLines(3)
+	n.logs.Keep(t.Context(), n.inspected(true))
 	limit := time.Now().Add(10 * time.Second)
 	for ; lag() < 0.3; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(limit) {
-			t.Fatalf("nothing is written and yet the lag is %v", lag())
+			t.Fatalf("the log cannot be written, but the lag is %v", lag())
 		}
 	}
 	if err := os.Remove(n.path); err != nil {
 		t.Fatal(err)
 	}
-	n.has(n.path, want(1, 3))
+	n.waitForContent(n.path, wantRecords(1, 3))
 	for ; lag() != 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(limit.Add(10 * time.Second)) {
-			t.Fatalf("all is written and yet the lag is %v", lag())
+			t.Fatalf("everything is written, but the lag is %v", lag())
 		}
 	}
 }

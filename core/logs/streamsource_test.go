@@ -20,22 +20,22 @@ import (
 	"berth/core/state"
 )
 
-// A followed is a container whose log is read from the log stream of an Engine.
-type followed struct {
+// A streamNode is a container with a log that is copied from the log stream of an Engine.
+type streamNode struct {
 	t      *testing.T
 	engine *enginetest.Engine
 	logs   *logs.Service
 	id     string
 	path   string
 	tty    bool
-	end    func() // of the daemon
-	begin  func()
+	stop   func() // of the Service
+	start  func()
 }
 
-// follow starts a container of program that writes its log with driver.
-func follow(t *testing.T, tty bool, driver string, program enginetest.Program) *followed {
+// newStreamNode starts a container that runs program and has the log driver driver.
+func newStreamNode(t *testing.T, tty bool, driver string, program enginetest.Program) *streamNode {
 	t.Helper()
-	f := &followed{t: t, engine: enginetest.New(t), path: filepath.Join(t.TempDir(), "pods", "0.log"), tty: tty}
+	f := &streamNode{t: t, engine: enginetest.New(t), path: filepath.Join(t.TempDir(), "pods", "0.log"), tty: tty}
 	f.engine.AddImage(enginetest.Image{}, "server")
 	f.engine.Program("program", program)
 	docker, c := f.engine.Connect(t), f.engine.Client(t)
@@ -48,45 +48,45 @@ func follow(t *testing.T, tty bool, driver string, program enginetest.Program) *
 		t.Fatal(err)
 	}
 	f.id = made.ID
-	shelf := newShelf(t)
-	f.begin = func() {
-		f.logs = logs.New(logs.Follow, docker, shelf, slog.New(slog.DiscardHandler))
+	bucket := newBucket(t)
+	f.start = func() {
+		f.logs = logs.New(logs.Follow, docker, bucket, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- f.logs.Run(ctx) }()
-		f.end = func() {
-			f.end = func() {}
+		f.stop = func() {
+			f.stop = func() {}
 			cancel()
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
 		}
 	}
-	f.begin()
-	t.Cleanup(func() { f.end() })
+	f.start()
+	t.Cleanup(func() { f.stop() })
 	if err := f.logs.Open(made.ID, "", filepath.Dir(f.path), f.path); err != nil {
 		t.Fatal(err)
 	}
-	f.keep(true)
+	f.observe(true)
 	return f
 }
 
-// newShelf returns where positions are kept.
-func newShelf(t *testing.T) *logs.Positions {
+// newBucket returns an empty bucket.
+func newBucket(t *testing.T) *logs.Positions {
 	t.Helper()
-	notes, err := state.Open(t.TempDir())
+	store, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf, err := logs.OpenPositions(notes)
+	bucket, err := logs.OpenPositions(store)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return shelf
+	return bucket
 }
 
-// keep tells what the view would of the container.
-func (f *followed) keep(running bool) {
+// observe passes the state of the container to the Service, as the cache does.
+func (f *streamNode) observe(running bool) {
 	f.logs.Keep(f.t.Context(), &cache.Container{
 		Row:    &runtimeapi.Container{Id: f.id},
 		Status: &runtimeapi.ContainerStatus{Id: f.id, LogPath: f.path, StartedAt: 1}, Running: running, TTY: f.tty, Ours: true,
@@ -94,11 +94,11 @@ func (f *followed) keep(running bool) {
 	})
 }
 
-// A rec is a record of a log.
-type rec struct{ stream, tag, text string }
+// A record is a record of a CRI log, without its time.
+type record struct{ stream, tag, text string }
 
-// records reads the log at path.
-func records(t *testing.T, path string) (list []rec) {
+// readRecords reads the log at path.
+func readRecords(t *testing.T, path string) (list []record) {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -112,19 +112,19 @@ func records(t *testing.T, path string) (list []rec) {
 		if _, err := time.Parse(time.RFC3339Nano, fields[0]); err != nil {
 			t.Fatal(err)
 		}
-		list = append(list, rec{fields[1], fields[2], fields[3]})
+		list = append(list, record{fields[1], fields[2], fields[3]})
 	}
 	return list
 }
 
-// joined puts the pieces of lines together, and tells of lines that have no end.
-func joined(t *testing.T, list []rec) (lines []rec) {
+// joinPieces returns the lines of a log. A line without an end is an error.
+func joinPieces(t *testing.T, list []record) (lines []record) {
 	t.Helper()
 	open := map[string]string{}
 	for _, r := range list {
 		open[r.stream] += r.text
 		if r.tag == "F" {
-			lines = append(lines, rec{r.stream, "F", open[r.stream]})
+			lines = append(lines, record{r.stream, "F", open[r.stream]})
 			delete(open, r.stream)
 		}
 	}
@@ -134,15 +134,15 @@ func joined(t *testing.T, list []rec) (lines []rec) {
 	return lines
 }
 
-// whole waits until the container has ended, and checks what the log says then.
-func (f *followed) whole(want ...rec) {
+// checkLinesAtExit waits until the container has exited, and checks the lines of its log.
+func (f *streamNode) checkLinesAtExit(want ...record) {
 	f.t.Helper()
-	enginetest.Until(f.t, "it does not end", func() bool {
+	enginetest.Until(f.t, "the container does not exit", func() bool {
 		c, err := f.engine.Client(f.t).ContainerInspect(f.t.Context(), f.id)
 		return err == nil && !c.State.Running
 	})
-	f.keep(false)
-	got := joined(f.t, records(f.t, f.path))
+	f.observe(false)
+	got := joinPieces(f.t, readRecords(f.t, f.path))
 	if len(got) != len(want) {
 		f.t.Fatalf("%d lines, want %d: %.300q", len(got), len(want), got)
 	}
@@ -153,15 +153,15 @@ func (f *followed) whole(want ...rec) {
 	}
 }
 
-// damaged is what a json-file makes of a line: it is cut at each 16 KiB, and what is no
-// character in a piece is U+FFFD for each byte.
-func damaged(line string) string {
+// asJSONFile returns line as the log driver json-file stores it: it splits the line every
+// 16 KiB, and replaces each byte of invalid UTF-8 in a piece with U+FFFD.
+func asJSONFile(line string) string {
 	var out strings.Builder
-	for len(line) > piece {
-		for _, r := range line[:piece] {
+	for len(line) > pieceSize {
+		for _, r := range line[:pieceSize] {
 			out.WriteRune(r)
 		}
-		line = line[piece:]
+		line = line[pieceSize:]
 	}
 	for _, r := range line {
 		out.WriteRune(r)
@@ -169,13 +169,12 @@ func damaged(line string) string {
 	return out.String()
 }
 
-// Whatever a container writes, with a terminal or without one, its log goes on,
-// and has the bytes as the log driver keeps them.
-func TestFollowAnyBytes(t *testing.T) {
+// With a terminal and without one, the log has the bytes as the log driver stores them.
+func TestFollowCopiesAnyBytes(t *testing.T) {
 	t.Parallel()
 	for name, line := range map[string]string{
 		"plain":            strings.Repeat("x", 100_000),
-		"whole pieces":     strings.Repeat("x", 3*piece),
+		"whole pieces":     strings.Repeat("x", 3*pieceSize),
 		"two bytes":        "a" + strings.Repeat("é", 20_000),
 		"three bytes":      "a" + strings.Repeat("€", 20_000),
 		"four bytes":       "ab" + strings.Repeat("😀", 20_000),
@@ -183,49 +182,48 @@ func TestFollowAnyBytes(t *testing.T) {
 		"no UTF-8, short":  strings.Repeat("\xff", 300),
 		"spaces":           strings.Repeat(" ", 40_000),
 		"a time":           strings.Repeat("2026-11-23T14:26:30.123456789Z ", 2000),
-		"a time at a mark": strings.Repeat("x", 2*piece-1) + " 2026-11-23T14:26:30.12Z y",
+		"a time at a mark": strings.Repeat("x", 2*pieceSize-1) + " 2026-11-23T14:26:30.12Z y",
 	} {
 		for _, driver := range []string{"json-file", "local"} {
 			for _, tty := range []bool{true, false} {
 				t.Run(name+", "+driver+map[bool]string{true: ", terminal"}[tty], func(t *testing.T) {
-					f := follow(t, tty, driver, enginetest.Prints("before\n"+line+"\nafter\n\nlast", "", 0, 0))
-					kept, end := line, ""
+					f := newStreamNode(t, tty, driver, enginetest.Prints("before\n"+line+"\nafter\n\nlast", "", 0, 0))
+					want, end := line, ""
 					if tty {
 						end = "\r"
 					}
-					if kept += end; driver == "json-file" {
-						kept = damaged(kept)
+					if want += end; driver == "json-file" {
+						want = asJSONFile(want)
 					}
-					f.whole(rec{"stdout", "F", "before" + end}, rec{"stdout", "F", kept}, rec{"stdout", "F", "after" + end}, rec{"stdout", "F", end}, rec{"stdout", "F", "last"})
+					f.checkLinesAtExit(record{"stdout", "F", "before" + end}, record{"stdout", "F", want}, record{"stdout", "F", "after" + end}, record{"stdout", "F", end}, record{"stdout", "F", "last"})
 				})
 			}
 		}
 	}
 }
 
-// The last line of each stream is over once the container has ended.
-func TestFollowEndsTheLastLine(t *testing.T) {
+func TestFollowEndsLastLine(t *testing.T) {
 	t.Parallel()
-	part := strings.Repeat("x", piece)
+	part := strings.Repeat("x", pieceSize)
 	for name, tt := range map[string]struct {
 		out, err string
-		want     []rec
+		want     []record
 	}{
-		"short":        {"one\ntwo", "", []rec{{"stdout", "F", "one"}, {"stdout", "F", "two"}}},
-		"both streams": {"a", "b", []rec{{"stdout", "F", "a"}, {"stderr", "F", "b"}}},
-		"whole piece":  {part, "", []rec{{"stdout", "P", part}, {"stdout", "F", ""}}},
-		"long":         {part + "end", "", []rec{{"stdout", "P", part}, {"stdout", "F", "end"}}},
+		"short":           {"one\ntwo", "", []record{{"stdout", "F", "one"}, {"stdout", "F", "two"}}},
+		"both streams":    {"a", "b", []record{{"stdout", "F", "a"}, {"stderr", "F", "b"}}},
+		"whole pieceSize": {part, "", []record{{"stdout", "P", part}, {"stdout", "F", ""}}},
+		"long":            {part + "end", "", []record{{"stdout", "P", part}, {"stdout", "F", "end"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := follow(t, false, "json-file", enginetest.Prints(tt.out, tt.err, 0, 0))
-			enginetest.Until(t, "it does not end", func() bool {
+			f := newStreamNode(t, false, "json-file", enginetest.Prints(tt.out, tt.err, 0, 0))
+			enginetest.Until(t, "the container does not exit", func() bool {
 				c, err := f.engine.Client(t).ContainerInspect(t.Context(), f.id)
 				return err == nil && !c.State.Running
 			})
-			f.end() // berthd is away at the end
-			f.begin()
-			f.keep(false)
-			got := records(t, f.path)
+			f.stop() // at exit berthd is stopped
+			f.start()
+			f.observe(false)
+			got := readRecords(t, f.path)
 			if len(got) != len(tt.want) {
 				t.Fatalf("%.200q, want %.200q", got, tt.want)
 			}
@@ -238,18 +236,17 @@ func TestFollowEndsTheLastLine(t *testing.T) {
 	}
 }
 
-// A new file is begun between lines.
-func TestFollowReopensBetweenLines(t *testing.T) {
+func TestFollowReopenWaitsForEndOfLine(t *testing.T) {
 	t.Parallel()
-	goOn := make(chan struct{})
-	part := strings.Repeat("x", piece)
-	f := follow(t, false, "json-file", func(p *enginetest.Process) int {
+	continueLine := make(chan struct{})
+	part := strings.Repeat("x", pieceSize)
+	f := newStreamNode(t, false, "json-file", func(p *enginetest.Process) int {
 		_, _ = p.Stdout.Write([]byte(part))
-		<-goOn
+		<-continueLine
 		_, _ = p.Stdout.Write([]byte("end\nnext\n"))
 		return 0
 	})
-	enginetest.Until(t, "nothing is written", func() bool { return len(records(t, f.path)) == 1 })
+	enginetest.Until(t, "nothing is written", func() bool { return len(readRecords(t, f.path)) == 1 })
 	older := f.path + ".1"
 	if err := os.Rename(f.path, older); err != nil {
 		t.Fatal(err)
@@ -258,21 +255,20 @@ func TestFollowReopensBetweenLines(t *testing.T) {
 	go func() { done <- f.logs.Reopen(t.Context(), f.id) }()
 	select {
 	case err := <-done:
-		t.Fatalf("it has not waited for the end of the line: %v", err)
+		t.Fatalf("Reopen has not waited for the end of the line: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	close(goOn)
+	close(continueLine)
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	f.whole(rec{"stdout", "F", "next"})
-	if got := joined(t, records(t, older)); len(got) != 1 || got[0].text != part+"end" {
-		t.Errorf("the older file: %.200q", got)
+	f.checkLinesAtExit(record{"stdout", "F", "next"})
+	if got := joinPieces(t, readRecords(t, older)); len(got) != 1 || got[0].text != part+"end" {
+		t.Errorf("lines in the old file: %.200q", got)
 	}
 }
 
-// A file is begun anew also if that was asked for before there is a stream.
-func TestFollowReopens(t *testing.T) {
+func TestFollowReopenBeforeStreamIsOpen(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
@@ -284,8 +280,8 @@ func TestFollowReopens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf := newShelf(t)
-	s := logs.New(logs.Follow, docker, shelf, slog.New(slog.DiscardHandler))
+	bucket := newBucket(t)
+	s := logs.New(logs.Follow, docker, bucket, slog.New(slog.DiscardHandler))
 	path := filepath.Join(t.TempDir(), "pods", "0.log")
 	if err := s.Open(made.ID, "", filepath.Dir(path), path); err != nil {
 		t.Fatal(err)
@@ -298,7 +294,7 @@ func TestFollowReopens(t *testing.T) {
 	defer cancel()
 	first := make(chan error, 1)
 	go func() { first <- s.Reopen(ctx, made.ID) }()
-	time.Sleep(50 * time.Millisecond) // it is asked for before Run begins
+	time.Sleep(50 * time.Millisecond) // Reopen has to be called before Run
 	enginetest.Background(t, s.Run)
 	if err := <-first; err != nil {
 		t.Error(err)
@@ -308,13 +304,13 @@ func TestFollowReopens(t *testing.T) {
 	}
 }
 
-// A line in pieces has the time of its first piece, while the other stream goes on: wherever
-// berthd is begun anew, each message is written once.
-func TestFollowGoesOnInBothStreams(t *testing.T) {
+// All pieces of a line have the time of the first one, while the other stream continues:
+// wherever berthd is restarted, each message is written once.
+func TestFollowContinuesBothStreamsAfterRestart(t *testing.T) {
 	t.Parallel()
-	part, other := strings.Repeat("x", piece), strings.Repeat("y", piece)
+	part, other := strings.Repeat("x", pieceSize), strings.Repeat("y", pieceSize)
 	step := make(chan struct{})
-	f := follow(t, false, "json-file", func(p *enginetest.Process) int {
+	f := newStreamNode(t, false, "json-file", func(p *enginetest.Process) int {
 		for _, w := range []struct {
 			to   io.Writer
 			text string
@@ -331,12 +327,12 @@ func TestFollowGoesOnInBothStreams(t *testing.T) {
 		step <- struct{}{}
 		enginetest.Until(t, "nothing is written", func() bool {
 			_, err := os.Stat(f.path)
-			return err == nil && len(records(t, f.path)) > i
+			return err == nil && len(readRecords(t, f.path)) > i
 		})
-		f.end()
-		f.begin()
-		f.keep(true)
+		f.stop()
+		f.start()
+		f.observe(true)
 	}
-	f.whole(rec{"stdout", "F", "first"}, rec{"stderr", "F", "FIRST"}, rec{"stderr", "F", other + other + "END"},
-		rec{"stderr", "F", "next"}, rec{"stdout", "F", part + part + part + "end"}, rec{"stderr", "F", "last"})
+	f.checkLinesAtExit(record{"stdout", "F", "first"}, record{"stderr", "F", "FIRST"}, record{"stderr", "F", other + other + "END"},
+		record{"stderr", "F", "next"}, record{"stdout", "F", part + part + part + "end"}, record{"stderr", "F", "last"})
 }

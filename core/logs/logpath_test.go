@@ -16,14 +16,14 @@ import (
 	"berth/core/logs"
 )
 
-// notLogs make what is not a log at the path of one, by what the error calls it.
-var notLogs = map[string]func(n *node, path string) error{
+// nonLogs create files that cannot be a log, by what the error calls them.
+var nonLogs = map[string]func(n *node, path string) error{
 	"named pipe": func(_ *node, path string) error { return unix.Mkfifo(path, 0o600) },
 	"directory":  func(_ *node, path string) error { return os.Mkdir(path, 0o755) },
 	"symbolic link": func(n *node, path string) error {
-		return os.Symlink(n.victim(), path)
+		return os.Symlink(n.protectedFile(), path)
 	},
-	"hard link": func(n *node, path string) error { return os.Link(n.victim(), path) },
+	"hard link": func(n *node, path string) error { return os.Link(n.protectedFile(), path) },
 	"socket": func(_ *node, path string) error {
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 		if err == nil {
@@ -41,23 +41,23 @@ var notLogs = map[string]func(n *node, path string) error{
 	},
 }
 
-// victim makes a file of the node that no log may get into.
-func (n *node) victim() string {
+// protectedFile creates a file of the node that no log may change.
+func (n *node) protectedFile() string {
 	n.t.Helper()
-	path := filepath.Join(n.dir, "victim")
+	path := filepath.Join(n.dir, "protected")
 	if err := os.WriteFile(path, []byte("before"), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() {
 		if text, err := os.ReadFile(path); err != nil || string(text) != "before" {
-			n.t.Errorf("a file that is no log has %.200q, %v", text, err)
+			n.t.Errorf("the protected file contains %.200q, %v", text, err)
 		}
 	})
 	return path
 }
 
-// within runs do, which must not hang.
-func within(t *testing.T, what string, do func() error) error {
+// withTimeout returns the result of do, which must not hang.
+func withTimeout(t *testing.T, what string, do func() error) error {
 	t.Helper()
 	done := make(chan error, 1)
 	go func() { done <- do() }()
@@ -70,20 +70,20 @@ func within(t *testing.T, what string, do func() error) error {
 	}
 }
 
-// refuses checks that err tells what is in the place of the log.
-func refuses(t *testing.T, what, kind string, err error) {
+// checkRefused checks that err says what is at the path of the log.
+func checkRefused(t *testing.T, what, kind string, err error) {
 	t.Helper()
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), kind) || !strings.Contains(err.Error(), "0.log") {
 		t.Errorf("%s: %v, want FailedPrecondition that says %q and where", what, err, kind)
 	}
 }
 
-func TestOpenRefusesWhatIsNoLog(t *testing.T) {
+func TestCreateRefusesNonLogFiles(t *testing.T) {
 	t.Parallel()
-	for kind, put := range notLogs {
+	for kind, put := range nonLogs {
 		for _, mode := range []logs.Mode{logs.CRI, logs.Follow, logs.Link} {
 			if kind == "symbolic link" {
-				continue // of an earlier attempt: replaced
+				continue // that of an earlier container: it is replaced
 			}
 			t.Run(kind+", "+string(mode), func(t *testing.T) {
 				n := newNode(t, mode)
@@ -93,30 +93,29 @@ func TestOpenRefusesWhatIsNoLog(t *testing.T) {
 				if err := put(n, n.path); err != nil {
 					t.Fatal(err)
 				}
-				refuses(t, "open", kind, within(t, "open", func() error { return n.logs.Open("c1", n.source, n.logDir(), n.path) }))
-				err := within(t, "close", func() error { return n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path) })
+				checkRefused(t, "open", kind, withTimeout(t, "open", func() error { return n.logs.Open("c1", n.source, n.logDir(), n.path) }))
+				err := withTimeout(t, "close", func() error { return n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path) })
 				if err != nil {
 					t.Errorf("close: %v", err)
 				}
 				if _, err := os.Lstat(n.path); err != nil {
-					t.Errorf("what is no log of ours was removed: %v", err)
+					t.Errorf("Close has removed a file that is not a log: %v", err)
 				}
 			})
 		}
 	}
 }
 
-// A log whose place is taken goes on where it was, and the new file is begun
-// once it can be.
-func TestReopenRefusesWhatIsNoLog(t *testing.T) {
+// The log continues in the old file until a new one can be created.
+func TestReopenRefusesNonLogFiles(t *testing.T) {
 	t.Parallel()
-	for kind, put := range notLogs {
+	for kind, put := range nonLogs {
 		t.Run(kind, func(t *testing.T) {
 			n := newNode(t, logs.CRI)
-			n.open()
-			n.print(4)
-			n.logs.Keep(t.Context(), n.seen(true))
-			n.has(n.path, want(1, 4))
+			n.create()
+			n.printLines(4)
+			n.logs.Keep(t.Context(), n.inspected(true))
+			n.waitForContent(n.path, wantRecords(1, 4))
 			older := n.path + ".1"
 			if err := os.Rename(n.path, older); err != nil {
 				t.Fatal(err)
@@ -124,62 +123,61 @@ func TestReopenRefusesWhatIsNoLog(t *testing.T) {
 			if err := put(n, n.path); err != nil {
 				t.Fatal(err)
 			}
-			refuses(t, "reopen", kind, within(t, "reopen", func() error { return n.logs.Reopen(t.Context(), "c1") }))
-			n.print(3)
-			n.has(older, want(1, 7))
+			checkRefused(t, "reopen", kind, withTimeout(t, "reopen", func() error { return n.logs.Reopen(t.Context(), "c1") }))
+			n.printLines(3)
+			n.waitForContent(older, wantRecords(1, 7))
 			if err := os.Remove(n.path); err != nil {
 				t.Fatal(err)
 			}
 			if err := n.logs.Reopen(t.Context(), "c1"); err != nil {
 				t.Error(err)
 			}
-			n.print(3)
-			n.has(n.path, want(8, 10))
-			_ = within(t, "the end of the daemon", func() error { n.end(); return nil })
+			n.printLines(3)
+			n.waitForContent(n.path, wantRecords(8, 10))
+			_ = withTimeout(t, "the end of the daemon", func() error { n.stop(); return nil })
 		})
 	}
 }
 
-// What took the place of a log while berthd was away keeps neither the log of another container nor
-// the end of berthd, and is told of.
-func TestBerthdStartsWithWhatIsNoLog(t *testing.T) {
+// A file that replaced the log while berthd was stopped blocks neither Observe nor the end of
+// berthd, and is logged.
+func TestNonLogFileAtStartBlocksNothing(t *testing.T) {
 	t.Parallel()
-	for kind, put := range notLogs {
+	for kind, put := range nonLogs {
 		t.Run(kind, func(t *testing.T) {
 			n := newNode(t, logs.CRI)
-			n.open()
-			n.print(4)
-			n.logs.Keep(t.Context(), n.seen(true))
-			n.has(n.path, want(1, 4))
-			n.end()
-			for _, name := range []string{n.path, n.path + ".1"} { // the second is looked at for what was written last
+			n.create()
+			n.printLines(4)
+			n.logs.Keep(t.Context(), n.inspected(true))
+			n.waitForContent(n.path, wantRecords(1, 4))
+			n.stop()
+			for _, name := range []string{n.path, n.path + ".1"} { // the second is searched for the unacknowledged tail
 				_ = os.Remove(name)
 				if err := put(n, name); err != nil {
 					t.Fatal(err)
 				}
 			}
-			n.begin()
-			n.print(3)
+			n.start()
+			n.printLines(3)
 			began := time.Now()
-			n.logs.Keep(t.Context(), n.seen(true))
+			n.logs.Keep(t.Context(), n.inspected(true))
 			ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
 			defer cancel()
-			refuses(t, "reopen", kind, n.logs.Reopen(ctx, "c1"))
-			n.logs.Keep(t.Context(), n.seen(false))
+			checkRefused(t, "reopen", kind, n.logs.Reopen(ctx, "c1"))
+			n.logs.Keep(t.Context(), n.inspected(false))
 			if took := time.Since(began); took > enginetest.Patience {
-				t.Errorf("the end of a container is kept back for %v", took)
+				t.Errorf("the exit of a container is held back for %v", took)
 			}
-			_ = within(t, "the end of the daemon", func() error { n.end(); return nil })
-			if !strings.Contains(n.said.String(), kind) {
-				t.Errorf("nothing is said of it:\n%s", n.said)
+			_ = withTimeout(t, "the end of the daemon", func() error { n.stop(); return nil })
+			if !strings.Contains(n.logOutput.String(), kind) {
+				t.Errorf("no error is logged:\n%s", n.logOutput)
 			}
 		})
 	}
 }
 
-// No component of a path below the log directory may be a link; the way to that
-// directory may.
-func TestNoLinkBelowTheLogDirectoryIsFollowed(t *testing.T) {
+// The log directory and the components below it must not be links; those above it may be.
+func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, logs.CRI)
 	elsewhere := filepath.Join(n.dir, "elsewhere")
@@ -219,14 +217,13 @@ func TestNoLinkBelowTheLogDirectoryIsFollowed(t *testing.T) {
 	}
 }
 
-// A link that takes the place of a directory later is not followed either.
-func TestNoLinkIsFollowedLater(t *testing.T) {
+func TestSymlinkThatReplacesDirectoryIsRefused(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, logs.CRI)
-	n.open()
-	n.print(1)
-	n.logs.Keep(t.Context(), n.seen(true))
-	n.has(n.path, want(1, 1))
+	n.create()
+	n.printLines(1)
+	n.logs.Keep(t.Context(), n.inspected(true))
+	n.waitForContent(n.path, wantRecords(1, 1))
 	dir, elsewhere := filepath.Dir(n.path), filepath.Join(n.dir, "elsewhere")
 	if err := os.Mkdir(elsewhere, 0o755); err != nil {
 		t.Fatal(err)
@@ -240,7 +237,7 @@ func TestNoLinkIsFollowedLater(t *testing.T) {
 	if err := n.logs.Reopen(t.Context(), "c1"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("reopen: %v, want FailedPrecondition", err)
 	}
-	n.logs.Keep(t.Context(), n.seen(false))
+	n.logs.Keep(t.Context(), n.inspected(false))
 	if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("close: %v, want FailedPrecondition", err)
 	}
@@ -249,21 +246,21 @@ func TestNoLinkIsFollowedLater(t *testing.T) {
 	}
 }
 
-// A path counts only below the log directory of the container's pod, whatever a
-// label says.
-func TestPathsOutsideTheLogDirectory(t *testing.T) {
+// A label of an image can name any path: only paths below the log directory of the pod are
+// used.
+func TestPathsOutsideLogDirectoryAreIgnored(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ dir, path string }{
-		"another file of the node": {"/pods", "/victim"},
-		"no pod is known":          {"", "/victim"},
+		"another file of the node": {"/pods", "/protected"},
+		"no pod is known":          {"", "/protected"},
 		"the directory itself":     {"/pods", "/pods"},
 		"a sibling":                {"/pods", "/pods-of-another/0.log"},
-		"upwards":                  {"/pods", "/pods/../victim"},
+		"upwards":                  {"/pods", "/pods/../protected"},
 	} {
 		for _, mode := range []logs.Mode{logs.CRI, logs.Link, logs.Follow} {
 			t.Run(name+", "+string(mode), func(t *testing.T) {
 				n := newNode(t, mode)
-				n.victim()
+				n.protectedFile()
 				dir, path := tt.dir, n.dir+tt.path
 				if dir != "" {
 					dir = n.dir + dir
@@ -271,9 +268,9 @@ func TestPathsOutsideTheLogDirectory(t *testing.T) {
 				if err := n.logs.Open("c1", n.source, dir, path); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("open: %v, want FailedPrecondition", err)
 				}
-				n.print(3)
+				n.printLines(3)
 				for _, ours := range []bool{true, false} {
-					c := n.seen(true)
+					c := n.inspected(true)
 					c.Status.LogPath, c.LogDirectory, c.Ours = path, dir, ours
 					for range 2 {
 						n.logs.Keep(t.Context(), c)
@@ -282,62 +279,61 @@ func TestPathsOutsideTheLogDirectory(t *testing.T) {
 				if err := n.logs.Close(t.Context(), "c1", n.source, dir, path); err != nil {
 					t.Error(err)
 				}
-				n.end()
-				if got := strings.Count(n.said.String(), "is not written"); got != 1 {
-					t.Errorf("it is said %d times:\n%s", got, n.said)
+				n.stop()
+				if got := strings.Count(n.logOutput.String(), "is not written"); got != 1 {
+					t.Errorf("logged %d times, want once:\n%s", got, n.logOutput)
 				}
 				left, _ := filepath.Glob(n.dir + "/pods*")
 				if len(left) > 0 {
-					t.Errorf("made: %v", left)
+					t.Errorf("created: %v", left)
 				}
 			})
 		}
 	}
 }
 
-// Of a container in a pod of cri-dockerd the log directory is known by who has created
-// it, also to another daemon.
-func TestTheLogDirectoryIsRemembered(t *testing.T) {
+// In a pod of cri-dockerd only the checkpoint has the log directory.
+func TestLogDirectoryIsStored(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, logs.CRI)
-	n.open()
-	n.print(1)
-	n.end()
-	n.begin()
-	c := n.seen(true)
+	n.create()
+	n.printLines(1)
+	n.stop()
+	n.start()
+	c := n.inspected(true)
 	c.LogDirectory = ""
 	n.logs.Keep(t.Context(), c)
-	n.has(n.path, want(1, 1))
+	n.waitForContent(n.path, wantRecords(1, 1))
 }
 
-// The log directory may be gone for a while, also when berthd starts.
-func TestALogDirectoryThatIsGoneForAWhile(t *testing.T) {
+// Also when it does not exist while berthd starts.
+func TestLogContinuesWhenLogDirectoryReturns(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, logs.CRI)
-	n.open()
-	n.print(4)
-	n.logs.Keep(t.Context(), n.seen(true))
-	n.has(n.path, want(1, 4))
-	n.noted()
-	n.end()
+	n.create()
+	n.printLines(4)
+	n.logs.Keep(t.Context(), n.inspected(true))
+	n.waitForContent(n.path, wantRecords(1, 4))
+	n.waitForCheckpoint()
+	n.stop()
 	if err := os.RemoveAll(n.logDir()); err != nil {
 		t.Fatal(err)
 	}
-	n.begin()
-	n.print(3)
-	n.logs.Keep(t.Context(), n.seen(true))
+	n.start()
+	n.printLines(3)
+	n.logs.Keep(t.Context(), n.inspected(true))
 	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
 	defer cancel()
 	if err := n.logs.Reopen(ctx, "c1"); err == nil {
-		t.Error("a file was begun in a directory that is not there")
+		t.Error("a file was created in a directory that does not exist")
 	}
-	n.logs.Keep(t.Context(), n.seen(false)) // waits for what cannot be written
+	n.logs.Keep(t.Context(), n.inspected(false)) // waits until the timeout, for nothing can be written
 	if err := os.MkdirAll(filepath.Dir(n.path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	n.has(n.path, want(5, 7))
-	n.end()
-	if !strings.Contains(n.said.String(), "cannot be written") {
-		t.Errorf("nothing is said of it:\n%s", n.said)
+	n.waitForContent(n.path, wantRecords(5, 7))
+	n.stop()
+	if !strings.Contains(n.logOutput.String(), "cannot be written") {
+		t.Errorf("no error is logged:\n%s", n.logOutput)
 	}
 }
