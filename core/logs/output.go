@@ -9,17 +9,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// openLog opens the CRI log file if it is not open.
+// openLog opens the CRI log file if it is not open, and writes what an earlier failure has
+// left pending.
 func (p *pump) openLog() error {
-	if p.out.IsOpen() {
-		return p.out.Flush()
+	if !p.out.IsOpen() {
+		if err := p.out.Open(); err != nil {
+			return err
+		}
+		// Before the first line: after a crash the next daemon has to find it in this file.
+		p.saveCheckpoint()
 	}
-	if err := p.out.Open(); err != nil {
-		return err
-	}
-	// Before the first line: after a crash the next daemon has to find it in this file.
-	p.saveCheckpoint()
-	return nil
+	return p.out.Flush()
 }
 
 // write appends records to the CRI log file, and does what was waiting for the end of a line

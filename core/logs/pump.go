@@ -130,12 +130,13 @@ type round struct {
 type pumpState int
 
 const (
-	stateCopying  pumpState = iota // the next round follows after batchInterval
-	stateIdle                      // there is no more output: wait for a change of the source
-	stateRetrying                  // the round failed or the log stream ended: try again after retryInterval
-	stateComplete                  // the container has exited and all is written: wait for a new start
-	stateShutdown                  // berthd ends
-	stateRemoved                   // the container is removed
+	stateCopying   pumpState = iota // the next round follows after batchInterval
+	stateIdle                       // there is no more output: wait for a change of the source
+	stateRereading                  // the container has exited during the round: the next one follows at once
+	stateRetrying                   // the round failed or the log stream ended: try again after retryInterval
+	stateComplete                   // the container has exited and all is written: wait for a new start
+	stateShutdown                   // berthd ends
+	stateRemoved                    // the container is removed
 )
 
 // run copies until there is nothing more to do for now.
@@ -163,6 +164,7 @@ func (p *pump) run(ctx context.Context, watches watcher) {
 		case stateShutdown:
 			p.close(false)
 			return
+		case stateRereading:
 		case stateRetrying:
 			p.sleep(ctx, retryInterval)
 		case stateComplete:
@@ -225,6 +227,8 @@ func (p *pump) finishRound(ctx context.Context, r *round, result copyResult, err
 	case r.exited && err == nil && ctx.Err() == nil:
 		// Docker reports the exit of a container after it has written its last line.
 		err = p.complete()
+	case result == streamEnded && err == nil && ctx.Err() == nil && p.exitedDuring(r):
+		return stateRereading, nil
 	case err != nil, result == streamEnded:
 		p.reopenNow() // the rest of an open line will not come soon
 	default:
@@ -244,6 +248,24 @@ func (p *pump) finishRound(ctx context.Context, r *round, result copyResult, err
 		return stateCopying, nil
 	}
 	return stateIdle, nil
+}
+
+// exitedDuring reports whether the exit of the container was observed after r began. Then the
+// commands of r wait for the next round, which reads the log stream once more before it ends
+// the log: the stream may have ended before the container, because Docker was stopped.
+func (p *pump) exitedDuring(r *round) bool {
+	p.service.mu.Lock()
+	defer p.service.mu.Unlock()
+	if r.exited || p.output == outputOpen {
+		return false
+	}
+	for _, c := range r.commands {
+		if c.kind != reopenCommand { // those are in p.reopens
+			p.commands = append(p.commands, c)
+		}
+	}
+	r.commands = nil
+	return true
 }
 
 // reply sends err to the commands that wait for the end of the round.

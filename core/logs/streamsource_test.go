@@ -236,6 +236,24 @@ func TestFollowEndsLastLine(t *testing.T) {
 	}
 }
 
+// Observe is called before the log stream has ended.
+func TestFollowEndsLastLineBeforeExitIsReported(t *testing.T) {
+	t.Parallel()
+	exit := make(chan struct{})
+	full := strings.Repeat("x", pieceSize)
+	f := newStreamNode(t, false, "json-file", func(p *enginetest.Process) int {
+		_, _ = p.Stdout.Write([]byte(full))
+		<-exit
+		return 0
+	})
+	enginetest.Until(t, "nothing is written", func() bool { return len(readRecords(t, f.path)) == 1 })
+	time.AfterFunc(100*time.Millisecond, func() { close(exit) })
+	f.observe(false)
+	if got := readRecords(t, f.path); len(got) != 2 || got[1] != (record{"stdout", "F", ""}) {
+		t.Errorf("%d records, the last one %.40q; want the piece and the end of its line", len(got), got[len(got)-1])
+	}
+}
+
 func TestFollowReopenWaitsForEndOfLine(t *testing.T) {
 	t.Parallel()
 	continueLine := make(chan struct{})
