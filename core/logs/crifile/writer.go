@@ -22,7 +22,7 @@ type Writer struct {
 	pos     Position
 	tail    *unackedTail // nil if the log ends at pos
 	pending []byte       // not written yet, because a write has failed
-	dirty   int64        // bytes written since the last checkpoint
+	unacked int64        // bytes written since the last checkpoint
 }
 
 // NewWriter returns a writer of the log at path that an earlier writer has written up to pos.
@@ -35,7 +35,7 @@ func (w *Writer) IsOpen() bool { return w.file != nil }
 func (w *Writer) IsUnused() bool { return w.pos.Inode == 0 }
 
 // Unacked returns how many bytes were written since the last checkpoint.
-func (w *Writer) Unacked() int64 { return w.dirty }
+func (w *Writer) Unacked() int64 { return w.unacked }
 
 // Open opens the file if it is not open. Before that it looks for records that an earlier
 // writer has written after its last checkpoint: Write skips them.
@@ -90,7 +90,7 @@ func (w *Writer) Write(records []byte) error {
 		}
 	}
 	n, err := w.file.Write(records)
-	w.dirty += int64(n)
+	w.unacked += int64(n)
 	if err != nil {
 		w.pending = append(w.pending, records[n:]...)
 	}
@@ -103,7 +103,7 @@ func (w *Writer) Flush() error {
 		return nil
 	}
 	n, err := w.file.Write(w.pending)
-	w.dirty += int64(n)
+	w.unacked += int64(n)
 	if w.pending = w.pending[n:]; len(w.pending) == 0 {
 		w.pending = nil
 	}
@@ -136,10 +136,7 @@ func (w *Writer) Checkpoint() (Position, error) {
 }
 
 // ResetUnacked makes Unacked count from 0.
-func (w *Writer) ResetUnacked() { w.dirty = 0 }
-
-// Position returns the position of the last checkpoint.
-func (w *Writer) Position() Position { return w.pos }
+func (w *Writer) ResetUnacked() { w.unacked = 0 }
 
 // Close closes the file. Open opens it again.
 func (w *Writer) Close() error {
