@@ -1,6 +1,6 @@
-// Package securityprofile looks up the security profiles of the node that a request
-// names: what Docker would look for at the start only, CreateContainer has to
-// find missing.
+// Package securityprofile reads and checks the seccomp and AppArmor profiles of the node that
+// a request names. Docker checks them when a container starts; the CRI's clients expect the
+// error from CreateContainer or RunPodSandbox.
 package securityprofile
 
 import (
@@ -16,22 +16,26 @@ import (
 	"berth/core/todocker"
 )
 
-// loaded is where the kernel lists the AppArmor profiles that it has.
-const loaded = "/sys/kernel/security/apparmor/profiles"
+// loadedProfiles is the file in which the kernel lists the loaded AppArmor profiles.
+const loadedProfiles = "/sys/kernel/security/apparmor/profiles"
 
-// Load returns the content of the seccomp profile that sc names, "" if it names
-// none. It fails if there is no such file, or if the kernel does not have the
-// AppArmor profile that sc names.
+// dockerDefault is the profile that Docker loads itself when it needs it.
+const dockerDefault = "docker-default"
+
+// Load returns the content of the seccomp profile that sc names, or "" if it names none. The
+// error is of kind FailedPrecondition if that file is missing or not a profile, or if the
+// AppArmor profile that sc names is not loaded.
 func Load(sc todocker.SecurityContext, privileged bool) (seccomp string, err error) {
-	return read(sc, privileged, loaded)
+	return load(sc, privileged, loadedProfiles)
 }
 
-func read(sc todocker.SecurityContext, privileged bool, loaded string) (seccomp string, err error) {
+// load is Load with the path of the list of AppArmor profiles.
+func load(sc todocker.SecurityContext, privileged bool, appArmorList string) (seccomp string, err error) {
 	name, err := todocker.AppArmorProfile(sc)
 	if err != nil {
 		return "", err
 	}
-	if err := find(name, loaded); err != nil {
+	if err := checkAppArmor(name, appArmorList); err != nil {
 		return "", err
 	}
 	file, err := todocker.SeccompFile(sc, privileged)
@@ -42,46 +46,45 @@ func read(sc todocker.SecurityContext, privileged bool, loaded string) (seccomp 
 	if err != nil {
 		return "", fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	if err := isProfile(content); err != nil {
+	if err := checkSeccomp(content); err != nil {
 		return "", fmt.Errorf("seccomp profile %s: %w: %w", file, err, errdefs.ErrFailedPrecondition)
 	}
 	return string(content), nil
 }
 
-// isProfile fails if content would not filter anything, or not as a file says. To
-// Docker nothing is its own default, the words unconfined and builtin are as good as a
-// profile, and one that says neither a default action nor system calls is none.
-func isProfile(content []byte) error {
+// checkSeccomp refuses content that Docker would not apply as a profile: it treats an empty
+// file as its default profile, accepts the words unconfined and builtin, and ignores a
+// profile without defaultAction.
+func checkSeccomp(content []byte) error {
 	var profile struct {
 		DefaultAction string `json:"defaultAction"`
 	}
 	if err := json.Unmarshal(content, &profile); err != nil {
-		return fmt.Errorf("is no JSON of a profile: %w", err)
+		return fmt.Errorf("must be a JSON object: %w", err)
 	}
 	if profile.DefaultAction == "" {
-		return errors.New("has no defaultAction")
+		return errors.New("must have a defaultAction")
 	}
 	return nil
 }
 
-// find fails if a profile of name, which may be a stack of several, is not loaded.
-// Docker loads its own when it needs it. Where the list cannot be read the start fails
-// if the profile is not loaded.
-func find(name, loaded string) error {
-	if name == "" || name == "docker-default" {
+// checkAppArmor refuses a profile, or a stack of profiles, that is not loaded. If the list
+// cannot be read it refuses none: then the start of the container fails.
+func checkAppArmor(name, list string) error {
+	if name == "" || name == dockerDefault {
 		return nil
 	}
-	list, err := os.ReadFile(loaded)
+	loaded, err := os.ReadFile(list)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("AppArmor profiles: %w", err)
+		return fmt.Errorf("list AppArmor profiles: %w", err)
 	}
 	for _, part := range todocker.AppArmorStack(name) {
-		// name (mode)
-		if !strings.Contains("\n"+string(list), "\n"+part+" (") {
-			return fmt.Errorf("AppArmor profile %q is not loaded on this node; apparmor_parser -r FILE loads it: %w", part, errdefs.ErrFailedPrecondition)
+		// Lines have the form "name (mode)"; a name may contain blanks.
+		if !strings.Contains("\n"+string(loaded), "\n"+part+" (") {
+			return fmt.Errorf("AppArmor profile %q is not loaded on this node, load it with apparmor_parser -r FILE: %w", part, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
