@@ -1,19 +1,20 @@
-// Package tocri says in the kubelet's words what the Docker Engine has told
-// us. It is pure: values in, values out, no I/O.
+// Package tocri translates what the Engine API returns to the CRI: inspected containers to
+// the rows of lists and to statuses, and images. It is pure: values in, values out, no I/O.
 //
-// Its counterpart is package todocker.
+// A container of berth has its CRI config in a label, which is returned as it was sent. The
+// config of a container of cri-dockerd is restored from what Docker knows. The counterpart
+// for requests is package todocker.
 package tocri
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/mount"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -23,7 +24,7 @@ import (
 	"berth/core/names"
 )
 
-// Reasons of containers at rest, the words that other runtimes use too.
+// Reasons of exited containers. containerd uses the same words.
 const (
 	reasonCompleted  = "Completed"
 	reasonError      = "Error"
@@ -31,23 +32,23 @@ const (
 	reasonStartError = "StartError"
 )
 
-// Exit codes that are not the process's own.
 const (
 	exitKilled     = 137 // 128 + SIGKILL
-	exitCannotRun  = 128 // where a start failed and the Engine gives no code
-	neverTimestamp = "0001-01-01T00:00:00Z"
+	exitStartError = 128 // for a failed start to which Docker gives no exit code
 )
 
-// A FailedStart is what is recorded of a container whose start failed. The zero
-// FailedStart stands for nothing known.
+// unsetTimestamp is Docker's timestamp for something that has not happened.
+const unsetTimestamp = "0001-01-01T00:00:00Z"
+
+// A FailedStart is the record of a failed start. The zero value is no record.
 type FailedStart struct {
 	At time.Time
-	// Message says why, where Docker had started the container before it failed and
-	// so does not say it.
+	// Message is the reason of a start that failed after Docker had started the
+	// container, so that Docker has none.
 	Message string
 }
 
-// UnmarshalJSON reads what is recorded. berth 1.0 recorded the time alone.
+// UnmarshalJSON reads a record. berth 1.0 recorded only the time.
 func (f *FailedStart) UnmarshalJSON(text []byte) error {
 	if len(text) > 0 && text[0] == '"' {
 		return json.Unmarshal(text, &f.At)
@@ -56,99 +57,84 @@ func (f *FailedStart) UnmarshalJSON(text []byte) error {
 	return json.Unmarshal(text, (*fields)(f))
 }
 
-// Container translates an inspected container into a row of a list and into a
-// status. failed is what is recorded if its start failed; the kubelet's back-off
-// counts from that time, so the time of creation stands in where it is not known.
+// Container translates an inspected container to a row of a list and to a status. failed is
+// the record of its failed start, if there is one. The kubelet's back-off counts from
+// finished_at, so without a record it is the time of creation.
 func Container(c container.InspectResponse, failed FailedStart) (*runtimeapi.Container, *runtimeapi.ContainerStatus, error) {
-	if c.ContainerJSONBase == nil || c.State == nil || c.Config == nil || c.HostConfig == nil {
-		return nil, nil, fmt.Errorf("container %s: the Engine's answer is not whole", id(c))
+	if err := checkComplete(c); err != nil {
+		return nil, nil, fmt.Errorf("container %s: %w", id(c), err)
 	}
-	said, err := labels.Read(c)
+	set, err := labels.Read(c)
 	if err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
-	config, err := containerConfig(c, said)
+	config, err := containerConfig(c, set)
 	if err != nil {
 		return nil, nil, err
 	}
-	at, err := parseTimes(c)
+	user, err := containerUser(c.ID, set)
 	if err != nil {
-		return nil, nil, fmt.Errorf("times of container %s: %w", c.ID, err)
+		return nil, nil, err
 	}
-	state, reason := containerState(c.State)
-	exit := int32(0)
-	if state == runtimeapi.ContainerState_CONTAINER_EXITED {
-		exit = int32(c.State.ExitCode)
+	phase, err := containerPhase(c, failed)
+	if err != nil {
+		return nil, nil, err
 	}
-	if reason == reasonStartError {
-		at.started = 0
-		if at.finished = at.created; !failed.At.IsZero() {
-			at.finished = failed.At.UnixNano()
-		}
-		if exit == 0 {
-			exit = exitCannotRun
-		}
-	}
-	message := c.State.Error
-	if failed.Message != "" && state == runtimeapi.ContainerState_CONTAINER_EXITED && reason != reasonStartError {
-		reason, message, exit = reasonStartError, failed.Message, exitCannotRun
-	}
-	image := &runtimeapi.ImageSpec{
-		Image: said.Image, UserSpecifiedImage: said.Image,
-		Annotations: config.GetImage().GetAnnotations(), RuntimeHandler: config.GetImage().GetRuntimeHandler(),
-	}
-	if image.Image == "" {
-		image.Image = c.Config.Image
-	}
-	ref := said.ImageRef
-	if ref == "" {
-		ref = c.Image
-	}
+	name := cmp.Or(set.Image, c.Config.Image)
 	status := &runtimeapi.ContainerStatus{
-		Id:          c.ID,
-		Metadata:    config.GetMetadata(),
-		State:       state,
-		CreatedAt:   at.created,
-		StartedAt:   at.started,
-		FinishedAt:  at.finished,
-		ExitCode:    exit,
-		Image:       image,
-		ImageRef:    ref,
+		Id:         c.ID,
+		Metadata:   config.GetMetadata(),
+		State:      phase.state,
+		CreatedAt:  phase.created,
+		StartedAt:  phase.started,
+		FinishedAt: phase.finished,
+		ExitCode:   phase.exitCode,
+		Image: &runtimeapi.ImageSpec{
+			Image: name, UserSpecifiedImage: set.Image,
+			Annotations: config.GetImage().GetAnnotations(), RuntimeHandler: config.GetImage().GetRuntimeHandler(),
+		},
+		ImageRef:    cmp.Or(set.ImageRef, c.Image),
 		ImageId:     c.Image,
-		Reason:      reason,
-		Message:     message,
-		Labels:      said.Labels,
-		Annotations: said.Annotations,
+		Reason:      phase.reason,
+		Message:     phase.message,
+		Labels:      set.Labels,
+		Annotations: set.Annotations,
 		Mounts:      config.GetMounts(),
-		LogPath:     said.LogPath,
+		LogPath:     set.LogPath,
 		StopSignal:  stopSignal(c.Config.StopSignal),
-	}
-	if said.User != "" {
-		user := &runtimeapi.LinuxContainerUser{}
-		if err := fromJSON(c.ID, said.User, user); err != nil {
-			return nil, nil, err
-		}
-		status.User = &runtimeapi.ContainerUser{Linux: user}
+		User:        user,
 	}
 	if r := config.GetLinux().GetResources(); r != nil {
 		status.Resources = &runtimeapi.ContainerResources{Linux: r}
 	}
-	row := &runtimeapi.Container{
-		Id:           c.ID,
-		PodSandboxId: said.SandboxID,
-		Metadata:     status.Metadata,
-		Image:        image,
-		ImageRef:     ref,
-		ImageId:      c.Image,
-		State:        state,
-		CreatedAt:    at.created,
-		Labels:       said.Labels,
-		Annotations:  said.Annotations,
-	}
-	return row, status, nil
+	return containerRow(status, set.SandboxID), status, nil
 }
 
-// id is that of c, also where the Engine's answer is not whole.
+// containerRow returns the row of a list for a container with the status.
+func containerRow(s *runtimeapi.ContainerStatus, sandboxID string) *runtimeapi.Container {
+	return &runtimeapi.Container{
+		Id:           s.GetId(),
+		PodSandboxId: sandboxID,
+		Metadata:     s.GetMetadata(),
+		Image:        s.GetImage(),
+		ImageRef:     s.GetImageRef(),
+		ImageId:      s.GetImageId(),
+		State:        s.GetState(),
+		CreatedAt:    s.GetCreatedAt(),
+		Labels:       s.GetLabels(),
+		Annotations:  s.GetAnnotations(),
+	}
+}
+
+// checkComplete refuses an inspect result without the parts that are always translated.
+func checkComplete(c container.InspectResponse) error {
+	if c.ContainerJSONBase == nil || c.State == nil || c.Config == nil || c.HostConfig == nil {
+		return errors.New("inspect result of Docker is incomplete")
+	}
+	return nil
+}
+
+// id returns the ID of c, also if the inspect result is incomplete.
 func id(c container.InspectResponse) string {
 	if c.ContainerJSONBase == nil {
 		return "?"
@@ -156,12 +142,12 @@ func id(c container.InspectResponse) string {
 	return c.ID
 }
 
-// containerConfig reads back what the kubelet asked for. Of a container that
-// cri-dockerd has made it is put together from what Docker knows.
-func containerConfig(c container.InspectResponse, said labels.Set) (*runtimeapi.ContainerConfig, error) {
+// containerConfig returns the config of a container: from its label or, if cri-dockerd has
+// created it, restored from what Docker knows.
+func containerConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.ContainerConfig, error) {
 	config := &runtimeapi.ContainerConfig{}
-	if said.Ours() {
-		return config, fromJSON(c.ID, said.Config, config)
+	if set.Ours() {
+		return config, unmarshalLabel(c.ID, set.Config, config)
 	}
 	name, err := names.Parse(c.Name)
 	if err != nil {
@@ -183,24 +169,68 @@ func containerConfig(c container.InspectResponse, said labels.Set) (*runtimeapi.
 	return config, nil
 }
 
-// fromJSON reads a config label. A newer berth may have written fields that
-// this one does not know.
-func fromJSON(id, text string, into proto.Message) error {
+// containerUser returns the user in the label of a container, nil if it has no such label.
+func containerUser(id string, set labels.Set) (*runtimeapi.ContainerUser, error) {
+	if set.User == "" {
+		return nil, nil
+	}
+	user := &runtimeapi.LinuxContainerUser{}
+	if err := unmarshalLabel(id, set.User, user); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.ContainerUser{Linux: user}, nil
+}
+
+// unmarshalLabel reads a message from the label of a container. It ignores unknown fields,
+// which a newer berth may have written.
+func unmarshalLabel(id, text string, into proto.Message) error {
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal([]byte(text), into); err != nil {
 		return fmt.Errorf("config label of container %s: %w", id, err)
 	}
 	return nil
 }
 
-// containerState names the state of a container and, once it is at rest, why.
+// A phase is where a container is in its life cycle.
+type phase struct {
+	timestamps
+	state           runtimeapi.ContainerState
+	exitCode        int32
+	reason, message string
+}
+
+func containerPhase(c container.InspectResponse, failed FailedStart) (phase, error) {
+	at, err := parseTimestamps(c)
+	if err != nil {
+		return phase{}, fmt.Errorf("timestamps of container %s: %w", c.ID, err)
+	}
+	p := phase{timestamps: at, message: c.State.Error}
+	p.state, p.reason = containerState(c.State)
+	if p.state != runtimeapi.ContainerState_CONTAINER_EXITED {
+		return p, nil
+	}
+	p.exitCode = int32(c.State.ExitCode)
+	switch {
+	case p.reason == reasonStartError:
+		p.started = 0
+		if p.finished = p.created; !failed.At.IsZero() {
+			p.finished = failed.At.UnixNano()
+		}
+		p.exitCode = cmp.Or(p.exitCode, exitStartError)
+	case failed.Message != "":
+		p.reason, p.message, p.exitCode = reasonStartError, failed.Message, exitStartError
+	}
+	return p, nil
+}
+
+// containerState returns the state of a container and, if it has exited, the reason.
 func containerState(s *container.State) (runtimeapi.ContainerState, string) {
 	switch {
 	case s.Running || s.Paused || s.Restarting:
 		return runtimeapi.ContainerState_CONTAINER_RUNNING, ""
-	case never(s.FinishedAt) && never(s.StartedAt) && !s.Dead && (s.ExitCode == 0 && s.Error == "" || engine.ContainerdLost(s.Error)):
-		// Where a start never reached containerd the container can be started again.
+	case isUnset(s.FinishedAt) && isUnset(s.StartedAt) && !s.Dead && (s.ExitCode == 0 && s.Error == "" || engine.ContainerdLost(s.Error)):
+		// A container whose start did not reach containerd can be started again.
 		return runtimeapi.ContainerState_CONTAINER_CREATED, ""
-	case never(s.StartedAt):
+	case isUnset(s.StartedAt):
 		return runtimeapi.ContainerState_CONTAINER_EXITED, reasonStartError
 	case s.OOMKilled && s.ExitCode == exitKilled:
 		return runtimeapi.ContainerState_CONTAINER_EXITED, reasonOOMKilled
@@ -211,43 +241,43 @@ func containerState(s *container.State) (runtimeapi.ContainerState, string) {
 	}
 }
 
-// never reports whether an Engine timestamp stands for "not yet".
-func never(stamp string) bool {
-	return stamp == "" || stamp == neverTimestamp
+// isUnset reports whether a timestamp of Docker is for something that has not happened.
+func isUnset(timestamp string) bool {
+	return timestamp == "" || timestamp == unsetTimestamp
 }
 
-// Times returns when the process of a Docker container was created, started
-// and ended the last time, in Unix nanoseconds, 0 for not.
+// Times returns when a Docker container was created, last started and last finished, in
+// Unix nanoseconds; 0 for what has not happened.
 func Times(c container.InspectResponse) (created, started, finished int64, err error) {
-	t, err := parseTimes(c)
-	return t.created, t.started, t.finished, err
+	at, err := parseTimestamps(c)
+	return at.created, at.started, at.finished, err
 }
 
-type times struct{ created, started, finished int64 } // Unix nanoseconds, 0 for never
+type timestamps struct{ created, started, finished int64 } // Unix nanoseconds, 0 for unset
 
-func parseTimes(c container.InspectResponse) (times, error) {
-	var t times
+func parseTimestamps(c container.InspectResponse) (timestamps, error) {
+	var out timestamps
 	for _, f := range []struct {
-		to    *int64
-		stamp string
+		field *int64
+		text  string
 	}{
-		{&t.created, c.Created},
-		{&t.started, c.State.StartedAt},
-		{&t.finished, c.State.FinishedAt},
+		{&out.created, c.Created},
+		{&out.started, c.State.StartedAt},
+		{&out.finished, c.State.FinishedAt},
 	} {
-		if never(f.stamp) {
+		if isUnset(f.text) {
 			continue
 		}
-		at, err := time.Parse(time.RFC3339Nano, f.stamp)
+		at, err := time.Parse(time.RFC3339Nano, f.text)
 		if err != nil {
-			return times{}, err
+			return timestamps{}, err
 		}
-		*f.to = at.UnixNano()
+		*f.field = at.UnixNano()
 	}
 	if c.State.Running {
-		t.finished = 0 // that of an earlier run, if Docker restarted it
+		out.finished = 0 // of the previous run, if the container was restarted
 	}
-	return t, nil
+	return out, nil
 }
 
 func propagation(p mount.Propagation) runtimeapi.MountPropagation {
@@ -258,44 +288,5 @@ func propagation(p mount.Propagation) runtimeapi.MountPropagation {
 		return runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 	default:
 		return runtimeapi.MountPropagation_PROPAGATION_PRIVATE
-	}
-}
-
-// stopSignal returns the CRI's signal for the Engine's; without one, Docker sends
-// SIGTERM. A signal that the CRI does not have is SIGNAL_RUNTIME_DEFAULT.
-func stopSignal(name string) runtimeapi.Signal {
-	if name == "" {
-		return runtimeapi.Signal_SIGNAL_SIGTERM
-	}
-	if number, err := strconv.Atoi(name); err == nil {
-		name = signalName(number)
-	}
-	name = strings.TrimPrefix(strings.ToUpper(name), "SIG")
-	name = strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(name)
-	return runtimeapi.Signal(runtimeapi.Signal_value["SIGNAL_SIG"+name])
-}
-
-// Numbers of real-time signals as the C libraries count them, which keep the first two for
-// themselves, and as Docker does (moby/sys/signal).
-const (
-	rtMin = 34
-	rtMax = 64
-)
-
-// signalName returns the name of the signal with that number on this node, "" if there is
-// none. Of the real-time signals the lower half counts from SIGRTMIN, the upper
-// from SIGRTMAX.
-func signalName(number int) string {
-	switch {
-	case number == rtMin:
-		return "SIGRTMIN"
-	case number == rtMax:
-		return "SIGRTMAX"
-	case number > rtMin && number <= rtMin+15:
-		return fmt.Sprintf("SIGRTMIN+%d", number-rtMin)
-	case number > rtMin && number < rtMax:
-		return fmt.Sprintf("SIGRTMAX-%d", rtMax-number)
-	default:
-		return unix.SignalName(unix.Signal(number))
 	}
 }

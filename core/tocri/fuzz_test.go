@@ -8,18 +8,17 @@ import (
 	"berth/core/labels"
 )
 
-// FuzzInspect translates whatever an Engine, or somebody who writes labels by
-// hand, may say of a container.
+// FuzzInspect translates inspect results with arbitrary names, labels and states.
 func FuzzInspect(f *testing.F) {
 	f.Add("/k8s_c_p_n_u_0", `{"metadata":{"name":"c"}}`, `{"uid":"1"}`, "2026-11-23T06:00:00Z", "0001-01-01T00:00:00Z", "SIGRTMIN+3", int64(137), uint8(1))
 	f.Add("/k8s_POD_p_n_u_0", "", "", "", "", "", int64(0), uint8(0))
 	f.Add("", `{`, `[]`, "yesterday", "9999999999999999", "SIG", int64(-1), uint8(255))
 	f.Add("/x", `{"metadata":null,"linux":{"resources":null},"mounts":[{}],"stopSignal":9999}`, "null", "2026-11-23T06:00:00+99:99", "x", "+-", int64(1<<40), uint8(7))
-	f.Fuzz(func(t *testing.T, name, config, user, started, finished, signal string, exit int64, how uint8) {
+	f.Fuzz(func(t *testing.T, name, config, user, started, finished, signal string, exit int64, flags uint8) {
 		for _, kind := range []labels.Kind{labels.Container, labels.Sandbox} {
 			c := inspected(container.State{
 				StartedAt: started, FinishedAt: finished, ExitCode: int(exit), Error: signal,
-				Running: how&1 > 0, Paused: how&2 > 0, Dead: how&4 > 0, OOMKilled: how&8 > 0,
+				Running: flags&1 > 0, Paused: flags&2 > 0, Dead: flags&4 > 0, OOMKilled: flags&8 > 0,
 			}, labels.Set{Kind: kind, Config: config, User: user}, name)
 			c.Config.StopSignal = signal
 			row, status, err := Container(c, FailedStart{})

@@ -11,33 +11,32 @@ import (
 	"berth/core/names"
 )
 
-// A Network is what is known of a sandbox's network.
+// A Network is the state of a sandbox's network.
 type Network struct {
-	// Ready tells that the sandbox is attached to the network it was created
-	// for. That of a pod on its node's network always is.
+	// Ready is set if the sandbox is attached to its network. A pod in the node's network
+	// namespace is always ready.
 	Ready bool
-	// Addrs are the pod's own addresses, the first one first. None for a pod
-	// on its node's network.
+	// Addrs are the pod's own addresses, the primary one first. A pod in the node's
+	// network namespace has none.
 	Addrs []netip.Addr
 }
 
-// Sandbox translates an inspected pause container into a row of a list and
-// into a status.
+// Sandbox translates an inspected pause container to a row of a list and to a status.
 func Sandbox(c container.InspectResponse, network Network) (*runtimeapi.PodSandbox, *runtimeapi.PodSandboxStatus, error) {
-	if c.ContainerJSONBase == nil || c.State == nil || c.Config == nil || c.HostConfig == nil {
-		return nil, nil, fmt.Errorf("sandbox %s: the Engine's answer is not whole", id(c))
+	if err := checkComplete(c); err != nil {
+		return nil, nil, fmt.Errorf("sandbox %s: %w", id(c), err)
 	}
-	said, err := labels.Read(c)
+	set, err := labels.Read(c)
 	if err != nil {
 		return nil, nil, fmt.Errorf("sandbox %s: %w", c.ID, err)
 	}
-	config, err := SandboxConfig(c)
+	config, err := sandboxConfig(c, set)
 	if err != nil {
 		return nil, nil, err
 	}
-	at, err := parseTimes(c)
+	at, err := parseTimestamps(c)
 	if err != nil {
-		return nil, nil, fmt.Errorf("times of sandbox %s: %w", c.ID, err)
+		return nil, nil, fmt.Errorf("timestamps of sandbox %s: %w", c.ID, err)
 	}
 	state := runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 	if s := c.State; s.Running && !s.Paused && !s.Restarting && !s.Dead && network.Ready {
@@ -52,45 +51,52 @@ func Sandbox(c container.InspectResponse, network Network) (*runtimeapi.PodSandb
 		Linux: &runtimeapi.LinuxPodSandboxStatus{
 			Namespaces: &runtimeapi.Namespace{Options: config.GetLinux().GetSecurityContext().GetNamespaceOptions()},
 		},
-		Labels:         said.Labels,
-		Annotations:    said.Annotations,
-		RuntimeHandler: said.Handler,
+		Labels:         set.Labels,
+		Annotations:    set.Annotations,
+		RuntimeHandler: set.Handler,
 	}
 	if status.Linux.Namespaces.Options == nil {
 		status.Linux.Namespaces.Options = &runtimeapi.NamespaceOption{}
 	}
 	if state == runtimeapi.PodSandboxState_SANDBOX_READY {
-		for i, addr := range network.Addrs {
-			if i == 0 {
-				status.Network.Ip = addr.String()
-			} else {
-				status.Network.AdditionalIps = append(status.Network.AdditionalIps, &runtimeapi.PodIP{Ip: addr.String()})
-			}
-		}
+		setAddresses(status.Network, network.Addrs)
 	}
 	row := &runtimeapi.PodSandbox{
 		Id:             c.ID,
 		Metadata:       status.Metadata,
 		State:          state,
 		CreatedAt:      at.created,
-		Labels:         said.Labels,
-		Annotations:    said.Annotations,
-		RuntimeHandler: said.Handler,
+		Labels:         set.Labels,
+		Annotations:    set.Annotations,
+		RuntimeHandler: set.Handler,
 	}
 	return row, status, nil
 }
 
-// SandboxConfig reads back, but for labels and annotations, what the kubelet
-// asked for. Of a sandbox that cri-dockerd has made it is put together from
-// what Docker knows.
+func setAddresses(status *runtimeapi.PodSandboxNetworkStatus, addrs []netip.Addr) {
+	for i, addr := range addrs {
+		if i == 0 {
+			status.Ip = addr.String()
+		} else {
+			status.AdditionalIps = append(status.AdditionalIps, &runtimeapi.PodIP{Ip: addr.String()})
+		}
+	}
+}
+
+// SandboxConfig returns the config of a sandbox without its labels and annotations: from its
+// label or, if cri-dockerd has created it, restored from what Docker knows.
 func SandboxConfig(c container.InspectResponse) (*runtimeapi.PodSandboxConfig, error) {
-	config := &runtimeapi.PodSandboxConfig{}
-	said, err := labels.Read(c)
+	set, err := labels.Read(c)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox %s: %w", c.ID, err)
 	}
-	if said.Ours() {
-		return config, fromJSON(c.ID, said.Config, config)
+	return sandboxConfig(c, set)
+}
+
+func sandboxConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.PodSandboxConfig, error) {
+	config := &runtimeapi.PodSandboxConfig{}
+	if set.Ours() {
+		return config, unmarshalLabel(c.ID, set.Config, config)
 	}
 	name, err := names.Parse(c.Name)
 	if err != nil {

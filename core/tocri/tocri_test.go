@@ -17,7 +17,7 @@ import (
 )
 
 func TestContainerState(t *testing.T) {
-	const done, started = "2026-11-23T07:00:00.5Z", "2026-11-23T06:00:00Z"
+	const finished, started = "2026-11-23T07:00:00.5Z", "2026-11-23T06:00:00Z"
 	const (
 		created = runtimeapi.ContainerState_CONTAINER_CREATED
 		running = runtimeapi.ContainerState_CONTAINER_RUNNING
@@ -28,17 +28,17 @@ func TestContainerState(t *testing.T) {
 		state  runtimeapi.ContainerState
 		reason string
 	}{
-		"not started":                 {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp}, created, ""},
-		"could not run":               {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, ExitCode: 127}, exited, "StartError"},
-		"could not run, no code":      {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "x"}, exited, "StartError"},
-		"not passed on to containerd": {container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, ExitCode: 128, Error: "transport is closing: unavailable"}, created, ""},
-		"running":                     {container.State{Running: true, StartedAt: started}, running, ""},
-		"paused":                      {container.State{Running: true, Paused: true, StartedAt: started}, running, ""},
-		"succeeded":                   {container.State{StartedAt: started, FinishedAt: done}, exited, "Completed"},
-		"failed":                      {container.State{StartedAt: started, FinishedAt: done, ExitCode: 3}, exited, "Error"},
-		"out of memory":               {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137, OOMKilled: true}, exited, "OOMKilled"},
-		"a child out of memory":       {container.State{StartedAt: started, FinishedAt: done, OOMKilled: true}, exited, "Completed"},
-		"killed":                      {container.State{StartedAt: started, FinishedAt: done, ExitCode: 137}, exited, "Error"},
+		"not started":                    {container.State{StartedAt: unsetTimestamp, FinishedAt: unsetTimestamp}, created, ""},
+		"start failed":                   {container.State{StartedAt: unsetTimestamp, FinishedAt: unsetTimestamp, ExitCode: 127}, exited, "StartError"},
+		"start failed, no exit code":     {container.State{StartedAt: unsetTimestamp, FinishedAt: unsetTimestamp, Error: "x"}, exited, "StartError"},
+		"start did not reach containerd": {container.State{StartedAt: unsetTimestamp, FinishedAt: unsetTimestamp, ExitCode: 128, Error: "transport is closing: unavailable"}, created, ""},
+		"running":                        {container.State{Running: true, StartedAt: started}, running, ""},
+		"paused":                         {container.State{Running: true, Paused: true, StartedAt: started}, running, ""},
+		"succeeded":                      {container.State{StartedAt: started, FinishedAt: finished}, exited, "Completed"},
+		"failed":                         {container.State{StartedAt: started, FinishedAt: finished, ExitCode: 3}, exited, "Error"},
+		"OOM-killed":                     {container.State{StartedAt: started, FinishedAt: finished, ExitCode: 137, OOMKilled: true}, exited, "OOMKilled"},
+		"a child OOM-killed":             {container.State{StartedAt: started, FinishedAt: finished, OOMKilled: true}, exited, "Completed"},
+		"killed":                         {container.State{StartedAt: started, FinishedAt: finished, ExitCode: 137}, exited, "Error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if state, reason := containerState(&tt.docker); state != tt.state || reason != tt.reason {
@@ -58,8 +58,8 @@ func inspected(state container.State, set labels.Set, name string) container.Ins
 	}
 }
 
-func TestAFailedStartHasATime(t *testing.T) {
-	c := inspected(container.State{StartedAt: neverTimestamp, FinishedAt: neverTimestamp, Error: "no"}, labels.Set{
+func TestFailedStartFinishesWhenItFailed(t *testing.T) {
+	c := inspected(container.State{StartedAt: unsetTimestamp, FinishedAt: unsetTimestamp, Error: "no"}, labels.Set{
 		Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox",
 	}, "/k8s_c_p_n_u_0")
 	at := time.Unix(1_800_000_000, 5)
@@ -71,14 +71,14 @@ func TestAFailedStartHasATime(t *testing.T) {
 		t.Errorf("got %v", s)
 	}
 	if _, s, _ = Container(c, FailedStart{}); s.GetFinishedAt() != s.GetCreatedAt() {
-		t.Errorf("without a note: finished %d, created %d", s.GetFinishedAt(), s.GetCreatedAt())
+		t.Errorf("without a record: finished %d, created %d", s.GetFinishedAt(), s.GetCreatedAt())
 	}
 	if s.GetImage().GetImage() != "busybox" || s.GetImageId() != "sha256:1" || s.GetImageRef() == "" {
 		t.Errorf("image %v, %s, %s", s.GetImage(), s.GetImageId(), s.GetImageRef())
 	}
 }
 
-func TestContainerThatCriDockerdHasMade(t *testing.T) {
+func TestContainerOfCRIDockerd(t *testing.T) {
 	c := inspected(container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}, labels.Set{
 		Kind: labels.Container, SandboxID: "s1", Labels: map[string]string{"a": "b"},
 	}, "/k8s_nginx_web-0_default_u1_3")
@@ -89,9 +89,9 @@ func TestContainerThatCriDockerdHasMade(t *testing.T) {
 	if row.GetMetadata().GetName() != "nginx" || row.GetMetadata().GetAttempt() != 3 || row.GetPodSandboxId() != "s1" || s.GetResources().GetLinux().GetCpuShares() != 2 {
 		t.Errorf("row %v\nstatus %v", row, s)
 	}
-	c.Name = "/somebody"
+	c.Name = "/other"
 	if _, _, err := Container(c, FailedStart{}); err == nil {
-		t.Error("a name of no scheme is understood")
+		t.Error("no error for a name that is not of cri-dockerd's form")
 	}
 }
 
@@ -105,11 +105,11 @@ func TestSandbox(t *testing.T) {
 		want    runtimeapi.PodSandboxState
 		ip      string
 	}{
-		"up and attached":    {running, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_READY, "10.0.0.2"},
-		"not attached":       {running, Network{}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
-		"ended":              {container.State{StartedAt: "2026-11-23T06:00:00Z"}, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
-		"paused":             {container.State{Running: true, Paused: true}, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
-		"the node's network": {running, Network{Ready: true}, runtimeapi.PodSandboxState_SANDBOX_READY, ""},
+		"running and attached": {running, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_READY, "10.0.0.2"},
+		"not attached":         {running, Network{}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
+		"exited":               {container.State{StartedAt: "2026-11-23T06:00:00Z"}, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
+		"paused":               {container.State{Running: true, Paused: true}, Network{true, addrs}, runtimeapi.PodSandboxState_SANDBOX_NOTREADY, ""},
+		"the node's network":   {running, Network{Ready: true}, runtimeapi.PodSandboxState_SANDBOX_READY, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			row, s, err := Sandbox(inspected(tt.state, set, "/k8s_POD_web_d_u_2"), tt.network)
@@ -143,8 +143,8 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// TestImageUserOutOfRangeIsAName keeps the kubelet from taking a UID that Docker may cut to 0
-// for another than root: runAsNonRoot refuses names.
+// With runAsNonRoot the kubelet accepts each UID but 0, and Docker may truncate a larger number
+// to 0; names are refused.
 func TestImageUserOutOfRangeIsAName(t *testing.T) {
 	for user, want := range map[string]*runtimeapi.Image{
 		"0":                         {Uid: &runtimeapi.Int64Value{}},
@@ -177,7 +177,7 @@ func TestStopSignal(t *testing.T) {
 		"3": runtimeapi.Signal_SIGNAL_SIGQUIT, "6": runtimeapi.Signal_SIGNAL_SIGABRT, "9": runtimeapi.Signal_SIGNAL_SIGKILL,
 		"10": runtimeapi.Signal_SIGNAL_SIGUSR1, "15": runtimeapi.Signal_SIGNAL_SIGTERM, "17": runtimeapi.Signal_SIGNAL_SIGCHLD,
 		"28": runtimeapi.Signal_SIGNAL_SIGWINCH, "29": runtimeapi.Signal_SIGNAL_SIGIO, "31": runtimeapi.Signal_SIGNAL_SIGSYS, "015": runtimeapi.Signal_SIGNAL_SIGTERM,
-		// What is no signal, and what the C library keeps for itself.
+		// Not a signal, or reserved for glibc.
 		"0": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "32": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "33": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT,
 		"65": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "-1": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT, "SIG": runtimeapi.Signal_SIGNAL_RUNTIME_DEFAULT,
 	} {
@@ -187,7 +187,6 @@ func TestStopSignal(t *testing.T) {
 	}
 }
 
-// Every number of a signal has a name in the status.
 func TestEverySignalNumberHasAName(t *testing.T) {
 	for n := 1; n <= 64; n++ {
 		if n == 32 || n == 33 {
@@ -221,9 +220,8 @@ func TestContainerImage(t *testing.T) {
 	}
 }
 
-// A start that failed once Docker had started the container is a StartError, too, and
-// its message is not lost.
-func TestStartThatFailedAfterDockersOwn(t *testing.T) {
+// berth records a start that fails after Docker has started the container.
+func TestRecordedFailedStartIsAStartError(t *testing.T) {
 	var failed FailedStart
 	if err := json.Unmarshal([]byte(`{"At":"2026-11-23T06:00:01Z","Message":"set memory.limit_in_bytes to 100000: device or resource busy"}`), &failed); err != nil {
 		t.Fatal(err)
@@ -241,7 +239,7 @@ func TestStartThatFailedAfterDockersOwn(t *testing.T) {
 	if _, s, err := Container(c, failed); err != nil || s.GetReason() != "" || s.GetMessage() != "" {
 		t.Errorf("while it runs: %v, %v", s, err)
 	}
-	// What berth 1.0 recorded.
+	// As recorded by berth 1.0.
 	if err := json.Unmarshal([]byte(`"2026-11-23T06:00:00Z"`), &failed); err != nil || failed.At.Unix() != 1795413600 {
 		t.Errorf("%v, %v", failed, err)
 	}
