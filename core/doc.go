@@ -12,7 +12,8 @@
 //	core/resources                    settings of containers that the Engine API cannot express
 //	core/cache                        every sandbox and container in memory
 //	core/securityprofile              seccomp and AppArmor profiles of the node
-//	core/todocker   core/tocri        pure translation, no I/O
+//	core/todocker   core/tocri        pure translation, no I/O: sandboxes, containers, images,
+//	core/limits     core/identity     resources, users and groups
 //	core/engine                       the connection to the Docker Engine
 //	network                           CNI attachments of pods
 //	streaming                         byte streams of exec, attach and port-forward
@@ -34,6 +35,7 @@
 //	core/logs/logstream               the log stream of the Engine API
 //	core/logs/crifile                 the CRI log files that the kubelet reads
 //	core/logs/dockerlog               an entry of Docker's logs
+//	core/kmutex     core/singleflight
 //	core/atomicfile                   files replaced as a whole
 //	core/testmain   core/protofuzz    support for tests
 //	core/engine/enginetest            a fake Docker Engine for tests

@@ -18,6 +18,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/engine"
+	"berth/core/identity"
 	"berth/core/kmutex"
 	"berth/core/names"
 	"berth/core/pending"
@@ -64,23 +65,13 @@ type Service struct {
 	creating map[names.Premount]bool // premounts whose container is being created
 }
 
-// An Image is what a container needs to know of an image.
-type Image struct {
-	ID         string
-	Ref        string // repository@digest if there is one, else the ID
-	HasCommand bool   // whether it has an entrypoint or a command
-	User       string // the user of containers that do not set one
-	// Layers are the directories with its files, the topmost first; empty if Docker does not report them.
-	Layers []string
-}
-
 // images is what a Service needs of core/image.
 type images interface {
 	// Resolve finds the local image ref, which the user has called userRef. The error is of kind NotFound
 	// if there is none.
-	Resolve(ctx context.Context, ref, userRef string) (Image, error)
+	Resolve(ctx context.Context, ref, userRef string) (todocker.Image, error)
 	// Accounts returns the users and groups of the image with the ID.
-	Accounts(ctx context.Context, id string) (todocker.Accounts, error)
+	Accounts(ctx context.Context, id string) (identity.PasswdFiles, error)
 }
 
 // logs is what a Service needs of core/logs.

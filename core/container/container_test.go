@@ -22,6 +22,7 @@ import (
 	"berth/core/cache"
 	"berth/core/container"
 	"berth/core/engine/enginetest"
+	"berth/core/identity"
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/premount"
@@ -70,15 +71,15 @@ func (*fakeServices) Driver() dockercontainer.LogConfig {
 func (*fakeServices) Keep(context.Context, *cache.Container) {}
 func (*fakeServices) Drop(string)                            {}
 func (*fakeServices) Of(string) []todocker.File              { return nil }
-func (*fakeServices) Resolve(_ context.Context, ref, _ string) (container.Image, error) {
+func (*fakeServices) Resolve(_ context.Context, ref, _ string) (todocker.Image, error) {
 	if ref != "server" {
-		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
+		return todocker.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
-	return container.Image{ID: "server", Ref: "server", HasCommand: true}, nil
+	return todocker.Image{ID: "server", Ref: "server", HasCommand: true}, nil
 }
 
-func (*fakeServices) Accounts(context.Context, string) (todocker.Accounts, error) {
-	return todocker.Accounts{}, nil
+func (*fakeServices) Accounts(context.Context, string) (identity.PasswdFiles, error) {
+	return identity.PasswdFiles{}, nil
 }
 
 // A fixture is a Service with an Engine that has one sandbox, pod.

@@ -18,7 +18,7 @@ import (
 func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
 	p := todocker.ContainerParams{
 		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Volume{}, Stage: names.NewStage(), Stages: s.premounts, Can: docker.Features, Log: s.logs.Driver(),
+		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Image{}, Stage: names.NewStage(), Stages: s.premounts, Can: docker.Features, Log: s.logs.Driver(),
 	}
 	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {
 		return p, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
@@ -49,21 +49,18 @@ func (s *Service) imageParams(ctx context.Context, p *todocker.ContainerParams) 
 	if p.ImageName = spec.GetUserSpecifiedImage(); p.ImageName == "" {
 		p.ImageName = spec.GetImage()
 	}
-	image, err := s.images.Resolve(ctx, spec.GetImage(), p.ImageName)
-	if err != nil {
+	var err error
+	if p.Image, err = s.images.Resolve(ctx, spec.GetImage(), p.ImageName); err != nil {
 		return err
 	}
-	p.ImageID, p.ImageRef, p.HasCommand, p.ImageUser = image.ID, image.Ref, image.HasCommand, image.User
-	if p.Accounts, err = s.images.Accounts(ctx, image.ID); err != nil {
+	if p.Accounts, err = s.images.Accounts(ctx, p.Image.ID); err != nil {
 		return err
 	}
 	for _, m := range p.Config.GetMounts() {
 		if ref := m.GetImage().GetImage(); ref != "" {
-			volume, err := s.images.Resolve(ctx, ref, ref)
-			if err != nil {
+			if p.Volumes[ref], err = s.images.Resolve(ctx, ref, ref); err != nil {
 				return fmt.Errorf("ImageVolumeMountFailed: %w", err)
 			}
-			p.Volumes[ref] = todocker.Volume{ID: volume.ID, Ref: volume.Ref, Layers: volume.Layers}
 		}
 	}
 	return nil

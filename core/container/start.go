@@ -13,8 +13,8 @@ import (
 
 	"berth/core/cache"
 	"berth/core/engine"
+	"berth/core/limits"
 	"berth/core/tocri"
-	"berth/core/todocker"
 )
 
 // startTimeout bounds the start of one container, which goes on, with the lock of the container, after its caller
@@ -84,7 +84,7 @@ func (s *Service) recordFailure(id string, failed tocri.FailedStart) {
 
 // startWithResources starts a container with all the settings that it asks for, or not at all.
 func (s *Service) startWithResources(ctx context.Context, docker *engine.Conn, c *cache.Container) error {
-	settings, err := todocker.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
+	settings, err := limits.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (s *Service) startWithResources(ctx context.Context, docker *engine.Conn, c
 
 // applyResources applies what Docker cannot be told to a container that has just started. One that cannot get its
 // settings is killed.
-func (s *Service) applyResources(ctx context.Context, docker *engine.Conn, c *cache.Container, settings []todocker.CgroupSetting) error {
+func (s *Service) applyResources(ctx context.Context, docker *engine.Conn, c *cache.Container, settings []limits.CgroupSetting) error {
 	_, updated := s.updates.Get(c.ID())
 	if len(settings) == 0 && !updated {
 		return nil

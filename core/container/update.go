@@ -7,6 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/limits"
 	"berth/core/rollback"
 	"berth/core/todocker"
 )
@@ -33,7 +34,7 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	if state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return fmt.Errorf("container %s is %v and cannot be updated: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
 	}
-	update, err := todocker.UpdateContainer(c.Status.GetResources().GetLinux(), r.GetLinux(), docker.Features)
+	update, err := limits.UpdateContainer(c.Status.GetResources().GetLinux(), r.GetLinux(), docker.Features)
 	if err != nil {
 		return err
 	}

@@ -124,7 +124,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Written: usage.Written,
 	}, docker, log)
 	containers := container.New(container.Config{
-		Engine: docker, Cache: objects, Images: resolver{images}, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
+		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
 		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{

@@ -6,9 +6,7 @@ import (
 	"net"
 
 	"berth/core/cache"
-	"berth/core/container"
 	"berth/core/exec"
-	"berth/core/image"
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/state"
@@ -77,13 +75,4 @@ func podDialer(pods PodNetwork) exec.Dial {
 		}
 		return pods.Dial(ctx, pod.ID(), pod.Pid, port)
 	}
-}
-
-// resolver adapts the image service to what the container service needs of it: services do
-// not import each other.
-type resolver struct{ *image.Service }
-
-func (r resolver) Resolve(ctx context.Context, ref, userRef string) (container.Image, error) {
-	found, err := r.Service.Resolve(ctx, ref, userRef)
-	return container.Image(found), err
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth/core/engine"
-	"berth/core/todocker"
+	"berth/core/identity"
 )
 
 const (
@@ -28,10 +28,10 @@ const (
 // Accounts returns the users and groups of the image with the ID. They are read from a
 // container that is created for it and never started, for no storage driver shows an
 // image's files otherwise, and then kept in a cache.
-func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, error) {
+func (s *Service) Accounts(ctx context.Context, id string) (identity.PasswdFiles, error) {
 	done, err := s.reading.Lock(ctx, id)
 	if err != nil {
-		return todocker.Accounts{}, err
+		return identity.PasswdFiles{}, err
 	}
 	defer done()
 	if known, ok := s.accounts.get(id); ok {
@@ -39,7 +39,7 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 	}
 	docker, err := s.docker.Conn()
 	if err != nil {
-		return todocker.Accounts{}, err
+		return identity.PasswdFiles{}, err
 	}
 	read, err := s.readAccounts(ctx, docker, id)
 	if errdefs.IsNotFound(err) {
@@ -48,13 +48,13 @@ func (s *Service) Accounts(ctx context.Context, id string) (todocker.Accounts, e
 		read, err = s.readAccounts(ctx, docker, id)
 	}
 	if err != nil {
-		return todocker.Accounts{}, fmt.Errorf("users of image %s: %w", id, err)
+		return identity.PasswdFiles{}, fmt.Errorf("users of image %s: %w", id, err)
 	}
 	s.accounts.put(id, read)
 	return read, nil
 }
 
-func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id string) (a todocker.Accounts, err error) {
+func (s *Service) readAccounts(ctx context.Context, docker *engine.Conn, id string) (a identity.PasswdFiles, err error) {
 	// Finished even if the caller hangs up: what was begun is removed again.
 	work := context.WithoutCancel(ctx)
 	short, cancel := docker.WithRequestTimeout(work)

@@ -4,7 +4,7 @@ import (
 	"container/list"
 	"sync"
 
-	"berth/core/todocker"
+	"berth/core/identity"
 )
 
 const (
@@ -28,25 +28,25 @@ type accountsCache struct {
 
 type cachedAccounts struct {
 	image string // ID
-	todocker.Accounts
+	identity.PasswdFiles
 }
 
 func (c *cachedAccounts) size() int { return accountsOverhead + len(c.Passwd) + len(c.Group) }
 
 // get returns the accounts of an image if they are in the cache.
-func (c *accountsCache) get(id string) (todocker.Accounts, bool) {
+func (c *accountsCache) get(id string) (identity.PasswdFiles, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	entry, ok := c.entries[id]
 	if !ok {
-		return todocker.Accounts{}, false
+		return identity.PasswdFiles{}, false
 	}
 	c.recent.MoveToFront(entry)
-	return entry.Value.(*cachedAccounts).Accounts, true //nolint:forcetypeassert // nothing else is in the list
+	return entry.Value.(*cachedAccounts).PasswdFiles, true //nolint:forcetypeassert // nothing else is in the list
 }
 
 // put adds the accounts of an image and evicts others as needed.
-func (c *accountsCache) put(id string, a todocker.Accounts) {
+func (c *accountsCache) put(id string, a identity.PasswdFiles) {
 	added := &cachedAccounts{id, a}
 	if added.size() > maxCachedAccount {
 		return

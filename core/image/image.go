@@ -28,6 +28,7 @@ import (
 	"berth/core/engine"
 	"berth/core/kmutex"
 	"berth/core/tocri"
+	"berth/core/todocker"
 )
 
 // Config is what an operator can choose about images.
@@ -236,34 +237,23 @@ func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image
 	return users, nil
 }
 
-// A Found is what those who run something in an image need to know of it.
-type Found struct {
-	ID         string
-	Ref        string // repository@digest, of the repository asked for if it has one; else the ID
-	HasCommand bool   // whether it has an entrypoint or a command
-	User       string // whom it runs as if nobody says otherwise
-	// Layers are the directories that its files are in, the topmost first; none
-	// if the Engine does not tell.
-	Layers []string
-}
-
 // Resolve finds a local image for somebody who runs it. It is of kind NotFound
 // if there is none.
-func (s *Service) Resolve(ctx context.Context, ref, userRef string) (Found, error) {
+func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Image, error) {
 	docker, err := s.docker.Conn()
 	if err != nil {
-		return Found{}, err
+		return todocker.Image{}, err
 	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	found, err := s.find(ctx, docker, ref, byDigits)
 	if err != nil {
-		return Found{}, err
+		return todocker.Image{}, err
 	}
 	if err := checkConfig(found); err != nil {
-		return Found{}, err
+		return todocker.Image{}, err
 	}
-	out := Found{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID)}
+	out := todocker.Image{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID)}
 	if found.Config != nil {
 		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
 		out.User = found.Config.User

@@ -12,12 +12,12 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth/core/cgroup"
-	"berth/core/todocker"
+	"berth/core/limits"
 )
 
 // writeSettings writes settings to the files of a cgroup. A file that is missing is skipped if its
 // setting is optional; else the error is of kind InvalidArgument.
-func writeSettings(settings []todocker.CgroupSetting, group cgroup.Group) error {
+func writeSettings(settings []limits.CgroupSetting, group cgroup.Group) error {
 	for _, s := range settings {
 		file, err := locate(s, group)
 		if err != nil {
@@ -35,7 +35,7 @@ func writeSettings(settings []todocker.CgroupSetting, group cgroup.Group) error 
 
 // locate returns the path of the file of a setting, "" if it is missing and the setting is optional. The
 // error is of kind InvalidArgument if it is missing and not optional.
-func locate(s todocker.CgroupSetting, group cgroup.Group) (string, error) {
+func locate(s limits.CgroupSetting, group cgroup.Group) (string, error) {
 	dir, ok := group.Dir(s.Controller)
 	if ok {
 		file := filepath.Join(dir, s.File)
@@ -70,8 +70,8 @@ func writeFile(file, value string) error {
 
 // readSettings returns settings with the values that their files have now. Settings without a value are
 // left out, and so are those whose file is missing and which are optional. The error is that of locate.
-func readSettings(settings []todocker.CgroupSetting, group cgroup.Group) ([]todocker.CgroupSetting, error) {
-	var current []todocker.CgroupSetting
+func readSettings(settings []limits.CgroupSetting, group cgroup.Group) ([]limits.CgroupSetting, error) {
+	var current []limits.CgroupSetting
 	for _, s := range settings {
 		file, err := locate(s, group)
 		if err != nil {
@@ -93,16 +93,16 @@ func readSettings(settings []todocker.CgroupSetting, group cgroup.Group) ([]todo
 // restoreSettings writes those of the settings whose files have another value by now. On cgroup v1 the
 // kernel refuses a memory limit above that of memory and swap together: of these two, one can only be
 // written after the other, so there is a second round.
-func restoreSettings(saved []todocker.CgroupSetting, group cgroup.Group) error {
+func restoreSettings(saved []limits.CgroupSetting, group cgroup.Group) error {
 	var errs []error
 	for range 2 {
 		errs = nil
 		for _, s := range saved {
-			current, err := readSettings([]todocker.CgroupSetting{s}, group)
+			current, err := readSettings([]limits.CgroupSetting{s}, group)
 			if err == nil && len(current) == 1 && current[0].Value == s.Value {
 				continue
 			}
-			errs = append(errs, ignoreExited(err), ignoreExited(writeSettings([]todocker.CgroupSetting{s}, group)))
+			errs = append(errs, ignoreExited(err), ignoreExited(writeSettings([]limits.CgroupSetting{s}, group)))
 		}
 	}
 	return errors.Join(errs...)

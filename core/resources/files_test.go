@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth/core/cgroup"
-	"berth/core/todocker"
+	"berth/core/limits"
 )
 
 // newGroup makes a directory that stands for a cgroup.
@@ -45,13 +45,13 @@ func contents(t *testing.T, g cgroup.Group) map[string]string {
 
 func TestRestoreSettingsTakesBackWhatWasWritten(t *testing.T) {
 	group := newGroup(t, map[string]string{"memory.high": "max\n", "cpuset.cpus": "\n", "memory.oom.group": "0\n"})
-	settings := []todocker.CgroupSetting{{File: "memory.high", Value: "444"}, {File: "memory.oom.group", Value: "1"}, {File: "cpuset.cpus", Value: "0", Optional: true}, {File: "none", Value: "1", Optional: true}}
+	settings := []limits.CgroupSetting{{File: "memory.high", Value: "444"}, {File: "memory.oom.group", Value: "1"}, {File: "cpuset.cpus", Value: "0", Optional: true}, {File: "none", Value: "1", Optional: true}}
 	saved, err := readSettings(settings, group)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// An empty set of CPUs cannot be written back: the update of Docker reverts it.
-	want := []todocker.CgroupSetting{{File: "memory.high", Value: "max"}, {File: "memory.oom.group", Value: "0"}}
+	want := []limits.CgroupSetting{{File: "memory.high", Value: "max"}, {File: "memory.oom.group", Value: "0"}}
 	if diff := cmp.Diff(want, saved); diff != "" {
 		t.Errorf("readSettings (-want +got):\n%s", diff)
 	}
@@ -68,10 +68,10 @@ func TestRestoreSettingsTakesBackWhatWasWritten(t *testing.T) {
 
 func TestReadSettingsRefusesAFileThatTheNodeDoesNotHave(t *testing.T) {
 	group := newGroup(t, nil)
-	if _, err := readSettings([]todocker.CgroupSetting{{File: "no.such", Value: "1"}}, group); !errdefs.IsInvalidArgument(err) {
+	if _, err := readSettings([]limits.CgroupSetting{{File: "no.such", Value: "1"}}, group); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("missing file: %v, want InvalidArgument", err)
 	}
-	if _, err := readSettings([]todocker.CgroupSetting{{File: "memory.high"}}, cgroup.Group{V2: group.V2 + "/gone"}); ignoreExited(err) != nil || err == nil {
+	if _, err := readSettings([]limits.CgroupSetting{{File: "memory.high"}}, cgroup.Group{V2: group.V2 + "/gone"}); ignoreExited(err) != nil || err == nil {
 		t.Errorf("cgroup of a container that has exited: %v, want NotExist", err)
 	}
 }

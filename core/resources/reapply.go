@@ -10,9 +10,9 @@ import (
 
 	"berth/core/cgroup"
 	"berth/core/engine"
+	"berth/core/limits"
 	"berth/core/panics"
 	"berth/core/systemd"
-	"berth/core/todocker"
 )
 
 // reapplyInterval is the time that systemd gets to apply its limits before they are overwritten, and the
@@ -103,7 +103,7 @@ func (m *Manager) reapplyOne(ctx context.Context, docker *engine.Conn, id string
 	if err != nil {
 		return err
 	}
-	settings, err := todocker.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
+	settings, err := limits.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
 	if err != nil || !c.Running || len(settings) == 0 {
 		return err
 	}

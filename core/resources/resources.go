@@ -20,8 +20,8 @@ import (
 	"berth/core/cgroup"
 	"berth/core/engine"
 	"berth/core/kmutex"
+	"berth/core/limits"
 	"berth/core/systemd"
-	"berth/core/todocker"
 )
 
 // A Config is what a Manager needs; all fields are required.
@@ -52,7 +52,7 @@ func New(cfg Config) *Manager {
 //
 // It does nothing if Docker's cgroup driver is systemd, which creates the cgroup with the scope, or if
 // the parent cgroup is not known; ApplyStarted alone writes the settings then.
-func (m *Manager) PrepareStart(ctx context.Context, docker *engine.Conn, id string, settings []todocker.CgroupSetting) (remove func() error, err error) {
+func (m *Manager) PrepareStart(ctx context.Context, docker *engine.Conn, id string, settings []limits.CgroupSetting) (remove func() error, err error) {
 	nothing := func() error { return nil }
 	if len(settings) == 0 || docker.Features.CgroupDriver != "cgroupfs" {
 		return nothing, nil
@@ -75,8 +75,8 @@ func (m *Manager) PrepareStart(ctx context.Context, docker *engine.Conn, id stri
 
 // createCgroup creates the cgroup of the container id below parent and writes those of the settings that
 // may be written before the start. remove removes it, also after an error.
-func createCgroup(settings []todocker.CgroupSetting, parent, id string) (remove func() error, err error) {
-	var early []todocker.CgroupSetting
+func createCgroup(settings []limits.CgroupSetting, parent, id string) (remove func() error, err error) {
+	var early []limits.CgroupSetting
 	var controllers []string
 	for _, s := range settings {
 		if s.AfterStart {
@@ -100,7 +100,7 @@ func createCgroup(settings []todocker.CgroupSetting, parent, id string) (remove 
 // ApplyStarted applies settings to the container c, which has just started with the first process pid.
 // updated tells that its resources have changed since it was created: then it gets their oom_score_adj
 // as well, because Docker started it with that of its creation. A container that has exited is no error.
-func (m *Manager) ApplyStarted(ctx context.Context, docker *engine.Conn, c *cache.Container, pid int, settings []todocker.CgroupSetting, updated bool) error {
+func (m *Manager) ApplyStarted(ctx context.Context, docker *engine.Conn, c *cache.Container, pid int, settings []limits.CgroupSetting, updated bool) error {
 	err := m.applySettings(ctx, settings, c.ID(), pid)
 	if updated {
 		score := max(int(c.Status.GetResources().GetLinux().GetOomScoreAdj()), docker.OOMFloor())
@@ -110,7 +110,7 @@ func (m *Manager) ApplyStarted(ctx context.Context, docker *engine.Conn, c *cach
 }
 
 // applySettings applies settings to the container id with the first process pid.
-func (m *Manager) applySettings(ctx context.Context, settings []todocker.CgroupSetting, id string, pid int) error {
+func (m *Manager) applySettings(ctx context.Context, settings []limits.CgroupSetting, id string, pid int) error {
 	group, err := cgroup.Of(pid, id)
 	if err != nil {
 		return ignoreExited(err)
@@ -123,7 +123,7 @@ func (m *Manager) applySettings(ctx context.Context, settings []todocker.CgroupS
 // It has to precede writeSettings, because systemd writes more files than those of the properties. A
 // failure is only logged: the settings hold until systemd next applies the limits of the unit, and Run
 // writes them again after that.
-func (m *Manager) setSystemdProperties(ctx context.Context, settings []todocker.CgroupSetting, group cgroup.Group) {
+func (m *Manager) setSystemdProperties(ctx context.Context, settings []limits.CgroupSetting, group cgroup.Group) {
 	unit := filepath.Base(group.V2)
 	if !strings.HasSuffix(unit, ".scope") {
 		return

@@ -13,12 +13,12 @@ import (
 	"berth/core/cache"
 	"berth/core/cgroup"
 	"berth/core/engine"
-	"berth/core/todocker"
+	"berth/core/limits"
 )
 
 // Update sends Docker the part of an update that its API can express, and applies the rest if the container
 // is running; else ApplyStarted does at its start.
-func (m *Manager) Update(ctx context.Context, docker *engine.Conn, c *cache.Container, update todocker.Update) error {
+func (m *Manager) Update(ctx context.Context, docker *engine.Conn, c *cache.Container, update limits.Update) error {
 	if err := updateEngine(ctx, docker, c.ID(), update.Engine); err != nil || !c.Running {
 		return err
 	}
@@ -40,13 +40,13 @@ func updateEngine(ctx context.Context, docker *engine.Conn, id string, change co
 // Snapshot reads what c has before an update. restore takes the update back, whatever of it has been done.
 // An update with a setting that the node does not have is refused here, with an error of kind
 // InvalidArgument.
-func (m *Manager) Snapshot(docker *engine.Conn, c *cache.Container, update todocker.Update) (restore func(context.Context) error, err error) {
+func (m *Manager) Snapshot(docker *engine.Conn, c *cache.Container, update limits.Update) (restore func(context.Context) error, err error) {
 	var group cgroup.Group
-	var saved []todocker.CgroupSetting
+	var saved []limits.CgroupSetting
 	score, cpus, mems := 0, "", ""
 	if c.Running {
 		if group, err = cgroup.Of(c.Pid, c.ID()); err == nil {
-			saved, err = readSettings(slices.Concat(todocker.EngineManagedFiles(docker.Features), update.CgroupSettings), group)
+			saved, err = readSettings(slices.Concat(limits.EngineManagedFiles(docker.Features), update.CgroupSettings), group)
 		}
 		if err == nil {
 			score, err = readOOMScore(c.Pid)
@@ -56,7 +56,7 @@ func (m *Manager) Snapshot(docker *engine.Conn, c *cache.Container, update todoc
 		}
 		cpus, mems = effectiveCpuset(group, "cpus"), effectiveCpuset(group, "mems")
 	}
-	revert, err := todocker.Revert(c.Status.GetResources().GetLinux(), update.Result, docker.Features, cpus, mems)
+	revert, err := limits.Revert(c.Status.GetResources().GetLinux(), update.Result, docker.Features, cpus, mems)
 	if err != nil {
 		return nil, err
 	}

@@ -8,12 +8,11 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Bandwidth are the limits of a pod's network in bits per second, 0 for none.
+// Bandwidth holds the limits of a pod's network in bits per second; 0 is no limit.
 type Bandwidth struct{ Ingress, Egress int64 }
 
-// PodBandwidth reads the annotations that limit the bandwidth of a pod; of kind
-// InvalidArgument if one is no quantity or beyond what can be meant. The API server does not
-// check them. For a pod in the node's network there is nothing to limit.
+// PodBandwidth parses the annotations that limit the bandwidth of a pod, which the API
+// server does not validate. A pod in the node's network namespace has no limits.
 func PodBandwidth(pod *runtimeapi.PodSandboxConfig) (b Bandwidth, err error) {
 	if HostNetwork(pod) {
 		return b, nil
@@ -26,35 +25,35 @@ func PodBandwidth(pod *runtimeapi.PodSandboxConfig) (b Bandwidth, err error) {
 		if !ok {
 			continue
 		}
-		if *limit, ok = bandwidth(text); !ok {
+		if *limit, ok = parseBandwidth(text); !ok {
 			return b, invalid("annotation %s %q: must be a quantity from 1k to 1P, in bits per second", annotation, text)
 		}
 	}
 	return b, nil
 }
 
-// quantity is the grammar of resource.Quantity in k8s.io/apimachinery: a decimal number
-// and a suffix of powers of 2 or of 10, or an exponent.
+// quantity is the grammar of resource.Quantity in k8s.io/apimachinery: a decimal number,
+// and a binary or decimal suffix or an exponent.
 var quantity = regexp.MustCompile(`^([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))(?:(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E)|[eE]([+-]?[0-9]{1,3}))?$`)
 
-// suffixes are what the suffixes of a quantity stand for, but for exponents.
+// suffixes maps the suffixes of quantities to what they multiply by.
 var suffixes = map[string]struct{ base, exponent int64 }{
 	"": {10, 0}, "n": {10, -9}, "u": {10, -6}, "m": {10, -3},
 	"k": {10, 3}, "M": {10, 6}, "G": {10, 9}, "T": {10, 12}, "P": {10, 15}, "E": {10, 18},
 	"Ki": {2, 10}, "Mi": {2, 20}, "Gi": {2, 30}, "Ti": {2, 40}, "Pi": {2, 50}, "Ei": {2, 60},
 }
 
-// Bounds of a bandwidth, as in the kubelet's pkg/util/bandwidth.
+// The range of a bandwidth in bits per second, as in pkg/util/bandwidth of Kubernetes.
 const (
 	minBandwidth = 1e3
 	maxBandwidth = 1e15
 )
 
-// bandwidth reads a quantity of bits per second, rounded up as resource.Quantity is.
-func bandwidth(text string) (int64, bool) {
-	const longest = 64
+// parseBandwidth parses a quantity of bits per second. Like resource.Quantity it rounds up.
+func parseBandwidth(text string) (int64, bool) {
+	const maxLength = 64 // more than any quantity needs; bounds the work below
 	parts := quantity.FindStringSubmatch(text)
-	if parts == nil || len(text) > longest {
+	if parts == nil || len(text) > maxLength {
 		return 0, false
 	}
 	value, ok := new(big.Rat).SetString(parts[1])
@@ -63,7 +62,7 @@ func bandwidth(text string) (int64, bool) {
 	}
 	unit := suffixes[parts[2]]
 	if parts[3] != "" {
-		unit.exponent, _ = strconv.ParseInt(parts[3], 10, 64) // the grammar has three digits
+		unit.exponent, _ = strconv.ParseInt(parts[3], 10, 64) // the grammar allows three digits
 	}
 	power := new(big.Int).Exp(big.NewInt(unit.base), big.NewInt(max(unit.exponent, -unit.exponent)), nil)
 	factor := new(big.Rat).SetInt(power)
@@ -74,9 +73,9 @@ func bandwidth(text string) (int64, bool) {
 	if value.Cmp(big.NewRat(minBandwidth, 1)) < 0 || value.Cmp(big.NewRat(maxBandwidth, 1)) > 0 {
 		return 0, false
 	}
-	whole, rest := new(big.Int).QuoRem(value.Num(), value.Denom(), new(big.Int))
-	if rest.Sign() > 0 {
-		whole.Add(whole, big.NewInt(1))
+	bits, remainder := new(big.Int).QuoRem(value.Num(), value.Denom(), new(big.Int))
+	if remainder.Sign() > 0 {
+		bits.Add(bits, big.NewInt(1))
 	}
-	return whole.Int64(), true
+	return bits.Int64(), true
 }

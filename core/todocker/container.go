@@ -15,290 +15,299 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/identity"
 	"berth/core/labels"
+	"berth/core/limits"
 	"berth/core/names"
 	"berth/core/premount"
 )
 
-// ContainerParams is what is asked of a container, and what it runs in.
+// ContainerParams are the parameters of Container.
 type ContainerParams struct {
 	Pod    *runtimeapi.PodSandboxConfig
 	Config *runtimeapi.ContainerConfig
 
 	SandboxID    string
-	SandboxLabel string // of the sandbox's process, on a node with SELinux
-	TargetID     string // of the container whose processes it sees, if it asks for that
-	Runtime      string // of the sandbox, in the Engine's words
-	CgroupParent string // of the sandbox, in the Engine's words
+	SandboxLabel string // SELinux label of the pause process, on a node with SELinux
+	TargetID     string // of the container in target_id, for the PID namespace mode TARGET
+	Runtime      string // HostConfig.Runtime of the sandbox
+	CgroupParent string // HostConfig.CgroupParent of the sandbox
 
-	ImageID    string            // resolved from Config.Image
-	ImageName  string            // as the user wrote it
-	ImageRef   string            // with the repository's digest if there is one
-	Volumes    map[string]Volume // images that are mounted, by the words they are asked for with
-	HasCommand bool              // whether the image has an entrypoint or command
-	ImageUser  string            // whom the image runs as if nobody says otherwise
-	Accounts   Accounts          // of the image
+	Image     Image                // resolved from Config.Image
+	ImageName string               // as the user wrote it
+	Accounts  identity.PasswdFiles // of the image
+	Volumes   map[string]Image     // images to mount, by the reference in the request
 
-	Files   []File         // of the pod, mounted where the container brings none of its own
-	Stage   names.Premount // a name for its staged mounts, if it needs some
+	Files   []File         // of the pod, mounted where the container has no mount of its own
+	Stage   names.Premount // for the container's premounts, if it needs any
 	Stages  Premounts
-	Seccomp string // content of the profile that SeccompFile names
+	Seccomp string // content of the profile that SeccompFile returns
 	Log     container.LogConfig
 	Can     engine.Features
 }
 
-// Premounts tells where staged mounts will be.
+// Premounts gives the paths of premounts.
 type Premounts interface {
-	// Path is where mount i of those called name will be.
+	// Path returns the path of mount number i of a container.
 	Path(name names.Premount, i int) string
 }
 
-// A Volume is an image of which a container mounts the files.
-type Volume struct {
-	ID  string
-	Ref string // with the repository's digest if there is one
-	// Layers are where the Engine keeps the files, the topmost first; none if
-	// it does not tell.
-	Layers []string
-}
-
-// A File is one of a pod's own files and where its containers find it.
+// A File is a file of a pod and its path in the pod's containers.
 type File struct {
 	Source, Target string
-	// ReadOnly is set where nothing bounds what is written to the file.
+	// ReadOnly is set for a file on a file system without a size limit.
 	ReadOnly bool
 }
 
-// Container orders a container of a pod.
-func Container(ask ContainerParams) (Spec, error) {
-	c, m, pod := ask.Config, ask.Config.GetMetadata(), ask.Pod.GetMetadata()
-	if m.GetName() == "" {
-		return Spec{}, invalid("container without a name in its metadata")
-	}
-	if err := noWindows(c.GetWindows()); err != nil {
+// Container translates a container of a pod.
+func Container(p ContainerParams) (Spec, error) {
+	if err := checkContainer(p); err != nil {
 		return Spec{}, err
 	}
-	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), ask.Can); err != nil {
-		return Spec{}, err
-	}
-	sc := c.GetLinux().GetSecurityContext()
-	privileged := sc.GetPrivileged()
-	if privileged && !ask.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
-		return Spec{}, invalid("privileged container in a sandbox that is not")
-	}
-	logPath, err := LogPath(ask.Pod, c)
+	grace, err := gracePeriod(p.Config.GetAnnotations())
 	if err != nil {
 		return Spec{}, err
 	}
-	env, err := environment(c.GetEnvs())
+	id, err := identity.ForContainer(p.Config.GetLinux().GetSecurityContext(), p.Image.User, p.Accounts)
 	if err != nil {
 		return Spec{}, err
 	}
-	if len(c.GetCommand()) == 0 && len(c.GetArgs()) == 0 && !ask.HasCommand {
-		return Spec{}, invalid("no command specified: neither by the container nor by image %s", ask.ImageName)
-	}
-	signal, err := SignalName(c.GetStopSignal())
+	config, err := containerConfig(p)
 	if err != nil {
 		return Spec{}, err
 	}
-	grace, err := stopTimeout(c.GetAnnotations())
+	config.User, config.StopTimeout = id.User, grace
+	host, premounts, err := containerHost(p)
 	if err != nil {
 		return Spec{}, err
 	}
-	config, err := containerJSON(c, ask.Volumes)
+	host.GroupAdd, host.Annotations = id.Groups, scopeProperties(grace, p.Can)
+	set, err := containerLabels(p, id)
 	if err != nil {
 		return Spec{}, err
 	}
-	who, err := identify(sc, ask.ImageUser, ask.Accounts)
-	if err != nil {
-		return Spec{}, err
+	if len(premounts) > 0 {
+		set.Stage = p.Stage
 	}
-	told, err := protojson.Marshal(who.told)
-	if err != nil {
-		return Spec{}, err
-	}
-	host, staged, err := containerHost(ask)
-	if err != nil {
-		return Spec{}, err
-	}
-	host.GroupAdd = who.groups
-	host.Annotations = scopeProperties(grace, ask.Can)
-	var stage names.Premount
-	if len(staged) > 0 {
-		stage = ask.Stage
-	}
+	config.Labels = set.Encode()
 
+	meta, pod := p.Config.GetMetadata(), p.Pod.GetMetadata()
 	return Spec{
-		Name: names.Name{Container: m.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: m.GetAttempt()},
-		Config: &container.Config{
-			Image:       ask.ImageID,
-			Entrypoint:  strslice.StrSlice(c.GetCommand()),
-			Cmd:         strslice.StrSlice(c.GetArgs()),
-			Env:         env,
-			WorkingDir:  c.GetWorkingDir(),
-			User:        who.user,
-			OpenStdin:   c.GetStdin(),
-			StdinOnce:   c.GetStdinOnce(),
-			Tty:         c.GetTty(),
-			StopSignal:  signal,
-			StopTimeout: grace,
-			Healthcheck: noHealthcheck(),
-			Labels: labels.Set{
-				Kind:        labels.Container,
-				SandboxID:   ask.SandboxID,
-				LogPath:     logPath,
-				Labels:      c.GetLabels(),
-				Annotations: c.GetAnnotations(),
-				Config:      config,
-				Image:       ask.ImageName,
-				ImageRef:    ask.ImageRef,
-				User:        string(told),
-				Stage:       stage,
-			}.Encode(),
-		},
+		Name:   names.Name{Container: meta.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: meta.GetAttempt()},
+		Config: config,
 		Host:   host,
-		Staged: staged,
+		Staged: premounts,
 	}, nil
 }
 
-// containerHost is the part of an order that concerns the node, and the mounts
-// that it takes to be staged.
-func containerHost(ask ContainerParams) (*container.HostConfig, []premount.Mount, error) {
-	c, can := ask.Config, ask.Can
+// checkContainer validates the fields of a container that are not translated one by one.
+func checkContainer(p ContainerParams) error {
+	c := p.Config
+	if c.GetMetadata().GetName() == "" {
+		return invalid("metadata of a container: name must be set")
+	}
+	if err := checkNoWindows(c.GetWindows()); err != nil {
+		return err
+	}
+	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), p.Can); err != nil {
+		return err
+	}
 	sc := c.GetLinux().GetSecurityContext()
-	privileged := sc.GetPrivileged()
+	if sc.GetPrivileged() && !p.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
+		return invalid("privileged container: not allowed in a sandbox that is not privileged")
+	}
+	if len(c.GetCommand()) == 0 && len(c.GetArgs()) == 0 && !p.Image.HasCommand {
+		return invalid("no command specified: neither by the container nor by image %s", p.ImageName)
+	}
 	ns := sc.GetNamespaceOptions()
-	if err := namespaces(ns, false); err != nil {
-		return nil, nil, err
+	if err := checkNamespaces(ns, false); err != nil {
+		return err
 	}
-	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !HostNetwork(ask.Pod) {
-		return nil, nil, invalid("a container on the node's network in a pod that has its own")
+	if ns.GetNetwork() == runtimeapi.NamespaceMode_NODE && !HostNetwork(p.Pod) {
+		return invalid("network namespace mode NODE: not allowed in a pod with a network of its own")
 	}
+	return nil
+}
+
+// containerConfig returns the Config of a container, but for its user, StopTimeout and
+// labels.
+func containerConfig(p ContainerParams) (*container.Config, error) {
+	c := p.Config
+	env, err := environment(c.GetEnvs())
+	if err != nil {
+		return nil, err
+	}
+	signal, err := stopSignal(c.GetStopSignal())
+	if err != nil {
+		return nil, err
+	}
+	return &container.Config{
+		Image:       p.Image.ID,
+		Entrypoint:  strslice.StrSlice(c.GetCommand()),
+		Cmd:         strslice.StrSlice(c.GetArgs()),
+		Env:         env,
+		WorkingDir:  c.GetWorkingDir(),
+		OpenStdin:   c.GetStdin(),
+		StdinOnce:   c.GetStdinOnce(),
+		Tty:         c.GetTty(),
+		StopSignal:  signal,
+		Healthcheck: noHealthcheck(),
+	}, nil
+}
+
+// containerLabels returns what the labels of a container store, but for its premounts.
+func containerLabels(p ContainerParams, id identity.Identity) (labels.Set, error) {
+	logPath, err := LogPath(p.Pod, p.Config)
+	if err != nil {
+		return labels.Set{}, err
+	}
+	config, err := containerJSON(p.Config, p.Volumes)
+	if err != nil {
+		return labels.Set{}, err
+	}
+	user, err := protojson.Marshal(id.Status)
+	if err != nil {
+		return labels.Set{}, err
+	}
+	return labels.Set{
+		Kind:        labels.Container,
+		SandboxID:   p.SandboxID,
+		LogPath:     logPath,
+		Labels:      p.Config.GetLabels(),
+		Annotations: p.Config.GetAnnotations(),
+		Config:      config,
+		Image:       p.ImageName,
+		ImageRef:    p.Image.Ref,
+		User:        string(user),
+	}, nil
+}
+
+// containerHost returns the HostConfig of a container, but for its groups and
+// annotations, and the premounts that it needs.
+func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, error) {
+	c, sc := p.Config, p.Config.GetLinux().GetSecurityContext()
+	privileged := sc.GetPrivileged()
 	add, drop, err := capabilities(sc.GetCapabilities())
 	if err != nil {
 		return nil, nil, err
 	}
-	options, err := securityOptions(sc, privileged, can, ask.Seccomp, ask.SandboxLabel)
+	options, err := securityOptions(sc, privileged, p.Can, p.Seccomp, p.SandboxLabel)
 	if err != nil {
 		return nil, nil, err
 	}
-	if sc.GetNoNewPrivs() {
-		options = append(options, "no-new-privileges=true")
-	} else {
-		options = append(options, "no-new-privileges=false")
-	}
-	res, err := resources(c.GetLinux().GetResources(), can)
+	resources, err := containerResources(p)
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := CgroupSettings(c.GetLinux().GetResources(), can); err != nil {
-		return nil, nil, err
-	}
-	res.CgroupParent = ask.CgroupParent
-	binds, staged, err := bindings(ask)
+	mounts, premounts, err := containerMounts(p)
 	if err != nil {
 		return nil, nil, err
 	}
 	host := &container.HostConfig{
-		NetworkMode:    network("container:" + ask.SandboxID),
-		IpcMode:        container.IpcMode("container:" + ask.SandboxID),
-		CgroupnsMode:   cgroupns(can, privileged),
-		Runtime:        ask.Runtime,
+		CgroupnsMode:   cgroupNamespace(p.Can, privileged),
+		Runtime:        p.Runtime,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
-		LogConfig:      ask.Log,
-		OomScoreAdj:    max(int(c.GetLinux().GetResources().GetOomScoreAdj()), can.LowestOOMScore),
+		LogConfig:      p.Log,
+		OomScoreAdj:    max(int(c.GetLinux().GetResources().GetOomScoreAdj()), p.Can.LowestOOMScore),
 		Privileged:     privileged,
-		SecurityOpt:    options,
+		SecurityOpt:    append(options, noNewPrivileges(sc.GetNoNewPrivs())),
 		CapAdd:         add,
 		CapDrop:        drop,
 		ReadonlyRootfs: sc.GetReadonlyRootfs(),
-		Mounts:         binds,
-		Resources:      res,
+		Mounts:         mounts,
+		Resources:      resources,
 		Init:           new(bool),
-		UsernsMode:     userns(can),
+		UsernsMode:     userNamespace(p.Can),
 	}
-	switch ns.GetPid() {
-	case runtimeapi.NamespaceMode_POD:
-		host.PidMode = container.PidMode("container:" + ask.SandboxID)
-	case runtimeapi.NamespaceMode_NODE:
-		host.PidMode = hostMode
-	case runtimeapi.NamespaceMode_TARGET:
-		host.PidMode = container.PidMode("container:" + ask.TargetID)
-	case runtimeapi.NamespaceMode_CONTAINER:
-	}
-	switch ns.GetIpc() {
-	case runtimeapi.NamespaceMode_NODE:
-		host.IpcMode = hostMode
-	case runtimeapi.NamespaceMode_CONTAINER:
-		host.IpcMode, host.ShmSize = container.IPCModePrivate, shmSize
-	default:
-	}
-	if HostNetwork(ask.Pod) {
-		host.UTSMode = hostMode
-	}
+	setContainerNamespaces(host, p)
 	if !privileged {
-		// A privileged container has every path. Lists would win over that, and
-		// the kubelet sends its default ones always.
-		host.MaskedPaths, host.ReadonlyPaths = list(sc.GetMaskedPaths()), list(sc.GetReadonlyPaths())
+		// A privileged container has no masked and no read-only paths. Docker would apply
+		// these lists all the same, and the kubelet always sends its default ones.
+		host.MaskedPaths, host.ReadonlyPaths = notNil(sc.GetMaskedPaths()), notNil(sc.GetReadonlyPaths())
 	}
-	if host.Devices, err = devices(c.GetDevices(), privileged); err != nil {
-		return nil, nil, err
-	}
-	if host.DeviceRequests, err = cdiDevices(c.GetCDIDevices(), can); err != nil {
-		return nil, nil, err
-	}
-	return host, staged, nil
+	return host, premounts, nil
 }
 
-// list makes an empty list an empty one: the Engine reads nil as its defaults.
-func list(paths []string) []string {
+// containerResources returns the resources of a container, with its devices. What is
+// written to cgroup files later is only validated.
+func containerResources(p ContainerParams) (out container.Resources, err error) {
+	c := p.Config
+	if out, err = limits.EngineResources(c.GetLinux().GetResources(), p.Can); err != nil {
+		return out, err
+	}
+	if _, err := limits.CgroupSettings(c.GetLinux().GetResources(), p.Can); err != nil {
+		return out, err
+	}
+	if out.Devices, err = devices(c.GetDevices(), c.GetLinux().GetSecurityContext().GetPrivileged()); err != nil {
+		return out, err
+	}
+	if out.DeviceRequests, err = cdiDevices(c.GetCDIDevices(), p.Can); err != nil {
+		return out, err
+	}
+	out.CgroupParent = p.CgroupParent
+	return out, nil
+}
+
+// CheckUpdate refuses an update of a container that is about more than the resources of
+// a Linux container.
+func CheckUpdate(r *runtimeapi.UpdateContainerResourcesRequest) error {
+	if len(r.GetAnnotations()) > 0 {
+		return invalid("annotations of an update: berth supports none, so that they must be empty")
+	}
+	return checkNoWindows(r.GetWindows())
+}
+
+// notNil returns an empty list for nil, for which Docker would use its defaults.
+func notNil(paths []string) []string {
 	if paths == nil {
 		return []string{}
 	}
 	return paths
 }
 
-// LogPath returns where the kubelet looks for the log of a container, or ""
-// if nowhere.
+// LogPath returns the path at which the kubelet expects the log of a container, or "" if
+// it expects none.
 func LogPath(pod *runtimeapi.PodSandboxConfig, c *runtimeapi.ContainerConfig) (string, error) {
 	dir, file := pod.GetLogDirectory(), c.GetLogPath()
 	if dir == "" || file == "" {
 		return "", nil
 	}
 	if path.IsAbs(file) || slices.Contains(strings.Split(file, "/"), "..") {
-		return "", invalid("log_path %q leads out of the log directory", file)
+		return "", invalid("log_path %q: must be relative to the log directory and without \"..\"", file)
 	}
 	return path.Join(dir, file), nil
 }
 
-// environment returns the variables as the Engine takes them. Their values are
-// bytes to the CRI, but text to the Engine's JSON.
+// environment returns the variables as the Engine API takes them. Their values are bytes
+// in the CRI, but text in the JSON of the Engine API.
 func environment(vars []*runtimeapi.KeyValue) ([]string, error) {
 	var out []string
 	for _, v := range vars {
 		if !utf8.Valid(v.GetValue()) {
-			return nil, invalid("environment variable %q is not UTF-8, which Docker cannot carry", v.GetKey())
+			return nil, invalid("environment variable %q: the value must be UTF-8, for Docker carries it in JSON", v.GetKey())
 		}
 		if v.GetKey() == "" || strings.ContainsAny(v.GetKey(), "=\x00") || slices.Contains(v.GetValue(), 0) {
-			return nil, invalid("environment variable %q cannot be set", v.GetKey())
+			return nil, invalid("environment variable %q: the name must not be empty or contain \"=\", and neither name nor value may contain NUL", v.GetKey())
 		}
 		out = append(out, v.GetKey()+"="+string(v.GetValue()))
 	}
 	return out, nil
 }
 
-// graceAnnotation is where the kubelet tells a pod's terminationGracePeriodSeconds
-// (pkg/kubelet/kuberuntime/labels.go podTerminationGracePeriodLabel).
+// graceAnnotation is the annotation in which the kubelet sends a pod's
+// terminationGracePeriodSeconds (podTerminationGracePeriodLabel in
+// pkg/kubelet/kuberuntime/labels.go of Kubernetes).
 const graceAnnotation = "io.kubernetes.pod.terminationGracePeriod"
 
-// maxGrace bounds a grace period, in seconds. The Engine and systemd multiply it, and a
-// shutdown of the node waits for it, for as long as reboot.target allows (30 min) or longer.
-const maxGrace = 24 * 60 * 60
+// maxGraceSeconds bounds a grace period. Docker and systemd multiply it, which must not
+// overflow, and it is longer than a shutdown of the node waits anyway: reboot.target of
+// systemd forces the reboot after 30 minutes (JobTimeoutSec=).
+const maxGraceSeconds = 24 * 60 * 60
 
-// stopTimeout returns how many seconds the Engine is to wait before it kills the container
-// when it stops it by itself, as it does when it is shut down; nil for the Engine's default.
-// Stops that the kubelet asks for have a timeout of their own.
-func stopTimeout(annotations map[string]string) (*int, error) {
+// gracePeriod returns the time in seconds between Docker's stop signal and the kill when
+// the daemon shuts down; nil for Docker's default. A stop that the kubelet requests has a
+// timeout of its own.
+func gracePeriod(annotations map[string]string) (*int, error) {
 	text, ok := annotations[graceAnnotation]
 	if !ok {
 		return nil, nil
@@ -307,18 +316,19 @@ func stopTimeout(annotations map[string]string) (*int, error) {
 	if err != nil && !errors.Is(err, strconv.ErrRange) || seconds < 0 {
 		return nil, invalid("annotation %s %q: must be a number of seconds, 0 or more", graceAnnotation, text)
 	}
-	grace := int(min(seconds, maxGrace))
+	grace := int(min(seconds, maxGraceSeconds))
 	return &grace, nil
 }
 
-// scopeProperties returns the annotations for the low-level runtime that give a container's
-// systemd scope its grace period: without one systemd kills what is in the scope 90 s after
-// a shutdown of the node has begun (DefaultTimeoutStopSec=). runc and crun pass
-// org.systemd.property.* to systemd (runc docs/systemd.md).
-func scopeProperties(grace *int, can engine.Features) map[string]string {
-	if grace == nil || can.CgroupDriver != "systemd" || !can.Annotations {
+// scopeProperties returns the annotations for the low-level runtime that give a
+// container's systemd scope its grace period. Without them systemd kills the processes of
+// the scope 90 s after a shutdown of the node has begun (DefaultTimeoutStopSec= in
+// systemd-system.conf(5)). runc and crun pass org.systemd.property.* to systemd, see
+// https://github.com/opencontainers/runc/blob/main/docs/systemd.md.
+func scopeProperties(grace *int, features engine.Features) map[string]string {
+	if grace == nil || features.CgroupDriver != "systemd" || !features.Annotations {
 		return nil
 	}
-	seconds := max(*grace, 1) // 0 is no limit to systemd
+	seconds := max(*grace, 1) // systemd reads 0 as no timeout
 	return map[string]string{"org.systemd.property.TimeoutStopUSec": fmt.Sprintf("uint64 %d000000", seconds)}
 }

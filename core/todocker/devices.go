@@ -10,21 +10,25 @@ import (
 	"berth/core/engine"
 )
 
-// allAccess is to read and write a device and to make its node.
+// allAccess is to read and write a device and to create its node.
 const allAccess = "rwm"
 
-// devices orders devices of the node. A privileged container has all of them
-// already, but by the node's names only.
+// devices translates devices of the node. A privileged container has all of them already,
+// but only at the node's paths.
 func devices(list []*runtimeapi.Device, privileged bool) (out []container.DeviceMapping, err error) {
 	for _, d := range list {
 		access := d.GetPermissions()
 		if access == "" {
 			access = allAccess
 		}
-		if !path.IsAbs(d.GetHostPath()) || !path.IsAbs(d.GetContainerPath()) || strings.Trim(access, allAccess) != "" {
-			return nil, invalid("device %q at %q with permissions %q", d.GetHostPath(), d.GetContainerPath(), access)
-		}
-		if privileged && d.GetHostPath() == d.GetContainerPath() {
+		switch {
+		case !path.IsAbs(d.GetHostPath()):
+			return nil, invalid("host_path %q of device %q: must be an absolute path", d.GetHostPath(), d.GetContainerPath())
+		case !path.IsAbs(d.GetContainerPath()):
+			return nil, invalid("container_path %q of device %q: must be an absolute path", d.GetContainerPath(), d.GetHostPath())
+		case strings.Trim(access, allAccess) != "":
+			return nil, invalid("permissions %q of device %q: must consist of r, w and m", access, d.GetHostPath())
+		case privileged && d.GetHostPath() == d.GetContainerPath():
 			continue
 		}
 		out = append(out, container.DeviceMapping{PathOnHost: d.GetHostPath(), PathInContainer: d.GetContainerPath(), CgroupPermissions: access})
@@ -32,18 +36,19 @@ func devices(list []*runtimeapi.Device, privileged bool) (out []container.Device
 	return out, nil
 }
 
-// cdiDevices orders devices that the node's CDI specifications describe.
-func cdiDevices(list []*runtimeapi.CDIDevice, can engine.Features) ([]container.DeviceRequest, error) {
+// cdiDevices translates devices that the node's CDI specifications define
+// (https://tags.cncf.io/container-device-interface).
+func cdiDevices(list []*runtimeapi.CDIDevice, features engine.Features) ([]container.DeviceRequest, error) {
 	if len(list) == 0 {
 		return nil, nil
 	}
-	if !can.CDI {
-		return nil, failed("CDI devices need Docker 28.2 or newer, or features.cdi in daemon.json: this one has none")
+	if !features.CDI {
+		return nil, failed("CDI devices: Docker reports no support for them; they need Docker 28.2 or newer, or features.cdi in daemon.json")
 	}
 	request := container.DeviceRequest{Driver: "cdi"}
 	for _, d := range list {
 		if d.GetName() == "" {
-			return nil, invalid("CDI device without a name")
+			return nil, invalid("CDI device: name must be set")
 		}
 		request.DeviceIDs = append(request.DeviceIDs, d.GetName())
 	}

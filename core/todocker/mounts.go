@@ -12,191 +12,200 @@ import (
 	"berth/core/premount"
 )
 
-// bindings orders the container's own mounts, then the pod's files. What the
-// Engine cannot be asked for is to be staged, and the Engine is asked to bind that.
+// containerMounts translates the container's own mounts and adds the pod's files. A mount
+// that the Engine API cannot express becomes a premount, which Docker bind-mounts.
 //
-// Of several mounts at one path the last one wins, as where a runtime mounts one over the
-// other; the Engine takes no two. All of them must be valid.
-func bindings(ask ContainerParams) (out []mount.Mount, staged []premount.Mount, err error) {
-	wins := map[string]int{} // which mount is at a path in the end
-	for i, m := range ask.Config.GetMounts() {
+// All mounts must be valid. If several have the same path the last one is used: that is
+// the one on top with runtimes that mount them in order, and Docker refuses duplicates.
+func containerMounts(p ContainerParams) (out []mount.Mount, premounts []premount.Mount, err error) {
+	lastAt := map[string]int{} // index of the last mount at a path
+	for i, m := range p.Config.GetMounts() {
 		if m.GetContainerPath() == "" {
-			return nil, nil, invalid("mount of %q without a container_path", m.GetHostPath())
+			return nil, nil, invalid("container_path of the mount of %q: must be set", m.GetHostPath())
 		}
-		wins[mountPoint(m)] = i
+		lastAt[mountPath(m)] = i
 	}
-	named := map[string]int{} // how often an image is mounted natively
-	for i, m := range ask.Config.GetMounts() {
-		target := mountPoint(m)
-		if len(m.GetUidMappings()) > 0 || len(m.GetGidMappings()) > 0 {
-			return nil, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", target)
-		}
-		if m.GetImageSubPath() != "" && m.GetImage().GetImage() == "" {
-			return nil, nil, invalid("image_sub_path of mount %q, which is of no image", target)
-		}
-		var order mount.Mount
-		var tree *premount.Mount
-		if m.GetImage().GetImage() != "" {
-			order, tree, err = imageMount(m, ask)
-		} else {
-			order, tree, err = bind(m, ask)
-		}
+	timesMounted := map[string]int{} // by image ID
+	for i, m := range p.Config.GetMounts() {
+		translated, pre, err := translateMount(m, p)
 		if err != nil {
 			return nil, nil, err
 		}
-		if wins[target] != i {
+		translated.Target = mountPath(m)
+		if lastAt[translated.Target] != i {
 			continue
 		}
-		if tree != nil {
-			order.Source = ask.Stages.Path(ask.Stage, len(staged))
-			staged = append(staged, *tree)
+		if pre != nil {
+			translated.Source = p.Stages.Path(p.Stage, len(premounts))
+			premounts = append(premounts, *pre)
 		}
-		if order.Type == mount.TypeImage {
-			id := order.Source
-			if order.Source, err = anotherName(id, named[id]); err != nil {
+		if translated.Type == mount.TypeImage {
+			id := translated.Source
+			if translated.Source, err = uniqueImageRef(id, timesMounted[id]); err != nil {
 				return nil, nil, err
 			}
-			named[id]++
+			timesMounted[id]++
 		}
-		order.Target = target
-		out = append(out, order)
+		out = append(out, translated)
 	}
-	for _, f := range ask.Files {
-		if _, taken := wins[f.Target]; !taken {
+	for _, f := range p.Files {
+		if _, taken := lastAt[f.Target]; !taken {
 			out = append(out, mount.Mount{
 				Type: mount.TypeBind, Source: f.Source, Target: f.Target,
-				ReadOnly:    f.ReadOnly || ask.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
+				ReadOnly:    f.ReadOnly || p.Config.GetLinux().GetSecurityContext().GetReadonlyRootfs(),
 				BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate},
 			})
 		}
 	}
-	return out, staged, nil
+	return out, premounts, nil
 }
 
-// mountPoint returns the path of a mount in the container. A relative path is below the
-// root, as with other runtimes.
-func mountPoint(m *runtimeapi.Mount) string { return path.Clean("/" + m.GetContainerPath()) }
+// mountPath returns the path of a mount in the container. As in containerd and CRI-O, a
+// relative path is relative to the root.
+func mountPath(m *runtimeapi.Mount) string { return path.Clean("/" + m.GetContainerPath()) }
 
-// propagations are how the CRI's propagations are called.
+// translateMount translates a mount, but for its target. If pre is not nil, it must be
+// mounted first, and out lacks the source.
+func translateMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *premount.Mount, err error) {
+	isImage := m.GetImage().GetImage() != ""
+	switch {
+	case len(m.GetUidMappings()) > 0, len(m.GetGidMappings()) > 0:
+		return out, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", m.GetContainerPath())
+	case m.GetImageSubPath() != "" && !isImage:
+		return out, nil, invalid("image_sub_path of mount %q: needs an image", m.GetContainerPath())
+	case isImage:
+		return imageMount(m, p)
+	default:
+		return bindMount(m, p)
+	}
+}
+
+// propagations maps the CRI's mount propagations to those of Docker and of premounts.
 var propagations = map[runtimeapi.MountPropagation]struct {
-	engine mount.Propagation
-	staged premount.Propagation
+	docker   mount.Propagation
+	premount premount.Propagation
 }{
 	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           {mount.PropagationRPrivate, premount.Private},
 	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: {mount.PropagationRSlave, premount.Slave},
 	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     {mount.PropagationRShared, premount.Shared},
 }
 
-// Propagation returns one of the CRI's propagations as it is called where mounts are staged.
-func Propagation(p runtimeapi.MountPropagation) premount.Propagation { return propagations[p].staged }
+// Propagation translates a mount propagation of the CRI to that of a premount.
+func Propagation(p runtimeapi.MountPropagation) premount.Propagation { return propagations[p].premount }
 
-// bind orders a mount of a path of the node, by way of a stage if tree is not
-// nil.
-func bind(m *runtimeapi.Mount, ask ContainerParams) (out mount.Mount, tree *premount.Mount, err error) {
-	private := m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_PRIVATE
-	propagation, known := propagations[m.GetPropagation()]
+// checkBind validates a mount of a path of the node.
+func checkBind(m *runtimeapi.Mount) error {
+	_, known := propagations[m.GetPropagation()]
 	switch {
 	case !path.IsAbs(m.GetHostPath()):
-		return out, nil, invalid("host_path %q of mount %q is not absolute", m.GetHostPath(), m.GetContainerPath())
+		return invalid("host_path %q of mount %q: must be an absolute path", m.GetHostPath(), m.GetContainerPath())
 	case !known:
-		return out, nil, invalid("propagation %v of mount %q", m.GetPropagation(), m.GetContainerPath())
+		return invalid("propagation %v of mount %q: must be PROPAGATION_PRIVATE, PROPAGATION_HOST_TO_CONTAINER or PROPAGATION_BIDIRECTIONAL",
+			m.GetPropagation(), m.GetContainerPath())
 	case m.GetRecursiveReadOnly() && !m.GetReadonly():
-		return out, nil, invalid("mount %q is recursive_read_only but not readonly", m.GetContainerPath())
-	case m.GetRecursiveReadOnly() && !private:
-		return out, nil, invalid("mount %q is recursive_read_only but not private", m.GetContainerPath())
+		return invalid("recursive_read_only mount %q: must be readonly, too", m.GetContainerPath())
+	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid("recursive_read_only mount %q: propagation must be PROPAGATION_PRIVATE", m.GetContainerPath())
 	}
 	if err := premount.Check(m.GetMountOptions()); err != nil {
-		return out, nil, invalid("mount_options of %q: %v", m.GetContainerPath(), err)
+		return invalid("mount_options of %q: %v", m.GetContainerPath(), err)
 	}
+	return nil
+}
+
+// bindMount translates a mount of a path of the node.
+func bindMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *premount.Mount, err error) {
+	if err := checkBind(m); err != nil {
+		return out, nil, err
+	}
+	propagation := propagations[m.GetPropagation()]
 	out = mount.Mount{
-		Type: mount.TypeBind, Source: path.Clean(m.GetHostPath()), BindOptions: &mount.BindOptions{Propagation: propagation.engine},
+		Type: mount.TypeBind, Source: path.Clean(m.GetHostPath()), BindOptions: &mount.BindOptions{Propagation: propagation.docker},
 	}
-	native := nativeRecursive(ask.Runtime, ask.Can)
-	if len(m.GetMountOptions()) > 0 || m.GetRecursiveReadOnly() && !native {
-		if !ask.Can.StagedMounts {
+	if len(m.GetMountOptions()) > 0 || m.GetRecursiveReadOnly() && !supportsRecursiveReadOnly(p.Runtime, p.Can) {
+		if !p.Can.StagedMounts {
 			return out, nil, failed("mount %q: mount_options, and recursive_read_only before Docker 25, need Linux 5.12 or newer", m.GetContainerPath())
 		}
-		tree = &premount.Mount{Source: out.Source, Propagation: propagation.staged, Options: slices.Clone(m.GetMountOptions())}
-		// The Engine is not asked to make it read-only: that would take away
-		// the options that the stage has given.
+		pre = &premount.Mount{Source: out.Source, Propagation: propagation.premount, Options: slices.Clone(m.GetMountOptions())}
+		// The premount is read-only itself. ReadOnly of Docker would remount it, and the
+		// remount would reset the other options.
 		switch {
 		case m.GetRecursiveReadOnly():
-			tree.Options = append(tree.Options, "rro")
+			pre.Options = append(pre.Options, "rro")
 		case m.GetReadonly():
-			tree.Options = append(tree.Options, "ro")
+			pre.Options = append(pre.Options, "ro")
 		}
-		return out, tree, nil
+		return out, pre, nil
 	}
-	// The Engine refuses to have its own data mounted private; unsaid, it
-	// chooses what it can bear.
-	if private && aboutRoot(out.Source, ask.Can.RootDir) {
+	// Docker refuses private propagation for its own data (validateBindDaemonRoot in
+	// daemon/volumes_linux.go); without a value it chooses one that it accepts.
+	if propagation.docker == mount.PropagationRPrivate && overlapsDataRoot(out.Source, p.Can.RootDir) {
 		out.BindOptions.Propagation = ""
 	}
 	out.ReadOnly = m.GetReadonly()
 	switch {
 	case m.GetRecursiveReadOnly():
 		out.BindOptions.ReadOnlyForceRecursive = true
-	case m.GetReadonly() && ask.Can.ReadOnlyNonRecursive:
-		out.BindOptions.ReadOnlyNonRecursive = true // from 25 on the Engine would go deeper
+	case m.GetReadonly() && p.Can.ReadOnlyNonRecursive:
+		out.BindOptions.ReadOnlyNonRecursive = true // docker >= 25 would make submounts read-only, too
 	}
 	return out, nil, nil
 }
 
-// nativeRecursive reports whether the Engine and a runtime, "" for its default,
-// can make a mount read-only with all below it.
-func nativeRecursive(runtime string, can engine.Features) bool {
+// supportsRecursiveReadOnly reports whether Docker and a runtime, "" for its default, can
+// make a mount and its submounts read-only.
+func supportsRecursiveReadOnly(runtime string, features engine.Features) bool {
 	if runtime == "" {
-		runtime = can.DefaultRuntime
+		runtime = features.DefaultRuntime
 	}
-	return can.Runtimes[runtime].RecursiveReadOnly
+	return features.Runtimes[runtime].RecursiveReadOnly
 }
 
-// imageMount orders a mount of an image's files, by way of a stage if tree is not
-// nil.
-func imageMount(m *runtimeapi.Mount, ask ContainerParams) (out mount.Mount, tree *premount.Mount, err error) {
-	volume, sub := ask.Volumes[m.GetImage().GetImage()], m.GetImageSubPath()
+// imageMount translates a mount of an image's files.
+func imageMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *premount.Mount, err error) {
+	volume, subPath := p.Volumes[m.GetImage().GetImage()], m.GetImageSubPath()
 	switch {
 	case !m.GetReadonly():
-		return out, nil, invalid("image volume %q is not readonly", m.GetContainerPath())
+		return out, nil, invalid("image volume %q: must be readonly", m.GetContainerPath())
 	case m.GetHostPath() != "":
-		return out, nil, invalid("mount %q is of an image and of host_path %q", m.GetContainerPath(), m.GetHostPath())
+		return out, nil, invalid("mount %q: must have an image or a host_path, not both", m.GetContainerPath())
 	case len(m.GetMountOptions()) > 0:
-		return out, nil, invalid("mount_options of image volume %q: Docker mounts images without any", m.GetContainerPath())
-	case path.IsAbs(sub), slices.Contains(strings.Split(sub, "/"), ".."):
-		return out, nil, invalid("image_sub_path %q leads out of the image", sub)
-	case ask.Can.ImageMounts:
+		return out, nil, invalid("mount_options of image volume %q: must be empty, for Docker supports none", m.GetContainerPath())
+	case path.IsAbs(subPath), slices.Contains(strings.Split(subPath, "/"), ".."):
+		return out, nil, invalid("image_sub_path %q: must be relative to the root of the image and without \"..\"", subPath)
+	case p.Can.ImageMounts:
 		out = mount.Mount{Type: mount.TypeImage, Source: volume.ID, ReadOnly: true}
-		if sub != "" {
-			out.ImageOptions = &mount.ImageOptions{Subpath: sub}
+		if subPath != "" {
+			out.ImageOptions = &mount.ImageOptions{Subpath: subPath}
 		}
 		return out, nil, nil
 	case len(volume.Layers) == 0:
-		return out, nil, failed("image volume %q: before Docker 28 they need the storage driver overlay2, and Docker has %s", m.GetContainerPath(), ask.Can.StorageDriver)
-	case !ask.Can.StagedMounts:
+		return out, nil, failed("image volume %q: before Docker 28 they need the storage driver overlay2, and Docker has %s", m.GetContainerPath(), p.Can.StorageDriver)
+	case !p.Can.StagedMounts:
 		return out, nil, failed("image volume %q: before Docker 28 they need Linux 5.12 or newer", m.GetContainerPath())
 	}
 	out = mount.Mount{Type: mount.TypeBind, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
-	return out, &premount.Mount{Layers: volume.Layers, SubPath: sub}, nil
+	return out, &premount.Mount{Layers: volume.Layers, SubPath: subPath}, nil
 }
 
-// anotherName returns an image's ID in another form for each mount of it in one
-// container: the Engine calls a mount by the words in which its image was asked for, and
-// takes none twice (28.5).
-func anotherName(id string, times int) (string, error) {
+// uniqueImageRef returns a different reference to an image for each of its mounts in one
+// container. Docker 28.5 identifies an image mount by its reference and refuses
+// duplicates, so the ID is shortened by one digit for each mount after the first.
+func uniqueImageRef(id string, timesMounted int) (string, error) {
 	digits := strings.TrimPrefix(id, "sha256:")
 	switch {
-	case times == 0:
+	case timesMounted == 0:
 		return id, nil
-	case len(digits)-times+1 < shortID:
-		return "", invalid("image %s is mounted more than %d times in one container", id, times)
+	case len(digits)-timesMounted+1 < shortID:
+		return "", invalid("image %s: cannot be mounted more than %d times in one container", id, timesMounted)
 	default:
-		return digits[:len(digits)-times+1], nil
+		return digits[:len(digits)-timesMounted+1], nil
 	}
 }
 
-// aboutRoot reports whether the Engine takes a source for one that has to do with its
-// data root. It compares letters, not elements of paths (20.10 to 28.5): a source that merely
-// begins as the root does, or the root as it, is treated alike.
-func aboutRoot(source, root string) bool {
+// overlapsDataRoot reports whether Docker considers a source to be within its data root or
+// the other way round. Like Docker's check (validateBindDaemonRoot, 20.10 to 28.5) it
+// compares prefixes of strings, not path elements: /var/lib/docker2 is in /var/lib/docker.
+func overlapsDataRoot(source, root string) bool {
 	return root != "" && (strings.HasPrefix(source, root) || strings.HasPrefix(root, source))
 }

@@ -19,7 +19,7 @@ const (
 	modeTarget    = runtimeapi.NamespaceMode_TARGET
 )
 
-// old and recent are the records of two Engines far apart.
+// The features of an old and of a recent Docker.
 var (
 	old = engine.Features{
 		CgroupDriver: "cgroupfs", CgroupVersion: 1, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
@@ -33,8 +33,8 @@ var (
 	}
 )
 
-// staging is an old Engine on a newer kernel.
-var staging = func() engine.Features {
+// kernel512 is the old Docker on Linux 5.12.
+var kernel512 = func() engine.Features {
 	r := old
 	r.StagedMounts = true
 	return r
@@ -58,7 +58,7 @@ func pod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxCon
 	return p
 }
 
-func TestSandboxInTheFastForm(t *testing.T) {
+func TestSandboxWithoutDockerNetwork(t *testing.T) {
 	got, err := Sandbox(SandboxParams{Pod: pod(), Image: "sha256:pause", Can: old, OOMScore: PauseOOMScore})
 	if err != nil {
 		t.Fatal(err)
@@ -72,9 +72,9 @@ func TestSandboxInTheFastForm(t *testing.T) {
 		h.Init == nil || *h.Init || h.LogConfig.Type != "none" {
 		t.Errorf("config %+v\nhost %+v", got.Config, h)
 	}
-	said := recorded(got)
-	if said.Kind != labels.Sandbox || said.Labels["app"] != "web" || said.Annotations["note"] != "x" || strings.Contains(said.Config, "note") {
-		t.Errorf("labels %+v", said)
+	set := storedLabels(got)
+	if set.Kind != labels.Sandbox || set.Labels["app"] != "web" || set.Annotations["note"] != "x" || strings.Contains(set.Config, "note") {
+		t.Errorf("labels %+v", set)
 	}
 }
 
@@ -83,8 +83,8 @@ func TestSandboxVariants(t *testing.T) {
 		return p.Linux.SecurityContext
 	}
 	for name, tt := range map[string]struct {
-		ask  SandboxParams
-		want func(Spec) bool
+		params SandboxParams
+		want   func(Spec) bool
 	}{
 		"host network": {
 			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
@@ -102,13 +102,13 @@ func TestSandboxVariants(t *testing.T) {
 			SandboxParams{Can: old, Pod: pod(), Bridge: true},
 			func(o Spec) bool { return o.Host.NetworkMode.IsDefault() && !o.Config.NetworkDisabled },
 		},
-		"systemd wants a slice": {
+		"systemd cgroup driver takes a slice": {
 			SandboxParams{Can: recent, Pod: pod()},
 			func(o Spec) bool {
 				return o.Host.CgroupParent == "kubepods-podu1.slice" && o.Host.CgroupnsMode == "private"
 			},
 		},
-		"a score that cannot be given": {
+		"oom_score_adj below Docker's lowest": {
 			SandboxParams{Can: engine.Features{LowestOOMScore: -500}, Pod: pod(), OOMScore: PauseOOMScore},
 			func(o Spec) bool { return o.Host.OomScoreAdj == -500 },
 		},
@@ -116,13 +116,13 @@ func TestSandboxVariants(t *testing.T) {
 			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 63) + "-" + "tail" })},
 			func(o Spec) bool { return o.Config.Hostname == strings.Repeat("a", 63) },
 		},
-		"the node's IPv6": {
+		"the node's sysctls": {
 			SandboxParams{Can: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
 			func(o Spec) bool {
-				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(recorded(o).Config, "ipv6")
+				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(storedLabels(o).Config, "ipv6")
 			},
 		},
-		"the node's IPv6, but for what the pod has of its own": {
+		"the node's sysctls, but for those of the pod": {
 			SandboxParams{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"},
 				Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 					p.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "0", "kernel.msgmax": "1"}
@@ -132,20 +132,20 @@ func TestSandboxVariants(t *testing.T) {
 				return len(s) == 3 && s["net.ipv6.conf.all.disable_ipv6"] == "0" && s["net.ipv6.conf.default.disable_ipv6"] == "1" && s["kernel.msgmax"] == "1"
 			},
 		},
-		"the node's IPv6 in its own network": {
+		"no sysctls in the node's network": {
 			SandboxParams{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"},
 				Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
 			func(o Spec) bool { return len(o.Host.Sysctls) == 0 },
 		},
-		"the node's IPv6 on Docker's bridge, which sees to that itself": {
+		"no sysctls on Docker's bridge, which sets them itself": {
 			SandboxParams{Can: old, Pod: pod(), Bridge: true, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
 			func(o Spec) bool { return len(o.Host.Sysctls) == 0 },
 		},
-		"another handler": {
+		"a runtime handler": {
 			SandboxParams{Can: recent, Pod: pod(), Handler: "runsc"},
 			func(o Spec) bool { return o.Host.Runtime == "runsc" },
 		},
-		"cri-dockerd's word for the default": {
+		"cri-dockerd's name of the default handler": {
 			SandboxParams{Can: old, Pod: pod(), Handler: "docker"},
 			func(o Spec) bool { return o.Host.Runtime == "" },
 		},
@@ -168,7 +168,7 @@ func TestSandboxVariants(t *testing.T) {
 				return o.Config.User == "7" && slices.Equal(o.Host.GroupAdd, []string{"8"}) && o.Host.ReadonlyRootfs
 			},
 		},
-		"a user with no groups of the image": {
+		"a user, policy Strict": {
 			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).SupplementalGroupsPolicy = &runtimeapi.Int64Value{Value: 7}, runtimeapi.SupplementalGroupsPolicy_Strict
 			})},
@@ -180,21 +180,21 @@ func TestSandboxVariants(t *testing.T) {
 			})},
 			func(o Spec) bool { return o.Config.User == "7:8" },
 		},
-		"a group alone, which a kubelet sends for a pod with no other": {
+		"a group without a user": {
 			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsGroup = &runtimeapi.Int64Value{}
 			})},
 			func(o Spec) bool { return o.Config.User == "" },
 		},
-		"the kubelet's default profile for sandboxes, where Docker has no seccomp": {
+		"RuntimeDefault, Docker without seccomp": {
 			SandboxParams{Can: engine.Features{}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
-		"the kubelet's default profile for sandboxes, where it is unconfined in daemon.json": {
+		"RuntimeDefault, unconfined in daemon.json": {
 			SandboxParams{Can: engine.Features{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
-		"the default seccomp profile, where it can be said": {
+		"RuntimeDefault, Docker with builtin": {
 			SandboxParams{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
 		},
@@ -204,7 +204,7 @@ func TestSandboxVariants(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := Sandbox(tt.ask)
+			got, err := Sandbox(tt.params)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -216,11 +216,11 @@ func TestSandboxVariants(t *testing.T) {
 }
 
 func TestSandboxRefuses(t *testing.T) {
-	for name, ask := range map[string]SandboxParams{
-		"no metadata":               {Can: old, Pod: &runtimeapi.PodSandboxConfig{}},
-		"an unknown handler":        {Can: old, Pod: pod(), Handler: "kata"},
-		"a cgroup that is no slice": {Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/podu1" })},
-		"a relative log directory":  {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
+	for name, p := range map[string]SandboxParams{
+		"no metadata":                  {Can: old, Pod: &runtimeapi.PodSandboxConfig{}},
+		"an unknown handler":           {Can: old, Pod: pod(), Handler: "kata"},
+		"a cgroup that is not a slice": {Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/podu1" })},
+		"a relative log directory":     {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
 		"a user namespace": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
 		})},
@@ -239,17 +239,17 @@ func TestSandboxRefuses(t *testing.T) {
 		"fields for Windows": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Windows = &runtimeapi.WindowsPodSandboxConfig{SecurityContext: &runtimeapi.WindowsSandboxSecurityContext{HostProcess: true}}
 		})},
-		"a protocol that there is not": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"an unknown protocol": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.PortMappings = []*runtimeapi.PortMapping{{Protocol: 9, ContainerPort: 80, HostPort: 80}}
 		})},
-		"a port that there is not": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"a port out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 70000}}
 		})},
-		"a policy that there is not":   {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.SecurityContext.SupplementalGroupsPolicy = 9 })},
+		"an unknown groups policy":     {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.SecurityContext.SupplementalGroupsPolicy = 9 })},
 		"a line break in the hostname": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = "a\nb" })},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := Sandbox(ask); !errdefs.IsInvalidArgument(err) {
+			if got, err := Sandbox(p); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("got %+v, %v; want an invalid argument", got, err)
 			}
 		})
@@ -262,10 +262,10 @@ func TestResolvConf(t *testing.T) {
 		dns  *runtimeapi.DNSConfig
 		want string
 	}{
-		"none is the node's own":  {nil, "nameserver 9.9.9.9\n"},
-		"empty is empty":          {&runtimeapi.DNSConfig{}, ""},
-		"servers alone":           {&runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}}, "nameserver 10.0.0.10\n"},
-		"everything, in one line": {&runtimeapi.DNSConfig{Servers: []string{"a", "b"}, Searches: []string{"x.y", "y"}, Options: []string{"ndots:5"}}, "nameserver a\nnameserver b\nsearch x.y y\noptions ndots:5\n"},
+		"no config":       {nil, "nameserver 9.9.9.9\n"},
+		"an empty config": {&runtimeapi.DNSConfig{}, ""},
+		"only servers":    {&runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}}, "nameserver 10.0.0.10\n"},
+		"all fields":      {&runtimeapi.DNSConfig{Servers: []string{"a", "b"}, Searches: []string{"x.y", "y"}, Options: []string{"ndots:5"}}, "nameserver a\nnameserver b\nsearch x.y y\noptions ndots:5\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := ResolvConf(tt.dns, node); err != nil || string(got) != tt.want {
@@ -280,23 +280,23 @@ func TestResolvConf(t *testing.T) {
 
 func TestHostname(t *testing.T) {
 	const id = "0123456789abcdef0123456789abcdef"
-	for name, tt := range map[string]struct{ said, want string }{
-		"said":            {"web-0", "web-0"},
-		"63 bytes":        {strings.Repeat("a", 31) + "." + strings.Repeat("b", 31), strings.Repeat("a", 31) + "." + strings.Repeat("b", 31)},
-		"64 bytes":        {"h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31), "h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31)},
-		"65 bytes":        {strings.Repeat("a", 65), strings.Repeat("a", 64)},
-		"too long":        {strings.Repeat("a", 63) + "-tail", strings.Repeat("a", 63)},
-		"nothing":         {"", "0123456789ab"},
-		"nothing that is": {strings.Repeat("-", 65), "0123456789ab"},
+	for name, tt := range map[string]struct{ hostname, want string }{
+		"a hostname":  {"web-0", "web-0"},
+		"63 bytes":    {strings.Repeat("a", 31) + "." + strings.Repeat("b", 31), strings.Repeat("a", 31) + "." + strings.Repeat("b", 31)},
+		"64 bytes":    {"h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31), "h." + strings.Repeat("a", 30) + "." + strings.Repeat("b", 31)},
+		"65 bytes":    {strings.Repeat("a", 65), strings.Repeat("a", 64)},
+		"too long":    {strings.Repeat("a", 63) + "-tail", strings.Repeat("a", 63)},
+		"none":        {"", "0123456789ab"},
+		"only dashes": {strings.Repeat("-", 65), "0123456789ab"},
 	} {
-		of := pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = tt.said })
-		if got := Hostname(of, id); got != tt.want {
+		config := pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = tt.hostname })
+		if got := Hostname(config, id); got != tt.want {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
-		// The Engine is told the same, or nothing, and then takes the ID.
-		order, err := Sandbox(SandboxParams{Can: old, Pod: of})
-		if err != nil || order.Config.Hostname != "" && order.Config.Hostname != tt.want || order.Config.Hostname == "" && tt.want != id[:12] {
-			t.Errorf("%s: the Engine is told %q, %v", name, order.Config.Hostname, err)
+		// Docker gets the same, or none and then uses the ID.
+		spec, err := Sandbox(SandboxParams{Can: old, Pod: config})
+		if err != nil || spec.Config.Hostname != "" && spec.Config.Hostname != tt.want || spec.Config.Hostname == "" && tt.want != id[:12] {
+			t.Errorf("%s: Docker gets %q, %v", name, spec.Config.Hostname, err)
 		}
 	}
 }

@@ -1,0 +1,40 @@
+package todocker
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// sandboxJSON returns the config of a pod that is stored in one label, without the fields
+// that have labels of their own.
+func sandboxJSON(pod *runtimeapi.PodSandboxConfig) (string, error) {
+	stored := proto.CloneOf(pod)
+	stored.Labels, stored.Annotations = nil, nil
+	return toJSON(stored)
+}
+
+// containerJSON returns the config of a container that is stored in one label, without the
+// fields that have labels of their own and without the environment, which Docker stores
+// anyway and which may hold secrets. Image volumes get the reference that their image was
+// resolved to.
+func containerJSON(c *runtimeapi.ContainerConfig, volumes map[string]Image) (string, error) {
+	stored := proto.CloneOf(c)
+	for _, m := range stored.GetMounts() {
+		if volume, ok := volumes[m.GetImage().GetImage()]; ok && m.GetImage() != nil {
+			m.Image.ImageRef = volume.Ref
+		}
+	}
+	stored.Labels, stored.Annotations, stored.Envs, stored.Command, stored.Args = nil, nil, nil, nil, nil
+	return toJSON(stored)
+}
+
+func toJSON(m proto.Message) (string, error) {
+	text, err := protojson.Marshal(m)
+	if err != nil {
+		return "", invalid("config cannot be stored as JSON (%v)", fmt.Sprint(err))
+	}
+	return string(text), nil
+}

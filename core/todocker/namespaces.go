@@ -1,0 +1,117 @@
+package todocker
+
+import (
+	"path"
+	"strings"
+
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// HostNetwork reports whether a pod is in the node's network namespace.
+func HostNetwork(pod *runtimeapi.PodSandboxConfig) bool {
+	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE
+}
+
+// checkNamespaces refuses namespaces that a Docker container cannot have.
+func checkNamespaces(ns *runtimeapi.NamespaceOption, sandbox bool) error {
+	u := ns.GetUsernsOptions()
+	if u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
+		return invalid("user namespace mode %v: Docker has no user namespaces for single pods (hostUsers: false)", u.GetMode())
+	}
+	if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
+		return invalid("id mappings: not allowed in the node's user namespace")
+	}
+	switch mode := ns.GetNetwork(); mode {
+	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE:
+	default:
+		return invalid("network namespace mode %v: must be POD or NODE", mode)
+	}
+	switch mode := ns.GetIpc(); {
+	case mode == runtimeapi.NamespaceMode_POD, mode == runtimeapi.NamespaceMode_NODE:
+	case mode == runtimeapi.NamespaceMode_CONTAINER && !sandbox:
+	case sandbox:
+		return invalid("ipc namespace mode %v of a sandbox: must be POD or NODE", mode)
+	default:
+		return invalid("ipc namespace mode %v: must be POD, NODE or CONTAINER", mode)
+	}
+	mode := ns.GetPid()
+	if _, known := runtimeapi.NamespaceMode_name[int32(mode)]; !known {
+		return invalid("pid namespace mode %v: must be POD, CONTAINER, NODE or TARGET", mode)
+	}
+	if mode == runtimeapi.NamespaceMode_TARGET && (sandbox || ns.GetTargetId() == "") {
+		return invalid("pid namespace mode TARGET: allowed for containers only, and needs a target_id")
+	}
+	return nil
+}
+
+// setContainerNamespaces sets the namespaces of a container of a pod.
+func setContainerNamespaces(host *container.HostConfig, p ContainerParams) {
+	sandbox := "container:" + p.SandboxID
+	ns := p.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	host.NetworkMode, host.IpcMode = container.NetworkMode(sandbox), container.IpcMode(sandbox)
+	switch ns.GetPid() {
+	case runtimeapi.NamespaceMode_POD:
+		host.PidMode = container.PidMode(sandbox)
+	case runtimeapi.NamespaceMode_NODE:
+		host.PidMode = hostMode
+	case runtimeapi.NamespaceMode_TARGET:
+		host.PidMode = container.PidMode("container:" + p.TargetID)
+	case runtimeapi.NamespaceMode_CONTAINER:
+	}
+	switch ns.GetIpc() {
+	case runtimeapi.NamespaceMode_NODE:
+		host.IpcMode = hostMode
+	case runtimeapi.NamespaceMode_CONTAINER:
+		host.IpcMode, host.ShmSize = container.IPCModePrivate, shmSize
+	default:
+	}
+	if HostNetwork(p.Pod) {
+		host.UTSMode = hostMode
+	}
+}
+
+// Runtime returns the name in daemon.json of the runtime for a runtime handler; "", which is
+// Docker's default runtime, for "" and, as in cri-dockerd, for "docker".
+func Runtime(handler string, features engine.Features) (string, error) {
+	if _, ok := features.Runtimes[handler]; ok {
+		return handler, nil
+	}
+	if handler == "" || handler == "docker" {
+		return "", nil
+	}
+	return "", invalid("runtime handler %q is not among the runtimes of Docker: add it to runtimes in daemon.json", handler)
+}
+
+// cgroupParent returns the parent of a container's cgroup. The kubelet sends a path; with
+// the systemd driver Docker takes the name of a slice, which implies its ancestors.
+func cgroupParent(parent string, features engine.Features) (string, error) {
+	if parent == "" || features.CgroupDriver != "systemd" {
+		return parent, nil
+	}
+	slice := path.Base(parent)
+	if !strings.HasSuffix(slice, ".slice") {
+		return "", invalid("cgroup_parent %q is not a slice, and Docker uses the systemd cgroup driver: set cgroupDriver: systemd in the kubelet's configuration", parent)
+	}
+	return slice, nil
+}
+
+// cgroupNamespace always returns a mode, so that default-cgroupns-mode in daemon.json does
+// not apply.
+func cgroupNamespace(features engine.Features, privileged bool) container.CgroupnsMode {
+	if features.CgroupVersion == 2 && !privileged {
+		return container.CgroupnsModePrivate
+	}
+	return container.CgroupnsModeHost
+}
+
+// userNamespace keeps containers in the node's user namespace where daemon.json has
+// userns-remap: in the remapped one, files of the node would have other owners.
+func userNamespace(features engine.Features) container.UsernsMode {
+	if features.UserNSRemap {
+		return hostMode
+	}
+	return ""
+}
