@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,20 +25,21 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// helperTimeout is how long a pull waits for a credential helper before it goes on without.
-const helperTimeout = 15 * time.Second
+// credentialHelperTimeout is how long a pull waits for a credential helper before it
+// continues without credentials.
+const credentialHelperTimeout = 15 * time.Second
 
-// hubServer is what credentials for Docker Hub are kept under.
+// hubServer is the key of credentials for Docker Hub in Docker's configuration.
 const hubServer = "https://index.docker.io/v1/"
 
-// credentials returns what to show the registry of ref: what the kubelet has given or, if
-// that is nothing and node is set, what root's Docker configuration on this node has.
+// credentials returns the credentials for the registry of ref: those of the kubelet or, if it
+// sent none and node is set, those in root's Docker configuration on the node.
 func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi.AuthConfig, node bool) (registry.AuthConfig, error) {
 	auth, err := authConfig(given)
 	if err != nil {
 		return auth, err
 	}
-	server, err := serverOf(ref)
+	server, err := serverKey(ref)
 	if err != nil {
 		return registry.AuthConfig{}, fmt.Errorf("image %q: %w: %w", ref, err, errdefs.ErrInvalidArgument)
 	}
@@ -47,18 +49,18 @@ func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi
 	case auth == (registry.AuthConfig{}):
 		return auth, nil
 	case auth.ServerAddress != "" && hostOf(auth.ServerAddress) != hostOf(server):
-		// As with containerd: what is one registry's secret is not shown to another.
-		s.log.Warn("credentials are another registry's, pulling without", slog.String("image", ref), slog.String("registry", hostOf(auth.ServerAddress)))
+		// As in containerd, credentials are never sent to another registry.
+		s.log.Warn("credentials are for another registry, pulling without credentials", slog.String("image", ref), slog.String("registry", hostOf(auth.ServerAddress)))
 		return registry.AuthConfig{}, nil
 	default:
-		// The containerd image store before Docker 25 takes those without an address for
-		// Docker Hub's (daemon/containerd/resolver.go), and the kubelet gives none.
+		// The containerd image store of Docker before 25 uses credentials without an address
+		// for Docker Hub only (daemon/containerd/resolver.go), and the kubelet sends none.
 		auth.ServerAddress = cmp.Or(auth.ServerAddress, server)
 		return auth, nil
 	}
 }
 
-// hostOf returns the host that a server address names. Docker Hub has several.
+// hostOf returns the host in a server address, and "docker.io" for all hosts of Docker Hub.
 func hostOf(server string) string {
 	if _, rest, ok := strings.Cut(server, "://"); ok {
 		server = rest
@@ -72,25 +74,25 @@ func hostOf(server string) string {
 	}
 }
 
-// nodeCredentials returns what Docker's configuration on this node has for a server, from
-// its file or from a credential helper. Without usable credentials it returns none, with
-// a warning: a pull without them may still work. The error is that of ctx.
+// nodeCredentials returns the credentials for a server in Docker's configuration on the
+// node: from its file or from a credential helper. If they cannot be read it logs a warning
+// and returns none, because the pull may succeed without. The error is that of ctx.
 func (s *Service) nodeCredentials(ctx context.Context, server string) (registry.AuthConfig, error) {
-	limited, cancel := context.WithTimeout(ctx, helperTimeout)
+	bounded, cancel := context.WithTimeout(ctx, credentialHelperTimeout)
 	defer cancel()
-	// One helper at a time for each server: a helper that hangs is started again by each
-	// retry of the kubelet.
-	done, err := s.helpers.Lock(limited, server)
+	// One helper at a time for each server, or each retry of the kubelet would start another
+	// one while the first hangs.
+	unlock, err := s.credentialHelpers.Lock(bounded, server)
 	var auth types.AuthConfig
 	if err == nil {
-		defer done()
-		auth, err = readCredentials(limited, server)
+		defer unlock()
+		auth, err = readCredentials(bounded, server)
 	}
 	switch {
 	case ctx.Err() != nil:
 		return registry.AuthConfig{}, ctx.Err()
 	case err != nil:
-		s.log.Warn("no usable credentials in docker's configuration, pulling without", slog.String("registry", server), slog.Any("err", err))
+		s.log.Warn("credentials in the configuration of docker cannot be read, pulling without credentials", slog.String("registry", server), slog.Any("err", err))
 		return registry.AuthConfig{}, nil
 	case auth.Username == "" && auth.IdentityToken == "" && auth.RegistryToken == "" && auth.Auth == "":
 		return registry.AuthConfig{}, nil
@@ -101,7 +103,8 @@ func (s *Service) nodeCredentials(ctx context.Context, server string) (registry.
 	}, nil
 }
 
-// readCredentials is configfile.GetAuthConfig, but a credential helper ends with ctx.
+// readCredentials is configfile.GetAuthConfig, but it kills a credential helper when ctx is
+// done.
 func readCredentials(ctx context.Context, server string) (types.AuthConfig, error) {
 	file, err := config.Load("")
 	if err != nil {
@@ -111,7 +114,7 @@ func readCredentials(ctx context.Context, server string) (types.AuthConfig, erro
 	if !ok {
 		name = file.CredentialsStore
 	}
-	// Without them it reads the file and the environment, and starts no program.
+	// Without helpers GetAuthConfig only reads the file and the environment.
 	file.CredentialHelpers, file.CredentialsStore = nil, ""
 	auth, err := file.GetAuthConfig(server)
 	if name == "" || os.Getenv(configfile.DockerEnvConfigKey) != "" && auth.Username != "" {
@@ -131,29 +134,29 @@ func readCredentials(ctx context.Context, server string) (types.AuthConfig, erro
 	return types.AuthConfig{Username: found.Username, Password: found.Secret, ServerAddress: server}, nil
 }
 
-// tokenUser is what a helper calls the user of an identity token
-// (docker/cli/cli/config/credentials/native_store.go).
+// tokenUser is the user name that a helper returns with an identity token
+// (cli/config/credentials/native_store.go of docker/cli).
 const tokenUser = "<token>"
 
-// A helperProgram is a credential helper that is killed, with all that it has started, when
-// its context ends.
+// A helperProgram is a credential helper that is killed, with all processes of its process
+// group, when its context is done.
 type helperProgram struct{ *exec.Cmd }
 
 func newHelperProgram(ctx context.Context, name string, args []string) helperProgram {
 	cmd := exec.CommandContext(ctx, "docker-credential-"+name, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // for a process that has left the group with the output open
+	cmd.WaitDelay = time.Second // closes the output if a process outside the group still has it open
 	return helperProgram{cmd}
 }
 
-// Input sets what the helper reads.
+// Input sets the standard input of the helper.
 func (p helperProgram) Input(r io.Reader) { p.Stdin = r }
 
-// serverOf returns what credentials for the registry of ref are kept under.
-func serverOf(ref string) (string, error) {
+// serverKey returns the key of credentials for the registry of ref in Docker's configuration.
+func serverKey(ref string) (string, error) {
 	if isID(ref) {
-		return "", fmt.Errorf("an image ID cannot be pulled")
+		return "", errors.New("an image ID cannot be pulled")
 	}
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
@@ -165,22 +168,21 @@ func serverOf(ref string) (string, error) {
 	return hubServer, nil
 }
 
-// authConfig says in the Engine's words what credentials the kubelet has given,
-// in any of their forms.
+// authConfig translates the kubelet's credentials, in any of their forms, to the Engine API.
 func authConfig(given *runtimeapi.AuthConfig) (registry.AuthConfig, error) {
 	auth := registry.AuthConfig{
 		Username: given.GetUsername(), Password: given.GetPassword(),
 		IdentityToken: given.GetIdentityToken(), RegistryToken: given.GetRegistryToken(),
 	}
-	if packed := given.GetAuth(); packed != "" && auth == (registry.AuthConfig{}) {
-		text, err := base64.StdEncoding.DecodeString(packed)
+	if encoded := given.GetAuth(); encoded != "" && auth == (registry.AuthConfig{}) {
+		text, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil {
-			// Not with the error: it would quote what is a secret.
-			return auth, fmt.Errorf("credentials: auth is not base64: %w", errdefs.ErrInvalidArgument)
+			// The error of base64 is left out, because it quotes the secret.
+			return auth, fmt.Errorf("credentials: auth must be base64: %w", errdefs.ErrInvalidArgument)
 		}
 		user, password, ok := strings.Cut(string(text), ":")
 		if !ok {
-			return auth, fmt.Errorf("credentials: auth has no colon between user and password: %w", errdefs.ErrInvalidArgument)
+			return auth, fmt.Errorf("credentials: auth must be base64 of user:password: %w", errdefs.ErrInvalidArgument)
 		}
 		auth.Username, auth.Password = user, strings.TrimRight(password, "\x00")
 	}

@@ -1,13 +1,11 @@
 package image
 
 import (
-	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,9 +17,9 @@ import (
 	"berth/core/pause"
 )
 
-func TestRest(t *testing.T) {
+func TestMeasurementsAreATenthOfTheTime(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{time.Millisecond: time.Minute, time.Minute: 9 * time.Minute} {
-		if got := rest(took); got != want {
+		if got := measurePause(took); got != want {
 			t.Errorf("after %v: %v, want %v", took, got, want)
 		}
 	}
@@ -56,22 +54,22 @@ func TestAuthInEveryForm(t *testing.T) {
 	}
 }
 
-func TestServerOf(t *testing.T) {
+func TestServerKey(t *testing.T) {
 	for ref, want := range map[string]string{
 		"busybox": hubServer, "docker.io/library/busybox:1": hubServer, "r.io:5000/a/b@sha256:" + strings.Repeat("a", 64): "r.io:5000", "localhost/x": "localhost",
 	} {
-		if got, err := serverOf(ref); err != nil || got != want {
+		if got, err := serverKey(ref); err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", ref, got, err, want)
 		}
 	}
 	for _, bad := range []string{"UPPER", "sha256:" + strings.Repeat("a", 64)} {
-		if got, err := serverOf(bad); err == nil {
+		if got, err := serverKey(bad); err == nil {
 			t.Errorf("%s: %q, want an error", bad, got)
 		}
 	}
 }
 
-func TestPullFailures(t *testing.T) {
+func TestClassifyPullError(t *testing.T) {
 	for text, tt := range map[string]struct {
 		prefix string
 		kind   func(error) bool
@@ -85,76 +83,37 @@ func TestPullFailures(t *testing.T) {
 		"Get \"https://r.io/v2/\": dial tcp: lookup r.io: no such host":                                                          {"RegistryUnavailable: ", nil},
 		"something else": {"pull image", nil},
 	} {
-		err := pullFailure("a:1", errors.New(text))
+		err := classifyPullError("a:1", errors.New(text))
 		if !strings.HasPrefix(err.Error(), tt.prefix) || tt.kind != nil && !tt.kind(err) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
 }
 
-func TestOnePullForAll(t *testing.T) {
-	all := flights{log: slog.New(slog.DiscardHandler)}
-	var begun, ended sync.WaitGroup
-	release := make(chan struct{})
-	count := 0
-	begun.Add(1)
-	begin := func(ctx context.Context) (string, error) {
-		count++
-		begun.Done()
-		select {
-		case <-release:
-			return "id", nil
-		case <-ctx.Done():
-			return "", ctx.Err()
-		}
-	}
-	a, b := all.join(t.Context(), "k", begin), all.join(t.Context(), "k", begin)
-	begun.Wait()
-	all.leave(a) // one hangs up: the other goes on
-	ended.Go(func() {
-		<-b.done
-		if b.id != "id" || b.err != nil || count != 1 {
-			t.Errorf("got %q, %v from %d pulls", b.id, b.err, count)
-		}
-	})
-	close(release)
-	ended.Wait()
-
-	begun.Add(1)
-	release = make(chan struct{})
-	c := all.join(t.Context(), "k", begin)
-	begun.Wait()
-	all.leave(c) // the last hangs up: it is called off
-	<-c.done
-	if !errors.Is(c.err, context.Canceled) {
-		t.Errorf("err = %v, want canceled", c.err)
-	}
-}
-
-func TestFollow(t *testing.T) {
+func TestReadMessagesReturnsTheErrorInTheStream(t *testing.T) {
 	for stream, want := range map[string]string{
 		`{"status":"Pulling"}{"status":"Done"}`:                             "",
 		`{"status":"Pulling"}{"errorDetail":{"message":"no"},"error":"no"}`: "no",
 		`{"status":"Pul`: "unexpected EOF",
 	} {
-		err := follow(strings.NewReader(stream), func(jsonmessage.JSONMessage) {})
+		err := readMessages(strings.NewReader(stream), func(jsonmessage.JSONMessage) {})
 		if got := fmt.Sprint(err); want == "" && err != nil || want != "" && got != want {
 			t.Errorf("%s: %v, want %q", stream, err, want)
 		}
 	}
 }
 
-func TestProgress(t *testing.T) {
+func TestProgressThatDependsOnTheRegistry(t *testing.T) {
 	at := func(id, status string, current, total int64) jsonmessage.JSONMessage {
 		return jsonmessage.JSONMessage{ID: id, Status: status, Progress: &jsonmessage.JSONProgress{Current: current, Total: total}}
 	}
 	layers := progress{}
-	if !layers.owed() {
-		t.Error("the registry need not even begin")
+	if !layers.awaitingRegistry() {
+		t.Error("not awaiting the registry before the first message")
 	}
 	for _, tt := range []struct {
-		m          jsonmessage.JSONMessage
-		news, owed bool
+		m                 jsonmessage.JSONMessage
+		changed, awaiting bool
 	}{
 		{jsonmessage.JSONMessage{ID: "1", Status: "Pulling from library/a"}, true, true},
 		{at("a", "Already exists", 0, 0), true, true},
@@ -177,10 +136,10 @@ func TestProgress(t *testing.T) {
 		{at("c", "Extracting", 1, 0), true, false},
 		{at("c", "Pull complete", 0, 0), true, true},
 		{jsonmessage.JSONMessage{Status: "Digest: sha256:d"}, true, true},
-		{jsonmessage.JSONMessage{ID: "d", Status: "what a newer Docker says"}, true, true},
+		{jsonmessage.JSONMessage{ID: "d", Status: "a status of a newer Docker"}, true, true},
 	} {
-		if news, owed := layers.note(tt.m), layers.owed(); news != tt.news || owed != tt.owed {
-			t.Errorf("%s %s %+v: news %v, owed %v; want %v, %v", tt.m.ID, tt.m.Status, tt.m.Progress, news, owed, tt.news, tt.owed)
+		if changed, awaiting := layers.update(tt.m), layers.awaitingRegistry(); changed != tt.changed || awaiting != tt.awaiting {
+			t.Errorf("%s %s %+v: changed %v, awaiting registry %v; want %v, %v", tt.m.ID, tt.m.Status, tt.m.Progress, changed, awaiting, tt.changed, tt.awaiting)
 		}
 	}
 }
@@ -192,17 +151,17 @@ func TestPinned(t *testing.T) {
 		tags, digests []string
 		want          bool
 	}{
-		"as Docker has it":         {"r.io/pause:3", []string{"r.io/pause:3"}, nil, true},
-		"Docker Hub's whole name":  {"docker.io/x/pause:3", []string{"x/pause:3"}, nil, true},
+		"the same name":            {"r.io/pause:3", []string{"r.io/pause:3"}, nil, true},
+		"full name of Docker Hub":  {"docker.io/x/pause:3", []string{"x/pause:3"}, nil, true},
 		"without a tag":            {"x/pause", []string{"x/pause:latest"}, nil, true},
 		"by digest":                {"docker.io/x/pause@" + digest, nil, []string{"x/pause@" + digest}, true},
 		"by tag and digest":        {"x/pause:3@" + digest, nil, []string{"x/pause@" + digest}, true},
 		"by ID":                    {id, nil, nil, true},
 		"by ID, without algorithm": {strings.TrimPrefix(id, "sha256:"), nil, nil, true},
-		"the built-in one":         {"r.io/pause:3", []string{pause.Ref}, nil, true},
+		"the built-in image":       {"r.io/pause:3", []string{pause.Ref}, nil, true},
 		"another tag":              {"r.io/pause:3", []string{"r.io/pause:2"}, []string{"r.io/pause@" + digest}, false},
 		"another registry":         {"r.io/pause:3", []string{"pause:3"}, nil, false},
-		"no name":                  {"r.io/pause:3", []string{"<none>:<none>"}, []string{"<none>@<none>"}, false},
+		"no names":                 {"r.io/pause:3", []string{"<none>:<none>"}, []string{"<none>@<none>"}, false},
 	} {
 		s := New(Config{PauseImage: tt.configured}, nil, slog.New(slog.DiscardHandler))
 		if got := s.pinned(id, tt.tags, tt.digests); got != tt.want {

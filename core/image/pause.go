@@ -12,36 +12,36 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/pkg/jsonmessage"
 
 	"berth/core/engine"
 	"berth/core/pause"
+	"berth/core/singleflight"
 )
 
 const (
-	// pausePullLimit is how long a pod waits for the pause image to be pulled
-	// before the built-in one serves.
-	pausePullLimit = 20 * time.Second
-	// pausePullAgain is how long after a failed pull another is not tried: on a
-	// node without a registry every pod would wait for it.
-	pausePullAgain = 10 * time.Minute
+	// pausePullTimeout is how long a pod waits for the pull of the pause image before the
+	// built-in one is used: the kubelet's own timeout is 2 minutes by default.
+	pausePullTimeout = 20 * time.Second
+	// pausePullRetryInterval is how long no pull is tried after one has failed: on a node
+	// without a registry every pod would wait for its timeout.
+	pausePullRetryInterval = 10 * time.Minute
 )
 
-// A pauseImage is the pause image as last found.
+// A pauseImage is what is known of the pause image.
 type pauseImage struct {
-	flights flights // by connection
+	lookups singleflight.Group[string] // by connection; the value is an image ID
 
-	mu     sync.Mutex // guards following
-	conn   *engine.Conn
-	id     string    // on conn; "" if it is to be looked for
-	last   string    // the last id that was not ""
-	failed time.Time // when a pull last failed
+	mu         sync.Mutex // guards following
+	conn       *engine.Conn
+	id         string    // the image on conn; "" if it must be looked up
+	lastID     string    // the last id that was set
+	pullFailed time.Time // when a pull last failed
 }
 
-// Pause returns the ID of the image that sandboxes run: the configured one if
-// it is there or can be pulled, else the one built in.
+// Pause returns the ID of the image that pause containers run: the configured image if it is
+// on the node or can be pulled, otherwise the built-in one.
 func (s *Service) Pause(ctx context.Context) (string, error) {
 	docker, err := s.docker.Conn()
 	if err != nil {
@@ -54,30 +54,29 @@ func (s *Service) Pause(ctx context.Context) (string, error) {
 	if conn == docker && id != "" {
 		return id, nil
 	}
-	// Shared, so that many pods at once make one pull.
-	return p.flights.do(ctx, fmt.Sprintf("%p", docker), func(ctx context.Context) (string, error) {
-		id, err := s.getPause(ctx, docker)
+	return p.lookups.Do(ctx, fmt.Sprintf("%p", docker), func(ctx context.Context) (string, error) {
+		id, err := s.ensurePause(ctx, docker)
 		if err != nil {
 			return "", err
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.conn, p.id, p.last = docker, id, id
+		p.conn, p.id, p.lastID = docker, id, id
 		return id, nil
 	})
 }
 
-// ForgetPause has the next Pause look for the image again.
+// ForgetPause makes the next call of Pause look up the image again.
 func (s *Service) ForgetPause() {
 	s.pause.mu.Lock()
 	defer s.pause.mu.Unlock()
 	s.pause.id = ""
 }
 
-// getPause finds, pulls or loads the pause image.
-func (s *Service) getPause(ctx context.Context, docker *engine.Conn) (string, error) {
+// ensurePause finds, pulls or loads the pause image and returns its ID.
+func (s *Service) ensurePause(ctx context.Context, docker *engine.Conn) (string, error) {
 	if !sameName(s.PauseImage, pause.Ref) {
-		found, err := s.findShort(ctx, docker, s.PauseImage)
+		found, err := s.findPause(ctx, docker, s.PauseImage)
 		if err == nil {
 			return found.ID, nil
 		}
@@ -89,57 +88,58 @@ func (s *Service) getPause(ctx context.Context, docker *engine.Conn) (string, er
 			return id, err
 		}
 	}
-	switch found, err := s.findShort(ctx, docker, pause.Ref); {
+	switch found, err := s.findPause(ctx, docker, pause.Ref); {
 	case errdefs.IsNotFound(err):
 	case err != nil:
 		return "", err
 	case pause.Is(found, runtime.GOARCH):
 		return found.ID, nil
 	default:
-		s.log.Warn("another image has the name of the built-in pause image, which is loaded again",
+		s.log.Warn("another image has the name of the built-in pause image, loading the built-in one again",
 			slog.String("image", pause.Ref), slog.String("id", found.ID))
 	}
 	return s.loadPause(ctx, docker)
 }
 
-// findShort is find for a pause image, with a deadline.
-func (s *Service) findShort(ctx context.Context, docker *engine.Conn, ref string) (image.InspectResponse, error) {
+// findPause is find for a pause image, with a timeout.
+func (s *Service) findPause(ctx context.Context, docker *engine.Conn, ref string) (image.InspectResponse, error) {
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
-	return s.find(ctx, docker, ref, byDigest)
+	return s.find(ctx, docker, ref, byDigestPrefix)
 }
 
-// pullPause pulls the configured pause image. It returns "" if that cannot be had, and an
-// error if it is unknown whether it can.
+// pullPause pulls the configured pause image. It returns "" if the image cannot be pulled,
+// and an error if the pull failed for a reason other than the registry.
 func (s *Service) pullPause(ctx context.Context) (string, error) {
 	s.pause.mu.Lock()
-	failed := s.pause.failed
+	failed := s.pause.pullFailed
 	s.pause.mu.Unlock()
-	if time.Since(failed) <= pausePullAgain {
+	if time.Since(failed) <= pausePullRetryInterval {
 		return "", nil
 	}
-	short, cancel := context.WithTimeout(ctx, pausePullLimit)
+	bounded, cancel := context.WithTimeout(ctx, pausePullTimeout)
 	defer cancel()
-	id, err := s.pullWith(short, s.PauseImage, "", nil, true)
+	id, err := s.pullWith(bounded, s.PauseImage, "", nil, true)
 	if err == nil {
 		return id, nil
 	}
 	if ctx.Err() != nil || engine.OutcomeUnknown(err) {
-		return "", err // which says nothing of the registry
+		return "", err
 	}
 	s.pause.mu.Lock()
-	s.pause.failed = time.Now()
+	s.pause.pullFailed = time.Now()
 	s.pause.mu.Unlock()
-	s.log.Info("the pause image cannot be pulled, the built-in one serves",
+	s.log.Info("pause image cannot be pulled, using the built-in one",
 		slog.String("image", s.PauseImage), slog.String("built-in", pause.Ref), slog.Any("err", err))
 	return "", nil
 }
 
-// loadPause gives the Engine the built-in image. Another image that has its name loses it.
+// loadPause loads the built-in image into the Engine. If another image has its name, that
+// image loses it.
 func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, error) {
 	archive, err := pause.Archive(runtime.GOARCH)
 	if err != nil {
-		return "", fmt.Errorf("pause image %s is not here and cannot be pulled: %w", s.PauseImage, err)
+		return "", fmt.Errorf("pause image %s is not on the node and cannot be pulled: %w", s.PauseImage, err)
 	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
@@ -148,39 +148,29 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 		return "", fmt.Errorf("load the built-in pause image: %w", err)
 	}
 	defer resp.Body.Close()
-	if err := follow(resp.Body, func(jsonmessage.JSONMessage) {}); err != nil {
+	if err := readMessages(resp.Body, func(jsonmessage.JSONMessage) {}); err != nil {
 		return "", fmt.Errorf("load the built-in pause image: %w", err)
 	}
-	found, err := s.find(ctx, docker, pause.Ref, byDigits)
+	found, err := s.find(ctx, docker, pause.Ref, byHexPrefix)
 	if err != nil {
 		return "", err
 	}
 	if !pause.Is(found, runtime.GOARCH) {
-		return "", fmt.Errorf("image %s, just loaded, is not the built-in pause image: %w", found.ID, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("image %s was loaded and is not the built-in pause image: %w", found.ID, errdefs.ErrFailedPrecondition)
 	}
 	return found.ID, nil
 }
 
-// pinned reports whether an image must never be collected: sandboxes run it.
+// pinned reports whether the kubelet must not garbage-collect an image: pause containers
+// run it.
 func (s *Service) pinned(id string, tags, digests []string) bool {
 	s.pause.mu.Lock()
-	known := s.pause.last
+	lastID := s.pause.lastID
 	s.pause.mu.Unlock()
-	if id == known || isID(s.PauseImage) && strings.TrimPrefix(id, "sha256:") == strings.TrimPrefix(s.PauseImage, "sha256:") {
+	if id == lastID || isID(s.PauseImage) && strings.TrimPrefix(id, algorithm) == strings.TrimPrefix(s.PauseImage, algorithm) {
 		return true
 	}
 	return slices.ContainsFunc(slices.Concat(tags, digests), func(name string) bool {
 		return sameName(name, s.PauseImage) || sameName(name, pause.Ref)
 	})
-}
-
-// sameName reports whether two names of images mean the same: one may be short for
-// the other, and what has a digest needs no tag.
-func sameName(a, b string) bool {
-	one, err := reference.ParseDockerRef(a)
-	if err != nil {
-		return false
-	}
-	other, err := reference.ParseDockerRef(b)
-	return err == nil && one.String() == other.String()
 }

@@ -19,21 +19,20 @@ import (
 	"berth/core/todocker"
 )
 
-// Pull brings the image ref to the node, for a runtime handler that Docker has,
-// and returns its ID: images are the same for all handlers. Calls for the same
-// image with the same credentials share one pull, which ends early only when
-// all of them have hung up.
+// Pull pulls the image ref and returns its ID. handler must be a runtime handler that Docker
+// has; images are the same for all handlers. Calls for the same image with the same
+// credentials share one pull, which is cancelled once all of their contexts are done.
 //
-// An error that begins with RegistryUnavailable tells that another try may
-// succeed; NotFound, that there is no such image.
-func (s *Service) Pull(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig) (string, error) {
-	return s.pullWith(ctx, ref, handler, given, s.NodeCredentials)
+// An error whose text begins with RegistryUnavailable means that a retry may succeed. An
+// error of kind NotFound means that the registry has no such image.
+func (s *Service) Pull(ctx context.Context, ref, handler string, auth *runtimeapi.AuthConfig) (string, error) {
+	return s.pullWith(ctx, ref, handler, auth, s.NodeCredentials)
 }
 
-// pullWith is Pull, with the credentials of the node or without.
-func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, node bool) (string, error) {
+// pullWith is Pull; nodeCredentials overrides Config.NodeCredentials.
+func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, nodeCredentials bool) (string, error) {
 	if ref == "" {
-		return "", fmt.Errorf("no image named: %w", errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("image reference must be set: %w", errdefs.ErrInvalidArgument)
 	}
 	docker, err := s.docker.Conn()
 	if err != nil {
@@ -42,7 +41,7 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if _, err := todocker.Runtime(handler, docker.Features); err != nil {
 		return "", err
 	}
-	auth, err := s.credentials(ctx, ref, given, node)
+	auth, err := s.credentials(ctx, ref, given, nodeCredentials)
 	if err != nil {
 		return "", err
 	}
@@ -50,7 +49,7 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if err != nil {
 		return "", err
 	}
-	id, err := s.pulls.do(ctx, ref+"\x00"+header, func(ctx context.Context) (string, error) {
+	id, err := s.pulls.Do(ctx, ref+"\x00"+header, func(ctx context.Context) (string, error) {
 		return s.pull(ctx, docker, ref, header)
 	})
 	if err != nil && ctx.Err() != nil {
@@ -59,30 +58,30 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	return id, err
 }
 
-// errStalled is the cause of a pull that was given up.
+// errStalled is the cause of a pull that was cancelled for lack of progress.
 var errStalled = errors.New("no progress")
 
-// pull has the Engine pull ref, and gives up when nothing comes from the registry
-// any more.
+// pull makes the Engine pull ref, and cancels that when the registry sends nothing for
+// Config.PullProgress.
 func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header string) (string, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watchdog := time.AfterFunc(s.PullProgress, func() { cancel(errStalled) })
 	defer watchdog.Stop()
 
-	answer, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
+	body, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
 	if err == nil {
 		layers := progress{}
-		err = follow(answer, func(m jsonmessage.JSONMessage) {
+		err = readMessages(body, func(m jsonmessage.JSONMessage) {
 			switch {
-			case !layers.note(m):
-			case layers.owed():
+			case !layers.update(m):
+			case layers.awaitingRegistry():
 				watchdog.Reset(s.PullProgress)
 			default:
 				watchdog.Stop()
 			}
 		})
-		err = errors.Join(err, answer.Close())
+		err = errors.Join(err, body.Close())
 	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errStalled) {
@@ -91,97 +90,108 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
 		}
-		// A registry that is Unavailable is no Engine that is away.
+		// errdefs.IsUnavailable is about the registry: the Engine passes its status on.
 		if engine.IsUnavailable(err) && !errdefs.IsUnavailable(err) {
 			return "", fmt.Errorf("pull image %q: %w", ref, err)
 		}
-		return "", pullFailure(ref, err)
+		return "", classifyPullError(ref, err)
 	}
 	ctx, done := docker.WithRequestTimeout(ctx)
 	defer done()
-	// By what was pulled: the image of a digest may have no tag.
-	found, err := s.find(ctx, docker, ref, byDigits)
+	// By the reference, because an image pulled by digest may have no tag.
+	found, err := s.find(ctx, docker, ref, byHexPrefix)
 	return found.ID, err
 }
 
 const (
-	// maxMessage is the longest message about the progress of a pull or a load that is read.
-	// Those of Docker have some hundred bytes, but one about an error quotes what the
-	// registry has answered, whatever that is.
+	// maxMessage bounds a progress message of a pull or a load, in bytes. Docker's own have
+	// some hundred bytes, but an error quotes the response of the registry.
 	maxMessage = 64 << 10
-	// quoted is how much is told of a longer one.
-	quoted = 2 << 10
+	// maxQuoted is how much of a longer message is quoted.
+	maxQuoted = 2 << 10
 )
 
-// follow reads an Engine's progress messages to the end, hands on each, and
-// returns the error that they tell of, for the answer itself began well.
-func follow(messages io.Reader, told func(jsonmessage.JSONMessage)) error {
+// readMessages reads the Engine's progress messages and passes each to handle. It returns
+// the error in them, if there is one: the HTTP status was sent before it occurred.
+func readMessages(messages io.Reader, handle func(jsonmessage.JSONMessage)) error {
 	limited := &io.LimitedReader{R: messages}
 	for dec := json.NewDecoder(limited); ; {
-		limited.N = maxMessage // what dec has read ahead is less than that
+		limited.N = maxMessage // besides what dec has buffered, which is less
 		var m jsonmessage.JSONMessage
 		switch err := dec.Decode(&m); {
 		case err != nil && limited.N <= 0:
-			begin, err := io.ReadAll(io.LimitReader(dec.Buffered(), quoted))
+			start, err := io.ReadAll(io.LimitReader(dec.Buffered(), maxQuoted))
 			if err != nil {
 				return err
 			}
-			return fmt.Errorf("docker sent a message of more than %d bytes, which begins with %q", maxMessage, begin)
+			return fmt.Errorf("docker sent a message of more than %d bytes, which begins with %q", maxMessage, start)
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
 			return err
 		case m.Error != nil && engine.ContainerdLost(m.Error.Message):
-			// Docker shuts down, or its containerd has died: it broke the work off.
+			// Docker is shutting down, or its containerd has died.
 			return fmt.Errorf("%s: %w", engine.Shorten(m.Error.Message), io.ErrUnexpectedEOF)
 		case m.Error != nil:
 			return engine.ShortenError(m.Error)
 		}
-		told(m)
+		handle(m)
 	}
 }
 
-// A pullError is a pull that the registry, not the Engine, made fail.
+// A pullError is the failure of a pull for which the registry, not the Engine, is the reason.
 type pullError struct {
-	ref  string
-	err  error
-	away bool // the registry could not be reached or is not well
+	ref         string
+	err         error
+	unavailable bool // the registry could not be reached, or its error is temporary
 }
 
-// Error begins with the word that the kubelet shows as the reason.
+// Error begins with the word that the kubelet uses as the reason (ErrRegistryUnavailable in
+// pkg/kubelet/images).
 func (e *pullError) Error() string {
 	text := fmt.Sprintf("pull image %q: %v", e.ref, e.err)
-	if e.away {
+	if e.unavailable {
 		return "RegistryUnavailable: " + text
 	}
 	return text
 }
 
-// pullFailure sorts the ways a pull can fail. The Engine tells of the registry's
-// answers in words alone, so the kind is taken from the text.
-func pullFailure(ref string, err error) error {
+// Texts in errors of a pull. Docker reports the responses of registries as text only.
+var (
+	deniedTexts = []string{"denied", "unauthorized", "authentication required", "no basic auth credentials"}
+
+	notFoundTexts = []string{"manifest unknown", "not found", "name unknown", "does not exist"}
+
+	unavailableTexts = []string{
+		"toomanyrequests", "too many requests", "Too Many Requests", "rate limit",
+		"502 Bad Gateway", "503 Service", "504 Gateway", "500 Internal Server Error", "received unexpected HTTP status: 5",
+		"dial tcp", "lookup ", "i/o timeout", "TLS handshake", "connection re", "Client.Timeout", "context deadline exceeded",
+		"server gave HTTP response", "x509:", "EOF",
+	}
+)
+
+// classifyPullError gives the error of a pull its kind.
+func classifyPullError(ref string, err error) error {
 	err = engine.ShortenError(err)
 	text := err.Error()
-	has := func(words ...string) bool {
-		for _, w := range words {
-			if strings.Contains(text, w) {
+	contains := func(substrings []string) bool {
+		for _, s := range substrings {
+			if strings.Contains(text, s) {
 				return true
 			}
 		}
 		return false
 	}
 	switch {
-	case has("denied", "unauthorized", "authentication required", "no basic auth credentials"):
-		// Engines answer 404 here, too. The kubelet shows the text alone if the code
-		// is Unknown, and the log of berthd has it.
+	case contains(deniedTexts):
+		// Docker returns status 404 for some of these. Without a kind they become code
+		// Unknown, for which the kubelet shows the text alone and berthd logs it.
 		return &pullError{ref, err, false}
 	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
 		return fmt.Errorf("pull image %q: %w", ref, err)
-	case has("manifest unknown", "not found", "name unknown", "does not exist"):
+	case contains(notFoundTexts):
 		return fmt.Errorf("pull image %q: %w: %w", ref, err, errdefs.ErrNotFound)
-	case errdefs.IsUnavailable(err), has("toomanyrequests", "too many requests", "Too Many Requests", "rate limit",
-		"502 Bad Gateway", "503 Service", "504 Gateway", "500 Internal Server Error", "received unexpected HTTP status: 5",
-		"dial tcp", "lookup ", "i/o timeout", "TLS handshake", "connection re", "Client.Timeout", "context deadline exceeded", "server gave HTTP response", "x509:", "EOF"):
+	case errdefs.IsUnavailable(err), contains(unavailableTexts):
 		return &pullError{ref, err, true}
 	default:
 		return &pullError{ref, err, false}

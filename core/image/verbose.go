@@ -7,8 +7,8 @@ import (
 	"github.com/docker/docker/api/types/image"
 )
 
-// verboseInfo tells of an image what the CRI has no field for, under the key
-// that crictl's templates read.
+// verboseInfo returns the properties of an image for which the CRI has no field, in the form
+// that containerd uses and templates of crictl inspecti read: JSON under the key "info".
 func verboseInfo(found image.InspectResponse) (map[string]string, error) {
 	text, err := json.Marshal(map[string]any{
 		"imageSpec": map[string]any{
@@ -17,7 +17,7 @@ func verboseInfo(found image.InspectResponse) (map[string]string, error) {
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("image %s: %w", found.ID, err)
+		return nil, fmt.Errorf("info of image %s: %w", found.ID, err)
 	}
 	return map[string]string{"info": string(text)}, nil
 }

@@ -31,6 +31,6 @@ func FuzzInspect(f *testing.F) {
 			}
 			_, _, _, _ = Times(c)
 		}
-		Image(ImageFacts{ID: name, Tags: []string{config}, Digests: []string{user}, User: signal, Size: exit})
+		Image(ImageInfo{ID: name, Tags: []string{config}, Digests: []string{user}, User: signal, Size: exit})
 	})
 }

@@ -8,9 +8,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// An ImageFacts is what the Engine returns about an image, in a list as well as in an inspect
+// An ImageInfo is what the Engine returns about an image, in a list as well as in an inspect
 // result.
-type ImageFacts struct {
+type ImageInfo struct {
 	ID      string
 	Tags    []string
 	Digests []string
@@ -20,7 +20,7 @@ type ImageFacts struct {
 }
 
 // Image translates an image.
-func Image(i ImageFacts) *runtimeapi.Image {
+func Image(i ImageInfo) *runtimeapi.Image {
 	out := &runtimeapi.Image{
 		Id:          i.ID,
 		RepoTags:    validReferences(i.Tags, false),

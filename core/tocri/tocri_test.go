@@ -125,7 +125,7 @@ func TestSandbox(t *testing.T) {
 }
 
 func TestImage(t *testing.T) {
-	got := Image(ImageFacts{
+	got := Image(ImageInfo{
 		ID: "sha256:1", Tags: []string{"<none>:<none>", "a:1", "a@sha256:2"}, Digests: []string{"<none>@<none>", "a@sha256:2"}, User: "1000:1000",
 	})
 	want := []string{"a:1"}
@@ -138,7 +138,7 @@ func TestImage(t *testing.T) {
 	if got.GetUid().GetValue() != 1000 || got.GetUsername() != "" || got.GetSize() != 1 {
 		t.Errorf("got %v", got)
 	}
-	if got := Image(ImageFacts{User: "www:www"}); got.GetUsername() != "www" || got.GetUid() != nil {
+	if got := Image(ImageInfo{User: "www:www"}); got.GetUsername() != "www" || got.GetUid() != nil {
 		t.Errorf("got %v", got)
 	}
 }
@@ -160,7 +160,7 @@ func TestImageUserOutOfRangeIsAName(t *testing.T) {
 		"":                          {},
 		":1000":                     {},
 	} {
-		got := Image(ImageFacts{User: user})
+		got := Image(ImageInfo{User: user})
 		if got.GetUsername() != want.GetUsername() || !proto.Equal(got.GetUid(), want.GetUid()) {
 			t.Errorf("%q: UID %v, username %q; want %v, %q", user, got.GetUid(), got.GetUsername(), want.GetUid(), want.GetUsername())
 		}

@@ -31,7 +31,7 @@ func prune(t *testing.T, e *enginetest.Engine) func() {
 	}
 }
 
-func TestAccounts(t *testing.T) {
+func TestPasswdFilesSurviveAPruneOfTheHelper(t *testing.T) {
 	t.Parallel()
 	const users, groups = "root:x:0:0::/:\napp:x:7:8::/:\n", "root:x:0:\napp:x:8:\n"
 	whole := map[string]string{"/etc/passwd": users, "/etc/group": groups}
@@ -40,7 +40,7 @@ func TestAccounts(t *testing.T) {
 		fails   func(error) bool // the first try
 		made    int
 	}{
-		"nobody comes between": {func(*enginetest.Engine, func()) {}, nil, 1},
+		"undisturbed": {func(*enginetest.Engine, func()) {}, nil, 1},
 		"pruned": {func(e *enginetest.Engine, prune func()) {
 			e.On("GET /containers/{id}/archive", func() {
 				e.Heal("GET /containers/{id}/archive")
@@ -58,7 +58,7 @@ func TestAccounts(t *testing.T) {
 		"pruned again and again": {func(e *enginetest.Engine, prune func()) {
 			e.On("GET /containers/{id}/archive", prune)
 		}, errdefs.IsNotFound, 3},
-		"no telling": {func(e *enginetest.Engine, _ func()) {
+		"unknown what was not found": {func(e *enginetest.Engine, _ func()) {
 			e.FailOnce("GET /containers/{id}/archive", 404, 1)
 			e.FailOnce("GET /containers/{id}/json", 500, 1)
 		}, errdefs.IsInternal, 2},
@@ -80,7 +80,7 @@ func TestAccounts(t *testing.T) {
 				t.Errorf("users %q, groups %q, %v", got.Passwd, got.Group, err)
 			}
 			if n := e.Calls("POST /containers/create"); n != tt.made {
-				t.Errorf("%d containers made, want %d", n, tt.made)
+				t.Errorf("%d helpers created, want %d", n, tt.made)
 			}
 			if left := e.Len(); left > 0 {
 				t.Errorf("%d containers left behind", left)
@@ -89,7 +89,7 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
-func TestAnImageWithoutAccounts(t *testing.T) {
+func TestImageWithoutPasswdFilesIsReadOnce(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
@@ -102,11 +102,11 @@ func TestAnImageWithoutAccounts(t *testing.T) {
 		}
 	}
 	if n := e.Calls("POST /containers/create"); n != 1 {
-		t.Errorf("looked into %d times, want once", n)
+		t.Errorf("%d helpers, want one", n)
 	}
 }
 
-// links are n symbolic links, the first of which is first and the last of which leads to last.
+// links returns a chain of n symbolic links from first to last.
 func links(n int, first, last string) map[string]string {
 	all := map[string]string{}
 	for i := range n - 1 {
@@ -117,9 +117,8 @@ func links(n int, first, last string) map[string]string {
 	return all
 }
 
-// TestAccountsFollowLinksAsDockerDoes has images whose /etc/passwd is behind links: Docker
-// reads the file that they lead to, so no other may count here.
-func TestAccountsFollowLinksAsDockerDoes(t *testing.T) {
+// When a container starts, Docker reads the file that the symbolic links of the image lead to.
+func TestPasswdFilesFollowLinksAsDockerDoes(t *testing.T) {
 	t.Parallel()
 	const right, wrong = "app:x:7:8::/:\n", "app:x:1:1::/:\n"
 	for name, img := range map[string]enginetest.Image{
@@ -143,7 +142,7 @@ func TestAccountsFollowLinksAsDockerDoes(t *testing.T) {
 			}
 		})
 	}
-	t.Run("to nothing", func(t *testing.T) {
+	t.Run("to a missing file", func(t *testing.T) {
 		e := enginetest.New(t)
 		s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
 		got, err := s.Accounts(t.Context(), e.AddImage(enginetest.Image{Links: links(2, "/etc/passwd", "/none")}, "app"))
@@ -153,12 +152,11 @@ func TestAccountsFollowLinksAsDockerDoes(t *testing.T) {
 	})
 }
 
-// TestAccountsThatCannotBeReadAreAnError has files that are there and beyond a limit: taken for
-// empty ones they would hide groups that Docker adds.
-func TestAccountsThatCannotBeReadAreAnError(t *testing.T) {
+// A file that cannot be read must not be treated as empty: Docker would add groups from it.
+func TestUnreadablePasswdFilesAreAnError(t *testing.T) {
 	t.Parallel()
 	for name, img := range map[string]enginetest.Image{
-		"too large":      {Files: map[string]string{"/etc/group": strings.Repeat("#", maxAccountsFile) + "\napp:x:6:app\n"}},
+		"too large":      {Files: map[string]string{"/etc/group": strings.Repeat("#", maxPasswdFile) + "\napp:x:6:app\n"}},
 		"a directory":    {Links: links(1, "/etc/passwd", "/dir"), Files: map[string]string{"/dir/file": ""}},
 		"too many links": {Links: links(256, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": "app:x:7:8::/:\n"}},
 		"a loop":         {Links: map[string]string{"/etc/passwd": "passwd"}},
@@ -170,9 +168,9 @@ func TestAccountsThatCannotBeReadAreAnError(t *testing.T) {
 			if err == nil {
 				t.Errorf("%d and %d bytes, want an error", len(got.Passwd), len(got.Group))
 			}
-			// Docker opens what it is to archive, and a FIFO would hang it.
+			// Docker opens a file to archive it, and would hang on a FIFO.
 			if opened := e.Calls("GET /containers/{id}/archive"); name == "a directory" && opened > 0 {
-				t.Error("what is not a regular file was opened")
+				t.Error("opened, although it is not a regular file")
 			}
 			if left := e.Len(); left > 0 {
 				t.Errorf("%d containers left behind", left)
@@ -181,14 +179,13 @@ func TestAccountsThatCannotBeReadAreAnError(t *testing.T) {
 	}
 }
 
-// TestAccountsInMemoryAreBounded has more and larger files of users than memory is for.
-func TestAccountsInMemoryAreBounded(t *testing.T) {
+func TestPasswdCacheIsBoundedAndEvictsTheLeastRecentlyUsed(t *testing.T) {
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
 	id := func(i, size int) string {
 		return e.AddImage(enginetest.Image{Files: map[string]string{"/etc/passwd": strings.Repeat("#", size)}}, fmt.Sprintf("app:%d", i))
 	}
-	read := func(id string) (made int) {
+	helpersFor := func(id string) (created int) {
 		t.Helper()
 		before := e.Calls("POST /containers/create")
 		if _, err := s.Accounts(t.Context(), id); err != nil {
@@ -196,45 +193,45 @@ func TestAccountsInMemoryAreBounded(t *testing.T) {
 		}
 		return e.Calls("POST /containers/create") - before
 	}
-	small, large := id(0, 100), id(1, maxAccountsFile)
-	if read(small) != 1 || read(small) != 0 {
-		t.Error("a small one is not kept")
+	small, large := id(0, 100), id(1, maxPasswdFile)
+	if helpersFor(small) != 1 || helpersFor(small) != 0 {
+		t.Error("a small entry is not cached")
 	}
 	for range 2 {
-		if read(large) != 1 {
-			t.Error("a large one is kept")
+		if helpersFor(large) != 1 {
+			t.Error("a large entry is cached")
 		}
 	}
-	const images = 2 * maxCachedAccounts / (200 << 10)
+	const images = 2 * maxPasswdCache / (200 << 10)
 	for i := range images {
-		read(id(2+i, 200<<10))
-		if read(small) != 0 {
-			t.Fatalf("what is used all the time was evicted, after %d others", i)
+		helpersFor(id(2+i, 200<<10))
+		if helpersFor(small) != 0 {
+			t.Fatalf("the most recently used entry was evicted after %d others", i)
 		}
 	}
-	if s.accounts.size > maxCachedAccounts || s.accounts.size < maxCachedAccounts/2 {
-		t.Errorf("%d bytes kept, want at most %d and no few", s.accounts.size, maxCachedAccounts)
+	if s.passwd.size > maxPasswdCache || s.passwd.size < maxPasswdCache/2 {
+		t.Errorf("%d bytes cached, want at most %d and at least half of that", s.passwd.size, maxPasswdCache)
 	}
-	// Gone with their images.
+	// Entries of removed images are removed.
 	if err := s.Remove(t.Context(), small); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.List(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := s.accounts.get(small); ok {
-		t.Error("kept for an image that is gone")
+	if _, ok := s.passwd.get(small); ok {
+		t.Error("cached for a removed image")
 	}
 	sum := 0
-	for _, entry := range s.accounts.entries {
-		sum += entry.Value.(*cachedAccounts).size()
+	for _, entry := range s.passwd.entries {
+		sum += entry.Value.(*passwdEntry).size()
 	}
-	if sum != s.accounts.size || len(s.accounts.entries) != s.accounts.recent.Len() {
-		t.Errorf("%d bytes and %d entries, counted as %d and %d", sum, len(s.accounts.entries), s.accounts.size, s.accounts.recent.Len())
+	if sum != s.passwd.size || len(s.passwd.entries) != s.passwd.recent.Len() {
+		t.Errorf("%d bytes and %d entries, counted as %d and %d", sum, len(s.passwd.entries), s.passwd.size, s.passwd.recent.Len())
 	}
 }
 
-func TestTidy(t *testing.T) {
+func TestGCKeepsHelpersInUse(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
 	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
@@ -250,13 +247,13 @@ func TestTidy(t *testing.T) {
 	if _, err := docker.CreateHelper(t.Context(), ids[0], engine.ReadHelper, rand.Text()); err != nil {
 		t.Fatal(err)
 	}
-	// However often it tidies, what is being looked into stays.
+	// Collects all the time while the helpers are in use.
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if err := s.tidy(ctx, docker); err != nil && ctx.Err() == nil {
+			if err := s.collectHelpers(ctx, docker); err != nil && ctx.Err() == nil {
 				t.Error(err)
 			}
 		}
@@ -269,7 +266,7 @@ func TestTidy(t *testing.T) {
 	stop()
 	<-done
 	if n := e.Calls("POST /containers/create"); n != 1+images {
-		t.Errorf("%d containers made, want %d", n, 1+images)
+		t.Errorf("%d helpers created, want %d", n, 1+images)
 	}
 	if left := e.Len(); left > 0 {
 		t.Errorf("%d containers left behind", left)

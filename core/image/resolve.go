@@ -1,0 +1,95 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/docker/docker/api/types/image"
+
+	"berth/core/todocker"
+)
+
+// Resolve returns the local image that ref refers to, for a container that runs or mounts
+// it. userRef is the reference that the user wrote; it selects the digest in Ref. The error
+// is of kind NotFound if the image is not on the node.
+func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Image, error) {
+	docker, err := s.docker.Conn()
+	if err != nil {
+		return todocker.Image{}, err
+	}
+	ctx, cancel := docker.WithRequestTimeout(ctx)
+	defer cancel()
+	found, err := s.find(ctx, docker, ref, byHexPrefix)
+	if err != nil {
+		return todocker.Image{}, err
+	}
+	if err := checkConfig(found); err != nil {
+		return todocker.Image{}, err
+	}
+	out := todocker.Image{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID), User: defaultUser(found)}
+	if found.Config != nil {
+		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
+	}
+	// The directories of overlay2; other storage drivers have none.
+	if data := found.GraphDriver.Data; data["UpperDir"] != "" {
+		out.Layers = []string{data["UpperDir"]}
+		if data["LowerDir"] != "" {
+			out.Layers = append(out.Layers, strings.Split(data["LowerDir"], ":")...)
+		}
+	}
+	return out, nil
+}
+
+const (
+	// maxLabels bounds the labels of an image, in bytes. Docker copies them to each
+	// container and sends them with each of its events and in each list.
+	maxLabels = 256 << 10
+	// maxConfig bounds the configuration of an image as JSON, in bytes. Docker copies it to
+	// each container, too, and sends most of it with each inspect.
+	maxConfig = 1 << 20
+)
+
+// checkConfig refuses an image whose containers would make all answers of Docker large.
+func checkConfig(found image.InspectResponse) error {
+	if found.Config == nil {
+		return nil
+	}
+	size := 0
+	for k, v := range found.Config.Labels {
+		size += len(k) + len(v)
+	}
+	if size > maxLabels {
+		return fmt.Errorf("image %s has %d bytes of labels: at most %d are supported: %w", found.ID, size, maxLabels, errdefs.ErrFailedPrecondition)
+	}
+	text, err := json.Marshal(found.Config)
+	if err != nil {
+		return fmt.Errorf("configuration of image %s: %w", found.ID, err)
+	}
+	if len(text) > maxConfig {
+		return fmt.Errorf("image %s has a configuration of %d bytes: at most %d are supported: %w", found.ID, len(text), maxConfig, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// repoDigest returns the digest in the repository of userRef or, if there is none, the first
+// digest or id.
+func repoDigest(digests []string, userRef, id string) string {
+	fallback := id
+	if len(digests) > 0 && !strings.Contains(digests[0], "<none>") {
+		fallback = digests[0]
+	}
+	user, err := reference.ParseNormalizedNamed(userRef)
+	if err != nil {
+		return fallback
+	}
+	for _, digest := range digests {
+		if named, err := reference.ParseNormalizedNamed(digest); err == nil && named.Name() == user.Name() {
+			return digest
+		}
+	}
+	return fallback
+}
