@@ -13,7 +13,8 @@
 //	core/cache                        every sandbox and container in memory
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/todocker   core/tocri        pure translation, no I/O: sandboxes, containers, images,
-//	core/limits     core/identity     resources, users and groups
+//	core/limits     core/identity     resources, users and groups,
+//	core/bandwidth                    bandwidth of pods
 //	core/engine                       the connection to the Docker Engine
 //	network                           CNI attachments of pods
 //	streaming                         byte streams of exec, attach and port-forward

@@ -5,6 +5,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/bandwidth"
 )
 
 func TestBandwidthMustBeAQuantityInRange(t *testing.T) {
@@ -38,7 +40,7 @@ func TestBandwidthMustBeAQuantityInRange(t *testing.T) {
 		p.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "NaN"}
 		p.Linux.SecurityContext.NamespaceOptions.Network = modeNode
 	})
-	if got, err := PodBandwidth(host); err != nil || got != (Bandwidth{}) {
+	if got, err := PodBandwidth(host); err != nil || got != (bandwidth.Limits{}) {
 		t.Errorf("in the node's network: %v, %v", got, err)
 	}
 }

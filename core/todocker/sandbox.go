@@ -7,6 +7,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/bandwidth"
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/labels"
@@ -102,6 +103,15 @@ func checkSandbox(pod *runtimeapi.PodSandboxConfig) error {
 	}
 	_, err := PodBandwidth(pod)
 	return err
+}
+
+// PodBandwidth returns the bandwidth limits of a pod. A pod in the node's network namespace
+// has none.
+func PodBandwidth(pod *runtimeapi.PodSandboxConfig) (bandwidth.Limits, error) {
+	if HostNetwork(pod) {
+		return bandwidth.Limits{}, nil
+	}
+	return bandwidth.Parse(pod.GetAnnotations())
 }
 
 // sandboxHost returns the HostConfig of a pause container, but for its namespaces.

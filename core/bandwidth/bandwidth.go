@@ -1,35 +1,35 @@
-package todocker
+// Package bandwidth parses the annotations that limit the network bandwidth of a pod. It is
+// pure: values in, values out, no I/O.
+package bandwidth
 
 import (
+	"fmt"
 	"math/big"
 	"regexp"
 	"strconv"
 
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"github.com/containerd/errdefs"
 )
 
-// Bandwidth holds the limits of a pod's network in bits per second; 0 is no limit.
-type Bandwidth struct{ Ingress, Egress int64 }
+// Limits are the limits of a pod in bits per second; 0 is no limit.
+type Limits struct{ Ingress, Egress int64 }
 
-// PodBandwidth parses the annotations that limit the bandwidth of a pod, which the API
-// server does not validate. A pod in the node's network namespace has no limits.
-func PodBandwidth(pod *runtimeapi.PodSandboxConfig) (b Bandwidth, err error) {
-	if HostNetwork(pod) {
-		return b, nil
-	}
+// Parse returns the limits in the annotations of a pod, which the API server does not
+// validate. Errors are of kind InvalidArgument.
+func Parse(annotations map[string]string) (limits Limits, err error) {
 	for annotation, limit := range map[string]*int64{
-		"kubernetes.io/ingress-bandwidth": &b.Ingress,
-		"kubernetes.io/egress-bandwidth":  &b.Egress,
+		"kubernetes.io/ingress-bandwidth": &limits.Ingress,
+		"kubernetes.io/egress-bandwidth":  &limits.Egress,
 	} {
-		text, ok := pod.GetAnnotations()[annotation]
+		text, ok := annotations[annotation]
 		if !ok {
 			continue
 		}
-		if *limit, ok = parseBandwidth(text); !ok {
-			return b, invalid("annotation %s %q: must be a quantity from 1k to 1P, in bits per second", annotation, text)
+		if *limit, ok = parseQuantity(text); !ok {
+			return limits, fmt.Errorf("annotation %s %q: must be a quantity from 1k to 1P, in bits per second: %w", annotation, text, errdefs.ErrInvalidArgument)
 		}
 	}
-	return b, nil
+	return limits, nil
 }
 
 // quantity is the grammar of resource.Quantity in k8s.io/apimachinery: a decimal number,
@@ -49,8 +49,8 @@ const (
 	maxBandwidth = 1e15
 )
 
-// parseBandwidth parses a quantity of bits per second. Like resource.Quantity it rounds up.
-func parseBandwidth(text string) (int64, bool) {
+// parseQuantity parses a quantity of bits per second. Like resource.Quantity it rounds up.
+func parseQuantity(text string) (int64, bool) {
 	const maxLength = 64 // more than any quantity needs; bounds the work below
 	parts := quantity.FindStringSubmatch(text)
 	if parts == nil || len(text) > maxLength {
