@@ -10,6 +10,7 @@
 //	core/image      core/exec         they never import each other
 //	core/logs       core/stats
 //	core/resources                    settings of containers that the Engine API cannot express
+//	core/stats/diskusage              what containers have written to disk
 //	core/cache                        every sandbox and container in memory
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/todocker   core/tocri        pure translation, no I/O: sandboxes, containers, images,
@@ -23,6 +24,7 @@
 //	network/cniconf                   the CNI configuration of the node
 //	core/labels     core/names        labels and names that berth gives to containers
 //	core/state      core/checkpoint   files that outlive the daemon
+//	core/stats/cgroupstats            what cgroup files and /proc say of usage
 //	core/cgroup     core/systemd      cgroup files and scopes
 //	core/premount                     mounts that the Engine API cannot express
 //	core/hostprobe                    what /proc tells about Docker, containerd and the kernel

@@ -13,7 +13,6 @@ var plainGoroutines = map[string]string{
 	"core/metrics/metrics.go": "ends the listener",
 	"core/oom/oom.go":         "passes on what the library and the kernel say",
 	"core/server/streams.go":  "waits for two channels",
-	"core/stats/layer.go":     "background loops of the daemon; what they do for a container is recovered",
 	"core/logs/logs.go":       "each of them is recovered, and its container goes on",
 }
 

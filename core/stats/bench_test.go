@@ -5,11 +5,12 @@ import (
 	"testing"
 
 	"berth/core/cgroup"
+	"berth/core/stats/cgroupstats"
 )
 
-// BenchmarkReading reads what the kubelet is told of one running container, of
+// BenchmarkContainerStats reads and encodes the statistics of one running container, of
 // this process's own cgroup.
-func BenchmarkReading(b *testing.B) {
+func BenchmarkContainerStats(b *testing.B) {
 	g, err := cgroup.OfProcess(os.Getpid())
 	if err != nil {
 		b.Skip(err)
@@ -17,14 +18,13 @@ func BenchmarkReading(b *testing.B) {
 	s := New(nil, nil, nil)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := s.cpu(g, "id"); err != nil {
+		r, err := cgroupstats.Read(g, cgroupstats.Usage)
+		if err != nil {
 			b.Skip(err)
 		}
-		if _, _, err := memory(g); err != nil {
-			b.Skip(err)
-		}
-		if _, err := io(g); err != nil {
-			b.Fatal(err)
-		}
+		s.cpuUsage(r, "id")
+		memoryUsage(r)
+		swapUsage(r)
+		ioUsage(r)
 	}
 }

@@ -7,65 +7,70 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/stats/cgroupstats"
 )
 
-// exportPatience is how long those who collect samples wait for them at most.
-const exportPatience = 8 * time.Second
+// collectTimeout is how long a Prometheus scrape waits for the metrics of pods. The
+// default scrape_timeout is 10 s.
+const collectTimeout = 8 * time.Second
 
-// Export lets reg know all that Metrics tells, with fractions of seconds. It
-// is read when reg is, and not after ctx has ended.
+// Export registers a collector for all metrics of Metrics with reg; times have fractions
+// of seconds there. It collects nothing after ctx has ended.
 func (s *Service) Export(ctx context.Context, reg prometheus.Registerer) error {
-	e := &exporter{ctx: ctx, stats: s, known: map[*family]*prometheus.Desc{}}
-	for _, f := range told(thisHost()) {
-		e.known[f] = prometheus.NewDesc(f.name, f.help, f.labelKeys(), nil)
+	c := &collector{ctx: ctx, stats: s, descs: map[*family]*prometheus.Desc{}}
+	for _, f := range supportedFamilies(cgroupstats.ThisHost()) {
+		c.descs[f] = prometheus.NewDesc(f.name, f.help, f.labelKeys(), nil)
 	}
-	return reg.Register(e)
+	return reg.Register(c)
 }
 
-type exporter struct {
-	ctx   context.Context //nolint:containedctx // a prometheus.Collector has no other way
+// A collector is a prometheus.Collector.
+type collector struct {
+	ctx   context.Context //nolint:containedctx // prometheus.Collector has no context parameter
 	stats *Service
-	known map[*family]*prometheus.Desc
+	descs map[*family]*prometheus.Desc
 }
 
-// Describe tells what there will be.
-func (e *exporter) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range e.known {
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
 		to <- d
 	}
 }
 
-// Collect reads all pods. While the Engine is away there are none to be read:
-// that is told elsewhere, and no reason to tell nothing at all.
-func (e *exporter) Collect(to chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(e.ctx, exportPatience)
+// Collect implements prometheus.Collector. Without a connection to Docker it collects
+// nothing: that must not fail the scrape of the other metrics of berthd, which report it.
+func (c *collector) Collect(to chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(c.ctx, collectTimeout)
 	defer cancel()
-	list, err := e.stats.sample(ctx)
+	list, err := c.stats.scrapeAll(ctx)
 	if err != nil {
-		e.stats.log.Debug("no metrics of pods", slog.Any("err", err))
+		c.stats.log.Debug("no metrics of pods", slog.Any("err", err))
 		return
 	}
 	for _, p := range list {
-		e.send(to, p.own)
-		for _, c := range p.containers {
-			e.send(to, c.own)
+		c.send(to, p.pod)
+		for _, container := range p.containers {
+			c.send(to, container.metrics)
 		}
 	}
 }
 
-func (e *exporter) send(to chan<- prometheus.Metric, list []sample) {
+func (c *collector) send(to chan<- prometheus.Metric, list []metric) {
 	for _, m := range list {
-		kind, n := prometheus.CounterValue, float64(m.n)
+		valueType, value := prometheus.CounterValue, float64(m.value)
 		if m.family.kind == runtimeapi.MetricType_GAUGE {
-			kind = prometheus.GaugeValue
+			valueType = prometheus.GaugeValue
 		}
 		if m.family.nanos {
-			n /= float64(time.Second)
+			value /= float64(time.Second)
 		}
-		one, err := prometheus.NewConstMetric(e.known[m.family], kind, n, m.values...)
+		desc := c.descs[m.family]
+		out, err := prometheus.NewConstMetric(desc, valueType, value, m.labelValues...)
 		if err != nil {
-			one = prometheus.NewInvalidMetric(e.known[m.family], err)
+			out = prometheus.NewInvalidMetric(desc, err)
 		}
-		to <- one
+		to <- out
 	}
 }

@@ -13,83 +13,109 @@ import (
 
 	"berth/core/cache"
 	"berth/core/cgroup"
+	"berth/core/stats/cgroupstats"
+	"berth/core/stats/diskusage"
 	"berth/network/netns"
 )
 
-// A sample is one number of a family.
-type sample struct {
-	family *family
-	values []string // of labels, in the order of the family's keys
-	n      uint64
+// fdBudgetTimeout is how long one scrape counts open files, of all containers together.
+// Containers that are not reached in time keep their last count.
+const fdBudgetTimeout = 2 * time.Second
+
+// A metric is one value of a family.
+type metric struct {
+	family      *family
+	labelValues []string // in the order of family.labelKeys
+	value       uint64
 }
 
-// samples are what is told of a pod, and of each of its containers.
-type samples struct {
-	sandbox    string
-	own        []sample
-	containers []containerSamples
+// podMetrics are the metrics of a pod and of its containers.
+type podMetrics struct {
+	sandboxID  string
+	pod        []metric
+	containers []containerMetrics
 }
 
-type containerSamples struct {
-	id  string
-	own []sample
+type containerMetrics struct {
+	id      string
+	metrics []metric
 }
 
-// Descriptors returns what Metrics tells on this host. It never changes.
+// A scrape is what has been read of a pod or container at one time; the families make
+// metrics of it.
+type scrape struct {
+	// cgroup is nil for a pod without a cgroup of its own, which has only those families
+	// that do not need it.
+	cgroup     *cgroupstats.Reading
+	at         time.Time
+	startedAt  int64 // Unix nanoseconds
+	interfaces []netns.Counters
+
+	// The fields below are set for containers only.
+
+	processes     uint64
+	fds           *cgroupstats.FDs // nil before the first count
+	openFileLimit *uint64          // of the first process, nil for no limit
+	diskUsage     *diskusage.Usage // nil before the first measurement
+	filesystem    *cgroupstats.Filesystem
+	resources     *runtimeapi.LinuxContainerResources // as the kubelet has set them
+}
+
+// Descriptors returns the descriptors of the metrics that Metrics returns on this node.
+// They never change.
 func (s *Service) Descriptors() []*runtimeapi.MetricDescriptor {
 	var all []*runtimeapi.MetricDescriptor
-	for _, f := range told(thisHost()) {
+	for _, f := range supportedFamilies(cgroupstats.ThisHost()) {
 		all = append(all, &runtimeapi.MetricDescriptor{Name: f.name, Help: f.help, LabelKeys: f.labelKeys()})
 	}
 	return all
 }
 
-// told returns the families that a host can tell of.
-func told(h host) (can []*family) {
+// supportedFamilies returns the families for which h has values.
+func supportedFamilies(h cgroupstats.Host) (supported []*family) {
 	for _, f := range families {
 		if f.needs == nil || f.needs(h) {
-			can = append(can, f)
+			supported = append(supported, f)
 		}
 	}
-	return can
+	return supported
 }
 
-// Metrics returns all samples of the pods that run and their running
-// containers. What ends meanwhile is left out.
+// Metrics returns the metrics of all ready pods and their running containers.
 func (s *Service) Metrics(ctx context.Context) ([]*runtimeapi.PodSandboxMetrics, error) {
-	list, err := s.sample(ctx)
+	list, err := s.scrapeAll(ctx)
 	if err != nil {
 		return nil, err
 	}
 	all := make([]*runtimeapi.PodSandboxMetrics, 0, len(list))
 	for _, p := range list {
-		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.sandbox, Metrics: metrics(p.own)}
+		out := &runtimeapi.PodSandboxMetrics{PodSandboxId: p.sandboxID, Metrics: encodeMetrics(p.pod)}
 		for _, c := range p.containers {
-			out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.id, Metrics: metrics(c.own)})
+			out.ContainerMetrics = append(out.ContainerMetrics, &runtimeapi.ContainerMetrics{ContainerId: c.id, Metrics: encodeMetrics(c.metrics)})
 		}
 		all = append(all, out)
 	}
 	return all, nil
 }
 
-// metrics says samples in the words of the CRI. They have no time, which
-// stands for now.
-func metrics(list []sample) []*runtimeapi.Metric {
+// encodeMetrics converts to the CRI's type. The timestamp is left at 0, which the kubelet
+// takes for the time of the scrape.
+func encodeMetrics(list []metric) []*runtimeapi.Metric {
 	all := make([]*runtimeapi.Metric, 0, len(list))
 	for _, m := range list {
-		n := m.n
+		value := m.value
 		if m.family.nanos {
-			n /= uint64(time.Second)
+			value /= uint64(time.Second)
 		}
-		all = append(all, &runtimeapi.Metric{Name: m.family.name, MetricType: m.family.kind, LabelValues: m.values, Value: number(n)})
+		all = append(all, &runtimeapi.Metric{Name: m.family.name, MetricType: m.family.kind, LabelValues: m.labelValues, Value: uint64Value(value)})
 	}
 	return all
 }
 
-// sample reads all pods that run, in one pass. If ctx ends before all are read, it
-// returns those that are.
-func (s *Service) sample(ctx context.Context) ([]*samples, error) {
-	list, inside, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{State: ready})
+// scrapeAll reads all ready pods. If ctx ends before all are read, it returns those that
+// are.
+func (s *Service) scrapeAll(ctx context.Context) ([]*podMetrics, error) {
+	list, containersOf, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{State: readyFilter})
 	if err != nil {
 		return nil, err
 	}
@@ -97,88 +123,85 @@ func (s *Service) sample(ctx context.Context) ([]*samples, error) {
 	if err != nil {
 		return nil, err
 	}
-	under, err := readDisk(docker.Features.ImageFS())
-	if err != nil {
-		// It is not everybody's, and no reason to tell nothing at all.
-		s.log.Debug("no metrics of the file system that containers are on", slog.Any("err", err))
+	shared := scrapeContext{families: supportedFamilies(cgroupstats.ThisHost()), until: time.Now().Add(s.fdBudget)}
+	shared.filesystem, err = cgroupstats.ReadFilesystem(docker.Features.ImageFS())
+	if err != nil { // e.g. another user's directory; the other metrics do not need it
+		s.log.Debug("no metrics of the file system of images and containers", slog.Any("err", err))
 	}
-	can := told(thisHost())
-	until := time.Now().Add(openedBudget)
-	all := among(s.log, list, func(pod *cache.Sandbox) *samples {
+	all := parallelMap(s.log, list, func(pod *cache.Sandbox) *podMetrics {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return s.samplePod(ctx, pod, inside[pod.ID()], under, can, until)
+		return s.scrapePod(ctx, pod, containersOf[pod.ID()], shared)
 	})
-	if err := ctx.Err(); err != nil {
-		s.log.Warn("metrics of some pods are left out: reading all took too long", slog.Int("pods", len(list)), slog.Int("read", len(all)))
+	if ctx.Err() != nil {
+		s.log.Warn("metrics of some pods are missing: reading them took too long", slog.Int("pods", len(list)), slog.Int("read", len(all)))
 	}
-	return unique(all), nil
+	return dropDuplicates(all), nil
 }
 
-// unique drops what is told of a pod's cgroup a second time, for an older
-// sandbox of the same pod: who collects samples refuses all of them if two
-// have the same labels.
-func unique(all []*samples) []*samples {
-	told := map[string]bool{}
+// A scrapeContext is what is the same for all pods of one scrape.
+type scrapeContext struct {
+	families   []*family
+	filesystem *cgroupstats.Filesystem // nil if it cannot be read
+	until      time.Time               // when slow reads must end
+}
+
+// dropDuplicates drops metrics of pods that have the same labels as earlier ones, which
+// two sandboxes in the cgroup of one pod have: a Prometheus server rejects a whole scrape
+// with duplicates.
+func dropDuplicates(all []*podMetrics) []*podMetrics {
+	seen := map[string]bool{}
 	for _, p := range all {
-		p.own = slices.DeleteFunc(p.own, func(m sample) bool {
-			key := m.family.name + "\x00" + strings.Join(m.values, "\x00")
-			again := told[key]
-			told[key] = true
-			return again
+		p.pod = slices.DeleteFunc(p.pod, func(m metric) bool {
+			key := m.family.name + "\x00" + strings.Join(m.labelValues, "\x00")
+			duplicate := seen[key]
+			seen[key] = true
+			return duplicate
 		})
 	}
 	return all
 }
 
-// samplePod reads one pod and its containers; nil if it has ended.
-func (s *Service) samplePod(ctx context.Context, pod *cache.Sandbox, list []*cache.Container, under *disk, can []*family, until time.Time) *samples {
+// scrapePod reads one pod and its containers; nil if it has ended.
+func (s *Service) scrapePod(ctx context.Context, pod *cache.Sandbox, containers []*cache.Container, shared scrapeContext) *podMetrics {
 	g, err := s.group(pod.ID(), pod.Pid)
 	if err != nil {
-		s.leftOut("sandbox", pod.ID(), err)
+		s.logLeftOut("sandbox", pod.ID(), err)
 		return nil
 	}
-	r := &reading{at: time.Now(), startedAt: pod.StartedAt}
-	// A pod without a cgroup of its own, as crictl makes them, has no numbers
-	// but those of its network.
-	whole := pod.Config.GetLinux().GetCgroupParent() != ""
-	if whole {
+	sc := &scrape{at: time.Now(), startedAt: pod.StartedAt}
+	if hasOwnCgroup(pod) {
 		g = g.Parent()
-		err = r.group(g)
+		sc.cgroup, err = cgroupstats.Read(g, cgroupstats.All)
 	}
 	if err == nil && !pod.HostNetwork {
-		r.traffic, err = interfaces(pod.Pid)
+		sc.interfaces, err = podInterfaces(pod.Pid)
 	}
 	if err != nil {
-		s.leftOut("sandbox", pod.ID(), err)
+		s.logLeftOut("sandbox", pod.ID(), err)
 		return nil
 	}
 	meta := pod.Row.GetMetadata()
-	out := &samples{sandbox: pod.ID()}
-	for _, f := range can {
-		if f.of&pods != 0 && (whole || f.pod()) {
-			out.own = f.sample(out.own, r, g.Path(), "", meta.GetNamespace(), meta.GetName(), "")
+	out := &podMetrics{sandboxID: pod.ID()}
+	for _, f := range shared.families {
+		if f.subject&onPods != 0 && (sc.cgroup != nil || !f.needsCgroup()) {
+			out.pod = f.collect(out.pod, sc, g.Path(), "", meta.GetNamespace(), meta.GetName(), "")
 		}
 	}
-	for _, c := range list {
+	for _, c := range containers {
 		if ctx.Err() != nil {
 			break
 		}
-		r, id, err := s.readContainer(ctx, c, until)
+		sc, path, err := s.scrapeContainer(ctx, c, shared)
 		if err != nil {
-			s.leftOut("container", c.ID(), err)
+			s.logLeftOut("container", c.ID(), err)
 			continue
 		}
-		r.disk = under
-		own := containerSamples{id: c.ID()}
-		image := c.Row.GetImage().GetUserSpecifiedImage()
-		if image == "" {
-			image = c.Row.GetImage().GetImage()
-		}
-		for _, f := range can {
-			if f.of&containers != 0 {
-				own.own = f.sample(own.own, r, id, image, meta.GetNamespace(), meta.GetName(), c.Row.GetMetadata().GetName())
+		own := containerMetrics{id: c.ID()}
+		for _, f := range shared.families {
+			if f.subject&onContainers != 0 {
+				own.metrics = f.collect(own.metrics, sc, path, imageName(c), meta.GetNamespace(), meta.GetName(), c.Row.GetMetadata().GetName())
 			}
 		}
 		out.containers = append(out.containers, own)
@@ -186,91 +209,45 @@ func (s *Service) samplePod(ctx context.Context, pod *cache.Sandbox, list []*cac
 	return out
 }
 
-// pod reports whether the family does not come from a cgroup.
-func (f *family) pod() bool { return f.of == pods || slices.Contains(otherFamilies, f) }
-
-// sample adds what the family tells of r. labels are the values of keys.
-func (f *family) sample(to []sample, r *reading, labels ...string) []sample {
-	f.read(r, func(n uint64, values ...string) {
-		to = append(to, sample{family: f, values: slices.Concat(labels, values), n: n})
-	})
-	return to
+// imageName returns the name of a container's image as the pod spec has it, where known.
+func imageName(c *cache.Container) string {
+	if name := c.Row.GetImage().GetUserSpecifiedImage(); name != "" {
+		return name
+	}
+	return c.Row.GetImage().GetImage()
 }
 
-// leftOut tells why something is left out, unless it has just ended.
-func (s *Service) leftOut(what, id string, err error) {
-	if !gone(err) {
-		s.log.Warn("metrics cannot be read, left out", slog.String(what, id), slog.Any("err", err))
+// logLeftOut logs why metrics of an object are missing, unless it has just ended.
+func (s *Service) logLeftOut(kind, id string, err error) {
+	if !cgroupstats.IsGone(err) {
+		s.log.Warn("metrics cannot be read, left out", slog.String(kind, id), slog.Any("err", err))
 	}
 }
 
-// counters are those of an interface.
-type counters = netns.Counters
-
-// readContainer reads what is known of a container, and the path of its cgroup. What
-// is slow is done until the given time.
-func (s *Service) readContainer(ctx context.Context, c *cache.Container, until time.Time) (*reading, string, error) {
+// scrapeContainer reads one container and returns the path of its cgroup as well.
+func (s *Service) scrapeContainer(ctx context.Context, c *cache.Container, shared scrapeContext) (*scrape, string, error) {
 	g, err := s.group(c.ID(), c.Pid)
 	if err != nil {
 		return nil, "", err
 	}
-	r := &reading{at: time.Now(), startedAt: c.Status.GetStartedAt(), asked: c.Status.GetResources().GetLinux()}
-	if err := r.group(g); err != nil {
+	sc := &scrape{at: time.Now(), startedAt: c.Status.GetStartedAt(), filesystem: shared.filesystem, resources: c.Status.GetResources().GetLinux()}
+	if sc.cgroup, err = cgroupstats.Read(g, cgroupstats.All); err != nil {
 		return nil, "", err
 	}
-	if r.openFiles, err = readOpenFiles(c.Pid); err != nil {
+	if sc.openFileLimit, err = cgroupstats.OpenFileLimit(c.Pid); err != nil {
 		return nil, "", err
 	}
-	list, err := cgroup.Processes(g)
+	pids, err := cgroup.Processes(g)
 	if err != nil {
 		return nil, "", err
 	}
-	r.processes = uint64(len(list))
-	r.opened = s.opened(ctx, c.ID(), list, until)
-	if r.written = s.lastWritten(c.ID()); r.written == nil && time.Now().Before(until) {
-		// The conformance tests ask for it as soon as a container runs.
-		r.written = s.measureFirst(ctx, c)
+	sc.processes = uint64(len(pids))
+	sc.fds = s.fds.Count(ctx, c.ID(), pids, shared.until)
+	if sc.diskUsage = s.disk.Last(c.ID()); sc.diskUsage == nil && time.Now().Before(shared.until) {
+		// critest expects container_fs_usage_bytes as soon as a container runs.
+		sc.diskUsage = s.disk.MeasureFirst(ctx, c)
 	}
-	// What had ended half-way would be told with zeros.
+	// A container that exited while it was read would have zeros.
 	_, err = os.Stat("/proc/" + strconv.Itoa(c.Pid))
-	return r, g.Path(), err
-}
-
-// group reads what the cgroup g counts.
-func (r *reading) group(g cgroup.Group) (err error) {
-	if r.cpu, err = readCPU(g); err != nil {
-		return err
-	}
-	if r.memory, err = readMemory(g); err != nil {
-		return err
-	}
-	if r.devices, err = readDevices(g); err != nil {
-		return err
-	}
-	if dir, ok := g.Dir("pids"); ok {
-		if r.threads, err = sure(cgroup.Number(dir, "pids.current")); err != nil {
-			return err
-		}
-		if r.threadsMax, err = sure(cgroup.Number(dir, "pids.max")); err != nil {
-			return err
-		}
-	}
-	if r.threadsMax == cgroup.Unlimited {
-		r.threadsMax = 0
-	}
-	host := thisHost()
-	if r.huge, err = readHuge(g, host.pageSizes); err != nil {
-		return err
-	}
-	if g.V2 == "" || !host.pressure {
-		return nil
-	}
-	if r.pressure.cpu, err = pressure(g.V2, "cpu.pressure"); err != nil {
-		return err
-	}
-	if r.pressure.memory, err = pressure(g.V2, "memory.pressure"); err != nil {
-		return err
-	}
-	r.pressure.io, err = pressure(g.V2, "io.pressure")
-	return err
+	return sc, g.Path(), err
 }

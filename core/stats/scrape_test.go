@@ -2,6 +2,7 @@ package stats
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -19,44 +20,52 @@ import (
 	containernames "berth/core/names"
 )
 
-type attached struct{}
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
 
-func (attached) Addresses(string) ([]netip.Addr, bool)  { return nil, true }
-func (attached) InNetNS(string, int) bool               { return true }
-func (attached) Keep(context.Context, *cache.Container) {}
-func (attached) Drop(string)                            {}
+// fakeNetwork says of each pod that it is attached, and stands for the logs too.
+type fakeNetwork struct{}
 
-// counted returns how many samples of a family each pod's containers have.
-func counted(all []*samples, name string) (with []int) {
+func (fakeNetwork) Addresses(string) ([]netip.Addr, bool)  { return nil, true }
+func (fakeNetwork) InNetNS(string, int) bool               { return true }
+func (fakeNetwork) Keep(context.Context, *cache.Container) {}
+func (fakeNetwork) Drop(string)                            {}
+
+// countMetrics returns how many metrics of a family the containers of each pod have.
+func countMetrics(all []*podMetrics, name string) (counts []int) {
 	for _, p := range all {
 		n := 0
 		for _, c := range p.containers {
-			for _, m := range c.own {
+			for _, m := range c.metrics {
 				if m.family.name == name {
 					n++
 				}
 			}
 		}
-		with = append(with, n)
+		counts = append(counts, n)
 	}
-	return with
+	return counts
 }
 
-// scraped is a Service on a node with pods that run, each with a container.
-func scraped(t *testing.T, pods int) *Service {
+// newService returns a Service on a node with pods that run, each with a container.
+func newService(t *testing.T, pods int) *Service {
 	t.Helper()
 	e := enginetest.New(t)
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Connect(t)
-	seen := cache.New(cache.Config{Network: attached{}, Logs: attached{}}, docker, slog.New(slog.DiscardHandler))
-	enginetest.Background(t, seen.Run)
+	c := cache.New(cache.Config{Network: fakeNetwork{}, Logs: fakeNetwork{}}, docker, slog.New(slog.DiscardHandler))
+	enginetest.Background(t, c.Run)
 	client := e.Client(t)
-	run := func(name containernames.Name, said labels.Set) string {
-		made, err := client.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: said.Encode(), NetworkDisabled: true},
+	run := func(name containernames.Name, set labels.Set) string {
+		created, err := client.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: set.Encode(), NetworkDisabled: true},
 			&container.HostConfig{NetworkMode: "none"}, nil, nil, name.String())
 		must(t, err)
-		must(t, client.ContainerStart(t.Context(), made.ID, container.StartOptions{}))
-		return made.ID
+		must(t, client.ContainerStart(t.Context(), created.ID, container.StartOptions{}))
+		return created.ID
 	}
 	for i := range pods {
 		name := fmt.Sprint("pod", i)
@@ -65,12 +74,12 @@ func scraped(t *testing.T, pods int) *Service {
 		})
 		run(containernames.Name{Container: "c", Pod: name, Namespace: "ns", UID: name}, labels.Set{Kind: labels.Container, SandboxID: pod, Config: `{"metadata":{"name":"c"}}`})
 	}
-	s := New(docker, seen, slog.New(slog.DiscardHandler))
-	enginetest.Until(t, "not all run", func() bool {
-		list, inside, err := s.pods(t.Context(), nil)
+	s := New(docker, c, slog.New(slog.DiscardHandler))
+	enginetest.Until(t, "not all pods run", func() bool {
+		list, containersOf, err := s.pods(t.Context(), nil)
 		ready := 0
 		for _, p := range list {
-			if p.Running && len(inside[p.ID()]) == 1 {
+			if p.Running && len(containersOf[p.ID()]) == 1 {
 				ready++
 			}
 		}
@@ -78,74 +87,72 @@ func scraped(t *testing.T, pods int) *Service {
 	})
 	own, err := cgroup.OfProcess(os.Getpid())
 	must(t, err)
-	list, inside, err := s.pods(t.Context(), nil)
+	list, containersOf, err := s.pods(t.Context(), nil)
 	must(t, err)
 	for _, p := range list {
-		s.groups[first{p.ID(), p.Pid}] = own // this process stands for all
-		for _, c := range inside[p.ID()] {
-			s.groups[first{c.ID(), c.Pid}] = own
+		s.groups[procKey{p.ID(), p.Pid}] = own // this process stands for all
+		for _, c := range containersOf[p.ID()] {
+			s.groups[procKey{c.ID(), c.Pid}] = own
 		}
 	}
 	return s
 }
 
-// Counting open files takes from no pod its other metrics.
-func TestOpenFilesBlankNoOtherMetrics(t *testing.T) {
-	defer func(was time.Duration) { openedBudget = was }(openedBudget)
-	openedBudget = -time.Second // it is used up
-	s := scraped(t, 3)
-	all, err := s.sample(t.Context())
+// Without time left to count open files, all other metrics are there.
+func TestCountingOpenFilesBlanksNoOtherMetrics(t *testing.T) {
+	s := newService(t, 3)
+	s.fdBudget = -time.Second // used up
+	all, err := s.scrapeAll(t.Context())
 	must(t, err)
-	if memory := counted(all, "container_memory_usage_bytes"); fmt.Sprint(memory) != "[1 1 1]" {
+	if memory := countMetrics(all, "container_memory_usage_bytes"); fmt.Sprint(memory) != "[1 1 1]" {
 		if len(all) == 3 {
-			t.Skip("this machine does not tell what processes use")
+			t.Skip("this machine does not count what cgroups use")
 		}
-		t.Errorf("%d pods, samples of memory %v", len(all), memory)
+		t.Errorf("%d pods, metrics of memory %v", len(all), memory)
 	}
-	if files := counted(all, "container_file_descriptors"); fmt.Sprint(files) != "[0 0 0]" {
+	if files := countMetrics(all, "container_file_descriptors"); fmt.Sprint(files) != "[0 0 0]" {
 		t.Errorf("open files %v, though there was no time to count any", files)
 	}
-	openedBudget = time.Minute
-	all, err = s.sample(t.Context())
+	s.fdBudget = time.Minute
+	all, err = s.scrapeAll(t.Context())
 	must(t, err)
-	if files := counted(all, "container_file_descriptors"); fmt.Sprint(files) != "[1 1 1]" {
+	if files := countMetrics(all, "container_file_descriptors"); fmt.Sprint(files) != "[1 1 1]" {
 		t.Errorf("open files %v", files)
 	}
-	// Neither is what has been written, which is measured for the first time here.
-	if written := counted(all, "container_fs_usage_bytes"); fmt.Sprint(written) != "[1 1 1]" {
-		t.Errorf("written %v", written)
+	// So is disk usage, which is measured for the first time here.
+	if usage := countMetrics(all, "container_fs_usage_bytes"); fmt.Sprint(usage) != "[1 1 1]" {
+		t.Errorf("disk usage %v", usage)
 	}
 }
 
-// ranOut is a context whose time is over once it has been looked at a few times.
-type ranOut struct {
+// expiringContext is a context whose deadline is exceeded after a number of calls of Err.
+type expiringContext struct {
 	context.Context
 	left *atomic.Int64
 }
 
-func (r ranOut) Err() error {
-	if r.left.Add(-1) < 0 {
+func (c expiringContext) Err() error {
+	if c.left.Add(-1) < 0 {
 		return context.DeadlineExceeded
 	}
 	return nil
 }
 
-// Who collects samples is told of the pods that could be read in time.
-func TestScrapeThatRanOutOfTimeTellsWhatItHas(t *testing.T) {
-	s := scraped(t, 5)
-	for _, looks := range []int64{0, 6} {
-		ctx := ranOut{t.Context(), new(atomic.Int64)}
-		ctx.left.Store(looks)
-		all, err := s.sample(ctx)
+func TestScrapePastDeadlineReturnsThePodsThatWereRead(t *testing.T) {
+	s := newService(t, 5)
+	for _, calls := range []int64{0, 6} {
+		ctx := expiringContext{t.Context(), new(atomic.Int64)}
+		ctx.left.Store(calls)
+		all, err := s.scrapeAll(ctx)
 		if err != nil || len(all) >= 5 {
 			t.Errorf("%d pods, %v", len(all), err)
 		}
 	}
 }
 
-// A panic while one is read leaves out that one, and ends neither the call nor the daemon.
-func TestPanicWhileReadingLeavesOutThatOne(t *testing.T) {
-	got := among(slog.New(slog.DiscardHandler), []int{1, 2, 3}, func(n int) *int {
+// A panic must end neither the call nor the daemon.
+func TestParallelMapLeavesOutElementThatPanics(t *testing.T) {
+	got := parallelMap(slog.New(slog.DiscardHandler), []int{1, 2, 3}, func(n int) *int {
 		if n == 2 {
 			panic("boom")
 		}

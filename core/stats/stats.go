@@ -1,19 +1,23 @@
-// Package stats is the room of what pods and containers use.
+// Package stats serves the statistics and metrics of pods and containers: the CRI calls
+// ContainerStats, ListContainerStats, PodSandboxStats, ListPodSandboxStats,
+// ListMetricDescriptors and ListPodSandboxMetrics, and the same metrics on a Prometheus
+// registry.
 //
-// It reads cgroup files and the counters of interfaces when it is asked, which
-// is quick, and asks the Engine nothing. Only what is slow, how much a
-// container has written to its root file system, is measured in the
-// background. It is called by the front desk and knows who runs from the view.
+// Service reads cgroup files and /proc during the call (core/stats/cgroupstats) and
+// encodes a Reading either as CRI statistics (cristats.go) or as CRI metrics (metrics.go,
+// families.go). It makes no Engine call. Two things are measured in the background: disk
+// usage (core/stats/diskusage, Run) and rates of CPU time (RunSampling).
+//
+// A container or pod that ends during a list call is left out of it; one that cannot be
+// read is left out with a warning.
 package stats
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"log/slog"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,175 +25,172 @@ import (
 	"berth/core/cache"
 	"berth/core/cgroup"
 	"berth/core/engine"
-
 	"berth/core/panics"
+	"berth/core/stats/cgroupstats"
+	"berth/core/stats/diskusage"
 )
 
-// A Service answers what is used. Run measures what is slow, and KeepRates looks at
-// what rates are taken of.
+// A Service serves statistics and metrics. Run and RunSampling do its background work.
 type Service struct {
 	docker *engine.Engine
-	view   *cache.Cache
+	cache  *cache.Cache
+	disk   *diskusage.Tracker
+	fds    *cgroupstats.FDCounter
 	log    *slog.Logger
 
-	// walking is held, by an element in it, by a process that goes on with a measuring or drops one.
-	walking chan struct{}
+	// fdBudget is how long one scrape counts open files, of all containers together.
+	fdBudget time.Duration
 
-	mu        sync.Mutex // guards following
-	groups    map[first]cgroup.Group
-	rates     map[string]rate       // by container or sandbox ID
-	written   map[string]*written   // by container ID
-	measuring map[string]*measuring // by container ID
-	layerDirs map[string]string     // by container ID, of those that the node's mount table tells
-	sizes     map[first]*size
-	opens     map[string]*open // by container ID
+	mu     sync.Mutex // guards following
+	groups map[procKey]cgroup.Group
+	rates  map[string]cpuRate // by container or sandbox ID, or podSumKey
 }
 
-// first names the first process of a container or sandbox: the kernel gives
-// numbers again.
-type first struct {
+// A procKey identifies the first process of a container or sandbox. PIDs are reused.
+type procKey struct {
 	id  string
 	pid int
 }
 
-// New returns a Service that has measured nothing yet.
-func New(docker *engine.Engine, seen *cache.Cache, log *slog.Logger) *Service {
+// New returns a Service for the pods and containers in c.
+func New(docker *engine.Engine, c *cache.Cache, log *slog.Logger) *Service {
 	return &Service{
-		docker: docker, view: seen, log: log,
-		groups: map[first]cgroup.Group{}, rates: map[string]rate{}, written: map[string]*written{}, measuring: map[string]*measuring{},
-		layerDirs: map[string]string{}, sizes: map[first]*size{}, opens: map[string]*open{}, walking: make(chan struct{}, 1),
+		docker: docker, cache: c, disk: diskusage.New(docker, c, log), fds: cgroupstats.NewFDCounter(), log: log,
+		fdBudget: fdBudgetTimeout, groups: map[procKey]cgroup.Group{}, rates: map[string]cpuRate{},
 	}
 }
 
-// Container returns what the container id uses; of kind NotFound if there is
-// none. One that does not run uses its writable layer only.
-func (s *Service) Container(ctx context.Context, id string) (*runtimeapi.ContainerStats, error) {
-	c, err := s.view.Container(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	used, err := s.container(c)
-	if gone(err) {
-		return s.atRest(c), nil
-	}
-	return used, err
-}
+// Run measures the disk usage of containers until ctx ends.
+func (s *Service) Run(ctx context.Context) error { return s.disk.Run(ctx) }
 
-// Containers returns what the running containers that match filter use; a nil
-// filter matches all. Those that end meanwhile are left out.
-func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
-	list, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{
-		Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector(),
-		State: running,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return s.each(list), nil
-}
-
-// each returns what containers use, without those that have ended.
-func (s *Service) each(list []*cache.Container) []*runtimeapi.ContainerStats {
-	return among(s.log, list, func(c *cache.Container) *runtimeapi.ContainerStats {
-		used, err := s.container(c)
-		if err != nil && !gone(err) {
-			s.log.Warn("what a container uses cannot be read, left out", slog.String("container", c.ID()), slog.Any("err", err))
-		}
-		if err != nil {
-			return nil
-		}
-		return used
-	})
-}
-
-// pods returns the pods that match filter, and the containers that run by sandbox.
-func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) (_ []*cache.Sandbox, inside map[string][]*cache.Container, _ error) {
-	list, err := s.view.Sandboxes(ctx, filter)
-	if err != nil {
-		return nil, nil, err
-	}
-	all, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{State: running})
-	if err != nil {
-		return nil, nil, err
-	}
-	inside = map[string][]*cache.Container{}
-	for _, c := range all {
-		inside[c.Row.GetPodSandboxId()] = append(inside[c.Row.GetPodSandboxId()], c)
-	}
-	return list, inside, nil
-}
+// Written returns how many bytes and inodes all containers have written to disk, as last
+// measured, and how many of the bytes are in their writable layers.
+func (s *Service) Written() (bytes, inodes, layerBytes uint64) { return s.disk.Totals() }
 
 var (
-	ready   = &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
-	running = &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
+	readyFilter   = &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+	runningFilter = &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}
 )
 
-// readers bounds how many pods or containers are read at a time: the node's
-// processors are for the pods.
-const readers = 2
-
-// among returns what read returns for each of list, in their order and without
-// nils. One for which it panics is left out.
-func among[T, R any](log *slog.Logger, list []T, read func(T) *R) []*R {
-	all := make([]*R, len(list))
-	g := panics.NewGroup(log)
-	g.SetLimit(readers)
-	for i, one := range list {
-		g.Go(func() error {
-			all[i] = read(one)
-			return nil
-		})
+// Container returns the statistics of the container id; the error is of kind NotFound if
+// there is none. A container that is not running has only those of its writable layer.
+func (s *Service) Container(ctx context.Context, id string) (*runtimeapi.ContainerStats, error) {
+	c, err := s.cache.Container(ctx, id)
+	if err != nil {
+		return nil, err
 	}
-	_ = g.Wait() // the panics are in the log
-	return slices.DeleteFunc(all, func(one *R) bool { return one == nil })
+	stats, err := s.containerStats(c)
+	if cgroupstats.IsGone(err) {
+		return s.exitedStats(c), nil
+	}
+	return stats, err
 }
 
-// Sandbox returns what the pod of the sandbox id uses; of kind NotFound if
-// there is none.
+// Containers returns the statistics of the running containers that match filter; a nil
+// filter matches all.
+func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerStatsFilter) ([]*runtimeapi.ContainerStats, error) {
+	list, err := s.cache.Containers(ctx, &runtimeapi.ContainerFilter{
+		Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector(),
+		State: runningFilter,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.containersStats(list), nil
+}
+
+// containersStats returns the statistics of those containers in list that still run.
+func (s *Service) containersStats(list []*cache.Container) []*runtimeapi.ContainerStats {
+	return parallelMap(s.log, list, func(c *cache.Container) *runtimeapi.ContainerStats {
+		stats, err := s.containerStats(c)
+		if err != nil {
+			if !cgroupstats.IsGone(err) {
+				s.log.Warn("statistics of a container cannot be read, container left out", slog.String("container", c.ID()), slog.Any("err", err))
+			}
+			return nil
+		}
+		return stats
+	})
+}
+
+// Sandbox returns the statistics of the pod with the sandbox id; the error is of kind
+// NotFound if there is none. A pod that is not running has none but its attributes.
 func (s *Service) Sandbox(ctx context.Context, id string) (*runtimeapi.PodSandboxStats, error) {
-	pod, err := s.view.Sandbox(ctx, id)
+	pod, err := s.cache.Sandbox(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	inside, err := s.view.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID(), State: running})
+	list, err := s.cache.Containers(ctx, &runtimeapi.ContainerFilter{PodSandboxId: pod.ID(), State: runningFilter})
 	if err != nil {
 		return nil, err
 	}
-	used, err := s.sandbox(pod, inside)
-	if gone(err) {
+	stats, err := s.podStats(pod, list)
+	if cgroupstats.IsGone(err) {
 		return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: &runtimeapi.LinuxPodSandboxStats{}}, nil
 	}
-	return used, err
+	return stats, err
 }
 
-// Sandboxes returns what the pods that run and match filter use; a nil filter
-// matches all. Those that end meanwhile are left out.
+// Sandboxes returns the statistics of the ready pods that match filter; a nil filter
+// matches all.
 func (s *Service) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxStatsFilter) ([]*runtimeapi.PodSandboxStats, error) {
-	list, inside, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(), State: ready})
+	list, containersOf, err := s.pods(ctx, &runtimeapi.PodSandboxFilter{Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(), State: readyFilter})
 	if err != nil {
 		return nil, err
 	}
-	return among(s.log, list, func(pod *cache.Sandbox) *runtimeapi.PodSandboxStats {
-		used, err := s.sandbox(pod, inside[pod.ID()])
-		if err != nil && !gone(err) {
-			s.log.Warn("what a pod uses cannot be read, left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))
-		}
+	return parallelMap(s.log, list, func(pod *cache.Sandbox) *runtimeapi.PodSandboxStats {
+		stats, err := s.podStats(pod, containersOf[pod.ID()])
 		if err != nil {
+			if !cgroupstats.IsGone(err) {
+				s.log.Warn("statistics of a pod cannot be read, pod left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))
+			}
 			return nil
 		}
-		return used
+		return stats
 	}), nil
 }
 
-// gone reports whether err says that a process or its cgroup is no more.
-func gone(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.ENODEV)
+// pods returns the pods that match filter, and all running containers by sandbox ID.
+func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter) (list []*cache.Sandbox, containersOf map[string][]*cache.Container, err error) {
+	list, err = s.cache.Sandboxes(ctx, filter)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := s.cache.Containers(ctx, &runtimeapi.ContainerFilter{State: runningFilter})
+	if err != nil {
+		return nil, nil, err
+	}
+	containersOf = map[string][]*cache.Container{}
+	for _, c := range all {
+		containersOf[c.Row.GetPodSandboxId()] = append(containersOf[c.Row.GetPodSandboxId()], c)
+	}
+	return list, containersOf, nil
 }
 
-// group returns the cgroup of the process pid, the first of the container or
-// sandbox id.
+// maxReaders is how many pods or containers are read at a time: the node's CPUs are for
+// the pods.
+const maxReaders = 2
+
+// parallelMap returns the results of read for the elements of list, in their order and
+// without nils. An element for which read panics is left out.
+func parallelMap[T, R any](log *slog.Logger, list []T, read func(T) *R) []*R {
+	all := make([]*R, len(list))
+	g := panics.NewGroup(log)
+	g.SetLimit(maxReaders)
+	for i, e := range list {
+		g.Go(func() error {
+			all[i] = read(e)
+			return nil
+		})
+	}
+	_ = g.Wait() // the group has logged the panics
+	return slices.DeleteFunc(all, func(r *R) bool { return r == nil })
+}
+
+// group returns the cgroup of the container or sandbox id with the first process pid, 0
+// if it is not running.
 func (s *Service) group(id string, pid int) (cgroup.Group, error) {
-	key := first{id, pid}
+	key := procKey{id, pid}
 	if pid == 0 {
 		return cgroup.Group{}, fs.ErrNotExist
 	}
@@ -209,32 +210,12 @@ func (s *Service) group(id string, pid int) (cgroup.Group, error) {
 	return g, nil
 }
 
-// A rate is how fast a counter of CPU time grows.
-type rate struct {
-	at    time.Time
-	count uint64 // nanoseconds, at that time
-	speed uint64 // nanoseconds a second
-	known bool
-}
+// hasOwnCgroup reports whether a pod has a cgroup for all its containers. The kubelet
+// creates one unless cgroupsPerQOS is off; crictl does not.
+func hasOwnCgroup(pod *cache.Sandbox) bool { return pod.Config.GetLinux().GetCgroupParent() != "" }
 
-// rateWindow is the shortest time that a rate is taken over.
-const rateWindow = time.Second
-
-// speed takes note of count, the CPU time that id has used, and returns how
-// fast it grows, nil if that is not known yet.
-func (s *Service) speed(id string, at time.Time, count uint64) *runtimeapi.UInt64Value {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r, ok := s.rates[id]
-	switch elapsed := at.Sub(r.at); {
-	case !ok, count < r.count: // the first look, or the container was started again
-		r = rate{at: at, count: count}
-	case elapsed >= rateWindow:
-		r = rate{at: at, count: count, speed: uint64(float64(count-r.count) / elapsed.Seconds()), known: true}
+func podAttributes(pod *cache.Sandbox) *runtimeapi.PodSandboxAttributes {
+	return &runtimeapi.PodSandboxAttributes{
+		Id: pod.ID(), Metadata: pod.Row.GetMetadata(), Labels: pod.Row.GetLabels(), Annotations: pod.Row.GetAnnotations(),
 	}
-	s.rates[id] = r
-	if !r.known {
-		return nil
-	}
-	return &runtimeapi.UInt64Value{Value: r.speed}
 }

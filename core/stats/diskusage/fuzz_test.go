@@ -1,4 +1,4 @@
-package stats
+package diskusage
 
 import (
 	"bytes"
@@ -9,8 +9,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// FuzzUpperDir reads whatever may be in a table of mounts. What is taken for a
-// container's writable layer is below Docker's own directories.
+// FuzzUpperDir parses arbitrary mount tables. A writable layer is only accepted below the
+// directories of Docker and containerd.
 func FuzzUpperDir(f *testing.F) {
 	for _, text := range []string{
 		"36 35 98:0 / /var/lib/docker/rootfs/overlayfs/x rw - overlay overlay rw,lowerdir=/a:/b,upperdir=/var/lib/containerd/u,workdir=/w\n",
@@ -28,7 +28,7 @@ func FuzzUpperDir(f *testing.F) {
 		for _, m := range list {
 			dir := upperDir(m.VFSOptions, "/var/lib/docker", "/var/lib/containerd", "")
 			if dir != "" && (filepath.Clean(dir) != dir || !strings.HasPrefix(dir, "/var/lib/docker/") && !strings.HasPrefix(dir, "/var/lib/containerd/")) {
-				t.Errorf("%q of %q", dir, text)
+				t.Errorf("upper directory %q, which is outside of the roots, from %q", dir, text)
 			}
 		}
 	})

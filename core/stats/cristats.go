@@ -1,0 +1,244 @@
+package stats
+
+import (
+	"slices"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cache"
+	"berth/core/cgroup"
+	"berth/core/stats/cgroupstats"
+	"berth/core/stats/diskusage"
+	"berth/network/netns"
+)
+
+// containerStats reads the statistics of a running container.
+func (s *Service) containerStats(c *cache.Container) (*runtimeapi.ContainerStats, error) {
+	g, err := s.group(c.ID(), c.Pid)
+	if err != nil {
+		return nil, err
+	}
+	r, err := cgroupstats.Read(g, cgroupstats.Usage)
+	if err != nil {
+		return nil, err
+	}
+	stats := s.exitedStats(c)
+	stats.Cpu = s.cpuUsage(r, c.ID())
+	stats.Memory, stats.Swap, stats.Io = memoryUsage(r), swapUsage(r), ioUsage(r)
+	return stats, nil
+}
+
+// exitedStats returns the statistics of a container that is not running.
+func (s *Service) exitedStats(c *cache.Container) *runtimeapi.ContainerStats {
+	return &runtimeapi.ContainerStats{
+		Attributes: &runtimeapi.ContainerAttributes{
+			Id: c.ID(), Metadata: c.Row.GetMetadata(), Labels: c.Row.GetLabels(), Annotations: c.Row.GetAnnotations(),
+		},
+		WritableLayer: s.writableLayer(c.ID()),
+	}
+}
+
+// writableLayer returns the disk usage of a container, nil before the first measurement:
+// the kubelet would take 0 for a measured value.
+func (s *Service) writableLayer(id string) *runtimeapi.FilesystemUsage {
+	docker, err := s.docker.LastConn()
+	if err != nil {
+		return nil
+	}
+	return filesystemUsage(s.disk.Last(id), docker.Features.ImageFS())
+}
+
+// podStats reads the statistics of a pod with the given running containers. Those of the
+// pod itself are of its cgroup, which also counts what the kubelet does for the pod. A pod
+// without a cgroup of its own has the sums over its pause process and containers.
+func (s *Service) podStats(pod *cache.Sandbox, containers []*cache.Container) (*runtimeapi.PodSandboxStats, error) {
+	g, err := s.group(pod.ID(), pod.Pid)
+	if err != nil {
+		return nil, err
+	}
+	stats := &runtimeapi.LinuxPodSandboxStats{Containers: s.containersStats(containers)}
+	if hasOwnCgroup(pod) {
+		err = s.addCgroupStats(stats, g.Parent(), pod)
+	} else {
+		err = s.addSummedStats(stats, g, pod, containers)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !pod.HostNetwork {
+		interfaces, err := podInterfaces(pod.Pid)
+		if err != nil {
+			return nil, err
+		}
+		stats.Network = networkUsage(interfaces)
+	}
+	return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: stats}, nil
+}
+
+// addCgroupStats adds to stats those of the cgroup g of a pod.
+func (s *Service) addCgroupStats(stats *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox) error {
+	r, err := cgroupstats.Read(g, cgroupstats.Usage)
+	if err != nil {
+		return err
+	}
+	threads, err := cgroupstats.Threads(g)
+	if err != nil {
+		return err
+	}
+	stats.Cpu, stats.Memory, stats.Io = s.cpuUsage(r, pod.ID()), memoryUsage(r), ioUsage(r)
+	stats.Process = &runtimeapi.ProcessUsage{Timestamp: time.Now().UnixNano(), ProcessCount: uint64Value(threads)}
+	return nil
+}
+
+// addSummedStats adds to stats the sums over the pause process of a pod, which is in the
+// cgroup g, and its containers, whose statistics stats has.
+func (s *Service) addSummedStats(stats *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox, containers []*cache.Container) error {
+	pause := &runtimeapi.LinuxPodSandboxStats{}
+	if err := s.addCgroupStats(pause, g, pod); err != nil {
+		return err
+	}
+	stats.Cpu, stats.Memory, stats.Process = pause.GetCpu(), pause.GetMemory(), pause.GetProcess()
+	stats.Memory.AvailableBytes = nil          // the pod has no limit
+	stats.Cpu.Psi, stats.Memory.Psi = nil, nil // pressure cannot be summed
+	for _, c := range stats.GetContainers() {
+		addTo(stats.Cpu.GetUsageCoreNanoSeconds(), c.GetCpu().GetUsageCoreNanoSeconds())
+		addTo(stats.Memory.GetUsageBytes(), c.GetMemory().GetUsageBytes())
+		addTo(stats.Memory.GetWorkingSetBytes(), c.GetMemory().GetWorkingSetBytes())
+		addTo(stats.Memory.GetRssBytes(), c.GetMemory().GetRssBytes())
+		addTo(stats.Memory.GetPageFaults(), c.GetMemory().GetPageFaults())
+		addTo(stats.Memory.GetMajorPageFaults(), c.GetMemory().GetMajorPageFaults())
+	}
+	stats.Cpu.UsageNanoCores = s.updateRate(podSumKey(pod.ID()), time.Unix(0, stats.Cpu.GetTimestamp()), stats.Cpu.GetUsageCoreNanoSeconds().GetValue())
+	for _, c := range containers {
+		g, err := s.group(c.ID(), c.Pid)
+		if err != nil {
+			continue // exited
+		}
+		if n, err := cgroupstats.Threads(g); err == nil {
+			stats.Process.ProcessCount.Value += n
+		}
+	}
+	return nil
+}
+
+func addTo(sum, n *runtimeapi.UInt64Value) {
+	if sum != nil {
+		sum.Value += n.GetValue()
+	}
+}
+
+func uint64Value(n uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: n} }
+
+// cpuUsage encodes r, with the rate of the CPU time that is kept for id.
+func (s *Service) cpuUsage(r *cgroupstats.Reading, id string) *runtimeapi.CpuUsage {
+	return &runtimeapi.CpuUsage{
+		Timestamp: r.At.UnixNano(), UsageCoreNanoSeconds: uint64Value(r.CPU.Total), UsageNanoCores: s.updateRate(id, r.At, r.CPU.Total),
+		Psi: psiStats(r.Pressure.CPU),
+	}
+}
+
+func memoryUsage(r *cgroupstats.Reading) *runtimeapi.MemoryUsage {
+	m := r.Memory
+	usage := &runtimeapi.MemoryUsage{
+		Timestamp: r.At.UnixNano(), UsageBytes: uint64Value(m.Usage), WorkingSetBytes: uint64Value(m.WorkingSet()),
+		RssBytes: uint64Value(m.RSS), PageFaults: uint64Value(m.PageFaults), MajorPageFaults: uint64Value(m.MajorPageFaults),
+		Psi: psiStats(r.Pressure.Memory),
+	}
+	if m.Limit != cgroup.Unlimited {
+		usage.AvailableBytes = uint64Value(m.Limit - min(m.Limit, m.WorkingSet()))
+	}
+	return usage
+}
+
+func swapUsage(r *cgroupstats.Reading) *runtimeapi.SwapUsage {
+	return &runtimeapi.SwapUsage{
+		Timestamp: r.At.UnixNano(), SwapUsageBytes: uint64Value(r.Memory.Swap),
+		SwapAvailableBytes: uint64Value(min(r.Memory.SwapHeadroom, cgroupstats.FreeSwap())),
+	}
+}
+
+// ioUsage returns nil where there is no I/O pressure, which is all that IoUsage has.
+func ioUsage(r *cgroupstats.Reading) *runtimeapi.IoUsage {
+	psi := psiStats(r.Pressure.IO)
+	if psi == nil {
+		return nil
+	}
+	return &runtimeapi.IoUsage{Timestamp: r.At.UnixNano(), Psi: psi}
+}
+
+func psiStats(p *cgroupstats.PSI) *runtimeapi.PsiStats {
+	if p == nil {
+		return nil
+	}
+	return &runtimeapi.PsiStats{Some: psiData(p.Some), Full: psiData(p.Full)}
+}
+
+func psiData(p *cgroup.Pressure) *runtimeapi.PsiData {
+	if p == nil {
+		return nil
+	}
+	return &runtimeapi.PsiData{Total: p.Total, Avg10: p.Avg10, Avg60: p.Avg60, Avg300: p.Avg300}
+}
+
+// filesystemUsage encodes a measurement, which may be nil, on the file system that is
+// mounted at mountpoint.
+func filesystemUsage(u *diskusage.Usage, mountpoint string) *runtimeapi.FilesystemUsage {
+	if u == nil {
+		return nil
+	}
+	usage := &runtimeapi.FilesystemUsage{
+		Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: mountpoint}, UsedBytes: uint64Value(u.Bytes),
+	}
+	if u.HasInodes {
+		usage.InodesUsed = uint64Value(u.Inodes)
+	}
+	return usage
+}
+
+// defaultInterface is the name that CRI runtimes give to the pod's interface in the CNI
+// network.
+const defaultInterface = "eth0"
+
+// maxInterfaces bounds how many interfaces of a pod are reported: a privileged pod can
+// create any number, and each has several metrics.
+const maxInterfaces = 64
+
+// podInterfaces reads the counters of a pod's interfaces from /proc/PID/net/dev, at most
+// maxInterfaces of them.
+func podInterfaces(pid int) ([]netns.Counters, error) {
+	all, err := netns.Traffic(pid)
+	return limitInterfaces(all), err
+}
+
+// limitInterfaces returns at most maxInterfaces of all, the default interface among them.
+func limitInterfaces(all []netns.Counters) []netns.Counters {
+	if len(all) <= maxInterfaces {
+		return all
+	}
+	if i := slices.IndexFunc(all, func(c netns.Counters) bool { return c.Name == defaultInterface }); i > 0 {
+		all[0], all[i] = all[i], all[0]
+	}
+	return all[:maxInterfaces]
+}
+
+// networkUsage returns nil for a pod without the default interface, which is so while its
+// network is torn down: kubelet 1.37 with the feature gate PodAndContainerStatsFromCRI
+// crashes on network statistics without DefaultInterface.
+func networkUsage(interfaces []netns.Counters) *runtimeapi.NetworkUsage {
+	usage := &runtimeapi.NetworkUsage{Timestamp: time.Now().UnixNano()}
+	for _, c := range interfaces {
+		i := &runtimeapi.NetworkInterfaceUsage{
+			Name: c.Name, RxBytes: uint64Value(c.RxBytes), RxErrors: uint64Value(c.RxErrors), TxBytes: uint64Value(c.TxBytes), TxErrors: uint64Value(c.TxErrors),
+		}
+		if c.Name == defaultInterface {
+			usage.DefaultInterface = i
+		} else {
+			usage.Interfaces = append(usage.Interfaces, i)
+		}
+	}
+	if usage.DefaultInterface == nil {
+		return nil
+	}
+	return usage
+}
