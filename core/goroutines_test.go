@@ -11,7 +11,6 @@ var plainGoroutines = map[string]string{
 	"core/engine/kill.go":     "waits for two channels",
 	"core/engine/engine.go":   "a background loop of the daemon",
 	"core/metrics/metrics.go": "ends the listener",
-	"core/oom/oom.go":         "passes on what the library and the kernel say",
 	"core/server/streams.go":  "waits for two channels",
 	"core/logs/logs.go":       "each of them is recovered, and its container goes on",
 }

@@ -1,12 +1,14 @@
-// Package oom finds out which containers have ended because the kernel killed them for want
-// of memory.
+// Package oom finds out which containers exited because the kernel's OOM killer killed
+// them.
 //
-// Docker's own word is not enough: State.OOMKilled is set once any process of a container
-// was killed so, and stays for its life, whatever it ends of later; and where many are
-// killed at a time it is now and then not set at all. The kernel counts its kills for each
-// cgroup (oom_kill in memory.events with cgroup v2, in memory.oom_control with v1), but the
-// count is gone with the cgroup, some milliseconds after the end. So it is watched from
-// before the first process of a container runs.
+// Docker's State.OOMKilled does not tell: it is set once any process of a container was
+// killed, and stays set whatever the container exits of later; and when many processes are
+// killed at a time it is sometimes not set at all. The kernel counts its kills for each
+// cgroup (oom_kill in memory.events on cgroup v2, in memory.oom_control on v1), but the
+// count disappears with the cgroup, some milliseconds after the exit. So a Watcher watches
+// the cgroup of each container from before its first process runs: with inotify on v2,
+// with an eventfd on v1. It combines that with Docker's events, of which the caller must
+// report each start, SIGKILL and exit, and keeps its results on disk.
 package oom
 
 import (
@@ -16,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,63 +28,65 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/cgroup"
+	"berth/core/panics"
 )
 
 const (
-	// killWindow is how long before the end of a container a kill is the reason of it: a
-	// process with much memory takes a while to end, and a shell may clean up before it
-	// passes on what its child has died of.
+	// killWindow is how long before the exit of a container a kill counts as its reason: a
+	// process with much memory takes a while to exit, and a shell may clean up before it
+	// exits with the status of its child.
 	killWindow = 30 * time.Second
-	// eventTimeout is how long Docker's event of an end that is known already is waited
-	// for. A SIGKILL by Docker is told before it.
+	// eventTimeout is how long OOMKilled waits for Docker's event of an exit that is known
+	// already. Docker sends the event of its own SIGKILL before that.
 	eventTimeout = time.Second
-	// countTimeout is how long after the kernel has said that memory is short (cgroup v1)
-	// the kill is waited for: it prints a report first, perhaps to a slow console.
+	// countTimeout is how long after a notification of an OOM on cgroup v1 the kill is
+	// waited for: the kernel prints a report first, perhaps to a slow console.
 	countTimeout = 5 * time.Second
 
-	exitKilled = 137 // 128 + SIGKILL
+	sigkillExitCode = 137 // 128 + SIGKILL
 )
 
-// A Watcher watches the memory cgroups of containers. Run must run for that.
+// A Watcher watches the memory cgroups of containers, while Run runs.
 type Watcher struct {
-	verdicts *Verdicts // of ended containers: the cgroups are gone
-	log      *slog.Logger
+	exitReasons *Verdicts
+	log         *slog.Logger
 
-	files   *fsnotify.Watcher // nil if the node has no inotify instance left
-	stopped chan struct{}     // closed when Run ends
+	// readCount reads the kernel's count of kills in the cgroup dir.
+	readCount func(dir string) (uint64, error)
+
+	files     *fsnotify.Watcher // nil if the node has no inotify instance left
+	stopped   chan struct{}     // closed when Run ends
+	followers *panics.Group     // goroutines that wait for eventfds
 
 	mu       sync.Mutex // guards following
 	runs     map[string]*run
-	expected map[string][]string // IDs of containers that are about to start, by the directory that their cgroups will be in
-	watched  map[string]string   // IDs by the file that is watched, with cgroup v2
-	over     bool                // whether nothing is to be watched any more
-	events   sync.WaitGroup      // those who wait for the eventfd of a run
+	expected map[string][]string // IDs of containers that are about to start, by the parent directory of their cgroups
+	watched  map[string]string   // container IDs by watched file, on cgroup v2
+	closed   bool                // whether Run has ended and nothing new may be watched
 }
 
-// A run is one life of a container.
+// A run is one run of a container, from its start to its exit.
 type run struct {
-	pid      int    // 0 before it is known
-	dir      string // its memory cgroup, "" if it is not watched
-	count    uint64 // of the kernel's kills
-	killedAt time.Time
-	slain    bool          // Docker has sent SIGKILL
-	died     bool          // Docker has told of its end, and of all before
-	wake     chan struct{} // closed when Docker has told of a SIGKILL or of the end, or will not
-	event    *os.File      // with cgroup v1
+	pid        int    // 0 until it is known
+	dir        string // the memory cgroup, "" if it is not watched
+	count      uint64 // the kernel's count of kills
+	lastKillAt time.Time
+	sigkilled  bool          // Docker has sent SIGKILL
+	exited     bool          // Docker has reported the exit, and so all events before it
+	settled    chan struct{} // closed when Docker has reported a SIGKILL or the exit, or when events were lost
+	eventfd    *os.File      // on cgroup v1
 }
 
-// A verdict is why a container has ended, as it is kept.
-type verdict struct {
-	Finished  time.Time `json:"finished"`
-	OOMKilled bool      `json:"oomKilled"`
-}
-
-// New returns a Watcher that keeps on verdicts what it has found out.
-func New(verdicts *Verdicts, log *slog.Logger) *Watcher {
-	w := &Watcher{verdicts: verdicts, log: log, runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{}, stopped: make(chan struct{})}
+// New returns a Watcher that stores its results in exitReasons.
+func New(exitReasons *Verdicts, log *slog.Logger) *Watcher {
+	w := &Watcher{
+		exitReasons: exitReasons, log: log, readCount: readKillCount,
+		runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{},
+		stopped: make(chan struct{}), followers: panics.NewGroup(log),
+	}
 	var err error
 	if w.files, err = fsnotify.NewWatcher(); err != nil {
-		log.Warn("cgroups cannot be watched; which containers are OOMKilled is taken from Docker", slog.Any("err", err))
+		log.Warn("cgroups cannot be watched with inotify: OOMKilled is taken from Docker, which may be wrong", slog.Any("err", err))
 	}
 	return w
 }
@@ -93,71 +98,85 @@ func (w *Watcher) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	// Errors are received whatever happens: the library has a mutex locked while it sends
-	// one, and it may be wanted by somebody who has ours.
-	lost := make(chan struct{}, 1)
-	errs := make(chan struct{})
+	// Errors are received in a goroutine of their own, whatever happens: fsnotify holds a
+	// mutex while it sends one, which Add and Remove need, and these are called with w.mu.
+	eventsLost := make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(ctx)
-	defer func() { cancel(); <-errs }()
-	go func() {
-		defer close(errs)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case err, ok := <-w.files.Errors:
-				if !ok {
-					return
-				}
-				w.log.Debug("some changes of cgroups were not told", slog.Any("err", err))
-				select {
-				case lost <- struct{}{}:
-				default:
-				}
-			}
-		}
-	}()
+	receivers := panics.NewGroup(w.log)
+	defer func() { cancel(); _ = receivers.Wait() }()
+	receivers.Go(func() error { w.receiveErrors(ctx, eventsLost); return nil })
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case e, ok := <-w.files.Events:
-			switch {
-			case !ok:
+			if !ok {
 				return nil
-			case e.Has(fsnotify.Create):
-				w.created(e.Name)
-			case e.Has(fsnotify.Write):
-				w.mu.Lock()
-				w.readLocked(w.runs[w.watched[e.Name]])
-				w.mu.Unlock()
 			}
-		case <-lost: // read all instead
-			w.mu.Lock()
-			for _, r := range w.runs {
-				w.readLocked(r)
-			}
-			w.mu.Unlock()
+			// A panic affects one event: those of other containers still count.
+			_ = panics.Try(w.log, func() error { w.handleFileEvent(e); return nil })
+		case <-eventsLost:
+			w.readAll()
 		}
+	}
+}
+
+// receiveErrors reports lost events of inotify until ctx ends.
+func (w *Watcher) receiveErrors(ctx context.Context, eventsLost chan<- struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case err, ok := <-w.files.Errors:
+			if !ok {
+				return
+			}
+			w.log.Debug("inotify events of cgroups were lost, reading all of them", slog.Any("err", err))
+			select {
+			case eventsLost <- struct{}{}:
+			default: // one is pending already
+			}
+		}
+	}
+}
+
+// handleFileEvent handles a new cgroup or a change of a watched file.
+func (w *Watcher) handleFileEvent(e fsnotify.Event) {
+	switch {
+	case e.Has(fsnotify.Create):
+		w.handleNewCgroup(e.Name)
+	case e.Has(fsnotify.Write):
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.readLocked(w.runs[w.watched[e.Name]])
+	}
+}
+
+// readAll reads the counts of all runs. A panic affects one of them.
+func (w *Watcher) readAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.runs {
+		_ = panics.Try(w.log, func() error { w.readLocked(r); return nil })
 	}
 }
 
 func (w *Watcher) stop() {
 	w.mu.Lock()
-	w.over = true
+	w.closed = true
 	close(w.stopped)
 	for id := range w.runs {
 		w.unwatchLocked(id)
 	}
 	w.mu.Unlock()
-	w.events.Wait()
+	_ = w.followers.Wait() // the group has logged panics
 	if w.files != nil {
-		_ = w.files.Close() // there is nothing left to watch
+		_ = w.files.Close() // nothing is watched any more
 	}
 }
 
-// Expect has the cgroup of the container id watched as soon as there is one, in the cgroup
-// parent, until done is called.
+// Expect must be called before the container id is started with a cgroup below parent: the
+// cgroup is watched as soon as it is created. The caller calls done after the start.
 func (w *Watcher) Expect(id string, parent cgroup.Group) (done func()) {
 	dir, ok := parent.Dir("memory")
 	if !ok || w.files == nil {
@@ -169,56 +188,53 @@ func (w *Watcher) Expect(id string, parent cgroup.Group) (done func()) {
 	if err := w.files.Add(dir); err != nil {
 		w.log.Debug("a cgroup cannot be watched", slog.String("cgroup", dir), slog.Any("err", err))
 	}
-	for _, name := range []string{id, "docker-" + id + ".scope"} { // it may be there already
+	for _, name := range []string{id, "docker-" + id + ".scope"} { // it may exist already
 		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
-			w.created(filepath.Join(dir, name))
+			w.handleNewCgroup(filepath.Join(dir, name))
 		}
 	}
 	return sync.OnceFunc(func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		left := w.expected[dir]
-		for i := range left {
-			if left[i] == id {
-				left = append(left[:i:i], left[i+1:]...)
-				break
-			}
+		ids := w.expected[dir]
+		if i := slices.Index(ids, id); i >= 0 {
+			ids = slices.Delete(ids, i, i+1)
 		}
-		if w.expected[dir] = left; len(left) == 0 {
+		if w.expected[dir] = ids; len(ids) == 0 {
 			delete(w.expected, dir)
-			_ = w.files.Remove(dir) // it may be gone
+			_ = w.files.Remove(dir) // the directory may not exist any more
 		}
 	})
 }
 
-// created begins to watch a cgroup that has just been made, if it is expected.
-func (w *Watcher) created(path string) {
+// handleNewCgroup begins to watch a cgroup that was just created, if it is expected.
+func (w *Watcher) handleNewCgroup(path string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, id := range w.expected[filepath.Dir(path)] {
 		if name := filepath.Base(path); name == id || strings.HasSuffix(name, "-"+id+".scope") {
-			// All that it will count is of this run.
+			// Whatever it counts is of this run.
 			w.watchLocked(id, &run{dir: path})
 		}
 	}
 }
 
-// Running tells that the container id runs, with its first process.
+// Running records that the container id runs, with the first process pid.
 func (w *Watcher) Running(id string, pid int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := w.runs[id]
 	switch {
 	case r != nil && r.pid == pid:
-		if !r.slain && !r.died { // after Deaf there are events again
+		if !r.sigkilled && !r.exited { // after lost events Docker sends new ones
 			select {
-			case <-r.wake:
-				r.wake = make(chan struct{})
+			case <-r.settled:
+				r.settled = make(chan struct{})
 			default:
 			}
 		}
 		return
-	case r != nil && r.pid == 0 && r.dir != "" && !r.died:
+	case r != nil && r.pid == 0 && r.dir != "" && !r.exited:
 		r.pid = pid
 		return
 	}
@@ -226,40 +242,40 @@ func (w *Watcher) Running(id string, pid int) {
 	if g, err := cgroup.Of(pid, id); err == nil {
 		next.dir, _ = g.Dir("memory")
 	}
-	// What was counted before is not what it will end of.
+	// Earlier kills are not the reason of its exit.
 	if next.dir != "" {
-		n, err := kills(next.dir)
+		n, err := w.readCount(next.dir)
 		if err != nil {
 			next.dir = ""
 		}
 		next.count = n
 	}
-	if r != nil && r.pid == 0 { // nothing has ended between
-		next.slain, next.died = r.slain, r.died
+	if r != nil && r.pid == 0 { // the same run: there was no exit in between
+		next.sigkilled, next.exited = r.sigkilled, r.exited
 	}
 	w.watchLocked(id, next)
-	if next.died {
-		next.wakeUp()
+	if next.exited {
+		next.settle()
 	}
 }
 
 // watchLocked makes r the run of the container id.
 func (w *Watcher) watchLocked(id string, r *run) {
 	w.unwatchLocked(id)
-	r.wake = make(chan struct{})
+	r.settled = make(chan struct{})
 	w.runs[id] = r
-	if r.dir == "" || w.files == nil || w.over {
+	if r.dir == "" || w.files == nil || w.closed {
 		r.dir = ""
 		return
 	}
 	var err error
-	if _, missing := os.Stat(filepath.Join(r.dir, eventsV2)); missing == nil {
-		file := filepath.Join(r.dir, eventsV2)
+	file := filepath.Join(r.dir, eventsV2)
+	if _, missing := os.Stat(file); missing == nil {
 		if err = w.files.Add(file); err == nil {
 			w.watched[file] = id
 		}
-	} else if r.event, err = listen(r.dir); err == nil {
-		w.events.Go(func() { w.follow(r, r.event) })
+	} else if r.eventfd, err = newEventfd(r.dir); err == nil {
+		w.followers.Go(func() error { w.follow(r, r.eventfd); return nil })
 	}
 	if err != nil {
 		w.log.Debug("a cgroup cannot be watched", slog.String("cgroup", r.dir), slog.Any("err", err))
@@ -275,24 +291,24 @@ func (w *Watcher) unwatchLocked(id string) {
 	if r == nil {
 		return
 	}
-	if r.event != nil {
-		_ = r.event.Close() // the kernel ends the registration
+	if r.eventfd != nil {
+		_ = r.eventfd.Close() // the kernel ends the registration
 	}
 	if file := filepath.Join(r.dir, eventsV2); w.watched[file] == id {
 		delete(w.watched, file)
-		_ = w.files.Remove(file) // gone with the cgroup, mostly
+		_ = w.files.Remove(file) // mostly removed with the cgroup already
 	}
 	delete(w.runs, id)
 }
 
-// The files that count the kernel's kills.
+// The files with the kernel's count of kills.
 const (
 	eventsV2 = "memory.events"
 	eventsV1 = "memory.oom_control"
 )
 
-// kills returns how many processes of a cgroup the kernel has killed for want of memory.
-func kills(dir string) (uint64, error) {
+// readKillCount returns how many processes of a cgroup the OOM killer has killed.
+func readKillCount(dir string) (uint64, error) {
 	for _, file := range []string{eventsV2, eventsV1} {
 		found, err := cgroup.Numbers(dir, file, "oom_kill")
 		if errors.Is(err, fs.ErrNotExist) {
@@ -300,26 +316,26 @@ func kills(dir string) (uint64, error) {
 		}
 		n, ok := found["oom_kill"]
 		if err == nil && !ok {
-			err = errors.New(file + " has no oom_kill") // Linux before 4.13
+			err = errors.New(file + " has no oom_kill") // Linux < 4.13
 		}
 		return n, err
 	}
 	return 0, &fs.PathError{Op: "read", Path: dir, Err: fs.ErrNotExist}
 }
 
-// readLocked looks whether the kernel has killed something in r.
+// readLocked updates the count of kills of r, which may be nil.
 func (w *Watcher) readLocked(r *run) {
 	if r == nil || r.dir == "" {
 		return
 	}
-	if n, err := kills(r.dir); err == nil && n > r.count {
-		r.count, r.killedAt = n, time.Now()
+	if n, err := w.readCount(r.dir); err == nil && n > r.count {
+		r.count, r.lastKillAt = n, time.Now()
 	}
 }
 
-// listen returns an eventfd that the kernel counts up when memory of a cgroup of version 1
-// is short, and when the cgroup is removed.
-func listen(dir string) (*os.File, error) {
+// newEventfd returns an eventfd that the kernel signals on an OOM in the v1 cgroup dir, and
+// when the cgroup is removed (Documentation/admin-guide/cgroup-v1/memory.rst).
+func newEventfd(dir string) (*os.File, error) {
 	control, err := os.Open(filepath.Join(dir, eventsV1))
 	if err != nil {
 		return nil, err
@@ -329,166 +345,185 @@ func listen(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	event := os.NewFile(uintptr(fd), "eventfd of "+dir)
+	eventfd := os.NewFile(uintptr(fd), "eventfd of "+dir)
 	line := strconv.Itoa(fd) + " " + strconv.Itoa(int(control.Fd()))
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.event_control"), []byte(line), 0); err != nil {
-		event.Close()
+		eventfd.Close()
 		return nil, err
 	}
-	return event, nil
+	return eventfd, nil
 }
 
-// follow reads the count of r whenever event says so, until that is closed or the cgroup
-// is gone.
-func (w *Watcher) follow(r *run, event *os.File) {
+// follow waits for signals of an eventfd of r until the eventfd is closed or the cgroup is
+// removed. A panic affects one signal: the next one is handled.
+func (w *Watcher) follow(r *run, eventfd *os.File) {
 	buffer := make([]byte, 8)
 	for {
-		if _, err := event.Read(buffer); err != nil {
+		if _, err := eventfd.Read(buffer); err != nil {
 			return
 		}
-		// The kernel says that memory is short before it kills, and then counts.
-		begin := time.Now()
-		for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-			n, err := kills(r.dir)
-			if err != nil {
-				return
-			}
-			w.mu.Lock()
-			grown := n > r.count
-			if grown {
-				r.count, r.killedAt = n, time.Now()
-			}
-			w.mu.Unlock()
-			if grown || time.Since(begin) > countTimeout {
-				break
-			}
-			t := time.NewTimer(wait)
-			select {
-			case <-t.C:
-			case <-w.stopped:
-				t.Stop()
-				return
-			}
+		removed := false
+		_ = panics.Try(w.log, func() error { removed = !w.waitForKill(r); return nil })
+		if removed {
+			return
 		}
 	}
 }
 
-// Started tells that Docker has told of a start of the container id.
+// waitForKill reads the count of r until it has grown or countTimeout is over: the kernel
+// signals an OOM before it kills, and then counts. It returns false if the cgroup was
+// removed or Run has ended.
+func (w *Watcher) waitForKill(r *run) bool {
+	begin := time.Now()
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		n, err := w.readCount(r.dir)
+		if err != nil {
+			return false
+		}
+		w.mu.Lock()
+		grown := n > r.count
+		if grown {
+			r.count, r.lastKillAt = n, time.Now()
+		}
+		w.mu.Unlock()
+		if grown || time.Since(begin) > countTimeout {
+			return true
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-w.stopped:
+			t.Stop()
+			return false
+		}
+	}
+}
+
+// Started records that Docker has reported a start of the container id.
 func (w *Watcher) Started(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	r := w.runs[id]
 	switch {
 	case r == nil:
-		w.runs[id] = &run{wake: make(chan struct{})}
-	case r.died: // it has been started again
+		w.runs[id] = &run{settled: make(chan struct{})}
+	case r.exited: // restarted
 		w.watchLocked(id, &run{})
 	}
 }
 
-// Slain tells that Docker has told of a SIGKILL that it has sent to the container id.
+// Slain records that Docker has reported that it sent SIGKILL to the container id.
 func (w *Watcher) Slain(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if r := w.runs[id]; r != nil {
-		r.slain = true
-		r.wakeUp()
+		r.sigkilled = true
+		r.settle()
 	}
 }
 
-// Died tells that Docker has told of the end of the container id.
+// Died records that Docker has reported the exit of the container id.
 func (w *Watcher) Died(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if r := w.runs[id]; r != nil {
-		r.died = true
-		r.wakeUp()
+		r.exited = true
+		r.settle()
 	}
 }
 
-// Deaf tells that events of Docker have been lost: none is worth waiting for.
+// Deaf records that events of Docker may have been lost: waiting for one is no use.
 func (w *Watcher) Deaf() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.runs {
-		r.wakeUp()
+		r.settle()
 	}
 }
 
-func (r *run) wakeUp() {
+// settle ends the wait for Docker's events of r. The caller holds Watcher.mu.
+func (r *run) settle() {
 	select {
-	case <-r.wake:
+	case <-r.settled:
 	default:
-		close(r.wake)
+		close(r.settled)
 	}
 }
 
-// Killed reports whether a container that has ended with that exit code was killed by the
-// kernel for want of memory. flag is what Docker says.
-func (w *Watcher) Killed(ctx context.Context, id string, flag bool, exitCode int, finished time.Time) bool {
-	if exitCode != exitKilled {
+// Killed reports whether a container that exited with exitCode at finished was killed by
+// the OOM killer. dockerFlag is State.OOMKilled. It may wait for Docker's events for
+// eventTimeout; later calls return the stored result.
+func (w *Watcher) Killed(ctx context.Context, id string, dockerFlag bool, exitCode int, finished time.Time) bool {
+	if exitCode != sigkillExitCode {
 		return false
 	}
-	if kept, ok := w.verdicts.Get(id); ok && kept.Finished.Equal(finished) {
-		return kept.OOMKilled
+	if stored, ok := w.exitReasons.Get(id); ok && stored.Finished.Equal(finished) {
+		return stored.OOMKilled
 	}
-	w.mu.Lock()
-	r := w.runs[id]
-	w.readLocked(r)
-	var wake chan struct{}
-	if r != nil {
-		wake = r.wake
-	}
-	w.mu.Unlock()
+	r, settled := w.readRun(id)
 	if r != nil {
 		t := time.NewTimer(eventTimeout)
 		defer t.Stop()
 		select {
-		case <-wake: // what Docker has told is known
+		case <-settled:
 		case <-t.C:
 		case <-ctx.Done():
 		}
 	}
 	w.mu.Lock()
-	killed := r.killed(flag, finished)
+	killed := r.oomKilled(dockerFlag, finished)
 	w.mu.Unlock()
-	if err := w.verdicts.Put(id, verdict{Finished: finished, OOMKilled: killed}); err != nil {
-		w.log.Warn("why a container has ended could not be kept; after a restart it is taken from Docker", slog.String("container", id), slog.Any("err", err))
+	if err := w.exitReasons.Put(id, exitReason{Finished: finished, OOMKilled: killed}); err != nil {
+		w.log.Warn("the exit reason of a container could not be stored: after a restart of berthd, OOMKilled is taken from Docker", slog.String("container", id), slog.Any("err", err))
 	}
 	return killed
 }
 
-// killed reports whether the kernel has ended r.
-func (r *run) killed(flag bool, finished time.Time) bool {
+// readRun updates the count of kills of the container id and returns its run, nil if it is
+// not known, and the channel that is closed when the run has settled.
+func (w *Watcher) readRun(id string) (*run, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.runs[id]
+	if r == nil {
+		return nil, nil
+	}
+	w.readLocked(r)
+	return r, r.settled
+}
+
+// oomKilled reports whether the OOM killer ended r, which is nil if the container exited
+// while berthd was not running. The caller holds Watcher.mu.
+func (r *run) oomKilled(dockerFlag bool, finished time.Time) bool {
 	switch {
-	case r == nil: // it ended while we were away
-		return flag
-	case r.slain:
+	case r == nil:
+		return dockerFlag
+	case r.sigkilled:
 		return false
-	case r.killedAt.IsZero():
-		// Where we have seen no kill, what Docker has seen was at the end: the cgroup was
-		// gone before we could read it.
-		return flag
+	case r.lastKillAt.IsZero():
+		// A kill that Docker has seen and the Watcher has not was at the exit: the cgroup
+		// was removed before its count was read.
+		return dockerFlag
 	default:
-		return finished.Sub(r.killedAt) < killWindow
+		return finished.Sub(r.lastKillAt) < killWindow
 	}
 }
 
-// Drop forgets the container id, which is gone.
+// Drop forgets the container id, which was removed.
 func (w *Watcher) Drop(id string) {
 	w.mu.Lock()
 	w.unwatchLocked(id)
 	w.mu.Unlock()
-	if err := w.verdicts.Delete(id); err != nil {
-		w.log.Debug("the record of why a container has ended could not be removed", slog.String("container", id), slog.Any("err", err))
+	if err := w.exitReasons.Delete(id); err != nil {
+		w.log.Debug("the exit reason of a removed container could not be deleted", slog.String("container", id), slog.Any("err", err))
 	}
 }
 
-// Forget forgets all containers that are not to be kept.
+// Forget forgets all containers for which keep is false.
 func (w *Watcher) Forget(keep func(id string) bool) {
-	ids, err := w.verdicts.Names()
+	ids, err := w.exitReasons.Names()
 	if err != nil {
-		w.log.Debug("records of why containers have ended cannot be listed", slog.Any("err", err))
+		w.log.Debug("the stored exit reasons of containers cannot be listed", slog.Any("err", err))
 	}
 	w.mu.Lock()
 	for id := range w.runs {

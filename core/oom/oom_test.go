@@ -8,31 +8,35 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"berth/core/cgroup"
 	"berth/core/state"
 )
 
+// A node is a Watcher that runs, with fake cgroups.
 type node struct {
 	*testing.T
 	*Watcher
-	shelf *Verdicts
-	dir   string // where cgroups of version 2 are
+	bucket *Verdicts
+	dir    string // parent of fake v2 cgroups
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	notes, err := state.Open(t.TempDir())
+	files, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	shelf, err := OpenVerdicts(notes)
+	bucket, err := OpenVerdicts(files)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{T: t, Watcher: New(shelf, slog.New(slog.DiscardHandler)), shelf: shelf, dir: t.TempDir()}
+	n := &node{T: t, Watcher: New(bucket, slog.New(slog.DiscardHandler)), bucket: bucket, dir: t.TempDir()}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -44,21 +48,21 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-// counts has the kernel have killed so many in the cgroup of id.
-func (n *node) counts(id string, kills int) {
+// setKills creates or updates the cgroup of id with a count of kills.
+func (n *node) setKills(id string, kills int) {
 	n.Helper()
 	dir := filepath.Join(n.dir, id)
 	text := fmt.Sprintf("low 0\nhigh 0\nmax 9\noom 1\noom_kill %d\n", kills)
 	if _, err := os.Stat(dir); err != nil {
-		// The kernel makes a cgroup with all its files.
-		whole := filepath.Join(n.TempDir(), id)
-		if err := os.Mkdir(whole, 0o755); err != nil {
+		// The kernel creates a cgroup with all its files.
+		complete := filepath.Join(n.TempDir(), id)
+		if err := os.Mkdir(complete, 0o755); err != nil {
 			n.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(whole, eventsV2), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(complete, eventsV2), []byte(text), 0o600); err != nil {
 			n.Fatal(err)
 		}
-		if err := os.Rename(whole, dir); err != nil {
+		if err := os.Rename(complete, dir); err != nil {
 			n.Fatal(err)
 		}
 		return
@@ -73,33 +77,33 @@ func (n *node) counts(id string, kills int) {
 	}
 }
 
-// begins is a start of the container id, in the order of berth and Docker.
-func (n *node) begins(id string) {
+// start starts the container id, with the calls in the order in which berth makes them.
+func (n *node) start(id string) {
 	n.Helper()
 	done := n.Expect(id, cgroup.Group{V2: n.dir})
 	defer done()
-	n.counts(id, 0)
+	n.setKills(id, 0)
 	n.until("not watched", func() bool { r := n.runs[id]; return r != nil && r.dir != "" })
 	n.Started(id)
 	n.Running(id, os.Getpid())
 }
 
-func (n *node) until(what string, ok func() bool) {
+func (n *node) until(failure string, ok func() bool) {
 	n.Helper()
 	for range 1000 {
 		n.mu.Lock()
-		good := ok()
+		done := ok()
 		n.mu.Unlock()
-		if good {
+		if done {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	n.Fatal(what)
+	n.Fatal(failure)
 }
 
-// ends is an end, after which there is no cgroup.
-func (n *node) ends(id string) {
+// exit removes the cgroup of id and reports its exit.
+func (n *node) exit(id string) {
 	n.Helper()
 	if err := os.RemoveAll(filepath.Join(n.dir, id)); err != nil {
 		n.Fatal(err)
@@ -107,90 +111,88 @@ func (n *node) ends(id string) {
 	n.Died(id)
 }
 
-// seen is that the kernel's kills of id have been noticed.
-func (n *node) seen(id string, kills uint64) {
+// waitKills waits until the Watcher has read that count of kills.
+func (n *node) waitKills(id string, kills uint64) {
 	n.Helper()
-	n.until("the kill is not noticed", func() bool { return n.runs[id].count == kills })
+	n.until("the Watcher has not read the count", func() bool { return n.runs[id].count == kills })
 }
 
-func TestWhyAContainerHasEnded(t *testing.T) {
+func TestOOMKilledDependsOnKillsAndEvents(t *testing.T) {
 	for name, c := range map[string]struct {
-		happens func(n *node)
-		flag    bool
-		code    int
-		after   time.Duration // between the last kill and the end
-		want    bool
+		events func(n *node)
+		flag   bool
+		code   int
+		after  time.Duration // from the last kill to the exit
+		want   bool
 	}{
-		"killed by the kernel":                    {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.ends("c") }, true, 137, 0, true},
-		"and Docker has not noticed":              {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.ends("c") }, false, 137, 0, true},
-		"a child was, and the shell passes it on": {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.ends("c") }, true, 137, time.Second, true},
-		"a child was, and all is well":            {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.ends("c") }, true, 0, 0, false},
-		"a child was, and then it got SIGTERM":    {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.ends("c") }, true, 143, 0, false},
-		"a child was, and then Docker killed it":  {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.Slain("c"); n.ends("c") }, true, 137, 0, false},
-		"a child was, long before":                {func(n *node) { n.counts("c", 1); n.seen("c", 1); n.ends("c") }, true, 137, time.Hour, false},
-		"killed by Docker":                        {func(n *node) { n.Slain("c"); n.ends("c") }, false, 137, 0, false},
-		"killed by somebody":                      {func(n *node) { n.ends("c") }, false, 137, 0, false},
-		"too quick for us":                        {func(n *node) { n.ends("c") }, true, 137, 0, true},
+		"first process killed by the OOM killer":    {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 137, 0, true},
+		"Docker has missed the kill":                {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, false, 137, 0, true},
+		"child killed, shell exits with its status": {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 137, time.Second, true},
+		"child killed, exit code 0":                 {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 0, 0, false},
+		"child killed, then SIGTERM":                {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 143, 0, false},
+		"child killed, then SIGKILL by Docker":      {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.Slain("c"); n.exit("c") }, true, 137, 0, false},
+		"child killed long before":                  {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 137, time.Hour, false},
+		"SIGKILL by Docker":                         {func(n *node) { n.Slain("c"); n.exit("c") }, false, 137, 0, false},
+		"SIGKILL by another process":                {func(n *node) { n.exit("c") }, false, 137, 0, false},
+		"cgroup removed before its count was read":  {func(n *node) { n.exit("c") }, true, 137, 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t)
-			n.begins("c")
-			c.happens(n)
+			n.start("c")
+			c.events(n)
 			finished := time.Now().Add(c.after)
 			if got := n.Killed(t.Context(), "c", c.flag, c.code, finished); got != c.want {
 				t.Errorf("got %v", got)
 			}
-			// It stays so, also for a later daemon that only has Docker's word.
-			later := New(n.shelf, slog.New(slog.DiscardHandler))
-			if got := later.Killed(t.Context(), "c", c.flag, c.code, finished); got != c.want {
-				t.Errorf("later: %v", got)
+			// The result is stored, also for a restarted berthd that has only Docker's flag.
+			restarted := New(n.bucket, slog.New(slog.DiscardHandler))
+			if got := restarted.Killed(t.Context(), "c", c.flag, c.code, finished); got != c.want {
+				t.Errorf("after a restart: %v", got)
 			}
 			n.Drop("c")
-			if got := later.Killed(t.Context(), "c", c.flag, c.code, finished); got != (c.flag && c.code == 137) {
-				t.Errorf("what was dropped is still known: %v", got)
+			if got := restarted.Killed(t.Context(), "c", c.flag, c.code, finished); got != (c.flag && c.code == 137) {
+				t.Errorf("still stored after removal: %v", got)
 			}
 		})
 	}
 }
 
-// What was counted before we were there is not what the container ends of.
-func TestEarlierKillsDoNotCount(t *testing.T) {
+func TestKillsBeforeTheWatchDoNotCount(t *testing.T) {
 	n := newNode(t)
-	n.counts("c", 3)
+	n.setKills("c", 3)
 	n.mu.Lock()
 	n.watchLocked("c", &run{pid: 7, dir: filepath.Join(n.dir, "c"), count: 3})
 	n.mu.Unlock()
-	n.counts("c", 3)
-	n.ends("c")
+	n.setKills("c", 3)
+	n.exit("c")
 	if n.Killed(t.Context(), "c", false, 137, time.Now()) {
 		t.Error("OOMKilled")
 	}
 }
 
-// Docker tells of a SIGKILL before it tells of the end, and anyone who asks in between gets
-// the answer that all get.
-func TestAnswerWaitsForTheEvents(t *testing.T) {
+// Docker reports its SIGKILL before the exit. A call before these events must have the same
+// result as later ones.
+func TestKilledWaitsForDockersEvents(t *testing.T) {
 	n := newNode(t)
-	n.begins("c")
-	n.counts("c", 1)
-	n.seen("c", 1)
-	answer := make(chan bool, 1)
+	n.start("c")
+	n.setKills("c", 1)
+	n.waitKills("c", 1)
+	result := make(chan bool, 1)
 	finished := time.Now()
-	go func() { answer <- n.Killed(t.Context(), "c", true, 137, finished) }()
+	go func() { result <- n.Killed(t.Context(), "c", true, 137, finished) }()
 	n.Slain("c")
-	n.ends("c")
-	if <-answer {
-		t.Error("OOMKilled, though Docker has killed it")
+	n.exit("c")
+	if <-result {
+		t.Error("OOMKilled, though Docker has sent SIGKILL")
 	}
 }
 
-// Another start is another life.
-func TestAnotherRunBeginsAnew(t *testing.T) {
+func TestRestartForgetsEarlierKills(t *testing.T) {
 	n := newNode(t)
-	n.begins("c")
-	n.counts("c", 1)
-	n.seen("c", 1)
-	n.ends("c")
+	n.start("c")
+	n.setKills("c", 1)
+	n.waitKills("c", 1)
+	n.exit("c")
 	first := time.Now()
 	if !n.Killed(t.Context(), "c", true, 137, first) {
 		t.Error("the first run was killed")
@@ -202,22 +204,86 @@ func TestAnotherRunBeginsAnew(t *testing.T) {
 	}
 }
 
-func TestForgetKeepsWhatIsThere(t *testing.T) {
+func TestPruneKeepsExistingContainers(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
 	for _, id := range []string{"a", "b"} {
-		n.begins(id)
-		n.ends(id)
+		n.start(id)
+		n.exit(id)
 		n.Killed(t.Context(), id, true, 137, now)
 	}
 	n.Forget(func(id string) bool { return id == "b" })
-	names, err := n.shelf.Names()
+	names, err := n.bucket.Names()
 	if err != nil || len(names) != 1 || names[0] != "b" || len(n.runs) != 1 {
 		t.Errorf("%v, %v, %d runs", names, err, len(n.runs))
 	}
 }
 
-// TestKernelKills has this machine's kernel kill many at a time.
+// panicOnce makes the next read of a count of kills panic.
+func (n *node) panicOnce() (panicked func() bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var done atomic.Bool
+	n.readCount = func(dir string) (uint64, error) {
+		if !done.Swap(true) {
+			panic("broken")
+		}
+		return readKillCount(dir)
+	}
+	return done.Load
+}
+
+// A panic while a file event of one container is handled must not end Run.
+func TestPanicForOneContainerDoesNotEndRun(t *testing.T) {
+	n := newNode(t)
+	n.start("broken")
+	n.start("healthy")
+	panicked := n.panicOnce()
+	n.setKills("broken", 1)
+	n.until("no panic", panicked)
+	n.setKills("healthy", 1)
+	n.waitKills("healthy", 1)
+	n.exit("healthy")
+	if !n.Killed(t.Context(), "healthy", false, 137, time.Now()) {
+		t.Error("the kill of another container was lost")
+	}
+}
+
+// A panic while a signal of an eventfd is handled (cgroup v1) must not end the wait for the
+// next one.
+func TestPanicInFollowerDoesNotEndIt(t *testing.T) {
+	n := newNode(t)
+	n.setKills("c", 0)
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventfd := os.NewFile(uintptr(fd), "eventfd")
+	r := &run{dir: filepath.Join(n.dir, "c"), settled: make(chan struct{})}
+	n.mu.Lock()
+	n.runs["c"] = r
+	n.mu.Unlock()
+	done := make(chan struct{})
+	go func() { defer close(done); n.follow(r, eventfd) }()
+	signal := func() {
+		t.Helper()
+		if _, err := eventfd.Write([]byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil { // a count of 1, little-endian
+			t.Fatal(err)
+		}
+	}
+	panicked := n.panicOnce()
+	signal()
+	n.until("no panic", panicked)
+	n.setKills("c", 1)
+	signal()
+	n.waitKills("c", 1)
+	if err := eventfd.Close(); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+}
+
+// TestKernelKills makes the kernel of this machine kill many processes at a time.
 func TestKernelKills(t *testing.T) {
 	if os.Getenv("BERTH_TEST_HOG") != "" {
 		hog()
@@ -225,11 +291,11 @@ func TestKernelKills(t *testing.T) {
 	id := "berth-test-" + strconv.Itoa(os.Getpid())
 	parent, err := cgroup.Make(id, []string{"memory"})
 	if err != nil {
-		t.Skip("no cgroup can be made: ", err)
+		t.Skip("cgroups cannot be created: ", err)
 	}
 	dir, ok := parent.Dir("memory")
 	if !ok {
-		t.Skip("no cgroup counts memory")
+		t.Skip("memory is not counted")
 	}
 	t.Cleanup(func() {
 		if err := parent.Remove(); err != nil {
@@ -250,7 +316,7 @@ func TestKernelKills(t *testing.T) {
 		done()
 		for file, text := range map[string]string{"memory.limit_in_bytes": "16777216", "memory.max": "16777216", "memory.memsw.limit_in_bytes": "16777216", "memory.swap.max": "0"} {
 			if path := filepath.Join(dir, id, file); os.WriteFile(path, []byte(text), 0) != nil {
-				continue // of the other version, or swap is not counted
+				continue // a file of the other version, or swap is not counted
 			}
 		}
 		cmd := exec.Command(os.Args[0], "-test.run=^TestKernelKills$")
@@ -271,10 +337,10 @@ func TestKernelKills(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, id, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
-			t.Skip("no process can be moved: ", err)
+			t.Skip("processes cannot be moved: ", err)
 		}
 		defer release.Close()
-		if i < many-1 { // the last one is not killed by the kernel
+		if i < many-1 { // the last one is not killed by the OOM killer
 			if _, err := release.Write([]byte("\n")); err != nil {
 				t.Fatal(err)
 			}
@@ -287,7 +353,7 @@ func TestKernelKills(t *testing.T) {
 		id := fmt.Sprint("c", i)
 		_ = cmd.Wait()
 		finished := time.Now()
-		// As a low-level runtime does, as soon as it can.
+		// As runc does, as soon as possible.
 		for os.Remove(filepath.Join(dir, id)) != nil {
 			if time.Since(finished) > 10*time.Second {
 				t.Fatal("the cgroup cannot be removed")
@@ -301,7 +367,7 @@ func TestKernelKills(t *testing.T) {
 	}
 }
 
-// hog takes memory once it is told to.
+// hog allocates memory once it has read a line.
 func hog() {
 	fmt.Println("ready")
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
@@ -309,11 +375,11 @@ func hog() {
 	}
 	var all [][]byte
 	for {
-		piece := make([]byte, 1<<20)
-		for i := range piece {
-			piece[i] = 1
+		page := make([]byte, 1<<20)
+		for i := range page {
+			page[i] = 1
 		}
-		all = append(all, piece)
+		all = append(all, page)
 		if len(all) > 1000 {
 			os.Exit(1)
 		}
