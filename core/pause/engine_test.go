@@ -18,12 +18,12 @@ import (
 )
 
 var (
-	host  = flag.String("docker", "", "also try the image on the real Docker Engine at this `host`")
-	image = flag.String("image", "busybox", "an `image` with a shell that Engine has")
+	host  = flag.String("docker", "", "also test the image on the real Docker Engine at this `host`")
+	image = flag.String("image", "busybox", "an `image` with a shell that exists on that Engine")
 )
 
-// An Engine takes the image, and the container does what a sandbox needs of it.
-func TestOnARealEngine(t *testing.T) {
+// Docker loads the image, and the container does what a sandbox needs.
+func TestImageOnRealEngine(t *testing.T) {
 	if *host == "" {
 		t.Skip("needs -docker")
 	}
@@ -41,15 +41,15 @@ func TestOnARealEngine(t *testing.T) {
 
 	if _, err := docker.ImageInspect(ctx, pause.Ref); errdefs.IsNotFound(err) {
 		t.Cleanup(func() {
-			// Last, so no container is in its way.
+			// Registered first and so run last, when no container uses the image.
 			if _, err := docker.ImageRemove(context.Background(), pause.Ref, dockerimage.RemoveOptions{}); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	first := load(t, docker, version.Arch)
-	if again := load(t, docker, version.Arch); again != first {
-		t.Errorf("loaded again the ID is %s, want still %s", again, first)
+	id1 := load(t, docker, version.Arch)
+	if id2 := load(t, docker, version.Arch); id2 != id1 {
+		t.Errorf("after a second load the ID is %s, want %s as before", id2, id1)
 	}
 	found, err := docker.ImageInspect(ctx, pause.Ref)
 	if err != nil {
@@ -75,10 +75,10 @@ func TestOnARealEngine(t *testing.T) {
 		ReadonlyRootfs: true, SecurityOpt: []string{"no-new-privileges"}, IpcMode: "shareable",
 	})
 
-	t.Run("reaps what another container leaves", func(t *testing.T) {
-		// Both orphans are the pause's as soon as the subshell that begot them
-		// ends; the shell itself has no child when it looks.
-		guest := run(t, docker, &container.Config{
+	t.Run("reaps orphans of another container", func(t *testing.T) {
+		// Both orphans are children of the pause process as soon as their subshells end;
+		// the shell itself has no child when it looks for zombies.
+		other := run(t, docker, &container.Config{
 			Image: *image, NetworkDisabled: true,
 			Cmd: []string{"sh", "-c", `
 				(sleep 0 &); (sleep 0.3 &); sleep 1
@@ -88,36 +88,36 @@ func TestOnARealEngine(t *testing.T) {
 				done
 				case $(cat /proc/1/cmdline) in /pause*) ;; *) exit 4;; esac`},
 		}, &container.HostConfig{PidMode: container.PidMode("container:" + id)})
-		waiting, failed := docker.ContainerWait(ctx, guest, container.WaitConditionNotRunning)
+		waiting, failed := docker.ContainerWait(ctx, other, container.WaitConditionNotRunning)
 		select {
 		case got := <-waiting:
 			if got.StatusCode != 0 {
-				t.Errorf("exit code %d, want 0; it wrote %q", got.StatusCode, output(t, docker, guest))
+				t.Errorf("exit code %d, want 0; output %q", got.StatusCode, output(t, docker, other))
 			}
 		case err := <-failed:
 			t.Fatal(err)
 		}
 	})
 
-	t.Run("stops at once", func(t *testing.T) {
-		began := time.Now()
+	t.Run("stops without SIGKILL", func(t *testing.T) {
+		begin := time.Now()
 		if err := docker.ContainerStop(ctx, id, container.StopOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > 5*time.Second { // Docker kills after ten
-			t.Errorf("took %v, want at once", took)
+		if took := time.Since(begin); took > 5*time.Second { // Docker sends SIGKILL after 10 s
+			t.Errorf("took %v, want less than 5s", took)
 		}
 		stopped, err := docker.ContainerInspect(ctx, id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if stopped.State.ExitCode != 0 || stopped.State.OOMKilled {
-			t.Errorf("ended with %d, want 0", stopped.State.ExitCode)
+			t.Errorf("exit code %d, want 0", stopped.State.ExitCode)
 		}
 	})
 }
 
-// load gives docker the image and returns its ID there.
+// load loads the image into Docker and returns its ID.
 func load(t *testing.T, docker *client.Client, arch string) string {
 	t.Helper()
 	archive, err := pause.Archive(arch)
@@ -129,18 +129,18 @@ func load(t *testing.T, docker *client.Client, arch string) string {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	said, err := io.ReadAll(resp.Body)
+	progress, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
 	found, err := docker.ImageInspect(t.Context(), pause.Ref)
 	if err != nil {
-		t.Fatalf("%v; the Engine said %s", err, said)
+		t.Fatalf("%v; response to the load: %s", err, progress)
 	}
 	return found.ID
 }
 
-// run starts a container that is gone when the test ends.
+// run starts a container that is removed when the test ends.
 func run(t *testing.T, docker *client.Client, config *container.Config, hostConfig *container.HostConfig) string {
 	t.Helper()
 	created, err := docker.ContainerCreate(t.Context(), config, hostConfig, nil, nil, "")

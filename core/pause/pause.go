@@ -1,6 +1,6 @@
-// Package pause is the built-in pause image: the smallest program that can
-// hold a pod's namespaces, in an image that an Engine can load. With it a node
-// needs no registry to run a pod.
+// Package pause is the built-in pause image: the smallest program that can hold a pod's
+// namespaces, as an image that Docker can load. With it a node needs no registry to run a
+// pod. Archive returns the image for docker load, Is recognises it in Docker.
 package pause
 
 import (
@@ -19,9 +19,9 @@ import (
 	v1 "github.com/moby/docker-image-spec/specs-go/v1"
 )
 
-// Ref is the name that the built-in image has in the Engine, so that an operator who
-// finds it in docker images sees whose it is. With other bytes it gets another tag.
-// The name proves nothing: other images can have it, see Is.
+// Ref is the name of the built-in image in Docker, so that an operator sees in the output
+// of docker images where it comes from. An image with other content gets another tag. The
+// name alone proves nothing: other images can have it, see Is.
 const Ref = name + ":" + version
 
 const (
@@ -29,7 +29,7 @@ const (
 	version = "1" // also in src/build.sh
 )
 
-// The programs, as src/build.sh makes them.
+// The programs, as built by src/build.sh.
 //
 //go:embed pause-amd64
 var amd64 []byte
@@ -37,8 +37,8 @@ var amd64 []byte
 //go:embed pause-arm64
 var arm64 []byte
 
-// program returns the pause program for an architecture, in the words of Go and of
-// image configurations.
+// program returns the pause program for an architecture, which is named as GOARCH and as
+// in OCI image configurations. The error is of kind NotImplemented for other ones.
 func program(arch string) ([]byte, error) {
 	switch arch {
 	case "amd64":
@@ -50,10 +50,11 @@ func program(arch string) ([]byte, error) {
 	}
 }
 
-// Archive returns the image for an architecture, in the form of docker save.
-// Its bytes, and so the ID of the image, are always the same.
+// Archive returns the image for an architecture in the format of docker save. Its bytes,
+// and so the ID of the image, are always the same. The error is of kind NotImplemented for
+// an architecture without a built-in image.
 func Archive(arch string) ([]byte, error) {
-	layer, config, err := parts(arch)
+	layer, config, err := build(arch)
 	if err != nil {
 		return nil, err
 	}
@@ -64,13 +65,13 @@ func Archive(arch string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pack([]file{{configName, 0o644, config}, {layerName, 0o644, layer}, {"manifest.json", 0o644, manifest}})
+	return tarball([]file{{configName, 0o644, config}, {layerName, 0o644, layer}, {"manifest.json", 0o644, manifest}})
 }
 
-// Is reports whether an image, as Docker describes it, is the built-in one for an
-// architecture. Its ID does not tell: that depends on Docker's image store.
+// Is reports whether an inspected image is the built-in one for an architecture. It
+// compares the configuration and layers, not the ID, which depends on Docker's image store.
 func Is(found image.InspectResponse, arch string) bool {
-	_, config, err := parts(arch)
+	_, config, err := build(arch)
 	if err != nil || found.Config == nil || found.Architecture != arch {
 		return false
 	}
@@ -83,22 +84,22 @@ func Is(found image.InspectResponse, arch string) bool {
 	if err := json.Unmarshal(config, &want); err != nil {
 		return false
 	}
-	// As JSON, in which what is empty and what is not there are the same.
-	wantText, err := json.Marshal(want.Config)
+	// Compared as JSON, which does not distinguish empty from missing fields.
+	wantJSON, err := json.Marshal(want.Config)
 	if err != nil {
 		return false
 	}
-	text, err := json.Marshal(found.Config)
-	return err == nil && bytes.Equal(text, wantText) && slices.Equal(found.RootFS.Layers, want.RootFS.DiffIDs)
+	foundJSON, err := json.Marshal(found.Config)
+	return err == nil && bytes.Equal(foundJSON, wantJSON) && slices.Equal(found.RootFS.Layers, want.RootFS.DiffIDs)
 }
 
-// parts returns the only layer of the image for an architecture, and its configuration.
-func parts(arch string) (layer, config []byte, err error) {
-	bin, err := program(arch)
+// build returns the only layer of the image for an architecture, and its configuration.
+func build(arch string) (layer, config []byte, err error) {
+	binary, err := program(arch)
 	if err != nil {
 		return nil, nil, err
 	}
-	layer, err = pack([]file{{"pause", 0o755, bin}})
+	layer, err = tarball([]file{{"pause", 0o755, binary}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -121,18 +122,18 @@ func parts(arch string) (layer, config []byte, err error) {
 	return layer, config, err
 }
 
-// epoch is when everything in the image was made, so that it is always the same.
+// epoch is the creation time of everything in the image, so that builds are reproducible.
 var epoch = time.Unix(0, 0).UTC()
 
-// A file is one in an archive.
+// A file is an entry of a tar archive.
 type file struct {
 	name string
 	mode int64
 	data []byte
 }
 
-// pack makes a tar archive of files.
-func pack(files []file) ([]byte, error) {
+// tarball returns a tar archive of files.
+func tarball(files []file) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	for _, f := range files {

@@ -20,17 +20,18 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/procfs"
 
 	"berth/core/pause"
 )
 
-// The image keeps its ID: where one of these changes, Ref needs a new tag.
+// The IDs of the images. If one of them changes, Ref needs a new tag.
 var ids = map[string]string{
 	"amd64": "949347e79082454dc39f344a0f1258da860ceafbe1a123aeff01466bbac6b9db",
 	"arm64": "5c378a8fbf1954457dce132e72c530e23ecdfab42012a2910e635f76a2166247",
 }
 
-func TestArchive(t *testing.T) {
+func TestArchiveIsAReproducibleImage(t *testing.T) {
 	for arch, id := range ids {
 		t.Run(arch, func(t *testing.T) {
 			a, err := pause.Archive(arch)
@@ -58,7 +59,7 @@ func TestArchive(t *testing.T) {
 			}
 			configBytes, layer := files[manifest[0].Config], files[manifest[0].Layers[0]]
 			if got := digest(configBytes); got != id {
-				t.Errorf("the image's ID is %s, want %s: has Ref got a new tag?", got, id)
+				t.Errorf("image ID %s, want %s: if the change is intended, give Ref a new tag", got, id)
 			}
 
 			type execConfig struct {
@@ -97,13 +98,13 @@ func TestArchive(t *testing.T) {
 				t.Fatal(err)
 			}
 			if got := unpack(t, layer)["pause"]; !bytes.Equal(got, program) {
-				t.Error("the layer holds another program")
+				t.Error("the program in the layer differs")
 			}
 		})
 	}
 }
 
-func TestNoArchiveForOtherArchitectures(t *testing.T) {
+func TestArchiveOfOtherArchitectureIsNotImplemented(t *testing.T) {
 	_, err := pause.Archive("vax")
 	if !errdefs.IsNotImplemented(err) {
 		t.Errorf("err = %v, want not implemented", err)
@@ -113,15 +114,14 @@ func TestNoArchiveForOtherArchitectures(t *testing.T) {
 	}
 }
 
-// Whoever changes the source must build the programs again.
-func TestProgramsWereBuiltFromTheSource(t *testing.T) {
+func TestProgramsAreBuiltFromTheCurrentSource(t *testing.T) {
 	for line := range strings.Lines(read(t, "built-from")) {
 		sum, name, ok := strings.Cut(strings.TrimSpace(line), "  ")
 		if !ok {
-			continue // a compiler's
+			continue // the version of a compiler
 		}
 		if got := digest([]byte(read(t, filepath.Join("src", name)))); got != sum {
-			t.Errorf("src/%s is not what the programs were built from: run src/build.sh", name)
+			t.Errorf("src/%s has changed since the programs were built: run src/build.sh", name)
 		}
 	}
 }
@@ -137,16 +137,16 @@ func TestProgramsAreReproducible(t *testing.T) {
 		t.Fatalf("build.sh: %v\n%s", err, out)
 	}
 	if diff := cmp.Diff(read(t, "built-from"), read(t, filepath.Join(dir, "built-from"))); diff != "" {
-		t.Skipf("needs the compilers that the programs were built with (-want +got):\n%s", diff)
+		t.Skipf("needs the compilers that built the programs (-want +got):\n%s", diff)
 	}
 	for arch := range ids {
 		if read(t, "pause-"+arch) != read(t, filepath.Join(dir, "pause-"+arch)) {
-			t.Errorf("%s: other bytes from the same source and compiler", arch)
+			t.Errorf("%s: the same source and compiler gave other bytes", arch)
 		}
 	}
 }
 
-func TestTellsItsVersion(t *testing.T) {
+func TestProgramPrintsItsVersion(t *testing.T) {
 	_, tag, _ := strings.Cut(pause.Ref, ":")
 	want := fmt.Sprintf("pause %s (berth)\n", tag)
 	for arch := range ids {
@@ -159,7 +159,7 @@ func TestTellsItsVersion(t *testing.T) {
 	}
 }
 
-func TestEndsWhenTold(t *testing.T) {
+func TestProgramExitsOnSIGTERMAndSIGINT(t *testing.T) {
 	for arch := range ids {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 			t.Run(fmt.Sprint(arch, " ", sig), func(t *testing.T) {
@@ -167,8 +167,8 @@ func TestEndsWhenTold(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatal(err)
 				}
-				asleep(t, cmd.Process.Pid)
-				began := time.Now()
+				waitAsleep(t, cmd.Process.Pid)
+				begin := time.Now()
 				if err := cmd.Process.Signal(sig); err != nil {
 					t.Fatal(err)
 				}
@@ -177,7 +177,7 @@ func TestEndsWhenTold(t *testing.T) {
 				if err := cmd.Wait(); err != nil {
 					t.Errorf("%v, want exit code 0", err)
 				}
-				if took := time.Since(began); took > time.Second {
+				if took := time.Since(begin); took > time.Second {
 					t.Errorf("took %v, want less than a second", took)
 				}
 			})
@@ -185,9 +185,9 @@ func TestEndsWhenTold(t *testing.T) {
 	}
 }
 
-// A child that ends before the program runs, and one that ends while it sleeps:
-// the shell leaves both to it.
-func TestReapsAndUsesNoProcessor(t *testing.T) {
+// The program inherits two children from the shell: one that ends before the program runs,
+// and one that ends while it sleeps.
+func TestProgramReapsChildrenAndIsIdle(t *testing.T) {
 	sleep, err := exec.LookPath("sleep")
 	if err != nil {
 		t.Skip("needs sleep")
@@ -201,18 +201,18 @@ func TestReapsAndUsesNoProcessor(t *testing.T) {
 	defer cmd.Process.Kill()
 	pid := cmd.Process.Pid
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if stat(t, pid).comm == filepath.Base(program) && len(children(t, pid)) == 0 {
+		if stat(t, pid).Comm == filepath.Base(program) && len(children(t, pid)) == 0 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("children %v are left, want none", children(t, pid))
+			t.Fatalf("children %v were not reaped", children(t, pid))
 		}
 	}
-	asleep(t, pid)
-	before := stat(t, pid).ticks
+	waitAsleep(t, pid)
+	before := stat(t, pid).CPUTime()
 	time.Sleep(300 * time.Millisecond)
-	if used := stat(t, pid).ticks - before; used > 0 {
-		t.Errorf("used %d ticks of processor time while asleep", used)
+	if used := stat(t, pid).CPUTime() - before; used > 0 {
+		t.Errorf("used %v s of CPU time while asleep", used)
 	}
 }
 
@@ -234,16 +234,16 @@ func command(t *testing.T, arch string, args ...string) *exec.Cmd {
 	return exec.Command(path, append([]string{program}, args...)...)
 }
 
-// asleep waits until the process waits for something, and does not just wait
-// for a moment, as an emulator does while it starts.
-func asleep(t *testing.T, pid int) {
+// asleep waits until the process has been asleep five times in a row: an emulator
+// sleeps for a moment while it starts.
+func waitAsleep(t *testing.T, pid int) {
 	t.Helper()
-	row := 0
+	inARow := 0
 	for range 500 {
-		if row++; stat(t, pid).state != "S" {
-			row = 0
+		if inARow++; stat(t, pid).State != "S" {
+			inARow = 0
 		}
-		if row == 5 {
+		if inARow == 5 {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -251,46 +251,32 @@ func asleep(t *testing.T, pid int) {
 	t.Fatal("the program does not sleep")
 }
 
-type process struct {
-	comm, state   string
-	parent, ticks int
-}
-
-// stat reads what the kernel knows of a process.
-func stat(t *testing.T, pid int) (p process) {
+// stat reads /proc/PID/stat; the result is empty if the process does not exist.
+func stat(t *testing.T, pid int) procfs.ProcStat {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
-		return process{}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	open, end := bytes.IndexByte(text, '('), bytes.LastIndexByte(text, ')')
-	p.comm = string(text[open+1 : end])
-	var user, system, ignore int
-	if _, err := fmt.Sscan(string(text[end+1:]), &p.state, &p.parent, &ignore, &ignore, &ignore, &ignore,
-		&ignore, &ignore, &ignore, &ignore, &ignore, &user, &system); err != nil {
-		t.Fatal(err)
-	}
-	p.ticks = user + system
-	return p
-}
-
-// children lists the children of a process, dead ones too.
-func children(t *testing.T, pid int) (found []process) {
-	t.Helper()
-	dirs, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, dir := range dirs {
-		var child int
-		if _, err := fmt.Sscan(filepath.Base(dir), &child); err != nil {
-			t.Fatal(err)
+	p, err := procfs.NewProc(pid)
+	if err == nil {
+		var stat procfs.ProcStat
+		if stat, err = p.Stat(); err == nil {
+			return stat
 		}
-		if p := stat(t, child); p.parent == pid {
-			found = append(found, p)
+	}
+	if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) {
+		t.Fatal(err)
+	}
+	return procfs.ProcStat{}
+}
+
+// children lists the children of a process, zombies too.
+func children(t *testing.T, pid int) (found []procfs.ProcStat) {
+	t.Helper()
+	procs, err := procfs.AllProcs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		if s := stat(t, p.PID); s.PPID == pid {
+			found = append(found, s)
 		}
 	}
 	return found
