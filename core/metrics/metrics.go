@@ -1,10 +1,10 @@
-// Package metrics is the side door: it tells the operator's tools, over HTTP,
-// how the daemon does.
+// Package metrics is the HTTP server for monitoring.
 //
-// It serves what a Prometheus registry holds at /metrics, whether all is well
-// at /healthz, and profiles of the Go runtime at /debug/pprof/ where that is
-// wanted. It has no authentication and changes nothing. It knows no room; what
-// there is to be told comes in with the registry.
+// It serves the metrics of a Prometheus registry at /metrics, the health of the daemon at
+// /healthz and, if enabled, profiles of the Go runtime at /debug/pprof/. It has no
+// authentication and changes nothing. Other packages register their metrics; this one
+// knows none of them. The number of clients and the time that each may take are bounded,
+// so that no client keeps others from being served.
 package metrics
 
 import (
@@ -26,48 +26,48 @@ import (
 )
 
 const (
-	// atOnce is how many may read the metrics at a time: each reads files of
-	// all pods.
-	atOnce = 2
-	// headPatience is how long a request may take to come in.
-	headPatience = 5 * time.Second
-	// answerTimeout is how long a client may take to read an answer that is ready.
-	answerTimeout = 10 * time.Second
-	// idleTimeout is how long a connection is kept for a client's next request.
+	// maxScrapes is how many requests for /metrics are served at a time: each reads files
+	// of all pods. Prometheus servers beyond that get status 503.
+	maxScrapes = 2
+	// readHeaderTimeout is how long a client may take to send a request.
+	readHeaderTimeout = 5 * time.Second
+	// writeTimeout is how long a client may take to read a response that is ready.
+	writeTimeout = 10 * time.Second
+	// idleTimeout is how long a connection is kept open for the next request.
 	idleTimeout = 30 * time.Second
-	// maxConns is how many clients there may be. More wait to be let in.
+	// maxConns is how many connections are accepted at a time; later ones wait in the
+	// backlog of the socket.
 	maxConns = 64
-	// checkPatience is how long it may take to find out whether all is well.
-	checkPatience = 3 * time.Second
-	// checkTTL is how long what has been found out is told to others.
+	// checkTimeout is how long a health check may take.
+	checkTimeout = 3 * time.Second
+	// checkTTL is how long the result of a health check is returned to other clients.
 	checkTTL = time.Second
-	// stopPatience is how long answers under way may take when the daemon is
-	// told to stop.
-	stopPatience = time.Second
+	// shutdownGrace is how long requests may take when the daemon is stopping.
+	shutdownGrace = time.Second
 )
 
-// Config is what a Server tells.
+// Config is what a Server serves.
 type Config struct {
-	// Gatherer holds what /metrics tells.
+	// Gatherer provides the metrics of /metrics.
 	Gatherer prometheus.Gatherer
-	// Healthy returns nil if all is well, or what is not.
+	// Healthy is the health check of /healthz; its error is the body of the response.
 	Healthy func(ctx context.Context) error
-	// Profiles tells whether there are any.
+	// Profiles enables /debug/pprof/.
 	Profiles bool
 }
 
-// A Server tells how the daemon does. Run does the work.
+// A Server is an HTTP server for monitoring that has its address already. Run serves.
 type Server struct {
 	Config
 	listener net.Listener
 	log      *slog.Logger
 
 	checks    singleflight.Group
-	checkedAt time.Time // with checks
-	checked   error     // with checks
+	lastCheck time.Time // used within checks only
+	lastErr   error     // used within checks only
 }
 
-// Listen returns a Server that has its address already.
+// Listen returns a Server that listens on the TCP address addr.
 func Listen(addr string, cfg Config, log *slog.Logger) (*Server, error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -76,18 +76,18 @@ func Listen(addr string, cfg Config, log *slog.Logger) (*Server, error) {
 	return &Server{Config: cfg, listener: netutil.LimitListener(l, maxConns), log: log}, nil
 }
 
-// Addr returns where s is to be found.
+// Addr returns the address of s.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
-// Run serves until ctx ends. Pods do not depend on it: if it cannot go on, it
-// says so in the log and that is all.
+// Run serves until ctx ends. Pods do not depend on it: if it fails, that is logged and Run
+// returns nil, so that the daemon continues.
 func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: headPatience, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
+	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 	var g errgroup.Group
-	over, cancel := context.WithCancel(ctx)
+	serving, cancel := context.WithCancel(ctx)
 	g.Go(func() error {
-		<-over.Done()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(over), stopPatience)
+		<-serving.Done()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(serving), shutdownGrace)
 		defer cancel()
 		if srv.Shutdown(ctx) != nil {
 			return srv.Close()
@@ -95,7 +95,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-		s.log.Error("metrics are not served any more", slog.Any("err", err))
+		s.log.Error("monitoring server failed: metrics and health are not served", slog.Any("err", err))
 	}
 	cancel()
 	return g.Wait()
@@ -103,19 +103,19 @@ func (s *Server) Run(ctx context.Context) error {
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", atLeisure(promhttp.HandlerFor(s.Gatherer, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", buffered(promhttp.HandlerFor(s.Gatherer, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-		// What can be told is told.
-		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: atOnce,
+		// One collector that fails must not blank the metrics of the others.
+		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: maxScrapes,
 	})))
-	mux.Handle("GET /healthz", atLeisure(http.HandlerFunc(s.health)))
+	mux.Handle("GET /healthz", buffered(http.HandlerFunc(s.serveHealth)))
 	if s.Profiles {
 		for path, h := range map[string]http.HandlerFunc{
 			"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
 		} {
 			mux.HandleFunc("GET /debug/pprof/"+path, func(w http.ResponseWriter, r *http.Request) {
-				// They take as long as they are asked to, whatever the last answer
-				// on this connection had.
+				// A profile takes as long as the request says: clear the deadline of an
+				// earlier response on this connection.
 				_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
 				h(w, r)
 			})
@@ -124,39 +124,39 @@ func (s *Server) routes() http.Handler {
 	return mux
 }
 
-// atLeisure has h write its answer to memory, and the client read it from there within
-// answerTimeout: one that does not read keeps nobody else from being answered.
-func atLeisure(h http.Handler) http.Handler {
+// buffered makes h write its response to memory; the client must read it from there within
+// writeTimeout. A client that does not read holds none of the maxScrapes meanwhile.
+func buffered(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a := &answer{header: w.Header(), status: http.StatusOK}
-		h.ServeHTTP(a, r)
-		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)); err != nil {
+		buf := &bufferedResponse{header: w.Header(), status: http.StatusOK}
+		h.ServeHTTP(buf, r)
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			w.WriteHeader(http.StatusInternalServerError)
 			return
 		}
-		w.WriteHeader(a.status)
-		_, _ = a.body.WriteTo(w) // the client may have gone
+		w.WriteHeader(buf.status)
+		_, _ = buf.body.WriteTo(w) // the client may have disconnected
 	})
 }
 
-// An answer is one that is kept in memory.
-type answer struct {
+// A bufferedResponse is an http.ResponseWriter that keeps the response in memory.
+type bufferedResponse struct {
 	header http.Header
 	status int
 	body   bytes.Buffer
 }
 
-// Header is of http.ResponseWriter.
-func (a *answer) Header() http.Header { return a.header }
+// Header implements http.ResponseWriter.
+func (b *bufferedResponse) Header() http.Header { return b.header }
 
-// WriteHeader is of http.ResponseWriter.
-func (a *answer) WriteHeader(status int) { a.status = status }
+// WriteHeader implements http.ResponseWriter.
+func (b *bufferedResponse) WriteHeader(status int) { b.status = status }
 
-// Write is of http.ResponseWriter.
-func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
+// Write implements http.ResponseWriter.
+func (b *bufferedResponse) Write(p []byte) (int, error) { return b.body.Write(p) }
 
-// health answers with one line.
-func (s *Server) health(w http.ResponseWriter, r *http.Request) {
+// serveHealth responds with one line.
+func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	line := "ok"
@@ -167,21 +167,21 @@ func (s *Server) health(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(line + "\n"))
 }
 
-// check returns nil if all is well, or what is not. There is one check at a time, and
-// what it finds is told to all who ask meanwhile and shortly after.
+// check returns the result of the health check. One check runs at a time; its result is
+// that of all requests meanwhile and within checkTTL after it.
 func (s *Server) check(ctx context.Context) error {
-	found := s.checks.DoChan("", func() (any, error) {
-		if time.Since(s.checkedAt) < checkTTL {
-			return nil, s.checked
+	results := s.checks.DoChan("", func() (any, error) {
+		if time.Since(s.lastCheck) < checkTTL {
+			return nil, s.lastErr
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkPatience)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 		defer cancel()
-		s.checked = s.Healthy(ctx)
-		s.checkedAt = time.Now()
-		return nil, s.checked
+		s.lastErr = s.Healthy(ctx)
+		s.lastCheck = time.Now()
+		return nil, s.lastErr
 	})
 	select {
-	case result := <-found:
+	case result := <-results:
 		return result.Err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -17,8 +17,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// served returns a Server that runs, and how to ask it.
-func served(t *testing.T, cfg Config) func(path string) (int, string) {
+// serve runs a Server until the test ends and returns a function that requests a path.
+func serve(t *testing.T, cfg Config) func(path string) (int, string) {
 	t.Helper()
 	if cfg.Gatherer == nil {
 		cfg.Gatherer = prometheus.NewRegistry()
@@ -36,7 +36,7 @@ func served(t *testing.T, cfg Config) func(path string) (int, string) {
 			t.Error(err)
 		}
 		if _, err := http.Get("http://" + s.Addr().String()); err == nil {
-			t.Error("served after its end")
+			t.Error("the server still listens after Run")
 		}
 	})
 	return func(path string) (int, string) {
@@ -53,37 +53,36 @@ func served(t *testing.T, cfg Config) func(path string) (int, string) {
 	}
 }
 
-func TestHealth(t *testing.T) {
+func TestHealthIsOneLine(t *testing.T) {
 	for _, tt := range []struct {
-		wrong error
-		code  int
-		body  string
+		err  error
+		code int
+		body string
 	}{
 		{nil, http.StatusOK, "ok\n"},
-		{errors.New("docker: away:\nno such file"), http.StatusServiceUnavailable, "docker: away: no such file\n"},
+		{errors.New("docker: not available:\nno such file"), http.StatusServiceUnavailable, "docker: not available: no such file\n"},
 	} {
-		get := served(t, Config{Healthy: func(context.Context) error { return tt.wrong }})
+		get := serve(t, Config{Healthy: func(context.Context) error { return tt.err }})
 		if code, body := get("/healthz"); code != tt.code || body != tt.body {
 			t.Errorf("%d %q", code, body)
 		}
 	}
 }
 
-// broken is a collector that cannot tell one of its metrics.
-type broken struct{ good, bad *prometheus.Desc }
+// brokenCollector is a collector one of whose metrics is invalid.
+type brokenCollector struct{ good, bad *prometheus.Desc }
 
-func (b broken) Describe(to chan<- *prometheus.Desc) { to <- b.good; to <- b.bad }
+func (b brokenCollector) Describe(to chan<- *prometheus.Desc) { to <- b.good; to <- b.bad }
 
-func (b broken) Collect(to chan<- prometheus.Metric) {
+func (b brokenCollector) Collect(to chan<- prometheus.Metric) {
 	to <- prometheus.MustNewConstMetric(b.good, prometheus.GaugeValue, 7)
 	to <- prometheus.NewInvalidMetric(b.bad, errors.New("no"))
 }
 
-// One that cannot be told does not hide the others.
-func TestMetricsAsFarAsTheyGo(t *testing.T) {
+func TestInvalidMetricDoesNotBlankTheOthers(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(broken{prometheus.NewDesc("good", "Good.", nil, nil), prometheus.NewDesc("bad", "Bad.", nil, nil)})
-	get := served(t, Config{Gatherer: reg})
+	reg.MustRegister(brokenCollector{prometheus.NewDesc("good", "Good.", nil, nil), prometheus.NewDesc("bad", "Bad.", nil, nil)})
+	get := serve(t, Config{Gatherer: reg})
 	if code, body := get("/metrics"); code != http.StatusOK || !strings.Contains(body, "good 7") {
 		t.Errorf("%d %s", code, body)
 	}
@@ -94,8 +93,8 @@ func TestMetricsAsFarAsTheyGo(t *testing.T) {
 	}
 }
 
-func TestProfiles(t *testing.T) {
-	get := served(t, Config{Profiles: true})
+func TestProfilesAreServedIfEnabled(t *testing.T) {
+	get := serve(t, Config{Profiles: true})
 	for path, want := range map[string]string{"/debug/pprof/": "goroutine", "/debug/pprof/cmdline": "test", "/debug/pprof/goroutine?debug=1": "goroutine profile"} {
 		if code, body := get(path); code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s", path, code, body)
@@ -103,8 +102,7 @@ func TestProfiles(t *testing.T) {
 	}
 }
 
-// Two at one address is one line about that address.
-func TestListenTwice(t *testing.T) {
+func TestListenOnAddressInUseFailsWithOneLine(t *testing.T) {
 	first, err := Listen("127.0.0.1:0", Config{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -115,11 +113,10 @@ func TestListenTwice(t *testing.T) {
 	}
 }
 
-// However many ask whether all is well, and hang up, one at a time finds out.
-func TestHealthIsCheckedOnceForAll(t *testing.T) {
+func TestConcurrentHealthRequestsShareOneCheck(t *testing.T) {
 	var checks atomic.Int64
 	release := make(chan struct{})
-	get := served(t, Config{Healthy: func(context.Context) error {
+	get := serve(t, Config{Healthy: func(context.Context) error {
 		checks.Add(1)
 		<-release
 		return nil
@@ -137,16 +134,15 @@ func TestHealthIsCheckedOnceForAll(t *testing.T) {
 	}
 	close(release)
 	all.Wait()
-	// Those who came after the first had been answered may have found out once more.
+	// Requests that came after the first check may have caused another.
 	if n := checks.Load(); n > 2 {
 		t.Errorf("checked %d times", n)
 	}
 }
 
-// Clients that ask and do not read keep nobody else from being answered.
-func TestSlowReadersDoNotHoldUpMetrics(t *testing.T) {
+func TestClientsThatDoNotReadDoNotBlockOthers(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	for i := range 8 { // together more than a socket holds
+	for i := range 8 { // together more than the buffers of a socket hold
 		reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: fmt.Sprintf("metric_%d", i), Help: strings.Repeat("y", 1<<20)}))
 	}
 	s, err := Listen("127.0.0.1:0", Config{Gatherer: reg, Healthy: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
@@ -157,7 +153,7 @@ func TestSlowReadersDoNotHoldUpMetrics(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	for range 2 * atOnce {
+	for range 2 * maxScrapes {
 		conn, err := net.Dial("tcp", s.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -166,7 +162,7 @@ func TestSlowReadersDoNotHoldUpMetrics(t *testing.T) {
 		if _, err := io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil { // its answer is under way, and is read no further
+		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil { // the response has begun and is read no further
 			t.Fatal(err)
 		}
 	}
@@ -180,8 +176,7 @@ func TestSlowReadersDoNotHoldUpMetrics(t *testing.T) {
 	}
 }
 
-// There are so many clients at most; one more waits until another has gone.
-func TestConnectionsAreBounded(t *testing.T) {
+func TestConnectionBeyondTheLimitWaitsForAnotherToClose(t *testing.T) {
 	s, err := Listen("127.0.0.1:0", Config{Gatherer: prometheus.NewRegistry(), Healthy: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +185,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	ask := func(conn net.Conn) error {
+	request := func(conn net.Conn) error {
 		_, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
 		if err == nil {
 			_, err = io.ReadFull(conn, make([]byte, 1))
@@ -204,7 +199,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if err := ask(conn); err != nil {
+		if err := request(conn); err != nil {
 			t.Fatal(err)
 		}
 		conns = append(conns, conn)
@@ -217,14 +212,14 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if err := late.SetDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
-	if err := ask(late); err == nil {
-		t.Error("one more is let in")
+	if err := request(late); err == nil {
+		t.Error("a connection beyond the limit was served")
 	}
 	conns[0].Close()
 	if err := late.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(late, make([]byte, 1)); err != nil {
-		t.Errorf("it is not let in when another has gone: %v", err)
+		t.Errorf("not served after another connection was closed: %v", err)
 	}
 }
