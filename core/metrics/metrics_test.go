@@ -69,7 +69,7 @@ func TestHealthIsOneLine(t *testing.T) {
 	}
 }
 
-// brokenCollector is a collector one of whose metrics is invalid.
+// brokenCollector is a collector of one valid and one invalid metric.
 type brokenCollector struct{ good, bad *prometheus.Desc }
 
 func (b brokenCollector) Describe(to chan<- *prometheus.Desc) { to <- b.good; to <- b.bad }

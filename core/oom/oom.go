@@ -1,8 +1,8 @@
 // Package oom finds out which containers exited because the kernel's OOM killer killed
 // them.
 //
-// Docker's State.OOMKilled does not tell: it is set once any process of a container was
-// killed, and stays set whatever the container exits of later; and when many processes are
+// Docker's State.OOMKilled is not reliable: it is set once any process of a container was
+// killed, and stays set even if the container exits for another reason; and when many processes are
 // killed at a time it is sometimes not set at all. The kernel counts its kills for each
 // cgroup (oom_kill in memory.events on cgroup v2, in memory.oom_control on v1), but the
 // count disappears with the cgroup, some milliseconds after the exit. So a Watcher watches
@@ -73,7 +73,7 @@ type run struct {
 	lastKillAt time.Time
 	sigkilled  bool          // Docker has sent SIGKILL
 	exited     bool          // Docker has reported the exit, and so all events before it
-	settled    chan struct{} // closed when Docker has reported a SIGKILL or the exit, or when events were lost
+	eventsDone chan struct{} // closed when Docker has reported a SIGKILL or the exit, or when events were lost
 	eventfd    *os.File      // on cgroup v1
 }
 
@@ -98,8 +98,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	// Errors are received in a goroutine of their own, whatever happens: fsnotify holds a
-	// mutex while it sends one, which Add and Remove need, and these are called with w.mu.
+	// Errors are received in a goroutine of their own: fsnotify holds a mutex while it sends
+	// one. Add and Remove need that mutex, and they are called with w.mu locked, for which
+	// the loop below may be waiting.
 	eventsLost := make(chan struct{}, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	receivers := panics.NewGroup(w.log)
@@ -213,7 +214,7 @@ func (w *Watcher) handleNewCgroup(path string) {
 	defer w.mu.Unlock()
 	for _, id := range w.expected[filepath.Dir(path)] {
 		if name := filepath.Base(path); name == id || strings.HasSuffix(name, "-"+id+".scope") {
-			// Whatever it counts is of this run.
+			// All that it counts is of this run.
 			w.watchLocked(id, &run{dir: path})
 		}
 	}
@@ -228,8 +229,8 @@ func (w *Watcher) Running(id string, pid int) {
 	case r != nil && r.pid == pid:
 		if !r.sigkilled && !r.exited { // after lost events Docker sends new ones
 			select {
-			case <-r.settled:
-				r.settled = make(chan struct{})
+			case <-r.eventsDone:
+				r.eventsDone = make(chan struct{})
 			default:
 			}
 		}
@@ -255,14 +256,14 @@ func (w *Watcher) Running(id string, pid int) {
 	}
 	w.watchLocked(id, next)
 	if next.exited {
-		next.settle()
+		next.endWait()
 	}
 }
 
 // watchLocked makes r the run of the container id.
 func (w *Watcher) watchLocked(id string, r *run) {
 	w.unwatchLocked(id)
-	r.settled = make(chan struct{})
+	r.eventsDone = make(chan struct{})
 	w.runs[id] = r
 	if r.dir == "" || w.files == nil || w.closed {
 		r.dir = ""
@@ -406,7 +407,7 @@ func (w *Watcher) Started(id string) {
 	r := w.runs[id]
 	switch {
 	case r == nil:
-		w.runs[id] = &run{settled: make(chan struct{})}
+		w.runs[id] = &run{eventsDone: make(chan struct{})}
 	case r.exited: // restarted
 		w.watchLocked(id, &run{})
 	}
@@ -418,7 +419,7 @@ func (w *Watcher) Slain(id string) {
 	defer w.mu.Unlock()
 	if r := w.runs[id]; r != nil {
 		r.sigkilled = true
-		r.settle()
+		r.endWait()
 	}
 }
 
@@ -428,25 +429,25 @@ func (w *Watcher) Died(id string) {
 	defer w.mu.Unlock()
 	if r := w.runs[id]; r != nil {
 		r.exited = true
-		r.settle()
+		r.endWait()
 	}
 }
 
-// Deaf records that events of Docker may have been lost: waiting for one is no use.
+// Deaf records that events of Docker may have been lost, so that no call waits for them.
 func (w *Watcher) Deaf() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.runs {
-		r.settle()
+		r.endWait()
 	}
 }
 
-// settle ends the wait for Docker's events of r. The caller holds Watcher.mu.
-func (r *run) settle() {
+// endWait ends the wait for Docker's events of r. The caller holds Watcher.mu.
+func (r *run) endWait() {
 	select {
-	case <-r.settled:
+	case <-r.eventsDone:
 	default:
-		close(r.settled)
+		close(r.eventsDone)
 	}
 }
 
@@ -460,12 +461,12 @@ func (w *Watcher) Killed(ctx context.Context, id string, dockerFlag bool, exitCo
 	if stored, ok := w.exitReasons.Get(id); ok && stored.Finished.Equal(finished) {
 		return stored.OOMKilled
 	}
-	r, settled := w.readRun(id)
+	r, eventsDone := w.readRun(id)
 	if r != nil {
 		t := time.NewTimer(eventTimeout)
 		defer t.Stop()
 		select {
-		case <-settled:
+		case <-eventsDone:
 		case <-t.C:
 		case <-ctx.Done():
 		}
@@ -480,7 +481,7 @@ func (w *Watcher) Killed(ctx context.Context, id string, dockerFlag bool, exitCo
 }
 
 // readRun updates the count of kills of the container id and returns its run, nil if it is
-// not known, and the channel that is closed when the run has settled.
+// not known, and the channel that is closed when Docker's events of it are known.
 func (w *Watcher) readRun(id string) (*run, <-chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -489,7 +490,7 @@ func (w *Watcher) readRun(id string) (*run, <-chan struct{}) {
 		return nil, nil
 	}
 	w.readLocked(r)
-	return r, r.settled
+	return r, r.eventsDone
 }
 
 // oomKilled reports whether the OOM killer ended r, which is nil if the container exited

@@ -259,7 +259,7 @@ func TestPanicInFollowerDoesNotEndIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventfd := os.NewFile(uintptr(fd), "eventfd")
-	r := &run{dir: filepath.Join(n.dir, "c"), settled: make(chan struct{})}
+	r := &run{dir: filepath.Join(n.dir, "c"), eventsDone: make(chan struct{})}
 	n.mu.Lock()
 	n.runs["c"] = r
 	n.mu.Unlock()

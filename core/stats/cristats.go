@@ -92,7 +92,7 @@ func (s *Service) addCgroupStats(stats *runtimeapi.LinuxPodSandboxStats, g cgrou
 }
 
 // addSummedStats adds to stats the sums over the pause process of a pod, which is in the
-// cgroup g, and its containers, whose statistics stats has.
+// cgroup g, and its containers. stats has the statistics of the containers already.
 func (s *Service) addSummedStats(stats *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox, containers []*cache.Container) error {
 	pause := &runtimeapi.LinuxPodSandboxStats{}
 	if err := s.addCgroupStats(pause, g, pod); err != nil {

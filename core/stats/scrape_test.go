@@ -125,7 +125,7 @@ func TestCountingOpenFilesBlanksNoOtherMetrics(t *testing.T) {
 	}
 }
 
-// expiringContext is a context whose deadline is exceeded after a number of calls of Err.
+// expiringContext is a context that exceeds its deadline after a number of calls of Err.
 type expiringContext struct {
 	context.Context
 	left *atomic.Int64

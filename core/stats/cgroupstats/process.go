@@ -39,7 +39,7 @@ const (
 	// fdRestFactor limits the counting for one container to a tenth of a core: after a slice
 	// the container is left alone for that many times what the slice took.
 	fdRestFactor = 9
-	// fdRetryInterval is how long a container is left alone whose files could not be
+	// fdRetryInterval is how long a container is left alone if its files could not be
 	// counted within a slice, so that it takes no time from the others.
 	fdRetryInterval = 5 * time.Minute
 	// fdBatch is how many directory entries are read at a time.

@@ -2,8 +2,8 @@
 // versions, and files below /proc and /sys.
 //
 // Read fills a Reading, a plain struct without types of the CRI; core/stats encodes it as
-// CRI statistics and as CRI metrics. Errors keep the kind of the system call: IsGone tells
-// a cgroup or process that has ended from a failure. A file that the kernel does not have,
+// CRI statistics and as CRI metrics. Errors keep the kind of the system call: IsGone
+// distinguishes the end of a cgroup or process from a failure. A file that the kernel does not have,
 // because it is old or a controller is off, counts as zero only where that is documented
 // here: a cgroup that is removed while it is read must never look like an idle one.
 //
@@ -142,7 +142,7 @@ func CPUTime(g cgroup.Group) (uint64, error) {
 }
 
 // clockTick is the unit of cpuacct.stat in nanoseconds: USER_HZ, which is 100 Hz on all
-// architectures that Docker supports, whatever CONFIG_HZ is (time(7)).
+// architectures that Docker supports, independent of CONFIG_HZ (time(7)).
 const clockTick = 10_000_000
 
 func readCPU(g cgroup.Group, detail Detail) (c CPU, err error) {

@@ -6,7 +6,7 @@
 // the files and may change them on purpose to make a walk slow, endless or wrong, so each
 // container is measured in short slices with a budget of its own, a walk never leaves the
 // directory and the mount it began in, and its memory is bounded. Last and Totals return
-// the latest results without any I/O. Where a layer is not found, Docker is asked for its
+// the latest results without any I/O. Where a layer is not found, Docker reports its
 // size (GET /containers/{id}/json?size=true).
 package diskusage
 
@@ -39,10 +39,9 @@ const (
 	// loadFactor limits the measurement of all containers to a quarter of a core: after a
 	// slice nothing is measured for that many times what it took.
 	loadFactor = 3
-	// pollInterval is how often Run looks for containers whose measurement is due.
+	// pollInterval is how often Run looks for due measurements.
 	pollInterval = 10 * time.Second
-	// sizePollInterval is how often Run looks for containers whose size Docker is to be
-	// asked for.
+	// sizePollInterval is how often Run looks for sizes to request from Docker.
 	sizePollInterval = time.Second
 )
 
@@ -59,7 +58,7 @@ type Usage struct {
 	run runKey // with PID 0 if it was measured after the container exited
 	// partial is set while the measurement is not complete: at least Bytes are used.
 	partial bool
-	due     time.Time // when a running container is to be measured again
+	due     time.Time // earliest time of the next measurement, if the container still runs
 }
 
 // A runKey identifies one run of a container by its first process. PIDs are reused.
@@ -79,7 +78,8 @@ type Tracker struct {
 	// inspectSize asks Docker for the size of a container's writable layer.
 	inspectSize func(ctx context.Context, id string) (uint64, error)
 
-	// walkLock is a mutex with a deadline: whoever advances or closes a walk has an element in it.
+	// walkLock is a mutex that can be waited for with a timeout. It has an element while a
+	// goroutine advances or closes a walk.
 	walkLock chan struct{}
 
 	mu           sync.Mutex // guards following
@@ -238,7 +238,7 @@ func (t *Tracker) prune(list []*cache.Container) {
 	keepOnly(t.engineSizes, runs)
 }
 
-// keepOnly deletes the entries of m whose keys are not in keep.
+// keepOnly deletes the entries of m with keys that are not in keep.
 func keepOnly[K comparable, V any](m map[K]V, keep map[K]bool) {
 	maps.DeleteFunc(m, func(k K, _ V) bool { return !keep[k] })
 }

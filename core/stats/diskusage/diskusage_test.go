@@ -202,8 +202,8 @@ func TestUsageIncludesDockerLogsAndOwnVolumesOnly(t *testing.T) {
 	}
 }
 
-// A panic while Docker is asked for the size of one container must not end the loop that
-// asks for all of them, nor repeat at once.
+// A panic while the size of one container is requested from Docker must not end the loop for
+// all of them, nor repeat at once.
 func TestPanicForOneContainerDoesNotEndEngineSizes(t *testing.T) {
 	var out bytes.Buffer
 	tracker := New(nil, nil, slog.New(slog.NewTextHandler(&out, nil)))

@@ -12,9 +12,9 @@ import (
 
 // An engineSize is the size of a writable layer as Docker reports it.
 type engineSize struct {
-	requested bool // whether Docker is to be asked once it is due
+	requested bool // whether to ask Docker once it is due
 	bytes     uint64
-	at        time.Time // when Docker was asked; zero before its first response
+	at        time.Time // time of the last request with a response
 	due       time.Time
 }
 
@@ -63,8 +63,8 @@ func (t *Tracker) updateEngineSizes(ctx context.Context) {
 	}
 }
 
-// updateEngineSize asks Docker for one size. Whatever the outcome, a panic included, the
-// next request for it waits.
+// updateEngineSize requests one size from Docker. The next request for it has to wait, also
+// after an error or a panic.
 func (t *Tracker) updateEngineSize(ctx context.Context, run runKey) error {
 	begin := time.Now()
 	defer func() {

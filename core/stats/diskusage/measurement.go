@@ -13,13 +13,13 @@ import (
 
 // A measurement is one that is not complete yet.
 type measurement struct {
-	run       runKey
-	askEngine bool  // whether Docker reports the size of the writable layer
-	layer     *walk // of the writable layer, unless Docker reports its size
-	other     *walk // of volumes and logs
-	began     time.Time
-	took      time.Duration // sum of the slices
-	resume    time.Time     // when the next slice may begin
+	run            runKey
+	sizeFromEngine bool  // whether Docker reports the size of the writable layer
+	layer          *walk // of the writable layer, unless Docker reports its size
+	other          *walk // of volumes and logs
+	began          time.Time
+	took           time.Duration // sum of the slices
+	resume         time.Time     // when the next slice may begin
 }
 
 func (m *measurement) close() {
@@ -80,7 +80,7 @@ func (t *Tracker) newMeasurement(docker *engine.Conn, c *cache.Container, run ru
 	if dir := t.layerDir(docker, c); dir != "" {
 		m.layer = newWalk(dir)
 	} else {
-		m.askEngine = true
+		m.sizeFromEngine = true
 	}
 	for _, dir := range c.Volumes {
 		if isBelow(docker.Features.RootDir, dir) {
@@ -97,24 +97,24 @@ func (t *Tracker) advance(m *measurement, until time.Time) bool {
 		return false
 	}
 	if m.layer.rootErr != nil { // not visible to berthd, but to Docker
-		m.askEngine = true
+		m.sizeFromEngine = true
 	}
-	return !m.askEngine || !t.requestEngineSize(m.run).at.Before(m.began)
+	return !m.sizeFromEngine || !t.requestEngineSize(m.run).at.Before(m.began)
 }
 
 // record stores what m has counted, unless last says as much.
 func (t *Tracker) record(m *measurement, last *Usage, done bool) {
-	if m.askEngine && !done {
+	if m.sizeFromEngine && !done {
 		return // the size of the layer, which is the largest part, is not known yet
 	}
 	layerBytes, inodes := m.layer.total()
-	if m.askEngine {
+	if m.sizeFromEngine {
 		layerBytes = t.requestEngineSize(m.run).bytes
 	}
 	otherBytes, otherInodes := m.other.total()
 	u := &Usage{
 		At: time.Now(), run: m.run, Bytes: layerBytes + otherBytes, LayerBytes: layerBytes, Inodes: inodes + otherInodes,
-		HasInodes: !m.askEngine, partial: !done,
+		HasInodes: !m.sizeFromEngine, partial: !done,
 	}
 	u.due = u.At.Add(max(measureInterval, restFactor*m.took))
 	// A partial result is a lower bound. Without it a container that has more files than
