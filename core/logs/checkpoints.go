@@ -19,7 +19,7 @@ type Checkpoint struct {
 	logstream.Position
 
 	// Dir is the log directory of the pod, as the CRI named it when the container was
-	// created; "" if berth 1.0 created it.
+	// created; "" if an older berth stored the checkpoint.
 	Dir string `json:"dir,omitempty"`
 	// Open are the lines that the CRI log file ends in the middle of.
 	Open crifile.OpenLines `json:"open,omitzero"`

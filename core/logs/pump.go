@@ -251,7 +251,7 @@ func (p *pump) finishRound(ctx context.Context, r *round, result copyResult, err
 }
 
 // exitedDuring reports whether the exit of the container was observed after r began. Then the
-// commands of r wait for the next round, which reads the log stream once more before it ends
+// commands of r wait for the next round, which reads the log stream again before it ends
 // the log: the stream may have ended before the container, because Docker was stopped.
 func (p *pump) exitedDuring(r *round) bool {
 	p.service.mu.Lock()

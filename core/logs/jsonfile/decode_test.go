@@ -39,7 +39,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// A Decoder returns only what the line contains, whatever line it decoded before.
+// A Decoder returns only what the line contains, also after it has decoded a longer one.
 func TestDecoderIsReusable(t *testing.T) {
 	var d Decoder
 	const trailer = `","stream":"stderr","time":"2026-11-23T14:26:30.123456789Z"}`

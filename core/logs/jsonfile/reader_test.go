@@ -84,7 +84,7 @@ func TestReaderContinuesAfterRotations(t *testing.T) {
 		"two rotations": {func(l *log) { l.rotate(); l.print("line 2\n"); l.rotate(); l.print("line 3\n") }, "line 2\nline 3\n", false},
 		"being rotated": {func(l *log) { l.print("line 2\n"); l.rotate() }, "line 2\n", false},
 		"removed":       {func(l *log) { _ = os.Remove(l.path); l.print("line 2\n") }, "line 2\n", true},
-		"rotated away": {func(l *log) {
+		"all rotated files removed": {func(l *log) {
 			for range 3 {
 				l.rotate()
 				l.print("line 2\n")
@@ -113,7 +113,7 @@ func TestReaderContinuesAfterRotations(t *testing.T) {
 					}
 					r = NewReader(l.path, pos)
 					if name == "truncated" || name == "truncated only" {
-						gap = true // a new reader cannot tell it from a new file
+						gap = true // a new reader cannot distinguish it from a new file
 					}
 				}
 				if text, got := readAll(t, r); text != tt.want || got != gap {
