@@ -1,50 +1,57 @@
 // Package core holds no code: it documents the layers of the daemon, and its tests
-// keep imports pointing down this list, never up and never sideways.
+// keep imports pointing down this list, never up and never sideways. What each package
+// owns and how calls travel through them is in contrib/docs/architecture.md.
 //
-//	cmd/berthd                        commands, signals
-//	cmd/berthd/internal/doctor        checks of the node
-//	cmd/berthd/internal/config        flags, configuration files, defaults
+// Command:
+//
+//	cmd/berthd                        commands, signals; internal/config: flags and configuration
+//	                                  files; internal/doctor: checks of the node
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
-//	core/sandbox    core/container    services, one subject of the CRI each;
-//	core/image      core/exec         they never import each other
-//	core/logs       core/stats
+//
+// Services, one subject of the CRI each. They never import each other:
+//
+//	core/sandbox    core/container    pods; life cycle of containers
+//	core/image      core/exec         images; exec, attach and port-forward
+//	core/logs       core/stats        log files; usage and metrics
+//
+// Below the services:
+//
 //	core/resources                    settings of containers that the Engine API cannot express
-//	core/stats/diskusage              what containers have written to disk
-//	core/cache                        every sandbox and container in memory
 //	core/securityprofile              seccomp and AppArmor profiles of the node
-//	core/todocker   core/tocri        pure translation, no I/O: sandboxes, containers, images,
-//	core/limits     core/identity     resources, users and groups,
-//	core/bandwidth                    bandwidth of pods
+//	core/stats/diskusage              the size of writable layers
+//	core/cache                        every sandbox and container in memory
+//	core/todocker   core/tocri        pure translation, no I/O; core/limits, core/identity and
+//	                                  core/bandwidth are the parts of it for resources, users
+//	                                  and network limits
 //	core/engine                       the connection to the Docker Engine
 //	network                           CNI attachments of pods
-//	streaming                         byte streams of exec, attach and port-forward
 //	core/oom                          containers that the kernel has killed for memory
-//	network/netns                     network namespaces of pods
-//	network/cniconf                   the CNI configuration of the node
+//	streaming                         byte streams of exec, attach and port-forward
+//
+// Utilities:
+//
+//	network/cniconf network/netns     the CNI configuration; network namespaces
 //	core/labels     core/names        labels and names that berth gives to containers
 //	core/state      core/checkpoint   files that outlive the daemon
-//	core/stats/cgroupstats            what cgroup files and /proc say of usage
-//	core/cgroup     core/systemd      cgroup files and scopes
 //	core/premount                     mounts that the Engine API cannot express
-//	core/hostprobe                    what /proc tells about Docker, containerd and the kernel
 //	core/pending                      creates that outlived their caller's deadline
+//	core/cgroup     core/systemd      cgroup files and scopes
+//	core/stats/cgroupstats            values of cgroup files and /proc
+//	core/logs/...                     Docker's log files (jsonfile) and log stream (logstream),
+//	                                  CRI log files (crifile)
+//	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/pause                        the built-in pause image
-//	core/metrics                      /metrics and /healthz
-//	core/panics     core/rollback     utilities
-//	core/kmutex     core/broadcast
-//	core/kmutex
-//	core/logs/jsonfile                Docker's json-file logs
-//	core/logs/logstream               the log stream of the Engine API
-//	core/logs/crifile                 the CRI log files that the kubelet reads
-//	core/logs/dockerlog               an entry of Docker's logs
-//	core/kmutex     core/singleflight
-//	core/atomicfile                   files replaced as a whole
-//	core/testmain   core/protofuzz    support for tests
-//	core/engine/enginetest            a fake Docker Engine for tests
-//	core/engine/enginelaws            what both it and real Engines must do
-//	core/kmutex     core/sleep
-//	core/atomicfile                   files replaced as a whole
-//	core/testmain   core/protofuzz    support for tests
-//	network/networktest
+//	core/metrics                      the HTTP server of /metrics and /healthz
+//	core/panics     core/rollback     panics as errors; undo of finished steps
+//	core/kmutex     core/singleflight locks by key; calls that share one execution
+//	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends
+//	core/atomicfile                   files that are replaced as a whole
+//
+// Support for tests:
+//
+//	core/engine/enginetest            a fake Docker Engine
+//	core/engine/enginelaws            rules that the fake and real Engines follow
+//	core/protofuzz  core/testmain     random messages; flags of test binaries
+//	network/networktest               network namespaces for tests
 package core

@@ -8,6 +8,7 @@ import (
 
 // plainGoroutines are the goroutines that need no recovery, each with the reason. The key is the file.
 var plainGoroutines = map[string]string{
+	"core/daemon/daemon.go":   "the background loops of the daemon",
 	"core/engine/kill.go":     "waits for two channels",
 	"core/engine/engine.go":   "a background loop of the daemon",
 	"core/metrics/metrics.go": "ends the listener",

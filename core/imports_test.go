@@ -19,30 +19,17 @@ const module = "berth/"
 // the layers below its own. core/doc.go describes them; move a package here only
 // together with that plan.
 var layers = [][]string{
-	{"core/atomicfile"},
-	{"core/names", "core/broadcast", "core/hostprobe", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
-	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/pending", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
-	{"core/labels", "core/premount"},
-	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics", "core/logs/dockerlog"},
-	{"core/labels", "core/premount", "core/logs/jsonfile", "core/logs/logstream", "core/logs/crifile"},
-	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
-	{"core/labels", "core/premount", "core/stats/cgroupstats"},
-	{"core/engine", "network", "streaming", "core/oom"},
-	{"core/names", "core/rollback", "core/kmutex", "core/sleep", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics"},
-	{"core/labels", "core/premount", "network/netns", "network/cniconf"},
-	{"core/engine", "network", "streaming", "core/oom", "network/networktest"},
-	{"core/engine/enginetest", "core/tocri", "core/todocker"},
-	{"core/cache", "core/securityprofile", "core/engine/enginelaws"},
-	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics", "core/identity"},
-	{"core/names", "core/rollback", "core/kmutex", "core/state", "core/checkpoint", "core/pause", "core/cgroup", "core/systemd", "core/protofuzz", "core/metrics", "core/testmain", "core/panics", "core/identity", "core/bandwidth"},
-	{"core/labels", "core/premount", "core/singleflight"},
-	{"core/engine", "network", "streaming", "core/oom"},
-	{"core/engine/enginetest", "core/tocri", "core/limits"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/sleep", "core/systemd", "core/logs/dockerlog"},
+	{"core/checkpoint", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
+	{"network/netns"},
+	{"network/cniconf"},
+	{"core/oom", "network", "streaming"},
+	{"core/engine"},
+	{"core/bandwidth", "core/identity", "core/limits", "core/tocri"},
 	{"core/todocker"},
 	{"core/cache", "core/securityprofile"},
-	{"core/resources"},
-	{"core/stats/diskusage"},
-	{"core/sandbox", "core/container", "core/image", "core/exec", "core/logs", "core/stats"},
+	{"core/resources", "core/stats/diskusage"},
+	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats"},
 	{"core/server"},
 	{"core/daemon"},
 	{"cmd/berthd/internal/config"},
@@ -50,38 +37,27 @@ var layers = [][]string{
 	{"cmd/berthd"},
 }
 
+// testSupport lists the packages that only tests import.
+var testSupport = []string{"core/engine/enginelaws", "core/engine/enginetest", "core/protofuzz", "core/testmain", "network/networktest"}
+
 // forbiddenImports lists what may not be imported directly, by whom, and why.
 var forbiddenImports = []struct{ who, what, why string }{
 	{"", "k8s.io/kubernetes", "it is a program, not a library"},
-	{"", "k8s.io/client-go", "we never talk to the API server"},
-	{"", "github.com/sirupsen/logrus", "we log with log/slog"},
-	{"core", "k8s.io/klog", "we log with log/slog"},
-	{"", "github.com/moby/moby", "Docker is spoken to through docker/docker/client"},
-	{"", "github.com/stretchr/testify", "we test with testing and go-cmp"},
+	{"", "k8s.io/client-go", "berth does not talk to the API server"},
+	{"", "github.com/sirupsen/logrus", "berth logs with log/slog"},
+	{"core", "k8s.io/klog", "berth logs with log/slog"},
+	{"", "github.com/moby/moby", "Docker is called through docker/docker/client"},
+	{"", "github.com/stretchr/testify", "tests use testing and go-cmp"},
 	{"network", module + "core", "network knows nothing of Docker or the CRI"},
 	{"streaming", module + "core", "streaming knows nothing of Docker or the CRI"},
-	{"core/tocri", "os", "translation is pure"},
-	{"core/tocri", "context", "translation is pure"},
-	{"core/tocri", "net/http", "translation is pure"},
-	{"core/todocker", "os", "translation is pure"},
-	{"core/todocker", "context", "translation is pure"},
-	{"core/todocker", "net/http", "translation is pure"},
-	{"core/limits", "os", "translation is pure"},
-	{"core/limits", "context", "translation is pure"},
-	{"core/limits", "net/http", "translation is pure"},
-	{"core/bandwidth", "os", "translation is pure"},
-	{"core/bandwidth", "context", "translation is pure"},
-	{"core/bandwidth", "net/http", "translation is pure"},
-	{"core/identity", "os", "translation is pure"},
-	{"core/identity", "context", "translation is pure"},
-	{"core/identity", "net/http", "translation is pure"},
 	{"core/server", "github.com/docker/docker", "the server calls services, not Docker"},
-	{"", module + "core/engine/enginelaws", "only tests import it"},
-	{"", module + "core/engine/enginetest", "only tests import it"},
-	{"", module + "core/protofuzz", "only tests import it"},
-	{"", module + "core/testmain", "only tests import it"},
-	{"", module + "network/networktest", "only tests import it"},
 }
+
+// purePackages translate and do no I/O, so they may not import these.
+var (
+	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth"}
+	impure       = []string{"os", "context", "net/http"}
+)
 
 // leafUtilities know nothing of Docker or the CRI, so that network and streaming may
 // import them.
@@ -125,13 +101,20 @@ func TestImportsPointDown(t *testing.T) {
 	}
 	for _, f := range parseAll(t) {
 		importer, ok := layer[f.pkg]
-		if !ok {
+		if !ok && !slices.Contains(testSupport, f.pkg) {
 			t.Errorf("%s: package %s is in no layer", f.path, f.pkg)
 		}
 		for _, spec := range f.ast.Imports {
 			path, _ := strconv.Unquote(spec.Path.Value)
-			if pkg, ours := strings.CutPrefix(path, module); ours && layer[pkg] >= importer {
+			pkg, ours := strings.CutPrefix(path, module)
+			switch {
+			case slices.Contains(testSupport, f.pkg): // imports what it needs
+			case ours && slices.Contains(testSupport, pkg):
+				t.Errorf("%s imports %s, which is for tests", f.path, pkg)
+			case ours && layer[pkg] >= importer:
 				t.Errorf("%s imports %s, which is not in a layer below", f.path, pkg)
+			case slices.Contains(purePackages, f.pkg) && slices.Contains(impure, path):
+				t.Errorf("%s imports %s: translation does no I/O", f.path, path)
 			}
 			for _, b := range forbiddenImports {
 				if within(f.pkg, b.who) && within(path, b.what) && (b.what != module+"core" || !slices.Contains(leafUtilities, path)) {
@@ -187,10 +170,10 @@ func TestOnlyCmdExitsOrCreatesContexts(t *testing.T) {
 // they may use of it; empty is everything. All calls of the daemon go through core/engine,
 // which gives each of them a deadline.
 var dockerClientUsers = map[string][]string{
-	"core/engine":            nil,
-	"core/engine/enginetest": nil, // test support
-	"core/engine/enginelaws": nil, // test support
-	"cmd/berthd":             {"ParseHostURL"},
+	"core/engine":                nil,
+	"core/engine/enginetest":     nil, // test support
+	"core/engine/enginelaws":     nil, // test support
+	"cmd/berthd/internal/config": {"ParseHostURL"},
 }
 
 func TestOnlyEngineCreatesDockerClients(t *testing.T) {

@@ -370,7 +370,7 @@ func TestCgroupOfContainerWhoseInitMoves(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		g, err := cgroup.Of(seen.State.Pid, id)
+		g, err := cgroup.ForContainer(seen.State.Pid, id)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,8 +20,8 @@ type noPods struct{}
 
 func (noPods) Addresses(string) ([]netip.Addr, bool) { return nil, false }
 func (noPods) InNetNS(string, int) bool              { return false }
-func (noPods) Keep(context.Context, *Container)      {}
-func (noPods) Drop(string)                           {}
+func (noPods) Observe(context.Context, *Container)   {}
+func (noPods) Discard(string)                        {}
 
 // Only containers whose state differs from the Engine's list are inspected.
 func TestAuditInspectsContainersThatDiffer(t *testing.T) {

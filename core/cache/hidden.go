@@ -25,9 +25,9 @@ func (h *Hidden) Add(name string) {
 	h.names = append(h.names, name)
 }
 
-// Keep transfers the names to the Hidden that it returns: Reveal of h has no effect any
+// Transfer transfers the names to the Hidden that it returns: Reveal of h has no effect any
 // more.
-func (h *Hidden) Keep() *Hidden {
+func (h *Hidden) Transfer() *Hidden {
 	kept := &Hidden{cache: h.cache, names: h.names}
 	h.names = nil
 	return kept

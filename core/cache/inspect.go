@@ -79,7 +79,7 @@ func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (cont
 	// restart.
 	err = panics.Try(c.log, func() error {
 		c.correctOOMKilled(ctx, result)
-		return c.apply(result, generation, func(ctr *Container) { c.logs.Keep(ctx, ctr) })
+		return c.apply(result, generation, func(ctr *Container) { c.logs.Observe(ctx, ctr) })
 	})
 	if err != nil {
 		return result, fmt.Errorf("%w: %w", errUnreadable, err)
@@ -100,7 +100,7 @@ func (c *Cache) correctOOMKilled(ctx context.Context, result container.InspectRe
 		return
 	}
 	if _, _, finished, err := tocri.Times(result); err == nil && finished != 0 {
-		result.State.OOMKilled = c.oom.Killed(ctx, result.ID, result.State.OOMKilled, result.State.ExitCode, time.Unix(0, finished))
+		result.State.OOMKilled = c.oom.OOMKilled(ctx, result.ID, result.State.OOMKilled, result.State.ExitCode, time.Unix(0, finished))
 	}
 }
 
@@ -115,11 +115,11 @@ func (c *Cache) ExpectStart(ctx context.Context, ctr *Container) (done func()) {
 	if err != nil {
 		return noop
 	}
-	group, err := cgroup.Of(pod.Pid, pod.ID())
+	group, err := cgroup.ForContainer(pod.Pid, pod.ID())
 	if err != nil {
 		return noop
 	}
-	return c.oom.Expect(ctr.ID(), group.Parent())
+	return c.oom.ExpectCgroup(ctr.ID(), group.Parent())
 }
 
 // apply puts an inspect result into the cache. For a container it calls observe first; a
@@ -162,7 +162,7 @@ func (c *Cache) apply(result container.InspectResponse, generation uint64, obser
 		removed := c.tombstones[result.ID] > generation
 		c.mu.Unlock()
 		if removed { // while observe was running
-			c.logs.Drop(result.ID)
+			c.logs.Discard(result.ID)
 		}
 	default:
 		c.mu.RLock()
@@ -210,20 +210,20 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 	}
 	mode := result.HostConfig.NetworkMode
 	s := &Sandbox{
-		StartedAt:    started,
-		FinishedAt:   finished,
-		Config:       config,
-		Name:         strings.TrimPrefix(result.Name, "/"),
-		State:        result.State.Status,
-		Pid:          result.State.Pid,
-		Running:      result.State.Running,
-		Runtime:      result.HostConfig.Runtime,
-		CgroupParent: result.HostConfig.CgroupParent,
-		Label:        result.ProcessLabel,
-		FileLabel:    result.MountLabel,
-		HostNetwork:  mode.IsHost(),
-		Bridged:      !mode.IsHost() && !mode.IsNone() && !result.Config.NetworkDisabled,
-		Ours:         set.Ours(),
+		StartedAt:      started,
+		FinishedAt:     finished,
+		Config:         config,
+		Name:           strings.TrimPrefix(result.Name, "/"),
+		State:          result.State.Status,
+		Pid:            result.State.Pid,
+		Running:        result.State.Running,
+		Runtime:        result.HostConfig.Runtime,
+		CgroupParent:   result.HostConfig.CgroupParent,
+		ProcessLabel:   result.ProcessLabel,
+		MountLabel:     result.MountLabel,
+		HostNetwork:    mode.IsHost(),
+		Bridged:        !mode.IsHost() && !mode.IsNone() && !result.Config.NetworkDisabled,
+		CreatedByBerth: set.CreatedByBerth(),
 	}
 	var network tocri.Network
 	switch {
@@ -270,20 +270,20 @@ func (c *Cache) newContainer(result container.InspectResponse, set labels.Set) (
 		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
 	}
 	return &Container{
-		Row:      row,
-		Status:   status,
-		Name:     strings.TrimPrefix(result.Name, "/"),
-		State:    result.State.Status,
-		Pid:      result.State.Pid,
-		Running:  result.State.Running,
-		TTY:      result.Config.Tty,
-		JSONPath: result.LogPath,
-		Stage:    set.Stage,
-		Ours:     set.Ours(),
+		Row:            row,
+		Status:         status,
+		Name:           strings.TrimPrefix(result.Name, "/"),
+		State:          result.State.Status,
+		Pid:            result.State.Pid,
+		Running:        result.State.Running,
+		TTY:            result.Config.Tty,
+		JSONPath:       result.LogPath,
+		Premount:       set.Premount,
+		CreatedByBerth: set.CreatedByBerth(),
 
-		LogDirectory: c.logDirectory(result.Name, set),
-		Layer:        result.GraphDriver.Data["UpperDir"],
-		Volumes:      anonymousVolumes(result.Mounts),
+		LogDirectory:  c.logDirectory(result.Name, set),
+		WritableLayer: result.GraphDriver.Data["UpperDir"],
+		Volumes:       anonymousVolumes(result.Mounts),
 	}, nil
 }
 

@@ -27,16 +27,19 @@ func (k *fakeOOM) record(method, id string) {
 	k.calls = append(k.calls, method+" "+id)
 }
 
-func (k *fakeOOM) Expect(id string, _ cgroup.Group) func() { k.record("expect", id); return func() {} }
-func (k *fakeOOM) Running(id string, _ int)                { k.record("running", id) }
-func (k *fakeOOM) Started(id string)                       { k.record("started", id) }
-func (k *fakeOOM) Slain(id string)                         { k.record("slain", id) }
-func (k *fakeOOM) Died(id string)                          { k.record("died", id) }
-func (k *fakeOOM) Deaf()                                   { k.record("deaf", "") }
-func (k *fakeOOM) Drop(id string)                          { k.record("drop", id) }
-func (k *fakeOOM) Forget(func(string) bool)                { k.record("forget", "") }
+func (k *fakeOOM) ExpectCgroup(id string, _ cgroup.Group) func() {
+	k.record("expect", id)
+	return func() {}
+}
+func (k *fakeOOM) Running(id string, _ int) { k.record("running", id) }
+func (k *fakeOOM) Started(id string)        { k.record("started", id) }
+func (k *fakeOOM) KillSent(id string)       { k.record("slain", id) }
+func (k *fakeOOM) Exited(id string)         { k.record("died", id) }
+func (k *fakeOOM) EventsLost()              { k.record("deaf", "") }
+func (k *fakeOOM) Remove(id string)         { k.record("drop", id) }
+func (k *fakeOOM) Prune(func(string) bool)  { k.record("forget", "") }
 
-func (k *fakeOOM) Killed(_ context.Context, id string, _ bool, _ int, finished time.Time) bool {
+func (k *fakeOOM) OOMKilled(_ context.Context, id string, _ bool, _ int, finished time.Time) bool {
 	k.record("killed", id)
 	k.mu.Lock()
 	defer k.mu.Unlock()

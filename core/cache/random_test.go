@@ -98,7 +98,7 @@ func (n *node) compare(op int, seed uint64) {
 		want, got = n.engineState(), n.cacheState()
 		return maps.Equal(want, got)
 	}
-	for limit := time.Now().Add(enginetest.Patience); !equal(); time.Sleep(2 * time.Millisecond) {
+	for limit := time.Now().Add(enginetest.WaitTimeout); !equal(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(limit) {
 			n.Fatalf("seed %d, after %d operations (-Engine +cache):\n%s", seed, op, cmp.Diff(want, got))
 		}
@@ -144,7 +144,7 @@ func (n *node) cacheState() map[string]string {
 		return map[string]string{"error": err.Error()}
 	}
 	for _, s := range sandboxes {
-		if s.Gone {
+		if s.Orphaned {
 			n.cache.Forget(s.ID()) // as RemovePodSandbox does
 			continue
 		}

@@ -46,23 +46,23 @@ type Sandbox struct {
 	Status *runtimeapi.PodSandboxStatus
 	Config *runtimeapi.PodSandboxConfig // without labels and annotations
 
-	Name         string // in Docker
-	State        string // State.Status of the Engine API, "" once the container is removed
-	Pid          int    // of the pause process; 0 if it does not run, or if only a list entry is known
-	Running      bool
-	Runtime      string // HostConfig.Runtime of the Engine API
-	CgroupParent string // HostConfig.CgroupParent of the Engine API
-	Label        string // SELinux label of the pause process, "" without SELinux
-	FileLabel    string // SELinux label of files that the pause process may write, "" without SELinux
-	HostNetwork  bool
-	Bridged      bool // on Docker's own network, as cri-dockerd and docker run create containers
-	Ours         bool // created by berth rather than adopted from cri-dockerd
+	Name           string // in Docker
+	State          string // State.Status of the Engine API, "" once the container is removed
+	Pid            int    // of the pause process; 0 if it does not run, or if only a list entry is known
+	Running        bool
+	Runtime        string // HostConfig.Runtime of the Engine API
+	CgroupParent   string // HostConfig.CgroupParent of the Engine API
+	ProcessLabel   string // SELinux label of the pause process, "" without SELinux
+	MountLabel     string // SELinux label of files that the pause process may write, "" without SELinux
+	HostNetwork    bool
+	Bridged        bool // on Docker's own network, as cri-dockerd and docker run create containers
+	CreatedByBerth bool // created by berth rather than adopted from cri-dockerd
 
 	StartedAt, FinishedAt int64 // Unix nanoseconds, 0 if it has not been started or has not finished
-	// Gone reports that the container was removed, but not by berth. The sandbox stays in
+	// Orphaned reports that the container was removed, but not by berth. The sandbox stays in
 	// the cache, not ready, until the kubelet has stopped and removed it, so that its
 	// network is torn down.
-	Gone bool
+	Orphaned bool
 }
 
 // ID returns the ID of the sandbox, which is that of its container in Docker.
@@ -84,13 +84,13 @@ type Container struct {
 	JSONPath string // file of Docker's log driver json-file
 	// LogDirectory is the only directory below which the log file of the CRI may be, ""
 	// if it is not known.
-	LogDirectory string
-	Stage        names.Premount // of its premounts, if it has any
-	Ours         bool           // created by berth rather than adopted from cri-dockerd
+	LogDirectory   string
+	Premount       names.Premount // of its premounts, if it has any
+	CreatedByBerth bool           // created by berth rather than adopted from cri-dockerd
 
-	// Layer is the directory of the writable layer, "" if the Engine does not report it, as
+	// WritableLayer is the directory of the writable layer, "" if the Engine does not report it, as
 	// with the containerd image store.
-	Layer string
+	WritableLayer string
 	// Volumes are the directories of the anonymous volumes that the Engine has created, one
 	// for each VOLUME of the image.
 	Volumes []string
@@ -113,8 +113,8 @@ type Network interface {
 // Config is what New needs besides the Engine.
 type Config struct {
 	Network Network
-	// Failures holds the times of failed starts, by container ID.
-	Failures *state.Bucket[tocri.FailedStart]
+	// FailedStarts holds the times of failed starts, by container ID.
+	FailedStarts *state.Bucket[tocri.FailedStart]
 	// ContainerUpdates and SandboxUpdates hold resources that were changed after the creation
 	// of a container or sandbox, by its ID.
 	ContainerUpdates *state.Bucket[*runtimeapi.LinuxContainerResources]
@@ -129,34 +129,34 @@ type Config struct {
 
 // Logs writes the log files of containers.
 type Logs interface {
-	// Keep is called with the new state of a container before it is in the cache, in the
+	// Observe is called with the new state of a container before it is in the cache, in the
 	// order of the inspects. For a container that has exited it returns when its log is
 	// complete, or after a short timeout.
-	Keep(ctx context.Context, c *Container)
-	// Drop is called when a container has been removed.
-	Drop(id string)
+	Observe(ctx context.Context, c *Container)
+	// Discard is called when a container has been removed.
+	Discard(id string)
 }
 
 // OOM finds out which containers the kernel has killed for lack of memory.
 type OOM interface {
-	// Expect is called before the start of a container whose cgroup will be below parent,
+	// ExpectCgroup is called before the start of a container whose cgroup will be below parent,
 	// and done after it.
-	Expect(id string, parent cgroup.Group) (done func())
+	ExpectCgroup(id string, parent cgroup.Group) (done func())
 	// Running is called with the first process of a running container.
 	Running(id string, pid int)
 	// Started, Slain and Died are called for Docker's events in their order: a start, a
 	// SIGKILL that Docker has sent, an exit. Deaf is called when events may have been lost.
 	Started(id string)
-	Slain(id string)
-	Died(id string)
-	Deaf()
-	// Killed reports whether a container that has exited was OOM killed; flag is
+	KillSent(id string)
+	Exited(id string)
+	EventsLost()
+	// OOMKilled reports whether a container that has exited was OOM killed; flag is
 	// State.OOMKilled of the Engine API.
-	Killed(ctx context.Context, id string, flag bool, exitCode int, finished time.Time) bool
-	// Drop is called when a container has been removed, Forget after each sync to drop all
+	OOMKilled(ctx context.Context, id string, flag bool, exitCode int, finished time.Time) bool
+	// Remove is called when a container has been removed, Forget after each sync to drop all
 	// containers for which keep returns false.
-	Drop(id string)
-	Forget(keep func(id string) bool)
+	Remove(id string)
+	Prune(keep func(id string) bool)
 }
 
 // A Cache holds the sandboxes and containers of the node. Run keeps it current. All
@@ -208,7 +208,7 @@ type entry[T any] struct {
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Cache {
 	c := &Cache{
 		network: cfg.Network, logs: cfg.Logs, oom: cfg.OOM,
-		failures: cfg.Failures, containerUpdates: cfg.ContainerUpdates, sandboxUpdates: cfg.SandboxUpdates,
+		failures: cfg.FailedStarts, containerUpdates: cfg.ContainerUpdates, sandboxUpdates: cfg.SandboxUpdates,
 		engine: docker, log: log, lag: newEventLag(cfg.Metrics),
 
 		inflight:    map[uint64]bool{},
@@ -422,9 +422,9 @@ func (c *Cache) handleMissing(id string, generation uint64) {
 
 // notifyRemoved tells Logs and OOM that the container id is removed. Logs may do disk I/O.
 func (c *Cache) notifyRemoved(id string) {
-	c.logs.Drop(id)
+	c.logs.Discard(id)
 	if c.oom != nil {
-		c.oom.Drop(id)
+		c.oom.Remove(id)
 	}
 }
 
@@ -442,7 +442,7 @@ func (c *Cache) markRemoved(id string, generation uint64) bool {
 		return true
 	}
 	s := e.value
-	if !s.Gone {
+	if !s.Orphaned {
 		s = orphaned(s)
 	}
 	c.sandboxes[id] = &entry[*Sandbox]{value: s, generation: generation, emitted: e.emitted}
@@ -453,7 +453,7 @@ func (c *Cache) markRemoved(id string, generation uint64) bool {
 // orphaned returns a copy of s as it is after somebody else has removed its container.
 func orphaned(s *Sandbox) *Sandbox {
 	o := *s
-	o.Gone, o.State, o.Running, o.Pid = true, "", false, 0
+	o.Orphaned, o.State, o.Running, o.Pid = true, "", false, 0
 	if o.FinishedAt == 0 {
 		o.FinishedAt = time.Now().UnixNano()
 	}

@@ -45,13 +45,13 @@ type fakeLogs struct {
 	drop func(id string)
 }
 
-func (l fakeLogs) Keep(context.Context, *cache.Container) {
+func (l fakeLogs) Observe(context.Context, *cache.Container) {
 	if l.keep != nil {
 		l.keep()
 	}
 }
 
-func (l fakeLogs) Drop(id string) {
+func (l fakeLogs) Discard(id string) {
 	if l.drop != nil {
 		l.drop(id)
 	}
@@ -165,7 +165,7 @@ func TestEventsUpdateTheCache(t *testing.T) {
 		if err != nil {
 			return err.Error()
 		}
-		return fmt.Sprintf("%v gone=%v", s.Row.GetState(), s.Gone)
+		return fmt.Sprintf("%v gone=%v", s.Row.GetState(), s.Orphaned)
 	}
 	enginetest.Until(t, "the sandbox does not become ready", func() bool { return ready() == "SANDBOX_READY gone=false" })
 	n.remove(pod)
@@ -293,7 +293,7 @@ func TestRefreshReadsYourWrites(t *testing.T) {
 	n := newNode(t)
 	id := n.container(n.sandbox("web"), "a")
 	n.becomes(id, "CREATED")
-	n.engine.LoseEvents(true)
+	n.engine.DropEvents(true)
 	for range 20 {
 		n.start(id)
 		if _, err := n.cache.Refresh(t.Context(), id); err != nil {
@@ -657,7 +657,7 @@ func TestContainerReturnsAfterNotFound(t *testing.T) {
 		t.Errorf("%v, want NotFound", err)
 	}
 	n.becomes(id, "")
-	n.engine.Heal("GET /containers/" + id + "/json")
+	n.engine.ClearFaults("GET /containers/" + id + "/json")
 	n.engine.BreakEvents()
 	n.becomes(id, "RUNNING")
 }
@@ -721,7 +721,7 @@ func TestLogsGetStatesInOrder(t *testing.T) {
 	})
 	id := n.container(n.sandbox("web"), "a")
 	n.becomes(id, "CREATED")
-	n.engine.LoseEvents(true)
+	n.engine.DropEvents(true)
 	refresh := func() <-chan error {
 		done := make(chan error, 1)
 		go func() {

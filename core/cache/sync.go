@@ -65,7 +65,7 @@ func (c *Cache) follow(ctx context.Context, conn *engine.Conn) error {
 	g, ctx := panics.NewGroupWithContext(ctx, c.log)
 	defer c.lag.reset() // the next sync applies all pending changes
 	if c.oom != nil {
-		defer c.oom.Deaf()
+		defer c.oom.EventsLost()
 	}
 	s := &syncer{Cache: c, conn: conn, group: g, queue: newInspectQueue()}
 	g.Go(func() error {
@@ -171,10 +171,10 @@ func (c *Cache) notifyOOM(m events.Message) {
 		}
 	case events.ActionKill:
 		if m.Actor.Attributes["signal"] == sigKill {
-			c.oom.Slain(m.Actor.ID)
+			c.oom.KillSent(m.Actor.ID)
 		}
 	case events.ActionDie:
-		c.oom.Died(m.Actor.ID)
+		c.oom.Exited(m.Actor.ID)
 	default:
 	}
 }
@@ -281,7 +281,7 @@ func (s *syncer) sync(ctx context.Context) error {
 		s.mu.RLock()
 		present := maps.Clone(s.containers)
 		s.mu.RUnlock()
-		s.oom.Forget(func(id string) bool { return present[id] != nil })
+		s.oom.Prune(func(id string) bool { return present[id] != nil })
 	}
 	return nil
 }

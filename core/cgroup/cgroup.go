@@ -41,11 +41,11 @@ type Group struct {
 // ErrMoved is returned by Of if the first process of a container is not in the container's cgroup.
 var ErrMoved = errors.New("not in the cgroup of its container")
 
-// Of returns the cgroup of the container id, whose first process is pid. The error is fs.ErrNotExist if there is no such
+// ForContainer returns the cgroup of the container id, whose first process is pid. The error is fs.ErrNotExist if there is no such
 // process, or it has exited, and ErrMoved if it is in a cgroup without the ID in its path: a privileged container may move
 // its processes to any cgroup, and limits must not be written there.
-func Of(pid int, id string) (Group, error) {
-	current, err := OfProcess(pid)
+func ForContainer(pid int, id string) (Group, error) {
+	current, err := ForPID(pid)
 	if err != nil {
 		return Group{}, err
 	}
@@ -56,9 +56,9 @@ func Of(pid int, id string) (Group, error) {
 	return g, nil
 }
 
-// OfProcess returns the cgroup that the process pid is in. The error is fs.ErrNotExist if there is no such process, or it has
+// ForPID returns the cgroup that the process pid is in. The error is fs.ErrNotExist if there is no such process, or it has
 // exited.
-func OfProcess(pid int) (Group, error) {
+func ForPID(pid int) (Group, error) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	text, err := os.ReadFile(dir + "/cgroup")
 	if err != nil {
@@ -179,9 +179,9 @@ func (g Group) Parent() Group {
 	return p
 }
 
-// Make creates the cgroup at the path name, which may exist, with the given controllers: on v1 in the hierarchy of each, on v2
+// Create creates the cgroup at the path name, which may exist, with the given controllers: on v1 in the hierarchy of each, on v2
 // with each enabled. A controller that the node does not have is skipped.
-func Make(name string, controllers []string) (Group, error) {
+func Create(name string, controllers []string) (Group, error) {
 	return createIn(Root, name, controllers, isV2())
 }
 

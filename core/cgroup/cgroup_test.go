@@ -73,14 +73,14 @@ func TestOfFailsForProcessesThatExitedOrMoved(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	if g, err := Of(cmd.Process.Pid, "abc"); !errors.Is(err, fs.ErrNotExist) {
+	if g, err := ForContainer(cmd.Process.Pid, "abc"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, %v", g, err)
 	}
 	// This process is in no cgroup of that container.
-	if g, err := Of(os.Getpid(), "abc"); !errors.Is(err, ErrMoved) || errors.Is(err, fs.ErrNotExist) {
+	if g, err := ForContainer(os.Getpid(), "abc"); !errors.Is(err, ErrMoved) || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a process in another cgroup: %v, %v; want ErrMoved", g, err)
 	}
-	if g, err := Of(os.Getpid(), ""); !errors.Is(err, ErrMoved) {
+	if g, err := ForContainer(os.Getpid(), ""); !errors.Is(err, ErrMoved) {
 		t.Errorf("without an ID: %v, %v; want ErrMoved", g, err)
 	}
 }
@@ -138,26 +138,26 @@ func TestReadsNumbersAndPressure(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n, err := Number(dir, "one"); err != nil || n != 4096 {
+	if n, err := ReadUint(dir, "one"); err != nil || n != 4096 {
 		t.Errorf("one: %d, %v", n, err)
 	}
-	if n, err := Number(dir, "max"); err != nil || n != Unlimited {
+	if n, err := ReadUint(dir, "max"); err != nil || n != Unlimited {
 		t.Errorf("max: %d, %v", n, err)
 	}
-	if _, err := Number(dir, "bad"); err == nil {
+	if _, err := ReadUint(dir, "bad"); err == nil {
 		t.Error("no error for a file without a number")
 	}
-	if _, err := Number(dir, "none"); !os.IsNotExist(err) {
+	if _, err := ReadUint(dir, "none"); !os.IsNotExist(err) {
 		t.Errorf("missing file: %v", err)
 	}
-	if got, err := Numbers(dir, "stat", "file", "anon", "none"); err != nil || !cmp.Equal(got, map[string]uint64{"anon": 10, "file": 20}) {
+	if got, err := ReadKeyed(dir, "stat", "file", "anon", "none"); err != nil || !cmp.Equal(got, map[string]uint64{"anon": 10, "file": 20}) {
 		t.Errorf("stat: %v, %v", got, err)
 	}
-	some, full, err := Pressures(dir, "psi")
+	some, full, err := ReadPressure(dir, "psi")
 	if err != nil || !cmp.Equal(some, &Pressure{Avg10: 1.5, Avg60: 0.25, Total: 123_000}) || !cmp.Equal(full, &Pressure{Total: 7000}) {
 		t.Errorf("pressure: %v, %v, %v", some, full, err)
 	}
-	if some, full, err := Pressures(dir, "none"); some != nil || full != nil || err != nil {
+	if some, full, err := ReadPressure(dir, "none"); some != nil || full != nil || err != nil {
 		t.Errorf("no pressure: %v, %v, %v", some, full, err)
 	}
 }

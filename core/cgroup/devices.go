@@ -8,15 +8,15 @@ import (
 	"strings"
 )
 
-// A Device is the I/O of a cgroup on one block device.
-type Device struct {
+// A DeviceIO is the I/O of a cgroup on one block device.
+type DeviceIO struct {
 	Major, Minor string
 	// Bytes and Requests are by operation: Read, Write, Discard, and on v1 what else the kernel reports.
 	Bytes, Requests map[string]uint64
 }
 
-// Devices returns the I/O of g on block devices, in the order of the kernel. It is empty if the kernel does not count it.
-func Devices(g Group) ([]Device, error) {
+// ReadDeviceIO returns the I/O of g on block devices, in the order of the kernel. It is empty if the kernel does not count it.
+func ReadDeviceIO(g Group) ([]DeviceIO, error) {
 	if g.V2 != "" {
 		data, err := read(g.V2+"/io.stat", make([]byte, 4096))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -29,9 +29,9 @@ func Devices(g Group) ([]Device, error) {
 		return nil, nil
 	}
 	var list devices
-	for file, counters := range map[string]func(*Device) map[string]uint64{
-		"blkio.throttle.io_service_bytes": func(d *Device) map[string]uint64 { return d.Bytes },
-		"blkio.throttle.io_serviced":      func(d *Device) map[string]uint64 { return d.Requests },
+	for file, counters := range map[string]func(*DeviceIO) map[string]uint64{
+		"blkio.throttle.io_service_bytes": func(d *DeviceIO) map[string]uint64 { return d.Bytes },
+		"blkio.throttle.io_serviced":      func(d *DeviceIO) map[string]uint64 { return d.Requests },
 	} {
 		// Includes cgroups below. Older kernels have counters of the cgroup alone.
 		data, err := read(dir+"/"+file+"_recursive", make([]byte, 4096))
@@ -58,7 +58,7 @@ func Devices(g Group) ([]Device, error) {
 }
 
 // devicesV2 parses io.stat: 8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6.
-func devicesV2(data []byte) []Device {
+func devicesV2(data []byte) []DeviceIO {
 	var list devices
 	for line := range bytes.Lines(data) {
 		fields := strings.Fields(string(line))
@@ -91,16 +91,16 @@ func devicesV2(data []byte) []Device {
 	return list
 }
 
-type devices []Device
+type devices []DeviceIO
 
 // device returns the device with the number MAJOR:MINOR, which is added if need be.
-func (list *devices) device(number string) *Device {
+func (list *devices) device(number string) *DeviceIO {
 	major, minor, _ := strings.Cut(number, ":")
 	for i := range *list {
 		if d := &(*list)[i]; d.Major == major && d.Minor == minor {
 			return d
 		}
 	}
-	*list = append(*list, Device{Major: major, Minor: minor, Bytes: map[string]uint64{}, Requests: map[string]uint64{}})
+	*list = append(*list, DeviceIO{Major: major, Minor: minor, Bytes: map[string]uint64{}, Requests: map[string]uint64{}})
 	return &(*list)[len(*list)-1]
 }

@@ -43,12 +43,12 @@ func TestDevicesOfKernelsWithoutRecursiveCounters(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "blkio.throttle.io_service_bytes"), []byte("8:0 Read 5\n8:16 Write 6\nTotal 11\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := Devices(Group{V1: map[string]string{"blkio": dir}})
+	got, err := ReadDeviceIO(Group{V1: map[string]string{"blkio": dir}})
 	if err != nil || len(got) != 2 || got[0].Bytes["Read"] != 5 || got[1].Minor != "16" || got[1].Bytes["Write"] != 6 {
 		t.Errorf("%v, %v", got, err)
 	}
 	for _, g := range []Group{{V1: map[string]string{}}, {V2: dir}} {
-		if got, err := Devices(g); err != nil || len(got) != 0 {
+		if got, err := ReadDeviceIO(g); err != nil || len(got) != 0 {
 			t.Errorf("%v: %v, %v", g, got, err)
 		}
 	}

@@ -51,11 +51,11 @@ func FuzzFiles(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "file"), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = Number(dir, "file")
-		found, err := Numbers(dir, "file", "oom", "oom_kill", "anon")
+		_, _ = ReadUint(dir, "file")
+		found, err := ReadKeyed(dir, "file", "oom", "oom_kill", "anon")
 		if err == nil && len(found) > 3 {
 			t.Errorf("%v", found)
 		}
-		_, _, _ = Pressures(dir, "file")
+		_, _, _ = ReadPressure(dir, "file")
 	})
 }

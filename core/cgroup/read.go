@@ -40,8 +40,8 @@ func read(name string, buffer []byte) ([]byte, error) {
 // Unlimited is the value of a limit of "max".
 const Unlimited = ^uint64(0)
 
-// Number reads a file with one number, or "max" for Unlimited.
-func Number(dir, file string) (uint64, error) {
+// ReadUint reads a file with one number, or "max" for Unlimited.
+func ReadUint(dir, file string) (uint64, error) {
 	data, err := read(dir+"/"+file, make([]byte, 64))
 	if err != nil {
 		return 0, err
@@ -57,9 +57,9 @@ func Number(dir, file string) (uint64, error) {
 	return n, nil
 }
 
-// Numbers reads a file with lines of a name and a number (flat keyed, as memory.stat), and returns the numbers of the given
+// ReadKeyed reads a file with lines of a name and a number (flat keyed, as memory.stat), and returns the numbers of the given
 // names. Values that are not numbers are left out.
-func Numbers(dir, file string, names ...string) (map[string]uint64, error) {
+func ReadKeyed(dir, file string, names ...string) (map[string]uint64, error) {
 	data, err := read(dir+"/"+file, make([]byte, 4096))
 	if err != nil {
 		return nil, err
@@ -84,9 +84,9 @@ type Pressure struct {
 	Total                uint64  // nanoseconds
 }
 
-// Pressures reads the lines "some" and "full" of a pressure file of v2. Both are nil if the kernel does not have it, or has PSI
+// ReadPressure reads the lines "some" and "full" of a pressure file of v2. Both are nil if the kernel does not have it, or has PSI
 // disabled.
-func Pressures(dir, file string) (some, full *Pressure, err error) {
+func ReadPressure(dir, file string) (some, full *Pressure, err error) {
 	data, err := read(dir+"/"+file, make([]byte, 256))
 	if errors.Is(err, fs.ErrNotExist) || err != nil && isUnsupported(err) {
 		return nil, nil, nil

@@ -70,29 +70,29 @@ type images interface {
 	// Resolve finds the local image ref, which the user has called userRef. The error is of kind NotFound
 	// if there is none.
 	Resolve(ctx context.Context, ref, userRef string) (todocker.Image, error)
-	// Accounts returns the users and groups of the image with the ID.
-	Accounts(ctx context.Context, id string) (identity.PasswdFiles, error)
+	// PasswdFiles returns the users and groups of the image with the ID.
+	PasswdFiles(ctx context.Context, id string) (identity.PasswdFiles, error)
 }
 
 // logs is what a Service needs of core/logs.
 type logs interface {
-	// Open makes path, which must be below dir, the log of the container id. source is Docker's own file
+	// Create makes path, which must be below dir, the log of the container id. source is Docker's own file
 	// with its output.
-	Open(id, source, dir, path string) error
+	Create(id, source, dir, path string) error
 	// Reopen begins a new file at the path of the log of a running container.
 	Reopen(ctx context.Context, id string) error
-	// Close ends the log of a container that is being removed.
-	Close(ctx context.Context, id, source, dir, path string) error
-	// Forget drops the state of containers for which known returns false.
-	Forget(known func(id string) bool) error
-	// Driver is the log driver of containers with its options; the zero value for Docker's default.
-	Driver() container.LogConfig
+	// Remove ends the log of a container that is being removed.
+	Remove(ctx context.Context, id, source, dir, path string) error
+	// Prune drops the state of containers for which known returns false.
+	Prune(known func(id string) bool) error
+	// LogConfig is the log driver of containers with its options; the zero value for Docker's default.
+	LogConfig() container.LogConfig
 }
 
 // files is what a Service needs of core/sandbox.
 type files interface {
-	// Of returns the files that are mounted into the containers of a sandbox.
-	Of(sandboxID string) []todocker.File
+	// FilesOf returns the files that are mounted into the containers of a sandbox.
+	FilesOf(sandboxID string) []todocker.File
 }
 
 // A pendingContainer is a container that waits for a retry of its creation, and hidden until then.

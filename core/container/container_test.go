@@ -43,14 +43,14 @@ type fakeServices struct {
 	broken error
 }
 
-func (s *fakeServices) Open(id, _, _, path string) error {
+func (s *fakeServices) Create(id, _, _, path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open[id] = path
 	return s.broken
 }
 
-func (s *fakeServices) Close(_ context.Context, id, _, _, _ string) error {
+func (s *fakeServices) Remove(_ context.Context, id, _, _, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, id)
@@ -64,13 +64,13 @@ func (s *fakeServices) openLogs() int {
 }
 
 func (*fakeServices) Reopen(context.Context, string) error { return nil }
-func (*fakeServices) Forget(func(string) bool) error       { return nil }
-func (*fakeServices) Driver() dockercontainer.LogConfig {
+func (*fakeServices) Prune(func(string) bool) error        { return nil }
+func (*fakeServices) LogConfig() dockercontainer.LogConfig {
 	return dockercontainer.LogConfig{Type: "json-file", Config: map[string]string{"mode": "blocking"}}
 }
-func (*fakeServices) Keep(context.Context, *cache.Container) {}
-func (*fakeServices) Drop(string)                            {}
-func (*fakeServices) Of(string) []todocker.File              { return nil }
+func (*fakeServices) Observe(context.Context, *cache.Container) {}
+func (*fakeServices) Discard(string)                            {}
+func (*fakeServices) FilesOf(string) []todocker.File            { return nil }
 func (*fakeServices) Resolve(_ context.Context, ref, _ string) (todocker.Image, error) {
 	if ref != "server" {
 		return todocker.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
@@ -78,7 +78,7 @@ func (*fakeServices) Resolve(_ context.Context, ref, _ string) (todocker.Image, 
 	return todocker.Image{ID: "server", Ref: "server", HasCommand: true}, nil
 }
 
-func (*fakeServices) Accounts(context.Context, string) (identity.PasswdFiles, error) {
+func (*fakeServices) PasswdFiles(context.Context, string) (identity.PasswdFiles, error) {
 	return identity.PasswdFiles{}, nil
 }
 
@@ -111,7 +111,7 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 		t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	f.cache = cache.New(cache.Config{Network: fakeNetwork{}, Failures: failures, ContainerUpdates: updates, Logs: f.logs}, docker, log)
+	f.cache = cache.New(cache.Config{Network: fakeNetwork{}, FailedStarts: failures, ContainerUpdates: updates, Logs: f.logs}, docker, log)
 	enginetest.Background(t, f.cache.Run)
 	f.Service = container.New(container.Config{
 		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs,
@@ -250,7 +250,7 @@ func TestFailedStartIsExitedWithItsReason(t *testing.T) {
 func TestStartWithALostResponseIsNotRecordedAsFailed(t *testing.T) {
 	f := newFixture(t)
 	id := f.create("serve")
-	f.engine.Lose("POST /containers/{id}/start", 1)
+	f.engine.DropResponse("POST /containers/{id}/start", 1)
 	if err := f.Start(t.Context(), id); err == nil {
 		t.Error("no error, although the response was lost")
 	}
@@ -280,14 +280,14 @@ func TestCreateRemovesTheContainerOnFailure(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			// Events would have the new container inspected, too.
-			f.engine.LoseEvents(true)
+			f.engine.DropEvents(true)
 			tt.inject(f, cancel)
 			id, err := f.Create(ctx, f.pod, config("serve"), nil)
 			if id != "" || err == nil || !tt.want(err) {
 				t.Errorf("Create: %q, %v, want another kind of error", id, err)
 			}
 			f.logs.broken = nil
-			f.engine.Heal("GET /containers/{id}/json")
+			f.engine.ClearFaults("GET /containers/{id}/json")
 			f.requireClean(name)
 			if list, err := f.List(t.Context(), nil); err != nil || len(list) != 0 {
 				t.Errorf("list %v, %v; want none", list, err)
@@ -437,7 +437,7 @@ func TestCreateResolvesNameConflicts(t *testing.T) {
 	})
 	t.Run("an attempt whose response was lost is removed", func(t *testing.T) {
 		f := newFixture(t)
-		f.engine.Lose("POST /containers/create", 1)
+		f.engine.DropResponse("POST /containers/create", 1)
 		if _, err := f.Create(t.Context(), f.pod, config("serve"), nil); err == nil {
 			t.Error("no error, although the response was lost")
 		}
@@ -635,7 +635,7 @@ func TestFailedRemovalKeepsTheContainerListed(t *testing.T) {
 	if list, err := f.List(t.Context(), nil); err != nil || len(list) != 1 {
 		t.Errorf("list %v, %v; want one", list, err)
 	}
-	f.engine.Heal("DELETE /containers/{id}")
+	f.engine.ClearFaults("DELETE /containers/{id}")
 	if err := f.Remove(t.Context(), id); err != nil {
 		t.Error(err)
 	}

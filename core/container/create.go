@@ -80,7 +80,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if id, ok := s.takePending(ctx, name, pod.ID(), c); ok {
 		return id, nil
 	}
-	if otherMounts && len(spec.Staged) > 0 {
+	if otherMounts && len(spec.Premounts) > 0 {
 		return "", fmt.Errorf("mount_options, and mounts that the Engine API cannot express, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
 	}
 	return s.create(ctx, docker, pod, params, spec)
@@ -137,12 +137,12 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	defer stopWatching()
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
-	defer s.protectPremounts(params.Stage)()
+	defer s.protectPremounts(params.PremountName)()
 	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
-	if len(spec.Staged) > 0 {
-		steps.Push("unmount the premounts of the container", func(ctx context.Context) error { return s.removePremounts(ctx, docker, params.Stage) })
-		if err := s.createPremounts(work, docker, params, spec.Staged); err != nil {
+	if len(spec.Premounts) > 0 {
+		steps.Push("unmount the premounts of the container", func(ctx context.Context) error { return s.removePremounts(ctx, docker, params.PremountName) })
+		if err := s.createPremounts(work, docker, params, spec.Premounts); err != nil {
 			return "", err
 		}
 	}
@@ -175,7 +175,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		}
 	}
 	if caller.TimedOut() {
-		s.pending.Put(name, id, pendingContainer{sandboxID: pod.ID(), config: params.Config, hidden: hidden.Keep()})
+		s.pending.Put(name, id, pendingContainer{sandboxID: pod.ID(), config: params.Config, hidden: hidden.Transfer()})
 	}
 	return id, nil
 }
@@ -185,7 +185,7 @@ func (s *Service) openLog(docker *engine.Conn, id string, log logFile) error {
 	if log.path == "" {
 		return nil
 	}
-	if err := s.logs.Open(id, jsonFile(docker, id), log.dir, log.path); err != nil {
+	if err := s.logs.Create(id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		return fmt.Errorf("log of container %s: %w", id, err)
 	}
 	return nil
@@ -303,7 +303,7 @@ func (s *Service) freeName(ctx context.Context, docker *engine.Conn, spec todock
 		return false, fmt.Errorf("container %s is running as this attempt already: %w", holder.ID, errdefs.ErrAlreadyExists)
 	}
 	s.log.Info("removing the container of an earlier attempt, which has the name of the new one", slog.String("container", holder.ID), slog.String("name", name))
-	if err := s.discard(ctx, docker, holder.ID, logFile{logDir, set.LogPath}, set.Stage); err != nil {
+	if err := s.discard(ctx, docker, holder.ID, logFile{logDir, set.LogPath}, set.Premount); err != nil {
 		return false, fmt.Errorf("free the name %s: %w", name, err)
 	}
 	return true, nil

@@ -22,7 +22,7 @@ func (s *Service) RunGC(ctx context.Context) error {
 
 // gc is one round of RunGC.
 func (s *Service) gc(ctx context.Context, docker *engine.Conn) error {
-	return errors.Join(s.gcRecords(ctx), s.gcPremounts(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Forget(func(id string) bool {
+	return errors.Join(s.gcRecords(ctx), s.gcPremounts(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
 		_, err := s.cache.Container(ctx, id)
 		return !errdefs.IsNotFound(err)
 	}))
@@ -31,10 +31,10 @@ func (s *Service) gc(ctx context.Context, docker *engine.Conn) error {
 // gcRecords deletes the records of containers that were removed without berth, as with docker rm.
 func (s *Service) gcRecords(ctx context.Context) error {
 	for _, bucket := range []interface {
-		Names() ([]string, error)
+		Keys() ([]string, error)
 		Delete(key string) error
 	}{s.failures, s.updates} {
-		ids, err := bucket.Names()
+		ids, err := bucket.Keys()
 		if err != nil {
 			return err
 		}

@@ -17,14 +17,14 @@ import (
 // params collects what the translation of a container needs to know.
 func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
 	p := todocker.ContainerParams{
-		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.Label, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.Of(pod.ID()), Volumes: map[string]todocker.Image{}, Stage: names.NewStage(), Stages: s.premounts, Can: docker.Features, Log: s.logs.Driver(),
+		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
+		Files: s.files.FilesOf(pod.ID()), Volumes: map[string]todocker.Image{}, PremountName: names.NewPremount(), Premounts: s.premounts, Features: docker.Features, Log: s.logs.LogConfig(),
 	}
 	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {
 		return p, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
 	}
-	p.Can.LowestOOMScore = docker.OOMFloor()
-	if !pod.Ours && given.GetMetadata().GetName() != "" {
+	p.Features.LowestOOMScore = docker.OOMFloor()
+	if !pod.CreatedByBerth && given.GetMetadata().GetName() != "" {
 		p.Pod = given // cri-dockerd has recorded less than is needed
 	}
 	var err error
@@ -53,7 +53,7 @@ func (s *Service) imageParams(ctx context.Context, p *todocker.ContainerParams) 
 	if p.Image, err = s.images.Resolve(ctx, spec.GetImage(), p.ImageName); err != nil {
 		return err
 	}
-	if p.Accounts, err = s.images.Accounts(ctx, p.Image.ID); err != nil {
+	if p.PasswdFiles, err = s.images.PasswdFiles(ctx, p.Image.ID); err != nil {
 		return err
 	}
 	for _, m := range p.Config.GetMounts() {

@@ -36,19 +36,19 @@ func (s *Service) createPremounts(ctx context.Context, docker *engine.Conn, para
 	pinned := map[string]bool{}
 	for _, m := range params.Config.GetMounts() {
 		volume, ok := params.Volumes[m.GetImage().GetImage()]
-		if !ok || pinned[volume.ID] || params.Can.ImageMounts {
+		if !ok || pinned[volume.ID] || params.Features.ImageMounts {
 			continue
 		}
 		short, cancel := docker.WithRequestTimeout(ctx)
-		_, err := docker.CreateHelper(short, volume.ID, engine.HoldHelper, params.Stage.String())
+		_, err := docker.CreateHelper(short, volume.ID, engine.PinHelper, params.PremountName.String())
 		cancel()
 		if err != nil {
 			return fmt.Errorf("ImageVolumeMountFailed: pin image %s: %w", volume.ID, err)
 		}
 		pinned[volume.ID] = true
 	}
-	err := s.premounts.Create(params.Stage, mounts)
-	if errors.Is(err, premount.ErrLayers) {
+	err := s.premounts.Create(params.PremountName, mounts)
+	if errors.Is(err, premount.ErrImageLayers) {
 		return fmt.Errorf("ImageVolumeMountFailed: %w", err)
 	}
 	return err
@@ -78,10 +78,10 @@ func checkImageSubPaths(ctx context.Context, docker *engine.Conn, id string, mou
 
 // removePremounts removes the premounts called name, and the helper containers that pin their images.
 func (s *Service) removePremounts(ctx context.Context, docker *engine.Conn, name names.Premount) error {
-	if name.None() {
+	if name.IsZero() {
 		return nil
 	}
-	helpers, err := docker.Helpers(ctx, engine.HoldHelper)
+	helpers, err := docker.Helpers(ctx, engine.PinHelper)
 	if err != nil {
 		return fmt.Errorf("list containers that pin images: %w", err)
 	}
@@ -114,13 +114,13 @@ func (s *Service) gcPremounts(ctx context.Context, docker *engine.Conn) error {
 	for _, name := range found {
 		candidates[name] = true
 	}
-	helpers, err := docker.Helpers(ctx, engine.HoldHelper)
+	helpers, err := docker.Helpers(ctx, engine.PinHelper)
 	if err != nil {
 		return fmt.Errorf("list containers that pin images: %w", err)
 	}
 	for id, pinnedFor := range helpers {
-		name, err := names.ParseStage(pinnedFor)
-		if err != nil || name.None() {
+		name, err := names.ParsePremount(pinnedFor)
+		if err != nil || name.IsZero() {
 			s.log.Warn("helper container ignored: it pins an image for no premounts", slog.String("container", id), slog.Any("err", err))
 			continue
 		}
@@ -137,7 +137,7 @@ func (s *Service) gcPremounts(ctx context.Context, docker *engine.Conn) error {
 	}
 	states := map[names.Premount]runtimeapi.ContainerState{}
 	for _, c := range containers {
-		states[c.Stage] = c.Row.GetState()
+		states[c.Premount] = c.Row.GetState()
 	}
 	for name := range candidates {
 		state, known := states[name]

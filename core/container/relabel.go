@@ -31,7 +31,7 @@ func (s *Service) relabel(ctx context.Context, docker *engine.Conn, pod *cache.S
 	if created.ProcessLabel == "" {
 		// The container is not confined and may read files with any label. Those containers of its pod that share
 		// the volume and are confined may not.
-		mountLabel = pod.FileLabel
+		mountLabel = pod.MountLabel
 	}
 	return setLabels(mounts, mountLabel, label.Relabel)
 }

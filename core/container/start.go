@@ -59,7 +59,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 func (s *Service) finishStart(ctx context.Context, c *cache.Container, startErr error) error {
 	// A running container has mounts of its own. If the premounts stayed, a volume could not be unmounted from the
 	// node after the container has exited.
-	if err := s.premounts.Remove(c.Stage); err != nil {
+	if err := s.premounts.Remove(c.Premount); err != nil {
 		s.log.Warn("premounts of a started container could not be removed; it will be tried again", slog.String("container", c.ID()), slog.Any("err", err))
 	}
 	if startErr != nil {

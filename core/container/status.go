@@ -41,9 +41,9 @@ func (s *Service) Statuses(ctx context.Context, sandboxID string) ([]*runtimeapi
 	return statuses, nil
 }
 
-// Reopen begins a new log file for a running container. The error is of kind FailedPrecondition if it is not running,
+// ReopenLog begins a new log file for a running container. The error is of kind FailedPrecondition if it is not running,
 // and Unavailable if it has not been inspected since berthd connected to Docker.
-func (s *Service) Reopen(ctx context.Context, id string) error {
+func (s *Service) ReopenLog(ctx context.Context, id string) error {
 	c, err := s.Running(ctx, id)
 	if err != nil {
 		return err

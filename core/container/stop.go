@@ -148,7 +148,7 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return s.discard(work, docker, c.ID(), logFile{c.LogDirectory, c.Status.GetLogPath()}, c.Stage)
+	return s.discard(work, docker, c.ID(), logFile{c.LogDirectory, c.Status.GetLogPath()}, c.Premount)
 }
 
 // A logFile is where the kubelet reads the log of a container.
@@ -161,7 +161,7 @@ type logFile struct {
 // any.
 func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, premounts names.Premount) error {
 	// Before the removal of the container, which deletes Docker's own file.
-	if err := s.logs.Close(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
+	if err := s.logs.Remove(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		s.log.Warn("log of a container could not be closed; its last lines may be missing", slog.String("container", id), slog.Any("err", err))
 	}
 	if err := docker.ForceRemove(ctx, id); err != nil {

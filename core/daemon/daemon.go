@@ -116,12 +116,12 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	ooms := oom.New(records.oomVerdicts, log)
 	containerLogs := logs.New(cfg.ContainerLogs, docker, records.logOffsets, log)
 	objects := cache.New(cache.Config{
-		Network: podNetwork, Failures: records.failedStarts, ContainerUpdates: records.containerUpdates, SandboxUpdates: records.sandboxes.Updates,
+		Network: podNetwork, FailedStarts: records.failedStarts, ContainerUpdates: records.containerUpdates, SandboxUpdates: records.sandboxes.Updates,
 		Logs: containerLogs, OOM: ooms, Metrics: registry,
 	}, docker, log)
 	usage := stats.New(docker, objects, log)
 	images := image.New(image.Config{
-		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Written: usage.Written,
+		PauseImage: cfg.PauseImage, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, ContainerUsage: usage.DiskUsageTotals,
 	}, docker, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
@@ -147,10 +147,10 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv,
 		loops: []func(context.Context) error{
 			docker.Run, objects.Run, ooms.Run, podNetwork.Run,
-			images.Run, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
-			containerLogs.Run, usage.Run, usage.KeepRates, streams.Run,
+			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
+			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 		},
-		exportStats:   func(ctx context.Context) error { return usage.Export(ctx, registry) },
+		exportStats:   func(ctx context.Context) error { return usage.RegisterMetrics(ctx, registry) },
 		listenMetrics: func(cri net.Addr) (runner, error) { return listenMetrics(cfg.Metrics, registry, objects, cri, log) },
 	}, nil
 }
@@ -204,8 +204,8 @@ type records struct {
 	sandboxes        sandbox.State
 	failedStarts     *container.FailedStarts
 	containerUpdates *container.Updates
-	logOffsets       *logs.Positions
-	oomVerdicts      *oom.Verdicts
+	logOffsets       *logs.Checkpoints
+	oomVerdicts      *oom.ExitReasons
 	node             *state.Bucket[string]
 }
 
@@ -218,8 +218,8 @@ func openRecords(rootDir string) (r records, err error) {
 	r.sandboxes, errs[0] = sandbox.OpenState(store)
 	r.failedStarts, errs[1] = container.OpenFailedStarts(store)
 	r.containerUpdates, errs[2] = container.OpenUpdates(store)
-	r.logOffsets, errs[3] = logs.OpenPositions(store)
-	r.oomVerdicts, errs[4] = oom.OpenVerdicts(store)
+	r.logOffsets, errs[3] = logs.OpenCheckpoints(store)
+	r.oomVerdicts, errs[4] = oom.OpenExitReasons(store)
 	r.node, errs[5] = state.OpenBucket[string](store, "node")
 	if err := errors.Join(errs[:]...); err != nil {
 		return r, fmt.Errorf("state directory %s: %w", rootDir, err)

@@ -45,8 +45,8 @@ func listenMetrics(cfg Metrics, registry *prometheus.Registry, objects *cache.Ca
 		return noServer{}, nil
 	}
 	config := metrics.Config{
-		Gatherer: registry, Profiles: cfg.Profiles,
-		Healthy: func(ctx context.Context) error {
+		Gatherer: registry, EnablePprof: cfg.Profiles,
+		CheckHealth: func(ctx context.Context) error {
 			if err := checkServing(ctx, cri); err != nil {
 				return fmt.Errorf("the CRI is not served: %w", err)
 			}

@@ -68,7 +68,7 @@ func (bridge) Status(context.Context) error  { return nil }
 func (bridge) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 // podDialer returns how port-forward reaches a port of a pod: from within its network namespace.
-func podDialer(pods PodNetwork) exec.Dial {
+func podDialer(pods PodNetwork) exec.DialFunc {
 	return func(ctx context.Context, pod *cache.Sandbox, port int) (net.Conn, error) {
 		if pod.HostNetwork {
 			return netns.Dial(ctx, "", port)

@@ -105,9 +105,9 @@ func (c *Conn) Alive(ctx context.Context) error {
 	return nil
 }
 
-// Containerd returns nil unless the last error that the Engine gave about its containerd
+// CheckContainerd returns nil unless the last error that the Engine gave about its containerd
 // was that it has no connection to it. The error is of kind Unavailable.
-func (c *Conn) Containerd() error {
+func (c *Conn) CheckContainerd() error {
 	if c.transport == nil {
 		return nil
 	}
@@ -119,7 +119,7 @@ func (c *Conn) Containerd() error {
 
 // recheckContainerd asks an Engine that has lost its containerd whether it has it again.
 func (c *Conn) recheckContainerd(ctx context.Context) {
-	if c.Containerd() == nil {
+	if c.CheckContainerd() == nil {
 		return
 	}
 	text := c.transport.containerdLost.Load()

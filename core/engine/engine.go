@@ -43,9 +43,9 @@ const (
 	dialBackoffMax   = time.Second
 )
 
-// ShortTimeout is the default of Config.Timeout. The kubelet's own default for most CRI
+// DefaultTimeout is the default of Config.Timeout. The kubelet's own default for most CRI
 // calls is two minutes (runtimeRequestTimeout): berthd should answer first, and say why.
-const ShortTimeout = 2*time.Minute - time.Second
+const DefaultTimeout = 2*time.Minute - time.Second
 
 // Config is what New needs.
 type Config struct {
@@ -77,7 +77,7 @@ type Engine struct {
 // New returns an Engine, which Run connects. The error says what is wrong with cfg.Host.
 func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	if cfg.Timeout == 0 {
-		cfg.Timeout = ShortTimeout
+		cfg.Timeout = DefaultTimeout
 	}
 	var endpoint string
 	c, err := client.NewClientWithOpts(hostOption(cfg.Host), detectPlaintext(&endpoint))

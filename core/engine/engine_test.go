@@ -226,7 +226,7 @@ func TestIsUnavailable(t *testing.T) {
 	if err := inspect(); engine.IsUnavailable(err) {
 		t.Errorf("status 500: %v must not be unavailable", err)
 	}
-	e.Heal("GET /containers/{id}/json")
+	e.ClearFaults("GET /containers/{id}/json")
 	// Not with a GET, which net/http repeats over another connection.
 	e.FailOnce("POST /containers/{id}/start", enginetest.HangUp, 1)
 	if err := conn.ContainerStart(t.Context(), "web", container.StartOptions{}); !engine.IsUnavailable(err) {
@@ -294,7 +294,7 @@ func connect(t *testing.T, host string, timeout time.Duration) (*engine.Engine, 
 		t.Fatal(err)
 	}
 	enginetest.Background(t, docker.Run)
-	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 	defer cancel()
 	conn, err := docker.WaitConn(ctx)
 	if err != nil {
@@ -379,10 +379,10 @@ func TestEveryCallHasADeadline(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			defer e.Hang(route)()
 			begin := time.Now()
-			ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+			ctx, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 			defer cancel()
 			err := call(ctx)
-			if took := time.Since(begin); took > enginetest.Patience/2 {
+			if took := time.Since(begin); took > enginetest.WaitTimeout/2 {
 				t.Errorf("the call took %v, want about %v", took, timeout)
 			}
 			if !engine.IsUnanswered(err) || !errdefs.IsUnavailable(err) || engine.IsUnavailable(err) || !engine.OutcomeUnknown(err) {
@@ -473,39 +473,39 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 		`connection error: desc = "transport: Error while dialing: dial unix /run/containerd/containerd.sock: connect: connection refused"`,
 		"error reading from server: EOF: unavailable",
 	} {
-		e.FailSaying(start, http.StatusInternalServerError, text)
+		e.FailWithText(start, http.StatusInternalServerError, text)
 		if err := startWeb(); !engine.IsUnavailable(err) || !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s: %v, want Unavailable", text, err)
 		}
-		if err := c.Containerd(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "containerd") {
+		if err := c.CheckContainerd(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "containerd") {
 			t.Errorf("%s: Containerd returned %v, want Unavailable", text, err)
 		}
-		e.Heal(start)
+		e.ClearFaults(start)
 		// The fake Engine has its containerd and reports it in GET /info.
-		enginetest.Until(t, "containerd is still reported as lost", func() bool { return c.Containerd() == nil })
+		enginetest.Until(t, "containerd is still reported as lost", func() bool { return c.CheckContainerd() == nil })
 	}
-	e.FailSaying(start, http.StatusInternalServerError, "failed to create shim task: OCI runtime create failed: unknown")
-	if err := startWeb(); engine.IsUnavailable(err) || !errdefs.IsInternal(err) || c.Containerd() != nil {
-		t.Errorf("a start that fails in runc: %v, %v", err, c.Containerd())
+	e.FailWithText(start, http.StatusInternalServerError, "failed to create shim task: OCI runtime create failed: unknown")
+	if err := startWeb(); engine.IsUnavailable(err) || !errdefs.IsInternal(err) || c.CheckContainerd() != nil {
+		t.Errorf("a start that fails in runc: %v, %v", err, c.CheckContainerd())
 	}
-	e.Heal(start)
+	e.ClearFaults(start)
 
 	restore := e.LoseContainerd()
 	e.AddImage(enginetest.Image{}, "server")
 	if _, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "web"); err != nil {
 		t.Fatal(err)
 	}
-	if err := startWeb(); !engine.IsUnavailable(err) || c.Containerd() == nil {
+	if err := startWeb(); !engine.IsUnavailable(err) || c.CheckContainerd() == nil {
 		t.Errorf("start: %v", err)
 	}
 	n := e.Calls("GET /info")
 	enginetest.Until(t, "GET /info is not repeated while containerd is lost", func() bool { return e.Calls("GET /info") > n+1 })
-	if c.Containerd() == nil {
+	if c.CheckContainerd() == nil {
 		t.Error("containerd is reported as connected while it is lost")
 	}
 	restore()
-	if err := startWeb(); err != nil || c.Containerd() != nil {
-		t.Errorf("after the restore: %v, %v", err, c.Containerd())
+	if err := startWeb(); err != nil || c.CheckContainerd() != nil {
+		t.Errorf("after the restore: %v, %v", err, c.CheckContainerd())
 	}
 }
 

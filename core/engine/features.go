@@ -49,10 +49,10 @@ type Features struct {
 	ReadOnlyNonRecursive bool // 1.44 (Docker 25.0): BindOptions.ReadOnlyNonRecursive and ReadOnlyForceRecursive
 	ImageMounts          bool // 1.48 (Docker 28.0): mounts of type image, with a sub-path
 
-	// StagedMounts reports that berth can prepare mounts that the Engine API cannot express
+	// Premounts reports that berth can prepare mounts that the Engine API cannot express
 	// (core/premount): the kernel is 5.12 or newer, and the Engine does not run in another
 	// mount namespace, as far as is known.
-	StagedMounts bool
+	Premounts bool
 
 	// LowestOOMScore is the lowest oom_score_adj that the Engine can give a container, as
 	// far as can be found out without a start.
@@ -85,9 +85,9 @@ func probeFeatures(ctx context.Context, c *client.Client, host string) (f Featur
 		}
 		f.ContainerdRoot = hostprobe.ContainerdRoot(f.RootDir, address)
 	}
-	if path, ok := strings.CutPrefix(host, "unix://"); ok && f.StagedMounts {
+	if path, ok := strings.CutPrefix(host, "unix://"); ok && f.Premounts {
 		pid, err := hostprobe.PeerPID(path)
-		f.StagedMounts = err != nil || !premount.InOtherMountNS(pid)
+		f.Premounts = err != nil || !premount.InOtherMountNS(pid)
 	}
 	return f, info.SystemTime, nil
 }
@@ -142,8 +142,8 @@ func newFeatures(info system.Info, api string) Features {
 			f.UserNSRemap = true
 		}
 	}
-	f.StagedMounts = hostprobe.KernelAtLeast(info.KernelVersion, 5, 12) // mount_setattr(2)
-	recursive := since("1.44") && f.StagedMounts
+	f.Premounts = hostprobe.KernelAtLeast(info.KernelVersion, 5, 12) // mount_setattr(2)
+	recursive := since("1.44") && f.Premounts
 	for name, rt := range info.Runtimes {
 		f.Runtimes[name] = Runtime{RecursiveReadOnly: recursive && hasMountOption(rt.Status, "rro")}
 	}

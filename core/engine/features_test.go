@@ -13,7 +13,7 @@ func TestFeaturesFromInfo(t *testing.T) {
 		Runtimes:        map[string]system.RuntimeWithStatus{"runc": {}},
 	}, "1.41")
 	if old.SeccompBuiltin || old.ReadOnlyNonRecursive || old.ImageMounts || old.Runtimes["runc"].RecursiveReadOnly || old.CDI ||
-		!old.StagedMounts || !old.AppArmor || old.SeccompProfile != "default" || old.CgroupVersion != 1 {
+		!old.Premounts || !old.AppArmor || old.SeccompProfile != "default" || old.CgroupVersion != 1 {
 		t.Errorf("20.10: %+v", old)
 	}
 	features := map[string]string{"org.opencontainers.runtime-spec.features": `{"mountOptions":["ro","rro"]}`}

@@ -22,9 +22,9 @@ type HelperKind string
 const (
 	// ReadHelper is for reading files of an image.
 	ReadHelper HelperKind = "read"
-	// HoldHelper keeps an image from being removed while a container uses its
+	// PinHelper keeps an image from being removed while a container uses its
 	// files as a volume.
-	HoldHelper HelperKind = "hold"
+	PinHelper HelperKind = "hold"
 )
 
 // helperName matches the Docker name of a helper: kind, purpose and a random part. An image
@@ -34,7 +34,7 @@ var helperName = regexp.MustCompile(`^/berth_(read|hold)_([A-Z2-7]{16,26})_[A-Z2
 // legacyHelperKeys are the labels by which berth before 1.1 recognised its helpers, which had
 // random names of Docker's. They are still set, so that after a downgrade an older berth
 // removes the helpers of this one.
-var legacyHelperKeys = map[HelperKind]string{ReadHelper: "berth.look", HoldHelper: "berth.hold"}
+var legacyHelperKeys = map[HelperKind]string{ReadHelper: "berth.look", PinHelper: "berth.hold"}
 
 // CreateHelper creates a helper container of an image and returns its ID. The purpose, which
 // Helpers returns, must be 16 to 26 characters of crypto/rand.Text.

@@ -47,7 +47,7 @@ func TestHelpersAreNotForgedByImages(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	want := map[engine.HelperKind]map[string]string{engine.ReadHelper: {}, engine.HoldHelper: {}}
+	want := map[engine.HelperKind]map[string]string{engine.ReadHelper: {}, engine.PinHelper: {}}
 	for kind := range want {
 		purpose := rand.Text()
 		id, err := docker.CreateHelper(t.Context(), "hostile", kind, purpose)
@@ -61,7 +61,7 @@ func TestHelpersAreNotForgedByImages(t *testing.T) {
 	image = "plain"
 	want[engine.ReadHelper][create("", container.Config{NetworkDisabled: true, Entrypoint: []string{"/"}, Labels: map[string]string{"berth.look": "old"}}, none)] = "old"
 	old := create("", container.Config{NetworkDisabled: true, Entrypoint: []string{"/"}, Labels: map[string]string{"berth.hold": "QRSTUVWXYZ234567"}}, none)
-	want[engine.HoldHelper][old] = "QRSTUVWXYZ234567"
+	want[engine.PinHelper][old] = "QRSTUVWXYZ234567"
 	for kind := range want {
 		got, err := docker.Helpers(t.Context(), kind)
 		if err != nil {
@@ -72,7 +72,7 @@ func TestHelpersAreNotForgedByImages(t *testing.T) {
 		}
 	}
 	for _, purpose := range []string{"", "x", "../../../etc/passwd", "ABCDEFGHIJKLMNO_"} {
-		if id, err := docker.CreateHelper(t.Context(), "hostile", engine.HoldHelper, purpose); !errdefs.IsInvalidArgument(err) {
+		if id, err := docker.CreateHelper(t.Context(), "hostile", engine.PinHelper, purpose); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("helper for %q: %q, %v", purpose, id, err)
 		}
 	}

@@ -24,18 +24,18 @@ import (
 type Service struct {
 	docker *engine.Engine
 	cache  *cache.Cache
-	dial   Dial
+	dial   DialFunc
 	memory *memory
 	signal func(containerID string, pid int, signal unix.Signal) error // signalTree, except in tests
 	log    *slog.Logger
 }
 
-// Dial connects to a TCP port on the loopback interface of a pod.
-type Dial func(ctx context.Context, pod *cache.Sandbox, port int) (net.Conn, error)
+// DialFunc connects to a TCP port on the loopback interface of a pod.
+type DialFunc func(ctx context.Context, pod *cache.Sandbox, port int) (net.Conn, error)
 
 // New returns a Service; none of its arguments may be nil, except dial if PortForward is
 // not called.
-func New(docker *engine.Engine, cache *cache.Cache, dial Dial, log *slog.Logger) *Service {
+func New(docker *engine.Engine, cache *cache.Cache, dial DialFunc, log *slog.Logger) *Service {
 	return &Service{docker: docker, cache: cache, dial: dial, memory: newMemory(memoryLimit), signal: signalTree, log: log}
 }
 

@@ -49,7 +49,7 @@ func signalTree(containerID string, pid int, signal unix.Signal) error {
 		return fmt.Errorf("pidfd: %w", err)
 	}
 	defer unix.Close(pidfd)
-	group, err := cgroup.Of(pid, containerID)
+	group, err := cgroup.ForContainer(pid, containerID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return errProcessEnded
 	}

@@ -168,7 +168,7 @@ func (f *fakeSignals) signal(_ string, pid int, signal unix.Signal) error {
 	f.sent = append(f.sent, signal)
 	f.mu.Unlock()
 	for _, s := range f.e.Execs() {
-		if s.ID == session && s.Running && (signal == unix.SIGKILL || s.Order.Cmd[0] != "stubborn") {
+		if s.ID == session && s.Running && (signal == unix.SIGKILL || s.Options.Cmd[0] != "stubborn") {
 			f.e.EndExec(session, 128+int(signal))
 		}
 	}
@@ -436,7 +436,7 @@ func TestStreamsEndWithClientWhenDockerHangs(t *testing.T) {
 				if err == nil {
 					t.Error("got nil, want an error")
 				}
-			case <-time.After(enginetest.Patience):
+			case <-time.After(enginetest.WaitTimeout):
 				t.Fatal("the call does not return after its client has gone")
 			}
 		})

@@ -19,7 +19,7 @@ import (
 // accepts gRPC messages of 16 MiB.
 const maxOutput = 16<<20 - 64<<10
 
-// Sync runs cmd in the container id (CRI ExecSync) and returns its output, truncated to just
+// ExecSync runs cmd in the container id (CRI ExecSync) and returns its output, truncated to just
 // below 16 MiB in total, and its exit code. For a command that could not be run the exit
 // code is 126 or 127 and the output is Docker's message, as with cri-dockerd: an error
 // would make a probe unknown rather than failed.
@@ -27,7 +27,7 @@ const maxOutput = 16<<20 - 64<<10
 // After timeout (0 means none), or when ctx ends, the command is killed with all of its
 // descendants, and the error is engine.ErrCommandTimeout or that of ctx. If Docker does
 // not answer within that time, the error is of kind Unavailable.
-func (s *Service) Sync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error) {
+func (s *Service) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error) {
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, engine.ErrCommandTimeout)

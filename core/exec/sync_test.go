@@ -32,10 +32,10 @@ func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 type fakeNetworkAndLogs struct{}
 
-func (fakeNetworkAndLogs) Addresses(string) ([]netip.Addr, bool)  { return nil, true }
-func (fakeNetworkAndLogs) InNetNS(string, int) bool               { return true }
-func (fakeNetworkAndLogs) Keep(context.Context, *cache.Container) {}
-func (fakeNetworkAndLogs) Drop(string)                            {}
+func (fakeNetworkAndLogs) Addresses(string) ([]netip.Addr, bool)     { return nil, true }
+func (fakeNetworkAndLogs) InNetNS(string, int) bool                  { return true }
+func (fakeNetworkAndLogs) Observe(context.Context, *cache.Container) {}
+func (fakeNetworkAndLogs) Discard(string)                            {}
 
 // newService returns a Service, its Engine, a client of that, and the ID of a running
 // container, whose command is the last of programs if there is one.
@@ -92,22 +92,22 @@ func TestSyncReturnsOutputAndExitCode(t *testing.T) {
 		_, _ = p.Stderr.Write([]byte("done"))
 		return 0
 	})
-	out, errs, code, err := service.Sync(t.Context(), id, []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, time.Minute)
+	out, errs, code, err := service.ExecSync(t.Context(), id, []string{"sh", "-c", "echo out; echo err >&2; exit 3"}, time.Minute)
 	if string(out) != "out\n" || string(errs) != "err\n" || code != 3 || err != nil {
 		t.Errorf("%q, %q, %d, %v", out, errs, code, err)
 	}
-	out, _, code, err = service.Sync(t.Context(), id, []string{"flood"}, time.Minute)
+	out, _, code, err = service.ExecSync(t.Context(), id, []string{"flood"}, time.Minute)
 	if len(out) != 16<<20-64<<10 || code != 0 || err != nil {
 		t.Errorf("%d bytes of too many, %d, %v", len(out), code, err)
 	}
-	out, _, code, err = service.Sync(t.Context(), id, []string{"missing"}, time.Minute)
+	out, _, code, err = service.ExecSync(t.Context(), id, []string{"missing"}, time.Minute)
 	if err != nil || code != 126 && code != 127 || !strings.Contains(string(out), "executable file not found") {
 		t.Errorf("a command that is not there: %q, %d, %v; want the reason and 126 or 127", out, code, err)
 	}
-	if _, _, _, err := service.Sync(t.Context(), id, nil, 0); !errdefs.IsInvalidArgument(err) {
+	if _, _, _, err := service.ExecSync(t.Context(), id, nil, 0); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no command: %v, want InvalidArgument", err)
 	}
-	if _, _, _, err := service.Sync(t.Context(), "nothing", []string{"true"}, 0); !errdefs.IsNotFound(err) {
+	if _, _, _, err := service.ExecSync(t.Context(), "nothing", []string{"true"}, 0); !errdefs.IsNotFound(err) {
 		t.Errorf("no container: %v, want NotFound", err)
 	}
 }
@@ -115,14 +115,14 @@ func TestSyncReturnsOutputAndExitCode(t *testing.T) {
 func TestSyncReturnsAtTimeoutOrCancellation(t *testing.T) {
 	service, e, _, id := newService(t)
 	start := time.Now()
-	_, _, _, err := service.Sync(t.Context(), id, []string{"sleep", "1000"}, time.Second) // which includes its start
+	_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, time.Second) // which includes its start
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
 		t.Errorf("%v after %v, want DeadlineExceeded at once", err, time.Since(start))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	e.On("GET /exec/{id}/json", cancel)
 	time.AfterFunc(300*time.Millisecond, cancel)
-	if _, _, _, err := service.Sync(ctx, id, []string{"sleep", "1000"}, time.Minute); !errors.Is(err, context.Canceled) {
+	if _, _, _, err := service.ExecSync(ctx, id, []string{"sleep", "1000"}, time.Minute); !errors.Is(err, context.Canceled) {
 		t.Errorf("canceled: %v, want Canceled", err)
 	}
 }
@@ -136,7 +136,7 @@ func TestSyncIsUnavailableWhenDockerHangs(t *testing.T) {
 		service, e, _, id := newService(t)
 		defer e.Hang(route)()
 		syncs[route] = func() error {
-			_, _, _, err := service.Sync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
+			_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
 			return err
 		}
 	}
@@ -163,7 +163,7 @@ func TestSyncIsUnavailableWhenShimHangs(t *testing.T) {
 	resume := e.HangShims()
 	defer resume()
 	start := time.Now()
-	_, _, _, err := service.Sync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
+	_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
 	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 8*time.Second {
 		t.Errorf("%v after %v, want Unavailable soon after 300 ms", err, time.Since(start))
 	}
@@ -182,7 +182,7 @@ func TestSyncReturnsWhenCommandHasEnded(t *testing.T) {
 				return 7
 			})
 			start := time.Now()
-			out, _, code, err := service.Sync(t.Context(), id, []string{"daemonize"}, timeout)
+			out, _, code, err := service.ExecSync(t.Context(), id, []string{"daemonize"}, timeout)
 			if string(out) != "started" || code != 7 || err != nil || time.Since(start) > 5*time.Second {
 				t.Errorf("%q, %d, %v after %v; want 7 at once", out, code, err, time.Since(start))
 			}
@@ -208,7 +208,7 @@ func TestExecEndsWithContainer(t *testing.T) {
 	}
 	onceRunning(t, e, forget)
 	start := time.Now()
-	if _, _, _, err := service.Sync(t.Context(), id, []string{"stays"}, 0); err == nil || time.Since(start) > 8*time.Second {
+	if _, _, _, err := service.ExecSync(t.Context(), id, []string{"stays"}, 0); err == nil || time.Since(start) > 8*time.Second {
 		t.Errorf("%v after %v, want an error soon", err, time.Since(start))
 	}
 	for name, dial := range map[string]func(*testing.T, string, bool, bool) streamClient{"SPDY": dialSPDY, "WebSocket": dialWebSocket} {
@@ -222,7 +222,7 @@ func TestExecEndsWithContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 		forget()
-		if err := c.conn.SetReadDeadline(time.Now().Add(enginetest.Patience)); err != nil {
+		if err := c.conn.SetReadDeadline(time.Now().Add(enginetest.WaitTimeout)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := io.Copy(io.Discard, c); err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
@@ -243,7 +243,7 @@ func TestSyncWaitsForCommandThatHasClosedItsOutput(t *testing.T) {
 		}
 		return 9
 	})
-	if _, _, code, err := service.Sync(t.Context(), id, []string{"quiet"}, time.Minute); code != 9 || err != nil {
+	if _, _, code, err := service.ExecSync(t.Context(), id, []string{"quiet"}, time.Minute); code != 9 || err != nil {
 		t.Errorf("%d, %v; want 9", code, err)
 	}
 }
@@ -263,14 +263,14 @@ func TestSyncSharesMemory(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			out, _, code, err := service.Sync(t.Context(), id, []string{"flood"}, time.Minute)
+			out, _, code, err := service.ExecSync(t.Context(), id, []string{"flood"}, time.Minute)
 			if len(out) != 8<<20 || code != 0 || err != nil {
 				t.Errorf("%d bytes, %d, %v", len(out), code, err)
 			}
 		})
 	}
 	for range 20 {
-		if out, _, _, err := service.Sync(t.Context(), id, []string{"sh", "-c", "echo out"}, time.Minute); string(out) != "out\n" || err != nil {
+		if out, _, _, err := service.ExecSync(t.Context(), id, []string{"sh", "-c", "echo out"}, time.Minute); string(out) != "out\n" || err != nil {
 			t.Errorf("%q, %v", out, err)
 		}
 	}
@@ -284,11 +284,11 @@ func TestSyncReturns137WhenContainerEnds(t *testing.T) {
 	t.Parallel()
 	service, e, _, id := newService(t)
 	onceRunning(t, e, func() { e.Die(id, 0) })
-	if _, _, code, err := service.Sync(t.Context(), id, []string{"sleep", "1000"}, time.Minute); code != 137 || err != nil {
+	if _, _, code, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, time.Minute); code != 137 || err != nil {
 		t.Errorf("exit code %d, %v; want 137", code, err)
 	}
 	enginetest.Until(t, "the container is not seen to end", func() bool {
-		_, _, _, err := service.Sync(t.Context(), id, []string{"true"}, 0)
+		_, _, _, err := service.ExecSync(t.Context(), id, []string{"true"}, 0)
 		return errdefs.IsFailedPrecondition(err)
 	})
 }
@@ -298,7 +298,7 @@ func TestSyncFailsWhenEngineStops(t *testing.T) {
 	service, e, _, id := newService(t)
 	onceRunning(t, e, e.Stop)
 	start := time.Now()
-	if _, _, _, err := service.Sync(t.Context(), id, []string{"sleep", "1000"}, time.Minute); err == nil || time.Since(start) > 10*time.Second {
+	if _, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, time.Minute); err == nil || time.Since(start) > 10*time.Second {
 		t.Errorf("%v after %v, want an error at once", err, time.Since(start))
 	}
 }

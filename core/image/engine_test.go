@@ -65,8 +65,8 @@ func newServiceAndEngine(t *testing.T, pauseImage string, edits ...func(*system.
 // newService returns a Service on e.
 func newService(t *testing.T, e *enginetest.Engine, cfg image.Config) *image.Service {
 	t.Helper()
-	cfg.PullProgress = cmp.Or(cfg.PullProgress, stall)
-	cfg.Written = func() (bytes, inodes, layers uint64) { return 70, 7, 60 }
+	cfg.PullProgressTimeout = cmp.Or(cfg.PullProgressTimeout, stall)
+	cfg.ContainerUsage = func() (bytes, inodes, layers uint64) { return 70, 7, 60 }
 	return image.New(cfg, e.Connect(t), slog.New(slog.DiscardHandler))
 }
 
@@ -168,7 +168,7 @@ func TestPullFailsWithoutProgressOfTheRegistry(t *testing.T) {
 			if tt.stalls {
 				limit = stall
 			}
-			images := newService(t, e, image.Config{PullProgress: limit})
+			images := newService(t, e, image.Config{PullProgressTimeout: limit})
 			e.Registry("r.test/a:1", tt.remote)
 			ctx, cancel := context.WithTimeout(t.Context(), 10*slowStall)
 			defer cancel()
@@ -612,12 +612,12 @@ func TestListHasImagesThatCannotBeInspected(t *testing.T) {
 	if got, err := users(); err != nil || len(got) != 2 || got[good] != 8 {
 		t.Errorf("%v, %v; want both images, and the user of the good one", got, err)
 	}
-	e.Heal("GET /images/" + bad + "/json")
+	e.ClearFaults("GET /images/" + bad + "/json")
 	e.Fail("GET /images/{name}/json", enginetest.HangUp)
 	if got, err := users(); !engine.IsUnavailable(err) {
 		t.Errorf("%v, %v; want Unavailable", got, err)
 	}
-	e.Heal("GET /images/{name}/json")
+	e.ClearFaults("GET /images/{name}/json")
 	enginetest.Until(t, "the image is not inspected again", func() bool {
 		got, err := users()
 		return err == nil && got[bad] == 7 && got[good] == 8
@@ -793,7 +793,7 @@ func TestFsInfoReturnsTheLastMeasurement(t *testing.T) {
 	service, e := newServiceAndEngine(t, "")
 	e.AddImage(enginetest.Image{Size: 1000}, "a:1")
 	e.AddImage(enginetest.Image{Size: 234}, "b:1")
-	enginetest.Background(t, service.Run)
+	enginetest.Background(t, service.MeasureDiskUsage)
 	var images, containers []*runtimeapi.FilesystemUsage
 	enginetest.Until(t, "not measured", func() bool {
 		var err error
@@ -828,7 +828,7 @@ func TestFsInfoOfTheContainerdStoreExcludesContainers(t *testing.T) {
 		info.DriverStatus = [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}}
 	})
 	e.AddImage(enginetest.Image{Size: 1000}, "a:1")
-	enginetest.Background(t, service.Run)
+	enginetest.Background(t, service.MeasureDiskUsage)
 	enginetest.Until(t, "containers are included", func() bool {
 		images, _, err := service.FsInfo(t.Context())
 		return err == nil && images[0].GetUsedBytes().GetValue() == 940

@@ -46,13 +46,13 @@ func (s *Service) FsInfo(context.Context) (images, containers []*runtimeapi.File
 		}}
 	}
 	// With two mountpoints the kubelet would assume a split image file system (KEP-4191).
-	bytes, inodes, _ := s.Written()
+	bytes, inodes, _ := s.ContainerUsage()
 	return usage(s.diskUsage.Load(), 0), usage(bytes, inodes), nil
 }
 
-// Run measures the disk usage of images every measureInterval. It returns nil when ctx is
+// MeasureDiskUsage measures the disk usage of images every measureInterval. It returns nil when ctx is
 // done.
-func (s *Service) Run(ctx context.Context) error {
+func (s *Service) MeasureDiskUsage(ctx context.Context) error {
 	for {
 		docker, err := s.docker.WaitConn(ctx)
 		if err != nil {
@@ -97,7 +97,7 @@ func (s *Service) measure(ctx context.Context, docker *engine.Conn) (uint64, err
 	if docker.Features.Snapshotter {
 		// Docker adds up all snapshots of containerd, with those that containers write to
 		// (docker 28.5).
-		_, _, written := s.Written()
+		_, _, written := s.ContainerUsage()
 		layers -= min(layers, written)
 	}
 	return layers, nil

@@ -32,15 +32,15 @@ type Config struct {
 	// PauseImage is the image of pause containers. If it is not on the node and cannot be
 	// pulled, the built-in image is used instead.
 	PauseImage string
-	// PullProgress is the time without progress after which a pull fails, while the next
+	// PullProgressTimeout is the time without progress after which a pull fails, while the next
 	// step depends on the registry.
-	PullProgress time.Duration
+	PullProgressTimeout time.Duration
 	// NodeCredentials allows pulls for pods to use the credentials in root's Docker
 	// configuration, where the kubelet sends none. The pull of the pause image always may.
 	NodeCredentials bool
-	// Written returns how many bytes and inodes all containers have written. layers is the
+	// ContainerUsage returns how many bytes and inodes all containers have written. layers is the
 	// part of the bytes that is in their root file systems.
-	Written func() (bytes, inodes, layers uint64)
+	ContainerUsage func() (bytes, inodes, layers uint64)
 }
 
 // A Service manages the images of the node. Its methods may be called concurrently.

@@ -29,10 +29,10 @@ const (
 	gcRetryInterval = time.Second
 )
 
-// Accounts returns /etc/passwd and /etc/group of the image with the ID. They are read from
+// PasswdFiles returns /etc/passwd and /etc/group of the image with the ID. They are read from
 // a helper container that is never started, because Docker gives access to the files of an
 // image in no other way with all storage drivers. Then they are cached.
-func (s *Service) Accounts(ctx context.Context, id string) (identity.PasswdFiles, error) {
+func (s *Service) PasswdFiles(ctx context.Context, id string) (identity.PasswdFiles, error) {
 	unlock, err := s.passwdReads.Lock(ctx, id)
 	if err != nil {
 		return identity.PasswdFiles{}, err

@@ -43,7 +43,7 @@ func TestPasswdFilesSurviveAPruneOfTheHelper(t *testing.T) {
 		"undisturbed": {func(*enginetest.Engine, func()) {}, nil, 1},
 		"pruned": {func(e *enginetest.Engine, prune func()) {
 			e.On("GET /containers/{id}/archive", func() {
-				e.Heal("GET /containers/{id}/archive")
+				e.ClearFaults("GET /containers/{id}/archive")
 				prune()
 			})
 		}, nil, 2},
@@ -68,13 +68,13 @@ func TestPasswdFilesSurviveAPruneOfTheHelper(t *testing.T) {
 			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
 			id := e.AddImage(enginetest.Image{Files: whole}, "app")
 			tt.disturb(e, prune(t, e))
-			got, err := s.Accounts(t.Context(), id)
+			got, err := s.PasswdFiles(t.Context(), id)
 			if tt.fails != nil {
 				if !tt.fails(err) {
 					t.Errorf("%v", err)
 				}
-				e.Heal("GET /containers/{id}/archive")
-				got, err = s.Accounts(t.Context(), id)
+				e.ClearFaults("GET /containers/{id}/archive")
+				got, err = s.PasswdFiles(t.Context(), id)
 			}
 			if err != nil || string(got.Passwd) != users || string(got.Group) != groups {
 				t.Errorf("users %q, groups %q, %v", got.Passwd, got.Group, err)
@@ -96,7 +96,7 @@ func TestImageWithoutPasswdFilesIsReadOnce(t *testing.T) {
 	id := e.AddImage(enginetest.Image{}, "scratch")
 	e.Fail("GET /containers/{id}/archive", 404)
 	for range 2 {
-		got, err := s.Accounts(t.Context(), id)
+		got, err := s.PasswdFiles(t.Context(), id)
 		if err != nil || len(got.Passwd)+len(got.Group) > 0 {
 			t.Errorf("users %q, groups %q, %v; want none", got.Passwd, got.Group, err)
 		}
@@ -136,7 +136,7 @@ func TestPasswdFilesFollowLinksAsDockerDoes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := enginetest.New(t)
 			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-			got, err := s.Accounts(t.Context(), e.AddImage(img, "app"))
+			got, err := s.PasswdFiles(t.Context(), e.AddImage(img, "app"))
 			if err != nil || string(got.Passwd) != right {
 				t.Errorf("%q, %v; want %q", got.Passwd, err, right)
 			}
@@ -145,7 +145,7 @@ func TestPasswdFilesFollowLinksAsDockerDoes(t *testing.T) {
 	t.Run("to a missing file", func(t *testing.T) {
 		e := enginetest.New(t)
 		s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-		got, err := s.Accounts(t.Context(), e.AddImage(enginetest.Image{Links: links(2, "/etc/passwd", "/none")}, "app"))
+		got, err := s.PasswdFiles(t.Context(), e.AddImage(enginetest.Image{Links: links(2, "/etc/passwd", "/none")}, "app"))
 		if err != nil || len(got.Passwd) > 0 {
 			t.Errorf("%q, %v; want no users", got.Passwd, err)
 		}
@@ -164,7 +164,7 @@ func TestUnreadablePasswdFilesAreAnError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e := enginetest.New(t)
 			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-			got, err := s.Accounts(t.Context(), e.AddImage(img, "app"))
+			got, err := s.PasswdFiles(t.Context(), e.AddImage(img, "app"))
 			if err == nil {
 				t.Errorf("%d and %d bytes, want an error", len(got.Passwd), len(got.Group))
 			}
@@ -188,7 +188,7 @@ func TestPasswdCacheIsBoundedAndEvictsTheLeastRecentlyUsed(t *testing.T) {
 	helpersFor := func(id string) (created int) {
 		t.Helper()
 		before := e.Calls("POST /containers/create")
-		if _, err := s.Accounts(t.Context(), id); err != nil {
+		if _, err := s.PasswdFiles(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 		return e.Calls("POST /containers/create") - before
@@ -259,7 +259,7 @@ func TestGCKeepsHelpersInUse(t *testing.T) {
 		}
 	}()
 	for _, id := range ids {
-		if got, err := s.Accounts(t.Context(), id); err != nil || !strings.Contains(string(got.Passwd), "root") {
+		if got, err := s.PasswdFiles(t.Context(), id); err != nil || !strings.Contains(string(got.Passwd), "root") {
 			t.Errorf("%q, %v", got.Passwd, err)
 		}
 	}

@@ -92,7 +92,7 @@ func (s *Service) ensurePause(ctx context.Context, docker *engine.Conn) (string,
 	case errdefs.IsNotFound(err):
 	case err != nil:
 		return "", err
-	case pause.Is(found, runtime.GOARCH):
+	case pause.IsBuiltin(found, runtime.GOARCH):
 		return found.ID, nil
 	default:
 		s.log.Warn("another image has the name of the built-in pause image, loading the built-in one again",
@@ -155,7 +155,7 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 	if err != nil {
 		return "", err
 	}
-	if !pause.Is(found, runtime.GOARCH) {
+	if !pause.IsBuiltin(found, runtime.GOARCH) {
 		return "", fmt.Errorf("image %s was loaded and is not the built-in pause image: %w", found.ID, errdefs.ErrFailedPrecondition)
 	}
 	return found.ID, nil

@@ -66,7 +66,7 @@ var errStalled = errors.New("no progress")
 func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header string) (string, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	watchdog := time.AfterFunc(s.PullProgress, func() { cancel(errStalled) })
+	watchdog := time.AfterFunc(s.PullProgressTimeout, func() { cancel(errStalled) })
 	defer watchdog.Stop()
 
 	body, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
@@ -76,7 +76,7 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 			switch {
 			case !layers.update(m):
 			case layers.awaitingRegistry():
-				watchdog.Reset(s.PullProgress)
+				watchdog.Reset(s.PullProgressTimeout)
 			default:
 				watchdog.Stop()
 			}
@@ -85,7 +85,7 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errStalled) {
-			return "", &pullError{ref, fmt.Errorf("no progress for %v", s.PullProgress), true}
+			return "", &pullError{ref, fmt.Errorf("no progress for %v", s.PullProgressTimeout), true}
 		}
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())

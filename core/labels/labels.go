@@ -76,11 +76,11 @@ type Set struct {
 	Image    string         // of a container, as in the pod spec
 	ImageRef string         // of a container, with the digest of the repository if it has one
 	User     string         // of a container, a runtime.v1.LinuxContainerUser as JSON; empty if not known
-	Stage    names.Premount // of a container, the name of its premounts; zero if it has none
+	Premount names.Premount // of a container, the name of its premounts; zero if it has none
 }
 
-// Ours reports whether berth has created the container.
-func (s Set) Ours() bool { return s.Config != "" }
+// CreatedByBerth reports whether berth has created the container.
+func (s Set) CreatedByBerth() bool { return s.Config != "" }
 
 // Encode returns s as Docker labels. All keys that Read reads are written, also with empty
 // values: a label that is set when a container is created overrides the label of its
@@ -102,7 +102,7 @@ func (s Set) Encode() map[string]string {
 		imageKey:       s.Image,
 		imageRefKey:    s.ImageRef,
 		userKey:        s.User,
-		stageKey:       s.Stage.String(),
+		stageKey:       s.Premount.String(),
 		labelsKey:      keys(s.Labels),
 		annotationsKey: keys(s.Annotations),
 	})
@@ -137,7 +137,7 @@ func Read(c container.InspectResponse) (Set, error) {
 		return Set{}, errors.New("inspect result is incomplete")
 	}
 	s, err := read(c.Name, c.Config.Labels, ours(c))
-	if err != nil || !s.Ours() {
+	if err != nil || !s.CreatedByBerth() {
 		return s, err
 	}
 	// berth before 1.1 wrote no label for an empty value, so that a label of the image could
@@ -228,7 +228,7 @@ func (s *Set) decodeOwn(labels map[string]string) error {
 		s.SandboxID, s.LogPath = labels[sandboxKey], labels[logPathKey]
 		s.Image, s.ImageRef, s.User = labels[imageKey], labels[imageRefKey], labels[userKey]
 		// Any other text is a label of the image: it is ignored.
-		s.Stage, _ = names.ParseStage(labels[stageKey])
+		s.Premount, _ = names.ParsePremount(labels[stageKey])
 	}
 	s.Labels, s.Annotations = map[string]string{}, map[string]string{}
 	var labelKeys, annotationKeys []string

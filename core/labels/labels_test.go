@@ -77,7 +77,7 @@ func FuzzRoundTrip(f *testing.F) {
 		for _, want := range []labels.Set{
 			{
 				Kind: labels.Container, SandboxID: "5fa3", LogPath: "/var/log/pods/p/c/0.log", Config: config(t, map[string]any{"name": "c"}),
-				Image: "busybox", ImageRef: "busybox@sha256:12", User: `{"uid":"1"}`, Stage: names.NewStage(),
+				Image: "busybox", ImageRef: "busybox@sha256:12", User: `{"uid":"1"}`, Premount: names.NewPremount(),
 				Labels: map[string]string{key: value}, Annotations: map[string]string{note: text},
 			},
 			{Kind: labels.Container, Config: config(t, map[string]any{"name": "c"})}, // an empty value overrides the image's too
@@ -168,7 +168,7 @@ func TestReadAcceptsNamesWithSuffixesAndUnderscores(t *testing.T) {
 		{"/k8s_my_c_my_p_n_u_1_deadbeef", labels.Set{Kind: labels.Container, Config: config(t, map[string]any{"name": "my_c", "attempt": 1})}},
 		{"/k8s_POD_my_p_n_u_0_deadbeef", labels.Set{Kind: labels.Sandbox, Config: config(t, map[string]any{"name": "my_p", "namespace": "n", "uid": "u"})}},
 	} {
-		if got, err := labels.Read(inspected(tt.name, tt.set.Encode(), nil, byBerth())); err != nil || got.Kind != tt.set.Kind || !got.Ours() {
+		if got, err := labels.Read(inspected(tt.name, tt.set.Encode(), nil, byBerth())); err != nil || got.Kind != tt.set.Kind || !got.CreatedByBerth() {
 			t.Errorf("%s: %+v, %v", tt.name, got, err)
 		}
 		row := container.Summary{Names: []string{"/other/alias", tt.name}, Labels: tt.set.Encode()}
@@ -192,7 +192,7 @@ func TestReadIgnoresImageLabelsOnEarlierContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Ours() || got.Handler+got.Image+got.ImageRef+got.User != "" || !got.Stage.None() || got.SandboxID != "s" || got.LogPath != "/var/log/pods/p/c/0.log" {
+	if got.CreatedByBerth() || got.Handler+got.Image+got.ImageRef+got.User != "" || !got.Premount.IsZero() || got.SandboxID != "s" || got.LogPath != "/var/log/pods/p/c/0.log" {
 		t.Errorf("container of cri-dockerd: %+v", got)
 	}
 
@@ -203,7 +203,7 @@ func TestReadIgnoresImageLabelsOnEarlierContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !got.Ours() || !got.Stage.None() || got.Handler != "" || got.Image != "app" || len(got.Labels)+len(got.Annotations) > 0 {
+	if !got.CreatedByBerth() || !got.Premount.IsZero() || got.Handler != "" || got.Image != "app" || len(got.Labels)+len(got.Annotations) > 0 {
 		t.Errorf("container of berth before 1.1: %+v", got)
 	}
 
@@ -225,7 +225,7 @@ func TestReadIgnoresImageLabelsOnEarlierContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Handler != "" || got.LogPath != "" || got.SandboxID != "" || !got.Stage.None() {
+	if got.Handler != "" || got.LogPath != "" || got.SandboxID != "" || !got.Premount.IsZero() {
 		t.Errorf("sandbox of berth before 1.1: %+v", got)
 	}
 }

@@ -28,10 +28,10 @@ type Checkpoint struct {
 	Complete bool `json:"complete,omitempty"`
 }
 
-// Positions stores the checkpoints of all logs by container ID.
-type Positions = state.Bucket[Checkpoint]
+// Checkpoints stores the checkpoints of all logs by container ID.
+type Checkpoints = state.Bucket[Checkpoint]
 
-// OpenPositions opens the bucket of checkpoints in store.
-func OpenPositions(store *state.Store) (*Positions, error) {
+// OpenCheckpoints opens the bucket of checkpoints in store.
+func OpenCheckpoints(store *state.Store) (*Checkpoints, error) {
 	return state.OpenBucket[Checkpoint](store, "logs")
 }

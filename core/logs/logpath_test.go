@@ -64,7 +64,7 @@ func withTimeout(t *testing.T, what string, do func() error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(enginetest.Patience):
+	case <-time.After(enginetest.WaitTimeout):
 		t.Fatalf("%s hangs", what)
 		return nil
 	}
@@ -81,7 +81,7 @@ func checkRefused(t *testing.T, what, kind string, err error) {
 func TestCreateRefusesNonLogFiles(t *testing.T) {
 	t.Parallel()
 	for kind, put := range nonLogs {
-		for _, mode := range []logs.Mode{logs.CRI, logs.Follow, logs.Link} {
+		for _, mode := range []logs.Mode{logs.ModeCRI, logs.ModeFollow, logs.ModeSymlink} {
 			if kind == "symbolic link" {
 				continue // that of an earlier container: it is replaced
 			}
@@ -93,8 +93,8 @@ func TestCreateRefusesNonLogFiles(t *testing.T) {
 				if err := put(n, n.path); err != nil {
 					t.Fatal(err)
 				}
-				checkRefused(t, "open", kind, withTimeout(t, "open", func() error { return n.logs.Open("c1", n.source, n.logDir(), n.path) }))
-				err := withTimeout(t, "close", func() error { return n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path) })
+				checkRefused(t, "open", kind, withTimeout(t, "open", func() error { return n.logs.Create("c1", n.source, n.logDir(), n.path) }))
+				err := withTimeout(t, "close", func() error { return n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path) })
 				if err != nil {
 					t.Errorf("close: %v", err)
 				}
@@ -111,10 +111,10 @@ func TestReopenRefusesNonLogFiles(t *testing.T) {
 	t.Parallel()
 	for kind, put := range nonLogs {
 		t.Run(kind, func(t *testing.T) {
-			n := newNode(t, logs.CRI)
+			n := newNode(t, logs.ModeCRI)
 			n.create()
 			n.printLines(4)
-			n.logs.Keep(t.Context(), n.inspected(true))
+			n.logs.Observe(t.Context(), n.inspected(true))
 			n.waitForContent(n.path, wantRecords(1, 4))
 			older := n.path + ".1"
 			if err := os.Rename(n.path, older); err != nil {
@@ -145,10 +145,10 @@ func TestNonLogFileAtStartBlocksNothing(t *testing.T) {
 	t.Parallel()
 	for kind, put := range nonLogs {
 		t.Run(kind, func(t *testing.T) {
-			n := newNode(t, logs.CRI)
+			n := newNode(t, logs.ModeCRI)
 			n.create()
 			n.printLines(4)
-			n.logs.Keep(t.Context(), n.inspected(true))
+			n.logs.Observe(t.Context(), n.inspected(true))
 			n.waitForContent(n.path, wantRecords(1, 4))
 			n.stop()
 			for _, name := range []string{n.path, n.path + ".1"} { // the second is searched for the unacknowledged tail
@@ -160,12 +160,12 @@ func TestNonLogFileAtStartBlocksNothing(t *testing.T) {
 			n.start()
 			n.printLines(3)
 			began := time.Now()
-			n.logs.Keep(t.Context(), n.inspected(true))
-			ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+			n.logs.Observe(t.Context(), n.inspected(true))
+			ctx, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 			defer cancel()
 			checkRefused(t, "reopen", kind, n.logs.Reopen(ctx, "c1"))
-			n.logs.Keep(t.Context(), n.inspected(false))
-			if took := time.Since(began); took > enginetest.Patience {
+			n.logs.Observe(t.Context(), n.inspected(false))
+			if took := time.Since(began); took > enginetest.WaitTimeout {
 				t.Errorf("the exit of a container is held back for %v", took)
 			}
 			_ = withTimeout(t, "the end of the daemon", func() error { n.stop(); return nil })
@@ -179,7 +179,7 @@ func TestNonLogFileAtStartBlocksNothing(t *testing.T) {
 // The log directory and the components below it must not be links; those above it may be.
 func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	elsewhere := filepath.Join(n.dir, "elsewhere")
 	if err := os.MkdirAll(filepath.Join(elsewhere, "web"), 0o755); err != nil {
 		t.Fatal(err)
@@ -195,7 +195,7 @@ func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 		if err := os.Symlink(tt.target, tt.link); err != nil {
 			t.Fatal(err)
 		}
-		if err := n.logs.Open("c1", n.source, tt.dir, tt.path); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.link) {
+		if err := n.logs.Create("c1", n.source, tt.dir, tt.path); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.link) {
 			t.Errorf("%s: %v, want FailedPrecondition that names %s", name, err, tt.link)
 		}
 	}
@@ -209,7 +209,7 @@ func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(above, "ns_pod_uid")
-	if err := n.logs.Open("c2", n.source, dir, filepath.Join(dir, "web", "0.log")); err != nil {
+	if err := n.logs.Create("c2", n.source, dir, filepath.Join(dir, "web", "0.log")); err != nil {
 		t.Errorf("a link above the log directory: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(elsewhere, "ns_pod_uid", "web", "0.log")); err != nil {
@@ -219,10 +219,10 @@ func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 
 func TestSymlinkThatReplacesDirectoryIsRefused(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(1)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 1))
 	dir, elsewhere := filepath.Dir(n.path), filepath.Join(n.dir, "elsewhere")
 	if err := os.Mkdir(elsewhere, 0o755); err != nil {
@@ -237,8 +237,8 @@ func TestSymlinkThatReplacesDirectoryIsRefused(t *testing.T) {
 	if err := n.logs.Reopen(t.Context(), "c1"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("reopen: %v, want FailedPrecondition", err)
 	}
-	n.logs.Keep(t.Context(), n.inspected(false))
-	if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); !errdefs.IsFailedPrecondition(err) {
+	n.logs.Observe(t.Context(), n.inspected(false))
+	if err := n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("close: %v, want FailedPrecondition", err)
 	}
 	if left, err := os.ReadDir(elsewhere); err != nil || len(left) > 0 {
@@ -257,7 +257,7 @@ func TestPathsOutsideLogDirectoryAreIgnored(t *testing.T) {
 		"a sibling":                {"/pods", "/pods-of-another/0.log"},
 		"upwards":                  {"/pods", "/pods/../protected"},
 	} {
-		for _, mode := range []logs.Mode{logs.CRI, logs.Link, logs.Follow} {
+		for _, mode := range []logs.Mode{logs.ModeCRI, logs.ModeSymlink, logs.ModeFollow} {
 			t.Run(name+", "+string(mode), func(t *testing.T) {
 				n := newNode(t, mode)
 				n.protectedFile()
@@ -265,18 +265,18 @@ func TestPathsOutsideLogDirectoryAreIgnored(t *testing.T) {
 				if dir != "" {
 					dir = n.dir + dir
 				}
-				if err := n.logs.Open("c1", n.source, dir, path); !errdefs.IsFailedPrecondition(err) {
+				if err := n.logs.Create("c1", n.source, dir, path); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("open: %v, want FailedPrecondition", err)
 				}
 				n.printLines(3)
 				for _, ours := range []bool{true, false} {
 					c := n.inspected(true)
-					c.Status.LogPath, c.LogDirectory, c.Ours = path, dir, ours
+					c.Status.LogPath, c.LogDirectory, c.CreatedByBerth = path, dir, ours
 					for range 2 {
-						n.logs.Keep(t.Context(), c)
+						n.logs.Observe(t.Context(), c)
 					}
 				}
-				if err := n.logs.Close(t.Context(), "c1", n.source, dir, path); err != nil {
+				if err := n.logs.Remove(t.Context(), "c1", n.source, dir, path); err != nil {
 					t.Error(err)
 				}
 				n.stop()
@@ -295,24 +295,24 @@ func TestPathsOutsideLogDirectoryAreIgnored(t *testing.T) {
 // In a pod of cri-dockerd only the checkpoint has the log directory.
 func TestLogDirectoryIsStored(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(1)
 	n.stop()
 	n.start()
 	c := n.inspected(true)
 	c.LogDirectory = ""
-	n.logs.Keep(t.Context(), c)
+	n.logs.Observe(t.Context(), c)
 	n.waitForContent(n.path, wantRecords(1, 1))
 }
 
 // Also when it does not exist while berthd starts.
 func TestLogContinuesWhenLogDirectoryReturns(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(4)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 4))
 	n.waitForCheckpoint()
 	n.stop()
@@ -321,13 +321,13 @@ func TestLogContinuesWhenLogDirectoryReturns(t *testing.T) {
 	}
 	n.start()
 	n.printLines(3)
-	n.logs.Keep(t.Context(), n.inspected(true))
-	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+	n.logs.Observe(t.Context(), n.inspected(true))
+	ctx, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 	defer cancel()
 	if err := n.logs.Reopen(ctx, "c1"); err == nil {
 		t.Error("a file was created in a directory that does not exist")
 	}
-	n.logs.Keep(t.Context(), n.inspected(false)) // waits until the timeout, for nothing can be written
+	n.logs.Observe(t.Context(), n.inspected(false)) // waits until the timeout, for nothing can be written
 	if err := os.MkdirAll(filepath.Dir(n.path), 0o755); err != nil {
 		t.Fatal(err)
 	}

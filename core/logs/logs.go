@@ -38,9 +38,9 @@ type Mode string
 
 // The values of Mode.
 const (
-	CRI    Mode = "cri"     // copied from Docker's json-file
-	Link   Mode = "symlink" // a symbolic link to Docker's json-file
-	Follow Mode = "follow"  // copied from Docker's log stream, with any log driver
+	ModeCRI     Mode = "cri"     // copied from Docker's json-file
+	ModeSymlink Mode = "symlink" // a symbolic link to Docker's json-file
+	ModeFollow  Mode = "follow"  // copied from Docker's log stream, with any log driver
 )
 
 // drainTimeout is how long the exit of a container is held back while its last lines are
@@ -51,7 +51,7 @@ const drainTimeout = 2 * time.Second
 type Service struct {
 	mode        Mode
 	docker      *engine.Engine
-	checkpoints *Positions
+	checkpoints *Checkpoints
 	log         *slog.Logger
 
 	queued  chan struct{} // has a buffer of one; sent to when queue is not empty
@@ -66,7 +66,7 @@ type Service struct {
 
 // New returns a Service that creates logs in the given mode and stores its checkpoints
 // in checkpoints. docker is used for log streams only.
-func New(mode Mode, docker *engine.Engine, checkpoints *Positions, log *slog.Logger) *Service {
+func New(mode Mode, docker *engine.Engine, checkpoints *Checkpoints, log *slog.Logger) *Service {
 	return &Service{
 		mode: mode, docker: docker, checkpoints: checkpoints, log: log,
 		queued: make(chan struct{}, 1), stopped: make(chan struct{}),
@@ -74,14 +74,14 @@ func New(mode Mode, docker *engine.Engine, checkpoints *Positions, log *slog.Log
 	}
 }
 
-// Driver returns the log driver and its options for a new container; the zero value for the
+// LogConfig returns the log driver and its options for a new container; the zero value for the
 // default of daemon.json.
-func (s *Service) Driver() container.LogConfig {
+func (s *Service) LogConfig() container.LogConfig {
 	switch s.mode {
-	case CRI:
+	case ModeCRI:
 		// What Docker keeps is what can be copied later, when berthd was stopped meanwhile.
 		return container.LogConfig{Type: jsonFileDriver, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false", "mode": "blocking"}}
-	case Link:
+	case ModeSymlink:
 		return container.LogConfig{Type: jsonFileDriver}
 	default:
 		return container.LogConfig{}
@@ -185,18 +185,18 @@ func (s *Service) handlePanic(p *pump, err error) {
 	}
 }
 
-// Open creates the log of the container id at path. The container is about to be created or was
+// Create creates the log of the container id at path. The container is about to be created or was
 // created just now; source is its json-file, which need not exist yet. dir is the log
 // directory of the pod.
 //
 // The error is of kind FailedPrecondition if path is not below dir, or if there is something
 // at path that cannot be a log.
-func (s *Service) Open(id, source, dir, path string) error {
+func (s *Service) Create(id, source, dir, path string) error {
 	logPath, err := crifile.NewPath(dir, path)
 	if err != nil {
 		return err
 	}
-	if s.mode == Link {
+	if s.mode == ModeSymlink {
 		return logPath.Symlink(source)
 	}
 	if err := logPath.Create(); err != nil {
@@ -219,7 +219,7 @@ func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error
 	}
 	cp, stored := s.checkpoints.Get(id)
 	if !stored {
-		cp = Checkpoint{Dir: path.Dir(), Follow: s.mode == Follow || sourcePath == ""}
+		cp = Checkpoint{Dir: path.Dir(), Follow: s.mode == ModeFollow || sourcePath == ""}
 		// From now on also the next daemon knows that a pump writes this file.
 		if err := s.checkpoints.Put(id, cp); err != nil {
 			return nil, err
@@ -244,10 +244,10 @@ func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error
 	return p, nil
 }
 
-// Keep continues the log of a container that was just inspected. If the container has
+// Observe continues the log of a container that was just inspected. If the container has
 // exited, it returns when the log is complete or drainTimeout has passed; then the
 // rest is written as soon as possible.
-func (s *Service) Keep(ctx context.Context, c *cache.Container) {
+func (s *Service) Observe(ctx context.Context, c *cache.Container) {
 	path, started := c.Status.GetLogPath(), c.Status.GetStartedAt()
 	if path == "" || started == 0 {
 		return
@@ -328,7 +328,7 @@ func (s *Service) isSymlink(c *cache.Container, path crifile.Path) bool {
 	case c.JSONPath == "":
 		// An existing link leads to a file of Docker's, to which nothing may be written.
 		return path.LinkTarget() != ""
-	case c.Ours:
+	case c.CreatedByBerth:
 		return path.LinkTarget() == c.JSONPath
 	}
 	// A container of cri-dockerd keeps its link: its json-file has no max-size, and the
@@ -411,10 +411,10 @@ func (s *Service) Reopen(ctx context.Context, id string) error {
 	}
 }
 
-// Close ends the log of a container that is being removed. The file remains, for the kubelet
+// Remove ends the log of a container that is being removed. The file remains, for the kubelet
 // removes it, unless nothing was ever written to it. A symbolic link to source is removed.
 // A path that is not below dir, the log directory of the pod, is ignored.
-func (s *Service) Close(ctx context.Context, id, source, dir, path string) error {
+func (s *Service) Remove(ctx context.Context, id, source, dir, path string) error {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	s.mu.Unlock()
@@ -427,7 +427,7 @@ func (s *Service) Close(ctx context.Context, id, source, dir, path string) error
 		case <-ctx.Done():
 		}
 	}
-	s.Drop(id)
+	s.Discard(id)
 	logPath, err := crifile.NewPath(dir, path)
 	if err != nil {
 		return nil // nothing was ever written there
@@ -435,8 +435,8 @@ func (s *Service) Close(ctx context.Context, id, source, dir, path string) error
 	return logPath.RemoveSymlink(source)
 }
 
-// Drop ends the pump of a container that no longer exists and deletes its checkpoint.
-func (s *Service) Drop(id string) {
+// Discard ends the pump of a container that no longer exists and deletes its checkpoint.
+func (s *Service) Discard(id string) {
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	delete(s.pumps, id)
@@ -450,15 +450,15 @@ func (s *Service) Drop(id string) {
 	}
 }
 
-// Forget deletes the checkpoints of containers that do not exist.
-func (s *Service) Forget(exists func(id string) bool) error {
-	ids, err := s.checkpoints.Names()
+// Prune deletes the checkpoints of containers that do not exist.
+func (s *Service) Prune(exists func(id string) bool) error {
+	ids, err := s.checkpoints.Keys()
 	if err != nil {
 		return err
 	}
 	for _, id := range ids {
 		if !exists(id) {
-			s.Drop(id)
+			s.Discard(id)
 		}
 	}
 	return nil

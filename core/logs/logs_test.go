@@ -57,7 +57,7 @@ func (n *node) start() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	bucket, err := logs.OpenPositions(store)
+	bucket, err := logs.OpenCheckpoints(store)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -172,7 +172,7 @@ func endRecord(i int) string { return timeOf(i) + " stdout F \n" }
 func (n *node) waitForContent(path, text string) {
 	n.t.Helper()
 	var got []byte
-	for limit := time.Now().Add(enginetest.Patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+	for limit := time.Now().Add(enginetest.WaitTimeout); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		got, _ = os.ReadFile(path)
 		if string(got) == text {
 			return
@@ -186,7 +186,7 @@ func (n *node) inspected(running bool) *cache.Container {
 	return &cache.Container{
 		Row:     &runtimeapi.Container{Id: "c1"},
 		Status:  &runtimeapi.ContainerStatus{Id: "c1", LogPath: n.path, StartedAt: int64(n.starts)},
-		Running: running, JSONPath: n.source, Ours: true, LogDirectory: n.logDir(),
+		Running: running, JSONPath: n.source, CreatedByBerth: true, LogDirectory: n.logDir(),
 	}
 }
 
@@ -210,22 +210,22 @@ func (n *node) rotate() {
 // create creates the log as core/container does.
 func (n *node) create() {
 	n.t.Helper()
-	if err := n.logs.Open("c1", n.source, n.logDir(), n.path); err != nil {
+	if err := n.logs.Create("c1", n.source, n.logDir(), n.path); err != nil {
 		n.t.Fatal(err)
 	}
 }
 
 func TestOutputIsCopiedUntilExit(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(10)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 10))
 	n.printLines(5) // found through the watch
 	n.waitForContent(n.path, wantRecords(1, 15))
 	n.printLines(1000)
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	if got, err := os.ReadFile(n.path); err != nil || string(got) != wantRecords(1, 1015) {
 		t.Errorf("Observe returns before the last line is written: %d of %d bytes, %v", len(got), len(wantRecords(1, 1015)), err)
 	}
@@ -233,10 +233,10 @@ func TestOutputIsCopiedUntilExit(t *testing.T) {
 
 func TestReopenBeginsNewFile(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(10)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 10))
 	if err := os.Rename(n.path, n.path+".20261123-142630"); err != nil {
 		t.Fatal(err)
@@ -255,16 +255,16 @@ func TestReopenBeginsNewFile(t *testing.T) {
 
 func TestLastLinesAreCopiedAfterFastDockerRotations(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	for range 5 {
 		n.printLines(100)
 		n.rotate()
 	}
 	n.printLines(1)
 	// Files that Docker removes before the first read are lost.
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	got, err := os.ReadFile(n.path)
 	if err != nil || !strings.HasSuffix(string(got), wantRecords(401, 501)+endRecord(500)) {
 		t.Errorf("the log does not end with the last lines: %d bytes, %v", len(got), err)
@@ -273,9 +273,9 @@ func TestLastLinesAreCopiedAfterFastDockerRotations(t *testing.T) {
 
 func TestEveryLineIsCopiedAcrossDockerRotations(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	for i := range 6 {
 		n.printLines(100)
 		if i%2 == 0 {
@@ -285,7 +285,7 @@ func TestEveryLineIsCopiedAcrossDockerRotations(t *testing.T) {
 			n.printLines(10)
 			n.rotate()
 		}
-		n.logs.Keep(t.Context(), n.inspected(true))
+		n.logs.Observe(t.Context(), n.inspected(true))
 		n.waitForContent(n.path, wantRecords(1, n.lines))
 	}
 }
@@ -313,10 +313,10 @@ func TestKilledDaemonNeitherLosesNorRepeatsLines(t *testing.T) {
 		}, 61},
 	} {
 		t.Run(name, func(t *testing.T) {
-			n := newNode(t, logs.CRI)
+			n := newNode(t, logs.ModeCRI)
 			n.create()
 			n.printLines(10)
-			n.logs.Keep(t.Context(), n.inspected(true))
+			n.logs.Observe(t.Context(), n.inspected(true))
 			n.waitForContent(n.path, wantRecords(1, 10))
 			restore := n.snapshotCheckpoint() // the checkpoint before the next lines
 			n.printLines(50)
@@ -326,7 +326,7 @@ func TestKilledDaemonNeitherLosesNorRepeatsLines(t *testing.T) {
 			tt.meanwhile(n)
 			n.start()
 			n.printLines(5)
-			n.logs.Keep(t.Context(), n.inspected(true))
+			n.logs.Observe(t.Context(), n.inspected(true))
 			n.waitForContent(n.path, wantRecords(tt.first, n.lines))
 			if strings.Contains(n.logOutput.String(), "gap") {
 				t.Errorf("a gap is logged:\n%s", n.logOutput)
@@ -337,10 +337,10 @@ func TestKilledDaemonNeitherLosesNorRepeatsLines(t *testing.T) {
 
 func TestGapIsLogged(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(10)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 10))
 	n.stop()
 	for range 4 {
@@ -349,7 +349,7 @@ func TestGapIsLogged(t *testing.T) {
 	}
 	n.printLines(1)
 	n.start()
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 10)+wantRecords(31, 51))
 	n.stop()
 	if !strings.Contains(n.logOutput.String(), "gap") {
@@ -360,10 +360,10 @@ func TestGapIsLogged(t *testing.T) {
 // Operators truncate Docker's json-file to free disk space.
 func TestCopyContinuesAfterTruncation(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(10)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 10))
 	if err := os.Truncate(n.source, 0); err != nil {
 		t.Fatal(err)
@@ -375,22 +375,22 @@ func TestCopyContinuesAfterTruncation(t *testing.T) {
 
 func TestLogOfSilentContainerIsEmpty(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	if err := n.logs.Reopen(t.Context(), "c1"); err != nil {
 		t.Error(err)
 	}
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	n.waitForContent(n.path, "")
 }
 
 func TestRemoveDeletesUnusedLog(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	for range 2 {
-		if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
+		if err := n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 			t.Error(err)
 		}
 	}
@@ -403,11 +403,11 @@ func TestRemoveDeletesUnusedLog(t *testing.T) {
 // was removed.
 func newNodeWithRemovedLog(t *testing.T) *node {
 	t.Helper()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(3)
-	n.logs.Keep(t.Context(), n.inspected(true))
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	n.waitForContent(n.path, wantRecords(1, 3)+endRecord(2))
 	if err := os.Remove(n.path); err != nil {
 		t.Fatal(err)
@@ -418,8 +418,8 @@ func newNodeWithRemovedLog(t *testing.T) *node {
 // The kubelet removes the log before it removes the container.
 func TestDeletedLogIsNotRecreated(t *testing.T) {
 	n := newNodeWithRemovedLog(t)
-	n.logs.Keep(t.Context(), n.inspected(false))
-	if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
+	n.logs.Observe(t.Context(), n.inspected(false))
+	if err := n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Lstat(n.path); !os.IsNotExist(err) {
@@ -434,7 +434,7 @@ func TestDeletedLogIsNotRecreated(t *testing.T) {
 func TestOlderInspectResultDoesNotRestartLog(t *testing.T) {
 	t.Parallel()
 	n := newNodeWithRemovedLog(t)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	time.Sleep(200 * time.Millisecond)
 	if _, err := os.Lstat(n.path); !os.IsNotExist(err) {
 		t.Errorf("the log was created again: %v", err)
@@ -444,7 +444,7 @@ func TestOlderInspectResultDoesNotRestartLog(t *testing.T) {
 // A container that prints now and then causes two writes per second, and an idle one none.
 func TestCheckpointIsWrittenAtMostTwicePerSecond(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -469,7 +469,7 @@ func TestCheckpointIsWrittenAtMostTwicePerSecond(t *testing.T) {
 		}
 	}
 	n.printLines(1)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	began := time.Now()
 	for range 39 {
 		time.Sleep(50 * time.Millisecond)
@@ -484,7 +484,7 @@ func TestCheckpointIsWrittenAtMostTwicePerSecond(t *testing.T) {
 	if err := os.Remove(n.source); err != nil { // which ends the watch
 		t.Fatal(err)
 	}
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	written()
 	time.Sleep(1100 * time.Millisecond)
 	if got := written(); got > 0 {
@@ -494,10 +494,10 @@ func TestCheckpointIsWrittenAtMostTwicePerSecond(t *testing.T) {
 
 func TestCheckpointErrorIsLoggedOnce(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(1)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 1))
 	if err := os.RemoveAll(filepath.Join(n.dir, "state", "v1", "logs")); err != nil {
 		t.Fatal(err)
@@ -515,26 +515,26 @@ func TestCheckpointErrorIsLoggedOnce(t *testing.T) {
 
 func TestRestartedContainerContinuesItsLog(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.printLines(3)
-	n.logs.Keep(t.Context(), n.inspected(true))
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	n.starts++
 	n.printLines(3) // after docker start, which berthd has not started
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.printLines(3)
 	n.waitForContent(n.path, wantRecords(1, 3)+endRecord(2)+wantRecords(4, 9))
 }
 
 func TestSymlinkIsCreatedAndRemoved(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.Link)
+	n := newNode(t, logs.ModeSymlink)
 	for range 2 { // after a restart of berthd the log is created again
 		n.create()
 	}
 	n.printLines(3)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	text, err := os.ReadFile(n.path)
 	if original, _ := os.ReadFile(n.source); err != nil || !bytes.Equal(text, original) {
 		t.Errorf("read %q, %v through the link", text, err)
@@ -543,7 +543,7 @@ func TestSymlinkIsCreatedAndRemoved(t *testing.T) {
 		t.Errorf("reopen: %v, want a failed precondition", err)
 	}
 	for range 2 {
-		if err := n.logs.Close(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
+		if err := n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 			t.Error(err)
 		}
 	}
@@ -555,14 +555,14 @@ func TestSymlinkIsCreatedAndRemoved(t *testing.T) {
 // Containers keep the kind of log that they were created with.
 func TestModeChangeKeepsExistingSymlink(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.Link)
+	n := newNode(t, logs.ModeSymlink)
 	n.create()
 	n.printLines(3)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.stop()
-	n.mode = logs.CRI
+	n.mode = logs.ModeCRI
 	n.start()
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	if target, err := os.Readlink(n.path); err != nil || target != n.source {
 		t.Errorf("the log is not a link to Docker's file: %q, %v", target, err)
 	}
@@ -571,11 +571,11 @@ func TestModeChangeKeepsExistingSymlink(t *testing.T) {
 // The log of a container of cri-dockerd is a link, which is created again if it was removed.
 func TestSymlinkOfCriDockerdIsRestored(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.printLines(3)
 	c := n.inspected(true)
-	c.Ours = false
-	n.logs.Keep(t.Context(), c)
+	c.CreatedByBerth = false
+	n.logs.Observe(t.Context(), c)
 	if target, err := os.Readlink(n.path); err != nil || target != n.source {
 		t.Errorf("link to %q, %v", target, err)
 	}
@@ -586,7 +586,7 @@ func TestSymlinkOfCriDockerdIsRestored(t *testing.T) {
 
 func TestStaleSymlinkIsReplaced(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	if err := os.MkdirAll(filepath.Dir(n.path), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -596,7 +596,7 @@ func TestStaleSymlinkIsReplaced(t *testing.T) {
 	}
 	n.create()
 	n.printLines(1)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	n.waitForContent(n.path, wantRecords(1, 1))
 	if _, err := os.Stat(other); !os.IsNotExist(err) {
 		t.Error("written through a stale link")
@@ -612,24 +612,24 @@ func TestUnknownSourcePathChangesNoLog(t *testing.T) {
 		return c
 	}
 	t.Run("copied", func(t *testing.T) {
-		n := newNode(t, logs.CRI)
+		n := newNode(t, logs.ModeCRI)
 		n.create()
 		n.printLines(3)
-		n.logs.Keep(t.Context(), n.inspected(true))
+		n.logs.Observe(t.Context(), n.inspected(true))
 		n.waitForContent(n.path, wantRecords(1, 3))
 		n.stop()
 		n.start()
-		n.logs.Keep(t.Context(), withoutSource(n.inspected(true)))
-		n.logs.Keep(t.Context(), n.inspected(true))
+		n.logs.Observe(t.Context(), withoutSource(n.inspected(true)))
+		n.logs.Observe(t.Context(), n.inspected(true))
 		n.printLines(3)
 		n.waitForContent(n.path, wantRecords(1, 6))
 	})
 	t.Run("linked", func(t *testing.T) {
-		n := newNode(t, logs.Link)
+		n := newNode(t, logs.ModeSymlink)
 		n.create()
 		n.printLines(3)
-		n.logs.Keep(t.Context(), withoutSource(n.inspected(true)))
-		n.logs.Keep(t.Context(), n.inspected(false)) // would wait for a pump if there were one
+		n.logs.Observe(t.Context(), withoutSource(n.inspected(true)))
+		n.logs.Observe(t.Context(), n.inspected(false)) // would wait for a pump if there were one
 		if left, _ := os.ReadDir(filepath.Join(n.dir, "state", "v1", "logs")); len(left) > 0 {
 			t.Errorf("a checkpoint exists for a link: %v", left)
 		}

@@ -12,7 +12,7 @@ import (
 
 func TestLagGrowsWhileLogCannotBeWritten(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	reg := prometheus.NewPedanticRegistry()
 	if err := n.logs.Export(reg); err != nil {
 		t.Fatal(err)
@@ -32,7 +32,7 @@ func TestLagGrowsWhileLogCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.printLines(3)
-	n.logs.Keep(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(true))
 	limit := time.Now().Add(10 * time.Second)
 	for ; lag() < 0.3; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(limit) {

@@ -36,7 +36,7 @@ func (n *node) observeStart() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.logs.Keep(n.t.Context(), n.inspected(true))
+	n.logs.Observe(n.t.Context(), n.inspected(true))
 }
 
 // piece is a full piece of a line.
@@ -66,14 +66,14 @@ func TestLastLineIsEndedOnce(t *testing.T) {
 			"berthd runs": func(n *node) {
 				n.observeStart()
 				tt.print(n)
-				n.logs.Keep(n.t.Context(), n.inspected(false))
+				n.logs.Observe(n.t.Context(), n.inspected(false))
 			},
 			"berthd was stopped": func(n *node) {
 				n.observeStart()
 				n.stop()
 				tt.print(n)
 				n.start()
-				n.logs.Keep(n.t.Context(), n.inspected(false))
+				n.logs.Observe(n.t.Context(), n.inspected(false))
 			},
 			"berthd was stopped at exit": func(n *node) {
 				n.observeStart()
@@ -81,7 +81,7 @@ func TestLastLineIsEndedOnce(t *testing.T) {
 				n.waitForContent(n.path, strings.Split(tt.want, emptyEndRecord(tt.want))[0])
 				n.stop()
 				n.start()
-				n.logs.Keep(n.t.Context(), n.inspected(false))
+				n.logs.Observe(n.t.Context(), n.inspected(false))
 			},
 			"berthd was killed": func(n *node) {
 				n.printLines(1)
@@ -89,25 +89,25 @@ func TestLastLineIsEndedOnce(t *testing.T) {
 				n.waitForContent(n.path, wantRecords(1, 1))
 				restore := n.snapshotCheckpoint()
 				tt.print(n)
-				n.logs.Keep(n.t.Context(), n.inspected(false))
+				n.logs.Observe(n.t.Context(), n.inspected(false))
 				n.waitForContent(n.path, wantRecords(1, 1)+tt.want)
 				n.stop()
 				restore()
 				n.start()
-				n.logs.Keep(n.t.Context(), n.inspected(false))
+				n.logs.Observe(n.t.Context(), n.inspected(false))
 			},
 			"it is removed": func(n *node) {
 				n.observeStart()
 				tt.print(n)
 				n.waitForContent(n.path, strings.Split(tt.want, emptyEndRecord(tt.want))[0])
-				if err := n.logs.Close(n.t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
+				if err := n.logs.Remove(n.t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
 					n.t.Error(err)
 				}
 			},
 		}
 		for how, end := range ends {
 			t.Run(name+", "+how, func(t *testing.T) {
-				n := newNode(t, logs.CRI)
+				n := newNode(t, logs.ModeCRI)
 				n.create()
 				end(n)
 				whole := tt.want
@@ -121,7 +121,7 @@ func TestLastLineIsEndedOnce(t *testing.T) {
 				for range 2 { // the end is not added again
 					n.stop()
 					n.start()
-					n.logs.Keep(t.Context(), n.inspected(false))
+					n.logs.Observe(t.Context(), n.inspected(false))
 				}
 				n.waitForContent(n.path, whole)
 			})
@@ -143,7 +143,7 @@ func emptyEndRecord(text string) string {
 // Log collectors read each file separately.
 func TestReopenWaitsForEndOfLine(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.CRI)
+	n := newNode(t, logs.ModeCRI)
 	n.create()
 	n.observeStart()
 	n.printText("stdout", 2, piece)
@@ -173,7 +173,7 @@ func TestReopenWaitsForEndOfLine(t *testing.T) {
 // the name to which the kubelet has renamed its log.
 func newNodeInOpenLine(t *testing.T) (n *node, older string) {
 	t.Helper()
-	n = newNode(t, logs.CRI)
+	n = newNode(t, logs.ModeCRI)
 	n.create()
 	n.observeStart()
 	n.printText("stdout", 2, piece)
@@ -195,7 +195,7 @@ func TestReopenDoesNotWaitLongForEndOfLine(t *testing.T) {
 		t.Errorf("Reopen takes %v", took)
 	}
 	n.printText("stdout", 2, piece)
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	n.waitForContent(older, recordOf(2, "stdout", "P", piece))
 	n.waitForContent(n.path, recordOf(2, "stdout", "P", piece)+recordOf(2, "stdout", "F", ""))
 }
@@ -212,7 +212,7 @@ func TestReopenAtExitEndsLineInOldFile(t *testing.T) {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	n.logs.Keep(t.Context(), n.inspected(false))
+	n.logs.Observe(t.Context(), n.inspected(false))
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

@@ -50,7 +50,7 @@ func newStreamNode(t *testing.T, tty bool, driver string, program enginetest.Pro
 	f.id = made.ID
 	bucket := newBucket(t)
 	f.start = func() {
-		f.logs = logs.New(logs.Follow, docker, bucket, slog.New(slog.DiscardHandler))
+		f.logs = logs.New(logs.ModeFollow, docker, bucket, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- f.logs.Run(ctx) }()
@@ -64,7 +64,7 @@ func newStreamNode(t *testing.T, tty bool, driver string, program enginetest.Pro
 	}
 	f.start()
 	t.Cleanup(func() { f.stop() })
-	if err := f.logs.Open(made.ID, "", filepath.Dir(f.path), f.path); err != nil {
+	if err := f.logs.Create(made.ID, "", filepath.Dir(f.path), f.path); err != nil {
 		t.Fatal(err)
 	}
 	f.observe(true)
@@ -72,13 +72,13 @@ func newStreamNode(t *testing.T, tty bool, driver string, program enginetest.Pro
 }
 
 // newBucket returns an empty bucket.
-func newBucket(t *testing.T) *logs.Positions {
+func newBucket(t *testing.T) *logs.Checkpoints {
 	t.Helper()
 	store, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
-	bucket, err := logs.OpenPositions(store)
+	bucket, err := logs.OpenCheckpoints(store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,9 +87,9 @@ func newBucket(t *testing.T) *logs.Positions {
 
 // observe passes the state of the container to the Service, as the cache does.
 func (f *streamNode) observe(running bool) {
-	f.logs.Keep(f.t.Context(), &cache.Container{
+	f.logs.Observe(f.t.Context(), &cache.Container{
 		Row:    &runtimeapi.Container{Id: f.id},
-		Status: &runtimeapi.ContainerStatus{Id: f.id, LogPath: f.path, StartedAt: 1}, Running: running, TTY: f.tty, Ours: true,
+		Status: &runtimeapi.ContainerStatus{Id: f.id, LogPath: f.path, StartedAt: 1}, Running: running, TTY: f.tty, CreatedByBerth: true,
 		LogDirectory: filepath.Dir(f.path),
 	})
 }
@@ -299,16 +299,16 @@ func TestFollowReopenBeforeStreamIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	bucket := newBucket(t)
-	s := logs.New(logs.Follow, docker, bucket, slog.New(slog.DiscardHandler))
+	s := logs.New(logs.ModeFollow, docker, bucket, slog.New(slog.DiscardHandler))
 	path := filepath.Join(t.TempDir(), "pods", "0.log")
-	if err := s.Open(made.ID, "", filepath.Dir(path), path); err != nil {
+	if err := s.Create(made.ID, "", filepath.Dir(path), path); err != nil {
 		t.Fatal(err)
 	}
-	s.Keep(t.Context(), &cache.Container{
+	s.Observe(t.Context(), &cache.Container{
 		Row:    &runtimeapi.Container{Id: made.ID},
-		Status: &runtimeapi.ContainerStatus{Id: made.ID, LogPath: path, StartedAt: 1}, Running: true, Ours: true, LogDirectory: filepath.Dir(path),
+		Status: &runtimeapi.ContainerStatus{Id: made.ID, LogPath: path, StartedAt: 1}, Running: true, CreatedByBerth: true, LogDirectory: filepath.Dir(path),
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 	defer cancel()
 	first := make(chan error, 1)
 	go func() { first <- s.Reopen(ctx, made.ID) }()

@@ -50,10 +50,10 @@ const (
 type Config struct {
 	// Gatherer provides the metrics of /metrics.
 	Gatherer prometheus.Gatherer
-	// Healthy is the health check of /healthz; its error is the body of the response.
-	Healthy func(ctx context.Context) error
-	// Profiles enables /debug/pprof/.
-	Profiles bool
+	// CheckHealth is the health check of /healthz; its error is the body of the response.
+	CheckHealth func(ctx context.Context) error
+	// EnablePprof enables /debug/pprof/.
+	EnablePprof bool
 }
 
 // A Server is an HTTP server for monitoring that has its address already. Run serves.
@@ -109,7 +109,7 @@ func (s *Server) routes() http.Handler {
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: maxScrapes,
 	})))
 	mux.Handle("GET /healthz", buffered(http.HandlerFunc(s.serveHealth)))
-	if s.Profiles {
+	if s.EnablePprof {
 		for path, h := range map[string]http.HandlerFunc{
 			"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
 		} {
@@ -176,7 +176,7 @@ func (s *Server) check(ctx context.Context) error {
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 		defer cancel()
-		s.lastErr = s.Healthy(ctx)
+		s.lastErr = s.CheckHealth(ctx)
 		s.lastCheck = time.Now()
 		return nil, s.lastErr
 	})

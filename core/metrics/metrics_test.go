@@ -62,7 +62,7 @@ func TestHealthIsOneLine(t *testing.T) {
 		{nil, http.StatusOK, "ok\n"},
 		{errors.New("docker: not available:\nno such file"), http.StatusServiceUnavailable, "docker: not available: no such file\n"},
 	} {
-		get := serve(t, Config{Healthy: func(context.Context) error { return tt.err }})
+		get := serve(t, Config{CheckHealth: func(context.Context) error { return tt.err }})
 		if code, body := get("/healthz"); code != tt.code || body != tt.body {
 			t.Errorf("%d %q", code, body)
 		}
@@ -94,7 +94,7 @@ func TestInvalidMetricDoesNotBlankTheOthers(t *testing.T) {
 }
 
 func TestProfilesAreServedIfEnabled(t *testing.T) {
-	get := serve(t, Config{Profiles: true})
+	get := serve(t, Config{EnablePprof: true})
 	for path, want := range map[string]string{"/debug/pprof/": "goroutine", "/debug/pprof/cmdline": "test", "/debug/pprof/goroutine?debug=1": "goroutine profile"} {
 		if code, body := get(path); code != http.StatusOK || !strings.Contains(body, want) {
 			t.Errorf("%s: %d %s", path, code, body)
@@ -116,7 +116,7 @@ func TestListenOnAddressInUseFailsWithOneLine(t *testing.T) {
 func TestConcurrentHealthRequestsShareOneCheck(t *testing.T) {
 	var checks atomic.Int64
 	release := make(chan struct{})
-	get := serve(t, Config{Healthy: func(context.Context) error {
+	get := serve(t, Config{CheckHealth: func(context.Context) error {
 		checks.Add(1)
 		<-release
 		return nil
@@ -145,7 +145,7 @@ func TestClientsThatDoNotReadDoNotBlockOthers(t *testing.T) {
 	for i := range 8 { // together more than the buffers of a socket hold
 		reg.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: fmt.Sprintf("metric_%d", i), Help: strings.Repeat("y", 1<<20)}))
 	}
-	s, err := Listen("127.0.0.1:0", Config{Gatherer: reg, Healthy: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
+	s, err := Listen("127.0.0.1:0", Config{Gatherer: reg, CheckHealth: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestClientsThatDoNotReadDoNotBlockOthers(t *testing.T) {
 }
 
 func TestConnectionBeyondTheLimitWaitsForAnotherToClose(t *testing.T) {
-	s, err := Listen("127.0.0.1:0", Config{Gatherer: prometheus.NewRegistry(), Healthy: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
+	s, err := Listen("127.0.0.1:0", Config{Gatherer: prometheus.NewRegistry(), CheckHealth: func(context.Context) error { return nil }}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -81,9 +81,9 @@ func (n Name) LogDirectory(path string) string {
 	return path[:at+len(mark)]
 }
 
-// Plain returns the Docker name s without its suffix, so that it identifies the pod,
+// WithoutSuffix returns the Docker name s without its suffix, so that it identifies the pod,
 // container and attempt. A name in another scheme is returned as it is.
-func Plain(s string) string {
+func WithoutSuffix(s string) string {
 	n, err := Parse(s)
 	if err != nil {
 		return s
@@ -118,12 +118,12 @@ type Premount struct{ word string }
 // premountWord matches the names that NewStage returns.
 var premountWord = regexp.MustCompile(`^[A-Z2-7]{16}$`)
 
-// NewStage returns a unique name.
-func NewStage() Premount { return Premount{rand.Text()[:16]} }
+// NewPremount returns a unique name.
+func NewPremount() Premount { return Premount{rand.Text()[:16]} }
 
-// ParseStage parses the String of a Premount, "" for the zero one. The error is of kind
+// ParsePremount parses the String of a Premount, "" for the zero one. The error is of kind
 // InvalidArgument for any other text.
-func ParseStage(s string) (Premount, error) {
+func ParsePremount(s string) (Premount, error) {
 	if s != "" && !premountWord.MatchString(s) {
 		return Premount{}, fmt.Errorf("%q is not the name of premounts: %w", s, errdefs.ErrInvalidArgument)
 	}
@@ -133,5 +133,5 @@ func ParseStage(s string) (Premount, error) {
 // String returns the name as text, "" for none.
 func (s Premount) String() string { return s.word }
 
-// None reports whether s is the zero Premount.
-func (s Premount) None() bool { return s.word == "" }
+// IsZero reports whether s is the zero Premount.
+func (s Premount) IsZero() bool { return s.word == "" }

@@ -39,25 +39,25 @@ func TestPlainRemovesSuffix(t *testing.T) {
 		"k8s_POD_web_ns_u_0_0123abcd": "k8s_POD_web_ns_u_0",
 		"compose_web_1":               "compose_web_1",
 	} {
-		if got := names.Plain(name); got != want {
+		if got := names.WithoutSuffix(name); got != want {
 			t.Errorf("Plain(%q) = %q, want %q", name, got, want)
 		}
 	}
 }
 
 func TestParseStageRefusesPaths(t *testing.T) {
-	name := names.NewStage()
-	if got, err := names.ParseStage(name.String()); err != nil || got != name || got.None() {
+	name := names.NewPremount()
+	if got, err := names.ParsePremount(name.String()); err != nil || got != name || got.IsZero() {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := names.ParseStage(""); err != nil || !got.None() {
+	if got, err := names.ParsePremount(""); err != nil || !got.IsZero() {
 		t.Errorf("empty text: %v, %v", got, err)
 	}
 	for _, s := range []string{
 		".", "..", "/", "../../../etc", "/etc", "x", "ABCDEFGHIJKLMNOP/..", "../ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLMNO", "ABCDEFGHIJKLMNOPQ",
 		"abcdefghijklmnop", "ABCDEFGHIJKLMNO1", "ABCDEFGHIJKLMNO\x00", "ABCDEFGHIJKLMNOP\n", " ABCDEFGHIJKLMNOP", "ABCDEFGHIJKLMNO.",
 	} {
-		if got, err := names.ParseStage(s); !errdefs.IsInvalidArgument(err) || !got.None() {
+		if got, err := names.ParsePremount(s); !errdefs.IsInvalidArgument(err) || !got.IsZero() {
 			t.Errorf("%q: %v, %v", s, got, err)
 		}
 	}

@@ -48,7 +48,7 @@ const (
 
 // A Watcher watches the memory cgroups of containers, while Run runs.
 type Watcher struct {
-	exitReasons *Verdicts
+	exitReasons *ExitReasons
 	log         *slog.Logger
 
 	// readCount reads the kernel's count of kills in the cgroup dir.
@@ -78,7 +78,7 @@ type run struct {
 }
 
 // New returns a Watcher that stores its results in exitReasons.
-func New(exitReasons *Verdicts, log *slog.Logger) *Watcher {
+func New(exitReasons *ExitReasons, log *slog.Logger) *Watcher {
 	w := &Watcher{
 		exitReasons: exitReasons, log: log, readCount: readKillCount,
 		runs: map[string]*run{}, expected: map[string][]string{}, watched: map[string]string{},
@@ -176,9 +176,9 @@ func (w *Watcher) stop() {
 	}
 }
 
-// Expect must be called before the container id is started with a cgroup below parent: the
+// ExpectCgroup must be called before the container id is started with a cgroup below parent: the
 // cgroup is watched as soon as it is created. The caller calls done after the start.
-func (w *Watcher) Expect(id string, parent cgroup.Group) (done func()) {
+func (w *Watcher) ExpectCgroup(id string, parent cgroup.Group) (done func()) {
 	dir, ok := parent.Dir("memory")
 	if !ok || w.files == nil {
 		return func() {}
@@ -240,7 +240,7 @@ func (w *Watcher) Running(id string, pid int) {
 		return
 	}
 	next := &run{pid: pid}
-	if g, err := cgroup.Of(pid, id); err == nil {
+	if g, err := cgroup.ForContainer(pid, id); err == nil {
 		next.dir, _ = g.Dir("memory")
 	}
 	// Earlier kills are not the reason of its exit.
@@ -311,7 +311,7 @@ const (
 // readKillCount returns how many processes of a cgroup the OOM killer has killed.
 func readKillCount(dir string) (uint64, error) {
 	for _, file := range []string{eventsV2, eventsV1} {
-		found, err := cgroup.Numbers(dir, file, "oom_kill")
+		found, err := cgroup.ReadKeyed(dir, file, "oom_kill")
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -413,8 +413,8 @@ func (w *Watcher) Started(id string) {
 	}
 }
 
-// Slain records that Docker has reported that it sent SIGKILL to the container id.
-func (w *Watcher) Slain(id string) {
+// KillSent records that Docker has reported that it sent SIGKILL to the container id.
+func (w *Watcher) KillSent(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if r := w.runs[id]; r != nil {
@@ -423,8 +423,8 @@ func (w *Watcher) Slain(id string) {
 	}
 }
 
-// Died records that Docker has reported the exit of the container id.
-func (w *Watcher) Died(id string) {
+// Exited records that Docker has reported the exit of the container id.
+func (w *Watcher) Exited(id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if r := w.runs[id]; r != nil {
@@ -433,8 +433,8 @@ func (w *Watcher) Died(id string) {
 	}
 }
 
-// Deaf records that events of Docker may have been lost, so that no call waits for them.
-func (w *Watcher) Deaf() {
+// EventsLost records that events of Docker may have been lost, so that no call waits for them.
+func (w *Watcher) EventsLost() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.runs {
@@ -451,10 +451,10 @@ func (r *run) endWait() {
 	}
 }
 
-// Killed reports whether a container that exited with exitCode at finished was killed by
+// OOMKilled reports whether a container that exited with exitCode at finished was killed by
 // the OOM killer. dockerFlag is State.OOMKilled. It may wait for Docker's events for
 // eventTimeout; later calls return the stored result.
-func (w *Watcher) Killed(ctx context.Context, id string, dockerFlag bool, exitCode int, finished time.Time) bool {
+func (w *Watcher) OOMKilled(ctx context.Context, id string, dockerFlag bool, exitCode int, finished time.Time) bool {
 	if exitCode != sigkillExitCode {
 		return false
 	}
@@ -510,8 +510,8 @@ func (r *run) oomKilled(dockerFlag bool, finished time.Time) bool {
 	}
 }
 
-// Drop forgets the container id, which was removed.
-func (w *Watcher) Drop(id string) {
+// Remove forgets the container id, which was removed.
+func (w *Watcher) Remove(id string) {
 	w.mu.Lock()
 	w.unwatchLocked(id)
 	w.mu.Unlock()
@@ -520,9 +520,9 @@ func (w *Watcher) Drop(id string) {
 	}
 }
 
-// Forget forgets all containers for which keep is false.
-func (w *Watcher) Forget(keep func(id string) bool) {
-	ids, err := w.exitReasons.Names()
+// Prune forgets all containers for which keep is false.
+func (w *Watcher) Prune(keep func(id string) bool) {
+	ids, err := w.exitReasons.Keys()
 	if err != nil {
 		w.log.Debug("the stored exit reasons of containers cannot be listed", slog.Any("err", err))
 	}
@@ -533,7 +533,7 @@ func (w *Watcher) Forget(keep func(id string) bool) {
 	w.mu.Unlock()
 	for _, id := range ids {
 		if !keep(id) {
-			w.Drop(id)
+			w.Remove(id)
 		}
 	}
 }

@@ -22,7 +22,7 @@ import (
 type node struct {
 	*testing.T
 	*Watcher
-	bucket *Verdicts
+	bucket *ExitReasons
 	dir    string // parent of fake v2 cgroups
 }
 
@@ -32,7 +32,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bucket, err := OpenVerdicts(files)
+	bucket, err := OpenExitReasons(files)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func (n *node) setKills(id string, kills int) {
 // start starts the container id, with the calls in the order in which berth makes them.
 func (n *node) start(id string) {
 	n.Helper()
-	done := n.Expect(id, cgroup.Group{V2: n.dir})
+	done := n.ExpectCgroup(id, cgroup.Group{V2: n.dir})
 	defer done()
 	n.setKills(id, 0)
 	n.until("not watched", func() bool { r := n.runs[id]; return r != nil && r.dir != "" })
@@ -108,7 +108,7 @@ func (n *node) exit(id string) {
 	if err := os.RemoveAll(filepath.Join(n.dir, id)); err != nil {
 		n.Fatal(err)
 	}
-	n.Died(id)
+	n.Exited(id)
 }
 
 // waitKills waits until the Watcher has read that count of kills.
@@ -130,9 +130,9 @@ func TestOOMKilledDependsOnKillsAndEvents(t *testing.T) {
 		"child killed, shell exits with its status": {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 137, time.Second, true},
 		"child killed, exit code 0":                 {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 0, 0, false},
 		"child killed, then SIGTERM":                {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 143, 0, false},
-		"child killed, then SIGKILL by Docker":      {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.Slain("c"); n.exit("c") }, true, 137, 0, false},
+		"child killed, then SIGKILL by Docker":      {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.KillSent("c"); n.exit("c") }, true, 137, 0, false},
 		"child killed long before":                  {func(n *node) { n.setKills("c", 1); n.waitKills("c", 1); n.exit("c") }, true, 137, time.Hour, false},
-		"SIGKILL by Docker":                         {func(n *node) { n.Slain("c"); n.exit("c") }, false, 137, 0, false},
+		"SIGKILL by Docker":                         {func(n *node) { n.KillSent("c"); n.exit("c") }, false, 137, 0, false},
 		"SIGKILL by another process":                {func(n *node) { n.exit("c") }, false, 137, 0, false},
 		"cgroup removed before its count was read":  {func(n *node) { n.exit("c") }, true, 137, 0, true},
 	} {
@@ -141,16 +141,16 @@ func TestOOMKilledDependsOnKillsAndEvents(t *testing.T) {
 			n.start("c")
 			c.events(n)
 			finished := time.Now().Add(c.after)
-			if got := n.Killed(t.Context(), "c", c.flag, c.code, finished); got != c.want {
+			if got := n.OOMKilled(t.Context(), "c", c.flag, c.code, finished); got != c.want {
 				t.Errorf("got %v", got)
 			}
 			// The result is stored, also for a restarted berthd that has only Docker's flag.
 			restarted := New(n.bucket, slog.New(slog.DiscardHandler))
-			if got := restarted.Killed(t.Context(), "c", c.flag, c.code, finished); got != c.want {
+			if got := restarted.OOMKilled(t.Context(), "c", c.flag, c.code, finished); got != c.want {
 				t.Errorf("after a restart: %v", got)
 			}
-			n.Drop("c")
-			if got := restarted.Killed(t.Context(), "c", c.flag, c.code, finished); got != (c.flag && c.code == 137) {
+			n.Remove("c")
+			if got := restarted.OOMKilled(t.Context(), "c", c.flag, c.code, finished); got != (c.flag && c.code == 137) {
 				t.Errorf("still stored after removal: %v", got)
 			}
 		})
@@ -165,7 +165,7 @@ func TestKillsBeforeTheWatchDoNotCount(t *testing.T) {
 	n.mu.Unlock()
 	n.setKills("c", 3)
 	n.exit("c")
-	if n.Killed(t.Context(), "c", false, 137, time.Now()) {
+	if n.OOMKilled(t.Context(), "c", false, 137, time.Now()) {
 		t.Error("OOMKilled")
 	}
 }
@@ -179,8 +179,8 @@ func TestKilledWaitsForDockersEvents(t *testing.T) {
 	n.waitKills("c", 1)
 	result := make(chan bool, 1)
 	finished := time.Now()
-	go func() { result <- n.Killed(t.Context(), "c", true, 137, finished) }()
-	n.Slain("c")
+	go func() { result <- n.OOMKilled(t.Context(), "c", true, 137, finished) }()
+	n.KillSent("c")
 	n.exit("c")
 	if <-result {
 		t.Error("OOMKilled, though Docker has sent SIGKILL")
@@ -194,12 +194,12 @@ func TestRestartForgetsEarlierKills(t *testing.T) {
 	n.waitKills("c", 1)
 	n.exit("c")
 	first := time.Now()
-	if !n.Killed(t.Context(), "c", true, 137, first) {
+	if !n.OOMKilled(t.Context(), "c", true, 137, first) {
 		t.Error("the first run was killed")
 	}
 	n.Started("c")
-	n.Died("c")
-	if n.Killed(t.Context(), "c", false, 137, first.Add(time.Second)) {
+	n.Exited("c")
+	if n.OOMKilled(t.Context(), "c", false, 137, first.Add(time.Second)) {
 		t.Error("the second run was not")
 	}
 }
@@ -210,10 +210,10 @@ func TestPruneKeepsExistingContainers(t *testing.T) {
 	for _, id := range []string{"a", "b"} {
 		n.start(id)
 		n.exit(id)
-		n.Killed(t.Context(), id, true, 137, now)
+		n.OOMKilled(t.Context(), id, true, 137, now)
 	}
-	n.Forget(func(id string) bool { return id == "b" })
-	names, err := n.bucket.Names()
+	n.Prune(func(id string) bool { return id == "b" })
+	names, err := n.bucket.Keys()
 	if err != nil || len(names) != 1 || names[0] != "b" || len(n.runs) != 1 {
 		t.Errorf("%v, %v, %d runs", names, err, len(n.runs))
 	}
@@ -244,7 +244,7 @@ func TestPanicForOneContainerDoesNotEndRun(t *testing.T) {
 	n.setKills("healthy", 1)
 	n.waitKills("healthy", 1)
 	n.exit("healthy")
-	if !n.Killed(t.Context(), "healthy", false, 137, time.Now()) {
+	if !n.OOMKilled(t.Context(), "healthy", false, 137, time.Now()) {
 		t.Error("the kill of another container was lost")
 	}
 }
@@ -289,7 +289,7 @@ func TestKernelKills(t *testing.T) {
 		hog()
 	}
 	id := "berth-test-" + strconv.Itoa(os.Getpid())
-	parent, err := cgroup.Make(id, []string{"memory"})
+	parent, err := cgroup.Create(id, []string{"memory"})
 	if err != nil {
 		t.Skip("cgroups cannot be created: ", err)
 	}
@@ -307,7 +307,7 @@ func TestKernelKills(t *testing.T) {
 	var all []*exec.Cmd
 	for i := range many {
 		id := fmt.Sprint("c", i)
-		done := n.Expect(id, parent)
+		done := n.ExpectCgroup(id, parent)
 		if err := os.Mkdir(filepath.Join(dir, id), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -360,8 +360,8 @@ func TestKernelKills(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		n.Died(id)
-		if got, want := n.Killed(t.Context(), id, false, 137, finished), i < many-1; got != want {
+		n.Exited(id)
+		if got, want := n.OOMKilled(t.Context(), id, false, 137, finished), i < many-1; got != want {
 			t.Errorf("%s: %v, want %v", id, got, want)
 		}
 	}

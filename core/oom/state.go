@@ -12,11 +12,11 @@ type exitReason struct {
 	OOMKilled bool      `json:"oomKilled"`
 }
 
-// Verdicts stores the exit reasons of exited containers, whose cgroups are gone, by
+// ExitReasons stores the exit reasons of exited containers, whose cgroups are gone, by
 // container ID.
-type Verdicts = state.Bucket[exitReason]
+type ExitReasons = state.Bucket[exitReason]
 
-// OpenVerdicts opens the bucket of exit reasons in store.
-func OpenVerdicts(store *state.Store) (*Verdicts, error) {
+// OpenExitReasons opens the bucket of exit reasons in store.
+func OpenExitReasons(store *state.Store) (*ExitReasons, error) {
 	return state.OpenBucket[exitReason](store, "oom")
 }

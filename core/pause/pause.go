@@ -68,9 +68,9 @@ func Archive(arch string) ([]byte, error) {
 	return tarball([]file{{configName, 0o644, config}, {layerName, 0o644, layer}, {"manifest.json", 0o644, manifest}})
 }
 
-// Is reports whether an inspected image is the built-in one for an architecture. It
+// IsBuiltin reports whether an inspected image is the built-in one for an architecture. It
 // compares the configuration and layers, not the ID, which depends on Docker's image store.
-func Is(found image.InspectResponse, arch string) bool {
+func IsBuiltin(found image.InspectResponse, arch string) bool {
 	_, config, err := build(arch)
 	if err != nil || found.Config == nil || found.Architecture != arch {
 		return false

@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLayers is wrapped by every error about a Mount with Layers.
-var ErrLayers = errors.New("files of an image")
+// ErrImageLayers is wrapped by every error about a Mount with Layers.
+var ErrImageLayers = errors.New("files of an image")
 
 // create creates one mount at target.
 func create(m Mount, target string) error {
 	if len(m.Layers) > 0 {
 		if err := createFromLayers(m, target); err != nil {
-			return fmt.Errorf("%w: %w", ErrLayers, err)
+			return fmt.Errorf("%w: %w", ErrImageLayers, err)
 		}
 		return nil
 	}

@@ -20,8 +20,8 @@ var restrictions = map[string]uint64{
 	"nosymfollow": unix.MOUNT_ATTR_NOSYMFOLLOW,
 }
 
-// Check returns an error of kind InvalidArgument for an option that does not restrict a mount.
-func Check(options []string) error {
+// CheckOptions returns an error of kind InvalidArgument for an option that does not restrict a mount.
+func CheckOptions(options []string) error {
 	_, _, err := attributes(options)
 	return err
 }

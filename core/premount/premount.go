@@ -70,7 +70,7 @@ func (d *Dir) Path(name names.Premount, i int) string {
 
 // Create creates mounts under a new name. On error nothing stays. Errors about a Mount with Layers wrap ErrLayers.
 func (d *Dir) Create(name names.Premount, mounts []Mount) (err error) {
-	if name.None() {
+	if name.IsZero() {
 		return fmt.Errorf("create premounts: no name: %w", errdefs.ErrInvalidArgument)
 	}
 	if err := d.createSubdir(name); err != nil {
@@ -119,7 +119,7 @@ func (d *Dir) Names() ([]names.Premount, error) {
 	}
 	var found []names.Premount
 	for _, e := range entries {
-		if name, err := names.ParseStage(e.Name()); err == nil {
+		if name, err := names.ParsePremount(e.Name()); err == nil {
 			found = append(found, name)
 		}
 	}
@@ -130,7 +130,7 @@ func (d *Dir) Names() ([]names.Premount, error) {
 // containers have made of them stay. Remove works relative to directory descriptors, follows no symbolic links, and
 // touches nothing but what Create has made.
 func (d *Dir) Remove(name names.Premount) error {
-	if name.None() {
+	if name.IsZero() {
 		return nil
 	}
 	if err := d.remove(name); err != nil {

@@ -15,7 +15,7 @@ import (
 	"berth/core/names"
 )
 
-var nameC, nameD = names.NewStage(), names.NewStage()
+var nameC, nameD = names.NewPremount(), names.NewPremount()
 
 // inMountNS runs f in a mount namespace of its own.
 func inMountNS(t *testing.T, f func(t *testing.T)) {
@@ -159,7 +159,7 @@ func TestCheckAcceptsOnlyRestrictions(t *testing.T) {
 		// Restrict nothing.
 		"relatime": false, "noatime": false, "rstrictatime": false, "diratime": false, "shared": false, "rbind": false,
 	} {
-		if err := Check([]string{option}); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
+		if err := CheckOptions([]string{option}); (err == nil) != ok || err != nil && !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", option, err)
 		}
 	}
@@ -377,7 +377,7 @@ func TestPremountsAreNotCloned(t *testing.T) {
 	inMountNS(t, func(t *testing.T) {
 		root := mountTree(t)
 		s := New(filepath.Join(root, "run", "mounts"))
-		all := []names.Premount{nameC, nameD, names.NewStage()}
+		all := []names.Premount{nameC, nameD, names.NewPremount()}
 		for _, name := range all {
 			if err := s.Create(name, []Mount{{Source: root}}); err != nil {
 				t.Fatal(err)

@@ -24,7 +24,7 @@ func setOOMScore(id string, pid, score int) error {
 	if current, err := readOOMScore(pid); err != nil || current == score {
 		return ignoreExited(err)
 	}
-	group, err := cgroup.Of(pid, id)
+	group, err := cgroup.ForContainer(pid, id)
 	if err != nil {
 		return ignoreExited(err)
 	}

@@ -107,7 +107,7 @@ func (m *Manager) reapplyOne(ctx context.Context, docker *engine.Conn, id string
 	if err != nil || !c.Running || len(settings) == 0 {
 		return err
 	}
-	group, err := cgroup.Of(c.Pid, c.ID())
+	group, err := cgroup.ForContainer(c.Pid, c.ID())
 	if err != nil {
 		return ignoreExited(err)
 	}

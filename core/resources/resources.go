@@ -90,7 +90,7 @@ func createCgroup(settings []limits.CgroupSetting, parent, id string) (remove fu
 	if len(early) == 0 {
 		return func() error { return nil }, nil
 	}
-	group, err := cgroup.Make(filepath.Join("/", parent, id), controllers)
+	group, err := cgroup.Create(filepath.Join("/", parent, id), controllers)
 	if err == nil {
 		err = writeSettings(early, group)
 	}
@@ -111,7 +111,7 @@ func (m *Manager) ApplyStarted(ctx context.Context, docker *engine.Conn, c *cach
 
 // applySettings applies settings to the container id with the first process pid.
 func (m *Manager) applySettings(ctx context.Context, settings []limits.CgroupSetting, id string, pid int) error {
-	group, err := cgroup.Of(pid, id)
+	group, err := cgroup.ForContainer(pid, id)
 	if err != nil {
 		return ignoreExited(err)
 	}

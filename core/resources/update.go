@@ -45,7 +45,7 @@ func (m *Manager) Snapshot(docker *engine.Conn, c *cache.Container, update limit
 	var saved []limits.CgroupSetting
 	score, cpus, mems := 0, "", ""
 	if c.Running {
-		if group, err = cgroup.Of(c.Pid, c.ID()); err == nil {
+		if group, err = cgroup.ForContainer(c.Pid, c.ID()); err == nil {
 			saved, err = readSettings(slices.Concat(limits.EngineManagedFiles(docker.Features), update.CgroupSettings), group)
 		}
 		if err == nil {

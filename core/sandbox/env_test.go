@@ -155,10 +155,10 @@ type fakeServices struct {
 	docker *client.Client
 }
 
-func (fakeServices) Pause(context.Context) (string, error)  { return "pause", nil }
-func (fakeServices) ForgetPause()                           {}
-func (fakeServices) Keep(context.Context, *cache.Container) {}
-func (fakeServices) Drop(string)                            {}
+func (fakeServices) Pause(context.Context) (string, error)     { return "pause", nil }
+func (fakeServices) ForgetPause()                              {}
+func (fakeServices) Observe(context.Context, *cache.Container) {}
+func (fakeServices) Discard(string)                            {}
 func (s fakeServices) Kill(ctx context.Context, id string) error {
 	return s.docker.ContainerKill(ctx, id, "KILL")
 }

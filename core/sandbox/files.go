@@ -140,9 +140,9 @@ type Files string
 
 func (f Files) dir(id string) string { return filepath.Join(string(f), "pods", id) }
 
-// Of returns the files to mount into the containers of the sandbox id. A sandbox of
+// FilesOf returns the files to mount into the containers of the sandbox id. A sandbox of
 // cri-dockerd has none: its containers get those that the Engine creates.
-func (f Files) Of(id string) []todocker.File {
+func (f Files) FilesOf(id string) []todocker.File {
 	_, err := os.Stat(filepath.Join(f.dir(id), readOnlyMark))
 	readOnly := err == nil
 	var files []todocker.File

@@ -53,7 +53,7 @@ func (f *fakeTmpfs) mounted() []string {
 // filesOf returns the files that are mounted into containers of the sandbox id.
 func (e *env) filesOf(id string) []todocker.File {
 	e.Helper()
-	files := sandbox.Files(filepath.Join(e.dir, "run")).Of(id)
+	files := sandbox.Files(filepath.Join(e.dir, "run")).FilesOf(id)
 	if len(files) != 3 {
 		e.Fatalf("files %v, want hosts, hostname and resolv.conf", files)
 	}

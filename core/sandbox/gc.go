@@ -44,7 +44,7 @@ func (s *Service) triggerGCIfUnfinished(name string) {
 
 // gcOnce is one pass of the garbage collection.
 func (s *Service) gcOnce(ctx context.Context, docker *engine.Conn) error {
-	names, err := s.state.intents.Names()
+	names, err := s.state.intents.Keys()
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (s *Service) gcOrphans(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	updated, err := s.state.Updates.Names()
+	updated, err := s.state.Updates.Keys()
 	if err != nil {
 		return err
 	}

@@ -48,7 +48,7 @@ func TestGCKeepsCheckpointUntilNetworkIsReleased(t *testing.T) {
 	if err := e.client.ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	enginetest.Until(t, "the cache does not notice the removal", func() bool { s, err := e.Status(t.Context(), id); return err == nil && s.Gone })
+	enginetest.Until(t, "the cache does not notice the removal", func() bool { s, err := e.Status(t.Context(), id); return err == nil && s.Orphaned })
 	e.cache.Forget(id) // as after a restart of the daemon
 	enginetest.Background(t, e.RunGC)
 	enginetest.Until(t, "RunGC had no pass", func() bool { return strings.Count(e.network.stepNames(), "gc") > 1 })
@@ -147,7 +147,7 @@ func TestGCRemovesUpdatesOfMissingSandboxes(t *testing.T) {
 	if err := e.GC(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if names, err := e.state.Updates.Names(); err != nil || !slices.Equal(names, []string{id}) {
+	if names, err := e.state.Updates.Keys(); err != nil || !slices.Equal(names, []string{id}) {
 		t.Errorf("sandboxes with updates = %q, %v, want %s", names, err, id)
 	}
 }

@@ -41,7 +41,7 @@ func withSuffix(name, suffix string) string {
 // unfinishedIntent returns the intent whose creation of pod was not finished, nil if
 // there is none.
 func (s *Service) unfinishedIntent(pod *cache.Sandbox) *intent {
-	in, ok := s.state.intents.Get(names.Plain(pod.Name))
+	in, ok := s.state.intents.Get(names.WithoutSuffix(pod.Name))
 	if !ok || in.ID != pod.ID() {
 		return nil
 	}

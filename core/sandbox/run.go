@@ -103,7 +103,7 @@ func (s *Service) translate(docker *engine.Conn, pod *runtimeapi.PodSandboxConfi
 		return todocker.Spec{}, err
 	}
 	return todocker.Sandbox(todocker.SandboxParams{
-		Pod: pod, Handler: handler, Can: docker.Features, Seccomp: seccomp, Bridge: s.bridge,
+		Pod: pod, Handler: handler, Features: docker.Features, Seccomp: seccomp, Bridge: s.bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
 	})
 }
@@ -182,7 +182,7 @@ func (s *Service) findReady(ctx context.Context, name string) string {
 		return "" // then another one is created
 	}
 	for _, pod := range pods {
-		if names.Plain(pod.Name) == name && pod.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+		if names.WithoutSuffix(pod.Name) == name && pod.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
 			return pod.ID()
 		}
 	}

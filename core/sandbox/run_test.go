@@ -65,7 +65,7 @@ func TestSandboxFromRunToRemove(t *testing.T) {
 }
 
 // The Engine shortens a long hostname of the kubelet and chooses one if there is none.
-func TestFilesHaveTheHostdockerNameTheEngine(t *testing.T) {
+func TestFilesHaveTheHostnameOfTheEngine(t *testing.T) {
 	for name, hostname := range map[string]string{"short": "web-0", "too long": strings.Repeat("a", 62) + "-tail", "none": ""} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
@@ -94,7 +94,9 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 	refuse := func(route string) func(*env, func()) {
 		return func(e *env, _ func()) { e.engine.FailOnce(route, http.StatusInternalServerError, 1) }
 	}
-	lose := func(route string) func(*env, func()) { return func(e *env, _ func()) { e.engine.Lose(route, 1) } }
+	lose := func(route string) func(*env, func()) {
+		return func(e *env, _ func()) { e.engine.DropResponse(route, 1) }
+	}
 	cancelAt := func(route string) func(*env, func()) {
 		return func(e *env, cancel func()) { e.engine.On(route, cancel) }
 	}
@@ -124,7 +126,7 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := newEnv(t)
-			e.engine.LoseEvents(true) // or the cache calls inspect too, and takes the injected failure
+			e.engine.DropEvents(true) // or the cache calls inspect too, and takes the injected failure
 			enginetest.Background(t, e.RunGC)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -139,7 +141,7 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 				}
 			}
 			// What the rollback could not remove, RunGC removes.
-			for limit := time.Now().Add(enginetest.Patience); len(e.leftovers()) > 0 && time.Now().Before(limit); {
+			for limit := time.Now().Add(enginetest.WaitTimeout); len(e.leftovers()) > 0 && time.Now().Before(limit); {
 				time.Sleep(10 * time.Millisecond)
 			}
 			if left := e.leftovers(); len(left) > 0 {
@@ -164,7 +166,7 @@ func TestRunGCCleansUpAfterEngineStopsDuringRun(t *testing.T) {
 		t.Run(route, func(t *testing.T) {
 			e := newEnv(t)
 			e.engine.SetLiveRestore(true)
-			e.engine.LoseEvents(true)
+			e.engine.DropEvents(true)
 			enginetest.Background(t, e.RunGC)
 			release := e.engine.Hang(route)
 			done := make(chan error, 1)
@@ -200,7 +202,7 @@ func TestRunCleansUpUnfinishedPod(t *testing.T) {
 		t.Fatalf("left %v, want a container, a network namespace and an intent", left)
 	}
 	e.network.fail()
-	e.engine.Heal("DELETE /containers/{id}")
+	e.engine.ClearFaults("DELETE /containers/{id}")
 	id := e.run()
 	if left := e.engine.Leftovers(); len(left) != 1 {
 		t.Errorf("containers: %v, want one", left)
@@ -252,7 +254,7 @@ func TestRunResolvesNameConflicts(t *testing.T) {
 	})
 	t.Run("failure with a suffix leaves nothing", func(t *testing.T) {
 		for name, inject := range map[string]func(e *env){
-			"create not answered": func(e *env) { e.engine.Lose("POST /containers/create", 2) },
+			"create not answered": func(e *env) { e.engine.DropResponse("POST /containers/create", 2) },
 			"no network":          func(e *env) { e.network.fail("attach") },
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -326,7 +328,7 @@ func TestRollbackRemovesPauseContainerBesidePlugins(t *testing.T) {
 	e := newEnv(t)
 	e.network.fail("attach")
 	e.network.before("detach", func() {
-		for limit := time.Now().Add(enginetest.Patience); len(e.engine.Leftovers()) > 0; time.Sleep(5 * time.Millisecond) {
+		for limit := time.Now().Add(enginetest.WaitTimeout); len(e.engine.Leftovers()) > 0; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(limit) {
 				t.Error("the pause container exists while a plugin releases the network")
 				return
@@ -370,7 +372,7 @@ func TestNetworkIsReleasedAfterFailedRollback(t *testing.T) {
 		e := newEnv(t)
 		e.engine.Fail("DELETE /containers/{id}", http.StatusInternalServerError)
 		id := fail(e)
-		e.engine.Heal("DELETE /containers/{id}")
+		e.engine.ClearFaults("DELETE /containers/{id}")
 		e.network.fail()
 		enginetest.Until(t, "Status does not return the pod", func() bool { _, err := e.Status(t.Context(), id); return err == nil })
 		if err := e.Remove(t.Context(), id); err != nil {

@@ -43,7 +43,7 @@ func TestOpenStateMovesSandboxUpdatesOfEarlierReleases(t *testing.T) {
 		if !ok || got.GetPodSandboxId() != pod || got.GetResources().GetCpuShares() != 512 || got.GetOverhead().GetCpuShares() != 2 {
 			t.Errorf("%s: update of the sandbox = %v, %t", when, got, ok)
 		}
-		if names, err := s.Updates.Names(); err != nil || !slices.Equal(names, []string{pod}) {
+		if names, err := s.Updates.Keys(); err != nil || !slices.Equal(names, []string{pod}) {
 			t.Errorf("%s: sandboxes with updates = %q, %v, want one", when, names, err)
 		}
 		left, err := filepath.Glob(filepath.Join(dir, "v1", "updates", "[^.]*"))

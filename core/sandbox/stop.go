@@ -51,7 +51,7 @@ func (s *Service) withLock(ctx context.Context, id string, do func(context.Conte
 	if err != nil {
 		return err
 	}
-	unlock, err := s.locks.Lock(ctx, names.Plain(pod.Name))
+	unlock, err := s.locks.Lock(ctx, names.WithoutSuffix(pod.Name))
 	if err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		return err
 	}
 	if s.unfinishedIntent(pod) != nil {
-		if err := s.state.intents.Delete(names.Plain(pod.Name)); err != nil {
+		if err := s.state.intents.Delete(names.WithoutSuffix(pod.Name)); err != nil {
 			return err
 		}
 	}

@@ -54,7 +54,7 @@ func TestSandboxRemovedWithDockerIsNotReadyUntilRemove(t *testing.T) {
 	if err := e.client.ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
-	enginetest.Until(t, "the cache does not notice the removal", func() bool { s, err := e.Status(t.Context(), id); return err == nil && s.Gone })
+	enginetest.Until(t, "the cache does not notice the removal", func() bool { s, err := e.Status(t.Context(), id); return err == nil && s.Orphaned })
 	if s, err := e.Status(t.Context(), id); err != nil || s.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
 		t.Errorf("status %v, %v; want NOTREADY, so that the kubelet removes it", s, err)
 	}
@@ -143,7 +143,7 @@ func TestGivingUpOneNetworkDoesNotBlockOtherPods(t *testing.T) {
 	go func() { stopped <- s.Stop(t.Context(), ids[0]) }()
 	<-slow.entered
 	e.network.fail()
-	limited, cancel := context.WithTimeout(t.Context(), enginetest.Patience)
+	limited, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 	defer cancel()
 	other := make(chan error, 1)
 	go func() { other <- s.Stop(limited, ids[1]) }()

@@ -139,7 +139,7 @@ func TestLabelsOfPauseImageAreNotTrusted(t *testing.T) {
 	_, err = h.runtime.RemovePodSandbox(h.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: plain.GetPodSandboxId()})
 	h.must(err)
 
-	h.engine.LabelImage("berth.local/pause:1", all)
+	h.engine.SetImageLabels("berth.local/pause:1", all)
 	hostile, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: pod})
 	h.must(err)
 	c, _ := h.engine.Container(hostile.GetPodSandboxId())

@@ -144,7 +144,7 @@ func (s *Server) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.Up
 
 // ReopenContainerLog creates a new log file after the kubelet has renamed the old one.
 func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
-	if err := s.Containers.Reopen(ctx, r.GetContainerId()); err != nil {
+	if err := s.Containers.ReopenLog(ctx, r.GetContainerId()); err != nil {
 		return nil, err
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
@@ -166,7 +166,7 @@ func (s *Server) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*
 		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-execDeadlineMargin))
 		defer cancel()
 	}
-	stdout, stderr, code, err := s.Execs.Sync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
+	stdout, stderr, code, err := s.Execs.ExecSync(ctx, r.GetContainerId(), r.GetCmd(), timeout)
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func (h *testDaemon) start() {
 	h.registry = prometheus.NewPedanticRegistry()
 	root := filepath.Join(dir, "root")
 	d, err := daemon.New(daemon.Config{
-		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.CRI,
+		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.ModeCRI,
 		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry,
 	}, slog.New(slog.DiscardHandler))
 	h.must(err)
@@ -222,7 +222,7 @@ func (h *testDaemon) leftovers() []string {
 // nothingLeft fails unless everything is removed within a while.
 func (h *testDaemon) nothingLeft() {
 	h.Helper()
-	for limit := time.Now().Add(enginetest.Patience); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+	for limit := time.Now().Add(enginetest.WaitTimeout); time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
 		if len(h.leftovers()) == 0 {
 			return
 		}
@@ -370,7 +370,7 @@ func TestEveryFailingEngineCallIsRolledBack(t *testing.T) {
 	breaks := map[string]func(e *enginetest.Engine, n int){
 		"refused":  func(e *enginetest.Engine, n int) { e.FailOnce("", 500, n) },
 		"hung up":  func(e *enginetest.Engine, n int) { e.FailOnce("", enginetest.HangUp, n) },
-		"not told": func(e *enginetest.Engine, n int) { e.Lose("", n) },
+		"not told": func(e *enginetest.Engine, n int) { e.DropResponse("", n) },
 	}
 	for name, how := range breaks {
 		t.Run(name, func(t *testing.T) {
@@ -383,7 +383,7 @@ func TestEveryFailingEngineCallIsRolledBack(t *testing.T) {
 				pod := h.pod(fmt.Sprintf("p%d", n))
 				how(h.engine, n)
 				_, _, first := h.runPod(pod, order)
-				h.engine.Heal("")
+				h.engine.ClearFaults("")
 				h.until("not back", h.ready)
 				if _, _, err := h.runPod(pod, order); first != nil && status.Code(err) == codes.AlreadyExists {
 					// The container runs: only the answer was lost.

@@ -91,7 +91,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	conn, err := s.Engine.LastConn()
 	if err == nil {
 		resp.RuntimeHandlers = handlers(conn.Features)
-		resp.Features.MountOptions = conn.Features.StagedMounts
+		resp.Features.MountOptions = conn.Features.Premounts
 	}
 	if r.GetVerbose() {
 		facts := map[string]any{"config": s.config(), "golang": runtime.Version()}
@@ -119,7 +119,7 @@ func (s *Server) engineReady(ctx context.Context) error {
 	if err := conn.Alive(ctx); err != nil {
 		return fmt.Errorf("docker does not respond: %w", err)
 	}
-	if err := conn.Containerd(); err != nil {
+	if err := conn.CheckContainerd(); err != nil {
 		return err
 	}
 	return s.Cache.Ready(ctx)
@@ -156,7 +156,7 @@ func handler(name string, can engine.Features) *runtimeapi.RuntimeHandler {
 	runtime := cmp.Or(name, can.DefaultRuntime)
 	return &runtimeapi.RuntimeHandler{
 		Name:     name,
-		Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: can.StagedMounts || can.Runtimes[runtime].RecursiveReadOnly},
+		Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: can.Premounts || can.Runtimes[runtime].RecursiveReadOnly},
 	}
 }
 

@@ -192,9 +192,9 @@ func (b *Bucket[T]) Delete(key string) error {
 	return nil
 }
 
-// Names returns the file names of all records, also of those that cannot be read. Each is
+// Keys returns the file names of all records, also of those that cannot be read. Each is
 // valid as a key for Get and Delete; it differs from the key of Put if that was hashed.
-func (b *Bucket[T]) Names() ([]string, error) {
+func (b *Bucket[T]) Keys() ([]string, error) {
 	entries, err := os.ReadDir(b.dir)
 	if err != nil {
 		return nil, fmt.Errorf("state: %w", err)

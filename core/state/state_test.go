@@ -38,7 +38,7 @@ func TestRecordsOfAnyKeyRoundTrip(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	names, err := b.Names()
+	names, err := b.Keys()
 	if err != nil || len(names) != len(keys) {
 		t.Errorf("Names() = %q, %v; want %d", names, err, len(keys))
 	}
@@ -109,7 +109,7 @@ func TestTornRecordReadsAsAbsent(t *testing.T) {
 			t.Errorf("%s: got %+v, %t, want none", name, got, ok)
 		}
 	}
-	if names, _ := b.Names(); len(names) != 3 {
+	if names, _ := b.Keys(); len(names) != 3 {
 		t.Errorf("Names() = %q, want all but the hidden one", names)
 	}
 }
@@ -188,7 +188,7 @@ func TestMoveRecordsReplacesAndKeepsOthers(t *testing.T) {
 			t.Errorf("%.8s: got %q, want %q", key, got.Name, want)
 		}
 	}
-	if names, err := old.Names(); err != nil || !slices.Equal(names, []string{"b"}) {
+	if names, err := old.Keys(); err != nil || !slices.Equal(names, []string{"b"}) {
 		t.Errorf("left in the old bucket: %q, %v, want b", names, err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 // BenchmarkContainerStats reads and encodes the statistics of one running container, of
 // this process's own cgroup.
 func BenchmarkContainerStats(b *testing.B) {
-	g, err := cgroup.OfProcess(os.Getpid())
+	g, err := cgroup.ForPID(os.Getpid())
 	if err != nil {
 		b.Skip(err)
 	}

@@ -15,9 +15,9 @@ import (
 // default scrape_timeout is 10 s.
 const collectTimeout = 8 * time.Second
 
-// Export registers a collector for all metrics of Metrics with reg; times have fractions
+// RegisterMetrics registers a collector for all metrics of Metrics with reg; times have fractions
 // of seconds there. It collects nothing after ctx has ended.
-func (s *Service) Export(ctx context.Context, reg prometheus.Registerer) error {
+func (s *Service) RegisterMetrics(ctx context.Context, reg prometheus.Registerer) error {
 	c := &collector{ctx: ctx, stats: s, descs: map[*family]*prometheus.Desc{}}
 	for _, f := range supportedFamilies(cgroupstats.ThisHost()) {
 		c.descs[f] = prometheus.NewDesc(f.name, f.help, f.labelKeys(), nil)

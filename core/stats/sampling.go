@@ -50,10 +50,10 @@ func (s *Service) updateRate(key string, at time.Time, count uint64) *runtimeapi
 	return uint64Value(r.nanoCores)
 }
 
-// KeepRates samples the CPU time of pods and containers until ctx ends, so that there are
+// RunSampling samples the CPU time of pods and containers until ctx ends, so that there are
 // rates for the first request already. It is separate from Run: measuring disk usage would
 // delay the samples.
-func (s *Service) KeepRates(ctx context.Context) error {
+func (s *Service) RunSampling(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

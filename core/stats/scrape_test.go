@@ -30,10 +30,10 @@ func must(t *testing.T, errs ...error) {
 // fakeNetwork says of each pod that it is attached, and stands for the logs too.
 type fakeNetwork struct{}
 
-func (fakeNetwork) Addresses(string) ([]netip.Addr, bool)  { return nil, true }
-func (fakeNetwork) InNetNS(string, int) bool               { return true }
-func (fakeNetwork) Keep(context.Context, *cache.Container) {}
-func (fakeNetwork) Drop(string)                            {}
+func (fakeNetwork) Addresses(string) ([]netip.Addr, bool)     { return nil, true }
+func (fakeNetwork) InNetNS(string, int) bool                  { return true }
+func (fakeNetwork) Observe(context.Context, *cache.Container) {}
+func (fakeNetwork) Discard(string)                            {}
 
 // countMetrics returns how many metrics of a family the containers of each pod have.
 func countMetrics(all []*podMetrics, name string) (counts []int) {
@@ -85,7 +85,7 @@ func newService(t *testing.T, pods int) *Service {
 		}
 		return err == nil && ready == pods
 	})
-	own, err := cgroup.OfProcess(os.Getpid())
+	own, err := cgroup.ForPID(os.Getpid())
 	must(t, err)
 	list, containersOf, err := s.pods(t.Context(), nil)
 	must(t, err)

@@ -63,9 +63,9 @@ func New(docker *engine.Engine, c *cache.Cache, log *slog.Logger) *Service {
 // Run measures the disk usage of containers until ctx ends.
 func (s *Service) Run(ctx context.Context) error { return s.disk.Run(ctx) }
 
-// Written returns how many bytes and inodes all containers have written to disk, as last
+// DiskUsageTotals returns how many bytes and inodes all containers have written to disk, as last
 // measured, and how many of the bytes are in their writable layers.
-func (s *Service) Written() (bytes, inodes, layerBytes uint64) { return s.disk.Totals() }
+func (s *Service) DiskUsageTotals() (bytes, inodes, layerBytes uint64) { return s.disk.Totals() }
 
 var (
 	readyFilter   = &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
@@ -200,7 +200,7 @@ func (s *Service) group(id string, pid int) (cgroup.Group, error) {
 	if ok {
 		return g, nil
 	}
-	g, err := cgroup.Of(pid, id)
+	g, err := cgroup.ForContainer(pid, id)
 	if err != nil {
 		return g, err
 	}

@@ -161,7 +161,7 @@ func TestSampleGivesRatesOfPodsAndContainers(t *testing.T) {
 		{Row: &runtimeapi.PodSandbox{Id: "gone"}, Pid: math.MaxInt32},
 	}
 	containersOf := map[string][]*cache.Container{"alone": {{Row: &runtimeapi.Container{Id: "c"}, Pid: pid}}}
-	own, err := cgroup.OfProcess(pid)
+	own, err := cgroup.ForPID(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestNoWritableLayerBeforeTheFirstMeasurement(t *testing.T) {
 	const size = 1 << 20
 	must(t, os.MkdirAll(upper, 0o755), os.WriteFile(filepath.Join(upper, "big"), make([]byte, size), 0o600))
 	c := &cache.Container{
-		Row: &runtimeapi.Container{Id: made.ID, State: runtimeapi.ContainerState_CONTAINER_RUNNING}, Pid: 7, Running: true, Layer: upper,
+		Row: &runtimeapi.Container{Id: made.ID, State: runtimeapi.ContainerState_CONTAINER_RUNNING}, Pid: 7, Running: true, WritableLayer: upper,
 	}
 	if got := s.exitedStats(c).GetWritableLayer(); got != nil {
 		t.Errorf("before: %v", got)

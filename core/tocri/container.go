@@ -146,7 +146,7 @@ func id(c container.InspectResponse) string {
 // created it, restored from what Docker knows.
 func containerConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.ContainerConfig, error) {
 	config := &runtimeapi.ContainerConfig{}
-	if set.Ours() {
+	if set.CreatedByBerth() {
 		return config, unmarshalLabel(c.ID, set.Config, config)
 	}
 	name, err := names.Parse(c.Name)

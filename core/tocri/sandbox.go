@@ -95,7 +95,7 @@ func SandboxConfig(c container.InspectResponse) (*runtimeapi.PodSandboxConfig, e
 
 func sandboxConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.PodSandboxConfig, error) {
 	config := &runtimeapi.PodSandboxConfig{}
-	if set.Ours() {
+	if set.CreatedByBerth() {
 		return config, unmarshalLabel(c.ID, set.Config, config)
 	}
 	name, err := names.Parse(c.Name)

@@ -26,7 +26,7 @@ func TestBandwidthMustBeAQuantityInRange(t *testing.T) {
 				if !errdefs.IsInvalidArgument(err) {
 					t.Errorf("%s %q: %v, %v; want an invalid argument", annotation, text, got, err)
 				}
-				if _, err := Sandbox(SandboxParams{Can: old, Pod: config}); !errdefs.IsInvalidArgument(err) {
+				if _, err := Sandbox(SandboxParams{Features: old, Pod: config}); !errdefs.IsInvalidArgument(err) {
 					t.Errorf("%s %q: sandbox: %v, want an invalid argument", annotation, text, err)
 				}
 				continue

@@ -33,17 +33,17 @@ type ContainerParams struct {
 	Runtime      string // HostConfig.Runtime of the sandbox
 	CgroupParent string // HostConfig.CgroupParent of the sandbox
 
-	Image     Image                // resolved from Config.Image
-	ImageName string               // as the user wrote it
-	Accounts  identity.PasswdFiles // of the image
-	Volumes   map[string]Image     // images to mount, by the reference in the request
+	Image       Image                // resolved from Config.Image
+	ImageName   string               // as the user wrote it
+	PasswdFiles identity.PasswdFiles // of the image
+	Volumes     map[string]Image     // images to mount, by the reference in the request
 
-	Files   []File         // of the pod, mounted where the container has no mount of its own
-	Stage   names.Premount // for the container's premounts, if it needs any
-	Stages  Premounts
-	Seccomp string // content of the profile that SeccompFile returns
-	Log     container.LogConfig
-	Can     engine.Features
+	Files        []File         // of the pod, mounted where the container has no mount of its own
+	PremountName names.Premount // for the container's premounts, if it needs any
+	Premounts    Premounts
+	Seccomp      string // content of the profile that SeccompFile returns
+	Log          container.LogConfig
+	Features     engine.Features
 }
 
 // Premounts gives the paths of premounts.
@@ -68,7 +68,7 @@ func Container(p ContainerParams) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	id, err := identity.ForContainer(p.Config.GetLinux().GetSecurityContext(), p.Image.User, p.Accounts)
+	id, err := identity.ForContainer(p.Config.GetLinux().GetSecurityContext(), p.Image.User, p.PasswdFiles)
 	if err != nil {
 		return Spec{}, err
 	}
@@ -81,22 +81,22 @@ func Container(p ContainerParams) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	host.GroupAdd, host.Annotations = id.Groups, scopeProperties(grace, p.Can)
+	host.GroupAdd, host.Annotations = id.Groups, scopeProperties(grace, p.Features)
 	set, err := containerLabels(p, id)
 	if err != nil {
 		return Spec{}, err
 	}
 	if len(premounts) > 0 {
-		set.Stage = p.Stage
+		set.Premount = p.PremountName
 	}
 	config.Labels = set.Encode()
 
 	meta, pod := p.Config.GetMetadata(), p.Pod.GetMetadata()
 	return Spec{
-		Name:   names.Name{Container: meta.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: meta.GetAttempt()},
-		Config: config,
-		Host:   host,
-		Staged: premounts,
+		Name:      names.Name{Container: meta.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: meta.GetAttempt()},
+		Config:    config,
+		Host:      host,
+		Premounts: premounts,
 	}, nil
 }
 
@@ -109,7 +109,7 @@ func checkContainer(p ContainerParams) error {
 	if err := checkNoWindows(c.GetWindows()); err != nil {
 		return err
 	}
-	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), p.Can); err != nil {
+	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), p.Features); err != nil {
 		return err
 	}
 	sc := c.GetLinux().GetSecurityContext()
@@ -191,7 +191,7 @@ func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, 
 	if err != nil {
 		return nil, nil, err
 	}
-	options, err := securityOptions(sc, privileged, p.Can, p.Seccomp, p.SandboxLabel)
+	options, err := securityOptions(sc, privileged, p.Features, p.Seccomp, p.SandboxLabel)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -204,11 +204,11 @@ func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, 
 		return nil, nil, err
 	}
 	host := &container.HostConfig{
-		CgroupnsMode:   cgroupNamespace(p.Can, privileged),
+		CgroupnsMode:   cgroupNamespace(p.Features, privileged),
 		Runtime:        p.Runtime,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
 		LogConfig:      p.Log,
-		OomScoreAdj:    max(int(c.GetLinux().GetResources().GetOomScoreAdj()), p.Can.LowestOOMScore),
+		OomScoreAdj:    max(int(c.GetLinux().GetResources().GetOomScoreAdj()), p.Features.LowestOOMScore),
 		Privileged:     privileged,
 		SecurityOpt:    append(options, noNewPrivileges(sc.GetNoNewPrivs())),
 		CapAdd:         add,
@@ -217,7 +217,7 @@ func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, 
 		Mounts:         mounts,
 		Resources:      resources,
 		Init:           new(bool),
-		UsernsMode:     userNamespace(p.Can),
+		UsernsMode:     userNamespace(p.Features),
 	}
 	setContainerNamespaces(host, p)
 	if !privileged {
@@ -232,16 +232,16 @@ func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, 
 // written to cgroup files later is only validated.
 func containerResources(p ContainerParams) (out container.Resources, err error) {
 	c := p.Config
-	if out, err = limits.EngineResources(c.GetLinux().GetResources(), p.Can); err != nil {
+	if out, err = limits.EngineResources(c.GetLinux().GetResources(), p.Features); err != nil {
 		return out, err
 	}
-	if _, err := limits.CgroupSettings(c.GetLinux().GetResources(), p.Can); err != nil {
+	if _, err := limits.CgroupSettings(c.GetLinux().GetResources(), p.Features); err != nil {
 		return out, err
 	}
 	if out.Devices, err = devices(c.GetDevices(), c.GetLinux().GetSecurityContext().GetPrivileged()); err != nil {
 		return out, err
 	}
-	if out.DeviceRequests, err = cdiDevices(c.GetCDIDevices(), p.Can); err != nil {
+	if out.DeviceRequests, err = cdiDevices(c.GetCDIDevices(), p.Features); err != nil {
 		return out, err
 	}
 	out.CgroupParent = p.CgroupParent

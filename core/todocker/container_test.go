@@ -33,7 +33,7 @@ func params(features engine.Features, change ...func(*runtimeapi.ContainerConfig
 		f(c, c.Linux.SecurityContext)
 	}
 	return ContainerParams{
-		Pod: pod(), Config: c, SandboxID: "s1", Image: Image{ID: "sha256:1"}, ImageName: "nginx:1", Can: features,
+		Pod: pod(), Config: c, SandboxID: "s1", Image: Image{ID: "sha256:1"}, ImageName: "nginx:1", Features: features,
 		TargetID: "c2full", Volumes: map[string]Image{"files:1": {ID: "sha256:f", Ref: "files@sha256:f"}},
 		Files: []File{{Source: "/run/p/hosts", Target: "/etc/hosts"}, {Source: "/run/p/resolv.conf", Target: "/etc/resolv.conf"}},
 	}
@@ -44,7 +44,7 @@ type (
 	security = *runtimeapi.LinuxContainerSecurityContext
 )
 
-var premountName = names.NewStage()
+var premountName = names.NewPremount()
 
 // storedLabels returns the labels of a container that was created from spec, as they are read.
 func storedLabels(spec Spec) labels.Set {
@@ -276,13 +276,13 @@ func TestMounts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tt.in.ContainerPath = "/d"
 			p := params(tt.features, func(c config, _ security) { c.Mounts = []*runtimeapi.Mount{tt.in} })
-			p.Files, p.Stage, p.Stages = nil, premountName, premount.New("/stages")
+			p.Files, p.PremountName, p.Premounts = nil, premountName, premount.New("/stages")
 			p.Volumes = map[string]Image{"files:1": {ID: "sha256:f", Layers: []string{"/l/2", "/l/1"}}, "other:1": {ID: "sha256:o"}}
 			got, err := Container(p)
 			if tt.pre != nil && err == nil {
 				tt.want = bindOf(&mount.BindOptions{Propagation: propagations[tt.in.Propagation].docker}, false)
 				tt.want.Source = "/stages/" + premountName.String() + "/0"
-				if diff := cmp.Diff([]premount.Mount{*tt.pre}, got.Staged); diff != "" || storedLabels(got).Stage != premountName {
+				if diff := cmp.Diff([]premount.Mount{*tt.pre}, got.Premounts); diff != "" || storedLabels(got).Premount != premountName {
 					t.Errorf("premounts (-want +got):\n%s", diff)
 				}
 			}
@@ -327,7 +327,7 @@ func TestLastMountAtAPathIsUsed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := params(recent, func(c config, _ security) { c.Mounts = tt.in })
-			p.Stage, p.Stages = premountName, premount.New("/stages")
+			p.PremountName, p.Premounts = premountName, premount.New("/stages")
 			got, err := Container(p)
 			if err != nil {
 				t.Fatal(err)
@@ -343,7 +343,7 @@ func TestLastMountAtAPathIsUsed(t *testing.T) {
 					have = append(have, m.Source+":"+m.Target)
 				}
 			}
-			for _, s := range got.Staged {
+			for _, s := range got.Premounts {
 				premounts = append(premounts, s.Options...)
 			}
 			if !slices.Equal(have, tt.want) || !slices.Equal(premounts, tt.premounts) {

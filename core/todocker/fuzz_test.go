@@ -39,11 +39,11 @@ func FuzzTranslate(f *testing.F) {
 		protofuzz.Fill(update, random)
 		for _, features := range []engine.Features{{}, old, recent, kernel512} {
 			p := params(features)
-			p.Pod, p.Config, p.Stages = r.GetSandboxConfig(), r.GetConfig(), fakePremounts{}
-			p.Accounts = identity.PasswdFiles{Passwd: wire, Group: wire}
+			p.Pod, p.Config, p.Premounts = r.GetSandboxConfig(), r.GetConfig(), fakePremounts{}
+			p.PasswdFiles = identity.PasswdFiles{Passwd: wire, Group: wire}
 			_, err := Container(p)
 			check(t, err)
-			_, err = Sandbox(SandboxParams{Pod: r.GetSandboxConfig(), Can: features, Bridge: seed%2 == 0})
+			_, err = Sandbox(SandboxParams{Pod: r.GetSandboxConfig(), Features: features, Bridge: seed%2 == 0})
 			check(t, err)
 			check(t, CheckUpdate(update))
 			_, err = AppArmorProfile(r.GetSandboxConfig().GetLinux().GetSecurityContext())

@@ -36,7 +36,7 @@ func containerMounts(p ContainerParams) (out []mount.Mount, premounts []premount
 			continue
 		}
 		if pre != nil {
-			translated.Source = p.Stages.Path(p.Stage, len(premounts))
+			translated.Source = p.Premounts.Path(p.PremountName, len(premounts))
 			premounts = append(premounts, *pre)
 		}
 		if translated.Type == mount.TypeImage {
@@ -107,7 +107,7 @@ func checkBind(m *runtimeapi.Mount) error {
 	case m.GetRecursiveReadOnly() && m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return invalid("recursive_read_only mount %q: propagation must be PROPAGATION_PRIVATE", m.GetContainerPath())
 	}
-	if err := premount.Check(m.GetMountOptions()); err != nil {
+	if err := premount.CheckOptions(m.GetMountOptions()); err != nil {
 		return invalid("mount_options of %q: %v", m.GetContainerPath(), err)
 	}
 	return nil
@@ -122,8 +122,8 @@ func bindMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *pr
 	out = mount.Mount{
 		Type: mount.TypeBind, Source: path.Clean(m.GetHostPath()), BindOptions: &mount.BindOptions{Propagation: propagation.docker},
 	}
-	if len(m.GetMountOptions()) > 0 || m.GetRecursiveReadOnly() && !supportsRecursiveReadOnly(p.Runtime, p.Can) {
-		if !p.Can.StagedMounts {
+	if len(m.GetMountOptions()) > 0 || m.GetRecursiveReadOnly() && !supportsRecursiveReadOnly(p.Runtime, p.Features) {
+		if !p.Features.Premounts {
 			return out, nil, failed("mount %q: mount_options, and recursive_read_only before Docker 25, need Linux 5.12 or newer", m.GetContainerPath())
 		}
 		pre = &premount.Mount{Source: out.Source, Propagation: propagation.premount, Options: slices.Clone(m.GetMountOptions())}
@@ -139,14 +139,14 @@ func bindMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *pr
 	}
 	// Docker refuses private propagation for its own data (validateBindDaemonRoot in
 	// daemon/volumes_linux.go); without a value it chooses one that it accepts.
-	if propagation.docker == mount.PropagationRPrivate && overlapsDataRoot(out.Source, p.Can.RootDir) {
+	if propagation.docker == mount.PropagationRPrivate && overlapsDataRoot(out.Source, p.Features.RootDir) {
 		out.BindOptions.Propagation = ""
 	}
 	out.ReadOnly = m.GetReadonly()
 	switch {
 	case m.GetRecursiveReadOnly():
 		out.BindOptions.ReadOnlyForceRecursive = true
-	case m.GetReadonly() && p.Can.ReadOnlyNonRecursive:
+	case m.GetReadonly() && p.Features.ReadOnlyNonRecursive:
 		out.BindOptions.ReadOnlyNonRecursive = true // docker >= 25 would make submounts read-only, too
 	}
 	return out, nil, nil
@@ -173,15 +173,15 @@ func imageMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *p
 		return out, nil, invalid("mount_options of image volume %q: must be empty, for Docker supports none", m.GetContainerPath())
 	case path.IsAbs(subPath), slices.Contains(strings.Split(subPath, "/"), ".."):
 		return out, nil, invalid("image_sub_path %q: must be relative to the root of the image and without \"..\"", subPath)
-	case p.Can.ImageMounts:
+	case p.Features.ImageMounts:
 		out = mount.Mount{Type: mount.TypeImage, Source: volume.ID, ReadOnly: true}
 		if subPath != "" {
 			out.ImageOptions = &mount.ImageOptions{Subpath: subPath}
 		}
 		return out, nil, nil
 	case len(volume.Layers) == 0:
-		return out, nil, failed("image volume %q: before Docker 28 they need the storage driver overlay2, and Docker has %s", m.GetContainerPath(), p.Can.StorageDriver)
-	case !p.Can.StagedMounts:
+		return out, nil, failed("image volume %q: before Docker 28 they need the storage driver overlay2, and Docker has %s", m.GetContainerPath(), p.Features.StorageDriver)
+	case !p.Features.Premounts:
 		return out, nil, failed("image volume %q: before Docker 28 they need Linux 5.12 or newer", m.GetContainerPath())
 	}
 	out = mount.Mount{Type: mount.TypeBind, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}

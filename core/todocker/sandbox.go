@@ -16,11 +16,11 @@ import (
 
 // SandboxParams are the parameters of Sandbox.
 type SandboxParams struct {
-	Pod     *runtimeapi.PodSandboxConfig
-	Handler string // runtime_handler of the request
-	Image   string // ID of the pause image
-	Can     engine.Features
-	Seccomp string // content of the profile that SeccompFile returns
+	Pod      *runtimeapi.PodSandboxConfig
+	Handler  string // runtime_handler of the request
+	Image    string // ID of the pause image
+	Features engine.Features
+	Seccomp  string // content of the profile that SeccompFile returns
 	// Bridge attaches the pod to Docker's own bridge instead of a CNI network.
 	Bridge bool
 	// OOMScore is the oom_score_adj of the pause process.
@@ -118,11 +118,11 @@ func PodBandwidth(pod *runtimeapi.PodSandboxConfig) (bandwidth.Limits, error) {
 func sandboxHost(p SandboxParams) (*container.HostConfig, error) {
 	linux := p.Pod.GetLinux()
 	sc := linux.GetSecurityContext()
-	runtime, err := Runtime(p.Handler, p.Can)
+	runtime, err := Runtime(p.Handler, p.Features)
 	if err != nil {
 		return nil, err
 	}
-	parent, err := cgroupParent(linux.GetCgroupParent(), p.Can)
+	parent, err := cgroupParent(linux.GetCgroupParent(), p.Features)
 	if err != nil {
 		return nil, err
 	}
@@ -131,24 +131,24 @@ func sandboxHost(p SandboxParams) (*container.HostConfig, error) {
 	}
 	// The pause process itself is never privileged: the field only allows privileged
 	// containers in the pod.
-	options, err := securityOptions(sandboxSeccomp(sc, p.Can), false, p.Can, p.Seccomp, "")
+	options, err := securityOptions(sandboxSeccomp(sc, p.Features), false, p.Features, p.Seccomp, "")
 	if err != nil {
 		return nil, err
 	}
 	return &container.HostConfig{
 		IpcMode:        container.IPCModeShareable,
 		ShmSize:        shmSize,
-		CgroupnsMode:   cgroupNamespace(p.Can, false),
+		CgroupnsMode:   cgroupNamespace(p.Features, false),
 		Runtime:        runtime,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
 		LogConfig:      container.LogConfig{Type: "none"}, // the pause process prints nothing
-		OomScoreAdj:    max(p.OOMScore, p.Can.LowestOOMScore),
+		OomScoreAdj:    max(p.OOMScore, p.Features.LowestOOMScore),
 		SecurityOpt:    append(options, noNewPrivileges(true)),
 		ReadonlyRootfs: sc.GetReadonlyRootfs(),
 		Sysctls:        linux.GetSysctls(),
 		Resources:      container.Resources{CgroupParent: parent, CPUShares: pauseCPUShares},
 		Init:           new(bool),
-		UsernsMode:     userNamespace(p.Can),
+		UsernsMode:     userNamespace(p.Features),
 	}, nil
 }
 

@@ -28,7 +28,7 @@ var (
 	recent = engine.Features{
 		CgroupDriver: "systemd", CgroupVersion: 2, RootDir: "/var/lib/docker", DefaultRuntime: "runc", LowestOOMScore: -1000,
 		Runtimes: map[string]engine.Runtime{"runc": {RecursiveReadOnly: true}, "runsc": {}},
-		CDI:      true, StagedMounts: true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
+		CDI:      true, Premounts: true, SeccompBuiltin: true, ReadOnlyNonRecursive: true, ImageMounts: true, AppArmor: true,
 		SeccompProfile: "builtin", Annotations: true,
 	}
 )
@@ -36,7 +36,7 @@ var (
 // kernel512 is the old Docker on Linux 5.12.
 var kernel512 = func() engine.Features {
 	r := old
-	r.StagedMounts = true
+	r.Premounts = true
 	return r
 }()
 
@@ -59,7 +59,7 @@ func pod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxCon
 }
 
 func TestSandboxWithoutDockerNetwork(t *testing.T) {
-	got, err := Sandbox(SandboxParams{Pod: pod(), Image: "sha256:pause", Can: old, OOMScore: PauseOOMScore})
+	got, err := Sandbox(SandboxParams{Pod: pod(), Image: "sha256:pause", Features: old, OOMScore: PauseOOMScore})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,43 +87,43 @@ func TestSandboxVariants(t *testing.T) {
 		want   func(Spec) bool
 	}{
 		"host network": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
 			func(o Spec) bool {
 				return o.Host.NetworkMode.IsHost() && o.Host.UTSMode.IsHost() && o.Config.Hostname == "" && !o.Config.NetworkDisabled
 			},
 		},
 		"host pid and ipc": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).NamespaceOptions.Pid, security(p).NamespaceOptions.Ipc = modeNode, modeNode
 			})},
 			func(o Spec) bool { return o.Host.PidMode.IsHost() && o.Host.IpcMode.IsHost() },
 		},
 		"Docker's bridge": {
-			SandboxParams{Can: old, Pod: pod(), Bridge: true},
+			SandboxParams{Features: old, Pod: pod(), Bridge: true},
 			func(o Spec) bool { return o.Host.NetworkMode.IsDefault() && !o.Config.NetworkDisabled },
 		},
 		"systemd cgroup driver takes a slice": {
-			SandboxParams{Can: recent, Pod: pod()},
+			SandboxParams{Features: recent, Pod: pod()},
 			func(o Spec) bool {
 				return o.Host.CgroupParent == "kubepods-podu1.slice" && o.Host.CgroupnsMode == "private"
 			},
 		},
 		"oom_score_adj below Docker's lowest": {
-			SandboxParams{Can: engine.Features{LowestOOMScore: -500}, Pod: pod(), OOMScore: PauseOOMScore},
+			SandboxParams{Features: engine.Features{LowestOOMScore: -500}, Pod: pod(), OOMScore: PauseOOMScore},
 			func(o Spec) bool { return o.Host.OomScoreAdj == -500 },
 		},
 		"a long hostname": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 63) + "-" + "tail" })},
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = strings.Repeat("a", 63) + "-" + "tail" })},
 			func(o Spec) bool { return o.Config.Hostname == strings.Repeat("a", 63) },
 		},
 		"the node's sysctls": {
-			SandboxParams{Can: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+			SandboxParams{Features: old, Pod: pod(), NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
 			func(o Spec) bool {
 				return len(o.Host.Sysctls) == 1 && o.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" && !strings.Contains(storedLabels(o).Config, "ipv6")
 			},
 		},
 		"the node's sysctls, but for those of the pod": {
-			SandboxParams{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"},
+			SandboxParams{Features: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1", "net.ipv6.conf.default.disable_ipv6": "1"},
 				Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 					p.Linux.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "0", "kernel.msgmax": "1"}
 				})},
@@ -133,24 +133,24 @@ func TestSandboxVariants(t *testing.T) {
 			},
 		},
 		"no sysctls in the node's network": {
-			SandboxParams{Can: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"},
+			SandboxParams{Features: old, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"},
 				Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).NamespaceOptions.Network = modeNode })},
 			func(o Spec) bool { return len(o.Host.Sysctls) == 0 },
 		},
 		"no sysctls on Docker's bridge, which sets them itself": {
-			SandboxParams{Can: old, Pod: pod(), Bridge: true, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
+			SandboxParams{Features: old, Pod: pod(), Bridge: true, NodeSysctls: map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}},
 			func(o Spec) bool { return len(o.Host.Sysctls) == 0 },
 		},
 		"a runtime handler": {
-			SandboxParams{Can: recent, Pod: pod(), Handler: "runsc"},
+			SandboxParams{Features: recent, Pod: pod(), Handler: "runsc"},
 			func(o Spec) bool { return o.Host.Runtime == "runsc" },
 		},
 		"cri-dockerd's name of the default handler": {
-			SandboxParams{Can: old, Pod: pod(), Handler: "docker"},
+			SandboxParams{Features: old, Pod: pod(), Handler: "docker"},
 			func(o Spec) bool { return o.Host.Runtime == "" },
 		},
 		"ports on Docker's bridge": {
-			SandboxParams{Can: old, Bridge: true, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Features: old, Bridge: true, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				p.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_UDP, ContainerPort: 53, HostPort: 5353, HostIp: "10.0.0.1"}, {ContainerPort: 80}}
 			})},
 			func(o Spec) bool {
@@ -160,7 +160,7 @@ func TestSandboxVariants(t *testing.T) {
 			},
 		},
 		"a user": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).SupplementalGroups = &runtimeapi.Int64Value{Value: 7}, []int64{8}
 				security(p).ReadonlyRootfs = true
 			})},
@@ -169,37 +169,37 @@ func TestSandboxVariants(t *testing.T) {
 			},
 		},
 		"a user, policy Strict": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).SupplementalGroupsPolicy = &runtimeapi.Int64Value{Value: 7}, runtimeapi.SupplementalGroupsPolicy_Strict
 			})},
 			func(o Spec) bool { return o.Config.User == "7:0" },
 		},
 		"a user and a group": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsUser, security(p).RunAsGroup = &runtimeapi.Int64Value{Value: 7}, &runtimeapi.Int64Value{Value: 8}
 			})},
 			func(o Spec) bool { return o.Config.User == "7:8" },
 		},
 		"a group without a user": {
-			SandboxParams{Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+			SandboxParams{Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 				security(p).RunAsGroup = &runtimeapi.Int64Value{}
 			})},
 			func(o Spec) bool { return o.Config.User == "" },
 		},
 		"RuntimeDefault, Docker without seccomp": {
-			SandboxParams{Can: engine.Features{}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			SandboxParams{Features: engine.Features{}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 		"RuntimeDefault, unconfined in daemon.json": {
-			SandboxParams{Can: engine.Features{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			SandboxParams{Features: engine.Features{SeccompProfile: "unconfined"}, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 		"RuntimeDefault, Docker with builtin": {
-			SandboxParams{Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
+			SandboxParams{Features: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { security(p).Seccomp = &runtimeapi.SecurityProfile{} })},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=builtin") },
 		},
 		"no seccomp profile": {
-			SandboxParams{Can: recent, Pod: pod()},
+			SandboxParams{Features: recent, Pod: pod()},
 			func(o Spec) bool { return slices.Contains(o.Host.SecurityOpt, "seccomp=unconfined") },
 		},
 	} {
@@ -217,36 +217,36 @@ func TestSandboxVariants(t *testing.T) {
 
 func TestSandboxRefuses(t *testing.T) {
 	for name, p := range map[string]SandboxParams{
-		"no metadata":                  {Can: old, Pod: &runtimeapi.PodSandboxConfig{}},
-		"an unknown handler":           {Can: old, Pod: pod(), Handler: "kata"},
-		"a cgroup that is not a slice": {Can: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/podu1" })},
-		"a relative log directory":     {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
-		"a user namespace": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"no metadata":                  {Features: old, Pod: &runtimeapi.PodSandboxConfig{}},
+		"an unknown handler":           {Features: old, Pod: pod(), Handler: "kata"},
+		"a cgroup that is not a slice": {Features: recent, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.CgroupParent = "/kubepods/podu1" })},
+		"a relative log directory":     {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.LogDirectory = "logs" })},
+		"a user namespace": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}
 		})},
-		"a UID out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"a UID out of range": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1 << 32}
 		})},
-		"a GID out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"a GID out of range": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.RunAsUser, p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1}, &runtimeapi.Int64Value{Value: -1}
 		})},
-		"a GID out of range alone": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"a GID out of range alone": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.RunAsGroup = &runtimeapi.Int64Value{Value: 1 << 32}
 		})},
-		"a supplemental group out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"a supplemental group out of range": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Linux.SecurityContext.SupplementalGroups = []int64{1, 1 << 31}
 		})},
-		"fields for Windows": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"fields for Windows": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.Windows = &runtimeapi.WindowsPodSandboxConfig{SecurityContext: &runtimeapi.WindowsSandboxSecurityContext{HostProcess: true}}
 		})},
-		"an unknown protocol": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"an unknown protocol": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.PortMappings = []*runtimeapi.PortMapping{{Protocol: 9, ContainerPort: 80, HostPort: 80}}
 		})},
-		"a port out of range": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
+		"a port out of range": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) {
 			p.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 80, HostPort: 70000}}
 		})},
-		"an unknown groups policy":     {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.SecurityContext.SupplementalGroupsPolicy = 9 })},
-		"a line break in the hostname": {Can: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = "a\nb" })},
+		"an unknown groups policy":     {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Linux.SecurityContext.SupplementalGroupsPolicy = 9 })},
+		"a line break in the hostname": {Features: old, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Hostname = "a\nb" })},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := Sandbox(p); !errdefs.IsInvalidArgument(err) {
@@ -294,7 +294,7 @@ func TestHostname(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, tt.want)
 		}
 		// Docker gets the same, or none and then uses the ID.
-		spec, err := Sandbox(SandboxParams{Can: old, Pod: config})
+		spec, err := Sandbox(SandboxParams{Features: old, Pod: config})
 		if err != nil || spec.Config.Hostname != "" && spec.Config.Hostname != tt.want || spec.Config.Hostname == "" && tt.want != id[:12] {
 			t.Errorf("%s: Docker gets %q, %v", name, spec.Config.Hostname, err)
 		}

@@ -24,10 +24,10 @@ import (
 
 // A Spec holds the arguments of ContainerCreate.
 type Spec struct {
-	Name   names.Name
-	Config *container.Config
-	Host   *container.HostConfig
-	Staged []premount.Mount // must be mounted before the container is created
+	Name      names.Name
+	Config    *container.Config
+	Host      *container.HostConfig
+	Premounts []premount.Mount // must be mounted before the container is created
 }
 
 // An Image is an image that a container runs or mounts.

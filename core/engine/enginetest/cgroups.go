@@ -20,7 +20,7 @@ import (
 func InCgroups(t testing.TB) func(id string) int {
 	controllers := []string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}
 	parent := fmt.Sprintf("berth-test-%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-"))
-	all, err := cgroup.Make(parent, controllers)
+	all, err := cgroup.Create(parent, controllers)
 	t.Cleanup(func() { _ = all.Remove() })
 	if err != nil {
 		t.Skipf("needs root, for cgroups of its own: %v", err)
@@ -34,7 +34,7 @@ func InCgroups(t testing.TB) func(id string) int {
 			return pids[id]
 		}
 		sleeper := exec.Command("sleep", "1000")
-		g, err := cgroup.Make(parent+"/"+id, controllers)
+		g, err := cgroup.Create(parent+"/"+id, controllers)
 		t.Cleanup(func() { _ = g.Remove() })
 		if err == nil {
 			err = sleeper.Start()

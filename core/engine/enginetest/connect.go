@@ -9,8 +9,8 @@ import (
 	"berth/core/engine"
 )
 
-// Patience is how long tests wait for asynchronous results.
-const Patience = 10 * time.Second
+// WaitTimeout is how long tests wait for asynchronous results.
+const WaitTimeout = 10 * time.Second
 
 // Connect returns an engine.Engine that is connected to e, until t ends.
 func (e *Engine) Connect(t testing.TB) *engine.Engine {
@@ -20,7 +20,7 @@ func (e *Engine) Connect(t testing.TB) *engine.Engine {
 		t.Fatal(err)
 	}
 	Background(t, docker.Run)
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), WaitTimeout)
 	defer cancel()
 	if _, err := docker.WaitConn(ctx); err != nil {
 		t.Fatal(err)
@@ -40,7 +40,7 @@ func Background(t testing.TB, run func(context.Context) error) {
 			if err != nil {
 				t.Errorf("in the background: %v", err)
 			}
-		case <-time.After(Patience):
+		case <-time.After(WaitTimeout):
 			t.Error("what runs in the background does not end with its context")
 		}
 	})
@@ -48,7 +48,7 @@ func Background(t testing.TB, run func(context.Context) error) {
 
 // untilTimeout is how long Until waits. A long timeout costs nothing if the condition becomes
 // true, and a busy machine may need longer than Patience.
-const untilTimeout = 3 * Patience
+const untilTimeout = 3 * WaitTimeout
 
 // Until waits until cond is true, and fails t with the message what if it does not become so.
 func Until(t testing.TB, what string, cond func() bool) {

@@ -69,9 +69,9 @@ func (e *Engine) publishLocked(m events.Message) {
 	}
 }
 
-// LoseEvents sets whether events are dropped, as an Engine does for a client that reads them too
+// DropEvents sets whether events are dropped, as an Engine does for a client that reads them too
 // slowly. Dropped events are lost.
-func (e *Engine) LoseEvents(on bool) {
+func (e *Engine) DropEvents(on bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.dropEvents = on

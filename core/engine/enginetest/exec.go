@@ -265,7 +265,7 @@ func (e *Engine) execResize(c *call) error {
 // An ExecSession is the state of an exec session.
 type ExecSession struct {
 	ID, Container string
-	Order         container.ExecOptions
+	Options       container.ExecOptions
 	Running       bool
 	Sizes         [][2]uint // sizes that its terminal was resized to, height and width
 }

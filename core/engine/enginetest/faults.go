@@ -40,8 +40,8 @@ const HangUp = -1
 // until Heal. Such a call has no effect.
 func (e *Engine) Fail(what string, status int) { e.addFault(&fault{target: what, status: status}) }
 
-// FailSaying is Fail with the text of the error.
-func (e *Engine) FailSaying(what string, status int, text string) {
+// FailWithText is Fail with the text of the error.
+func (e *Engine) FailWithText(what string, status int, text string) {
 	e.addFault(&fault{target: what, status: status, text: text})
 }
 
@@ -51,9 +51,9 @@ func (e *Engine) FailOnce(what string, status, nth int) {
 	e.addFault(&fault{target: what, status: status, nth: nth})
 }
 
-// Lose has the nth call of what, counted from now and from 1, take effect without a response: the
+// DropResponse has the nth call of what, counted from now and from 1, take effect without a response: the
 // connection is closed.
-func (e *Engine) Lose(what string, nth int) {
+func (e *Engine) DropResponse(what string, nth int) {
 	e.addFault(&fault{target: what, nth: nth, dropResponse: true})
 }
 
@@ -63,9 +63,9 @@ func (e *Engine) addFault(f *fault) {
 	e.faults = append(e.faults, f)
 }
 
-// Heal removes every Fail, FailOnce, Lose, Delay and On of what. Calls that hang do so until they
+// ClearFaults removes every Fail, FailOnce, Lose, Delay and On of what. Calls that hang do so until they
 // are released.
-func (e *Engine) Heal(what string) {
+func (e *Engine) ClearFaults(what string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.faults = slices.DeleteFunc(e.faults, func(f *fault) bool { return f.target == what })

@@ -71,8 +71,8 @@ func (i Image) withDefaults(name string) Image {
 	return i
 }
 
-// LabelImage replaces the labels of an image.
-func (e *Engine) LabelImage(ref string, labels map[string]string) {
+// SetImageLabels replaces the labels of an image.
+func (e *Engine) SetImageLabels(ref string, labels map[string]string) {
 	e.t.Helper()
 	e.mu.Lock()
 	defer e.mu.Unlock()

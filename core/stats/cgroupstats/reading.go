@@ -147,7 +147,7 @@ const clockTick = 10_000_000
 
 func readCPU(g cgroup.Group, detail Detail) (c CPU, err error) {
 	if g.V2 != "" {
-		stat, err := cgroup.Numbers(g.V2, "cpu.stat", "usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec")
+		stat, err := cgroup.ReadKeyed(g.V2, "cpu.stat", "usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec")
 		return CPU{
 			Total: stat["usage_usec"] * 1000, User: stat["user_usec"] * 1000, System: stat["system_usec"] * 1000,
 			Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"], ThrottledTime: stat["throttled_usec"] * 1000,
@@ -157,16 +157,16 @@ func readCPU(g cgroup.Group, detail Detail) (c CPU, err error) {
 	if !ok {
 		return c, errors.New("CPU time is not counted: the cgroup controller cpuacct is not mounted")
 	}
-	if c.Total, err = cgroup.Number(dir, "cpuacct.usage"); err != nil || detail != All {
+	if c.Total, err = cgroup.ReadUint(dir, "cpuacct.usage"); err != nil || detail != All {
 		return c, err
 	}
-	times, err := cgroup.Numbers(dir, "cpuacct.stat", "user", "system")
+	times, err := cgroup.ReadKeyed(dir, "cpuacct.stat", "user", "system")
 	if err != nil {
 		return c, err
 	}
 	c.User, c.System = times["user"]*clockTick, times["system"]*clockTick
 	if dir, ok := g.Dir("cpu"); ok {
-		stat, err := cgroup.Numbers(dir, "cpu.stat", "nr_periods", "nr_throttled", "throttled_time")
+		stat, err := cgroup.ReadKeyed(dir, "cpu.stat", "nr_periods", "nr_throttled", "throttled_time")
 		if err != nil {
 			return c, err
 		}
@@ -218,10 +218,10 @@ func unlimitedV1(n uint64) uint64 {
 }
 
 func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
-	if m.Usage, err = cgroup.Number(dir, "memory.usage_in_bytes"); err != nil {
+	if m.Usage, err = cgroup.ReadUint(dir, "memory.usage_in_bytes"); err != nil {
 		return m, err
 	}
-	stat, err := cgroup.Numbers(dir, "memory.stat", "total_rss", "total_cache", "total_mapped_file", "total_active_file", "total_inactive_file",
+	stat, err := cgroup.ReadKeyed(dir, "memory.stat", "total_rss", "total_cache", "total_mapped_file", "total_active_file", "total_inactive_file",
 		"pgfault", "pgmajfault", "total_pgfault", "total_pgmajfault")
 	if err != nil {
 		return m, err
@@ -230,7 +230,7 @@ func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
 	m.ActiveFile, m.InactiveFile = stat["total_active_file"], stat["total_inactive_file"]
 	m.OwnPageFaults, m.OwnMajorPageFaults = stat["pgfault"], stat["pgmajfault"]
 	m.PageFaults, m.MajorPageFaults = stat["total_pgfault"], stat["total_pgmajfault"]
-	if m.Limit, err = cgroup.Number(dir, "memory.limit_in_bytes"); err != nil {
+	if m.Limit, err = cgroup.ReadUint(dir, "memory.limit_in_bytes"); err != nil {
 		return m, err
 	}
 	m.Limit = unlimitedV1(m.Limit)
@@ -249,12 +249,12 @@ func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
 		{"memory.max_usage_in_bytes", &m.Peak}, {"memory.failcnt", &m.LimitReached},
 		{"memory.kmem.usage_in_bytes", &m.Kernel}, {"memory.soft_limit_in_bytes", &m.Reservation},
 	} {
-		if *f.to, err = zeroIfUnsupported(cgroup.Number(dir, f.name)); err != nil {
+		if *f.to, err = zeroIfUnsupported(cgroup.ReadUint(dir, f.name)); err != nil {
 			return m, err
 		}
 	}
 	m.Reservation = unlimitedV1(m.Reservation)
-	control, err := cgroup.Numbers(dir, "memory.oom_control", "oom_kill")
+	control, err := cgroup.ReadKeyed(dir, "memory.oom_control", "oom_kill")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return m, err
 	}
@@ -263,10 +263,10 @@ func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
 }
 
 func readMemoryV2(dir string, detail Detail) (m Memory, err error) {
-	if m.Usage, err = cgroup.Number(dir, "memory.current"); err != nil {
+	if m.Usage, err = cgroup.ReadUint(dir, "memory.current"); err != nil {
 		return m, err
 	}
-	stat, err := cgroup.Numbers(dir, "memory.stat", "anon", "file", "kernel", "file_mapped", "active_file", "inactive_file", "pgfault", "pgmajfault",
+	stat, err := cgroup.ReadKeyed(dir, "memory.stat", "anon", "file", "kernel", "file_mapped", "active_file", "inactive_file", "pgfault", "pgmajfault",
 		"kernel_stack", "slab", "pagetables", "percpu", "sock")
 	if err != nil {
 		return m, err
@@ -278,7 +278,7 @@ func readMemoryV2(dir string, detail Detail) (m Memory, err error) {
 	m.ActiveFile, m.InactiveFile = stat["active_file"], stat["inactive_file"]
 	m.PageFaults, m.MajorPageFaults = stat["pgfault"], stat["pgmajfault"]
 	m.OwnPageFaults, m.OwnMajorPageFaults = m.PageFaults, m.MajorPageFaults
-	if m.Limit, err = cgroup.Number(dir, "memory.max"); err != nil {
+	if m.Limit, err = cgroup.ReadUint(dir, "memory.max"); err != nil {
 		return m, err
 	}
 	if m.Swap, m.SwapLimit, err = readSwap(dir, "memory.swap.current", "memory.swap.max"); err != nil {
@@ -288,14 +288,14 @@ func readMemoryV2(dir string, detail Detail) (m Memory, err error) {
 	if detail != All {
 		return m, nil
 	}
-	if m.Peak, err = zeroIfUnsupported(cgroup.Number(dir, "memory.peak")); err != nil {
+	if m.Peak, err = zeroIfUnsupported(cgroup.ReadUint(dir, "memory.peak")); err != nil {
 		return m, err
 	}
 	m.Peak = max(m.Peak, m.Usage) // Linux < 5.19 has no peak; current usage is a lower bound
-	if m.Reservation, err = zeroIfUnsupported(cgroup.Number(dir, "memory.low")); err != nil {
+	if m.Reservation, err = zeroIfUnsupported(cgroup.ReadUint(dir, "memory.low")); err != nil {
 		return m, err
 	}
-	events, err := cgroup.Numbers(dir, "memory.events", "max", "oom_kill")
+	events, err := cgroup.ReadKeyed(dir, "memory.events", "max", "oom_kill")
 	m.LimitReached, m.OOMKills = events["max"], events["oom_kill"]
 	return m, err
 }
@@ -304,14 +304,14 @@ func readMemoryV2(dir string, detail Detail) (m Memory, err error) {
 // swap. It creates both files or none, so only the first may be missing: a limit that is
 // missing beside a usage means that the cgroup is being removed.
 func readSwap(dir, usageFile, limitFile string) (usage, limit uint64, err error) {
-	usage, err = cgroup.Number(dir, usageFile)
+	usage, err = cgroup.ReadUint(dir, usageFile)
 	if isUnsupported(err) {
 		return 0, 0, nil
 	}
 	if err != nil {
 		return 0, 0, err
 	}
-	limit, err = cgroup.Number(dir, limitFile)
+	limit, err = cgroup.ReadUint(dir, limitFile)
 	return usage, limit, err
 }
 
@@ -323,7 +323,7 @@ func readPressure(g cgroup.Group) (p Pressure, err error) {
 		name string
 		to   **PSI
 	}{{"cpu.pressure", &p.CPU}, {"memory.pressure", &p.Memory}, {"io.pressure", &p.IO}} {
-		some, full, err := cgroup.Pressures(g.V2, f.name)
+		some, full, err := cgroup.ReadPressure(g.V2, f.name)
 		if err != nil {
 			return p, err
 		}
@@ -341,12 +341,12 @@ func Threads(g cgroup.Group) (uint64, error) {
 	if !ok {
 		return 0, errors.New("processes are not counted: the cgroup controller pids is not mounted")
 	}
-	return cgroup.Number(dir, "pids.current")
+	return cgroup.ReadUint(dir, "pids.current")
 }
 
 func readThreadLimit(g cgroup.Group) (uint64, error) {
 	dir, _ := g.Dir("pids")
-	return zeroIfUnsupported(cgroup.Number(dir, "pids.max"))
+	return zeroIfUnsupported(cgroup.ReadUint(dir, "pids.max"))
 }
 
 func readHugePages(g cgroup.Group, sizes []string) (all []HugePages, err error) {
@@ -360,12 +360,12 @@ func readHugePages(g cgroup.Group, sizes []string) (all []HugePages, err error) 
 	}
 	for _, size := range sizes {
 		h := HugePages{Size: size}
-		h.Usage, err = cgroup.Number(dir, "hugetlb."+size+usage)
+		h.Usage, err = cgroup.ReadUint(dir, "hugetlb."+size+usage)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the controller is off for this cgroup
 		}
 		if err == nil && peak != "" {
-			h.Peak, err = cgroup.Number(dir, "hugetlb."+size+peak)
+			h.Peak, err = cgroup.ReadUint(dir, "hugetlb."+size+peak)
 		}
 		if err != nil {
 			return nil, err
@@ -376,7 +376,7 @@ func readHugePages(g cgroup.Group, sizes []string) (all []HugePages, err error) 
 }
 
 func readDevices(g cgroup.Group) ([]Device, error) {
-	found, err := cgroup.Devices(g)
+	found, err := cgroup.ReadDeviceIO(g)
 	all := make([]Device, 0, len(found))
 	for _, d := range found {
 		all = append(all, Device{Name: deviceName(d.Major + ":" + d.Minor), Major: d.Major, Minor: d.Minor, Bytes: d.Bytes, Requests: d.Requests})

@@ -38,7 +38,7 @@ func addContainer(t *testing.T, e *enginetest.Engine, name string) (*cache.Conta
 	upper := found.GraphDriver.Data["UpperDir"]
 	must(t, os.MkdirAll(upper, 0o755), os.WriteFile(filepath.Join(upper, "big"), make([]byte, mib), 0o600))
 	return &cache.Container{
-		Row: &runtimeapi.Container{Id: made.ID, State: runtimeapi.ContainerState_CONTAINER_RUNNING}, Pid: 7, Running: true, Layer: upper,
+		Row: &runtimeapi.Container{Id: made.ID, State: runtimeapi.ContainerState_CONTAINER_RUNNING}, Pid: 7, Running: true, WritableLayer: upper,
 	}, upper
 }
 
@@ -92,11 +92,11 @@ func TestLayerOutsideDataRootIsNotRead(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(foreign, "secret"), make([]byte, 5*mib), 0o600))
 	for name, dir := range map[string]string{"outside": foreign, "through ..": "", "not reported": "", "removed": "removed"} {
 		tracker, e, c, upper := newTracker(t)
-		switch c.Layer = dir; name {
+		switch c.WritableLayer = dir; name {
 		case "through ..":
-			c.Layer = filepath.Dir(upper) + "/../../.." + foreign
+			c.WritableLayer = filepath.Dir(upper) + "/../../.." + foreign
 		case "removed":
-			c.Layer = upper + "/none"
+			c.WritableLayer = upper + "/none"
 		}
 		c.Pid = os.Getpid() // a process whose mount table has other directories
 		must(t, tracker.measure(c))
@@ -163,7 +163,7 @@ func TestHugeContainerDoesNotStarveOthers(t *testing.T) {
 
 func TestHangingEngineDoesNotBlockMeasurement(t *testing.T) {
 	tracker, e, c, _ := newTracker(t)
-	c.Layer = ""
+	c.WritableLayer = ""
 	e.Hang("GET /containers/{id}/json")
 	other, _ := addContainer(t, e, "other")
 	begin := time.Now()

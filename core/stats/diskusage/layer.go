@@ -16,9 +16,9 @@ import (
 // lead to any directory of the node.
 func (t *Tracker) layerDir(docker *engine.Conn, c *cache.Container) string {
 	features := docker.Features
-	if c.Layer != "" {
-		if isBelow(features.RootDir, c.Layer) {
-			return c.Layer
+	if c.WritableLayer != "" {
+		if isBelow(features.RootDir, c.WritableLayer) {
+			return c.WritableLayer
 		}
 		return ""
 	}

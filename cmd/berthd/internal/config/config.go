@@ -26,7 +26,7 @@ const DefaultRunDir = "/run/berth"
 const NoCNI = "no-op"
 
 // defaultRequestTimeout is what runtime-request-timeout 0 means.
-const defaultRequestTimeout = engine.ShortTimeout
+const defaultRequestTimeout = engine.DefaultTimeout
 
 // Config is the configuration of the daemon: one field for each option that has an effect.
 type Config struct {
