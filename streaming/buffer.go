@@ -16,7 +16,7 @@ const minChunk = 4 << 10
 // A Buffer decouples a writer that must not be blocked from a destination that may be slow:
 // writes go to bounded memory, and a goroutine copies from there to the destination. Once
 // the memory is full and is not half empty again within stallTimeout, the Buffer fails with
-// ErrSlow. Room for one more chunk is not enough: a client that reads a little now and then
+// ErrSlow. Space for one more chunk is not enough: a client that reads a little now and then
 // would block the writer forever.
 //
 // The memory is taken from a Budget. One chunk may always be queued, so that a client that
@@ -120,7 +120,7 @@ func (b *Buffer) waitLocked(since *time.Time, condition func() bool) {
 // flushedLocked reports whether everything has been written to dst.
 func (b *Buffer) flushedLocked() bool { return len(b.queue) == 0 && !b.writing }
 
-// enqueueLocked appends p to the queue if there is room.
+// enqueueLocked appends p to the queue if it has space.
 func (b *Buffer) enqueueLocked(p []byte) bool {
 	if last := len(b.queue) - 1; last >= 0 && cap(b.queue[last].data)-len(b.queue[last].data) >= len(p) {
 		b.queue[last].data = append(b.queue[last].data, p...)

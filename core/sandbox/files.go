@@ -70,7 +70,7 @@ func (s *Service) writeFiles(id string, pod *runtimeapi.PodSandboxConfig, addrs 
 	return nil
 }
 
-// mountBounded mounts a file system on dir with room for content and filesSlack. The process
+// mountBounded mounts a file system on dir large enough for content and filesSlack. The process
 // that starts the containers of the pod, which is the parent of its pause process, must see
 // the mount.
 func (s *Service) mountBounded(dir string, content map[string][]byte, found container.InspectResponse) error {

@@ -148,7 +148,7 @@ func (s *Service) gcNetwork(ctx context.Context) error {
 		return err
 	}
 	if err := s.network.GC(ctx, keep); err != nil {
-		// Not returned: what stays takes room in the plugins' own tables only.
+		// Not returned: what stays only takes space in the plugins' own tables.
 		s.log.Warn("garbage collection of the network plugins failed", slog.Any("err", err))
 	}
 	return nil

@@ -21,7 +21,7 @@ type drainListener struct {
 	closeOnce    sync.Once
 	closed       chan struct{}
 	unwritten    atomic.Int64
-	written      chan struct{} // receives after each first write, if it has room
+	written      chan struct{} // receives after each first write, without blocking
 }
 
 func newDrainListener(l net.Listener) *drainListener {
