@@ -91,7 +91,7 @@ func TestStatusIsNotCachedAcrossConfigurations(t *testing.T) {
 }
 
 // A plugin that starts slowly on a busy node does not make the node not ready at once.
-func TestStatusKeepsLastAnswerOfSlowPlugin(t *testing.T) {
+func TestStatusKeepsLastResultOfSlowPlugin(t *testing.T) {
 	t.Parallel()
 	d := newNode(t, "fake")
 	d.conf("10-a.conflist", `{"cniVersion": "1.1.0", "name": "a", "plugins": [{"type": "fake", "callLog": "CALLS", "hang": ["STATUS"]}]}`)

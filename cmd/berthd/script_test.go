@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		"berthd":      berthdMain,
 		"cri-dockerd": berthdMain,
 		"activate":    activateMain,
-		"as-nobody":   nobodyMain,
+		"as-nobody":   noServerMain,
 	})
 }
 
@@ -39,9 +39,9 @@ func berthdMain() {
 	os.Exit(p.main(context.Background()))
 }
 
-// nobodyMain is berthd as the user nobody. The process changes its own user: nobody may not be able to
+// noServerMain is berthd as the user nobody. The process changes its own user: nobody may not be able to
 // run the test binary.
-func nobodyMain() {
+func noServerMain() {
 	if err := errors.Join(unix.Setgroups(nil), unix.Setresgid(65534, 65534, 65534), unix.Setresuid(65534, 65534, 65534)); err != nil {
 		fmt.Fprintln(os.Stderr, "as-nobody:", err)
 		os.Exit(exitUsage)

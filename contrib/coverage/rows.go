@@ -191,7 +191,7 @@ var messages = []message{
 		{"container_path", engine, "`Target` of `HostConfig.Mounts`; refused if it is empty; of several mounts at one path the last one is there", "todocker.TestMounts todocker.TestLastMountAtAPathIsUsed live.TestMounts live.TestUnusualPods"},
 		{"host_path", engine, "`Source` of `HostConfig.Mounts`; made as a directory if it is not there, as containerd does", "todocker.TestMounts e2e.TestCRI"},
 		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
-		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; of a container that is not confined, the pod's", "container.TestSetLabelsRelabelsMountsThatAskForIt"},
+		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; of a container that is not confined, the pod's", "container.TestSetLabelsRelabelsMarkedMounts"},
 		{"propagation", engine, "`BindOptions.Propagation`; or of the mount that berth stages; refused if the mount that the host path is on does not propagate", "live.TestMountPropagation todocker.TestMounts premount.TestRemoveKeepsTheMountsOfASharedSource premount.TestCheckPropagationRefusesMountsThatAreNotShared e2e.TestCRI"},
 		{"uidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},
 		{"gidMappings", refused, "Docker has no user namespaces for single pods", "todocker.TestMounts"},

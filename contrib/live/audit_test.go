@@ -346,8 +346,8 @@ func (n *node) forgiven(lines []string) (left []string, forgiven int) {
 	return left, forgiven
 }
 
-// settled wants the daemon to take no more of the node than it did when it was used.
-func (n *node) settled(before usage, limit time.Duration) []string {
+// waitStable wants the daemon to take no more of the node than it did when it was used.
+func (n *node) waitStable(before usage, limit time.Duration) []string {
 	var now usage
 	var err error
 	for end := time.Now().Add(limit); ; time.Sleep(250 * time.Millisecond) {

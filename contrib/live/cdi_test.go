@@ -28,7 +28,7 @@ func TestCDIDevicesAreInTheContainer(t *testing.T) {
 			t.Errorf("an Engine without CDI: %v", err)
 		}
 		n.remove(pod)
-		n.tidy()
+		n.removeLeftovers()
 		return
 	}
 	data, dir := n.path("cdi"), "/run/cdi" // which an Engine in another root sees too
@@ -52,5 +52,5 @@ func TestCDIDevicesAreInTheContainer(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }

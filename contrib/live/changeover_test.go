@@ -41,16 +41,16 @@ func (n *node) works(under, sandbox, address, c string) {
 	if s := seen.GetStatus(); err != nil || s.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || s.GetNetwork().GetIp() != address {
 		n.t.Errorf("under %s: sandbox %v, %v; want it ready at %q", under, s, err, address)
 	}
-	told, err := n.runtime.ContainerStatus(n.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c})
-	if s := told.GetStatus(); err != nil || s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || s.GetMetadata().GetAttempt() != 0 {
+	status, err := n.runtime.ContainerStatus(n.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c})
+	if s := status.GetStatus(); err != nil || s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || s.GetMetadata().GetAttempt() != 0 {
 		n.t.Errorf("under %s: container %v, %v", under, s, err)
 	}
 	if got := n.exec(c, "echo", "hello"); got != "hello\n" {
 		n.t.Errorf("under %s: exec %q", under, got)
 	}
 	// Metadata are read back from labels, names and the journal.
-	if m := seen.GetStatus().GetMetadata(); m.GetNamespace() != "live" || m.GetUid() != "uid-"+m.GetName() || told.GetStatus().GetMetadata().GetName() != "web" {
-		n.t.Errorf("under %s: metadata %v, %v", under, m, told.GetStatus().GetMetadata())
+	if m := seen.GetStatus().GetMetadata(); m.GetNamespace() != "live" || m.GetUid() != "uid-"+m.GetName() || status.GetStatus().GetMetadata().GetName() != "web" {
+		n.t.Errorf("under %s: metadata %v, %v", under, m, status.GetStatus().GetMetadata())
 	}
 }
 
@@ -104,15 +104,15 @@ func TestChangeoverFromCRIDockerdAndBack(t *testing.T) {
 
 	theirs()
 	old, oldWeb, oldIP := n.up("old", 18080)
-	gone, goneWeb, goneIP := n.up("gone", 0)
-	if oldIP == "" || goneIP == "" {
-		t.Fatalf("no addresses: %q, %q", oldIP, goneIP)
+	removed, removedWeb, removedIP := n.up("gone", 0)
+	if oldIP == "" || removedIP == "" {
+		t.Fatalf("no addresses: %q, %q", oldIP, removedIP)
 	}
 	before := n.lives()
 
 	ours()
 	n.works("berthd", old, oldIP, oldWeb)
-	n.works("berthd", gone, goneIP, goneWeb)
+	n.works("berthd", removed, removedIP, removedWeb)
 	log := n.path("logs", "old", "web", "0.log")
 	if text, err := os.ReadFile(log); err != nil || !strings.Contains(string(text), "out of old") {
 		t.Errorf("the log of the old pod: %q, %v", text, err)
@@ -124,10 +124,10 @@ func TestChangeoverFromCRIDockerdAndBack(t *testing.T) {
 	if portRules(old) == "" {
 		t.Error("the port of the old pod is gone")
 	}
-	n.remove(gone)
+	n.remove(removed)
 	fresh, freshWeb, freshIP := n.up("fresh", 18081)
 	for id, pid := range before {
-		if now := n.lives()[id]; now != pid && id != gone && id != goneWeb {
+		if now := n.lives()[id]; now != pid && id != removed && id != removedWeb {
 			t.Errorf("%s: process %d, was %d", id, now, pid)
 		}
 	}

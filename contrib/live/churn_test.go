@@ -23,11 +23,11 @@ import (
 // failed, probes, rotates logs, stops and removes until it is told that it is done. It
 // keeps what it has been told, for the audit.
 type churn struct {
-	n       *node
-	patient time.Duration // how long one call may take
-	pace    time.Duration // between the steps of a pod
-	limit   time.Duration // how long one step may be tried, once faults are over
-	ctx     context.Context
+	n           *node
+	callTimeout time.Duration // how long one call may take
+	pace        time.Duration // between the steps of a pod
+	limit       time.Duration // how long one step may be tried, once faults are over
+	ctx         context.Context
 	// impatient has half of the calls left by their caller after at most 300 ms.
 	impatient bool
 	// forgetful tells that Docker may lose what it has just started, see forgiven.
@@ -53,10 +53,10 @@ type churned struct {
 	containerLog string // pattern of the files of the last container
 }
 
-func newChurn(n *node, patient time.Duration) *churn {
+func newChurn(n *node, callTimeout time.Duration) *churn {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.t.Cleanup(cancel)
-	return &churn{n: n, ctx: ctx, patient: patient, limit: 90 * time.Second, pods: map[string]*churned{}, answers: map[string]int{}, calm: time.Now()}
+	return &churn{n: n, ctx: ctx, callTimeout: callTimeout, limit: 90 * time.Second, pods: map[string]*churned{}, answers: map[string]int{}, calm: time.Now()}
 }
 
 // troubled says that there are faults, or are none any more.
@@ -88,13 +88,13 @@ func (ch *churn) faults() []string {
 func (ch *churn) call(method string, do func(ctx context.Context) error) error {
 	ch.quiet.RLock()
 	defer ch.quiet.RUnlock()
-	patient := ch.patient
+	callTimeout := ch.callTimeout
 	ch.mu.Lock()
 	if ch.impatient && ch.calm.IsZero() && rand.N(2) == 0 {
-		patient = rand.N(300 * time.Millisecond)
+		callTimeout = rand.N(300 * time.Millisecond)
 	}
 	ch.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ch.ctx, patient)
+	ctx, cancel := context.WithTimeout(ch.ctx, callTimeout)
 	defer cancel()
 	begin := time.Now()
 	err := do(ctx)
@@ -102,8 +102,8 @@ func (ch *churn) call(method string, do func(ctx context.Context) error) error {
 	ch.mu.Lock()
 	ch.answers[method+" "+code.String()]++
 	ch.mu.Unlock()
-	if took := time.Since(begin); took > ch.patient+3*time.Second {
-		ch.problem("%s: answered %v after its deadline", method, took-ch.patient)
+	if took := time.Since(begin); took > ch.callTimeout+3*time.Second {
+		ch.problem("%s: answered %v after its deadline", method, took-ch.callTimeout)
 	}
 	return err
 }
@@ -259,7 +259,7 @@ func (ch *churn) container(p *churned) error {
 func (ch *churn) probe(p *churned) {
 	const timeout = 10
 	var r *runtimeapi.ExecSyncResponse
-	ctx, cancel := context.WithTimeout(ch.ctx, ch.patient+timeout*time.Second)
+	ctx, cancel := context.WithTimeout(ch.ctx, ch.callTimeout+timeout*time.Second)
 	defer cancel()
 	ch.quiet.RLock()
 	defer ch.quiet.RUnlock()

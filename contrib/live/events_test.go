@@ -14,10 +14,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A listener keeps what GetContainerEvents tells.
+// A listener records the events of GetContainerEvents.
 type listener struct {
-	mu   sync.Mutex // guards told
-	told []*runtimeapi.ContainerEventResponse
+	mu   sync.Mutex // guards events
+	events []*runtimeapi.ContainerEventResponse
 }
 
 // listen subscribes for as long as the test runs.
@@ -35,7 +35,7 @@ func (n *node) listen() *listener {
 				return
 			}
 			l.mu.Lock()
-			l.told = append(l.told, e)
+			l.events = append(l.events, e)
 			l.mu.Unlock()
 		}
 	}()
@@ -43,12 +43,12 @@ func (n *node) listen() *listener {
 	return l
 }
 
-// of returns what has been told of one container or sandbox.
+// of returns the kinds of the events of one container or sandbox.
 func (l *listener) of(id string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var kinds []string
-	for _, e := range l.told {
+	for _, e := range l.events {
 		if e.GetContainerId() == id {
 			kinds = append(kinds, strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(e.GetContainerEventType().String(), "CONTAINER_"), "_EVENT")))
 		}
@@ -56,7 +56,7 @@ func (l *listener) of(id string) []string {
 	return kinds
 }
 
-// TestEventsFollowEveryChange wants every change told once, in order.
+// TestEventsFollowEveryChange requires one event for every change, in order.
 func TestEventsFollowEveryChange(t *testing.T) {
 	n := newNode(t)
 	l, second := n.listen(), n.listen()
@@ -83,7 +83,7 @@ func TestEventsFollowEveryChange(t *testing.T) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range l.told {
+	for _, e := range l.events {
 		if e.GetPodSandboxStatus().GetMetadata().GetUid() != "uid-events" || e.GetCreatedAt() == 0 {
 			t.Errorf("event without its pod or time: %v", e)
 		}
@@ -97,7 +97,7 @@ func TestEventsFollowEveryChange(t *testing.T) {
 }
 
 // TestEventsContinueAfterDockerRestarts has containers end while Docker cannot be reached: it
-// is told as soon as it can be.
+// is events as soon as it can be.
 func TestEventsContinueAfterDockerRestarts(t *testing.T) {
 	n := newNode(t)
 	l := n.listen()
@@ -118,7 +118,7 @@ func TestEventsContinueAfterDockerRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.proxy.open()
-	n.until(10*time.Second, "not told", func() bool { return slices.Contains(l.of(ends), "stopped") && slices.Contains(l.of(goes), "deleted") })
+	n.until(10*time.Second, "not events", func() bool { return slices.Contains(l.of(ends), "stopped") && slices.Contains(l.of(goes), "deleted") })
 	for id, want := range map[string][]string{
 		ends:  {"created", "started", "stopped"},
 		goes:  {"created", "started", "stopped", "deleted"},
@@ -131,7 +131,7 @@ func TestEventsContinueAfterDockerRestarts(t *testing.T) {
 	n.remove(pod)
 }
 
-// A daemon that is told to stop does not wait for subscribers.
+// A daemon that is events to stop does not wait for subscribers.
 func TestEventStreamsEndWithTheDaemon(t *testing.T) {
 	n := newNode(t)
 	n.listen()

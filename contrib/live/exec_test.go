@@ -168,12 +168,12 @@ func (n *node) sleeper(name, script string, pid runtimeapi.NamespaceMode) (pod, 
 // within calls do and fails unless it returns within d.
 func within(t *testing.T, d time.Duration, what string, do func()) {
 	t.Helper()
-	begun := time.Now()
+	start := time.Now()
 	done := make(chan struct{})
 	go func() { defer close(done); do() }()
 	select {
 	case <-done:
-		t.Logf("%s: %v", what, time.Since(begun).Round(10*time.Millisecond))
+		t.Logf("%s: %v", what, time.Since(start).Round(10*time.Millisecond))
 	case <-time.After(d):
 		t.Errorf("%s: not over after %v", what, d)
 	}
@@ -187,13 +187,13 @@ func TestSlowExecClientGetsAllOutputAndExitCode(t *testing.T) {
 		t.Run(protocol, func(t *testing.T) {
 			s := n.execAs(t, protocol, c, "dd if=/dev/zero bs=1M count=24 2>/dev/null; exit 5", false)
 			got := 0
-			for buffer, begun := make([]byte, 64<<10), time.Now(); ; {
+			for buffer, start := make([]byte, 64<<10), time.Now(); ; {
 				k, err := s.stdout.Read(buffer)
 				if got += k; err != nil {
 					break
 				}
 				s.ping()
-				time.Sleep(time.Until(begun.Add(time.Duration(got) * time.Second / (4 << 20)))) // 4 MiB/s
+				time.Sleep(time.Until(start.Add(time.Duration(got) * time.Second / (4 << 20)))) // 4 MiB/s
 			}
 			if end := s.ending(); got != 24<<20 || end != "5" {
 				t.Errorf("%d of %d bytes, then %s; want all and exit code 5", got, 24<<20, end)
@@ -305,10 +305,10 @@ func TestExecWithBackgroundChildReturnsAtOnce(t *testing.T) {
 	n := newNode(t)
 	_, c := n.sleeper("child", "exec sleep 1000", runtimeapi.NamespaceMode_CONTAINER)
 	for _, timeout := range []int64{0, 1, 5} {
-		begun := time.Now()
+		start := time.Now()
 		r, err := n.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sh", "-c", "sleep 60 & echo started; exit 7"}, Timeout: timeout})
-		if err != nil || r.GetExitCode() != 7 || string(r.GetStdout()) != "started\n" || time.Since(begun) > 8*time.Second {
-			t.Errorf("timeout %d: %v, %v after %v; want 7 at once", timeout, r, err, time.Since(begun))
+		if err != nil || r.GetExitCode() != 7 || string(r.GetStdout()) != "started\n" || time.Since(start) > 8*time.Second {
+			t.Errorf("timeout %d: %v, %v after %v; want 7 at once", timeout, r, err, time.Since(start))
 		}
 	}
 	if got := strings.Count(n.exec(c, "ps"), "sleep 60"); got != 3 {

@@ -18,7 +18,7 @@ type pluginFault string
 const (
 	pluginGarbage      pluginFault = "garbage"       // prints no JSON
 	pluginGarbageAfter pluginFault = "garbage after" // the same, once the work is done
-	pluginHalf         pluginFault = "half"          // prints half of its result
+	pluginTruncates    pluginFault = "half"          // prints half of its result
 	pluginSilent       pluginFault = "silent"        // prints nothing, once the work is done
 	pluginNull         pluginFault = "null"          // prints null
 	pluginNoIP         pluginFault = "no IP"         // prints a result without addresses
@@ -152,7 +152,7 @@ func badPlugin(command string) int {
 		out, code = []byte(failure), 1
 	case pluginGarbageAfter:
 		out = []byte("done!\n")
-	case pluginHalf:
+	case pluginTruncates:
 		out = out[:len(out)/2]
 	case pluginSilent:
 		out = nil

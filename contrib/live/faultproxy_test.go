@@ -34,12 +34,12 @@ type fault struct {
 type faultKind string
 
 const (
-	faultHang   faultKind = "hang"   // no answer until the client leaves, the faults are lifted or wait is over
-	faultDelay  faultKind = "delay"  // the answer comes later
-	faultStatus faultKind = "status" // an error of Docker's
-	faultCut    faultKind = "cut"    // the connection breaks without an answer
-	faultHalf   faultKind = "half"   // the connection breaks in the middle of the answer
-	faultEmpty  faultKind = "empty"  // an answer without a body
+	faultHang     faultKind = "hang"   // no answer until the client leaves, the faults are lifted or wait is over
+	faultDelay    faultKind = "delay"  // the answer comes later
+	faultStatus   faultKind = "status" // an error of Docker's
+	faultCut      faultKind = "cut"    // the connection breaks without an answer
+	faultTruncate faultKind = "half"   // the connection breaks in the middle of the answer
+	faultEmpty    faultKind = "empty"  // an answer without a body
 
 	// Of GET /events.
 	eventsDrop    faultKind = "drop events"      // each second one
@@ -134,7 +134,7 @@ func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *
 	case eventsDrop, eventsDouble, eventsReorder, eventsLate, eventsGarbage:
 		whole = p.pass(&eventWriter{ResponseWriter: w, fault: f}, r)
 	default:
-		f.answer(p, lifted, w, r)
+		f.respond(p, lifted, w, r)
 		return
 	}
 	if !whole {
@@ -142,15 +142,15 @@ func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *
 	}
 }
 
-// answer is serve for faults of the answer itself.
-func (f *fault) answer(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
-	if f.kind == faultHalf && r.Header.Get("Upgrade") != "" {
+// respond is serve for faults of the answer itself.
+func (f *fault) respond(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
+	if f.kind == faultTruncate && r.Header.Get("Upgrade") != "" {
 		p.pass(&cutWriter{w, 3}, r) // half a header of a stream
 		panic(http.ErrAbortHandler)
 	}
-	answer := httptest.NewRecorder()
-	if f.after || f.kind == faultHalf || f.kind == faultEmpty {
-		if !p.pass(answer, r.WithContext(context.WithoutCancel(r.Context()))) {
+	response := httptest.NewRecorder()
+	if f.after || f.kind == faultTruncate || f.kind == faultEmpty {
+		if !p.pass(response, r.WithContext(context.WithoutCancel(r.Context()))) {
 			panic(http.ErrAbortHandler)
 		}
 	}
@@ -162,16 +162,16 @@ func (f *fault) answer(p *proxy, lifted chan struct{}, w http.ResponseWriter, r 
 		w.WriteHeader(f.code)
 		_ = json.NewEncoder(w).Encode(map[string]string{"message": "a fault on purpose"})
 		return
-	case faultEmpty, faultHalf:
-		body := answer.Body.Bytes()
-		maps.Copy(w.Header(), answer.Header())
+	case faultEmpty, faultTruncate:
+		body := response.Body.Bytes()
+		maps.Copy(w.Header(), response.Header())
 		if f.kind == faultEmpty {
 			w.Header().Del("Content-Length")
-			w.WriteHeader(answer.Code)
+			w.WriteHeader(response.Code)
 			return
 		}
 		w.Header().Set("Content-Length", fmt.Sprint(max(len(body), 2)))
-		w.WriteHeader(answer.Code)
+		w.WriteHeader(response.Code)
 		_, _ = w.Write(body[:len(body)/2])
 		_ = http.NewResponseController(w).Flush()
 	default:

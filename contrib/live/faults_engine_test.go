@@ -19,7 +19,7 @@ import (
 // tries succeed and nothing is left.
 func testFaultsOfEndpoints(t *testing.T) {
 	tr := newTrial(t, false, "--runtime-request-timeout", "4s")
-	tr.ch.patient = 5 * time.Second
+	tr.ch.callTimeout = 5 * time.Second
 	count := 0
 	one := func(what string, steps int, faults ...*fault) {
 		t.Helper()
@@ -51,9 +51,9 @@ func testFaultsOfEndpoints(t *testing.T) {
 	}
 	kinds := []fault{
 		{kind: faultHang, after: true}, {kind: faultCut, after: true}, {kind: faultStatus, code: 500, after: true}, {kind: faultStatus, code: 409},
-		{kind: faultStatus, code: 404}, {kind: faultStatus, code: 502}, {kind: faultHalf}, {kind: faultEmpty},
+		{kind: faultStatus, code: 404}, {kind: faultStatus, code: 502}, {kind: faultTruncate}, {kind: faultEmpty},
 	}
-	few := []fault{{kind: faultHang}, {kind: faultCut}, {kind: faultStatus, code: 500}, {kind: faultHalf}}
+	few := []fault{{kind: faultHang}, {kind: faultCut}, {kind: faultStatus, code: 500}, {kind: faultTruncate}}
 	for _, e := range []struct {
 		name, method string
 		path         *regexp.Regexp
@@ -123,7 +123,7 @@ func (p *proxy) hit() int {
 // testRandomFaults makes faults of every eighth request under churn.
 func testRandomFaults(t *testing.T) {
 	tr := newTrial(t, false, "--runtime-request-timeout", "5s")
-	tr.ch.patient = 8 * time.Second
+	tr.ch.callTimeout = 8 * time.Second
 	tr.under(t, 5, 25*time.Second, func(time.Time) {
 		tr.proxy.inject(randomFaults(0.03)...)
 		time.Sleep(5 * time.Second)
@@ -137,7 +137,7 @@ func testRandomFaults(t *testing.T) {
 func randomFaults(chance float64) (list []*fault) {
 	for _, kind := range []fault{
 		{kind: faultHang, wait: 3 * time.Second}, {kind: faultHang, after: true, wait: 3 * time.Second}, {kind: faultDelay, wait: time.Second}, {kind: faultCut}, {kind: faultCut, after: true},
-		{kind: faultStatus, code: 500}, {kind: faultStatus, code: 500, after: true}, {kind: faultHalf},
+		{kind: faultStatus, code: 500}, {kind: faultStatus, code: 500, after: true}, {kind: faultTruncate},
 	} {
 		kind.path, kind.chance = endpoint(`/(?:containers|exec)/.*(?:create|start|stop|kill|json|exec)`), chance/8
 		list = append(list, &kind)
@@ -167,7 +167,7 @@ func testFaultsOfEvents(t *testing.T) {
 // testSlowDocker has Docker take its time with each call.
 func testSlowDocker(t *testing.T) {
 	tr := newTrial(t, false)
-	tr.ch.patient = time.Minute
+	tr.ch.callTimeout = time.Minute
 	tr.proxy.inject(&fault{path: endpoint("/.*"), kind: faultDelay, wait: 700 * time.Millisecond})
 	tr.under(t, 3, 15*time.Second, func(time.Time) { time.Sleep(time.Second) })
 }

@@ -44,7 +44,7 @@ func shimOf(t *testing.T, id string) int {
 // testFaultsOfPlugins has the network plugin misbehave with one pod, and then no more.
 func testFaultsOfPlugins(t *testing.T) {
 	tr := newTrial(t, true)
-	tr.ch.patient = 5 * time.Second
+	tr.ch.callTimeout = 5 * time.Second
 	count := 0
 	one := func(command string, f pluginFault, while time.Duration) {
 		t.Helper()
@@ -80,7 +80,7 @@ func testFaultsOfPlugins(t *testing.T) {
 		t.Logf("%s: %v", what, time.Since(begin).Round(time.Millisecond))
 	}
 	for _, f := range []pluginFault{
-		pluginGarbage, pluginGarbageAfter, pluginHalf, pluginSilent, pluginNull, pluginNoIP, pluginHuge, pluginHang, pluginHangAfter, pluginCrash,
+		pluginGarbage, pluginGarbageAfter, pluginTruncates, pluginSilent, pluginNull, pluginNoIP, pluginHuge, pluginHang, pluginHangAfter, pluginCrash,
 		pluginCrashAfter, pluginFail, pluginFailAfter,
 	} {
 		one("ADD", f, 2*time.Second)
@@ -94,7 +94,7 @@ func testFaultsOfPlugins(t *testing.T) {
 // testKillsWhilePluginWorks kills berthd while a plugin is before or after its work.
 func testKillsWhilePluginWorks(t *testing.T) {
 	tr := newTrial(t, true)
-	tr.ch.patient = 5 * time.Second
+	tr.ch.callTimeout = 5 * time.Second
 	for i, o := range []orders{{"ADD": pluginHang}, {"ADD": pluginHangAfter}, {"DEL": pluginHang}, {"DEL": pluginHangAfter}} {
 		tr.ch.troubled(true)
 		tr.misbehave(o)
@@ -201,7 +201,7 @@ func testFaultsOfDisks(t *testing.T) {
 			tr := prepareTrial(t, false)
 			tmpfs(t, tr.path("root"), "size=2m,nr_inodes=300")
 			tr.begin(t)
-			tr.ch.patient = 5 * time.Second
+			tr.ch.callTimeout = 5 * time.Second
 			sandbox, _, err := tr.whole(tr.pod("before")) // to be removed while the disk is broken
 			if err != nil {
 				t.Fatal(err)
@@ -293,7 +293,7 @@ func testFewDescriptors(t *testing.T) {
 	for _, most := range []uint64{64, 128} {
 		t.Run(fmt.Sprint(most), func(t *testing.T) {
 			tr := newTrial(t, false)
-			tr.ch.patient = 5 * time.Second
+			tr.ch.callTimeout = 5 * time.Second
 			pid := tr.cmd.Process.Pid
 			if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: 4096}, nil); err != nil {
 				t.Fatal(err)
@@ -358,7 +358,7 @@ func testOddLogs(t *testing.T) {
 				log := filepath.Join(dir, "0.log")
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
-				answered := func(call string, err error) {
+				record := func(call string, err error) {
 					if codeOf(err) == codes.DeadlineExceeded {
 						t.Errorf("%s: no answer in 10 s", call)
 					}
@@ -370,10 +370,10 @@ func testOddLogs(t *testing.T) {
 					}
 				}
 				made, err := tr.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: id, Config: shell("c", churnScript), SandboxConfig: pod})
-				answered("create", err)
+				record("create", err)
 				if err == nil {
 					_, err = tr.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()})
-					answered("start", err)
+					record("start", err)
 				}
 				if when == "at reopen" && err == nil {
 					tr.until(10*time.Second, "no log", func() bool { _, err := os.Stat(log); return err == nil })
@@ -384,7 +384,7 @@ func testOddLogs(t *testing.T) {
 						t.Fatal(err)
 					}
 					_, err = tr.runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: made.GetContainerId()})
-					answered("reopen", err)
+					record("reopen", err)
 				}
 				if text, err := os.ReadFile(elsewhere(tr)); err != nil || string(text) != "untouched" {
 					t.Errorf("a file of the node's was written: %.100q, %v", text, err)
@@ -484,7 +484,7 @@ func testFaultsOfClients(t *testing.T) {
 			})
 		}
 		all.Wait()
-		tr.say(t, "while the first stop goes on", tr.settled(tr.before, 10*time.Second))
+		tr.say(t, "while the first stop goes on", tr.waitStable(tr.before, 10*time.Second))
 		tr.removeAll()
 		tr.finish(t)
 	})

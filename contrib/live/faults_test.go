@@ -121,7 +121,7 @@ func (tr *trial) finish(t *testing.T) {
 	if left := tr.leftovers(); len(left) > 0 {
 		tr.say(t, "left behind", left)
 	}
-	tr.say(t, "at the end", tr.settled(tr.before, 45*time.Second))
+	tr.say(t, "at the end", tr.waitStable(tr.before, 45*time.Second))
 	now, err := tr.usage()
 	if err != nil {
 		t.Error(err)
@@ -209,8 +209,8 @@ func testAuditFindsWhatIsPlanted(t *testing.T) {
 			t.Fatal(err)
 		}
 		tr.ch.complete("planted", log, 0)
-		if said := fmt.Sprint(tr.ch.faults()); want == "" && said != "[]" || !strings.Contains(said, want) {
-			t.Errorf("log %q: %s, want %q", text, said, want)
+		if got := fmt.Sprint(tr.ch.faults()); want == "" && got != "[]" || !strings.Contains(got, want) {
+			t.Errorf("log %q: %s, want %q", text, got, want)
 		}
 	}
 	os.Remove(log)

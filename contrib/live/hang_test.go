@@ -71,8 +71,8 @@ func TestHungDockerFailsNoProbe(t *testing.T) {
 	if _, err := n.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{}); codeOf(err) != codes.Unavailable {
 		t.Errorf("list: %v", err)
 	}
-	if said := n.condition(); said.GetStatus() || said.GetReason() != "DockerDaemonNotReady" || said.GetMessage() == "" {
-		t.Errorf("status %v", said)
+	if got := n.condition(); got.GetStatus() || got.GetReason() != "DockerDaemonNotReady" || got.GetMessage() == "" {
+		t.Errorf("status %v", got)
 	}
 	goOn()
 	n.waitReady(20 * time.Second)
@@ -140,8 +140,8 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 	if codeOf(err) != codes.Unavailable {
 		t.Errorf("exec: %v, want Unavailable", err)
 	}
-	if said := n.condition(); said.GetStatus() || !strings.Contains(said.GetMessage(), "containerd") {
-		t.Errorf("status %v", said)
+	if got := n.condition(); got.GetStatus() || !strings.Contains(got.GetMessage(), "containerd") {
+		t.Errorf("status %v", got)
 	}
 	seen, err := n.docker.ContainerInspect(t.Context(), made.GetContainerId())
 	if err != nil {

@@ -102,19 +102,19 @@ CMD ["exit 1"]
 			volumes++
 		}
 	}
-	told, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
-	if err != nil || len(told.GetStatus().GetMounts()) != 0 || volumes != 1 {
-		t.Errorf("%d volumes, mounts %v, %v", volumes, told.GetStatus().GetMounts(), err)
+	status, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil || len(status.GetStatus().GetMounts()) != 0 || volumes != 1 {
+		t.Errorf("%d volumes, mounts %v, %v", volumes, status.GetStatus().GetMounts(), err)
 	}
 	n.homeless()
 	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 20}); err != nil {
 		t.Fatal(err)
 	}
-	if told, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id}); err != nil || told.GetStatus().GetExitCode() != 42 {
-		t.Errorf("after the image's stop signal: %v, %v", told, err)
+	if status, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id}); err != nil || status.GetStatus().GetExitCode() != 42 {
+		t.Errorf("after the image's stop signal: %v, %v", status, err)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 	if left, err := n.docker.VolumeList(t.Context(), volume.ListOptions{}); err != nil || len(left.Volumes) != 0 {
 		t.Errorf("volumes left: %v, %v", left.Volumes, err)
 	}
@@ -135,7 +135,7 @@ func (n *node) homeless() {
 	c := shell("c", "exec sleep 1000")
 	c.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 32 << 20}}}
 	id := n.create(pod, config, c)
-	if got := n.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "33554432" {
+	if got := n.cgroupFile(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "33554432" {
 		n.t.Errorf("huge pages of a pod that names no cgroup: %s", got)
 	}
 	n.remove(pod)

@@ -29,7 +29,7 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 	)
 	for i, tt := range []struct {
 		name, script, user string
-		ask                func(security)
+		request            func(security)
 		uid, gid, groups   string
 	}{
 		{"nothing special", "true", "app", nil, "1000", "1001", "6 1001"},
@@ -47,8 +47,8 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 		n.build(name, fmt.Sprintf("FROM %s\nRUN %s && %s && %s\n%s", *image, users, groups, tt.script, user(tt.user)))
 		c := shell(fmt.Sprint("c", i), "exec sleep 1000")
 		c.Image.Image = name
-		if tt.ask != nil {
-			tt.ask(c.Linux.SecurityContext)
+		if tt.request != nil {
+			tt.request(c.Linux.SecurityContext)
 		}
 		id := n.create(pod, config, c)
 		seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
@@ -62,8 +62,8 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 		slices.SortFunc(words, func(a, b string) int { x, _ := strconv.Atoi(a); y, _ := strconv.Atoi(b); return x - y })
 		words = slices.Compact(words) // later ones have it twice where the image's files list root as a member of root
 		is := fmt.Sprintf("%s %s, groups %s", strings.Fields(n.word(id, "Uid"))[0], strings.Fields(n.word(id, "Gid"))[0], strings.Join(words, " "))
-		told := seen.GetStatus().GetUser().GetLinux()
-		says := fmt.Sprintf("%d %d, groups %s", told.GetUid(), told.GetGid(), strings.Trim(fmt.Sprint(told.GetSupplementalGroups()), "[]"))
+		status := seen.GetStatus().GetUser().GetLinux()
+		says := fmt.Sprintf("%d %d, groups %s", status.GetUid(), status.GetGid(), strings.Trim(fmt.Sprint(status.GetSupplementalGroups()), "[]"))
 		if want := fmt.Sprintf("%s %s, groups %s", tt.uid, tt.gid, tt.groups); is != want || says != want {
 			t.Errorf("%s: the process is %s, the kubelet is told %s, want %s", tt.name, is, says, want)
 		}
@@ -76,7 +76,7 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 	// with group 0, and its start hangs for ever on the pipe.
 	for i, tt := range []struct {
 		name, script, user string
-		ask                func(security)
+		request            func(security)
 	}{
 		{"a UID that 32 bits cut to root's", `echo 'x:x:4294967296:0::/:/bin/sh' >>/etc/passwd`, "4294967296", nil},
 		{"the same by name", `echo 'x:x:4294967296:0::/:/bin/sh' >>/etc/passwd`, "x", nil},
@@ -93,8 +93,8 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 		n.build(name, fmt.Sprintf("FROM %s\nRUN %s && %s && %s\n%s", *image, users, groups, tt.script, user(tt.user)))
 		c := shell(fmt.Sprint("r", i), "exec sleep 1000")
 		c.Image.Image = name
-		if tt.ask != nil {
-			tt.ask(c.Linux.SecurityContext)
+		if tt.request != nil {
+			tt.request(c.Linux.SecurityContext)
 		}
 		if err := n.refused(pod, config, c); err == nil || codeOf(err) == codes.Unavailable {
 			t.Errorf("%s: %v", tt.name, err)
@@ -105,7 +105,7 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 		}
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // user is the line of a Dockerfile that sets a user.

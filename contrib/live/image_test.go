@@ -148,7 +148,7 @@ func TestLabelsOfImagesAreNotTrusted(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestLabelsOfPauseImageAreNotTrusted makes sandboxes of an image with every label that berth reads.
@@ -170,7 +170,7 @@ func TestLabelsOfPauseImageAreNotTrusted(t *testing.T) {
 		n.remove(pod)
 		unharmed(i)
 	}
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestFilesOfImagesAreNotTrusted runs images that say and hold what no honest image does. Each
@@ -255,7 +255,7 @@ func TestFilesOfImagesAreNotTrusted(t *testing.T) {
 				t.Error("berthd is not ready")
 			}
 			n.remove(pod)
-			n.tidy()
+			n.removeLeftovers()
 			unharmed(name)
 		})
 	}

@@ -186,5 +186,5 @@ func TestBuiltInPauseImageIsKnownByItsContent(t *testing.T) {
 			t.Error("the genuine one is loaded again")
 		}
 	}
-	n.tidy()
+	n.removeLeftovers()
 }

@@ -228,17 +228,17 @@ func TestCRIAndPrometheusMetricsAgree(t *testing.T) {
 	n.create(pod, config, shell("idle", "exec sleep 1000"))
 	n.create(pod, config, shell("busy", "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 0.05; done"))
 	time.Sleep(3 * time.Second)
-	told := map[string]uint64{}
+	status := map[string]uint64{}
 	for name, value := range n.series(pod) {
 		head, labels, _ := strings.Cut(strings.TrimSuffix(name, "}"), "{")
-		told[sorted(head, strings.Split(labels, ","))] = value
+		status[sorted(head, strings.Split(labels, ","))] = value
 	}
 	exported, names := n.exported(addr, "same")
-	if len(told) != len(exported) || len(told) < 100 {
-		t.Errorf("the kubelet is told %d series, Prometheus %d", len(told), len(exported))
+	if len(status) != len(exported) || len(status) < 100 {
+		t.Errorf("the kubelet is told %d series, Prometheus %d", len(status), len(exported))
 	}
 	equal := 0
-	for name, want := range told {
+	for name, want := range status {
 		got, ok := exported[name]
 		if !ok {
 			t.Errorf("%s is not exported", name)
@@ -258,7 +258,7 @@ func TestCRIAndPrometheusMetricsAgree(t *testing.T) {
 			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
 		}
 	}
-	t.Logf("%d series, %d of them equal to the bit", len(told), equal)
+	t.Logf("%d series, %d of them equal to the bit", len(status), equal)
 	for _, name := range []string{
 		"berthd_call_duration_seconds_bucket", "berthd_engine_call_duration_seconds_bucket", "berthd_cache_lag_seconds_count",
 		"berthd_cache_oldest_change_seconds", "berthd_log_lag_seconds", "berthd_build_info", "go_goroutines", "process_cpu_seconds_total",

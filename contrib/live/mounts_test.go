@@ -50,13 +50,13 @@ func (n *node) build(name, dockerfile string, contents ...string) {
 	}
 	put("Dockerfile", dockerfile)
 	archive.Close()
-	answer, err := n.docker.ImageBuild(n.t.Context(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
+	response, err := n.docker.ImageBuild(n.t.Context(), &sent, build.ImageBuildOptions{Tags: []string{name}, Remove: true, ForceRemove: true})
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	defer answer.Body.Close()
-	if said, err := io.ReadAll(answer.Body); err != nil || bytes.Contains(said, []byte(`"errorDetail"`)) {
-		n.t.Fatalf("%s, %v", said, err)
+	defer response.Body.Close()
+	if got, err := io.ReadAll(response.Body); err != nil || bytes.Contains(got, []byte(`"errorDetail"`)) {
+		n.t.Fatalf("%s, %v", got, err)
 	}
 	n.t.Cleanup(func() {
 		n.docker.ImageRemove(context.Background(), name, dockerimage.RemoveOptions{Force: true, PruneChildren: true})

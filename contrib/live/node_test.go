@@ -1,6 +1,6 @@
-// Package live tests the whole daemon on a real Docker Engine, from the outside:
-// it speaks CRI to a berthd of its own and looks at what Docker, the network
-// and the file system are left with.
+// Package live tests the whole daemon on a real Docker Engine, from the outside: it calls
+// the CRI of a berthd of its own and checks the state of Docker, the network and the file
+// system.
 package live
 
 import (

@@ -31,10 +31,10 @@ func TestContainersCannotFillTheRunDirectory(t *testing.T) {
 		podID, id := n.begin(pod, shell("c", "sleep 1000"))
 		for _, file := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"} {
 			n.exec(id, "cat", file)
-			said := n.exec(id, "sh", "-c", "dd if=/dev/zero of="+file+" bs=64k count=160 2>&1; stat -c %s "+file+"; true")
+			got := n.exec(id, "sh", "-c", "dd if=/dev/zero of="+file+" bs=64k count=160 2>&1; stat -c %s "+file+"; true")
 			info, err := os.Stat(filepath.Join(n.path("run", "pods", podID), filepath.Base(file)))
-			if err != nil || info.Size() > 1<<20 || !strings.Contains(said, "No space left") && !strings.Contains(said, "Read-only") {
-				t.Errorf("network %v, %s: %v, %v, %s", network, file, info, err, said)
+			if err != nil || info.Size() > 1<<20 || !strings.Contains(got, "No space left") && !strings.Contains(got, "Read-only") {
+				t.Errorf("network %v, %s: %v, %v, %s", network, file, info, err, got)
 			}
 		}
 		// They are still there for the next container, also of another daemon.

@@ -119,9 +119,9 @@ func TestPullsUseGivenCredentials(t *testing.T) {
 			}
 		})
 	}
-	for _, said := range []string{secret, basic("me", secret)} {
-		if strings.Contains(n.log.String(), said) {
-			t.Errorf("the log tells %s", said)
+	for _, got := range []string{secret, basic("me", secret)} {
+		if strings.Contains(n.log.String(), got) {
+			t.Errorf("the log tells %s", got)
 		}
 	}
 }

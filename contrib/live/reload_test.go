@@ -41,11 +41,11 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ask := func() (string, error) {
+	request := func() (string, error) {
 		r, err := n.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: n.pod("reload"), RuntimeHandler: "another"})
 		return r.GetPodSandboxId(), err
 	}
-	told := func() bool {
+	status := func() bool {
 		r, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -53,8 +53,8 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 		return slices.ContainsFunc(r.GetRuntimeHandlers(), func(h *runtimeapi.RuntimeHandler) bool { return h.GetName() == "another" })
 	}
 
-	if _, err := ask(); codeOf(err) == codes.OK || told() {
-		t.Fatalf("before: %v, told of: %v", err, told())
+	if _, err := request(); codeOf(err) == codes.OK || status() {
+		t.Fatalf("before: %v, told of: %v", err, status())
 	}
 	config := map[string]any{}
 	if err := json.Unmarshal(before, &config); err != nil {
@@ -75,8 +75,8 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 	}
 	reload(after)
 	t.Cleanup(func() { reload(before) })
-	n.until(5*time.Second, "the runtime is not told of", told)
-	id, err := ask()
+	n.until(5*time.Second, "the runtime is not told of", status)
+	id, err := request()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,5 +85,5 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 		t.Errorf("it runs with %q, %v", seen.HostConfig.Runtime, err)
 	}
 	n.remove(id)
-	n.tidy()
+	n.removeLeftovers()
 }

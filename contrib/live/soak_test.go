@@ -27,7 +27,7 @@ func TestSoak(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	tr := newTrial(t, true, "--runtime-request-timeout", "30s")
 	tr.forgetful, tr.ch.forgetful = true, true
-	tr.ch.patient, tr.ch.pace = 45*time.Second, time.Second
+	tr.ch.callTimeout, tr.ch.pace = 45*time.Second, time.Second
 	begin := time.Now()
 	say := func(format string, args ...any) {
 		t.Logf("%8v  %s", time.Since(begin).Round(time.Second), fmt.Sprintf(format, args...))
@@ -38,7 +38,7 @@ func TestSoak(t *testing.T) {
 		return time.Duration(random.Int64N(int64(limit))) + 200*time.Millisecond
 	}
 	plugins := []pluginFault{
-		pluginGarbage, pluginGarbageAfter, pluginHalf, pluginSilent, pluginNoIP, pluginHang, pluginHangAfter, pluginCrash, pluginCrashAfter, pluginFail, pluginFailAfter,
+		pluginGarbage, pluginGarbageAfter, pluginTruncates, pluginSilent, pluginNoIP, pluginHang, pluginHangAfter, pluginCrash, pluginCrashAfter, pluginFail, pluginFailAfter,
 	}
 	events := []faultKind{eventsDrop, eventsDouble, eventsReorder, eventsLate, eventsClosed, eventsGarbage}
 	choices := []struct {

@@ -191,15 +191,15 @@ func TestTakeoverOfCRIDockerdPods(t *testing.T) {
 		t.Errorf("status %v, %v; want the addresses that libcni remembers", seen, err)
 	}
 
-	told, err := n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c})
-	if s := told.GetStatus(); err != nil || s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || s.GetLogPath() != log ||
+	reported, err := n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c})
+	if s := reported.GetStatus(); err != nil || s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || s.GetLogPath() != log ||
 		s.GetMetadata().GetName() != "web" || s.GetMetadata().GetAttempt() != 2 || s.GetImage().GetImage() != *image ||
 		s.GetAnnotations()["io.kubernetes.container.restartCount"] != "2" {
-		t.Errorf("container %v, %v", told, err)
+		t.Errorf("container %v, %v", reported, err)
 	}
-	told, err = n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: dead})
-	if s := told.GetStatus(); err != nil || s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || s.GetExitCode() != 3 {
-		t.Errorf("the exited one: %v, %v", told, err)
+	reported, err = n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: dead})
+	if s := reported.GetStatus(); err != nil || s.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || s.GetExitCode() != 3 {
+		t.Errorf("the exited one: %v, %v", reported, err)
 	}
 	containers, err := n.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: id}})
 	if err != nil || len(containers.GetContainers()) != 2 {

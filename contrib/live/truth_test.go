@@ -105,9 +105,9 @@ func TestSecurityContextInTheContainer(t *testing.T) {
 	}
 	const docker = "00000000a80425fb" // the 14 capabilities of every runtime
 	for i, tt := range []struct {
-		name  string
-		ask   *runtimeapi.LinuxContainerSecurityContext
-		check []func(id string) string
+		name    string
+		request *runtimeapi.LinuxContainerSecurityContext
+		check   []func(id string) string
 	}{
 		{"nothing said", set(func(security) {}), []func(string) string{
 			status("CapEff", docker), status("CapAmb", "0000000000000000"), status("NoNewPrivs", "0"), status("Seccomp", "0"), says("", "touch /x"),
@@ -151,11 +151,11 @@ func TestSecurityContextInTheContainer(t *testing.T) {
 		}},
 	} {
 		c := shell(fmt.Sprint("c", i), "exec sleep 1000")
-		c.Linux.SecurityContext = tt.ask
+		c.Linux.SecurityContext = tt.request
 		id := n.create(pod, config, c)
 		for _, check := range tt.check {
-			if wrong := check(id); wrong != "" {
-				t.Errorf("%s: %s", tt.name, wrong)
+			if mismatches := check(id); mismatches != "" {
+				t.Errorf("%s: %s", tt.name, mismatches)
 			}
 		}
 		if _, err := n.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
@@ -170,7 +170,7 @@ func TestSecurityContextInTheContainer(t *testing.T) {
 		}
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 func codeOf(err error) codes.Code { return status.Code(err) }
@@ -185,8 +185,8 @@ func (n *node) refused(pod string, config *runtimeapi.PodSandboxConfig, c *runti
 	return err
 }
 
-// tidy removes the logs, which are the kubelet's, and fails if more is left.
-func (n *node) tidy() {
+// removeLeftovers removes the logs, which are the kubelet's, and fails if more is left.
+func (n *node) removeLeftovers() {
 	n.t.Helper()
 	os.RemoveAll(n.path("logs"))
 	n.clean()
@@ -242,7 +242,7 @@ func TestProcessSettingsInTheContainer(t *testing.T) {
 		t.Errorf("streams without a terminal: %q", got)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestNamespacesOfPods reads which namespaces processes are in, and what is set in those
@@ -354,7 +354,7 @@ func TestNamespacesOfPods(t *testing.T) {
 	}
 	n.remove(outer)
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // cgroup is one for a pod, as a kubelet with the Engine's driver would have it.
@@ -392,8 +392,8 @@ func TestResourcesInTheCgroup(t *testing.T) {
 		{"memory", "memory.memsw.limit_in_bytes", "memory.swap.max", "67108864", "0"},
 	} {
 		// Kernels need not count swap; all else there must be.
-		uncounted := n.knob(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max") == "no such file" && strings.Contains(tt.v1, "memsw")
-		if got := n.knob(id, tt.controller, tt.v1, tt.v2); got != tt.want1 && got != tt.want2 && !uncounted {
+		uncounted := n.cgroupFile(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max") == "no such file" && strings.Contains(tt.v1, "memsw")
+		if got := n.cgroupFile(id, tt.controller, tt.v1, tt.v2); got != tt.want1 && got != tt.want2 && !uncounted {
 			t.Errorf("%s: %s, want %s or %s", tt.v1, got, tt.want1, tt.want2)
 		}
 	}
@@ -405,14 +405,14 @@ func TestResourcesInTheCgroup(t *testing.T) {
 		t.Errorf("cgroups %s, want below %s", n.proc(id, "cgroup"), config.GetLinux().GetCgroupParent())
 	}
 	id = run("swap", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mib, MemorySwapLimitInBytes: 96 * mib})
-	if got := n.knob(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "100663296" && got != "33554432" && got != "no such file" {
+	if got := n.cgroupFile(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "100663296" && got != "33554432" && got != "no such file" {
 		t.Errorf("swap limit %s", got)
 	}
 	id = run("little", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 * mib, MemorySwapLimitInBytes: 5 * mib})
-	if got := n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != "4194304" {
+	if got := n.cgroupFile(id, "memory", "memory.limit_in_bytes", "memory.max"); got != "4194304" {
 		t.Errorf("little memory: %s", got)
 	}
-	if got := n.knob(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "5242880" && got != "1048576" && got != "no such file" {
+	if got := n.cgroupFile(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "5242880" && got != "1048576" && got != "no such file" {
 		t.Errorf("little memory: swap limit %s", got)
 	}
 	for _, change := range []int64{2 * mib, 5 * mib, 64 * mib, 3 * mib} {
@@ -421,24 +421,24 @@ func TestResourcesInTheCgroup(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if got := n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(change) {
+		if got := n.cgroupFile(id, "memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(change) {
 			t.Errorf("%d asked for, memory limit %s", change, got)
 		}
 	}
 	if counted, _ := filepath.Glob("/sys/fs/cgroup/hugetlb*"); len(counted) > 0 || n.info().CgroupVersion == "2" {
 		id = run("pages", &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 * mib}}})
-		if got := n.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "4194304" {
+		if got := n.cgroupFile(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != "4194304" {
 			t.Errorf("huge pages %s", got)
 		}
 	}
 	if n.info().CgroupVersion == "2" {
 		id = run("unified", &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mib, Unified: map[string]string{"memory.high": "33554432", "memory.oom.group": "1"}})
-		if high, group := n.knob(id, "", "", "memory.high"), n.knob(id, "", "", "memory.oom.group"); high != "33554432" || group != "1" {
+		if high, group := n.cgroupFile(id, "", "", "memory.high"), n.cgroupFile(id, "", "", "memory.oom.group"); high != "33554432" || group != "1" {
 			t.Errorf("unified: memory.high %s, memory.oom.group %s", high, group)
 		}
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestPauseProcessSettings reads what the pause process of a pod may do, and who runs it.
@@ -489,7 +489,7 @@ func TestPauseProcessSettings(t *testing.T) {
 	if _, err := n.runtime.RunPodSandbox(t.Context(), none); codeOf(err) != codes.InvalidArgument {
 		t.Errorf("a handler that Docker does not have: %v", err)
 	}
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestSettingsHoldFromTheFirstInstruction has a container read, before anything else, a setting that Docker
@@ -523,7 +523,7 @@ func TestSettingsHoldFromTheFirstInstruction(t *testing.T) {
 		t.Errorf("%s was %s when the container began, want %s", file, was, want)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestDevicesInTheContainer reads which devices there are, and what may be done to them.
@@ -564,7 +564,7 @@ func TestDevicesInTheContainer(t *testing.T) {
 		t.Errorf("a permission that there is not: %v", err)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestPodSettingsReachTheContainer compares what the answers say of a pod with one another.
@@ -636,5 +636,5 @@ func TestPodSettingsReachTheContainer(t *testing.T) {
 		t.Errorf("info %v, %v", status.GetInfo(), err)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }

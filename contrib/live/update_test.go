@@ -20,8 +20,8 @@ import (
 	"berth/core/cgroup"
 )
 
-// knob reads a file of the cgroup of a container, by its name on v1 or v2.
-func (n *node) knob(id, controller, v1, v2 string) string {
+// cgroupFile reads a file of the cgroup of a container, by its name on v1 or v2.
+func (n *node) cgroupFile(id, controller, v1, v2 string) string {
 	n.t.Helper()
 	seen, err := n.docker.ContainerInspect(n.t.(*testing.T).Context(), id)
 	if err != nil {
@@ -57,7 +57,7 @@ func (n *node) weight(id string, shares int64) {
 	line := 1 + (shares-2)*9999/262142
 	l := math.Log2(float64(shares))
 	curve := int64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34)))
-	got := n.knob(id, "cpu", "cpu.shares", "cpu.weight")
+	got := n.cgroupFile(id, "cpu", "cpu.shares", "cpu.weight")
 	if got != fmt.Sprint(shares) && (n.info().CgroupVersion != "2" || got != fmt.Sprint(line) && got != fmt.Sprint(curve)) {
 		n.t.Errorf("CPU shares %s, want %d, or with cgroup v2 %d or %d", got, shares, line, curve)
 	}
@@ -72,7 +72,7 @@ func (n *node) settings(id string) map[string]string {
 		{"memory", "memory.limit_in_bytes", "memory.max"}, {"memory", "memory.memsw.limit_in_bytes", "memory.swap.max"},
 		{"", "", "memory.high"}, {"", "", "memory.low"}, {"hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"},
 	} {
-		out[f.v1+" "+f.v2] = n.knob(id, f.controller, f.v1, f.v2)
+		out[f.v1+" "+f.v2] = n.cgroupFile(id, f.controller, f.v1, f.v2)
 	}
 	return out
 }
@@ -123,7 +123,7 @@ func TestFailedUpdateIsUndone(t *testing.T) {
 		}
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestSettingsSurviveDaemonReload has all settings after an update of something else, and after
@@ -150,19 +150,19 @@ func TestSettingsSurviveDaemonReload(t *testing.T) {
 	order = shell("little", "exec sleep 1000")
 	order.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 4 * mib}
 	little := n.create(pod, config, order)
-	wrong := func() (wrong []string) {
+	mismatches := func() (mismatches []string) {
 		for _, tt := range []struct{ id, file, want string }{
 			{id, "memory.max", "67108864"}, {id, "memory.swap.max", "0"}, {id, "memory.high", "33554432"}, {id, "memory.low", "1048576"}, {id, "memory.oom.group", "1"}, {id, "pids.max", "77"},
 			{id, "hugetlb.2MB.max", "4194304"}, {id, "hugetlb.2MB.rsvd.max", "4194304"}, {little, "memory.max", "4194304"},
 		} {
-			if got := n.knob(tt.id, "", "", tt.file); got != tt.want {
-				wrong = append(wrong, fmt.Sprintf("%s %s, want %s", tt.file, got, tt.want))
+			if got := n.cgroupFile(tt.id, "", "", tt.file); got != tt.want {
+				mismatches = append(mismatches, fmt.Sprintf("%s %s, want %s", tt.file, got, tt.want))
 			}
 		}
-		return wrong
+		return mismatches
 	}
-	if wrong := wrong(); wrong != nil {
-		t.Errorf("after the start: %s", wrong)
+	if mismatches := mismatches(); mismatches != nil {
+		t.Errorf("after the start: %s", mismatches)
 	}
 	for _, id := range []string{id, little} {
 		if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
@@ -171,8 +171,8 @@ func TestSettingsSurviveDaemonReload(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if wrong := wrong(); wrong != nil {
-		t.Errorf("after an update of something else: %s", wrong)
+	if mismatches := mismatches(); mismatches != nil {
+		t.Errorf("after an update of something else: %s", mismatches)
 	}
 	// It can be changed, too, and any swap taken as such.
 	if _, err := n.runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
@@ -195,22 +195,22 @@ func TestSettingsSurviveDaemonReload(t *testing.T) {
 		}
 		for range 2 {
 			reload()
-			n.until(10*time.Second, "settings lost with a reload", func() bool { return wrong() == nil })
+			n.until(10*time.Second, "settings lost with a reload", func() bool { return mismatches() == nil })
 		}
 		// With another container of the pod it writes what it knows.
 		n.create(pod, config, shell("another", "exec sleep 1000"))
-		t.Logf("after another start: %s", wrong())
-		n.until(10*time.Second, "settings lost with another container", func() bool { return wrong() == nil })
+		t.Logf("after another start: %s", mismatches())
+		n.until(10*time.Second, "settings lost with another container", func() bool { return mismatches() == nil })
 		// What it has words for it keeps itself, for the rest it takes berthd.
 		n.kill()
 		reload()
-		t.Logf("at once: %s", wrong())
+		t.Logf("at once: %s", mismatches())
 		// It may wait with its files until something starts beside them.
 		slice := filepath.Base(config.GetLinux().GetCgroupParent())
 		if out, err := exec.Command("systemd-run", "--scope", "--slice="+slice, "--property=MemoryHigh=1G", "true").CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
-		lost := wrong()
+		lost := mismatches()
 		t.Logf("after a reload without berthd: %s", lost)
 		for _, file := range lost {
 			if !strings.HasPrefix(file, "memory.oom.group ") {
@@ -218,12 +218,12 @@ func TestSettingsSurviveDaemonReload(t *testing.T) {
 			}
 		}
 		n.start()
-		n.until(10*time.Second, "settings lost while berthd was away", func() bool { return wrong() == nil })
+		n.until(10*time.Second, "settings lost while berthd was away", func() bool { return mismatches() == nil })
 	} else {
 		t.Logf("not reloaded: the driver is %s; systemd: %v", info.CgroupDriver, err)
 	}
 	n.remove(pod)
-	n.tidy()
+	n.removeLeftovers()
 }
 
 // TestUpdateContainerResources changes what a container may use, and reads the truth from its
@@ -249,10 +249,10 @@ func TestUpdateContainerResources(t *testing.T) {
 		if seen, err := n.docker.ContainerInspect(t.Context(), id); err == nil {
 			pid = seen.State.Pid
 		}
-		if got := n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != memory && (memory != "max" || len(got) <= 15) {
+		if got := n.cgroupFile(id, "memory", "memory.limit_in_bytes", "memory.max"); got != memory && (memory != "max" || len(got) <= 15) {
 			t.Errorf("%s: memory limit %s, want %s", what, got, memory)
 		}
-		if got, _, _ := strings.Cut(n.knob(id, "cpu", "cpu.cfs_quota_us", "cpu.max"), " "); got != quota && (quota != "-1" || got != "max") {
+		if got, _, _ := strings.Cut(n.cgroupFile(id, "cpu", "cpu.cfs_quota_us", "cpu.max"), " "); got != quota && (quota != "-1" || got != "max") {
 			t.Errorf("%s: quota %s, want %s", what, got, quota)
 		}
 		if got, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")); err != nil || strings.TrimSpace(string(got)) != score {
@@ -271,13 +271,13 @@ func TestUpdateContainerResources(t *testing.T) {
 	if err := update(&runtimeapi.LinuxContainerResources{CpusetCpus: "0"}); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.knob(id, "cpuset", "cpuset.cpus", "cpuset.cpus"); got != "0" {
+	if got := n.cgroupFile(id, "cpuset", "cpuset.cpus", "cpuset.cpus"); got != "0" {
 		t.Errorf("CPUs %s, want 0", got)
 	}
 	if err := update(&runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: -1}); err != nil {
 		t.Fatal(err)
 	}
-	if got := n.knob(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "max" && got != "no such file" && len(got) <= 15 {
+	if got := n.cgroupFile(id, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != "max" && got != "no such file" && len(got) <= 15 {
 		t.Errorf("any swap: limit %s", got)
 	}
 	if err := update(&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 48 * mib}); err != nil {
@@ -325,7 +325,7 @@ func TestUpdateContainerResources(t *testing.T) {
 	if _, err := n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		t.Fatal(err)
 	}
-	if cpus, memory := n.knob(id, "cpuset", "cpuset.cpus", "cpuset.cpus"), n.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); cpus != "1" || memory != "67108864" {
+	if cpus, memory := n.cgroupFile(id, "cpuset", "cpuset.cpus", "cpuset.cpus"), n.cgroupFile(id, "memory", "memory.limit_in_bytes", "memory.max"); cpus != "1" || memory != "67108864" {
 		t.Errorf("CPUs %s, memory %s", cpus, memory)
 	}
 	if score := strings.TrimSpace(n.proc(id, "oom_score_adj")); score != "600" {

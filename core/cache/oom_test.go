@@ -88,8 +88,8 @@ func TestOOMKilledIsDecidedByOOMNotByDocker(t *testing.T) {
 		n.remove(id)
 		enginetest.Until(t, "Drop is not called for the removed container", func() bool { return slices.Contains(k.callsFor(id), "drop") })
 		calls := k.callsFor(id)
-		slain, died := slices.Index(calls, "slain"), slices.Index(calls, "died")
-		if slain < 0 || died < slain || !slices.Contains(calls, "started") || !slices.Contains(calls, "running") {
+		killed, died := slices.Index(calls, "slain"), slices.Index(calls, "died")
+		if killed < 0 || died < killed || !slices.Contains(calls, "started") || !slices.Contains(calls, "running") {
 			t.Errorf("calls %v, want slain before died, started and running", calls)
 		}
 	}

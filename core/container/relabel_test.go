@@ -13,7 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-func TestSetLabelsRelabelsMountsThatAskForIt(t *testing.T) {
+func TestSetLabelsRelabelsMarkedMounts(t *testing.T) {
 	dir := t.TempDir()
 	data, link := filepath.Join(dir, "data"), filepath.Join(dir, "link")
 	if err := errors.Join(os.Mkdir(data, 0o755), os.Symlink(data, link)); err != nil {

@@ -242,7 +242,7 @@ func (t *transport) dialHijacked(ctx context.Context, dial dialer, network, addr
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	answered := sync.OnceValue(func() bool {
+	responded := sync.OnceValue(func() bool {
 		defer cancel()
 		if !stop() {
 			return false // the deadline came first
@@ -250,7 +250,7 @@ func (t *transport) dialHijacked(ctx context.Context, dial dialer, network, addr
 		t.lastResponse.Store(time.Now().UnixNano())
 		return true
 	})
-	return &hijackedConn{Conn: conn, answered: answered, convert: convert, release: func() { stop(); cancel() }}, nil
+	return &hijackedConn{Conn: conn, answered: responded, convert: convert, release: func() { stop(); cancel() }}, nil
 }
 
 // A hijackedConn is a connection for an attach or exec.

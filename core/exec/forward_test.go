@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// halfStream is a stream whose reading half can end by itself.
-type halfStream struct {
+// closeWriterStream is a stream whose reading half can end by itself.
+type closeWriterStream struct {
 	io.Reader
 	io.Writer
 }
@@ -48,7 +48,7 @@ func TestForwardEndsAfterIdleTimeout(t *testing.T) {
 				started := time.Now()
 				done := make(chan error, 1)
 				go func() {
-					done <- forward(slog.New(slog.DiscardHandler), ours, halfStream{fromClient, counter{&received}})
+					done <- forward(slog.New(slog.DiscardHandler), ours, closeWriterStream{fromClient, counter{&received}})
 					ours.Close()
 				}()
 				if tt.ends == 0 {
@@ -110,7 +110,7 @@ func TestForwardPassesHalfClose(t *testing.T) {
 		client.Write(make([]byte, 1000))
 		client.Close()
 	}()
-	if err := forward(slog.New(slog.DiscardHandler), conn, halfStream{fromClient, counter{&received}}); err != nil || received != 1000 {
+	if err := forward(slog.New(slog.DiscardHandler), conn, closeWriterStream{fromClient, counter{&received}}); err != nil || received != 1000 {
 		t.Errorf("%d bytes, %v", received, err)
 	}
 }

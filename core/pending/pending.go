@@ -1,12 +1,12 @@
-// Package pending keeps objects that were created after the deadline of the caller that asked for
+// Package pending keeps objects that were created after the deadline of the caller that requested
 // them, until that caller retries.
 //
 // On a slow disk Docker may take longer to create something than the kubelet waits for it. The kubelet
 // then sends the same request again. If the object were removed, the retry would take as long and fail
-// as well; if it were kept and shown, the kubelet would find an object that it has never been told of.
-// So the creation goes on (Caller tells apart a deadline and a cancellation), the result is put into a
-// Store under the name that the retry will ask for, and Take returns it to the retry. What no retry has
-// asked for within TTL is removed.
+// as well; if it were kept and shown, the kubelet would find an object whose ID it has never received.
+// So the creation continues (Caller distinguishes a deadline from a cancellation), the result is put into a
+// Store under the name of the request, and Take returns it to the retry. An object that no retry claims
+// within TTL is removed.
 //
 // The contents of a Store do not survive a restart of the daemon: the objects are visible then, and
 // the kubelet removes those that it does not know. The pattern is that of CRI-O's internal/resourcestore.

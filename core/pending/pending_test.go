@@ -65,7 +65,7 @@ func TestTakeReturnsAnObjectOnce(t *testing.T) {
 	}
 }
 
-func TestRunRemovesWhatNoRetryHasAskedFor(t *testing.T) {
+func TestRunRemovesUnclaimedObjects(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -139,7 +139,7 @@ func TestExpireLeavesAnObjectThatIsTakenMeanwhile(t *testing.T) {
 	})
 }
 
-func TestCallerTellsADeadlineFromACancellation(t *testing.T) {
+func TestCallerDistinguishesDeadlineFromCancellation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, tt := range map[string]struct {
 			deadline, cancelAfter time.Duration // 0 for none

@@ -202,7 +202,7 @@ func TestInOtherMountNSAndParentPID(t *testing.T) {
 }
 
 // The sysfs of a network namespace is read-only in all its mounts if its first mount was.
-func TestWritableSysfsLetsOthersMountItWritable(t *testing.T) {
+func TestWritableSysfsMakesNewMountsWritable(t *testing.T) {
 	inMountNS(t, func(t *testing.T) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			t.Skip(err)

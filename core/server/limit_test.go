@@ -164,8 +164,8 @@ func TestAnnotationsOfInactiveAndOldRowsAreRemovedFirst(t *testing.T) {
 func TestExecOutputIsNotReduced(t *testing.T) {
 	var out bytes.Buffer
 	f := &sizeLimiter{limit: 100, log: slog.New(slog.NewTextHandler(&out, nil))}
-	said := &runtimeapi.ExecSyncResponse{Stdout: make([]byte, 1000)}
-	if got := f.limitSize("ExecSync", said); got != said || out.Len() > 0 {
+	warnings := &runtimeapi.ExecSyncResponse{Stdout: make([]byte, 1000)}
+	if got := f.limitSize("ExecSync", warnings); got != warnings || out.Len() > 0 {
 		t.Errorf("got %v, %s", got, &out)
 	}
 }

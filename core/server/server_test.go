@@ -743,7 +743,7 @@ func TestListsNeverContradictTheCaller(t *testing.T) {
 // diffLists compares what is listed with what the Engine has. The sandboxes in ghosts,
 // which it does not have, must be listed as not ready: their network is still to be
 // taken back.
-func (h *testDaemon) diffLists(ghosts map[string]bool) string {
+func (h *testDaemon) diffLists(orphans map[string]bool) string {
 	list, err := h.runtime.ListContainers(h.Context(), &runtimeapi.ListContainersRequest{})
 	if err != nil {
 		return err.Error()
@@ -772,7 +772,7 @@ func (h *testDaemon) diffLists(ghosts map[string]bool) string {
 	if err != nil {
 		return err.Error()
 	}
-	for id := range ghosts {
+	for id := range orphans {
 		pods[id] = false
 	}
 	for _, p := range sandboxes.GetItems() {

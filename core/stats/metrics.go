@@ -219,7 +219,7 @@ func imageName(c *cache.Container) string {
 
 // logLeftOut logs why metrics of an object are missing, unless it has just ended.
 func (s *Service) logLeftOut(kind, id string, err error) {
-	if !cgroupstats.IsGone(err) {
+	if !cgroupstats.IsExited(err) {
 		s.log.Warn("metrics cannot be read, left out", slog.String(kind, id), slog.Any("err", err))
 	}
 }

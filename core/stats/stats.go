@@ -80,7 +80,7 @@ func (s *Service) Container(ctx context.Context, id string) (*runtimeapi.Contain
 		return nil, err
 	}
 	stats, err := s.containerStats(c)
-	if cgroupstats.IsGone(err) {
+	if cgroupstats.IsExited(err) {
 		return s.exitedStats(c), nil
 	}
 	return stats, err
@@ -104,7 +104,7 @@ func (s *Service) containersStats(list []*cache.Container) []*runtimeapi.Contain
 	return parallelMap(s.log, list, func(c *cache.Container) *runtimeapi.ContainerStats {
 		stats, err := s.containerStats(c)
 		if err != nil {
-			if !cgroupstats.IsGone(err) {
+			if !cgroupstats.IsExited(err) {
 				s.log.Warn("statistics of a container cannot be read, container left out", slog.String("container", c.ID()), slog.Any("err", err))
 			}
 			return nil
@@ -125,7 +125,7 @@ func (s *Service) Sandbox(ctx context.Context, id string) (*runtimeapi.PodSandbo
 		return nil, err
 	}
 	stats, err := s.podStats(pod, list)
-	if cgroupstats.IsGone(err) {
+	if cgroupstats.IsExited(err) {
 		return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: &runtimeapi.LinuxPodSandboxStats{}}, nil
 	}
 	return stats, err
@@ -141,7 +141,7 @@ func (s *Service) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxSt
 	return parallelMap(s.log, list, func(pod *cache.Sandbox) *runtimeapi.PodSandboxStats {
 		stats, err := s.podStats(pod, containersOf[pod.ID()])
 		if err != nil {
-			if !cgroupstats.IsGone(err) {
+			if !cgroupstats.IsExited(err) {
 				s.log.Warn("statistics of a pod cannot be read, pod left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))
 			}
 			return nil

@@ -11,12 +11,12 @@ func TestOpenFileLimit(t *testing.T) {
 	if limit, err := OpenFileLimit(os.Getpid()); err != nil || limit == nil || *limit < 10 {
 		t.Errorf("%v, %v", limit, err)
 	}
-	if _, err := OpenFileLimit(math.MaxInt32); !IsGone(err) {
+	if _, err := OpenFileLimit(math.MaxInt32); !IsExited(err) {
 		t.Errorf("process that does not exist: %v", err)
 	}
 }
 
-func TestFDCounterCountsAgainOnlyWhenDue(t *testing.T) {
+func TestFDCounterRecountsOnlyWhenDue(t *testing.T) {
 	f := NewFDCounter()
 	pids := []int{os.Getpid(), math.MaxInt32}
 	soon := time.Now().Add(time.Minute)

@@ -2,12 +2,12 @@
 // versions, and files below /proc and /sys.
 //
 // Read fills a Reading, a plain struct without types of the CRI; core/stats encodes it as
-// CRI statistics and as CRI metrics. Errors keep the kind of the system call: IsGone
+// CRI statistics and as CRI metrics. Errors keep the kind of the system call: IsExited
 // distinguishes the end of a cgroup or process from a failure. A file that the kernel does not have,
 // because it is old or a controller is off, counts as zero only where that is documented
 // here: a cgroup that is removed while it is read must never look like an idle one.
 //
-// The package asks Docker nothing and keeps no state but the counts of an FDCounter and
+// The package does not call Docker and keeps no state but the counts of an FDCounter and
 // the node's free swap, which it caches for a second.
 package cgroupstats
 
@@ -101,8 +101,8 @@ type Device struct {
 	Bytes, Requests map[string]uint64
 }
 
-// IsGone reports whether err says that a process or its cgroup does not exist any more.
-func IsGone(err error) bool {
+// IsExited reports whether err says that a process or its cgroup does not exist any more.
+func IsExited(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV)
 }
 

@@ -106,7 +106,7 @@ func TestReadGivesTheSameForBothVersions(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, detail := range []Detail{Usage, All} {
-				if _, err := Read(g, detail); !IsGone(err) {
+				if _, err := Read(g, detail); !IsExited(err) {
 					t.Errorf("detail %d, cgroup removed: %v", detail, err)
 				}
 			}
@@ -177,7 +177,7 @@ func TestReadFailsWithoutARequiredFile(t *testing.T) {
 		for name, least := range required {
 			g, _ := groupOf(t, version, filesOf(version, nil, name))
 			for _, detail := range []Detail{Usage, All} {
-				if _, err := Read(g, detail); (err != nil) != (detail >= least) || err != nil && !IsGone(err) {
+				if _, err := Read(g, detail); (err != nil) != (detail >= least) || err != nil && !IsExited(err) {
 					t.Errorf("%s without %s, detail %d: %v", version, name, detail, err)
 				}
 			}
@@ -190,11 +190,11 @@ func TestReadFailsWithoutAController(t *testing.T) {
 	for _, controller := range []string{"cpuacct", "memory", "pids"} {
 		g, _ := groupOf(t, "v1", filesOf("v1", nil))
 		delete(g.V1, controller)
-		if _, err := Read(g, All); err == nil || IsGone(err) {
+		if _, err := Read(g, All); err == nil || IsExited(err) {
 			t.Errorf("without %s: %v", controller, err)
 		}
 	}
-	if _, err := CPUTime(cgroup.Group{V1: map[string]string{}}); err == nil || IsGone(err) {
+	if _, err := CPUTime(cgroup.Group{V1: map[string]string{}}); err == nil || IsExited(err) {
 		t.Errorf("CPU time without cpuacct: %v", err)
 	}
 	g, _ := groupOf(t, "v1", filesOf("v1", nil))
@@ -265,7 +265,7 @@ func TestReadFilesystem(t *testing.T) {
 	if err != nil || got.Device == "" || got.Size == 0 {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if _, err := ReadFilesystem(filepath.Join(t.TempDir(), "none")); !IsGone(err) {
+	if _, err := ReadFilesystem(filepath.Join(t.TempDir(), "none")); !IsExited(err) {
 		t.Errorf("directory that does not exist: %v", err)
 	}
 }

@@ -161,7 +161,7 @@ func (t *Tracker) measureLogged(ctx context.Context, c *cache.Container) time.Du
 	begin := time.Now()
 	err := panics.Try(t.log, func() error { return t.measure(c) })
 	<-t.walkLock
-	if err != nil && !cgroupstats.IsGone(err) {
+	if err != nil && !cgroupstats.IsExited(err) {
 		level := slog.LevelDebug
 		if errors.Is(err, unix.ELOOP) { // directories that are nested too deep, perhaps on purpose
 			level = slog.LevelWarn
@@ -188,7 +188,7 @@ func (t *Tracker) MeasureFirst(ctx context.Context, c *cache.Container) *Usage {
 	if u := t.Last(c.ID()); u != nil {
 		return u
 	}
-	if err := t.measure(c); err != nil && !cgroupstats.IsGone(err) {
+	if err := t.measure(c); err != nil && !cgroupstats.IsExited(err) {
 		t.log.Debug("disk usage of a container is incomplete: some files could not be counted", slog.String("container", c.ID()), slog.Any("err", err))
 	}
 	return t.Last(c.ID())

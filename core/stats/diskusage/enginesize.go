@@ -57,7 +57,7 @@ func (t *Tracker) updateEngineSizes(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err != nil && !cgroupstats.IsGone(err) {
+		if err != nil && !cgroupstats.IsExited(err) {
 			t.log.Debug("Docker could not report the disk usage of a container", slog.String("container", run.id), slog.Any("err", err))
 		}
 	}
