@@ -47,5 +47,5 @@ Exit codes:
   1   failure; doctor: a check has failed
   2   error in a flag, an argument or a configuration file
 `, configFile)
-	io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function
+	_, _ = io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function
 }

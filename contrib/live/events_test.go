@@ -16,7 +16,7 @@ import (
 
 // A listener records the events of GetContainerEvents.
 type listener struct {
-	mu   sync.Mutex // guards events
+	mu     sync.Mutex // guards events
 	events []*runtimeapi.ContainerEventResponse
 }
 

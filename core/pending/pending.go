@@ -61,7 +61,7 @@ func New[T any](cfg Config[T]) *Store[T] {
 
 // Put keeps the object id for the caller that asks for key again.
 func (s *Store[T]) Put(key, id string, object T) {
-	s.Log.Info(s.Kind+" created after its caller's deadline; it is kept for the retry", slog.String(s.Kind, id), slog.String("name", key))
+	s.Log.Info("created after the deadline of its caller; kept for the retry", slog.String("kind", s.Kind), slog.String(s.Kind, id), slog.String("name", key))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.entries[key] = entry[T]{id, object, time.Now()}
@@ -104,7 +104,7 @@ func (s *Store[T]) Expire(ctx context.Context, cutoff time.Time) {
 	s.mu.Unlock()
 	for key, id := range expired {
 		if err := s.remove(ctx, key, id); err != nil {
-			s.Log.Warn(s.Kind+" that no retry has asked for could not be removed; it will be tried again", slog.String(s.Kind, id), slog.Any("err", err))
+			s.Log.Warn("cannot remove an object that no retry has claimed; retrying", slog.String("kind", s.Kind), slog.String(s.Kind, id), slog.Any("err", err))
 		}
 	}
 }

@@ -78,7 +78,7 @@ func (s *Service) mountBounded(dir string, content map[string][]byte, found cont
 	case s.tmpfs == nil:
 		return errors.ErrUnsupported
 	case premount.InOtherMountNS(premount.ParentPID(found.State.Pid)):
-		return errors.New("Docker has a mount namespace of its own (see PrivateMounts= and MountFlags= in its systemd unit), or its mount namespace cannot be read")
+		return errors.New("docker has a mount namespace of its own (see PrivateMounts= and MountFlags= in its systemd unit), or its mount namespace cannot be read")
 	}
 	page := int64(os.Getpagesize())
 	size := int64(filesSlack)

@@ -50,7 +50,7 @@ func TestCallRunsUntilItsLastCallerLeaves(t *testing.T) {
 func TestDoReturnsWhenItsContextEnds(t *testing.T) {
 	group := Group[int]{Log: slog.New(slog.DiscardHandler)}
 	started, release := make(chan struct{}), make(chan struct{})
-	go group.Do(t.Context(), "k", func(context.Context) (int, error) { //nolint:errcheck // the other caller is tested
+	go group.Do(t.Context(), "k", func(context.Context) (int, error) { // the other caller is tested
 		close(started)
 		<-release
 		return 5, nil

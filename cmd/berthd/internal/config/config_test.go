@@ -118,7 +118,7 @@ func TestReloadReadsFilesAndKeepsFlags(t *testing.T) {
 	if diff := cmp.Diff(want, next.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
 	}
-	if got := first.Config.LogLevel; got != "info" {
+	if got := first.LogLevel; got != "info" {
 		t.Errorf("Reload changed the log level of the first options to %s", got)
 	}
 	if got := next.Warnings(); len(got) != 1 || got[0].Option != "hairpin-mode" {
