@@ -15,12 +15,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"berth/core/cache"
 	"berth/core/cgroup"
 	"berth/core/engine"
 	"berth/core/kmutex"
 	"berth/core/limits"
+	"berth/core/sleep"
 	"berth/core/systemd"
 )
 
@@ -101,12 +104,32 @@ func createCgroup(settings []limits.CgroupSetting, parent, id string) (remove fu
 // updated tells that its resources have changed since it was created: then it gets their oom_score_adj
 // as well, because Docker started it with that of its creation. A container that has exited is no error.
 func (m *Manager) ApplyStarted(ctx context.Context, docker *engine.Conn, c *cache.Container, pid int, settings []limits.CgroupSetting, updated bool) error {
-	err := m.applySettings(ctx, settings, c.ID(), pid)
+	err := retryBusy(ctx, func() error { return m.applySettings(ctx, settings, c.ID(), pid) })
 	if updated {
 		score := max(int(c.Status.GetResources().GetLinux().GetOomScoreAdj()), docker.OOMFloor())
 		err = errors.Join(err, setOOMScore(c.ID(), pid, score))
 	}
 	return err
+}
+
+const (
+	// busyTimeout bounds the retries of retryBusy. The memory is released within milliseconds, on a
+	// machine without a free CPU within some hundred.
+	busyTimeout       = 2 * time.Second
+	busyRetryInterval = 20 * time.Millisecond
+)
+
+// retryBusy calls apply until it does not fail with EBUSY any more, for at most busyTimeout. On cgroup v1
+// the kernel refuses a memory limit below what is charged and cannot be reclaimed. Right after a start that
+// may be memory of the runtime's init, which the container's process replaces.
+func retryBusy(ctx context.Context, apply func() error) error {
+	deadline := time.Now().Add(busyTimeout)
+	for {
+		err := apply()
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) || sleep.WithContext(ctx, busyRetryInterval) != nil {
+			return err
+		}
+	}
 }
 
 // applySettings applies settings to the container id with the first process pid.
