@@ -20,3 +20,6 @@ func (s *Service) GC(ctx context.Context) error {
 
 // PutIntent stores an intent as a daemon does that is killed right after.
 func (s *Service) PutIntent(name string) error { return s.state.intents.Put(name, intent{Name: name}) }
+
+// ExpirePending removes all sandboxes that wait for a retry.
+func (s *Service) ExpirePending(ctx context.Context) { s.pending.Expire(ctx, time.Now()) }

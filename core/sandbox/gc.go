@@ -28,7 +28,12 @@ const (
 // each connection to the Engine, after each call that could not clean up after itself, and
 // at the interval of cache.ReconcileLoop. RunGC returns when ctx ends.
 func (s *Service) RunGC(ctx context.Context) error {
-	return s.cache.ReconcileLoop(ctx, "garbage collection of sandboxes", s.gcTrigger, s.gcOnce)
+	g, ctx := panics.NewGroupWithContext(ctx, s.log)
+	g.Go(func() error { return s.pending.Run(ctx) })
+	g.Go(func() error {
+		return s.cache.ReconcileLoop(ctx, "garbage collection of sandboxes", s.gcTrigger, s.gcOnce)
+	})
+	return g.Wait()
 }
 
 // triggerGCIfUnfinished makes RunGC start a pass if there is an intent with that name.

@@ -13,19 +13,23 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/names"
+	"berth/core/pending"
 	"berth/core/rollback"
 	"berth/core/securityprofile"
 	"berth/core/todocker"
 )
 
 const (
-	// runTimeout bounds the set-up of one pod. It is as long as the kubelet's timeout for
-	// RunPodSandbox: twice its --runtime-request-timeout, 2 minutes by default.
-	runTimeout = 4 * time.Minute
+	// runTimeout bounds the set-up of one pod. The kubelet waits for twice its
+	// --runtime-request-timeout, 4 minutes by default; on a slow disk Docker and the plugins
+	// together may take longer, and the sandbox is kept for the retry then.
+	runTimeout = 15 * time.Minute
 	// maxCreateRetries bounds how often a missing pause image or a name conflict is
 	// resolved before the create fails.
 	maxCreateRetries = 4
@@ -34,8 +38,9 @@ const (
 // Run sets up a pod and returns the ID of its sandbox. If the pod exists and is ready,
 // Run returns that sandbox.
 //
-// On failure, or if ctx is cancelled, the step that is under way is finished and then
-// everything is rolled back. What cannot be rolled back is left to RunGC.
+// On failure, or if the caller cancels, the step that is under way is finished and then
+// everything is rolled back. What cannot be rolled back is left to RunGC. If the caller's
+// deadline expires, the sandbox is hidden, kept for pending.TTL and returned to the retry.
 func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (_ string, err error) {
 	docker, err := s.docker.Conn()
 	if err != nil {
@@ -53,6 +58,9 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return "", err
 	}
 	defer unlock()
+	if id, err := s.takePending(ctx, in.Name, pod, handler); err != nil || id != "" {
+		return id, err
+	}
 	suffix := fmt.Sprintf("%08x", rand.Uint32()) // used if the name is taken
 	hidden := s.cache.Hide(in.Name)
 	hidden.Add(withSuffix(in.Name, suffix))
@@ -61,6 +69,8 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return "", fmt.Errorf("clean up after an earlier call: %w", err)
 	}
 
+	caller, stopWatching := pending.WatchCaller(ctx)
+	defer stopWatching()
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), runTimeout)
 	defer cancel()
 	var undo rollback.Stack
@@ -73,7 +83,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if err := s.start(work, docker, pod, spec, in); err != nil {
 		return "", err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := caller.Canceled(); err != nil {
 		return "", err
 	}
 	found, addrs, err := s.setupNetwork(work, docker, pod, in)
@@ -84,7 +94,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if err := s.writeFiles(in.ID, pod, addrs, found); err != nil {
 		return "", err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := caller.Canceled(); err != nil {
 		return "", err
 	}
 	if err := s.state.intents.Delete(in.Name); err != nil {
@@ -93,7 +103,56 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if _, err := s.cache.Refresh(work, in.ID); err != nil {
 		return "", err
 	}
+	if caller.TimedOut() {
+		s.pending.Put(in.Name, in.ID, pendingSandbox{config: pod, handler: handler, hidden: hidden.Transfer()})
+	}
 	return in.ID, nil
+}
+
+// A pendingSandbox is a sandbox that waits for a retry of RunPodSandbox, and hidden until then.
+type pendingSandbox struct {
+	config  *runtimeapi.PodSandboxConfig
+	handler string
+	hidden  *cache.Hidden
+}
+
+// takePending returns the sandbox that was created under the name for an earlier request, "" if there is
+// none. One that was created for a different request is removed: its ID was never returned. The caller
+// holds the lock of the name.
+func (s *Service) takePending(ctx context.Context, name string, pod *runtimeapi.PodSandboxConfig, handler string) (id string, err error) {
+	id, p, ok := s.pending.Take(name)
+	if !ok {
+		return "", nil
+	}
+	if p.handler != handler || !proto.Equal(p.config, pod) {
+		if err := s.removePending(ctx, id, p); err != nil {
+			s.pending.Put(name, id, p)
+			return "", fmt.Errorf("remove the sandbox of an earlier request: %w", err)
+		}
+		return "", nil
+	}
+	p.hidden.Reveal()
+	if found, err := s.cache.Sandbox(ctx, id); err != nil || found.Row.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		return "", nil //nolint:nilerr // it was removed or has ended: another one is created
+	}
+	return id, nil
+}
+
+// removePending removes a sandbox that no retry has claimed. The caller holds the lock of its name.
+func (s *Service) removePending(ctx context.Context, id string, p pendingSandbox) error {
+	docker, err := s.docker.Conn()
+	if err != nil {
+		return err
+	}
+	pod, err := s.cache.Sandbox(ctx, id)
+	if err == nil {
+		err = s.remove(ctx, docker, pod)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	p.hidden.Reveal()
+	return nil
 }
 
 // translate returns the pause container of a pod, but for its image.

@@ -18,6 +18,7 @@ import (
 	"berth/core/checkpoint"
 	"berth/core/engine"
 	"berth/core/kmutex"
+	"berth/core/pending"
 	"berth/network"
 )
 
@@ -68,7 +69,8 @@ type Service struct {
 	checkpoints checkpoint.Dir
 	tmpfs       Tmpfs
 
-	locks kmutex.Mutex // by Docker name without a suffix
+	locks   kmutex.Mutex                   // by Docker name without a suffix
+	pending *pending.Store[pendingSandbox] // by Docker name without a suffix
 
 	gcTrigger   chan struct{} // has an element if RunGC is to start a pass
 	detachGrace time.Duration // the constant, except in tests
@@ -110,11 +112,13 @@ type Network interface {
 
 // New returns a Service.
 func New(cfg Config) *Service {
-	return &Service{
+	s := &Service{
 		docker: cfg.Docker, cache: cfg.Cache, images: cfg.Images, containers: cfg.Containers, network: cfg.Network,
 		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs,
 		gcTrigger: make(chan struct{}, 1), detachGrace: detachGrace, detachFailures: map[string]detachFailures{},
 	}
+	s.pending = pending.New(pending.Config[pendingSandbox]{Kind: "sandbox", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})
+	return s
 }
 
 // podDir returns the directory of the files of the sandbox id.
