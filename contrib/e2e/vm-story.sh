@@ -232,7 +232,7 @@ second() {
 	want "and the package of cri-dockerd does not stay" not grep -q ' installed' <(dpkg-query -W -f '${Status}' cri-dockerd 2>/dev/null)
 	want "the units come at boot" is "$(systemctl is-enabled berth.socket berth.service | tr '\n' ' ')" "enabled enabled "
 	alive "taken over"
-	as_written docs/migrating.md '## And back' 1
+	as_written docs/migrating.md '## Back to cri-dockerd' 1
 	want "cri-dockerd runs again" soon runs /usr/bin/cri-dockerd
 	alive "given back"
 	as_written docs/migrating.md '## From cri-dockerd' 1
