@@ -1,6 +1,6 @@
-// Coverage writes contrib/docs/coverage.md: what becomes of every field of
-// every message of the CRI, and which test shows it. The rows are in rows.go;
-// the test here fails where they and the CRI differ.
+// Coverage writes contrib/docs/coverage.md: how every field of every message
+// of the CRI is handled, and which tests cover it. The rows are in rows.go; a
+// test of this package fails if they and the CRI differ.
 package main
 
 import (
@@ -15,30 +15,29 @@ import (
 
 //go:generate go run . -out ../docs/coverage.md
 
-// A way says by what a field is carried out or, of an answer, where it is from.
-type way string
+// A mechanism is what applies a field of a request, or the source of a field
+// of a response.
+type mechanism string
 
-// The ways there are.
 const (
-	engine  way = "Engine"  // a field of the Engine's API
-	cgroup  way = "cgroup"  // a file of a cgroup
-	proc    way = "/proc"   // a file of a process
-	mount   way = "mount"   // a mount that berth makes, or what it does to one
-	files   way = "file"    // a file that berth writes
-	plugins way = "CNI"     // the network plugins
-	store   way = "kept"    // a label of the Docker container, or the journal
-	berth   way = "berth"   // berth itself does it, or knows it
-	refused way = "refused" // with an error that says what to do
-	nothing way = "none"    // there is nothing to do, and the words say why
+	engine  mechanism = "Engine"  // a field of the Engine API
+	cgroup  mechanism = "cgroup"  // a file of a cgroup
+	proc    mechanism = "/proc"   // a file of a process
+	mount   mechanism = "mount"   // a mount that berth creates or changes
+	files   mechanism = "file"    // a file that berth writes
+	plugins mechanism = "CNI"     // the network plugins
+	store   mechanism = "stored"  // a label of the Docker container, or the state directory
+	berth   mechanism = "berth"   // berth itself
+	refused mechanism = "refused" // with an error that says what to do
+	nothing mechanism = "none"    // no effect, for the reason in the description
 )
 
-// A row says what becomes of one field, or with the field "*" of all fields of
-// a message.
+// A row describes one field, or with the field "*" all fields of a message.
 type row struct {
-	field string
-	way   way
-	words string
-	tests string // PACKAGE.TestX, by the last element of the package's path, with spaces between them
+	field       string
+	by          mechanism
+	description string
+	tests       string // PACKAGE.TestX, by the last element of the package's path, separated by spaces
 }
 
 // A message is a message of the CRI with its rows.
@@ -58,40 +57,40 @@ func main() {
 
 const head = `# Every field of the CRI
 
-Written by ` + "`go generate ./contrib/coverage`" + `; do not edit. It says what becomes of every field of every
-request, and where every field of an answer is from, in the CRI v1 of ` + "`k8s.io/cri-api`" + ` 0.37.2.
+Written by ` + "`go generate ./contrib/coverage`" + `; do not edit. The tables describe how berth applies every field of every
+request, and the source of every field of a response, in the CRI v1 of ` + "`k8s.io/cri-api`" + ` 0.37.2.
 A message that is part of several others is listed once.
 
 | by | |
 |---|---|
-| Engine | a field of Docker's own API |
+| Engine | a field of the Docker Engine API |
 | cgroup, /proc | a file that berth writes or reads |
-| mount | a mount that berth makes, or something it does to one |
+| mount | a mount that berth creates or changes; a premount is a mount that berth creates because the Engine API cannot express it |
 | file | a file that berth writes |
 | CNI | the network plugins |
-| kept | a label of the Docker container, or berth's journal |
-| berth | berth itself does it or knows it |
+| stored | a label of the Docker container, or berth's state directory |
+| berth | berth itself |
 | refused | with an error that says what to do |
-| none | there is nothing to do, for the reason given |
+| none | no effect, for the reason given |
 
-Tests are named by their package; ` + "`live`" + ` are those of the whole daemon on a real Docker Engine
+Tests are named with their package; ` + "`live`" + ` are tests of the whole daemon on a real Docker Engine
 (` + "`contrib/live`" + `), ` + "`e2e.TestCRI`" + ` is critest.
 `
 
-// page is the whole text.
+// page returns the text of coverage.md.
 func page() string {
 	var b strings.Builder
 	b.WriteString(head)
-	said := map[string]message{}
+	described := map[string]message{}
 	for _, m := range messages {
-		said[m.name] = m
+		described[m.name] = m
 	}
 	for _, d := range reachable() {
-		m := said[string(d.Name())]
+		m := described[string(d.Name())]
 		if len(m.rows) == 0 {
-			continue // it has no fields
+			continue // the message has no fields
 		}
-		fmt.Fprintf(&b, "\n## %s\n\n| field | by | how | shown by |\n|---|---|---|---|\n", m.name)
+		fmt.Fprintf(&b, "\n## %s\n\n| field | by | how | tests |\n|---|---|---|---|\n", m.name)
 		for _, r := range m.rows {
 			name := "`" + r.field + "`"
 			if r.field == "*" {
@@ -101,14 +100,14 @@ func page() string {
 			for i, t := range tests {
 				tests[i] = "`" + t + "`"
 			}
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, r.way, r.words, strings.Join(tests, ", "))
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, r.by, r.description, strings.Join(tests, ", "))
 		}
 	}
 	return b.String()
 }
 
-// reachable lists the messages that any call of the CRI has in its request or
-// its answer, in the order in which they are met.
+// reachable lists the messages that the requests and responses of all CRI calls
+// contain, in the order of their first use.
 func reachable() []protoreflect.MessageDescriptor {
 	var list []protoreflect.MessageDescriptor
 	seen := map[protoreflect.FullName]bool{}

@@ -12,28 +12,28 @@ import (
 	"testing"
 )
 
-// TestEveryFieldHasARow compares the rows with the CRI itself.
+// TestEveryFieldHasARow compares the rows with the CRI.
 func TestEveryFieldHasARow(t *testing.T) {
-	said := map[string][]string{}
+	described := map[string][]string{}
 	for _, m := range messages {
-		if _, twice := said[m.name]; twice {
-			t.Errorf("%s is there twice", m.name)
+		if _, twice := described[m.name]; twice {
+			t.Errorf("%s has two entries", m.name)
 		}
-		said[m.name] = []string{}
+		described[m.name] = []string{}
 		for _, r := range m.rows {
-			if slices.Contains(said[m.name], r.field) {
-				t.Errorf("%s.%s is there twice", m.name, r.field)
+			if slices.Contains(described[m.name], r.field) {
+				t.Errorf("%s.%s has two rows", m.name, r.field)
 			}
-			if r.way == "" || r.words == "" {
-				t.Errorf("%s.%s: nothing is said", m.name, r.field)
+			if r.by == "" || r.description == "" {
+				t.Errorf("%s.%s has no mechanism or no description", m.name, r.field)
 			}
-			said[m.name] = append(said[m.name], r.field)
+			described[m.name] = append(described[m.name], r.field)
 		}
 	}
 	for _, d := range reachable() {
 		name := string(d.Name())
-		rows := said[name]
-		delete(said, name)
+		rows := described[name]
+		delete(described, name)
 		all := slices.Equal(rows, []string{"*"})
 		for i := range d.Fields().Len() {
 			field := string(d.Fields().Get(i).Name())
@@ -49,30 +49,30 @@ func TestEveryFieldHasARow(t *testing.T) {
 			}
 		}
 	}
-	for name := range said {
-		t.Errorf("no call has a message %s", name)
+	for name := range described {
+		t.Errorf("no CRI call uses the message %s", name)
 	}
 }
 
-// TestEveryRowNamesItsTests looks for the tests: what has an effect, is
-// refused or is answered must be shown by at least one.
+// TestEveryRowNamesItsTests requires that the named tests exist, and at least
+// one test for each row except those without an effect.
 func TestEveryRowNamesItsTests(t *testing.T) {
-	there := tests(t)
+	existing := tests(t)
 	for _, m := range messages {
 		for _, r := range m.rows {
-			if r.tests == "" && r.way != nothing {
-				t.Errorf("%s.%s: no test shows it", m.name, r.field)
+			if r.tests == "" && r.by != nothing {
+				t.Errorf("%s.%s names no test", m.name, r.field)
 			}
 			for name := range strings.FieldsSeq(r.tests) {
-				if !there[name] {
-					t.Errorf("%s.%s: there is no test %s", m.name, r.field, name)
+				if !existing[name] {
+					t.Errorf("%s.%s: test %s does not exist", m.name, r.field, name)
 				}
 			}
 		}
 	}
 }
 
-// tests lists all tests of the tree as PACKAGE.TestX.
+// tests returns all tests of the repository as PACKAGE.TestX.
 func tests(t *testing.T) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
