@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# box.sh COMMAND...: runs a command in mount, network and PID namespaces of its
-# own. Whatever it mounts, sets up or leaves running is gone when it ends, with the
-# cgroups that have come meanwhile; the ports of its loopback are its own.
+# box.sh COMMAND...: runs a command in separate mount, network and PID namespaces. Mounts,
+# network interfaces, processes and cgroups that it leaves are removed when it ends; its
+# loopback ports do not conflict with those of the machine.
 set -euo pipefail
 if [ "${1:-}" = --inside ]; then
 	shift
-	# What is mounted below /tmp is seen in both directions. The root itself must
-	# be private: pivot_root (pivot.sh, and every runc) refuses a shared one.
+	# Mounts below /tmp propagate in both directions. The root mount must be
+	# private: pivot_root (pivot.sh, and every runc) refuses a shared one.
 	mount --make-rprivate /
 	mount --bind /tmp /tmp
 	mount --make-shared /tmp
 	ip link set lo up
-	# What counts huge pages is in the kernel, and not mounted on every machine.
+	# The kernel has the hugetlb controller, but not every machine mounts it.
 	if grep -Eq '^hugetlb\s.*\s1$' /proc/cgroups && [ -d /sys/fs/cgroup/memory ] && [ ! -d /sys/fs/cgroup/hugetlb ]; then
 		groups=$(mktemp -d)
 		mount --rbind /sys/fs/cgroup "$groups"
@@ -25,17 +25,17 @@ if [ "${1:-}" = --inside ]; then
 		umount -R "$groups"
 		rmdir "$groups"
 	fi
-	# Names that the tests pull by lead to the registry of the box.
+	# The registry names that the tests use resolve to the registry in these namespaces.
 	hosts=$(mktemp)
 	chmod 644 "$hosts"
 	{ cat /etc/hosts; echo '127.0.0.1 registry.k8s.io gcr.io k8s.gcr.io'; } >"$hosts"
-	mount --bind "$hosts" /etc/hosts # not removed before the end: pods may mount it, too
+	mount --bind "$hosts" /etc/hosts # removed at the end only: pods may mount it, too
 	cgroups() { find /sys/fs/cgroup -mindepth 2 -type d | sort -r; }
 	before=$(cgroups)
 	code=0
 	"$@" || code=$?
 	rm "$hosts"
-	# All that still runs here ends, and then its cgroups can go.
+	# Kill all remaining processes, so that their cgroups can be removed.
 	kill -KILL -1 2>/dev/null || true
 	for _ in 1 2 3 4 5; do
 		left=$(comm -13 <(sort <<<"$before") <(cgroups | sort) | sort -r)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds a static busybox with its own default configuration into the cache:
-# that of Debian lacks commands that the tests run, and its shell prefers its
-# own to those of the image.
+# Builds a static busybox with the default configuration into the cache. Debian's
+# busybox lacks commands that the tests run, and its shell prefers its
+# built-in commands to those of the image.
 . "$(dirname "$0")/lib.sh"
 env -i odd-name=1 "$cache/busybox" sh -c env 2>/dev/null | grep -q odd-name && exit 0
 need gcc=build-essential make=build-essential dpkg-source=dpkg-dev bzip2=bzip2
@@ -21,8 +21,8 @@ apt-get -qq "${opts[@]}" update
 apt-get -qq "${opts[@]}" source busybox >/dev/null 2>&1
 cd busybox-*/
 make -s defconfig >/dev/null
-# tc needs kernel headers that are no more. Debian's shell would drop variables whose names
-# are none of its own, and has a word for not doing so. The rest stays as it is.
+# tc needs kernel headers that no longer exist. Without FEATURE_DI_ENV_HACK the shell drops
+# environment variables with names that are not valid in a shell. All else stays the default.
 sed -i -e 's/.*CONFIG_FEATURE_DI_ENV_HACK[ =].*/CONFIG_FEATURE_DI_ENV_HACK=y/' -e 's/.*CONFIG_STATIC[ =].*/CONFIG_STATIC=y/' -e 's/^CONFIG_TC=y/# CONFIG_TC is not set/' .config
 make -s -j"$(nproc)" >../log 2>&1 || { tail -20 ../log; exit 1; }
 install -D busybox "$cache/busybox"

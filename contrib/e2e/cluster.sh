@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced by kubelet.sh and conformance.sh with their arguments: one node, of
-# etcd, apiserver, a kubelet, berthd and a private Docker Engine, in a box of its own
+# Sourced by kubelet.sh and conformance.sh with their arguments: starts a node with
+# etcd, apiserver, a kubelet, berthd and a private Docker Engine in separate namespaces
 # (box.sh), with busybox as berth.local/busybox:1. k is kubectl. ENGINE and
 # ENGINE_FLAGS are as for critest.sh; with KEEP=1 all logs are kept.
-# With registry=yes the images that images.sh makes can be pulled; kube is what
-# kube.sh builds besides. GATES are further feature gates of the kubelet, such as
+# With registry=yes the images that images.sh builds can be pulled; kube is an additional
+# target of kube.sh. GATES are further feature gates of the kubelet, such as
 # "EventedPLEG: true, PodAndContainerStatsFromCRI: true". KUBE is another release of
-# kubelet, apiserver and kubectl than the newest, such as 1.31.14.
+# kubelet, apiserver and kubectl than the default, such as 1.31.14.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	[ -x "$cache/bin/crictl" ] || build_tools
@@ -16,16 +16,16 @@ if [ "${1:-}" != --boxed ]; then
 	need curl=curl script=bsdutils openssl=openssl
 	if [ -n "${registry:-}" ]; then
 		need docker-registry=docker-registry
-		[ -f "$cache/registry/complete" ] || die "make test-engine makes the images that are pulled: run it first"
+		[ -f "$cache/registry/complete" ] || die "the images to pull are missing: run make test-engine first, which builds them"
 	fi
 	w=$(mktemp -d /tmp/berth-kubelet.XXXXXX)
-	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # once the box and its mounts are gone
+	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # after box.sh has removed its mounts
 	BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed "$@"
 	exit
 fi
 shift
 w=$BERTH_E2E_WORK failed=0
-# Gates that later releases have on by default, of what is asked for here.
+# Required feature gates that only later releases enable by default.
 gates=''
 [ "$kube_minor" -ge 35 ] || gates+=,ImageVolume=true
 [ "$kube_minor" -ge 33 ] || gates+=,SupplementalGroupsPolicy=true,InPlacePodVerticalScaling=true
@@ -39,11 +39,11 @@ finish() {
 		kill "$engine_pid" 2>/dev/null || true
 		for _ in $(seq 100); do kill -0 "$engine_pid" 2>/dev/null || break; sleep 0.1; done
 	fi
-	# The kubelet's cgroups are in no box.
+	# box.sh does not remove the cgroups of the kubelet.
 	find /sys/fs/cgroup -depth -type d -path "*/berth-kubelet*" -exec rmdir {} + 2>/dev/null || true
 }
 trap finish EXIT
-ok() { # ok WHAT COMMAND...: fails the run, but lets the rest be seen
+ok() { # ok WHAT COMMAND...: on failure the run fails at its end, after the other checks
 	local what=$1
 	shift
 	if "$@"; then echo "ok: $what"; else failed=1; echo "FAILED: $what" >&2; fi
@@ -51,7 +51,7 @@ ok() { # ok WHAT COMMAND...: fails the run, but lets the rest be seen
 is() { [ "$1" = "$2" ] || { echo "got '$1', want '$2'" >&2; return 1; }; }
 soon() { for _ in $(seq 240); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.5; done; "$@"; }
 
-say "an Engine, berthd and an image"
+say "starting a Docker Engine and berthd, importing an image"
 [ -z "${registry:-}" ] || "$e2e/registry.sh" "$cache/registry"
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 start_engine "$w/engine" "${engine_flags[@]}"
@@ -70,11 +70,11 @@ cni_conf "$w/net.d" 10.88.0.0/16
 pids+=($!)
 wait_for "$w/cri.sock"
 
-say "etcd, apiserver and kubelet"
+say "starting etcd, apiserver and kubelet"
 ip link add node0 type bridge
 ip addr add 10.77.0.1/24 dev node0
 ip link set node0 up
-# Without a default route the apiserver does not find its own address.
+# The apiserver determines its own address from the default route.
 ip route add default dev node0
 "$cache/kube/etcd" --data-dir "$w/etcd" --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 	--listen-peer-urls http://127.0.0.1:2380 --unsafe-no-fsync >"$w/etcd.log" 2>&1 &
@@ -95,7 +95,7 @@ cat >"$w/kubeconfig" <<-C
 	contexts: [{name: x, context: {cluster: c, user: u}}]
 	current-context: x
 C
-soon k get --raw /readyz || { tail "$w/apiserver.log"; die "the apiserver does not come up"; }
+soon k get --raw /readyz || { tail "$w/apiserver.log"; die "the apiserver did not become ready"; }
 for c in $(find /sys/fs/cgroup -maxdepth 1 -type d -printf '%f\n' | grep -vx cgroup); do mkdir -p "/sys/fs/cgroup/$c/berth-kubelet"; done
 for f in cpus mems; do cat "/sys/fs/cgroup/cpuset/cpuset.$f" >"/sys/fs/cgroup/cpuset/berth-kubelet/cpuset.$f" 2>/dev/null || true; done
 cat >"$w/kubelet.yaml" <<-C
@@ -123,5 +123,5 @@ C
 	--hostname-override node --node-ip 10.77.0.1 -v 2 >"$w/kubelet.log" 2>&1 &
 kubelet=$!
 pids+=("$kubelet")
-soon k wait --for condition=Ready node/node --timeout 1s || { failed=1; die "the node is not ready"; }
+soon k wait --for condition=Ready node/node --timeout 1s || { failed=1; die "the node did not become ready"; }
 k get nodes -o wide

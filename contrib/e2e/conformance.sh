@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# conformance.sh [flags of the specs]: make test-conformance: the conformance specs of
-# Kubernetes that are about the node, on the node of cluster.sh, with the controllers
-# and the scheduler. The images that they ask for are made from Kubernetes' sources
-# and busybox. FOCUS is which specs, PROCS how many at once; ENGINE, ENGINE_FLAGS, GATES and
-# KEEP are as cluster.sh has them.
+# conformance.sh [flags of the specs]: make test-conformance: runs the node conformance specs of
+# Kubernetes on the node of cluster.sh, with the controllers
+# and the scheduler. The images that they use are built from Kubernetes' sources
+# and busybox. FOCUS selects specs, PROCS is the number of parallel processes; ENGINE, ENGINE_FLAGS, GATES and
+# KEEP are as for cluster.sh.
 registry=yes kube=conformance
 . "$(dirname "$0")/cluster.sh"
 
-say "controllers and scheduler"
+say "starting controllers and scheduler"
 "$cache/kube/kube-controller-manager" --kubeconfig "$w/kubeconfig" --leader-elect=false --bind-address 127.0.0.1 \
 	--service-account-private-key-file "$w/sa.key" --root-ca-file "$w/apiserver/apiserver.crt" >"$w/controllers.log" 2>&1 &
 pids+=($!)
@@ -15,7 +15,7 @@ pids+=($!)
 pids+=($!)
 
 if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 4 ]; then
-	say "making the images"
+	say "building the images"
 	E=registry.k8s.io/e2e-test-images
 	push() { docker tag "$1" "$2" && docker push -q "$2" >/dev/null && docker rmi "$2" >/dev/null; }
 	mkdir -p "$w/agnhost" "$w/kitten/etc"
@@ -30,7 +30,7 @@ if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 4 ]; then
 	chmod +x "$w/agnhost/bin/curl"
 	tar -C "$w/agnhost" -c . | docker import -c 'ENTRYPOINT ["/agnhost"]' -c 'CMD ["pause"]' - t-agnhost >/dev/null
 	push t-agnhost $E/agnhost:2.66.1
-	push t-agnhost $E/agnhost:2.55 # of the release before, for a spec that updates a pod
+	push t-agnhost $E/agnhost:2.55 # the previous release, for a spec that updates a pod
 	echo '{"image": "kitten.jpg"}' >"$w/kitten/data.json"
 	echo 'NAME="Alpine Linux"' >"$w/kitten/etc/os-release"
 	tar -C "$w/kitten" -c . | docker import - t-kitten >/dev/null
@@ -42,9 +42,9 @@ if [ "$(cat "$cache/registry/conformance" 2>/dev/null)" != 4 ]; then
 	echo 4 >"$cache/registry/conformance"
 fi
 
-say "conformance"
+say "running the conformance specs"
 code=0
-# Most of them wait most of the time.
+# Most specs wait most of the time, so they run in parallel.
 "$cache/kube/ginkgo" run -procs "${PROCS:-6}" -no-color -focus "${FOCUS:-\\[sig-node\\].*\\[Conformance\\]}" -timeout 2h -output-dir "$w" -junit-report junit.xml "$cache/kube/e2e.test" -- \
 	-kubeconfig "$w/kubeconfig" -kubectl-path "$cache/kube/kubectl" -provider local -disable-log-dump "$@" >"$w/e2e.log" 2>&1 || code=$?
 [ -s "$w/junit.xml" ] || { tail -40 "$w/e2e.log"; die "e2e.test did not run"; }

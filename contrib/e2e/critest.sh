@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # critest.sh [critest flags]: runs the conformance tests of the CRI against
-# bin/berthd on a private Docker Engine, in a box of its own (box.sh).
-# ENGINE=SUITE takes the Docker of another Debian, ENGINE_FLAGS are further flags of
+# bin/berthd on a private Docker Engine, in separate namespaces (box.sh).
+# ENGINE=SUITE uses the Docker of another Debian release, ENGINE_FLAGS are further flags of
 # dockerd. With KEEP=1 all logs are kept.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	w=$(mktemp -d /tmp/berth-critest.XXXXXX)
-	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # once the box and its mounts are gone
+	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # after box.sh has removed its mounts
 	BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed "$@"
 	exit
 fi
@@ -23,19 +23,19 @@ finish() {
 }
 trap finish EXIT
 
-say "a registry on loopback, and a private Docker Engine (logs in $w)"
+say "starting a registry on loopback and a private Docker Engine (logs in $w)"
 "$e2e/registry.sh" "$cache/registry"
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 start_engine "$w/engine" "${engine_flags[@]}"
 docker -H "unix://$w/engine/docker.sock" version --format '{{.Server.Version}}, API {{.Server.APIVersion}}'
 
 if [ ! -f "$cache/registry/complete" ]; then
-	say "making the images of critest"
+	say "building the images of critest"
 	"$e2e/images.sh" "unix://$w/engine/docker.sock"
 	touch "$cache/registry/complete"
 fi
 
-say "berthd"
+say "starting berthd"
 cni_conf "$w/net.d" 10.88.0.0/16
 "$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \
 	--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" \
@@ -43,9 +43,9 @@ cni_conf "$w/net.d" 10.88.0.0/16
 berthd_pid=$!
 wait_for "$w/cri.sock"
 
-say "critest"
+say "running critest"
 code=0
-# A spec that fails and then passes is named as flaky in the log.
+# A spec that fails and then passes is reported as flaky in the log.
 "$cache/bin/critest" -ginkgo.no-color -ginkgo.flake-attempts=2 -ginkgo.junit-report="$w/junit.xml" \
 	-runtime-endpoint "unix://$w/cri.sock" -image-endpoint "unix://$w/cri.sock" "$@" >"$w/critest.log" 2>&1 || code=$?
 [ -s "$w/junit.xml" ] || { tail -40 "$w/critest.log"; die "critest did not run"; }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# demo.sh: runs one pod on this machine's Docker Engine through CRI, tells what
-# happens, and leaves everything as it was. Installs what is missing. An Engine
-# that is there is used as it is; where none runs, one is started for the demo
+# demo.sh: runs one pod on this machine's Docker Engine through the CRI, prints each
+# step, and restores the previous state. Installs missing packages. A running
+# Engine is used as it is; if none runs, one is started for the demo
 # and stopped again.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || die "the demo sets up networks and needs root: sudo make demo"
@@ -12,10 +12,10 @@ need busybox=busybox-static
 w=$(mktemp -d /tmp/berth-demo.XXXXXX)
 engine_pid='' berthd_pid='' pod=''
 quiet() { "$@" >/dev/null 2>&1 || true; }
-cri() { # without its advice on configuration files
+cri() { # without the warnings about configuration files
 	"$cache/bin/crictl" --config "$w/crictl.yaml" "$@" 2> >(grep -v level=warning >&2)
 }
-# state: all that a pod could leave behind.
+# state: prints everything that a pod could leave behind.
 state() {
 	docker ps -aq --no-trunc | sort
 	ls /run/netns 2>/dev/null || true
@@ -51,7 +51,7 @@ sock=${DOCKER_HOST:-unix:///var/run/docker.sock}
 if docker -H "$sock" version >/dev/null 2>&1; then
 	say "using the Docker Engine at $sock"
 else
-	say "no Docker Engine runs here: starting one for the demo"
+	say "no Docker Engine is running: starting one for the demo"
 	start_engine "$w/engine"
 	sock=unix://$w/engine/docker.sock
 fi
@@ -61,7 +61,7 @@ pause_was_there=no
 ! docker image inspect berth.local/pause:1 >/dev/null 2>&1 || pause_was_there=yes
 state >"$w/before"
 
-say "making an image out of this machine's busybox; no registry is needed"
+say "building an image from this machine's busybox; no registry is needed"
 mkdir -p "$w/image/bin"
 cp "$(command -v busybox)" "$w/image/bin/"
 for a in sh echo sleep hostname ip cat; do ln -s busybox "$w/image/bin/$a"; done
@@ -80,10 +80,10 @@ for _ in $(seq 50); do
 	if cri version >/dev/null 2>&1; then break; fi
 	sleep 0.1
 done
-cri version || { cat "$w/berthd.log"; die "berthd does not answer"; }
+cri version || { cat "$w/berthd.log"; die "berthd does not respond"; }
 
 say "running a pod"
-# The kubelet's own, by which tools tell whose a container is.
+# The labels that the kubelet sets, by which tools find the pod of a container.
 labels='"io.kubernetes.pod.name": "demo", "io.kubernetes.pod.namespace": "default", "io.kubernetes.pod.uid": "berth-demo"'
 cat >"$w/pod.json" <<-P
 	{"metadata": {"name": "demo", "namespace": "default", "uid": "berth-demo"}, "hostname": "demo", "labels": {$labels},
@@ -104,11 +104,11 @@ echo "address:  $address"
 for _ in $(seq 50); do [ -s "$w/logs/web/0.log" ] && break; sleep 0.1; done
 log=$(cri logs "$container")
 echo "log line: $log"
-[ "$log" = "hello from demo" ] || die "that is not what the container printed"
+[ "$log" = "hello from demo" ] || die "the log differs from the output of the container"
 say "exec: ip addr show eth0"
 cri exec "$container" ip addr show eth0
 say "stats"
-cri stats "$container" | sed 's/\x1b\[[0-9]*[A-Z]//g' # which clear the screen
+cri stats "$container" | sed 's/\x1b\[[0-9]*[A-Z]//g' # without the codes that clear the screen
 docker ps --format 'table {{.Names}}\t{{.Status}}'
 
 say "cleaning up"
@@ -120,7 +120,7 @@ ip link del berthdemo0
 umount "$w/run/netns"
 state >"$w/after"
 if diff "$w/before" "$w/after"; then
-	say "done: containers, network namespaces, mounts, links and addresses are as they were"
+	say "done: containers, network namespaces, mounts, links and addresses are as before"
 else
-	die "something is left behind; it is listed above"
+	die "the demo left something behind; the difference is printed above"
 fi

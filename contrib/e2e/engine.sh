@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# engine.sh VERSION: builds a Docker Engine that no Debian has (23.0, 24.0, 25.0, 27.5
-# or 29) from its Go modules into the cache. It takes some minutes the first time.
-# 29 comes with the containerd and runc that go with it; the others use those of
-# a Debian (start_engine in lib.sh).
+# engine.sh VERSION: builds a Docker Engine that no Debian release has (23.0, 24.0, 25.0, 27.5
+# or 29) from its Go modules into the cache. This takes some minutes the first time.
+# 29 is built with its own containerd and runc; the others use those of
+# a Debian release (start_engine in lib.sh).
 . "$(dirname "$0")/lib.sh"
 version=${1:-} replace=()
 case $version in
-# The BuildKit that 23.0.15 and 24.0.9 name is of between two releases, and the module
-# proxy does not have it. They get the nearest before it that it has (for 24.0 that of
-# 24.0.6, which names in turn a Docker that is not there). berth builds no images.
+# 23.0.15 and 24.0.9 require a BuildKit commit between two releases, which the module
+# proxy does not have. They are built with the nearest earlier version that it has (for 24.0 that of
+# 24.0.6, which in turn requires a Docker version that is missing). berth builds no images.
 23.0) release=23.0.15 replace=(github.com/moby/buildkit=github.com/moby/buildkit@v0.10.6) ;;
 24.0)
 	release=24.0.9 replace=(
@@ -19,10 +19,10 @@ case $version in
 25.0) release=25.0.14 ;;
 27.5) release=27.5.1 ;;
 29) release='github.com/moby/moby/v2/cmd/dockerd@v2.0.0-beta.24 containerd@v2.3.4 runc@v1.4.0' ;;
-*) die "no Docker Engine ${version:-without a version} is known: 23.0, 24.0, 25.0, 27.5 or 29" ;;
+*) die "Docker Engine version ${version:-missing}: must be one of 23.0, 24.0, 25.0, 27.5, 29" ;;
 esac
 case $version in
-25.0 | 27.5) engine_root trixie >/dev/null ;; # whose containerd and runc they use
+25.0 | 27.5) engine_root trixie >/dev/null ;; # they use its containerd and runc
 esac
 out=$cache/engine-$version
 [ "$(cat "$out/.complete" 2>/dev/null)" != "$release" ] || exit 0
@@ -31,20 +31,20 @@ say "building Docker Engine $version into $out"
 rm -rf "$out"
 mkdir -p "$out"
 
-# latest builds 29 and what goes with it.
+# latest builds 29 with its containerd and runc.
 latest() {
 	local moby=github.com/moby/moby/v2 c root
 	need pkg-config=pkg-config
 	pkg-config --exists libseccomp || need no-such-program=libseccomp-dev
 	export GOBIN=$out
-	cd / # these modules are none of ours
-	# The module does not know which release it becomes.
+	cd / # outside of this module
+	# The module does not contain its release number.
 	go install -ldflags "-s -w -X $moby/dockerversion.Version=29.0.0-e2e" "$moby/cmd/dockerd@v2.0.0-beta.24"
 	for c in containerd containerd-shim-runc-v2; do
 		go install -ldflags '-s -w' "github.com/containerd/containerd/v2/cmd/$c@v2.3.4"
 	done
 	CGO_ENABLED=1 go install -ldflags '-s -w' -tags seccomp github.com/opencontainers/runc@v1.4.0
-	# The client of Debian 13 talks to it; that of Debian 12 is too old.
+	# The client of Debian 13 works with it; that of Debian 12 is too old.
 	root=$(engine_root trixie)
 	cat >"$out/docker" <<-E
 		#!/bin/sh
@@ -53,7 +53,7 @@ latest() {
 	chmod +x "$out/docker"
 }
 
-# older builds a release whose module names what it is made of in vendor.mod only.
+# older builds a release that lists its dependencies in vendor.mod only.
 older() {
 	local source m
 	work=$(mktemp -d /tmp/berth-engine.XXXXXX)
@@ -65,7 +65,7 @@ older() {
 	cp -r "$source" source
 	chmod -R u+w source
 	cd source
-	rm -rf vendor # of which a module has the list and no more
+	rm -rf vendor # a module contains only modules.txt of it
 	mv vendor.mod go.mod
 	mv vendor.sum go.sum
 	for m in "${replace[@]}"; do go mod edit -replace "$m"; done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# engines.sh [ENGINE...]: runs the live tests and critest on each Docker Engine: Debian 12's
-# (20.10, all of test.sh), those of Debian 13 (26.1) and of the next Debian (28.5, with both
-# image stores), and those that engine.sh builds, of which 29 uses containerd's image store.
-# With arguments it runs those versions only.
+# engines.sh [ENGINE...]: runs the live tests and critest on each Docker Engine: that of Debian 12
+# (20.10, all of test.sh), of Debian 13 (26.1) and of the next Debian (28.5, with both
+# image stores), and those that engine.sh builds, of which 29 uses the containerd image store.
+# Arguments select versions.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || die "tests on Docker Engines need root"
 all=(20.10 23.0 24.0 25.0 26.1 27.5 28.5 29)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# faults.sh: make test-faults: berthd under faults of itself, of Docker, of network
+# faults.sh: make test-faults: berthd under faults of berthd itself, of Docker, of network
 # plugins, of disks, of limits and of clients, each followed by an audit of the node
 # (contrib/live, TestFaults). FAULTS is a pattern of the subtests to run, as for go
 # test -run; ENGINE is as for live.sh.
 #
-# faults.sh soak [DURATION]: make soak: an hour, or DURATION, of pods at a kubelet's
-# pace with random faults (TestSoak). SEED makes the same choices again.
+# faults.sh soak [DURATION]: make soak: runs pods as a kubelet does for an hour, or DURATION,
+# with random faults (TestSoak). SEED repeats the choices of an earlier run.
 . "$(dirname "$0")/lib.sh"
 [ "$(id -u)" = 0 ] || die "faults of a real Docker Engine need root"
 need_engine
@@ -18,5 +18,5 @@ if [ "${1:-}" = soak ]; then
 	LIVE_FLAGS='-v -run ^TestSoak$' LIVE_ARGS="-soak ${2:-1h} -seed ${SEED:-0}" exec "$e2e/live.sh"
 fi
 FAULTS=${FAULTS:-}
-FAULTS=${FAULTS// /_} # as go test names them
+FAULTS=${FAULTS// /_} # as in the names of go test
 LIVE_FLAGS="-v -run ^TestFaults\$${FAULTS:+/$FAULTS}" LIVE_ARGS=-faults exec "$e2e/live.sh"

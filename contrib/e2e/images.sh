@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# images.sh DOCKER_HOST: makes the images that critest asks for out of Debian's
-# packages and pushes each under its public name to the registry of the box.
-# None stays in the Engine.
+# images.sh DOCKER_HOST: builds the images that critest uses from Debian's
+# packages and pushes each under its public name to the local registry (registry.sh).
+# No image stays in the Engine.
 . "$(dirname "$0")/lib.sh"
 export DOCKER_HOST=$1
 w=$(mktemp -d)
@@ -32,7 +32,7 @@ tar -C bb -c . | docker import -c 'CMD ["sh"]' -c "$path" - t-busybox >/dev/null
 push t-busybox $E/busybox:1.29-2
 push t-busybox $E/busybox:1.37.0-2
 
-# Our own pause program, under the names that others pull theirs by.
+# berth's pause program, under the names of public pause images.
 mkdir p && cp "$top/core/pause/pause-$(dpkg --print-architecture)" p/pause
 tar -C p -c . | docker import -c 'ENTRYPOINT ["/pause"]' -c 'USER 65535:65535' - t-pause >/dev/null
 for n in 3.10 3.10.1 3.10.2; do push t-pause registry.k8s.io/pause:$n; done
@@ -73,7 +73,7 @@ push t-nginx-12003 $G/hostnet-nginx-amd64:latest
 printf 'FROM t-nginx-80\nCMD ["sh","-c","echo httpd ready; exec httpd -f -p 80 -h /usr/share/nginx/html"]\n' | from t-httpd
 push t-httpd $E/httpd:2.4.39-4
 
-# A program that tells whether it may gain privileges.
+# A program that shows whether it can gain privileges.
 mkdir nn && gcc -static -Os -o nn/nonewprivs "$e2e/nonewprivs/nonewprivs.c"
 chmod 4755 nn/nonewprivs
 tar -C nn --owner 0 --group 0 -c . | docker import -c 'ENTRYPOINT ["/nonewprivs"]' -c 'USER 1000' - t-nnp >/dev/null

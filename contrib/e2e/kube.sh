@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # kube.sh: builds Kubernetes and etcd from their Go modules into the cache, for
-# the tests with a real kubelet. It takes a quarter of an hour the first time. With
-# "conformance" it builds the specs of the node as well, and the image's program
-# that they ask for; with "dns" CoreDNS. With KUBE=VERSION it builds of that release
-# what cluster.sh runs, and no more; the etcd is the same.
+# the tests with a real kubelet. This takes 15 minutes the first time. With
+# "conformance" it also builds the node specs and agnhost, the program of the image
+# that they use; with "dns" CoreDNS. With KUBE=VERSION it builds only the programs that
+# cluster.sh runs, of that release; etcd is the same.
 . "$(dirname "$0")/lib.sh"
 etcd=3.7.3 coredns=1.14.6
 out=$kube_dir programs='kubelet kube-apiserver kubectl'
@@ -12,7 +12,7 @@ if [ "$out" = "$cache/kube" ]; then
 	programs+=' kubeadm kube-controller-manager kube-scheduler kube-proxy'
 	versions+=", etcd $etcd"
 else
-	[ -z "${1:-}" ] || die "$1 is built of the Kubernetes that is tested by default only"
+	[ -z "${1:-}" ] || die "$1: can only be built for the default Kubernetes release, without KUBE"
 	KUBE='' "$0"
 fi
 
@@ -61,7 +61,7 @@ specs() {
 	echo "$versions" >"$out/.specs"
 }
 
-# dns builds CoreDNS with the plugins that the configuration of kubeadm names.
+# dns builds CoreDNS with the plugins that kubeadm's configuration uses.
 dns() {
 	[ "$(cat "$out/.dns" 2>/dev/null)" != "$coredns" ] || return 0
 	say "building CoreDNS $coredns"
@@ -92,17 +92,17 @@ fi
 say "building $versions into $out"
 mkdir -p "$out/src/kube" "$out/src/etcd"
 cd "$out/src/kube"
-# Kubernetes' own modules ask for each other as v0.0.0.
+# Kubernetes' own modules require each other as v0.0.0.
 dir=$(go mod download -json "k8s.io/kubernetes@v$kube_version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
 [ -n "$dir" ] || die "kubernetes $kube_version cannot be downloaded"
 {
-	# By the version of Go that it names, Go decides how its libraries behave.
+	# The go directive determines GODEBUG defaults, that is how the standard library behaves.
 	printf 'module kube\n\n%s\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$(grep '^go ' "$dir/go.mod")" "$kube_version"
 	sed -n "s|^\s*\(k8s.io/[a-z-]*\) v0\.0\.0$|\t\1 => \1 v0.${kube_version#*.}|p" "$dir/go.mod" | sort -u
 	printf ')\n'
 } >go.mod
 case $kube_version in
-1.31.14) go mod edit -replace k8s.io/kube-scheduler=k8s.io/kube-scheduler@v0.31.13 ;; # the module proxy lacks the one of the same release
+1.31.14) go mod edit -replace k8s.io/kube-scheduler=k8s.io/kube-scheduler@v0.31.13 ;; # the module proxy does not have v0.31.14
 esac
 v=k8s.io/component-base/version
 for c in $programs; do

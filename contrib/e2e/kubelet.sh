@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# kubelet.sh: a real kubelet, with an apiserver and etcd, on berthd and a private
-# Docker Engine, in a box of its own (box.sh); what users do with kubectl is done and
-# looked at. ENGINE, ENGINE_FLAGS, GATES, KUBE and KEEP are as cluster.sh has them.
-# BIG is how many times 100 MiB go through port-forward.
-admission='--disable-admission-plugins ServiceAccount' # nothing here makes the accounts
+# kubelet.sh: runs a real kubelet, with an apiserver and etcd, on berthd and a private
+# Docker Engine, in separate namespaces (box.sh), and checks common kubectl
+# operations. ENGINE, ENGINE_FLAGS, GATES, KUBE and KEEP are as for cluster.sh.
+# BIG times 100 MiB are sent through port-forward.
+admission='--disable-admission-plugins ServiceAccount' # no controller creates service accounts here
 . "$(dirname "$0")/cluster.sh"
 big=${BIG:-3}
 
@@ -11,7 +11,7 @@ printf 'FROM berth.local/busybox:1\nRUN mkdir -p /share/sub && echo from an imag
 mkdir -p "$w/kubelet/seccomp"
 echo '{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}' >"$w/kubelet/seccomp/no-mkdir.json"
 
-# pod NAME [YAML of spec]: a pod on this node that is running.
+# pod NAME [YAML of spec]: creates a pod on this node.
 pod() {
 	sed 's/^\t*//' <<-P | k apply -f - >/dev/null
 		apiVersion: v1
@@ -44,42 +44,42 @@ sum=$(sha256sum <"$w/blob")
 ok "100 MiB through exec and back" is "$(k exec -i web -- cat <"$w/blob" | sha256sum)" "$sum"
 ok "cp into the pod" k cp "$w/blob" web:/tmp/blob
 ok "cp out of the pod" k cp web:/tmp/blob "$w/back" >/dev/null
-ok "what was copied is the same" is "$(sha256sum <"$w/back")" "$sum"
+ok "the copies are identical" is "$(sha256sum <"$w/back")" "$sum"
 pod echo "  containers: [{name: echo, $image, command: [cat], stdin: true, stdinOnce: true}]
 		  restartPolicy: Never"
 ok "a pod with stdin runs" running echo
 ok "attach" is "$(printf 'one\ntwo\n' | k attach -q -i echo 2>/dev/null)" "$(printf 'one\ntwo')"
-ok "it ends when its stdin does" soon phase echo Succeeded
+ok "the container ends when its stdin ends" soon phase echo Succeeded
 
-say "clients that do not read, or go away"
+say "clients that do not read, or disconnect"
 pod loud "  containers: [{name: loud, $image, command: [sh, -c, 'sleep 3; awk \"BEGIN { l = sprintf(\\\"%99s\\\", \\\"\\\"); for (i = 0; i < 500000; i++) print l }\"']}]
 		  restartPolicy: Never"
 soon phase loud Running
 k attach -q loud | sleep 300 &
 stuck=$!
-# Over WebSocket a kubelet of 1.37 may go on reading for a client that it has lost.
+# Over WebSocket a kubelet of 1.37 may continue to read for a client that has disconnected.
 KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false k exec web -- yes | sleep 300 &
-ok "50 MB are printed beside a client that does not read" soon phase loud Succeeded
-ok "and are all in the log" is "$(zcat -f "$w"/pods/*loud*/loud/0.log* | wc -l)" 500000
-ok "another exec goes on beside one that is not read" is "$(k exec web -- echo hello)" hello
+ok "a container prints 50 MB while an attach client does not read" soon phase loud Succeeded
+ok "all lines are in the log" is "$(zcat -f "$w"/pods/*loud*/loud/0.log* | wc -l)" 500000
+ok "exec works while the client of another exec does not read" is "$(k exec web -- echo hello)" hello
 kill %% "$stuck" 2>/dev/null || true
 pkill -f "kubectl --kubeconfig $w/kubeconfig (exec|attach)" || true
 commands() { k exec web -- ps | sed 's/^ *[0-9]* *[^ ]* *[0-9:]* *//'; }
 runs() { grep -qx "$1" <<<"$(commands)"; }
 ended() { local all; all=$(commands) && [ -n "$all" ] && ! grep -qx "$1" <<<"$all"; }
-ok "nothing is left of an exec that prints, whose client was killed" soon ended yes
+ok "an exec that prints ends after its client was killed" soon ended yes
 script -qec "$kube_dir/kubectl --kubeconfig $w/kubeconfig exec -it web -- sleep 7777" /dev/null </dev/null >/dev/null 2>&1 &
 k exec web -- sleep 8888 &
-ok "two more begin" soon runs 'sleep 7777'
-ok "and run" soon runs 'sleep 8888'
+ok "an exec with a terminal starts" soon runs 'sleep 7777'
+ok "an exec without a terminal starts" soon runs 'sleep 8888'
 pkill -f "kubectl --kubeconfig $w/kubeconfig exec (-it )?web" || true
-ok "nothing is left of an exec whose terminal has gone" soon ended 'sleep 7777'
-ok "nor of a silent one without a terminal" soon ended 'sleep 8888'
+ok "an exec with a terminal ends after its client was killed" soon ended 'sleep 7777'
+ok "a silent exec without a terminal ends after its client was killed" soon ended 'sleep 8888'
 probes() { for i in $(seq 100); do "$cache/bin/crictl" --config "$w/crictl.yaml" exec -s "$(docker ps -qf label=io.kubernetes.container.name=web)" true || return 1; done; }
 printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\n' "$w" "$w" >"$w/crictl.yaml"
 before=$(k exec web -- ps | wc -l)
-ok "100 probes" probes
-ok "they leave no process" is "$(k exec web -- ps | wc -l)" "$before"
+ok "100 exec probes succeed" probes
+ok "the probes leave no process" is "$(k exec web -- ps | wc -l)" "$before"
 
 say "port-forward"
 k exec web -- sh -c "for i in \$(seq $big); do cat /tmp/blob >>/www/big; done; echo small >/www/small"
@@ -88,7 +88,7 @@ forward=$!
 soon curl -sf http://127.0.0.1:18080/small
 for i in $(seq 100); do curl -sf http://127.0.0.1:18080/small >"$w/small.$i" & waits[i]=$!; done
 bad=0; for i in $(seq 100); do wait "${waits[i]}" || bad=$((bad + 1)); done
-ok "100 connections at a time" is "$bad $(cat "$w"/small.* | sort | uniq -c | xargs)" "0 100 small"
+ok "100 parallel connections" is "$bad $(cat "$w"/small.* | sort | uniq -c | xargs)" "0 100 small"
 ok "${big}00 MiB through port-forward" is "$(curl -sf http://127.0.0.1:18080/big | sha256sum)" "$(for _ in $(seq "$big"); do cat "$w/blob"; done | sha256sum)"
 kill "$forward"
 
@@ -100,10 +100,10 @@ running talk || true
 k logs -f talk >"$w/followed" || true
 ok "logs -f across rotations" is "$(cut -d' ' -f1 "$w/followed" | md5sum)" "$(seq 20000 | md5sum)"
 files=$(find "$w/pods" -path '*talk*' -name '0.log*' | wc -l)
-echo "the kubelet has rotated it into $files files"
-ok "the kubelet rotates" test "$files" -gt 2
-# A life that is over between two looks of the kubelet is told with the one before it as the
-# last, and that one the kubelet (1.37) has removed by itself.
+echo "the kubelet has rotated the log into $files files"
+ok "the kubelet rotates the log" test "$files" -gt 2
+# If a container starts and ends between two relists, the kubelet (1.37) reports the container
+# before it as the last one, which it has removed already. The sleep makes each run long enough.
 pod again "  containers: [{name: again, $image, command: [sh, -c, 'echo life \$(date +%N); sleep 3; exit 1']}]"
 previous() { k logs --previous again 2>/dev/null | grep -q life; }
 ok "logs --previous" soon previous
@@ -111,24 +111,24 @@ ok "logs --previous" soon previous
 say "debug"
 k debug web --image berth.local/busybox:1 --image-pull-policy Never --target web -c look -- sh -c 'ps; cat /proc/1/cmdline' >/dev/null 2>&1 || true
 looked() { k logs web -c look 2>/dev/null | grep -q httpd; }
-ok "a debug container sees the processes of its target" soon looked
+ok "a debug container lists the processes of its target" soon looked
 
 say "resize"
 cgroup() { k exec web -- sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max'; }
 quota() { k exec web -- sh -c 'cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || cut -d" " -f1 /sys/fs/cgroup/cpu.max'; }
 subresource=(--subresource resize)
-[ "$kube_minor" -ge 32 ] || subresource=() # in 1.31 the pod itself is changed
+[ "$kube_minor" -ge 32 ] || subresource=() # 1.31 has no subresource: the pod is patched
 resize() { k patch pod web "${subresource[@]}" --patch "{\"spec\": {\"containers\": [{\"name\": \"web\", \"resources\": {\"limits\": {\"cpu\": \"$1\", \"memory\": \"$2\"}}}]}}" >/dev/null; }
 limits() { [ "$(cgroup) $(quota)" = "$1" ]; }
 ok "resize to 500m and 128Mi" resize 500m 128Mi
-ok "up: the container has more memory and CPU" soon limits "$((128 << 20)) 50000"
-told() { [ "$(k get pod web -o 'jsonpath={.status.containerStatuses[0].resources.limits.memory}')" = "$1" ]; }
-ok "the kubelet says so" soon told 128Mi
+ok "the limits of the container are increased" soon limits "$((128 << 20)) 50000"
+limit_in_status() { [ "$(k get pod web -o 'jsonpath={.status.containerStatuses[0].resources.limits.memory}')" = "$1" ]; }
+ok "the pod's status has the new limit" soon limit_in_status 128Mi
 ok "resize to 300m and 96Mi" resize 300m 96Mi
-ok "down: the container has less" soon limits "$((96 << 20)) 30000"
-ok "it was not restarted" is "$(k get pod web -o 'jsonpath={.status.containerStatuses[0].restartCount}')" 0
+ok "the limits of the container are reduced" soon limits "$((96 << 20)) 30000"
+ok "the container was not restarted" is "$(k get pod web -o 'jsonpath={.status.containerStatuses[0].restartCount}')" 0
 
-say "security, a sidecar"
+say "security context, sidecar"
 pod tight "  initContainers: [{name: side, $image, restartPolicy: Always, command: [sh, -c, 'echo side; sleep 1000']}]
 		  securityContext: {runAsUser: 1000, runAsGroup: 3000, supplementalGroups: [4000], supplementalGroupsPolicy: Strict, fsGroup: 5000, seccompProfile: {type: RuntimeDefault}}
 		  containers: [{name: tight, $image, command: [sleep, '1000'], securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}}]"
@@ -159,8 +159,8 @@ one() { k exec fields -c one -- "$@"; }
 ok "a pod with many fields runs" running fields
 ok "an image volume" is "$(one cat /image/share/sub/file)" "from an image"
 [ -z "$sub" ] || ok "a sub-path of it" is "$(one cat /sub/file)" "from an image"
-ok "it cannot be written to" one sh -c '! touch /image/x 2>/dev/null'
-ok "added capabilities, for root only" is "$(one grep -E 'CapBnd|CapEff' /proc/self/status | tr -s '\t\n' ' ')" "CapEff: 0000000000000000 CapBnd: 00000000a80435fb "
+ok "the image volume is read-only" one sh -c '! touch /image/x 2>/dev/null'
+ok "added capabilities are in the bounding set, not effective for a non-root user" is "$(one grep -E 'CapBnd|CapEff' /proc/self/status | tr -s '\t\n' ' ')" "CapEff: 0000000000000000 CapBnd: 00000000a80435fb "
 ok "seccomp: unconfined" is "$(one grep -c 'Seccomp:.0' /proc/self/status)" 1
 ok "seccomp: a profile of the node" k exec fields -c two -- sh -c '! mkdir /x 2>/dev/null'
 ok "fsGroup owns the volume" is "$(one stat -c %g /empty)" 5000
@@ -169,21 +169,21 @@ ok "sysctls" is "$(one cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kern
 ok "hostname" is "$(one hostname)" named
 ok "host aliases" one grep -q '^10.1.2.3.*alias' /etc/hosts
 ok "DNS" is "$(one cat /etc/resolv.conf | tr '\n' ' ')" "nameserver 10.9.9.9 search a.test options ndots:3 "
-ok "one process namespace" one sh -c 'ps | grep -q "[s]leep 1000"'
-ok "the kubelet says that it is read-only with all below" is "$(k get pod fields -o 'jsonpath={.status.containerStatuses[0].volumeMounts[?(@.mountPath=="/deep")].recursiveReadOnly}')" Enabled
-ok "and it is" one sh -c 'touch /deep/below/x 2>&1 | grep -q Read-only'
-ok "read-only, and not below" k exec fields -c one -- sh -c 'touch /shallow/x 2>&1 | grep -q Read-only; ! touch /shallow/below/x 2>&1 | grep -q Read-only'
+ok "containers share one PID namespace" one sh -c 'ps | grep -q "[s]leep 1000"'
+ok "the pod's status reports a recursive read-only mount" is "$(k get pod fields -o 'jsonpath={.status.containerStatuses[0].volumeMounts[?(@.mountPath=="/deep")].recursiveReadOnly}')" Enabled
+ok "the mount below it is read-only" one sh -c 'touch /deep/below/x 2>&1 | grep -q Read-only'
+ok "a read-only mount that is not recursive" k exec fields -c one -- sh -c 'touch /shallow/x 2>&1 | grep -q Read-only; ! touch /shallow/below/x 2>&1 | grep -q Read-only'
 pod node "  hostNetwork: true
 		  hostPID: true
 		  hostIPC: true
 		  containers: [{name: node, $image, command: [sleep, '1000'], securityContext: {privileged: true}}]"
-ok "a privileged pod on the node's namespaces runs" running node
+ok "a privileged pod with the node's namespaces runs" running node
 same() { is "$(k exec node -- readlink "/proc/self/ns/$1")" "$(readlink "/proc/self/ns/$1")"; }
 for ns in net pid ipc uts; do ok "it has the node's $ns namespace" same "$ns"; done
-ok "and all devices" k exec node -- test -e /dev/kmsg
+ok "it has all devices" k exec node -- test -e /dev/kmsg
 pod bad "  containers: [{name: bad, $image, command: [sleep, '1000'], securityContext: {seccompProfile: {type: Localhost, localhostProfile: none.json}}}]"
-told_of() { k describe pod bad | grep -q 'seccomp profile.*none.json'; }
-ok "a profile that is not there is told of, and nothing runs without it" soon told_of
+profile_reported() { k describe pod bad | grep -q 'seccomp profile.*none.json'; }
+ok "a missing seccomp profile is reported, and the container does not run without it" soon profile_reported
 
 say "stats"
 summary() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -q '"name":"web","startTime".*"workingSetBytes":[1-9]'; }
@@ -193,11 +193,11 @@ about() { awk -v a="$1" -v b="$2" 'BEGIN { exit !(a > b * .95 && a < b * 1.05) }
 number() { k get --raw /api/v1/nodes/node/proxy/stats/summary | tr -d ' \n' | grep -o '"name":"used","startTime".*' | grep -o "\"$1\":[0-9]*" | head -1 | cut -d: -f2; }
 half() { about "$(number usageNanoCores)" 500000000; }
 held() { about "$(number rssBytes)" $((65 << 20)); }
-ok "half a core is half a core in the summary" soon half
-ok "and 64 MiB are 64 MiB" soon held
+ok "the kubelet's summary reports the use of half a core" soon half
+ok "the kubelet's summary reports the use of 64 MiB" soon held
 resource() { k get --raw /api/v1/nodes/node/proxy/metrics/resource | awk -v row="$1" 'index($0, row "{container=\"used\"") == 1 { print $2 '"${2:-}"' }'; }
 working() { about "$(resource container_memory_working_set_bytes)" "$(number workingSetBytes)"; }
-ok "what kubectl top is made from has the same working set" soon working
+ok "the metrics for kubectl top have the same working set" soon working
 cores() {
 	local a b
 	a=$(resource container_cpu_usage_seconds_total ', $3')
@@ -205,14 +205,14 @@ cores() {
 	b=$(resource container_cpu_usage_seconds_total ', $3')
 	about "$(echo "$a $b" | awk '{ print ($3 - $1) / ($4 - $2) * 1000 }')" 0.5
 }
-ok "and the same CPU" soon cores
+ok "the metrics for kubectl top have the same CPU usage" soon cores
 if [[ ${GATES:-} = *PodAndContainerStatsFromCRI* ]]; then
 	cadvisor() { k get --raw /api/v1/nodes/node/proxy/metrics/cadvisor | grep "^$1.*pod=\"web\""; }
 	metrics() { cadvisor 'container_memory_working_set_bytes{container="web"' && cadvisor container_cpu_usage_seconds_total && cadvisor container_network_receive_bytes_total; }
-	ok "the kubelet's metrics have the pod, from the CRI" soon metrics
+	ok "the kubelet's cAdvisor metrics have the pod, from the CRI" soon metrics
 fi
 
-say "Docker goes and comes back"
+say "Docker stops and starts"
 cri() { "$cache/bin/crictl" --config "$w/crictl.yaml" "$@"; }
 condition() { [ "$(cri info -o go-template --template '{{range .status.conditions}}{{if eq .type "RuntimeReady"}}{{.status}}{{end}}{{end}}' 2>/dev/null)" = "$1" ]; }
 within() { # within SECONDS COMMAND...
@@ -222,22 +222,22 @@ within() { # within SECONDS COMMAND...
 }
 kill "$engine_pid"
 while kill -0 "$engine_pid" 2>/dev/null; do sleep 0.05; done
-ok "the status says so within 3 s" within 3 condition false
-ok "calls are answered Unavailable" grep -q Unavailable <<<"$(cri ps 2>&1)"
+ok "RuntimeReady is false within 3 s" within 3 condition false
+ok "calls return Unavailable" grep -q Unavailable <<<"$(cri ps 2>&1)"
 start_engine "$w/engine" "${engine_flags[@]}"
-ok "the runtime is ready again within 3 s" within 3 condition true
+ok "RuntimeReady is true again within 3 s" within 3 condition true
 printf '{"metadata": {"name": "back", "namespace": "x", "uid": "back"}, "linux": {}}' >"$w/back.json"
 back() { cri runp "$w/back.json" >"$w/back.id"; }
-ok "and runs a pod" within 3 back
+ok "a pod runs" within 3 back
 cri rmp -f "$(cat "$w/back.id")" >/dev/null
-ok "the kubelet's pods come back" soon running web
+ok "the kubelet's pods run again" soon running web
 
-say "the end"
+say "removal"
 delete() { k delete pod --all --grace-period 1 --timeout 120s >/dev/null; }
 ok "pods can be deleted" delete
 left() { [ -z "$(docker ps -aq)" ]; }
-ok "no container is left" soon left
+ok "no container remains" soon left
 ok "the kubelet has not crashed" kill -0 "$kubelet"
-ok "the kubelet has no complaint about the runtime" is "$(grep -cE '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" 0
-[ "$failed" = 0 ] || die "not everything is as it should be"
-say "all is well"
+ok "the kubelet logged no error about the runtime" is "$(grep -cE '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" 0
+[ "$failed" = 0 ] || die "some checks failed, see the lines with FAILED"
+say "all checks passed"

@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# What the scripts here have in common. Sourced, not run.
+# Functions shared by the scripts in this directory. Sourced, not run.
 set -euo pipefail
 
 e2e=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$e2e/../.." && pwd)
-cache=${BERTH_E2E_DIR:-/var/cache/berth-e2e} # what a second run need not make again
+cache=${BERTH_E2E_DIR:-/var/cache/berth-e2e} # artifacts that later runs reuse
 kube_default=1.37.2
 kube_version=${KUBE:-$kube_default}
 kube_minor=$(cut -d. -f2 <<<"$kube_version")
-kube_dir=$cache/kube # of kubelet, kube-apiserver and kubectl
+kube_dir=$cache/kube # kubelet, kube-apiserver and kubectl
 [ "$kube_version" = "$kube_default" ] || kube_dir+=-$kube_version
 
 say() { printf '\n==> %s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# need PROGRAM=PACKAGE ... installs the packages of the programs that are not there.
+# need PROGRAM=PACKAGE ... installs the packages of missing programs.
 need() {
 	local missing=() pair
 	for pair in "$@"; do
@@ -28,7 +28,7 @@ need() {
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# cni_dir prints where the CNI plugins are.
+# cni_dir prints the directory of the CNI plugins.
 cni_dir() {
 	local d
 	for d in /opt/cni/bin /usr/lib/cni /usr/libexec/cni; do
@@ -40,17 +40,17 @@ cni_dir() {
 need_engine() { need dockerd=docker.io docker=docker.io iptables=iptables ip=iproute2; }
 need_cni() {
 	cni_dir >/dev/null || need no-such-program=containernetworking-plugins
-	cni_dir >/dev/null || die "the CNI plugins are not where they are looked for"
+	cni_dir >/dev/null || die "no CNI plugins in /opt/cni/bin, /usr/lib/cni or /usr/libexec/cni"
 }
 
-# may_lower_oom: whether this machine lets an Engine lower oom_score_adj.
+# may_lower_oom: whether an Engine on this machine can lower oom_score_adj (CAP_SYS_RESOURCE).
 may_lower_oom() {
 	local caps
 	caps=$(awk '/^CapEff:/ {print $2}' /proc/self/status)
 	[ $((0x$caps >> 24 & 1)) = 1 ]
 }
 
-# engine_root SUITE: a Debian of another suite in the cache, for its Docker.
+# engine_root SUITE: installs another Debian release into the cache, for its Docker.
 engine_root() {
 	local root=$cache/root-$1 scripts=/usr/share/debootstrap/scripts packages=docker.io,docker-cli,iptables,ca-certificates
 	if [ "$(cat "$root/.complete" 2>/dev/null)" != "$packages" ]; then
@@ -64,26 +64,26 @@ engine_root() {
 	echo "$root"
 }
 
-# start_engine DIR [dockerd flags]: a Docker Engine of its own, at
+# start_engine DIR [dockerd flags]: starts a private Docker Engine at
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
-# that of another Debian, with ENGINE=VERSION the one that engine.sh builds: 23.0
+# that of another Debian release, with ENGINE=VERSION the one that engine.sh builds: 23.0
 # and 24.0 use the containerd and runc of this machine, 25.0 and 27.5 those of
-# Debian 13, 29 its own. Other Engines than this machine's run only inside a
-# box (box.sh). Unless the flags name a configuration file it has
-# DIR/daemon.json, which a test may change. With ENGINE_RESTARTS=1 it is started again
-# whenever it ends, until there is a file DIR/over.
+# Debian 13, 29 its own. Engines other than this machine's run only in the
+# namespaces of box.sh. Unless the flags name a configuration file it is
+# DIR/daemon.json, which a test may change. With ENGINE_RESTARTS=1 the Engine is restarted
+# whenever it ends, until the file DIR/over exists.
 start_engine() {
 	local dir=$1 flags=() enter=() root='' m config='{}'
 	shift
 	mkdir -p "$dir"
 	case ${ENGINE:-} in
 	'') ;;
-	23.0 | 24.0 | 29) export PATH=$cache/engine-$ENGINE:$PATH ;; # 29 with a client: that of 20.10 is too old for it
+	23.0 | 24.0 | 29) export PATH=$cache/engine-$ENGINE:$PATH ;; # 29 has its own client: that of 20.10 is too old for it
 	25.0 | 27.5) root=$cache/root-trixie ;;
 	*) root=$cache/root-$ENGINE ;;
 	esac
 	if [ -n "$root" ]; then
-		mount --bind "$root" "$root" # layers can be unpacked below mount points only
+		mount --bind "$root" "$root" # Docker can unpack layers below mount points only
 		case $ENGINE in
 		25.0 | 27.5) mount --bind "$cache/engine-$ENGINE/dockerd" "$root/usr/sbin/dockerd" ;;
 		esac
@@ -120,18 +120,18 @@ start_engine() {
 		sleep 0.1
 	done
 	tail -20 "$dir/log" >&2
-	die "the Docker Engine does not come up; its log is above"
+	die "the Docker Engine did not start; its log is printed above"
 }
 
-# next_package DIR: a deb of the same program with a higher version, for upgrades.
+# next_package DIR: builds a deb of the same program with a higher version, for upgrades.
 next_package() {
-	say "a package of a higher version"
+	say "building a package with a higher version"
 	(cd "$top/packaging" && go run . -version 99.0.0 -commit upgrade -date 0 -out "$1" >/dev/null)
 	mv "$1"/packages/*_amd64.deb "$1/"
 	rm -r "$1/packages"
 }
 
-# cni_conf DIR SUBNET [BRIDGE]: a bridge network for pods.
+# cni_conf DIR SUBNET [BRIDGE]: writes the configuration of a bridge network for pods.
 cni_conf() {
 	mkdir -p "$1"
 	cat >"$1/10-e2e.conflist" <<-C
@@ -142,16 +142,16 @@ cni_conf() {
 	C
 }
 
-# wait_for SOCKET: until something listens.
+# wait_for SOCKET: waits until the socket exists.
 wait_for() {
 	for _ in $(seq 600); do
 		if [ -S "$1" ]; then return 0; fi
 		sleep 0.1
 	done
-	die "nothing listens on $1"
+	die "socket $1 was not created within 60 s"
 }
 
-# cri_dockerd VERSION prints where a real cri-dockerd is. It is built from its module, which
+# cri_dockerd VERSION prints the path of a real cri-dockerd. It is built from its module, which
 # takes some minutes the first time.
 cri_dockerd() {
 	local program=$cache/cri-dockerd/$1 w source
@@ -162,7 +162,7 @@ cri_dockerd() {
 		[ -n "$source" ] || die "cri-dockerd $1 cannot be downloaded"
 		cp -r "$source" "$w/source"
 		chmod -R u+w "$w/source"
-		rm -rf "$w/source/vendor" # of which a module has the list and no more
+		rm -rf "$w/source/vendor" # a module contains only modules.txt of it
 		mkdir -p "${program%/*}"
 		(cd "$w/source" && CGO_ENABLED=0 go build -o "$program" .)
 		rm -rf "$w"
@@ -174,7 +174,7 @@ build_berthd() {
 	make -s -C "$top" build
 }
 
-# build_tools: what is built from this module, into $cache/bin.
+# build_tools: builds the tools of this module into $cache/bin.
 build_tools() {
 	mkdir -p "$cache/bin"
 	(cd "$e2e" && CGO_ENABLED=0 go build -o "$cache/bin/" ./runc-clamp sigs.k8s.io/cri-tools/cmd/crictl)

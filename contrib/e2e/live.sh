@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# live.sh: runs the tests behind -docker on a private Docker Engine, in a box of
-# its own (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh. With HOSTILE=1
-# the Engine has a daemon.json full of defaults that pods must not get.
+# live.sh: runs the tests that need the flag -docker on a private Docker Engine, in separate
+# namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh. With HOSTILE=1
+# the daemon.json of the Engine has many defaults that must not apply to pods.
 . "$(dirname "$0")/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	w=$(mktemp -d /tmp/berth-test.XXXXXX)
-	trap 'rm -rf "$w"' EXIT # once the box and its mounts are gone
+	trap 'rm -rf "$w"' EXIT # after box.sh has removed its mounts
 	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed
 	exit
 fi
@@ -24,9 +24,9 @@ finish() {
 trap finish EXIT
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 if [ -n "${HOSTILE:-}" ]; then
-	# An Engine in another root sees /tmp, and not this directory.
+	# An Engine with another root directory can read /tmp, but not this directory.
 	cp "$e2e/hostile.json" "$e2e/hostile-seccomp.json" "$w/"
-	# With HOSTILE_LOGS=buffered in a way that no container can be kept out of.
+	# HOSTILE_LOGS=buffered sets an option that applies to every container: pods get a larger buffer.
 	[ "${HOSTILE_LOGS:-}" != buffered ] || sed -i 's/"mode": "non-blocking"/&, "max-buffer-size": "1k"/' "$w/hostile.json"
 	engine_flags+=(--config-file "$w/hostile.json" --seccomp-profile "$w/hostile-seccomp.json")
 fi
@@ -41,8 +41,8 @@ tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth-test:1 >/dev/null
 cd "$top"
 
 # LIVE_FLAGS are further flags of go test, such as -run or -bench; LIVE_ARGS are
-# further flags of the tests, such as -lines; LIVE_ONLY is the one package to test, and
-# LIVE_TIMEOUT how long that may take.
+# further flags of the tests, such as -lines; LIVE_ONLY selects one package, and
+# LIVE_TIMEOUT is its timeout.
 read -ra live_flags <<<"${LIVE_FLAGS:-}"
 read -ra live_args <<<"${LIVE_ARGS:-}"
 on() { # on PACKAGE [flags of its tests]

@@ -1,8 +1,8 @@
 #!/bin/sh
 # pivot.sh ROOT COMMAND...: runs a command with ROOT as the root of its mount
-# namespace, which must be its own. A chroot would not do: what enters a
-# container's mount namespace later, as docker exec does, would find itself
-# outside of it.
+# namespace, which must be private. A chroot is not sufficient: a process that enters a
+# container's mount namespace later, as with docker exec, would be outside of the
+# chroot.
 set -eu
 cd "$1"
 shift

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# registry.sh DIR: serves what is in DIR as a registry, over TLS, on the
-# loopback of the box; see box.sh.
+# registry.sh DIR: serves the images in DIR as a registry, over TLS, on the
+# loopback in the namespaces of box.sh.
 set -euo pipefail
 dir=$1
 mkdir -p "$dir"
 names=(registry.k8s.io gcr.io k8s.gcr.io)
 [ -f "$dir/ca.crt" ] || openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -keyout "$dir/key.pem" -out "$dir/ca.crt" \
 	-subj /CN=e2e-registry -addext "subjectAltName=$(printf 'DNS:%s,' "${names[@]}")IP:127.0.0.1" 2>/dev/null
-# The box has mounts of its own, so the node's /etc/docker stays as it is.
+# This mount is in the namespace of box.sh, so the machine's /etc/docker does not change.
 mkdir -p /etc/docker
 mount -t tmpfs tmpfs /etc/docker
 for name in "${names[@]}"; do

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the stories have in common, most of which run in a virtual machine. Sourced, not
-# run; whoever does has a function die.
+# Functions of the scripts *-story.sh, most of which run in a virtual machine. Sourced, not
+# run, by scripts that define a function die.
 say() { printf '\n==> %s\n' "$*"; }
 want() { # want WHAT COMMAND...
 	local what=$1
@@ -11,8 +11,8 @@ want() { # want WHAT COMMAND...
 not() { ! "$@"; }
 is() { [ "$1" = "$2" ] || { echo "got $1, want $2"; return 1; }; }
 
-# as_written FILE HEADING N: runs the Nth block of commands below a heading. What it asks
-# for is granted, and what the doctor finds does not end it.
+# as_written FILE HEADING N: runs the Nth block of commands below a heading. Prompts are
+# answered with yes, and findings of berthd doctor do not end it.
 as_written() {
 	local block
 	block=$(awk -v heading="$2" -v n="$3" '
@@ -22,7 +22,7 @@ as_written() {
 		here && blocks == n { print substr($0, 5) }' "$1")
 	[ -n "$block" ] || die "no commands in $1 below $2"
 	(
-		berthd() { command berthd "$@" || echo "berthd $* has ended with $?"; }
+		berthd() { command berthd "$@" || echo "berthd $* exited with $?"; }
 		apt() { DEBIAN_FRONTEND=noninteractive command apt -qy "$@"; }
 		set -eux
 		eval "$block"

@@ -1,17 +1,17 @@
 #!/bin/bash
-# vm-critest-story.sh: run by vm.sh, for vm-critest.sh.
+# vm-critest-story.sh: run by vm.sh for vm-critest.sh.
 set -euo pipefail
 say() { printf '\n==> %s\n' "$*"; }
 export PATH=$PATH:/usr/sbin
 w=$PWD
 code=0
 
-say "the machine"
+say "virtual machine"
 echo "Docker $(docker version -f '{{.Server.Version}}'), cgroup $(docker info -f '{{.CgroupVersion}}, driver {{.CgroupDriver}}, {{.SecurityOptions}}')"
 systemctl is-active docker
 
 if [ "$(cat run)" != none ]; then
-	say "contrib/live"
+	say "running contrib/live"
 	mkdir -p bb/bin bb/etc bb/tmp
 	cp busybox bb/bin/
 	for a in $(./busybox --list | grep -vx busybox); do ln bb/bin/busybox "bb/bin/$a"; done
@@ -22,7 +22,7 @@ if [ "$(cat run)" != none ]; then
 	docker rmi -f berth-test:1 >/dev/null
 fi
 
-say "critest"
+say "running critest"
 echo '127.0.0.1 registry.k8s.io gcr.io k8s.gcr.io' >>/etc/hosts
 bash ./registry.sh "$w/cache/registry"
 mkdir -p net.d

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# vm-critest.sh [flags of critest]: make test-vm-critest: critest, and the tests of
-# contrib/live, in a VM (vm.sh), by vm-critest-story.sh: with cgroup v2, the systemd
-# driver, AppArmor and every capability, which the machine itself may lack.
-# LIVE_RUN chooses tests of contrib/live, as go test -run does; none with LIVE_RUN=none.
+# vm-critest.sh [flags of critest]: make test-vm-critest: runs vm-critest-story.sh in a VM
+# (vm.sh): critest and the tests of contrib/live with cgroup v2, the systemd
+# driver, AppArmor and all capabilities, which this machine may lack.
+# LIVE_RUN selects tests of contrib/live, as go test -run does; LIVE_RUN=none runs none.
 . "$(dirname "$0")/lib.sh"
 need go=golang busybox=busybox-static
 "$e2e/busybox.sh"
 build_berthd
 build_tools
-[ -f "$cache/registry/complete" ] || die "make test-engine makes the images of critest: run it first"
+[ -f "$cache/registry/complete" ] || die "the images of critest are missing: run make test-engine first, which builds them"
 w=$(mktemp -d /tmp/berth-vm.XXXXXX)
 trap 'rm -rf "$w"' EXIT
 mkdir -p "$w/cache"

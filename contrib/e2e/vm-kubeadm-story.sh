@@ -1,7 +1,7 @@
 #!/bin/bash
-# vm-kubeadm-story.sh: run by vm.sh, for `make test-kubeadm`. The documented way from the package
-# to a node that is Ready, a Deployment and a Service on it, and all of it again after a reboot. The
-# machine has no network but an address of its own, and images are made on it.
+# vm-kubeadm-story.sh: run by vm.sh for `make test-kubeadm`. Follows the documentation from the package
+# to a node that is Ready, checks a Deployment and a Service, and checks them again after a reboot. The
+# machine has only one local address and no network, and images are built on it.
 set -euo pipefail
 . ./story.sh
 die() {
@@ -16,7 +16,7 @@ die() {
 	journalctl --no-pager -u berth.service | tail -30
 	exit 1
 }
-soon() { # soon COMMAND...: within ten minutes, for the processor is emulated
+soon() { # soon COMMAND...: retries for ten minutes, because the processor is emulated
 	local end=$((SECONDS + 600))
 	while [ $SECONDS -lt $end ]; do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 3; done
 	"$@"
@@ -34,8 +34,8 @@ answers() { [ "$(kubectl get deployment web -o jsonpath='{.status.readyReplicas}
 look() {
 	want "the node is Ready" soon ready
 	kubectl get nodes -o wide
-	want "its runtime is Docker" grep -q '^docker://26' <(kubectl get nodes -o jsonpath='{.items[0].status.nodeInfo.containerRuntimeVersion}')
-	want "a Deployment runs" soon answers
+	want "the node reports the runtime docker://26" grep -q '^docker://26' <(kubectl get nodes -o jsonpath='{.items[0].status.nodeInfo.containerRuntimeVersion}')
+	want "the Deployment is ready" soon answers
 	kubectl get pods -A -o wide
 	pod=$(kubectl get pods -l app=web -o jsonpath='{.items[0].metadata.name}')
 	want "kubectl logs" is "$(kubectl logs "$pod" | head -1)" "hello from $pod"
@@ -47,14 +47,14 @@ look() {
 	want "kubectl port-forward" soon forwarded
 	kill $forward
 	address=$(kubectl get service web -o jsonpath='{.spec.clusterIP}')
-	asked() { [ "$(kubectl exec "$pod" -- wget -qO- -T 5 "http://$address/")" = "it works" ]; }
-	want "a pod asks a Service" soon asked
+	by_address() { [ "$(kubectl exec "$pod" -- wget -qO- -T 5 "http://$address/")" = "it works" ]; }
+	want "a pod reaches the Service by its address" soon by_address
 	named() { kubectl exec "$pod" -- nslookup web.default.svc.cluster.local | grep -q "Address.*$address"; }
-	want "and finds it by name" soon named
+	want "a pod resolves the name of the Service" soon named
 }
 
-# proxy_image DIR: kube-proxy, with this machine's iptables, and what that and its extensions
-# need: without libm, statistic cannot be loaded and no Service with two pods has a rule.
+# proxy_image DIR: kube-proxy with this machine's iptables, its extensions and their libraries:
+# without libm the extension statistic cannot be loaded, and Services with two pods have no rules.
 proxy_image() {
 	local name parts
 	cp kube/kube-proxy "$1/usr/local/bin/"
@@ -71,7 +71,7 @@ first() {
 	echo '{"live-restore": true}' >/etc/docker/daemon.json
 	systemctl reload docker
 	network
-	say "what Kubernetes' packages bring"
+	say "installing the files of Kubernetes' packages"
 	cp kube/kubelet kube/kubeadm kube/kubectl crictl /usr/bin/
 	cat >/etc/systemd/system/kubelet.service <<-'U'
 		[Unit]
@@ -87,13 +87,13 @@ first() {
 		[Install]
 		WantedBy=multi-user.target
 	U
-	# The network comes before the kubelet at the next boot.
+	# At the next boot the network is set up before the kubelet starts.
 	printf '#!/bin/bash\n%s\nnetwork\n' "$(declare -f network)" >/usr/local/sbin/node-network
 	chmod +x /usr/local/sbin/node-network
 	printf '[Unit]\nBefore=kubelet.service\n[Service]\nType=oneshot\nExecStart=/usr/local/sbin/node-network\n[Install]\nWantedBy=multi-user.target\n' >/etc/systemd/system/node-network.service
 	systemctl daemon-reload
 	systemctl enable --quiet kubelet.service node-network.service
-	say "images, which there is no registry for"
+	say "building the images, as there is no registry"
 	docker_import() { tar -C "$1" -c . | docker import -c "$3" - "$2" >/dev/null; }
 	for image in $(kubeadm config images list --kubernetes-version v1.37.2 2>/dev/null); do
 		name=${image##*/}
@@ -101,7 +101,7 @@ first() {
 		rm -rf image
 		mkdir -p image/usr/local/bin image/tmp
 		case $name in
-		pause) # as ours is built in, so that nothing is asked of a registry
+		pause) # imported under its public name, so that it is not pulled
 			cp kube/pause image/pause
 			docker_import image "$image" 'ENTRYPOINT ["/pause"]'
 			;;
@@ -122,23 +122,23 @@ first() {
 	rm -rf image
 	tar -C bb -c . | docker import -c 'CMD ["sh"]' - registry.k8s.io/berth-test/busybox:1 >/dev/null
 
-	say "berthd doctor, before"
+	say "berthd doctor before kubeadm"
 	echo 1 >/proc/sys/net/ipv4/ip_forward
 	echo net.ipv4.ip_forward=1 >/etc/sysctl.d/99-kubernetes.conf
 	modprobe br_netfilter || true
 	echo br_netfilter >/etc/modules-load.d/kubernetes.conf
 	berthd doctor || true
 
-	say "as kubernetes.md says"
-	# What kubeadm waits for takes longer where the processor is emulated, and how long it
-	# waits cannot be said beside flags: the same command goes on from where it was.
+	say "commands of kubernetes.md"
+	# On an emulated processor kubeadm times out, and its timeouts cannot be set with
+	# flags: running the same command again continues.
 	kubeadm() {
 		local -
 		set +x
 		command kubeadm "$@" && return
 		[ "$1" = init ] || return
 		for _ in 1 2 3; do
-			say "kubeadm has lost patience: the same again when the API answers"
+			say "kubeadm timed out: running it again when the API server responds"
 			soon curl -sfk https://10.10.0.10:6443/livez
 			if command kubeadm "$@" --ignore-preflight-errors=all; then return; fi
 		done
@@ -147,10 +147,10 @@ first() {
 	as_written docs/kubernetes.md '## kubeadm' 1
 	as_written docs/kubernetes.md '## kubeadm' 2 2>&1 | tee init.log || die "kubeadm init"
 	complaints() { grep -iE 'warning.*(cri|container runtime|docker|cgroup)|^W[0-9]{4}.*(sandbox image|container runtime)|inconsistent' init.log || true; }
-	want "kubeadm has no complaint about the runtime" is "$(complaints)" ""
+	want "kubeadm prints no warning about the runtime" is "$(complaints)" ""
 	as_written docs/kubernetes.md '## kubeadm' 3
 
-	say "a network for pods"
+	say "configuring a network for pods"
 	mkdir -p /etc/cni/net.d
 	cat >/etc/cni/net.d/10-vm.conflist <<-C
 		{"cniVersion": "1.0.0", "name": "vm", "plugins": [
@@ -187,15 +187,15 @@ first() {
 	soon kubectl get serviceaccount default
 	kubectl apply -f web.yaml
 	look
-	say "berthd doctor, after"
-	want "it finds nothing wrong" berthd doctor
+	say "berthd doctor after kubeadm"
+	want "berthd doctor finds no error" berthd doctor
 
-	say "an upgrade of the package under running pods"
+	say "upgrading the package under running pods"
 	docker ps -q | sort >before
 	apt-get install -y --no-install-recommends ./next/berth_*_amd64.deb >/dev/null
 	want "the new version runs" grep -q 99.0.0 <(berthd --version)
 	sleep 20
-	want "no container was started again" is "$(docker ps -q | sort | tr '\n' ' ')" "$(tr '\n' ' ' <before)"
+	want "no container was restarted" is "$(docker ps -q | sort | tr '\n' ' ')" "$(tr '\n' ' ' <before)"
 	want "the node stays Ready" ready
 	say "reboot"
 	exit 42
@@ -203,17 +203,17 @@ first() {
 
 second() {
 	say "after the reboot"
-	want "the API is back" soon kubectl get nodes
-	# The API still tells what was before, until the kubelet has told what is no more.
+	want "the API server responds" soon kubectl get nodes
+	# The API server returns the old status until the kubelet has updated it.
 	restarted() {
 		local counts
 		counts=$(kubectl get pods -A -o jsonpath='{range .items[*]}{.status.containerStatuses[0].restartCount}{"\n"}{end}')
 		[ -n "$counts" ] && ! grep -qx 0 <<<"$counts"
 	}
-	want "every pod has been started again" soon restarted
+	want "every pod has been restarted" soon restarted
 	look
-	want "berthd doctor finds nothing wrong" berthd doctor
-	say "the end"
+	want "berthd doctor finds no error after the reboot" berthd doctor
+	say "all checks passed"
 }
 
 case $1 in

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# vm-test.sh: make test-vm: the deb of dist/packages in a VM (vm.sh), by vm-story.sh.
+# vm-test.sh: make test-vm: runs vm-story.sh in a VM (vm.sh), with the deb of dist/packages.
 . "$(dirname "$0")/lib.sh"
 need go=golang busybox=busybox-static
 [ -x "$cache/bin/crictl" ] || build_tools

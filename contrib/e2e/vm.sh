@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # vm.sh SCRIPT [FILE...]: boots Debian 13 from a clean disk, with systemd, cgroup v2, Docker
-# 26.1 and every capability, in a virtual machine without a network. There SCRIPT is
-# run as root, in a directory with the files, when all is up; its argument is the
-# number of the boot. Ends it with 42, the machine is booted again, and SCRIPT run again.
-# What it prints comes out here, and its last exit code is that of vm.sh.
+# 26.1 and all capabilities, in a virtual machine without a network. After the boot SCRIPT is
+# run as root in a directory with the files; its argument is the
+# number of the boot. If SCRIPT exits with 42, the machine reboots and SCRIPT is run again.
+# Its output is printed, and its last exit code is that of vm.sh.
 #
-# The processor is emulated: a boot takes about 45 s. VM_MEM is in MiB, VM_DISK as
-# truncate has it, VM_LIMIT how many seconds one boot may last.
+# The processor is emulated: a boot takes about 45 s. VM_MEM is in MiB, VM_DISK a size
+# for truncate, VM_LIMIT the timeout of one boot in seconds.
 . "$(dirname "$0")/lib.sh"
-[ "$(id -u)" = 0 ] || die "making disks with a root's files needs root"
+[ "$(id -u)" = 0 ] || die "building a disk image with files of root needs root"
 if [ "${1:-}" != --inside ]; then
 	need debootstrap=debootstrap mke2fs=e2fsprogs
 	exec unshare --mount --propagation private "$0" --inside "$@"
@@ -56,7 +56,7 @@ case $code in
 esac
 B
 if ! cmp -s "$vm/boot.new" "$boot" || [ ! -e "$vm/base.img" ]; then
-	say "making the disk"
+	say "building the disk image"
 	install "$vm/boot.new" "$boot"
 	printf '[Unit]\nAfter=multi-user.target docker.service\n[Service]\nType=oneshot\nExecStart=/usr/local/sbin/vm-boot\n[Install]\nWantedBy=multi-user.target\n' >"$vm/root/etc/systemd/system/vm.service"
 	ln -sf ../vm.service "$vm/root/etc/systemd/system/multi-user.target.wants/vm.service"
@@ -94,8 +94,8 @@ for n in 1 2 3 4 5 6 7 8 9; do
 	end=$(sed -n 's/^=== end //p' "$w/log" | tail -1)
 	case $end in
 	42) ;;
-	'') die "boot $n has ended by itself, or after VM_LIMIT" ;;
+	'') die "boot $n ended before the script did, or after VM_LIMIT" ;;
 	*) exit "$end" ;;
 	esac
 done
-die "nine boots are enough"
+die "the script still exits with 42 after 9 boots"
