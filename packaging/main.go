@@ -1,6 +1,6 @@
-// Command packaging builds berthd for all machines that there are packages for,
-// and makes a deb, an rpm and a list of contents (SBOM) for each. The same sources
-// give the same bytes.
+// Command packaging builds berthd for all supported architectures, and a deb, an rpm
+// and an SBOM for each. The builds are reproducible: the same sources give the same
+// bytes.
 package main
 
 import (
@@ -25,32 +25,32 @@ import (
 
 var machines = []string{"amd64", "arm64"}
 
-// A release is what is packaged.
+// A release is the version that is packaged.
 type release struct {
-	version string // as git tells it
+	version string // output of git describe
 	commit  string
-	date    time.Time // of the sources: no clock gets into a package
-	out     string    // directory of the packages
+	date    time.Time // of the sources; packages contain no other time
+	out     string    // output directory
 }
 
 func main() {
 	var r release
 	var date int64
-	flag.StringVar(&r.version, "version", "0.0.0", "as git describe tells it")
-	flag.StringVar(&r.commit, "commit", "unknown", "of the sources")
-	flag.Int64Var(&date, "date", 0, "of the sources, in seconds since 1970")
-	flag.StringVar(&r.out, "out", "../dist", "directory for the packages")
+	flag.StringVar(&r.version, "version", "0.0.0", "version, as git describe prints it")
+	flag.StringVar(&r.commit, "commit", "unknown", "commit of the sources")
+	flag.Int64Var(&date, "date", 0, "date of the sources, in seconds since 1970")
+	flag.StringVar(&r.out, "out", "../dist", "output directory")
 	flag.Parse()
 	r.date = time.Unix(date, 0).UTC()
-	if err := r.make(); err != nil {
+	if err := r.build(); err != nil {
 		fmt.Fprintln(os.Stderr, "packaging:", err)
 		os.Exit(1)
 	}
 }
 
-// make makes everything. It runs in its own source directory.
-func (r release) make() error {
-	// Packages of other sources must not lie beside those of these.
+// build builds all packages. It runs in the directory of its sources.
+func (r release) build() error {
+	// Packages of an earlier build must not be mixed with those of this build.
 	if err := os.RemoveAll(filepath.Join(r.out, "packages")); err != nil {
 		return err
 	}
@@ -60,49 +60,49 @@ func (r release) make() error {
 		}
 	}
 	for _, machine := range machines {
-		if err := r.build(machine); err != nil {
+		if err := r.compile(machine); err != nil {
 			return fmt.Errorf("build for %s: %w", machine, err)
 		}
 	}
-	if err := r.texts(); err != nil {
+	if err := r.documents(); err != nil {
 		return err
 	}
-	var made []string
+	var names []string
 	for _, machine := range machines {
 		for _, format := range []string{"deb", "rpm"} {
 			name, err := r.pack(machine, format)
 			if err != nil {
 				return fmt.Errorf("%s for %s: %w", format, machine, err)
 			}
-			made = append(made, name)
+			names = append(names, name)
 		}
 		name := fmt.Sprintf("berth_%s_%s.spdx.json", r.number(), machine)
 		if err := r.sbom(r.staged("berthd-"+machine), filepath.Join(r.out, "packages", name)); err != nil {
-			return fmt.Errorf("list of contents for %s: %w", machine, err)
+			return fmt.Errorf("SBOM for %s: %w", machine, err)
 		}
-		made = append(made, name)
+		names = append(names, name)
 	}
-	return r.sums(made)
+	return r.sums(names)
 }
 
 func (r release) staged(name string) string { return filepath.Join(r.out, "stage", name) }
 
-// build builds berthd, which needs nothing of the system but the kernel.
-func (r release) build(machine string) error {
-	to, err := filepath.Abs(r.staged("berthd-" + machine))
+// compile builds a static berthd.
+func (r release) compile(machine string) error {
+	path, err := filepath.Abs(r.staged("berthd-" + machine))
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.version=%s -X main.commit=%s", r.version, r.commit), "-o", to, "./cmd/berthd")
+		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.version=%s -X main.commit=%s", r.version, r.commit), "-o", path, "./cmd/berthd")
 	cmd.Dir = ".."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+machine)
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
 }
 
-// texts makes what berthd says of itself and what packages say of their past.
-func (r release) texts() error {
+// documents writes the manual page, the bash completion and the Debian changelog.
+func (r release) documents() error {
 	berthd, err := filepath.Abs(r.staged("berthd-" + runtime.GOARCH))
 	if err != nil {
 		return err
@@ -115,10 +115,10 @@ func (r release) texts() error {
 	if err != nil {
 		return fmt.Errorf("berthd completion bash: %w", err)
 	}
-	changes := fmt.Sprintf("berth (%s-1) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n",
+	changelog := fmt.Sprintf("berth (%s-1) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n",
 		r.number(), maintainer, r.date.Format(time.RFC1123Z))
 	for name, text := range map[string][]byte{
-		"berthd.8.gz": compress(manual), "completion": completion, "changelog.gz": compress([]byte(changes)),
+		"berthd.8.gz": compress(manual), "completion": completion, "changelog.gz": compress([]byte(changelog)),
 	} {
 		if err := os.WriteFile(r.staged(name), text, 0o644); err != nil {
 			return err
@@ -127,14 +127,14 @@ func (r release) texts() error {
 	return nil
 }
 
-// compress returns text as gzip writes it without a name or a time.
+// compress returns text in gzip format, without a file name or a time.
 func compress(text []byte) []byte {
 	var out bytes.Buffer
 	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
 	if err != nil {
-		panic(err) // there is such a level
+		panic(err) // the level is valid
 	}
-	w.Write(text) // a Buffer takes everything
+	w.Write(text) // a Buffer returns no errors
 	w.Close()
 	return out.Bytes()
 }
@@ -146,8 +146,8 @@ var (
 	untagged = regexp.MustCompile(`^([0-9a-f]{7,40})(-dirty)?$`)
 )
 
-// number returns the version as packages have it: sources without a tag are older
-// than any release, those after a tag are newer than it.
+// number returns the version in the form of package versions: sources without a tag sort
+// before every release, sources after a tag sort after it.
 func (r release) number() string {
 	if m := tagged.FindStringSubmatch(r.version); m != nil {
 		number := m[1]
@@ -165,10 +165,10 @@ func (r release) number() string {
 	return r.version
 }
 
-// pack makes one package and returns its file name.
+// pack builds one package and returns its file name.
 func (r release) pack(machine, format string) (string, error) {
-	words := map[string]string{"VERSION": r.number(), "MACHINE": machine, "STAGE": filepath.Join(r.out, "stage"), "MAINTAINER": maintainer}
-	config, err := nfpm.ParseFileWithEnvMapping("berth.yaml", func(word string) string { return words[word] })
+	variables := map[string]string{"VERSION": r.number(), "MACHINE": machine, "STAGE": filepath.Join(r.out, "stage"), "MAINTAINER": maintainer}
+	config, err := nfpm.ParseFileWithEnvMapping("berth.yaml", func(name string) string { return variables[name] })
 	if err != nil {
 		return "", err
 	}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# peer.sh DIR [PROGRAM]: makes DIR/cri-dockerd_VERSION_amd64.deb, a package like cri-dockerd's own: its
-# names, units and what it does with them when it comes and goes. Its program is a
-# shell script that does nothing, or PROGRAM.
+# peer.sh DIR [PROGRAM]: builds DIR/cri-dockerd_VERSION_amd64.deb, a package with the name,
+# units and maintainer scripts of cri-dockerd's package. Its program is PROGRAM, or a
+# shell script that only prints a version.
 set -euo pipefail
 out=$1 program=${2:-}
 w=$out/cri-dockerd
@@ -12,7 +12,7 @@ cat >"$w/DEBIAN/control" <<-C
 	Version: 0.4.3.3-0~debian-bookworm
 	Architecture: amd64
 	Maintainer: x <x@y.invalid>
-	Description: the one before
+	Description: the predecessor
 C
 if [ -n "$program" ]; then
 	cp "$program" "$w/usr/bin/cri-dockerd"

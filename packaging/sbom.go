@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A document lists what a program was made of, in the form of SPDX 2.3.
+// A document is the SBOM of a program in the format of SPDX 2.3.
 type document struct {
 	Version       string     `json:"spdxVersion"`
 	License       string     `json:"dataLicense"`
@@ -25,7 +25,7 @@ type document struct {
 	Relationships []relation `json:"relationships"`
 }
 
-// A creation says who made a document, and when.
+// A creation is the time and the tool that created a document.
 type creation struct {
 	Created  string   `json:"created"`
 	Creators []string `json:"creators"`
@@ -64,7 +64,7 @@ type relation struct {
 
 const unknown = "NOASSERTION"
 
-// sbom writes to path what the program was made of, as its linker has noted it.
+// sbom writes the SBOM of a program to path, from the build information in the program.
 func (r release) sbom(program, path string) error {
 	info, err := buildinfo.ReadFile(program)
 	if err != nil {

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# test.sh: looks into the packages that `make packages` has made: that another build
-# of the same sources gives the same bytes, that lintian and rpmlint have nothing to say, and
-# what installing, upgrading and removing them does, in roots of their own. There,
-# systemctl and its like only write down what they are asked for; how units
-# behave is tested in a VM (make test-vm). With FULL=1 the other build compiles
+# test.sh: tests the packages that `make packages` has built: a second build
+# of the same sources gives the same bytes, lintian and rpmlint report nothing, and
+# installing, upgrading and removing work in separate root directories. There,
+# systemctl and similar commands only record their arguments; the behaviour of the units
+# is tested in a VM (make test-vm). With FULL=1 the second build compiles
 # everything again, instead of only linking it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/.." && pwd)
 . "$top/contrib/e2e/lib.sh"
 . "$top/contrib/e2e/story.sh"
-[ "$(id -u)" = 0 ] || die "installing in a root of its own needs root"
+[ "$(id -u)" = 0 ] || die "installing packages in a separate root directory needs root"
 need file=file lintian=lintian rpmlint=rpmlint rpm=rpm rpmbuild=rpm busybox=busybox-static
 dist=$top/dist/packages
 w=$(mktemp -d /tmp/berth-packages.XXXXXX)
@@ -18,16 +18,16 @@ trap 'rm -rf "$w"' EXIT
 deb=$(ls "$dist"/berth_*_amd64.deb)
 rpm=$(ls "$dist"/berth-*.x86_64.rpm)
 
-say "checksums, and what the packages are made of"
+say "checksums and SBOMs"
 (cd "$dist" && sha256sum --check --quiet SHA256SUMS)
 for machine in amd64 arm64; do
 	parts=$(go version -m "$top/dist/stage/berthd-$machine" | grep -cE '^\s+dep\s')
 	listed=$(grep -c '"purl"' "$dist"/berth_*_"$machine".spdx.json)
-	want "SBOM for $machine lists all $parts modules, and Go" [ "$listed" = $((parts + 1)) ]
+	want "the SBOM for $machine lists all $parts modules and Go" [ "$listed" = $((parts + 1)) ]
 	want "berthd for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berthd-$machine")
 done
 
-say "the same sources elsewhere, at another time, with another umask"
+say "building the same sources in another directory, with another time and umask"
 mkdir "$w/tree"
 tar -C "$top" --exclude ./dist --exclude ./bin --exclude ./.git -c . | tar -C "$w/tree" -x --no-same-permissions
 find "$w/tree" -exec touch -d 2001-02-03 {} +
@@ -41,18 +41,18 @@ want "two builds give the same bytes" diff -r "$dist" "$w/tree/dist/packages"
 
 say "lintian and rpmlint"
 for file in "$dist"/berth_*.deb; do
-	want "lintian has nothing to say of ${file##*_}" lintian --allow-root --fail-on error,warning "$file"
+	want "lintian reports nothing about ${file##*_}" lintian --allow-root --fail-on error,warning "$file"
 done
 for file in "$dist"/berth-*.rpm; do
-	rpmlint --config "$here/rpmlint.toml" "$file" >"$w/rpmlint.log" 2>&1 || true # it fails for errors only
-	want "rpmlint has nothing to say of ${file##*-1.}" grep -q ' 0 errors, 0 warnings' "$w/rpmlint.log" || { cat "$w/rpmlint.log"; exit 1; }
+	rpmlint --config "$here/rpmlint.toml" "$file" >"$w/rpmlint.log" 2>&1 || true # its exit code is for errors only
+	want "rpmlint reports nothing about ${file##*-1.}" grep -q ' 0 errors, 0 warnings' "$w/rpmlint.log" || { cat "$w/rpmlint.log"; exit 1; }
 done
 
-# root DIR: a root with a shell, and commands that write down how they are called.
+# root DIR: a root directory with a shell, and commands that record their arguments.
 root() {
 	mkdir -p "$1"/{bin,dev,usr/bin,usr/lib/systemd/system,run/systemd/system,etc,tmp,var/lib/rpm}
 	mknod -m 666 "$1/dev/null" c 1 3
-	ln -s usr/lib "$1/lib" # as distributions have it today
+	ln -s usr/lib "$1/lib" # as in current distributions
 	cp "$(command -v busybox)" "$1/bin/busybox"
 	for a in sh cat mkdir rm ln echo test env readlink; do ln -s busybox "$1/bin/$a"; done
 	for a in systemctl deb-systemd-invoke deb-systemd-helper systemd-sysusers; do
@@ -61,20 +61,20 @@ root() {
 	done
 	: >"$1/calls"
 }
-called() { # called ROOT TEXT, and forget
+called() { # called ROOT COMMAND: whether the command was called with these arguments
 	grep -qxF -- "$2" "$1/calls" || { echo "calls were:"; cat "$1/calls"; return 1; }
 }
 units_in_place() {
 	local u
 	for u in berth.service berth.socket cri-docker.service cri-docker.socket cri-dockerd.service cri-dockerd.socket; do
-		[ -e "$1/usr/lib/systemd/system/$u" ] || { echo "$u is not there"; return 1; }
+		[ -e "$1/usr/lib/systemd/system/$u" ] || { echo "$u is missing"; return 1; }
 	done
 	[ "$(readlink "$1/usr/lib/systemd/system/cri-docker.socket")" = berth.socket ]
 }
 no_stop() { not grep -E ' (stop|restart|kill)( |$)' "$1/calls"; }
 runs() { [[ $(chroot "$1" "/usr/bin/$2" --version) == "$2 "* ]]; }
 
-say "deb: over cri-dockerd, upgraded, removed, purged"
+say "deb: install over cri-dockerd, upgrade, remove, purge"
 r=$w/deb
 root "$r"
 mkdir -p "$r/var/lib/dpkg/info" "$r/var/lib/dpkg/updates" && : >"$r/var/lib/dpkg/status"
@@ -84,40 +84,40 @@ want "a node with cri-dockerd" pkg -i "$w"/peer/*.deb
 : >"$r/calls"
 want "berth installs over cri-dockerd" pkg -i --auto-deconfigure --force-conflicts "$deb"
 want "cri-dockerd is gone" not grep -q '^Status: install ok installed' <(grep -A1 '^Package: cri-dockerd$' "$r/var/lib/dpkg/status")
-want "all units are there, and none was taken along" units_in_place "$r"
-want "both names run" runs "$r" berthd
-want "both names run (cri-dockerd)" runs "$r" cri-dockerd
-want "the mask of cri-dockerd is taken off" called "$r" "deb-systemd-helper unmask cri-docker.service"
+want "all units of berth exist after the removal of cri-dockerd" units_in_place "$r"
+want "the program runs as berthd" runs "$r" berthd
+want "the program runs as cri-dockerd" runs "$r" cri-dockerd
+want "the unit of cri-dockerd is unmasked" called "$r" "deb-systemd-helper unmask cri-docker.service"
 want "the service is enabled" called "$r" "deb-systemd-helper enable berth.service"
-want "and started" called "$r" "deb-systemd-invoke start berth.socket berth.service"
-want "manual page and completion are there" test -s "$r/usr/share/man/man8/berthd.8.gz" -a -s "$r/usr/share/bash-completion/completions/cri-dockerd"
+want "the service is started" called "$r" "deb-systemd-invoke start berth.socket berth.service"
+want "manual page and completion are installed" test -s "$r/usr/share/man/man8/berthd.8.gz" -a -s "$r/usr/share/bash-completion/completions/cri-dockerd"
 : >"$r/calls"
 echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
 want "upgrade" pkg -i "$deb"
 want "the upgrade restarts the service in one step" called "$r" "deb-systemd-invoke try-restart berth.service"
-want "and stops nothing" no_stop "$r"
+want "the upgrade stops no unit" no_stop "$r"
 want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
 : >"$r/calls"
 mkdir -p "$r/var/lib/cri-dockerd/sandbox"
 want "removal" pkg -r berth
 want "the service is stopped" called "$r" "deb-systemd-invoke stop berth.socket berth.service"
-want "the configuration stays" test -f "$r/etc/berth/config.yaml"
-want "no unit and no program stays" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/bin/cri-dockerd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
+want "the configuration is kept" test -f "$r/etc/berth/config.yaml"
+want "all units and programs are removed" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/bin/cri-dockerd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
 : >"$r/calls"
 want "installed again" pkg -i "$deb"
 want "the service is started again" called "$r" "deb-systemd-invoke start berth.socket berth.service"
-want "and removed again" pkg -r berth
+want "removed again" pkg -r berth
 want "purge" pkg -P berth
-want "the configuration is gone" test ! -e "$r/etc/berth"
-want "what is known of pods stays" test -d "$r/var/lib/cri-dockerd/sandbox"
-# beside WHAT FILE INSTALL...: with that FILE of the operator's in the way.
+want "the configuration is removed" test ! -e "$r/etc/berth"
+want "the state of pods is kept" test -d "$r/var/lib/cri-dockerd/sandbox"
+# beside WHAT FILE INSTALL...: installs berth while the operator's FILE conflicts with its units.
 beside() {
 	local what=$1 file=$2
 	shift 2
 	: >"$r/calls"
-	want "beside $what" "$@"
-	want "it is not started" not grep -q ' start' "$r/calls"
-	want "and says what is in the way" grep -qx "berth: $file is in the way" "$w/log"
+	want "installation beside $what" "$@"
+	want "berth is not started" not grep -q ' start' "$r/calls"
+	want "the installation names the conflicting file" grep -qx "berth: $file conflicts with the units of berth" "$w/log"
 	rm "$r$file"
 }
 units=/etc/systemd/system
@@ -130,27 +130,27 @@ printf '[Service]\nExecStart=\nExecStart=-/usr/local/bin/cri-dockerd' >"$r$units
 beside "a drop-in with another program" $units/cri-docker.service.d/10-cni.conf pkg -i "$deb"
 : >"$r/calls"
 printf '[Service]\nExecStart=\nExecStart=-/usr/bin/cri-dockerd --log-level debug\n' >"$r$units/berth.service.d/10.conf"
-want "with a drop-in for berthd" pkg -i "$deb"
-want "it is started" called "$r" "deb-systemd-invoke start berth.socket berth.service"
+want "installation with a drop-in that starts berthd" pkg -i "$deb"
+want "berth is started" called "$r" "deb-systemd-invoke start berth.socket berth.service"
 
-say "deb: what fails is taken back"
+say "deb: failed operations are rolled back"
 : >"$r/calls"
-want "a removal that did not come about" chroot "$r" /var/lib/dpkg/info/berth.postinst abort-remove
+want "an aborted removal" chroot "$r" /var/lib/dpkg/info/berth.postinst abort-remove
 want "starts the service again" called "$r" "deb-systemd-invoke start berth.socket berth.service"
-want "and restarts nothing" no_stop "$r"
-want "removed, with cri-dockerd in its place" pkg -r berth
-want "(cri-dockerd)" pkg -i "$w"/peer/*.deb
+want "restarts no unit" no_stop "$r"
+want "removed, to install cri-dockerd again" pkg -r berth
+want "cri-dockerd is installed" pkg -i "$w"/peer/*.deb
 mkdir -p "$w/taken/DEBIAN" "$w/taken/usr/bin"
-printf 'Package: taken\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y.invalid>\nDescription: has a file of ours\n' >"$w/taken/DEBIAN/control"
+printf 'Package: taken\nVersion: 1\nArchitecture: all\nMaintainer: x <x@y.invalid>\nDescription: contains a file of berth\n' >"$w/taken/DEBIAN/control"
 : >"$w/taken/usr/bin/berthd"
 dpkg-deb --root-owner-group -b "$w/taken" "$w/taken.deb" >/dev/null
-want "a package that has a file of ours" pkg -i "$w/taken.deb"
+want "a package that contains a file of berth" pkg -i "$w/taken.deb"
 : >"$r/calls"
-want "berth cannot be unpacked beside it" not pkg -i --auto-deconfigure --force-conflicts "$deb" >/dev/null
-want "what was stopped for it" called "$r" "deb-systemd-invoke stop cri-docker.socket cri-docker.service"
-want "is started again" called "$r" "deb-systemd-invoke start cri-docker.socket cri-docker.service"
+want "berth cannot be unpacked with it" not pkg -i --auto-deconfigure --force-conflicts "$deb" >/dev/null
+want "the units that were stopped for it" called "$r" "deb-systemd-invoke stop cri-docker.socket cri-docker.service"
+want "are started again" called "$r" "deb-systemd-invoke start cri-docker.socket cri-docker.service"
 
-say "rpm: over cri-dockerd with Epoch 3, upgraded, removed"
+say "rpm: install over cri-dockerd with Epoch 3, upgrade, remove"
 r=$w/rpm
 root "$r"
 cat >"$w/cri-dockerd.spec" <<-'S'
@@ -158,10 +158,10 @@ cat >"$w/cri-dockerd.spec" <<-'S'
 	Epoch: 3
 	Version: 99.0
 	Release: 3
-	Summary: the one before
+	Summary: the predecessor
 	License: ASL 2.0
 	%description
-	The one before.
+	The predecessor.
 	%install
 	mkdir -p %{buildroot}/usr/bin %{buildroot}/usr/lib/systemd/system
 	printf '#!/bin/sh\necho cri-dockerd 99.0\n' >%{buildroot}/usr/bin/cri-dockerd
@@ -193,17 +193,17 @@ done
 rp() { rpm --root "$r" --nosignature "$@" >"$w/log" 2>&1 || { cat "$w/log"; return 1; }; }
 rpm --root "$r" --initdb
 built=$w/rpmbuild/RPMS/x86_64
-# The shell is no package here, so its name is not to be had.
+# No package provides the shell here, so dependencies are not checked.
 want "a node with cri-dockerd 3:99.0, and a package that needs it" rp -i --nodeps "$built"/cri-dockerd-99.0-3.x86_64.rpm "$built"/wants-cri-1-1.x86_64.rpm
 : >"$r/calls"
 cp "$rpm" "$w/berth.rpm"
-want "all that berth needs is a shell" not grep -v '/bin/sh\|^rpmlib' <(rpm -qp --nosignature --requires "$rpm")
+want "the package requires only a shell" not grep -v '/bin/sh\|^rpmlib' <(rpm -qp --nosignature --requires "$rpm")
 want "berth replaces it" rp -U "$w/berth.rpm"
 want "cri-dockerd is gone" not rpm --root "$r" -q cri-dockerd
-want "who needs it has berth" rp -V --nofiles --noscripts wants-cri
-want "all units are there" units_in_place "$r"
-want "both names run" runs "$r" cri-dockerd
-want "after cri-dockerd has disabled its units" test "$(grep -n 'disable --now cri-docker.service' "$r/calls" | cut -d: -f1)" -lt "$(grep -n 'start berth.socket berth.service' "$r/calls" | cut -d: -f1)"
+want "a package that requires cri-dockerd accepts berth" rp -V --nofiles --noscripts wants-cri
+want "all units exist" units_in_place "$r"
+want "the program runs as cri-dockerd" runs "$r" cri-dockerd
+want "berth is started after cri-dockerd has disabled its units" test "$(grep -n 'disable --now cri-docker.service' "$r/calls" | cut -d: -f1)" -lt "$(grep -n 'start berth.socket berth.service' "$r/calls" | cut -d: -f1)"
 want "the service is enabled" called "$r" "systemctl enable berth.socket berth.service"
 want "cri-dockerd cannot be installed beside it" not rpm --root "$r" --nosignature -i "$built"/cri-dockerd-99.0-3.x86_64.rpm
 : >"$r/calls"
@@ -211,12 +211,12 @@ echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
 want "upgrade" rp -U --replacepkgs --replacefiles "$w/berth.rpm"
 want "the upgrade restarts the service in one step" called "$r" "systemctl try-restart berth.service"
 want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
-want "the upgrade stops nothing" no_stop "$r"
+want "the upgrade stops no unit" no_stop "$r"
 : >"$r/calls"
 want "removal" rp -e --nodeps berth
 want "the service is stopped and disabled" called "$r" "systemctl --no-reload disable --now berth.socket berth.service"
-want "the operator's edit is kept beside" test -f "$r/etc/berth/config.yaml.rpmsave"
-want "no unit and no program stays" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
+want "the operator's edit is kept as .rpmsave" test -f "$r/etc/berth/config.yaml.rpmsave"
+want "all units and programs are removed" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
 mkdir -p "$r$units/berth.service.d"
 echo '[Unit]' >"$r$units/berth.service"
 beside "a unit of berth made by hand" $units/berth.service rp -U "$w/berth.rpm"
@@ -226,7 +226,7 @@ beside "a drop-in with another program" $units/berth.service.d/10.conf rp -U "$w
 
 say "the example configuration"
 berthd=$top/dist/stage/berthd-$(go env GOARCH)
-want "makes sense as it is" "$berthd" config print --config "$here/config.yaml"
+want "is accepted as it is" "$berthd" config print --config "$here/config.yaml"
 sed 's/^# \([a-z-]*: \)/\1/' "$here/config.yaml" >"$w/all.yaml"
-want "and with all that is commented out" "$berthd" config print --config "$w/all.yaml"
-say "packages are as they should be"
+want "is accepted with all options uncommented" "$berthd" config print --config "$w/all.yaml"
+say "all checks passed"
