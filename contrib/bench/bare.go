@@ -24,8 +24,8 @@ import (
 	"berth/network"
 )
 
-// A bare is the floor: the calls to the Engine that a pod takes, with the
-// same plugins for its network, and nothing else.
+// A bare is the lower bound: only the Engine calls that a pod needs, with the
+// same CNI plugins.
 type bare struct {
 	docker *client.Client
 	pods   *network.CNI
@@ -33,13 +33,13 @@ type bare struct {
 	netns  string // directory of network namespaces
 	engine []process
 
-	mu    sync.Mutex // guards following
+	mu    sync.Mutex // guards plans
 	plans map[string]network.Plan
 }
 
-// engineAt reaches a Docker Engine.
-func engineAt(ctx context.Context, socket string) (*client.Client, []process, error) {
-	if err := listens(socket); err != nil {
+// connectEngine connects to a Docker Engine and finds its processes.
+func connectEngine(ctx context.Context, socket string) (*client.Client, []process, error) {
+	if err := checkSocket(socket); err != nil {
 		return nil, nil, fmt.Errorf("no Docker Engine: %w", err)
 	}
 	docker, err := client.NewClientWithOpts(client.WithHost(socket), client.WithAPIVersionNegotiation())
@@ -47,7 +47,7 @@ func engineAt(ctx context.Context, socket string) (*client.Client, []process, er
 		return nil, nil, err
 	}
 	if _, err := docker.Ping(ctx); err != nil {
-		return nil, nil, fmt.Errorf("no Docker Engine answers at %s: %w", socket, err)
+		return nil, nil, fmt.Errorf("no Docker Engine responds at %s: %w", socket, err)
 	}
 	found, err := engineProcesses(socket)
 	return docker, found, err
@@ -55,7 +55,7 @@ func engineAt(ctx context.Context, socket string) (*client.Client, []process, er
 
 func newBare(ctx context.Context, p *plan, docker *client.Client, engine []process, dir string) (*bare, error) {
 	if _, err := docker.ImageInspect(ctx, p.Image); err != nil {
-		return nil, fmt.Errorf("the Engine must have the image %s, and say where another is with --image: %w", p.Image, err)
+		return nil, fmt.Errorf("the Engine must have the image %s; name another with --image: %w", p.Image, err)
 	}
 	b := &bare{docker: docker, image: p.Image, engine: engine, netns: filepath.Join(dir, "run", "netns"), plans: map[string]network.Plan{}}
 	b.pods = network.New(network.Config{
@@ -67,7 +67,7 @@ func newBare(ctx context.Context, p *plan, docker *client.Client, engine []proce
 	return b, loadPause(ctx, docker)
 }
 
-// loadPause gives an Engine the pause image.
+// loadPause loads the pause image into an Engine.
 func loadPause(ctx context.Context, docker *client.Client) error {
 	if _, err := docker.ImageInspect(ctx, pause.Ref); err == nil {
 		return nil
@@ -81,10 +81,11 @@ func loadPause(ctx context.Context, docker *client.Client) error {
 		return fmt.Errorf("pause image: %w", err)
 	}
 	_, err = io.Copy(io.Discard, r.Body)
-	return keepFirst(err, r.Body.Close())
+	return firstError(err, r.Body.Close())
 }
 
-func keepFirst(errs ...error) error {
+// firstError returns the first error that is not nil.
+func firstError(errs ...error) error {
 	for _, err := range errs {
 		if err != nil {
 			return err
@@ -93,21 +94,21 @@ func keepFirst(errs ...error) error {
 	return nil
 }
 
-// close lets go of the directory of network namespaces.
+// close unmounts the directory of network namespaces.
 func (b *bare) close() {
-	_ = unix.Unmount(b.netns, unix.MNT_DETACH) // not mounted if no pod was run
+	_ = unix.Unmount(b.netns, unix.MNT_DETACH) // it is not mounted if no pod was run
 }
 
 func (b *bare) name() string    { return "bare" }
 func (b *bare) cost() []process { return b.engine }
 
-// mine marks what the bare calls make.
-const mine = "berth.bench"
+// benchLabel marks containers of the bare calls.
+const benchLabel = "berth.bench"
 
 func (b *bare) run(ctx context.Context, pod string) (string, error) {
-	// The same fast form that berthd uses: the Engine's own network code stays
-	// out of the way.
-	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: pause.Ref, Hostname: pod, NetworkDisabled: true, Labels: map[string]string{mine: pod}},
+	// As in berthd, the sandbox is created without the Engine's network code, which is
+	// slower.
+	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: pause.Ref, Hostname: pod, NetworkDisabled: true, Labels: map[string]string{benchLabel: pod}},
 		&container.HostConfig{NetworkMode: "none", IpcMode: container.IPCModeShareable, LogConfig: container.LogConfig{Type: "none"}}, nil, nil, "bare-"+pod)
 	if err != nil {
 		return "", err
@@ -133,7 +134,7 @@ func (b *bare) run(ctx context.Context, pod string) (string, error) {
 	return made.ID, err
 }
 
-// jsonFile is how berthd has the Engine keep what a container prints.
+// jsonFile is the log configuration that berthd sets.
 func jsonFile() container.LogConfig {
 	return container.LogConfig{Type: "json-file", Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false"}}
 }
@@ -142,7 +143,7 @@ func (b *bare) create(ctx context.Context, sandbox, pod, name, script string) (s
 	host := &container.HostConfig{LogConfig: jsonFile()}
 	host.NetworkMode = container.NetworkMode("container:" + sandbox)
 	host.IpcMode = container.IpcMode("container:" + sandbox)
-	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: b.image, Entrypoint: []string{"sh", "-c", script}, Labels: map[string]string{mine: pod}},
+	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: b.image, Entrypoint: []string{"sh", "-c", script}, Labels: map[string]string{benchLabel: pod}},
 		host, nil, nil, "bare-"+pod+"-"+name)
 	return made.ID, err
 }
@@ -171,17 +172,17 @@ func (b *bare) exec(ctx context.Context, id string) error {
 	}
 	seen, err := b.docker.ContainerExecInspect(ctx, made.ID)
 	if err == nil && seen.ExitCode != 0 {
-		err = fmt.Errorf("true ends with %d", seen.ExitCode)
+		err = fmt.Errorf("true exits with %d", seen.ExitCode)
 	}
 	return err
 }
 
 func (b *bare) stopContainer(ctx context.Context, id string) error { return b.kill(ctx, id) }
 
-// kill ends a container and waits for its end.
+// kill kills a container and waits until it has ended.
 func (b *bare) kill(ctx context.Context, id string) error {
 	ended, failed := b.docker.ContainerWait(ctx, id, container.WaitConditionNotRunning)
-	// One that has ended by itself cannot be killed; the wait tells.
+	// A container that has ended cannot be killed; the wait returns in that case.
 	_ = b.docker.ContainerKill(ctx, id, "KILL")
 	select {
 	case <-ended:
@@ -200,15 +201,15 @@ func (b *bare) stop(ctx context.Context, sandbox string) error {
 	plan, ok := b.plans[sandbox]
 	delete(b.plans, sandbox)
 	b.mu.Unlock()
-	var both errgroup.Group
-	both.Go(func() error {
+	var group errgroup.Group
+	group.Go(func() error {
 		if !ok {
 			return nil
 		}
 		return b.pods.Detach(ctx, &plan, sandbox)
 	})
-	both.Go(func() error { return b.kill(ctx, sandbox) })
-	return both.Wait()
+	group.Go(func() error { return b.kill(ctx, sandbox) })
+	return group.Wait()
 }
 
 func (b *bare) remove(ctx context.Context, sandbox string) error {
@@ -220,7 +221,7 @@ func (b *bare) ended(ctx context.Context, id string) (bool, error) {
 	return err == nil && !seen.State.Running && seen.State.Status == "exited", err
 }
 
-// logLines counts what the Engine has kept: it drops the oldest.
+// logLines counts the lines in the Engine's files; it drops the oldest files.
 func (b *bare) logLines(ctx context.Context, id, _, _ string) (n int, err error) {
 	seen, err := b.docker.ContainerInspect(ctx, id)
 	if err != nil {
@@ -241,8 +242,8 @@ func (b *bare) logLines(ctx context.Context, id, _, _ string) (n int, err error)
 	return n, nil
 }
 
-// podLabel is how the pause container of a pod and its containers are told
-// apart, by cri-dockerd and berthd alike.
+// podLabel is the label by which cri-dockerd and berthd distinguish pause containers from
+// other containers.
 const podLabel = "io.kubernetes.docker.type="
 
 func (b *bare) list(ctx context.Context, what string) ([]container.Summary, error) {
@@ -256,8 +257,8 @@ func (b *bare) count(what string) func(ctx context.Context) (int, error) {
 	}
 }
 
-// statsAtOnce is how many containers are asked for their stats at a time.
-const statsAtOnce = 10
+// statsParallel is the number of parallel stats calls.
+const statsParallel = 10
 
 func (b *bare) containerStats(ctx context.Context) (int, error) {
 	list, err := b.list(ctx, "container")
@@ -265,7 +266,7 @@ func (b *bare) containerStats(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(statsAtOnce)
+	g.SetLimit(statsParallel)
 	for _, c := range list {
 		g.Go(func() error {
 			r, err := b.docker.ContainerStatsOneShot(ctx, c.ID)
@@ -273,7 +274,7 @@ func (b *bare) containerStats(ctx context.Context) (int, error) {
 				return err
 			}
 			_, err = io.Copy(io.Discard, r.Body)
-			return keepFirst(err, r.Body.Close())
+			return firstError(err, r.Body.Close())
 		})
 	}
 	return len(list), g.Wait()
@@ -296,8 +297,8 @@ func (b *bare) statuses(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-func (b *bare) lists() []question {
-	return []question{
+func (b *bare) lists() []listCall {
+	return []listCall{
 		{rowPods, 20, b.count("podsandbox")}, {rowContainers, 20, b.count("container")}, {rowStatuses, 5, b.statuses},
 		{rowStats, 3, b.containerStats},
 	}
@@ -325,7 +326,7 @@ func (b *bare) relist(ctx context.Context, second int) error {
 	return nil
 }
 
-// describe says what the Engine is.
+// describe returns the version and configuration of the Engine.
 func describe(ctx context.Context, docker *client.Client) (string, error) {
 	info, err := docker.Info(ctx)
 	if err != nil {
@@ -334,7 +335,7 @@ func describe(ctx context.Context, docker *client.Client) (string, error) {
 	return strings.Join([]string{"Docker Engine " + info.ServerVersion, info.Driver, "cgroup v" + info.CgroupVersion, info.CgroupDriver}, ", "), nil
 }
 
-func (b *bare) empty(ctx context.Context) error {
+func (b *bare) noop(ctx context.Context) error {
 	_, err := b.docker.Ping(ctx)
 	return err
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # bench.sh [flags of contrib/bench]: measures bin/berthd on a private Docker Engine, in
-# a box of its own (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh.
+# separate namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh.
 #
-# PEER=unix:///SOCKET measures another CRI runtime in the same run. One that is to
-# be started for it is PEER_CMD: it finds a second Engine, with all images, at
-# $DOCKER_HOST, CNI in $CNI_CONF and $CNI_BIN, and a directory of its own in
-# $PEER_DIR, and listens on $PEER_DIR/cri.sock.
+# PEER=unix:///SOCKET measures another CRI runtime in the same run. PEER_CMD is a command
+# that starts such a runtime: it gets a second Engine, with all images, at
+# $DOCKER_HOST, CNI in $CNI_CONF and $CNI_BIN, and a private directory in
+# $PEER_DIR, and must listen on $PEER_DIR/cri.sock.
 . "$(dirname "$0")/../e2e/lib.sh"
 if [ "${1:-}" != --boxed ]; then
 	[ "$(id -u)" = 0 ] || die "the benchmark sets up networks and needs root: sudo make bench"
@@ -17,14 +17,14 @@ if [ "${1:-}" != --boxed ]; then
 	(cd "$e2e" && CGO_ENABLED=0 go build -o "$cache/bin/" ./runc-clamp)
 	(cd "$top" && go build -o "$cache/bin/bench" ./contrib/bench)
 	w=$(mktemp -d /tmp/berth-bench.XXXXXX)
-	trap 'rm -rf "$w"' EXIT # once the box and its mounts are gone
+	trap 'rm -rf "$w"' EXIT # after box.sh has removed its mounts
 	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed "$@"
 	exit
 fi
 shift
 w=$BERTH_E2E_WORK
 pids=()
-finish() { # what came last goes first; the Engines when they are empty
+finish() { # removes all containers, then ends the processes in reverse order of their start
 	for s in "$w"/engine/docker.sock "$w"/peer-engine/docker.sock; do
 		[ ! -S "$s" ] || docker -H "unix://$s" ps -aq 2>/dev/null | xargs -r docker -H "unix://$s" rm -fv >/dev/null 2>&1 || true
 	done
@@ -41,13 +41,13 @@ cp "$busybox" "$w/bb/bin/busybox"
 for a in $("$busybox" --list | grep -vx busybox); do ln "$w/bb/bin/busybox" "$w/bb/bin/$a"; done
 printf 'root:x:0:0:root:/:/bin/sh\n' >"$w/bb/etc/passwd"
 printf 'root:x:0:\n' >"$w/bb/etc/group"
-engine() { # engine DIR: an Engine that has the image
+engine() { # engine DIR: starts an Engine and imports the image
 	start_engine "$1" "${engine_flags[@]}"
 	pids+=("$engine_pid")
 	tar -C "$w/bb" -c . | docker -H "unix://$1/docker.sock" import -c 'CMD ["sh"]' - berth.local/bench:1 >/dev/null
 }
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
-say "a private Docker Engine, and berthd"
+say "starting a private Docker Engine and berthd"
 engine "$w/engine"
 cni_conf "$w/net.d" 10.88.0.0/16
 "$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \
@@ -58,7 +58,7 @@ wait_for "$w/cri.sock"
 cni_conf "$w/bare/net.d" 10.89.0.0/16 e2e1
 peer=()
 if [ -n "${PEER_CMD:-}" ]; then
-	say "a second Engine, and the peer"
+	say "starting a second Engine and the peer"
 	engine "$w/peer-engine"
 	mkdir -p "$w/peer"
 	cni_conf "$w/peer/net.d" 10.90.0.0/16 e2e2
@@ -78,4 +78,4 @@ if [ "$code" != 0 ]; then
 	tail -n 20 "$w"/berthd.log "$w"/peer.log >&2 2>/dev/null || true
 	exit "$code"
 fi
-say "all figures are in $out/bench.json, a chart in $out/bench.svg"
+say "all samples are in $out/bench.json, a chart in $out/bench.svg"

@@ -7,27 +7,27 @@ import (
 	"text/template"
 )
 
-// The chart, for text/template.
+// chart is the template of the chart.
 //
 //go:embed chart.svg
 var chart string
 
-// Measures of the chart, in pixels.
+// Dimensions of the chart, in pixels.
 const (
 	chartWidth = 860
-	barsLeft   = 300
+	barsX      = 300
 	barsWidth  = 400
 	barHeight  = 13
 	rowGap     = 14
 	chartTop   = 66
 )
 
-// A group is the bars of one row, drawn to the scale of its longest.
+// A group is the bars of one row, scaled to the longest.
 type group struct {
 	Title, Unit string
 	Y, Middle   int
 	Bars        []bar
-	Must        int // where the promise is marked, 0 for nowhere
+	Target      int // x position of the target mark, 0 for none
 	Bottom      int
 }
 
@@ -46,7 +46,7 @@ func (r *Report) draw(out io.Writer) error {
 	}
 	groups, bottom := r.groups()
 	return t.Execute(out, map[string]any{
-		"Width": chartWidth, "Height": bottom + 10, "Left": barsLeft, "BarHeight": barHeight,
+		"Width": chartWidth, "Height": bottom + 10, "Left": barsX, "BarHeight": barHeight,
 		"Machine": r.Machine + "; " + r.Engine, "Pods": r.Pods, "Sides": r.columns(), "Names": r.Sides, "Groups": groups,
 	})
 }
@@ -63,10 +63,10 @@ func (r *Report) groups() (groups []group, y int) {
 			m, _ := row.median(side)
 			most = max(most, m)
 		}
-		v, promised := r.judge(row)
-		if promised && v.known {
-			most = max(most, v.here)
-			g.Must = barsLeft + width(v.here, most)
+		v, hasTarget := r.evaluate(row)
+		if hasTarget && v.known {
+			most = max(most, v.scaled)
+			g.Target = barsX + width(v.scaled, most)
 		}
 		for _, side := range r.columns() {
 			m, ok := row.median(side)
@@ -74,7 +74,7 @@ func (r *Report) groups() (groups []group, y int) {
 				continue
 			}
 			w := width(m, most)
-			g.Bars = append(g.Bars, bar{Side: side, Value: number(m), Y: y, Text: y + barHeight - 3, Width: w, ValueX: barsLeft + w + 5})
+			g.Bars = append(g.Bars, bar{Side: side, Value: number(m), Y: y, Text: y + barHeight - 3, Width: w, ValueX: barsX + w + 5})
 			y += barHeight + 1
 		}
 		g.Bottom, g.Middle = y, (g.Y+y)/2+4

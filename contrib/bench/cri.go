@@ -17,53 +17,52 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// answerIn is how long a runtime may take to answer for the first time.
-const answerIn = 20 * time.Second
+// firstResponseTimeout is for the first response of a runtime, which may have just started.
+const firstResponseTimeout = 20 * time.Second
 
-// A cri is a side behind a CRI socket: berthd and a peer are asked in the same
-// words.
+// A cri is a side with a CRI socket: berthd and a peer get the same requests.
 type cri struct {
-	called  string
-	version string // as it says itself
+	label   string
+	version string // name and version that it reports
 	image   string
-	dir     string // of logs
+	dir     string // directory of logs
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
-	own     process   // the runtime itself
-	engine  []process // what it has do its work
+	own     process   // the process of the runtime
+	engine  []process // processes of its Engine
 }
 
-// dial reaches a runtime and waits until it can run pods.
-func dial(ctx context.Context, called, socket, image, dir string, engine []process) (*cri, error) {
-	if err := listens(socket); err != nil {
-		return nil, fmt.Errorf("%s: %w", called, err)
+// dial connects to a runtime and waits until it is ready.
+func dial(ctx context.Context, label, socket, image, dir string, engine []process) (*cri, error) {
+	if err := checkSocket(socket); err != nil {
+		return nil, fmt.Errorf("%s: %w", label, err)
 	}
 	conn, err := grpc.NewClient("unix:"+strings.TrimPrefix(socket, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as the kubelet does
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", called, err)
+		return nil, fmt.Errorf("%s: %w", label, err)
 	}
 	c := &cri{
-		called: called, image: image, dir: filepath.Join(dir, called), engine: engine,
+		label: label, image: image, dir: filepath.Join(dir, label), engine: engine,
 		runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn),
 	}
-	if c.own, err = listener(called, socket); err != nil {
+	if c.own, err = listeningProcess(label, socket); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, answerIn)
+	ctx, cancel := context.WithTimeout(ctx, firstResponseTimeout)
 	defer cancel()
 	v, err := c.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("%s at %s does not speak CRI v1: %w", called, socket, err)
+		return nil, fmt.Errorf("%s at %s does not serve CRI v1: %w", label, socket, err)
 	}
 	c.version = v.GetRuntimeName() + " " + v.GetRuntimeVersion()
 	if err := c.ready(ctx); err != nil {
-		return nil, fmt.Errorf("%s is not ready: %w", called, err)
+		return nil, fmt.Errorf("%s is not ready: %w", label, err)
 	}
 	return c, c.fetch(ctx)
 }
 
-// ready waits until both conditions hold.
+// ready waits until RuntimeReady and NetworkReady are true.
 func (c *cri) ready(ctx context.Context) error {
 	for {
 		s, err := c.runtime.Status(ctx, &runtimeapi.StatusRequest{})
@@ -85,26 +84,26 @@ func (c *cri) ready(ctx context.Context) error {
 	}
 }
 
-// fetch pulls the image if it is not there.
+// fetch pulls the image if it is missing.
 func (c *cri) fetch(ctx context.Context) error {
 	spec := &runtimeapi.ImageSpec{Image: c.image}
 	found, err := c.images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
 	if err != nil {
-		return fmt.Errorf("%s: image %s: %w", c.called, c.image, err)
+		return fmt.Errorf("%s: image %s: %w", c.label, c.image, err)
 	}
 	if found.GetImage() != nil {
 		return nil
 	}
 	if _, err := c.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec}); err != nil {
-		return fmt.Errorf("%s has no image %s and cannot pull it: %w", c.called, c.image, err)
+		return fmt.Errorf("%s has no image %s and cannot pull it: %w", c.label, c.image, err)
 	}
 	return nil
 }
 
-func (c *cri) name() string    { return c.called }
+func (c *cri) name() string    { return c.label }
 func (c *cri) cost() []process { return append([]process{c.own}, c.engine...) }
 
-// config is a pod to ask for; each name is another pod.
+// config returns the config of the pod with a name.
 func (c *cri) config(name string) *runtimeapi.PodSandboxConfig {
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: "uid-" + name},
@@ -156,7 +155,7 @@ func (c *cri) status(ctx context.Context, id string) error {
 func (c *cri) exec(ctx context.Context, id string) error {
 	r, err := c.runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}, Timeout: 20})
 	if err == nil && r.GetExitCode() != 0 {
-		err = fmt.Errorf("true ends with %d", r.GetExitCode())
+		err = fmt.Errorf("true exits with %d", r.GetExitCode())
 	}
 	return err
 }
@@ -225,12 +224,12 @@ func (c *cri) containerStats(ctx context.Context) (int, error) {
 func (c *cri) podStats(ctx context.Context) (int, error) {
 	r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
 	if status.Code(err) == codes.Unimplemented || status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "not implemented") {
-		return 0, errNotThere
+		return 0, errNotImplemented
 	}
 	return len(r.GetStats()), err
 }
 
-// statuses asks for the status of each sandbox and container, one by one.
+// statuses requests the status of each sandbox and container, one by one.
 func (c *cri) statuses(ctx context.Context) (int, error) {
 	pods, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
 	if err != nil {
@@ -253,8 +252,8 @@ func (c *cri) statuses(ctx context.Context) (int, error) {
 	return len(list.GetContainers()), nil
 }
 
-func (c *cri) lists() []question {
-	return []question{
+func (c *cri) lists() []listCall {
+	return []listCall{
 		{rowPods, 100, c.listSandboxes}, {rowContainers, 100, c.listContainers}, {rowStatuses, 10, c.statuses},
 		{rowStats, 10, c.containerStats}, {rowPodStats, 10, c.podStats},
 	}
@@ -286,7 +285,7 @@ func (c *cri) relist(ctx context.Context, second int) error {
 	return nil
 }
 
-func (c *cri) empty(ctx context.Context) error {
+func (c *cri) noop(ctx context.Context) error {
 	_, err := c.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	return err
 }

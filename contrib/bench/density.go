@@ -11,33 +11,33 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// errNotThere is the answer of a side that has no such list.
-var errNotThere = errors.New("not there")
+// errNotImplemented is the error of a side that does not implement a list call.
+var errNotImplemented = errors.New("not implemented")
 
-// What a kubelet asks not every second, in seconds.
+// Intervals of a kubelet's calls that it does not make every second, in seconds.
 const (
 	statsEvery  = 10
 	imagesEvery = 30
 )
 
-// wideDown is how many pods are taken down at a time.
-const wideDown = 4
+// removeParallel is the number of pods that are removed in parallel. Removing is not measured.
+const removeParallel = 4
 
-// fill sets up the pods from number begin to end, so many at a time.
-func (b *bench) fill(ctx context.Context, s side, name string, begin, end, wide int) (pods []*pod, err error) {
+// fill starts the pods with the numbers begin to end-1, several in parallel.
+func (b *bench) fill(ctx context.Context, s side, name string, begin, end, parallel int) (pods []*pod, err error) {
 	pods = make([]*pod, end-begin)
 	for i := range pods {
 		pods[i] = &pod{}
 	}
-	defer func() { b.takeDown(ctx, s, &err, pods...) }()
+	defer func() { b.cleanUp(ctx, s, &err, pods...) }()
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(wide)
+	g.SetLimit(parallel)
 	for i := range pods {
 		g.Go(func() error {
-			p, err := up(ctx, s, fmt.Sprintf("%s-%d", name, begin+i), sleeping)
+			p, err := startPod(ctx, s, fmt.Sprintf("%s-%d", name, begin+i), sleeping)
 			*pods[i] = p
 			if err != nil {
-				return fmt.Errorf("pod of %s: %w", s.name(), err)
+				return fmt.Errorf("start a pod of %s: %w", s.name(), err)
 			}
 			return nil
 		})
@@ -45,14 +45,14 @@ func (b *bench) fill(ctx context.Context, s side, name string, begin, end, wide 
 	return pods, g.Wait()
 }
 
-// empty takes pods down.
-func (b *bench) empty(ctx context.Context, s side, pods []*pod) error {
+// removeAll removes pods.
+func (b *bench) removeAll(ctx context.Context, s side, pods []*pod) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(wideDown)
+	g.SetLimit(removeParallel)
 	for _, p := range pods {
 		g.Go(func() error {
-			if err := down(ctx, s, *p); err != nil {
-				return fmt.Errorf("taking down a pod of %s: %w", s.name(), err)
+			if err := removePod(ctx, s, *p); err != nil {
+				return fmt.Errorf("remove a pod of %s: %w", s.name(), err)
 			}
 			return nil
 		})
@@ -60,32 +60,32 @@ func (b *bench) empty(ctx context.Context, s side, pods []*pod) error {
 	return g.Wait()
 }
 
-// density measures nodes full of pods, one runtime after the other. The bare
-// calls are asked about berthd's pods.
+// density measures a node with many pods, one runtime after the other. The bare
+// calls list berthd's pods.
 func (b *bench) density(ctx context.Context, runtimes []*cri) error {
 	for _, c := range runtimes {
-		if err := b.dense(ctx, c); err != nil {
+		if err := b.densityOf(ctx, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *bench) dense(ctx context.Context, c *cri) (err error) {
+func (b *bench) densityOf(ctx context.Context, c *cri) (err error) {
 	var pods []*pod
-	defer func() { b.takeDown(ctx, c, &err, pods...) }()
+	defer func() { b.cleanUp(ctx, c, &err, pods...) }()
 	with := []side{c}
-	if c.called == "berth" {
+	if c.label == "berth" {
 		with = append(with, b.bare)
 	}
 	for level, n := range b.Pods {
-		b.say("%d pods on %s", n, c.called)
-		more, err := b.fill(ctx, c, "dense", len(pods), n, wideDown)
+		b.say("%d pods on %s", n, c.label)
+		more, err := b.fill(ctx, c, "dense", len(pods), n, removeParallel)
 		if err != nil {
 			return err
 		}
 		pods = append(pods, more...)
-		if err := wait(ctx, settle); err != nil {
+		if err := wait(ctx, measureDelay); err != nil {
 			return err
 		}
 		if err := b.memory(rowMemory(n), c); err != nil {
@@ -112,10 +112,10 @@ func (b *bench) dense(ctx context.Context, c *cri) (err error) {
 			return err
 		}
 	}
-	return b.empty(ctx, c, pods)
+	return b.removeAll(ctx, c, pods)
 }
 
-// lists measures the questions about all there is.
+// lists measures the list calls.
 func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
 	for _, s := range sides {
 		for _, q := range s.lists() {
@@ -125,9 +125,9 @@ func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
 			}
 			for i := range q.times + 1 {
 				begin := time.Now()
-				n, err := q.ask(ctx)
+				n, err := q.call(ctx)
 				took := time.Since(begin)
-				if errors.Is(err, errNotThere) {
+				if errors.Is(err, errNotImplemented) {
 					break
 				}
 				if err == nil && n < pods {
@@ -136,7 +136,7 @@ func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
 				if err != nil {
 					return fmt.Errorf("%s of %s: %w", row, s.name(), err)
 				}
-				if i > 0 { // the first may have had to look
+				if i > 0 { // the first call may have to fill caches
 					b.report.add(row, s.name(), float64(took)/float64(time.Millisecond))
 				}
 			}
@@ -145,29 +145,29 @@ func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
 	return nil
 }
 
-// relists asks what a kubelet asks, every second, and measures the CPU; then
-// the same number of calls that do nothing, which is the least that it can be.
+// relists makes a kubelet's calls every second and measures the CPU; then
+// the same number of calls without work, which is the lower bound.
 func (b *bench) relists(ctx context.Context, s side) error {
 	if b.Relist == 0 {
 		return nil
 	}
-	b.say("what a kubelet asks of %s, for %v", s.name(), b.Relist)
-	if err := b.everySecond(ctx, s, rowRelist, s.relist); err != nil {
+	b.say("relist calls of a kubelet to %s, for %v", s.name(), b.Relist)
+	if err := b.measureEverySecond(ctx, s, rowRelist, s.relist); err != nil {
 		return err
 	}
-	b.say("as many calls of %s that do nothing", s.name())
-	return b.everySecond(ctx, s, rowEmpty, func(ctx context.Context, _ int) error {
-		return errors.Join(s.empty(ctx), s.empty(ctx), s.empty(ctx))
+	b.say("the same number of empty calls to %s", s.name())
+	return b.measureEverySecond(ctx, s, rowEmpty, func(ctx context.Context, _ int) error {
+		return errors.Join(s.noop(ctx), s.noop(ctx), s.noop(ctx))
 	})
 }
 
-func (b *bench) everySecond(ctx context.Context, s side, row string, ask func(ctx context.Context, second int) error) error {
+func (b *bench) measureEverySecond(ctx context.Context, s side, row string, call func(ctx context.Context, second int) error) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	return b.costs(s, row, func() error {
+	return b.measureCPU(s, row, func() error {
 		for second := range int(b.Relist / time.Second) {
-			if err := ask(ctx, second); err != nil {
-				return fmt.Errorf("what a kubelet asks of %s: %w", s.name(), err)
+			if err := call(ctx, second); err != nil {
+				return fmt.Errorf("relist of %s: %w", s.name(), err)
 			}
 			select {
 			case <-tick.C:
@@ -179,10 +179,10 @@ func (b *bench) everySecond(ctx context.Context, s side, row string, ask func(ct
 	})
 }
 
-// costs measures how much CPU a side uses while something goes on, in percent of a
-// processor: of all and of each process.
-func (b *bench) costs(s side, row string, do func() error) error {
-	before, err := used(s.cost())
+// measureCPU measures the CPU that a side uses while do runs, in percent of a
+// core: in total and for each process.
+func (b *bench) measureCPU(s side, row string, do func() error) error {
+	before, err := cpuSeconds(s.cost())
 	if err != nil {
 		return err
 	}
@@ -191,13 +191,13 @@ func (b *bench) costs(s side, row string, do func() error) error {
 		return err
 	}
 	took := time.Since(begin).Seconds()
-	after, err := used(s.cost())
+	after, err := cpuSeconds(s.cost())
 	if err != nil {
 		return err
 	}
-	each, sum := since(before, after)
+	each, sum := difference(before, after)
 	if len(each) < len(s.cost()) {
-		return nil // a part is not seen, and the rest would flatter
+		return nil // without a process of the side the sum would be too low
 	}
 	b.report.add(row, s.name(), 100*sum/took)
 	for name, seconds := range each {
@@ -209,30 +209,30 @@ func (b *bench) costs(s side, row string, do func() error) error {
 	return nil
 }
 
-// idle measures the CPU of containers that do nothing and of which nobody asks.
+// idle measures the CPU of idle containers without any request.
 func (b *bench) idle(ctx context.Context, c *cri, pods []*pod) error {
 	if b.Idle == 0 {
 		return nil
 	}
 	for i := len(pods); i < b.IdleContainers; i++ {
-		if err := more(ctx, c, pods[i%len(pods)], fmt.Sprintf("c%d", i/len(pods)), sleeping); err != nil {
+		if err := addContainer(ctx, c, pods[i%len(pods)], fmt.Sprintf("c%d", i/len(pods)), sleeping); err != nil {
 			return err
 		}
 	}
-	b.say("%d containers of %s at rest, for %v", max(b.IdleContainers, len(pods)), c.called, b.Idle)
-	if err := wait(ctx, settle); err != nil {
+	b.say("%d idle containers of %s, for %v", max(b.IdleContainers, len(pods)), c.label, b.Idle)
+	if err := wait(ctx, measureDelay); err != nil {
 		return err
 	}
-	return b.costs(c, rowIdle, func() error { return wait(ctx, b.Idle) })
+	return b.measureCPU(c, rowIdle, func() error { return wait(ctx, b.Idle) })
 }
 
-// probes runs a command in the pods' containers again and again, as exec
-// probes do, and looks for what is left of that.
+// probes runs a command in the pods' containers repeatedly, as exec
+// probes do, and counts what the probes leave behind.
 func (b *bench) probes(ctx context.Context, c *cri, pods []*pod) error {
 	if b.Probing == 0 {
 		return nil
 	}
-	b.say("%d exec probes a minute in %d pods of %s, for %v", b.ProbesEach, len(pods), c.called, b.Probing)
+	b.say("%d exec probes per minute in %d pods of %s, for %v", b.ProbesEach, len(pods), c.label, b.Probing)
 	ids := make([]string, len(pods))
 	for i, p := range pods {
 		ids[i] = p.containers[0]
@@ -241,11 +241,11 @@ func (b *bench) probes(ctx context.Context, c *cri, pods []*pod) error {
 	if err != nil {
 		return err
 	}
-	err = b.costs(c, rowProbes, func() error { return b.probe(ctx, c, ids) })
+	err = b.measureCPU(c, rowProbes, func() error { return b.probe(ctx, c, ids) })
 	if err != nil {
 		return err
 	}
-	if err := wait(ctx, settle); err != nil {
+	if err := wait(ctx, measureDelay); err != nil {
 		return err
 	}
 	after, err := b.left(ctx, c, ids)
@@ -253,7 +253,7 @@ func (b *bench) probes(ctx context.Context, c *cri, pods []*pod) error {
 		return err
 	}
 	for row, n := range after {
-		b.report.add(row, c.called, float64(n-before[row]))
+		b.report.add(row, c.label, float64(n-before[row]))
 	}
 	return nil
 }
@@ -274,7 +274,7 @@ func (b *bench) probe(ctx context.Context, c *cri, ids []string) error {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			b.report.add(rowProbe, c.called, float64(time.Since(begin))/float64(time.Millisecond))
+			b.report.add(rowProbe, c.label, float64(time.Since(begin))/float64(time.Millisecond))
 			return nil
 		})
 		select {
@@ -284,16 +284,16 @@ func (b *bench) probe(ctx context.Context, c *cri, ids []string) error {
 		}
 	}
 	if err := g.Wait(); err != nil {
-		return fmt.Errorf("%d of %d probes of %s: %w", failed.Load(), total, c.called, err)
+		return fmt.Errorf("%d of %d probes of %s: %w", failed.Load(), total, c.label, err)
 	}
 	return nil
 }
 
-// left counts what probes could leave behind.
+// left counts the processes, exec sessions and open files that probes could leave behind.
 func (b *bench) left(ctx context.Context, c *cri, ids []string) (map[string]int, error) {
 	found := map[string]int{}
 	var err error
-	if found[rowLeftProcesses], err = inside(ids); err != nil {
+	if found[rowLeftProcesses], err = processesIn(ids); err != nil {
 		return nil, err
 	}
 	if c.own.pid != 0 {
@@ -301,7 +301,7 @@ func (b *bench) left(ctx context.Context, c *cri, ids []string) (map[string]int,
 			return nil, err
 		}
 	}
-	if c.called != "berth" {
+	if c.label != "berth" {
 		return found, nil
 	}
 	found[rowLeftSessions] = 0

@@ -1,9 +1,9 @@
-// Command bench measures how fast a node is through the CRI, and what that
-// costs: in one run a berthd, the same steps as bare calls to its Docker
+// Command bench measures durations, CPU and memory of a node through the CRI. One run
+// measures berthd, the same steps as bare calls to its Docker
 // Engine and the same CNI plugins, and another CRI socket if one is given.
 //
-// What is absolute depends on the machine, and on who else uses it. The sides
-// take turns, so that it is the same for all; the ratios are what to look at.
+// Absolute values depend on the machine and its load. The sides alternate, so that
+// conditions are equal for all; compare ratios.
 package main
 
 import (
@@ -21,19 +21,19 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// A plan is what to measure, and on what.
+// A plan is what to measure, from the command line.
 type plan struct {
 	Docker, Berthd             string // sockets
 	Peer, PeerEngine           string // sockets, or empty
 	Image, PeerImage           string // with a busybox in it
 	CNIConf, CNIBin            string
 	Rounds, Bursts, Burst      int
-	Wide                       int // how many pods of a burst are begun at a time
+	Parallel                   int // pods of a burst that are started in parallel
 	Pods                       []int
 	Relist, Idle, Probing      time.Duration
 	LogRounds, LogLines        int
-	JSON, SVG, Again           string // files
-	IdleContainers, ProbesEach int    // containers at rest; probes a minute
+	JSON, SVG, Load            string // files
+	IdleContainers, ProbesEach int    // idle containers; exec probes per minute
 }
 
 func main() {
@@ -48,24 +48,24 @@ func main() {
 	}
 }
 
-// run measures what args say and reports to out.
+// run measures according to args and writes the report to out.
 func run(ctx context.Context, args []string, out io.Writer) error {
 	p, err := parse(args)
 	if err != nil {
 		return err
 	}
-	if p.Again != "" {
-		r, err := load(p.Again)
+	if p.Load != "" {
+		r, err := load(p.Load)
 		if err != nil {
 			return err
 		}
-		return r.publish(p, out)
+		return r.writeAll(p, out)
 	}
 	r, err := measure(ctx, p, os.Stderr)
 	if err != nil {
 		return err
 	}
-	return r.publish(p, out)
+	return r.writeAll(p, out)
 }
 
 func parse(args []string) (*plan, error) {
@@ -75,31 +75,31 @@ func parse(args []string) (*plan, error) {
 	f.StringVar(&p.Docker, "docker", "unix:///var/run/docker.sock", "Docker Engine that berthd uses")
 	f.StringVar(&p.Berthd, "berthd", "unix:///var/run/cri-dockerd.sock", "socket of berthd")
 	f.StringVar(&p.Peer, "peer", "", "socket of another CRI runtime to measure")
-	f.StringVar(&p.PeerEngine, "peer-engine", "", "Docker Engine that the peer uses, if it does")
+	f.StringVar(&p.PeerEngine, "peer-engine", "", "Docker Engine that the peer uses, if any")
 	f.StringVar(&p.Image, "image", "busybox:latest", "image with a busybox; the Engine must have it")
-	f.StringVar(&p.PeerImage, "peer-image", "", "the same for the peer, which pulls it if it has not (default that of --image)")
+	f.StringVar(&p.PeerImage, "peer-image", "", "the same for the peer, which pulls it if it is missing (default that of --image)")
 	f.StringVar(&p.CNIConf, "cni-conf", "/etc/cni/net.d", "CNI configuration for the bare calls")
 	f.StringVar(&p.CNIBin, "cni-bin", "/opt/cni/bin", "CNI plugins for the bare calls")
-	f.IntVar(&p.Rounds, "rounds", 20, "lives of a pod to measure, 0 for none")
-	f.IntVar(&p.Bursts, "bursts", 3, "bursts to measure")
-	f.IntVar(&p.Burst, "burst", 20, "pods of a burst")
-	f.IntVar(&p.Wide, "wide", 10, "pods of a burst that are begun at a time")
-	f.StringVar(&pods, "pods", "50", "numbers of pods to fill the node with, for example 50,110; 0 for none")
-	f.DurationVar(&p.Relist, "relist", 30*time.Second, "how long to ask what a kubelet asks, 0 for not at all")
-	f.DurationVar(&p.Idle, "idle", time.Minute, "how long to watch containers at rest, 0 for not at all")
-	f.IntVar(&p.IdleContainers, "idle-containers", 100, "how many containers those are")
-	f.DurationVar(&p.Probing, "probing", 30*time.Second, "how long to run exec probes, 0 for not at all")
-	f.IntVar(&p.ProbesEach, "probes", 200, "exec probes a minute, over all pods")
-	f.IntVar(&p.LogRounds, "log-rounds", 2, "times to measure what logs cost, 0 for none")
-	f.IntVar(&p.LogLines, "log-lines", 1_000_000, "lines of 100 bytes that are printed for that")
-	f.StringVar(&p.JSON, "json", "", "file to write all figures to")
-	f.StringVar(&p.SVG, "svg", "", "file to draw a chart to")
-	f.StringVar(&p.Again, "again", "", "file of --json to report once more, measuring nothing")
+	f.IntVar(&p.Rounds, "rounds", 20, "number of pods to measure step by step, 0 for none")
+	f.IntVar(&p.Bursts, "bursts", 3, "number of bursts to measure")
+	f.IntVar(&p.Burst, "burst", 20, "pods per burst")
+	f.IntVar(&p.Parallel, "wide", 10, "pods of a burst that are started in parallel")
+	f.StringVar(&pods, "pods", "50", "numbers of pods for lists and relist, for example 50,110; 0 for none")
+	f.DurationVar(&p.Relist, "relist", 30*time.Second, "duration of a kubelet's relist calls, 0 to skip them")
+	f.DurationVar(&p.Idle, "idle", time.Minute, "duration of the measurement of idle containers, 0 to skip it")
+	f.IntVar(&p.IdleContainers, "idle-containers", 100, "number of idle containers")
+	f.DurationVar(&p.Probing, "probing", 30*time.Second, "duration of exec probes, 0 to skip them")
+	f.IntVar(&p.ProbesEach, "probes", 200, "exec probes per minute, over all pods")
+	f.IntVar(&p.LogRounds, "log-rounds", 2, "number of measurements of the cost of logs, 0 for none")
+	f.IntVar(&p.LogLines, "log-lines", 1_000_000, "lines of 100 bytes that each of these prints")
+	f.StringVar(&p.JSON, "json", "", "file to write all samples to")
+	f.StringVar(&p.SVG, "svg", "", "file to write a chart to")
+	f.StringVar(&p.Load, "again", "", "file written by --json to report again, without measuring")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
 	if f.NArg() > 0 {
-		return nil, fmt.Errorf("what is %q? See --help", f.Arg(0))
+		return nil, fmt.Errorf("unexpected argument %q: see --help", f.Arg(0))
 	}
 	for text := range strings.SplitSeq(pods, ",") {
 		n, err := strconv.Atoi(text)
@@ -107,13 +107,13 @@ func parse(args []string) (*plan, error) {
 			return nil, fmt.Errorf("--pods %q: want numbers such as 50,110", pods)
 		}
 		if len(p.Pods) > 0 && n <= p.Pods[len(p.Pods)-1] {
-			return nil, fmt.Errorf("--pods %q: want each number above the one before", pods)
+			return nil, fmt.Errorf("--pods %q: want increasing numbers", pods)
 		}
 		if n > 0 {
 			p.Pods = append(p.Pods, n)
 		}
 	}
-	for name, n := range map[string]int{"wide": p.Wide, "burst": p.Burst, "probes": p.ProbesEach, "log-lines": p.LogLines} {
+	for name, n := range map[string]int{"wide": p.Parallel, "burst": p.Burst, "probes": p.ProbesEach, "log-lines": p.LogLines} {
 		if n < 1 {
 			return nil, fmt.Errorf("--%s %d: want at least 1", name, n)
 		}

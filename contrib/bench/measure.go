@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wait waits.
+// wait waits for d, or until ctx ends.
 func wait(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d):
@@ -27,18 +27,18 @@ func wait(ctx context.Context, d time.Duration) error {
 // A bench is one run.
 type bench struct {
 	*plan
-	docker *client.Client
-	sides  []side // the floor first
-	bare   *bare
-	report *Report
-	tell   io.Writer // progress
+	docker   *client.Client
+	sides    []side // the bare side first
+	bare     *bare
+	report   *Report
+	progress io.Writer
 }
 
-// settle is how long a side is left alone before what it holds is looked at.
-const settle = 3 * time.Second
+// measureDelay is how long a side is idle before its memory and open files are measured.
+const measureDelay = 3 * time.Second
 
-// measure does one run.
-func measure(ctx context.Context, p *plan, tell io.Writer) (_ *Report, err error) {
+// measure makes one run.
+func measure(ctx context.Context, p *plan, progress io.Writer) (_ *Report, err error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("the bare calls set up networks and need root")
 	}
@@ -47,12 +47,12 @@ func measure(ctx context.Context, p *plan, tell io.Writer) (_ *Report, err error
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	docker, engine, err := engineAt(ctx, p.Docker)
+	docker, engine, err := connectEngine(ctx, p.Docker)
 	if err != nil {
 		return nil, err
 	}
 	defer docker.Close()
-	b := &bench{plan: p, docker: docker, report: newReport(p), tell: tell}
+	b := &bench{plan: p, docker: docker, report: newReport(p), progress: progress}
 	if b.bare, err = newBare(ctx, p, docker, engine, dir); err != nil {
 		return nil, err
 	}
@@ -70,15 +70,15 @@ func measure(ctx context.Context, p *plan, tell io.Writer) (_ *Report, err error
 		}
 		b.sides, runtimes = append(b.sides, peer), append(runtimes, peer)
 	}
-	if err := b.introduce(ctx, runtimes); err != nil {
+	if err := b.describeRun(ctx, runtimes); err != nil {
 		return nil, err
 	}
 	for _, c := range runtimes {
 		if n, err := c.listSandboxes(ctx); err != nil || n > 0 {
-			return nil, errors.Join(err, fmt.Errorf("%s has %d pods already: measure on a node that runs none", c.called, n))
+			return nil, errors.Join(err, fmt.Errorf("%s has %d pods: measure on a node without pods", c.label, n))
 		}
 	}
-	for _, phase := range []func(context.Context, []*cri) error{b.atRest, b.lives, b.bursts, b.density, b.logs} {
+	for _, phase := range []func(context.Context, []*cri) error{b.baseline, b.lifecycles, b.bursts, b.density, b.logs} {
 		if err := phase(ctx, runtimes); err != nil {
 			return nil, err
 		}
@@ -86,13 +86,13 @@ func measure(ctx context.Context, p *plan, tell io.Writer) (_ *Report, err error
 	return b.report, nil
 }
 
-// peer reaches the other runtime.
+// peer connects to the other runtime.
 func (b *bench) peer(ctx context.Context, dir string) (*cri, error) {
 	var engine []process
 	if b.PeerEngine != "" {
-		docker, found, err := engineAt(ctx, b.PeerEngine)
+		docker, found, err := connectEngine(ctx, b.PeerEngine)
 		if err != nil {
-			return nil, fmt.Errorf("the peer's: %w", err)
+			return nil, fmt.Errorf("Docker Engine of the peer: %w", err)
 		}
 		defer docker.Close()
 		if err := loadPause(ctx, docker); err != nil {
@@ -103,8 +103,8 @@ func (b *bench) peer(ctx context.Context, dir string) (*cri, error) {
 	return dial(ctx, "peer", b.Peer, b.PeerImage, dir, engine)
 }
 
-// introduce notes what is measured, and on what.
-func (b *bench) introduce(ctx context.Context, runtimes []*cri) error {
+// describeRun adds the machine, the Engine and the sides to the report.
+func (b *bench) describeRun(ctx context.Context, runtimes []*cri) error {
 	engine, err := describe(ctx, b.docker)
 	if err != nil {
 		return err
@@ -117,7 +117,7 @@ func (b *bench) introduce(ctx context.Context, runtimes []*cri) error {
 	b.report.Engine = engine
 	b.report.Sides = map[string]string{"bare": "calls to the Engine and the CNI plugins"}
 	for _, c := range runtimes {
-		b.report.Sides[c.called] = c.version
+		b.report.Sides[c.label] = c.version
 	}
 	return nil
 }
@@ -132,7 +132,7 @@ func cpus() int {
 }
 
 func (b *bench) say(format string, args ...any) {
-	fmt.Fprintf(b.tell, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
+	fmt.Fprintf(b.progress, "%s  %s\n", time.Now().Format(time.TimeOnly), fmt.Sprintf(format, args...))
 }
 
 // timed measures one step of a side.
@@ -145,28 +145,28 @@ func (b *bench) timed(row string, s side, do func() error) error {
 	return nil
 }
 
-// inTurn returns the sides in another order each time, so that none always
-// comes first.
-func (b *bench) inTurn(round int) []side {
+// rotated returns the sides in a different order for each round, so that no side is always
+// first.
+func (b *bench) rotated(round int) []side {
 	n := len(b.sides)
 	return append(append([]side{}, b.sides[round%n:]...), b.sides[:round%n]...)
 }
 
-// atRest measures what the runtimes are before they have done anything.
-func (b *bench) atRest(ctx context.Context, runtimes []*cri) error {
-	if err := wait(ctx, settle); err != nil {
+// baseline measures the size and memory of the runtimes before the first pod.
+func (b *bench) baseline(ctx context.Context, runtimes []*cri) error {
+	if err := wait(ctx, measureDelay); err != nil {
 		return err
 	}
 	for _, c := range runtimes {
 		if c.own.pid == 0 {
-			b.say("which process %s is cannot be seen from here: its CPU and memory are left out", c.called)
+			b.say("the process of %s cannot be determined: its CPU and memory are not measured", c.label)
 			continue
 		}
 		size, err := c.own.binary()
 		if err != nil {
 			return err
 		}
-		b.report.add(rowBinary, c.called, size)
+		b.report.add(rowBinary, c.label, size)
 		if err := b.memory(rowMemoryIdle, c); err != nil {
 			return err
 		}
@@ -182,32 +182,32 @@ func (b *bench) memory(row string, c *cri) error {
 	if err != nil {
 		return err
 	}
-	b.report.add(row, c.called, mib)
+	b.report.add(row, c.label, mib)
 	return nil
 }
 
-// lives measures the steps of a pod's life, one pod at a time.
-func (b *bench) lives(ctx context.Context, _ []*cri) error {
+// lifecycles measures the steps of a pod's life, one pod at a time.
+func (b *bench) lifecycles(ctx context.Context, _ []*cri) error {
 	if b.Rounds == 0 {
 		return nil
 	}
-	b.say("%d lives of a pod on each side", b.Rounds)
+	b.say("%d pods on each side, one after the other", b.Rounds)
 	for round := range b.Rounds + 1 {
-		for _, s := range b.inTurn(round) {
-			if err := b.life(ctx, s, fmt.Sprintf("life-%d", round)); err != nil {
+		for _, s := range b.rotated(round) {
+			if err := b.lifecycle(ctx, s, fmt.Sprintf("life-%d", round)); err != nil {
 				return err
 			}
 		}
 		if round == 0 {
-			b.report.forget() // what is there only from the first pod on
+			b.report.dropSamples() // the first pod includes one-time work
 		}
 	}
 	return nil
 }
 
-func (b *bench) life(ctx context.Context, s side, name string) (err error) {
+func (b *bench) lifecycle(ctx context.Context, s side, name string) (err error) {
 	p := pod{name: name}
-	defer b.takeDown(ctx, s, &err, &p)
+	defer b.cleanUp(ctx, s, &err, &p)
 	id := ""
 	steps := []struct {
 		row   string
@@ -243,33 +243,32 @@ func (b *bench) life(ctx context.Context, s side, name string) (err error) {
 	return nil
 }
 
-// takeDown removes pods after a failure, whatever has become of ctx.
-func (b *bench) takeDown(ctx context.Context, s side, err *error, pods ...*pod) {
+// cleanUp removes pods after a failure, also if ctx has ended.
+func (b *bench) cleanUp(ctx context.Context, s side, err *error, pods ...*pod) {
 	if *err == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	for _, p := range pods {
-		if left := down(ctx, s, *p); left != nil {
+		if left := removePod(ctx, s, *p); left != nil {
 			*err = errors.Join(*err, fmt.Errorf("pod %s is left behind: %w", p.name, left))
 		}
 	}
 }
 
-// bursts measures how long it takes until many pods that are asked for at
-// once are up.
+// bursts measures the time until many pods that are started in parallel run.
 func (b *bench) bursts(ctx context.Context, _ []*cri) error {
 	for round := range b.Bursts {
 		b.say("burst %d of %d: %d pods on each side", round+1, b.Bursts, b.Burst)
-		for _, s := range b.inTurn(round) {
+		for _, s := range b.rotated(round) {
 			begin := time.Now()
-			pods, err := b.fill(ctx, s, fmt.Sprintf("burst-%d", round), 0, b.Burst, b.Wide)
+			pods, err := b.fill(ctx, s, fmt.Sprintf("burst-%d", round), 0, b.Burst, b.Parallel)
 			if err != nil {
 				return err
 			}
 			b.report.add(rowBurst, s.name(), time.Since(begin).Seconds())
-			if err := b.empty(ctx, s, pods); err != nil {
+			if err := b.removeAll(ctx, s, pods); err != nil {
 				return err
 			}
 		}
@@ -277,5 +276,5 @@ func (b *bench) bursts(ctx context.Context, _ []*cri) error {
 	return nil
 }
 
-// logDir is where the logs of a pod are.
+// logDir returns the log directory of a pod.
 func (c *cri) logDir(pod string) string { return filepath.Join(c.dir, pod) }

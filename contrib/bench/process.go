@@ -13,29 +13,29 @@ import (
 	"syscall"
 )
 
-// A process is one whose CPU and memory are measured.
+// A process is measured for its CPU and memory.
 type process struct {
 	name string
-	pid  int // 0 if it is not seen from here
+	pid  int // 0 if it cannot be determined
 }
 
-// listens tells in one line why a socket cannot be used.
-func listens(socket string) error {
+// checkSocket returns a one-line error if a socket cannot be used.
+func checkSocket(socket string) error {
 	path := strings.TrimPrefix(socket, "unix://")
 	conn, err := net.Dial("unix", path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("there is no socket %s", path)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nobody listens on %s", path)
+		return fmt.Errorf("no process listens on %s", path)
 	case err != nil:
 		return err
 	}
 	return conn.Close()
 }
 
-// listener returns the process that listens on a socket.
-func listener(name, socket string) (process, error) {
+// listeningProcess returns the process that listens on a socket.
+func listeningProcess(name, socket string) (process, error) {
 	conn, err := net.Dial("unix", strings.TrimPrefix(socket, "unix://"))
 	if err != nil {
 		return process{}, err
@@ -51,7 +51,7 @@ func listener(name, socket string) (process, error) {
 			p.pid = int(cred.Pid)
 		}
 	})
-	// With socket activation it is the service manager that has begun to listen.
+	// With socket activation the listener is the service manager.
 	if p.pid == 1 {
 		p.pid = 0
 	}
@@ -60,28 +60,28 @@ func listener(name, socket string) (process, error) {
 
 // engineProcesses returns the Engine that listens on a socket and its containerd.
 func engineProcesses(socket string) ([]process, error) {
-	docker, err := listener("dockerd", socket)
+	docker, err := listeningProcess("dockerd", socket)
 	if err != nil {
 		return nil, err
 	}
 	if docker.pid == 0 {
-		docker.pid = called("dockerd", 0)
+		docker.pid = processByName("dockerd", 0)
 	}
-	// Docker starts a containerd of its own where it is not told of another.
-	containerd := process{"containerd", called("containerd", docker.pid)}
+	// Without the option --containerd Docker may start its own containerd.
+	containerd := process{"containerd", processByName("containerd", docker.pid)}
 	if containerd.pid == 0 {
-		if found, err := listener("containerd", "/run/containerd/containerd.sock"); err == nil {
+		if found, err := listeningProcess("containerd", "/run/containerd/containerd.sock"); err == nil {
 			containerd = found
 		}
 	}
 	if containerd.pid == 0 {
-		containerd.pid = called("containerd", 0)
+		containerd.pid = processByName("containerd", 0)
 	}
 	return []process{docker, containerd}, nil
 }
 
-// called finds a process by its name, among the children of parent if that is not 0.
-func called(name string, parent int) int {
+// processByName finds a process by its name, among the children of parent unless that is 0.
+func processByName(name string, parent int) int {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return 0
@@ -99,25 +99,25 @@ func called(name string, parent int) int {
 	return 0
 }
 
-// A stat is what /proc says of a process.
+// A stat is the content of /proc/PID/stat.
 type stat struct {
 	pid, parent int
 	name        string
 	cpu         float64 // seconds
 }
 
-// ticks is how often a second the kernel counts, for /proc (USER_HZ).
+// ticks is the number of clock ticks per second in /proc (USER_HZ).
 const ticks = 100
 
 func parseStat(data []byte) (s stat, err error) {
 	begin, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
 	if begin < 0 || end < begin {
-		return s, fmt.Errorf("not the stat of a process: %.80q", data)
+		return s, fmt.Errorf("parse /proc/PID/stat: no name in parentheses: %.80q", data)
 	}
 	s.name = string(data[begin+1 : end])
 	fields := strings.Fields(string(data[end+1:]))
 	if len(fields) < 13 {
-		return s, fmt.Errorf("not the stat of a process: %.80q", data)
+		return s, fmt.Errorf("parse /proc/PID/stat: too few fields: %.80q", data)
 	}
 	var errs [4]error
 	s.pid, errs[0] = strconv.Atoi(strings.TrimSpace(string(data[:begin])))
@@ -140,9 +140,9 @@ func (p process) cpu() (float64, error) {
 	return s.cpu, err
 }
 
-// used returns the seconds of CPU that processes have used; those that are not seen from
-// here are left out.
-func used(all []process) (map[string]float64, error) {
+// cpuSeconds returns the seconds of CPU that processes have used, without processes that
+// could not be determined.
+func cpuSeconds(all []process) (map[string]float64, error) {
 	sum := map[string]float64{}
 	for _, p := range all {
 		if p.pid == 0 {
@@ -157,8 +157,8 @@ func used(all []process) (map[string]float64, error) {
 	return sum, nil
 }
 
-// since returns how much more after has than before, and all of it.
-func since(before, after map[string]float64) (each map[string]float64, sum float64) {
+// difference returns after minus before, for each process and in total.
+func difference(before, after map[string]float64) (each map[string]float64, sum float64) {
 	each = map[string]float64{}
 	for name, s := range after {
 		each[name] = s - before[name]
@@ -179,7 +179,7 @@ func (p process) resident() (float64, error) {
 			return kib / 1024, err
 		}
 	}
-	return 0, fmt.Errorf("no resident memory of %s is known", p.name)
+	return 0, fmt.Errorf("/proc has no VmRSS of %s", p.name)
 }
 
 // binary returns the size of a process's program, in MB.
@@ -197,8 +197,8 @@ func (p process) descriptors() (int, error) {
 	return len(all), err
 }
 
-// inside counts the processes in containers, by what their cgroups are called.
-func inside(ids []string) (int, error) {
+// processesIn counts the processes in containers, by the names of their cgroups.
+func processesIn(ids []string) (int, error) {
 	wanted := map[string]bool{}
 	for _, id := range ids {
 		wanted[id] = true
@@ -213,14 +213,14 @@ func inside(ids []string) (int, error) {
 		if err != nil {
 			continue // it has ended
 		}
-		if anyOf(idsIn(string(data)), wanted) {
+		if containsAny(containerIDs(string(data)), wanted) {
 			n++
 		}
 	}
 	return n, nil
 }
 
-func anyOf(words []string, wanted map[string]bool) bool {
+func containsAny(words []string, wanted map[string]bool) bool {
 	for _, w := range words {
 		if wanted[w] {
 			return true
@@ -229,9 +229,9 @@ func anyOf(words []string, wanted map[string]bool) bool {
 	return false
 }
 
-// idsIn returns what may be IDs of containers in the paths of cgroups:
+// containerIDs returns the possible container IDs in paths of cgroups:
 // /parent/ID with cgroupfs, and prefix-ID.scope with systemd.
-func idsIn(cgroups string) (ids []string) {
+func containerIDs(cgroups string) (ids []string) {
 	for _, word := range strings.FieldsFunc(cgroups, func(r rune) bool { return strings.ContainsRune("/-.:\n", r) }) {
 		if len(word) == 64 {
 			ids = append(ids, word)

@@ -13,18 +13,18 @@ import (
 	"time"
 )
 
-// A Report is what one run has found, as it is written to a file.
+// A Report is the result of one run, in the form of the file of --json.
 type Report struct {
 	Date    string            `json:"date"`
 	Machine string            `json:"machine"`
 	Engine  string            `json:"engine"`
-	Sides   map[string]string `json:"sides"` // what each is
+	Sides   map[string]string `json:"sides"` // their descriptions
 	Burst   string            `json:"burst"`
-	Pods    int               `json:"pods"` // of rows that do not say how many
+	Pods    int               `json:"pods"` // in rows without a number of pods
 	Rows    []*Row            `json:"rows"` // in the order they were first measured
 }
 
-// A Row is one thing measured on each side.
+// A Row has the samples of one measurement on each side.
 type Row struct {
 	Name    string               `json:"name"`
 	Unit    string               `json:"unit"`
@@ -32,14 +32,14 @@ type Row struct {
 }
 
 func newReport(p *plan) *Report {
-	r := &Report{Date: time.Now().UTC().Format(time.RFC3339), Burst: fmt.Sprintf("%d pods, %d at a time", p.Burst, p.Wide)}
+	r := &Report{Date: time.Now().UTC().Format(time.RFC3339), Burst: fmt.Sprintf("%d pods, %d at a time", p.Burst, p.Parallel)}
 	if len(p.Pods) > 0 {
 		r.Pods = p.Pods[0]
 	}
 	return r
 }
 
-// add takes one sample.
+// add adds one sample.
 func (r *Report) add(row, side string, value float64) {
 	found := r.row(row)
 	if found == nil {
@@ -49,8 +49,8 @@ func (r *Report) add(row, side string, value float64) {
 	found.Samples[side] = append(found.Samples[side], value)
 }
 
-// forget drops the samples of the steps of a pod's life so far.
-func (r *Report) forget() {
+// dropSamples drops the samples of the warm-up round.
+func (r *Report) dropSamples() {
 	for _, row := range r.Rows {
 		if row.Unit == "ms" {
 			clear(row.Samples)
@@ -67,7 +67,7 @@ func (r *Report) row(name string) *Row {
 	return nil
 }
 
-// median returns the median of what was measured of a row on one side.
+// median returns the median of the samples of a row on one side.
 func (r *Report) median(row, side string) (float64, bool) {
 	found := r.row(row)
 	if found == nil {
@@ -89,43 +89,43 @@ func (r *Row) median(side string) (float64, bool) {
 	}
 }
 
-// A verdict is what has become of a promise.
-type verdict struct {
-	promised string  // as it was made
-	here     float64 // in the unit of the row, on this machine
-	known    bool    // whether here is
-	met      bool
+// A result is a target and whether it is met.
+type result struct {
+	target string  // as set for the reference machine
+	scaled float64 // for this machine, in the unit of the row
+	known  bool    // whether scaled is known
+	met    bool
 }
 
-// judge compares what berth takes with what was promised; of nothing that was not
-// promised, or not for so many pods.
-func (r *Report) judge(row *Row) (v verdict, ok bool) {
-	m, ok := promise(row.Name)
+// evaluate compares the median of berth with the target. ok is false for rows without a
+// target, or measured with other numbers of pods than the target is for.
+func (r *Report) evaluate(row *Row) (v result, ok bool) {
+	m, ok := targetOf(row.Name)
 	ours, measured := row.median("berth")
-	if !ok || !measured || r.otherwise(row.Name) {
+	if !ok || !measured || r.differs(row.Name) {
 		return v, false
 	}
-	v.promised = number(m.most)
+	v.target = number(m.most)
 	switch m.kind {
 	case fixed:
-		v.here, v.known = m.most, true
-	case times:
+		v.scaled, v.known = m.most, true
+	case ratio:
 		bare, there := row.median("bare")
-		v.promised, v.here, v.known = v.promised+" x bare", m.most*bare, there
-	case starting, asking:
-		factor := r.slower(m.kind)
-		v.here, v.known = m.most*factor, factor > 0
+		v.target, v.scaled, v.known = v.target+" x bare", m.most*bare, there
+	case processBound, queryBound:
+		factor := r.slowdown(m.kind)
+		v.scaled, v.known = m.most*factor, factor > 0
 	}
-	v.met = v.known && ours <= v.here
+	v.met = v.known && ours <= v.scaled
 	return v, true
 }
 
-func (r *Report) slower(k kind) float64 {
-	return slower(k, func(row string) (float64, bool) { return r.median(row, "bare") })
+func (r *Report) slowdown(k kind) float64 {
+	return slowdown(k, func(row string) (float64, bool) { return r.median(row, "bare") })
 }
 
-// otherwise reports whether a row was measured in other numbers than promises are about.
-func (r *Report) otherwise(row string) bool {
+// differs reports whether a row was measured with other numbers of pods than its target is for.
+func (r *Report) differs(row string) bool {
 	switch {
 	case slices.Contains([]string{rowPods, rowContainers, rowStats, rowPodStats, rowStatuses, rowRelist}, row):
 		return r.Pods != 50
@@ -136,7 +136,7 @@ func (r *Report) otherwise(row string) bool {
 	}
 }
 
-// number writes a number with as many digits as say something.
+// number formats a number with its significant digits.
 func number(v float64) string {
 	digits := 2
 	switch {
@@ -148,7 +148,7 @@ func number(v float64) string {
 	return strings.TrimSuffix(strings.TrimRight(strconv.FormatFloat(v, 'f', digits, 64), "0"), ".")
 }
 
-// columns are the sides there are, in the order of the table.
+// columns returns the measured sides, in the order of the table.
 func (r *Report) columns() []string {
 	sides := []string{"bare", "berth"}
 	if _, ok := r.Sides["peer"]; ok {
@@ -157,7 +157,7 @@ func (r *Report) columns() []string {
 	return sides
 }
 
-// title is what a row is called in the table.
+// title returns the title of a row in the table.
 func (r *Report) title(row *Row) string {
 	whole, p := part(row.Name)
 	switch {
@@ -183,7 +183,7 @@ func (r *Report) write(out io.Writer) error {
 	if len(sides) > 2 {
 		fmt.Fprint(w, "\tberth/peer")
 	}
-	fmt.Fprint(w, "\tmust\there\tmet\n")
+	fmt.Fprint(w, "\ttarget\tscaled\tmet\n")
 	met, all := 0, 0
 	for _, row := range r.Rows {
 		if len(row.Samples) == 0 {
@@ -202,12 +202,12 @@ func (r *Report) write(out io.Writer) error {
 				fmt.Fprint(w, "\t"+row.ratio(side))
 			}
 		}
-		v, promised := r.judge(row)
+		v, hasTarget := r.evaluate(row)
 		switch {
-		case !promised:
+		case !hasTarget:
 			fmt.Fprint(w, "\t\t\t\n")
 		case !v.known:
-			fmt.Fprintf(w, "\t%s\t?\t?\n", v.promised)
+			fmt.Fprintf(w, "\t%s\t?\t?\n", v.target)
 		default:
 			all++
 			word := "NO"
@@ -215,22 +215,22 @@ func (r *Report) write(out io.Writer) error {
 				met++
 				word = "yes"
 			}
-			fmt.Fprintf(w, "\t%s\t%s\t%s\n", v.promised, number(v.here), word)
+			fmt.Fprintf(w, "\t%s\t%s\t%s\n", v.target, number(v.scaled), word)
 		}
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n%d of %d promises are met.", met, all)
-	if r.slower(starting) > 0 {
-		fmt.Fprintf(out, " Bare calls that start processes take %s x as long as where they were made,\nan inspect %s x; \"here\" allows for that.",
-			number(r.slower(starting)), number(r.slower(asking)))
+	fmt.Fprintf(out, "\n%d of %d targets are met.", met, all)
+	if r.slowdown(processBound) > 0 {
+		fmt.Fprintf(out, " Bare calls that start processes take %s x as long as on the reference machine,\nan inspect %s x; the column \"scaled\" is the target multiplied by that.",
+			number(r.slowdown(processBound)), number(r.slowdown(queryBound)))
 	}
 	_, err := fmt.Fprintln(out)
 	return err
 }
 
-// ratio is how berth compares with another side.
+// ratio returns the median of berth divided by that of another side.
 func (r *Row) ratio(side string) string {
 	ours, ok := r.median("berth")
 	theirs, there := r.median(side)
@@ -240,12 +240,12 @@ func (r *Row) ratio(side string) string {
 	return number(ours / theirs)
 }
 
-// publish reports in all forms that are asked for.
-func (r *Report) publish(p *plan, out io.Writer) error {
+// writeAll writes the table, and the files that p names.
+func (r *Report) writeAll(p *plan, out io.Writer) error {
 	if err := r.write(out); err != nil {
 		return err
 	}
-	if p.JSON != "" && p.Again == "" {
+	if p.JSON != "" && p.Load == "" {
 		data, err := json.MarshalIndent(r, "", " ")
 		if err != nil {
 			return err
@@ -264,7 +264,7 @@ func (r *Report) publish(p *plan, out io.Writer) error {
 	return errors.Join(r.draw(f), f.Close())
 }
 
-// load reads what an earlier run has written.
+// load reads a report that an earlier run has written.
 func load(file string) (*Report, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -272,7 +272,7 @@ func load(file string) (*Report, error) {
 	}
 	r := &Report{}
 	if err := json.Unmarshal(data, r); err != nil {
-		return nil, fmt.Errorf("%s is not of this program: %w", file, err)
+		return nil, fmt.Errorf("%s: not a report of this program: %w", file, err)
 	}
 	return r, nil
 }

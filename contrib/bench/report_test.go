@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// sample is a run on a machine that is twice as slow.
+// sample is the report of a run on a machine that is half as fast as the reference machine.
 func sample() *Report {
 	r := &Report{Date: "2026-01-02T03:04:05Z", Machine: "2 CPUs, Linux <6>", Engine: "Docker Engine 20.10", Pods: 50, Burst: "20 pods, 10 at a time",
 		Sides: map[string]string{"bare": "calls", "berth": "docker 20.10", "peer": "another & more"}}
@@ -30,32 +30,32 @@ func sample() *Report {
 	return r
 }
 
-func TestPromises(t *testing.T) {
+func TestTargetsAreScaledToTheMachine(t *testing.T) {
 	r := sample()
-	for row, want := range map[string]verdict{
-		rowRun:        {promised: "140", here: 280, known: true, met: true},
-		rowStart:      {promised: "1.05 x bare", here: 199.5, known: true},
-		rowPods:       {promised: "0.7", here: 1.4, known: true},
-		rowMemory(50): {promised: "30", here: 30, known: true, met: true},
+	for row, want := range map[string]result{
+		rowRun:        {target: "140", scaled: 280, known: true, met: true},
+		rowStart:      {target: "1.05 x bare", scaled: 199.5, known: true},
+		rowPods:       {target: "0.7", scaled: 1.4, known: true},
+		rowMemory(50): {target: "30", scaled: 30, known: true, met: true},
 	} {
-		got, ok := r.judge(r.row(row))
-		got.here = float64(int(got.here*1000+0.5)) / 1000
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(verdict{})); !ok || diff != "" {
-			t.Errorf("%s: %v, want the first of\n%s", row, ok, diff)
+		got, ok := r.evaluate(r.row(row))
+		got.scaled = float64(int(got.scaled*1000+0.5)) / 1000
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(result{})); !ok || diff != "" {
+			t.Errorf("%s: ok %v, difference (-want +got):\n%s", row, ok, diff)
 		}
 	}
 	r.Pods = 10
-	if v, ok := r.judge(r.row(rowPods)); ok {
-		t.Errorf("a list of 10 pods is judged by what is promised of 50: %v", v)
+	if v, ok := r.evaluate(r.row(rowPods)); ok {
+		t.Errorf("a list of 10 pods is compared with the target for 50: %v", v)
 	}
 }
 
-func TestTable(t *testing.T) {
+func TestTableShowsMediansRatiosAndTargets(t *testing.T) {
 	var out strings.Builder
 	if err := sample().write(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"2 of 4 promises are met", "take 2 x as long", "of that itself"} {
+	for _, want := range []string{"2 of 4 targets are met", "take 2 x as long", "of that itself"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in\n%s", want, out.String())
 		}
@@ -70,22 +70,22 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// What was written is read again, and the chart is XML whatever things are called.
-func TestFiles(t *testing.T) {
+// A written report can be loaded, and the chart is valid XML with special characters in names.
+func TestReportIsLoadedAndDrawn(t *testing.T) {
 	p := &plan{JSON: filepath.Join(t.TempDir(), "bench.json")}
 	r := sample()
-	if err := r.publish(p, io.Discard); err != nil {
+	if err := r.writeAll(p, io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	again, err := load(p.JSON)
+	loaded, err := load(p.JSON)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(r, again); diff != "" {
+	if diff := cmp.Diff(r, loaded); diff != "" {
 		t.Error(diff)
 	}
 	var out strings.Builder
-	if err := again.draw(&out); err != nil {
+	if err := loaded.draw(&out); err != nil {
 		t.Fatal(err)
 	}
 	for d := xml.NewDecoder(strings.NewReader(out.String())); ; {
@@ -97,13 +97,13 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-func TestBadFlags(t *testing.T) {
+func TestInvalidFlagsAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
-		"--pods 50,20":           "each number above the one before",
+		"--pods 50,20":           "want increasing numbers",
 		"--pods many":            "want numbers",
 		"--peer /run/peer.sock":  "want unix:///path",
 		"--burst 0":              "want at least 1",
-		"now":                    `what is "now"?`,
+		"now":                    `unexpected argument "now"`,
 		"--again /nowhere/b.jsn": "no such file",
 	} {
 		err := run(t.Context(), strings.Fields(args), io.Discard)
@@ -113,23 +113,23 @@ func TestBadFlags(t *testing.T) {
 	}
 }
 
-func TestNobodyThere(t *testing.T) {
-	if err := listens("unix:///nowhere/docker.sock"); err == nil || err.Error() != "there is no socket /nowhere/docker.sock" {
+func TestMissingSocketIsReported(t *testing.T) {
+	if err := checkSocket("unix:///nowhere/docker.sock"); err == nil || err.Error() != "there is no socket /nowhere/docker.sock" {
 		t.Errorf("got %v", err)
 	}
 }
 
-func TestProcesses(t *testing.T) {
+func TestProcStatAndCgroupsAreParsed(t *testing.T) {
 	got, err := parseStat([]byte("42 (a) b (c) S 7 42 42 0 -1 4194560 1 2 3 4 150 50 0 0 20 0 1 0 100"))
 	if want := (stat{pid: 42, parent: 7, name: "a) b (c", cpu: 2}); err != nil || got != want {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
 	}
 	if _, err := parseStat([]byte("42 (a")); err == nil {
-		t.Error("half a line is taken")
+		t.Error("a truncated line is accepted")
 	}
 	id := strings.Repeat("0123456789abcdef", 4)
 	text := "5:pids:/docker/" + id + "\n0::/system.slice/docker-" + id + ".scope\n1:name=systemd:/\n"
-	if got := idsIn(text); !cmp.Equal(got, []string{id, id}) {
+	if got := containerIDs(text); !cmp.Equal(got, []string{id, id}) {
 		t.Errorf("got %v", got)
 	}
 }

@@ -6,31 +6,31 @@ import (
 	"strings"
 )
 
-// What is measured.
+// Names of the rows.
 const (
 	rowRun             = "RunPodSandbox with a CNI bridge"
 	rowCreate          = "CreateContainer"
 	rowStart           = "StartContainer"
 	rowExec            = "ExecSync true"
 	rowStatus          = "ContainerStatus"
-	rowStopContainer   = "StopContainer, no grace"
+	rowStopContainer   = "StopContainer, grace period 0"
 	rowRemoveContainer = "RemoveContainer"
 	rowStop            = "StopPodSandbox"
 	rowRemove          = "RemovePodSandbox"
-	rowBurst           = "burst: all pods up"
+	rowBurst           = "burst: all pods running"
 	rowPods            = "ListPodSandbox"
 	rowContainers      = "ListContainers"
 	rowStats           = "ListContainerStats"
 	rowPodStats        = "ListPodSandboxStats"
 	rowStatuses        = "status of all pods and containers"
-	rowRelist          = "CPU under a kubelet's relist"
-	rowEmpty           = "CPU under as many empty calls"
+	rowRelist          = "CPU of a kubelet's relist"
+	rowEmpty           = "CPU of the same number of empty calls"
 	rowProbe           = "exec probe"
-	rowProbes          = "CPU under exec probes"
-	rowLeftProcesses   = "left of probes: processes"
-	rowLeftSessions    = "left of probes: exec sessions"
-	rowLeftFiles       = "left of probes: open files"
-	rowIdle            = "CPU, containers at rest"
+	rowProbes          = "CPU of exec probes"
+	rowLeftProcesses   = "left by probes: processes"
+	rowLeftSessions    = "left by probes: exec sessions"
+	rowLeftFiles       = "left by probes: open files"
+	rowIdle            = "CPU of idle containers"
 	rowLogs            = "CPU of a container's output"
 	rowMemoryIdle      = "resident memory, no pods"
 	rowBinary          = "size of the program"
@@ -42,7 +42,7 @@ func of(row, process string) string  { return row + " / " + process }
 func part(row string) (of, p string) { of, p, _ = strings.Cut(row, " / "); return of, p }
 func isMemory(row string) bool       { return strings.HasPrefix(row, "resident memory") }
 
-// unitOf returns what a row is measured in.
+// unitOf returns the unit of a row.
 func unitOf(row string) string {
 	whole, _ := part(row)
 	switch {
@@ -63,75 +63,75 @@ func unitOf(row string) string {
 	}
 }
 
-// A must is what berth has promised of a row.
-type must struct {
+// A target is the value that berth must not exceed in a row.
+type target struct {
 	row  string
 	most float64
 	kind kind
 }
 
-// A kind is how a promise is carried over to another machine.
+// A kind is how a target is scaled to another machine.
 type kind int
 
 const (
-	// fixed is the same everywhere.
+	// fixed: the same on every machine.
 	fixed kind = iota
-	// times is a factor of what the bare calls take.
-	times
-	// starting is absolute, of what starts and ends processes: it is stretched as
-	// bare calls of that sort are.
-	starting
-	// asking is absolute, of what is asked only: it is stretched as a bare
-	// inspect is.
-	asking
+	// ratio: a factor of the duration of the bare calls.
+	ratio
+	// processBound: an absolute duration of operations that start or end processes. It is
+	// multiplied by the slowdown of bare calls of that kind.
+	processBound
+	// queryBound: an absolute duration of queries. It is multiplied by the slowdown of a bare
+	// inspect.
+	queryBound
 )
 
-// musts are the promises, for fifty pods of one container, and bursts of 20
-// pods with 10 begun at a time.
-var musts = []must{
-	{rowRun, 140, starting},
-	{rowCreate, 12, starting},
-	{rowStart, 1.05, times},
-	{rowExec, 1.0, times},
-	{rowStatus, 0.5, asking},
-	{rowStop, 100, starting},
-	{rowBurst, 2.6, starting},
-	{rowPods, 0.7, asking},
-	{rowContainers, 0.6, asking},
-	{rowStats, 12, asking},
-	{rowPodStats, 12, asking},
-	{rowStatuses, 40, asking},
-	{rowRelist, 0.6, asking},
-	{rowLogs, 1.25, times},
+// targets are for 50 pods of one container, and bursts of 20
+// pods with 10 started in parallel.
+var targets = []target{
+	{rowRun, 140, processBound},
+	{rowCreate, 12, processBound},
+	{rowStart, 1.05, ratio},
+	{rowExec, 1.0, ratio},
+	{rowStatus, 0.5, queryBound},
+	{rowStop, 100, processBound},
+	{rowBurst, 2.6, processBound},
+	{rowPods, 0.7, queryBound},
+	{rowContainers, 0.6, queryBound},
+	{rowStats, 12, queryBound},
+	{rowPodStats, 12, queryBound},
+	{rowStatuses, 40, queryBound},
+	{rowRelist, 0.6, queryBound},
+	{rowLogs, 1.25, ratio},
 	{rowLeftProcesses, 0, fixed},
 	{rowLeftSessions, 0, fixed},
 	{rowMemory(50), 30, fixed},
 	{rowBinary, 25, fixed},
 }
 
-// promise returns what is promised of a row, if anything is.
-func promise(row string) (must, bool) {
-	for _, m := range musts {
+// targetOf returns the target of a row, if it has one.
+func targetOf(row string) (target, bool) {
+	for _, m := range targets {
 		if m.row == row {
 			return m, true
 		}
 	}
-	return must{}, false
+	return target{}, false
 }
 
-// bareThere is what bare calls took on the machine that the promises were
-// made on, in ms.
-var bareThere = map[kind]map[string]float64{
-	starting: {rowCreate: 10, rowStart: 95, rowExec: 59},
-	asking:   {rowStatus: 1.0},
+// referenceBare is how long bare calls took on the machine for which the targets were
+// set, in ms.
+var referenceBare = map[kind]map[string]float64{
+	processBound: {rowCreate: 10, rowStart: 95, rowExec: 59},
+	queryBound:   {rowStatus: 1.0},
 }
 
-// slower returns how much longer bare calls of a kind take here, 0 if they were
-// not measured.
-func slower(k kind, medianOfBare func(row string) (float64, bool)) float64 {
+// slowdown returns the factor by which bare calls of a kind take longer in this run than on the
+// reference machine, 0 if they were not measured.
+func slowdown(k kind, bareMedian func(row string) (float64, bool)) float64 {
 	sum, n := 0.0, 0
-	for row, there := range bareThere[k] {
-		if here, ok := medianOfBare(row); ok && here > 0 {
+	for row, there := range referenceBare[k] {
+		if here, ok := bareMedian(row); ok && here > 0 {
 			sum += math.Log(here / there)
 			n++
 		}

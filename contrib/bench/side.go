@@ -2,10 +2,10 @@ package main
 
 import "context"
 
-// A side runs pods: all sides are asked for the same, in the same order.
+// A side runs pods: all sides get the same operations, in the same order.
 type side interface {
 	name() string
-	// run sets up a pod, create makes a container in it that runs a script.
+	// run creates a sandbox, create creates a container in it that runs a script.
 	run(ctx context.Context, pod string) (sandbox string, err error)
 	create(ctx context.Context, sandbox, pod, container, script string) (id string, err error)
 	start(ctx context.Context, id string) error
@@ -19,43 +19,43 @@ type side interface {
 	ended(ctx context.Context, id string) (bool, error)
 	// logLines counts the lines of a container's log.
 	logLines(ctx context.Context, id, pod, container string) (int, error)
-	// lists are the questions about all there is, by the row they are measured as.
-	lists() []question
-	// relist is what a kubelet asks in the given second.
+	// lists returns the list calls with their rows.
+	lists() []listCall
+	// relist makes the calls of a kubelet in the given second.
 	relist(ctx context.Context, second int) error
-	// empty is a call that does nothing.
-	empty(ctx context.Context) error
-	// cost is what may be running on behalf of the side.
+	// noop makes a call without work.
+	noop(ctx context.Context) error
+	// cost returns the processes that work for the side.
 	cost() []process
 }
 
-// A question is a list that is asked for, and how often to measure it.
-type question struct {
+// A listCall is a call that returns a list, with the number of measurements.
+type listCall struct {
 	row   string
 	times int
-	ask   func(ctx context.Context) (found int, err error)
+	call  func(ctx context.Context) (found int, err error)
 }
 
-// A pod that has been set up.
+// A pod is a sandbox with its containers.
 type pod struct {
 	name, sandbox string
 	containers    []string
 }
 
-// sleeping is what a container at rest runs.
+// sleeping is the script of an idle container.
 const sleeping = "exec sleep 1000000"
 
-// up sets up a pod of one container.
-func up(ctx context.Context, s side, name, script string) (p pod, err error) {
+// startPod starts a pod of one container.
+func startPod(ctx context.Context, s side, name, script string) (p pod, err error) {
 	p.name = name
 	if p.sandbox, err = s.run(ctx, name); err != nil {
 		return p, err
 	}
-	return p, more(ctx, s, &p, "c0", script)
+	return p, addContainer(ctx, s, &p, "c0", script)
 }
 
-// more starts one more container in a pod.
-func more(ctx context.Context, s side, p *pod, name, script string) error {
+// addContainer starts another container in a pod.
+func addContainer(ctx context.Context, s side, p *pod, name, script string) error {
 	id, err := s.create(ctx, p.sandbox, p.name, name, script)
 	if err != nil {
 		return err
@@ -64,8 +64,8 @@ func more(ctx context.Context, s side, p *pod, name, script string) error {
 	return s.start(ctx, id)
 }
 
-// down takes a pod away as a kubelet does.
-func down(ctx context.Context, s side, p pod) error {
+// removePod removes a pod in the steps of a kubelet.
+func removePod(ctx context.Context, s side, p pod) error {
 	for _, id := range p.containers {
 		if err := s.stopContainer(ctx, id); err != nil {
 			return err
