@@ -5,7 +5,7 @@
 // CRI statistics and as CRI metrics. Errors keep the kind of the system call: IsExited
 // distinguishes the end of a cgroup or process from a failure. A file that the kernel does not have,
 // because it is old or a controller is off, counts as zero only where that is documented
-// here: a cgroup that is removed while it is read must never look like an idle one.
+// here: a cgroup that is removed while it is read must never be reported as an idle one.
 //
 // The package does not call Docker and keeps no state but the counts of an FDCounter and
 // the node's free swap, which it caches for a second.
