@@ -38,7 +38,7 @@ Files:
     cni-bin-dir: [/opt/cni/bin, /usr/lib/cni]
 
 Signals:
-  TERM, INT   stop; pods go on, and berthd finds them again after the next start
+  TERM, INT   stop; running pods are not affected
   HUP         read the configuration again and apply its log-level; the rest takes a
               restart
 

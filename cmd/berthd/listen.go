@@ -118,7 +118,7 @@ func removeStale(path string) error {
 	conn, err := net.DialTimeout("unix", path, staleTimeout)
 	switch {
 	case err == nil:
-		return errors.Join(errors.New("somebody serves there already: stop that berthd or cri-dockerd first"), conn.Close())
+		return errors.Join(errors.New("another process serves this socket: stop that berthd or cri-dockerd first"), conn.Close())
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
 	default:

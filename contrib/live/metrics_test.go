@@ -235,7 +235,7 @@ func TestCRIAndPrometheusMetricsAgree(t *testing.T) {
 	}
 	exported, names := n.exported(addr, "same")
 	if len(status) != len(exported) || len(status) < 100 {
-		t.Errorf("the kubelet is told %d series, Prometheus %d", len(status), len(exported))
+		t.Errorf("the CRI has %d series, Prometheus %d", len(status), len(exported))
 	}
 	equal := 0
 	for name, want := range status {
@@ -253,9 +253,9 @@ func TestCRIAndPrometheusMetricsAgree(t *testing.T) {
 		// inodes of the disk are everybody's.
 		idle := strings.Contains(name, `container="idle"`)
 		if idle && !strings.Contains(name, "last_seen") && !strings.HasPrefix(name, "container_fs_inodes_free") {
-			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
+			t.Errorf("%s: the CRI has %d, Prometheus %v", name, want, got)
 		} else if !near(uint64(got), want, want/10+1<<20) {
-			t.Errorf("%s: the kubelet is told %d, Prometheus %v", name, want, got)
+			t.Errorf("%s: the CRI has %d, Prometheus %v", name, want, got)
 		}
 	}
 	t.Logf("%d series, %d of them equal to the bit", len(status), equal)

@@ -97,7 +97,7 @@ func TestCallsAreMeasured(t *testing.T) {
 			}
 			want := slices.Sorted(slices.Values(keys[f.GetName()]))
 			if !slices.Equal(labels, want) {
-				t.Errorf("%s has the labels %v, the kubelet is told %v", f.GetName(), labels, want)
+				t.Errorf("%s has the labels %v, its descriptor %v", f.GetName(), labels, want)
 			}
 		}
 	}

@@ -90,7 +90,7 @@ func ignoredOptions() []*option {
 		{name: "docker-exec-handler", value: newValue(new(string), parseString), initial: "",
 			ignored: "commands are always run by Docker itself"},
 		{name: "cgroup-driver", value: newValue(new(string), parseString), initial: "",
-			ignored: "it is Docker's own, and the kubelet is told"},
+			ignored: "the driver is that of Docker, and berthd reports it to the kubelet"},
 	}
 }
 

@@ -52,7 +52,7 @@ func (c *checker) engineFailed(host string, err error) {
 	case isUnix && errors.Is(unix.Access(path, unix.W_OK), fs.ErrPermission):
 		c.fail("docker", "this user may not use "+host, "run the doctor as root")
 	case engine.IsUnavailable(err):
-		c.fail("docker", fmt.Sprintf("Docker at %s does not answer: %v", host, err), "look at: systemctl status docker.service")
+		c.fail("docker", fmt.Sprintf("Docker at %s does not answer: %v", host, err), "see: systemctl status docker.service")
 	default:
 		c.fail("docker", fmt.Sprintf("Docker at %s cannot be used: %v", host, err), "do what the message says")
 	}

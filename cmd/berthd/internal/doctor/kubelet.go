@@ -46,12 +46,12 @@ func (c *checker) checkKubelet() {
 		fix := "kubeadm init --cri-socket " + endpoint
 		other := slices.IndexFunc(otherSockets, func(path string) bool { _, err := os.Stat(c.path(path)); return err == nil })
 		if other >= 0 {
-			fix += " (it must be said: there is a " + otherSockets[other] + " too)"
+			fix += " (the flag is needed: there is a " + otherSockets[other] + " too)"
 		}
 		c.warn("kubelet", "it was not set up yet, or not by kubeadm", fix)
 		return
 	case settings.Endpoint == "":
-		c.fail("kubelet", "it is not told of a socket, and uses that of containerd",
+		c.fail("kubelet", "no socket is configured, so it uses that of containerd",
 			"kubeadm init or join --cri-socket "+endpoint+", or set containerRuntimeEndpoint in "+kubeletConfig)
 	case socketPath(settings.Endpoint) != socketPath(endpoint):
 		c.fail("kubelet", fmt.Sprintf("it uses %s, berthd serves %s", settings.Endpoint, endpoint),
@@ -61,7 +61,7 @@ func (c *checker) checkKubelet() {
 	}
 	c.checkKubeletCgroups(settings)
 	if settings.pauseImage != "" && settings.pauseImage != c.daemon.PauseImage {
-		c.warn("pause image", fmt.Sprintf("the kubelet was told %s, berthd uses %s", settings.pauseImage, c.daemon.PauseImage),
+		c.warn("pause image", fmt.Sprintf("the kubelet is configured with %s, berthd uses %s", settings.pauseImage, c.daemon.PauseImage),
 			"set pod-infra-container-image: "+settings.pauseImage+" in "+config.DefaultFile+" and: systemctl restart berth.service")
 	} else {
 		c.ok("pause image", c.daemon.PauseImage+", or the built-in one where it cannot be pulled")
@@ -83,7 +83,7 @@ func (c *checker) checkKubeletCgroups(settings *kubeletSettings) {
 		c.warn("kubelet cgroups", "its configuration names no cgroupDriver: before 1.31 the kubelet uses cgroupfs, Docker uses "+dockers,
 			fmt.Sprintf("set cgroupDriver: %s in %s", dockers, kubeletConfig))
 	default:
-		c.fail("kubelet cgroups", fmt.Sprintf("it was told %s, Docker uses %s (from 1.31 on it asks berthd instead)", driver, dockers),
+		c.fail("kubelet cgroups", fmt.Sprintf("it is configured with %s, Docker uses %s (from 1.31 on the kubelet uses what berthd reports)", driver, dockers),
 			fmt.Sprintf("set cgroupDriver: %s in %s and: systemctl restart kubelet", dockers, kubeletConfig))
 	}
 }

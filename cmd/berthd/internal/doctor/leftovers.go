@@ -11,7 +11,7 @@ import (
 func (c *checker) checkLeftovers() {
 	if pids := c.processes("cri-dockerd"); len(pids) > 0 {
 		c.fail("cri-dockerd", fmt.Sprintf("it runs (process %s): two adapters on one node disturb each other", strings.Join(pids, ", ")),
-			"find its unit with: systemctl status "+pids[0]+", stop and disable it; pods go on")
+			"find its unit with: systemctl status "+pids[0]+", stop and disable it; running pods are not affected")
 	}
 	if checkpoints, _ := filepath.Glob(c.path("/var/lib/dockershim/sandbox/*")); len(checkpoints) > 0 && c.daemon.RootDir != "/var/lib/dockershim" {
 		c.warn("dockershim", fmt.Sprintf("%d pods have checkpoints of dockershim", len(checkpoints)),

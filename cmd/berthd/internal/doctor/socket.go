@@ -47,7 +47,7 @@ func (c *checker) checkSocket(ctx context.Context) {
 	defer conn.Close()
 	status, err := runtimeapi.NewRuntimeServiceClient(conn).Status(ctx, &runtimeapi.StatusRequest{})
 	if err != nil {
-		c.fail("socket", path+" does not answer: "+err.Error(), "look at: systemctl status berth.service, journalctl -u berth.service")
+		c.fail("socket", path+" does not answer: "+err.Error(), "see: systemctl status berth.service, journalctl -u berth.service")
 		return
 	}
 	c.checkConditions(path, status.GetStatus().GetConditions())

@@ -49,7 +49,7 @@ func (c *checker) checkUnits() {
 		}
 	}
 	if !c.has("units") {
-		c.ok("units", "none is in the way, and berthd accepts the flags in drop-ins")
+		c.ok("units", "no unit conflicts, and berthd accepts the flags in drop-ins")
 	}
 }
 
