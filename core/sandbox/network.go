@@ -19,7 +19,8 @@ import (
 	"berth/network"
 )
 
-// The network of a pod is given up after maxDetachFailures failures in a row over at least
+// If CNI DEL keeps failing, StopPodSandbox fails and the kubelet retries it. The network is
+// given up, and the pod can be removed, after maxDetachFailures failures in a row over at least
 // detachGrace: a broken plugin must not block the pods of a node for ever, for example
 // when the node is drained. The time is for plugins that call an agent that runs in a pod:
 // they fail until that pod is up.
