@@ -92,7 +92,7 @@ func (b *bench) peer(ctx context.Context, dir string) (*cri, error) {
 	if b.PeerEngine != "" {
 		docker, found, err := connectEngine(ctx, b.PeerEngine)
 		if err != nil {
-			return nil, fmt.Errorf("Docker Engine of the peer: %w", err)
+			return nil, fmt.Errorf("the Docker Engine of the peer: %w", err)
 		}
 		defer docker.Close()
 		if err := loadPause(ctx, docker); err != nil {
