@@ -53,7 +53,7 @@ func (c *checker) checkUnits() {
 	}
 }
 
-// isFile reports whether name is a regular file of the node; a link, as an alias of a unit is, is none.
+// isFile reports whether name is a regular file of the node, not a link such as an alias of a unit.
 func (c *checker) isFile(name string) bool {
 	info, err := os.Lstat(c.path(name))
 	return err == nil && info.Mode().IsRegular()
