@@ -30,6 +30,7 @@ func FuzzServer(f *testing.F) {
 	for seed := range uint64(6) {
 		f.Add(seed, []byte{0x0a, byte(seed), 0x12, 0x00, 0xff})
 	}
+	f.Add(uint64(151), []byte("\n\x00@\x00\xff")) // stops a container that ignores the signal
 	f.Fuzz(func(t *testing.T, seed uint64, wire []byte) {
 		h := newDaemon(t, enginetest.Info(func(i *system.Info) {
 			// With these settings no cgroup of this machine is created or written.
@@ -52,7 +53,7 @@ func FuzzServer(f *testing.F) {
 	})
 }
 
-// scrambled makes one call with a message that makes little sense.
+// scrambled makes one call with a random message.
 func (h *testDaemon) scrambled(random *rand.Rand, words []string, wire []byte) {
 	h.Helper()
 	service := reflect.ValueOf(h.runtime)
@@ -72,7 +73,7 @@ func (h *testDaemon) scrambled(random *rand.Rand, words []string, wire []byte) {
 		proto.Reset(m)
 		protofuzz.Fill(m, random, words...)
 	}
-	// Half of the orders are such that they get as far as the Engine.
+	// Half of the requests are valid enough to reach the Engine.
 	if r, ok := m.(*runtimeapi.CreateContainerRequest); ok && random.IntN(2) == 0 {
 		if r.Config == nil {
 			r.Config = &runtimeapi.ContainerConfig{}
@@ -83,6 +84,10 @@ func (h *testDaemon) scrambled(random *rand.Rand, words []string, wire []byte) {
 		if random.IntN(2) == 0 {
 			r.Config.Linux, r.Config.Mounts, r.Config.Devices, r.Config.CDIDevices = nil, nil, nil, nil
 		}
+	}
+	// A container may ignore the signal for as long as it is given.
+	if r, ok := m.(*runtimeapi.StopContainerRequest); ok {
+		r.Timeout = min(r.Timeout, 1)
 	}
 	ctx, cancel := context.WithTimeout(h.Context(), fuzzTimeout)
 	defer cancel()
