@@ -515,6 +515,10 @@ func TestContainerdLostIgnoresTextsOfPods(t *testing.T) {
 		`connection error: desc = "transport: Error while dialing dial unix /x.sock: connect: connection refused": unavailable`:                                                true,
 		`Cannot kill container: 0123abcd: transport is closing: unavailable`:                                                                                                   true,
 		`failed to create task for container: error reading from server: read unix @->/x.sock: connection reset by peer: unavailable`:                                          true,
+		`rpc error: code = Unavailable desc = error reading from server: connection reset by peer`:                                                                             true, // Docker 29
+		`rpc error: code = Unavailable desc = transport is closing`:                                                                                                            true,
+		`rpc error: code = Canceled desc = grpc: the client connection is closing`:                                                                                             true,
+		`rpc error: code = Unknown desc = exec: "transport is closing": executable file not found in $PATH`:                                                                    false,
 		`Unavailable: error reading from server: connection reset by peer`:                                                                                                     true, // Docker 28.5, containerd image store
 		`Unavailable: error reading from server: unexpected EOF`:                                                                                                               true,
 		`Unavailable: error reading from server: read unix @->/x.sock: read: connection reset by peer`:                                                                         true,

@@ -73,7 +73,7 @@ func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(
 // It matches a message as a whole and is strict about each part: words that a pod can
 // choose, such as the name of a user that does not exist, are in other errors
 // (TestContainerdLostIgnoresTextsOfPods; TestContainerdDies in contrib/live on real Engines).
-var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:` +
+var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = )?(?:` + // with the gRPC status, docker >= 29
 	`(?:closing transport due to: )?connection error: desc = "(?:transport: [Ee]rror while dialing|error reading (?:server preface|from server)|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
 	`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
 	`|transport is closing` + // the same, before grpc 1.36
