@@ -19,7 +19,8 @@ const module = "berth/"
 // the layers below its own. core/doc.go describes them; move a package here only
 // together with that plan.
 var layers = [][]string{
-	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/sleep", "core/systemd", "core/logs/dockerlog"},
+	{"core/sleep"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/systemd", "core/logs/dockerlog"},
 	{"core/checkpoint", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
 	{"network/netns"},
 	{"network/cniconf"},

@@ -35,6 +35,8 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"berth/core/sleep"
 )
 
 const (
@@ -275,7 +277,7 @@ func (e *Engine) Run(ctx context.Context) error {
 				e.log.Warn("cannot connect to docker, will retry", slog.String("endpoint", e.cfg.Host), slog.Any("err", err))
 				lastLogged = text
 			}
-			sleep(ctx, backoff)
+			_ = sleep.WithContext(ctx, backoff)
 			backoff = min(2*backoff, dialBackoffMax)
 			continue
 		}
@@ -328,7 +330,7 @@ func (e *Engine) watchReload(ctx context.Context, conn *Conn, notify func()) {
 				open = false
 			}
 		}
-		sleep(ctx, livenessInterval) // watch finds out whether the Engine is alive
+		_ = sleep.WithContext(ctx, livenessInterval) // watch finds out whether the Engine is alive
 	}
 }
 
@@ -381,14 +383,4 @@ func (e *Engine) Probe(ctx context.Context) (Features, error) {
 		return Features{}, err
 	}
 	return conn.Features, conn.Close()
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }

@@ -7,6 +7,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+
+	"berth/core/sleep"
 )
 
 const (
@@ -62,6 +64,6 @@ func (c *Conn) ForceRemove(ctx context.Context, id string) error {
 			return fmt.Errorf("remove %s: %w", id, err)
 		}
 		// Conflict: another removal is in progress, after which it is NotFound.
-		sleep(ctx, removalPollInterval)
+		_ = sleep.WithContext(ctx, removalPollInterval)
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+
+	"berth/core/sleep"
 )
 
 // reconnectInterval is the pause before the system bus is tried again. A node without one has none
@@ -19,12 +21,7 @@ const reconnectInterval = 30 * time.Second
 func WatchReloads(ctx context.Context, onReload func()) {
 	for ctx.Err() == nil {
 		watchReloadsOnce(ctx, onReload)
-		t := time.NewTimer(reconnectInterval)
-		select {
-		case <-ctx.Done():
-		case <-t.C:
-		}
-		t.Stop()
+		_ = sleep.WithContext(ctx, reconnectInterval)
 	}
 }
 

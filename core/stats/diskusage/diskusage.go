@@ -23,6 +23,7 @@ import (
 	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/panics"
+	"berth/core/sleep"
 	"berth/core/stats/cgroupstats"
 )
 
@@ -143,12 +144,12 @@ func (t *Tracker) runMeasurements(ctx context.Context) error {
 		if list, err := t.cache.Containers(ctx, nil); err == nil {
 			t.prune(list)
 			for _, c := range list {
-				if !sleep(ctx, loadFactor*t.measureLogged(ctx, c)) {
+				if sleep.WithContext(ctx, loadFactor*t.measureLogged(ctx, c)) != nil {
 					return nil
 				}
 			}
 		}
-		if !sleep(ctx, t.untilNext()) {
+		if sleep.WithContext(ctx, t.untilNext()) != nil {
 			return nil
 		}
 	}
@@ -204,17 +205,6 @@ func (t *Tracker) untilNext() time.Duration {
 		next = min(next, time.Until(m.resume))
 	}
 	return max(next, t.slice)
-}
-
-// sleep waits for d and reports whether ctx has not ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
-	return ctx.Err() == nil
 }
 
 // prune drops what is known of containers that are not in list.

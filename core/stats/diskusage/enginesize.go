@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"berth/core/panics"
+	"berth/core/sleep"
 	"berth/core/stats/cgroupstats"
 )
 
@@ -34,7 +35,7 @@ func (t *Tracker) requestEngineSize(run runKey) engineSize {
 
 // runEngineSizes asks Docker for the requested sizes until ctx ends.
 func (t *Tracker) runEngineSizes(ctx context.Context) error {
-	for sleep(ctx, sizePollInterval) {
+	for sleep.WithContext(ctx, sizePollInterval) == nil {
 		t.updateEngineSizes(ctx)
 	}
 	return nil
