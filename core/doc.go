@@ -20,6 +20,7 @@
 //	core/resources                    settings of containers that the Engine API cannot express
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/stats/diskusage              the size of writable layers
+//	core/image/passwd                 users and groups of images
 //	core/cache                        every sandbox and container in memory
 //	core/todocker   core/tocri        pure translation, no I/O; core/limits, core/identity and
 //	                                  core/bandwidth are the parts of it for resources, users
@@ -40,6 +41,7 @@
 //	core/stats/cgroupstats            values of cgroup files and /proc
 //	core/logs/...                     Docker's log files (jsonfile) and log stream (logstream),
 //	                                  CRI log files (crifile)
+//	core/image/registryauth           credentials for registries
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz

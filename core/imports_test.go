@@ -21,7 +21,7 @@ const module = "berth/"
 var layers = [][]string{
 	{"core/sleep"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/systemd", "core/logs/dockerlog"},
-	{"core/checkpoint", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
+	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
 	{"network/netns"},
 	{"network/cniconf"},
 	{"core/oom", "network", "streaming"},
@@ -29,7 +29,7 @@ var layers = [][]string{
 	{"core/bandwidth", "core/identity", "core/limits", "core/tocri"},
 	{"core/todocker"},
 	{"core/cache", "core/securityprofile"},
-	{"core/resources", "core/stats/diskusage"},
+	{"core/image/passwd", "core/resources", "core/stats/diskusage"},
 	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats"},
 	{"core/server"},
 	{"core/daemon"},

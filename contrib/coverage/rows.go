@@ -682,16 +682,16 @@ var messages = []message{
 	}},
 	{"PullImageRequest", []row{
 		{"image", engine, "see its fields", "image.TestConcurrentPullsAreShared"},
-		{"auth", engine, "`X-Registry-Auth`; without credentials, Docker's own configuration is used with `node-credentials`, and for the pause image", "image.TestCredentials image.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
+		{"auth", engine, "`X-Registry-Auth`; without credentials, Docker's own configuration is used with `node-credentials`, and for the pause image", "image.TestCredentials registryauth.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
 		{"sandbox_config", nothing, "Docker pulls an image in the same way for every pod", ""},
 	}},
 	{"AuthConfig", []row{
-		{"username", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
-		{"password", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
-		{"auth", engine, "as user and password, if those are not set", "image.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
-		{"server_address", engine, "`X-Registry-Auth`; credentials for another registry are not sent", "image.TestCredentialsAreForTheirRegistryOnly live.TestPullsUseGivenCredentials"},
-		{"identity_token", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm"},
-		{"registry_token", engine, "`X-Registry-Auth`", "image.TestAuthInEveryForm"},
+		{"username", engine, "`X-Registry-Auth`", "registryauth.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
+		{"password", engine, "`X-Registry-Auth`", "registryauth.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
+		{"auth", engine, "as user and password, if those are not set", "registryauth.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
+		{"server_address", engine, "`X-Registry-Auth`; credentials for another registry are not sent", "registryauth.TestCredentialsAreForTheirRegistryOnly live.TestPullsUseGivenCredentials"},
+		{"identity_token", engine, "`X-Registry-Auth`", "registryauth.TestAuthInEveryForm"},
+		{"registry_token", engine, "`X-Registry-Auth`", "registryauth.TestAuthInEveryForm"},
 	}},
 	{"PullImageResponse", []row{
 		{"image_ref", engine, "the ID of the image", "image.TestImageHasTheSameIDInAllResponses"},

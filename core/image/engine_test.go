@@ -834,3 +834,17 @@ func TestFsInfoOfTheContainerdStoreExcludesContainers(t *testing.T) {
 		return err == nil && images[0].GetUsedBytes().GetValue() == 940
 	})
 }
+
+func TestImageIDsCannotBePulled(t *testing.T) {
+	t.Parallel()
+	e := enginetest.New(t)
+	s := image.New(image.Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+	for _, ref := range []string{strings.Repeat("a", 64), "sha256:" + strings.Repeat("a", 64)} {
+		if _, err := s.Pull(t.Context(), ref, "", nil); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v, want an invalid argument", ref, err)
+		}
+	}
+	if n := e.Calls("POST /images/create"); n > 0 {
+		t.Errorf("%d pulls, want none", n)
+	}
+}

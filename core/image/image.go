@@ -22,6 +22,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/identity"
+	"berth/core/image/passwd"
+	"berth/core/image/registryauth"
 	"berth/core/kmutex"
 	"berth/core/singleflight"
 	"berth/core/tocri"
@@ -49,19 +52,12 @@ type Service struct {
 	docker *engine.Engine
 	log    *slog.Logger
 
-	pulls             singleflight.Group[string] // by reference and credentials; the value is an image ID
-	removals          kmutex.Mutex               // by image ID
-	credentialHelpers kmutex.Mutex               // by server
-	pause             pauseImage
-	diskUsage         atomic.Uint64 // bytes of all images, as last measured
-
-	passwd      passwdCache
-	passwdReads kmutex.Mutex // by image ID
-
-	helpersMu    sync.Mutex      // guards following
-	helpersInUse map[string]bool // purposes of the helper containers that calls use
-
-	gcTrigger chan struct{} // buffered; holds one value if a helper could not be removed
+	credentials registryauth.Resolver
+	passwd      *passwd.Reader
+	pulls       singleflight.Group[string] // by reference and credentials; the value is an image ID
+	removals    kmutex.Mutex               // by image ID
+	pause       pauseImage
+	diskUsage   atomic.Uint64 // bytes of all images, as last measured
 
 	usersMu sync.Mutex
 	users   map[string]string // Config.User by image ID; the map is replaced, never changed
@@ -71,12 +67,21 @@ type Service struct {
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	return &Service{
 		Config: cfg, docker: docker, log: log,
-		pulls:        singleflight.Group[string]{Log: log},
-		pause:        pauseImage{lookups: singleflight.Group[string]{Log: log}},
-		helpersInUse: map[string]bool{}, gcTrigger: make(chan struct{}, 1),
-		users: map[string]string{},
+		credentials: registryauth.Resolver{Log: log},
+		passwd:      passwd.New(docker, log),
+		pulls:       singleflight.Group[string]{Log: log},
+		pause:       pauseImage{lookups: singleflight.Group[string]{Log: log}},
+		users:       map[string]string{},
 	}
 }
+
+// PasswdFiles returns /etc/passwd and /etc/group of the image with the ID.
+func (s *Service) PasswdFiles(ctx context.Context, id string) (identity.PasswdFiles, error) {
+	return s.passwd.Files(ctx, id)
+}
+
+// RunGC removes helper containers that were left behind. It returns nil when ctx is done.
+func (s *Service) RunGC(ctx context.Context) error { return s.passwd.RunGC(ctx) }
 
 // Status returns an image or, if there is none, nil. If verbose is set it also returns the
 // properties for which the CRI has no field.
@@ -172,7 +177,7 @@ func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image
 	}
 	s.usersMu.Lock()
 	defer s.usersMu.Unlock()
-	s.passwd.retain(users)
+	s.passwd.Retain(users)
 	s.users = users
 	return users, nil
 }

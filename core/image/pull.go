@@ -34,6 +34,9 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if ref == "" {
 		return "", fmt.Errorf("image reference must be set: %w", errdefs.ErrInvalidArgument)
 	}
+	if isID(ref) {
+		return "", fmt.Errorf("image %q: an image ID cannot be pulled: %w", ref, errdefs.ErrInvalidArgument)
+	}
 	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err
@@ -41,7 +44,7 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if _, err := todocker.Runtime(handler, docker.Features); err != nil {
 		return "", err
 	}
-	auth, err := s.credentials(ctx, ref, given, nodeCredentials)
+	auth, err := s.credentials.Credentials(ctx, ref, given, nodeCredentials)
 	if err != nil {
 		return "", err
 	}

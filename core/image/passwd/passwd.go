@@ -1,4 +1,10 @@
-package image
+// Package passwd reads the users and groups of images: /etc/passwd and /etc/group as Docker
+// reads them when it starts a container. The Engine has no call for files of an image, so a Reader
+// creates a helper container, copies the files from it and removes it; results are cached.
+//
+// Helpers that a crash leaves behind are removed by RunGC. Errors have the kinds of
+// containerd/errdefs.
+package passwd
 
 import (
 	"archive/tar"
@@ -9,17 +15,19 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"berth/core/engine"
 	"berth/core/identity"
+	"berth/core/kmutex"
 )
 
 const (
-	// maxPasswdFile is the largest /etc/passwd or /etc/group that is read.
-	maxPasswdFile = 1 << 20
+	// maxFile is the largest /etc/passwd or /etc/group that is read.
+	maxFile = 1 << 20
 	// removeTimeout bounds the removal of a helper container.
 	removeTimeout = time.Minute
 	// gcInterval is the time between two runs of the garbage collection. Helpers are only
@@ -29,49 +37,71 @@ const (
 	gcRetryInterval = time.Second
 )
 
-// PasswdFiles returns /etc/passwd and /etc/group of the image with the ID. They are read from
+// A Reader reads the users and groups of images. Its methods may be called concurrently.
+type Reader struct {
+	docker *engine.Engine
+	log    *slog.Logger
+
+	cached cache
+	reads  kmutex.Mutex // by image ID
+
+	helpersMu    sync.Mutex      // guards following
+	helpersInUse map[string]bool // purposes of the helper containers that calls use
+
+	gcTrigger chan struct{} // buffered; holds one value if a helper could not be removed
+}
+
+// New returns a Reader. No argument may be nil.
+func New(docker *engine.Engine, log *slog.Logger) *Reader {
+	return &Reader{docker: docker, log: log, helpersInUse: map[string]bool{}, gcTrigger: make(chan struct{}, 1)}
+}
+
+// Retain removes the cached files of images whose IDs are not keys of images.
+func (r *Reader) Retain(images map[string]string) { r.cached.retain(images) }
+
+// Files returns /etc/passwd and /etc/group of the image with the ID. They are read from
 // a helper container that is never started, because Docker gives access to the files of an
 // image in no other way with all storage drivers. Then they are cached.
-func (s *Service) PasswdFiles(ctx context.Context, id string) (identity.PasswdFiles, error) {
-	unlock, err := s.passwdReads.Lock(ctx, id)
+func (r *Reader) Files(ctx context.Context, id string) (identity.PasswdFiles, error) {
+	unlock, err := r.reads.Lock(ctx, id)
 	if err != nil {
 		return identity.PasswdFiles{}, err
 	}
 	defer unlock()
-	if cached, ok := s.passwd.get(id); ok {
+	if cached, ok := r.cached.get(id); ok {
 		return cached, nil
 	}
-	docker, err := s.docker.Conn()
+	docker, err := r.docker.Conn()
 	if err != nil {
 		return identity.PasswdFiles{}, err
 	}
-	files, err := s.readPasswdFiles(ctx, docker, id)
+	files, err := r.readFiles(ctx, docker, id)
 	if errdefs.IsNotFound(err) {
 		// Something else removed the helper, such as docker container prune, which
 		// removes every container that was never started.
-		files, err = s.readPasswdFiles(ctx, docker, id)
+		files, err = r.readFiles(ctx, docker, id)
 	}
 	if err != nil {
 		return identity.PasswdFiles{}, fmt.Errorf("read users and groups of image %s: %w", id, err)
 	}
-	s.passwd.put(id, files)
+	r.cached.put(id, files)
 	return files, nil
 }
 
-func (s *Service) readPasswdFiles(ctx context.Context, docker *engine.Conn, id string) (files identity.PasswdFiles, err error) {
+func (r *Reader) readFiles(ctx context.Context, docker *engine.Conn, id string) (files identity.PasswdFiles, err error) {
 	// The caller's cancellation does not apply: the helper must be removed.
 	detached := context.WithoutCancel(ctx)
 	bounded, cancel := docker.WithRequestTimeout(detached)
 	defer cancel()
 	// Registered before the helper exists, or a concurrent collectHelpers would remove it.
 	purpose := rand.Text()
-	s.helpersMu.Lock()
-	s.helpersInUse[purpose] = true
-	s.helpersMu.Unlock()
+	r.helpersMu.Lock()
+	r.helpersInUse[purpose] = true
+	r.helpersMu.Unlock()
 	defer func() {
-		s.helpersMu.Lock()
-		defer s.helpersMu.Unlock()
-		delete(s.helpersInUse, purpose)
+		r.helpersMu.Lock()
+		defer r.helpersMu.Unlock()
+		delete(r.helpersInUse, purpose)
 	}()
 	helper, err := docker.CreateHelper(bounded, id, engine.ReadHelper, purpose)
 	if err != nil {
@@ -81,9 +111,9 @@ func (s *Service) readPasswdFiles(ctx context.Context, docker *engine.Conn, id s
 		bounded, cancel := context.WithTimeout(detached, removeTimeout)
 		defer cancel()
 		if err := docker.ForceRemove(bounded, helper); err != nil {
-			s.log.Info("helper container for reading users of an image cannot be removed, will be retried", slog.String("container", helper), slog.Any("err", err))
+			r.log.Info("helper container for reading users of an image cannot be removed, will be retried", slog.String("container", helper), slog.Any("err", err))
 			select {
-			case s.gcTrigger <- struct{}{}:
+			case r.gcTrigger <- struct{}{}:
 			default:
 			}
 		}
@@ -155,8 +185,8 @@ func readEntry(ctx context.Context, docker *engine.Conn, container, name string)
 		return nil, "", fmt.Errorf("%s: %w", name, err)
 	case header.Typeflag != tar.TypeReg:
 		return nil, "", fmt.Errorf("%s is not a regular file: %w", name, errdefs.ErrFailedPrecondition)
-	case header.Size > maxPasswdFile:
-		return nil, "", fmt.Errorf("%s has %d bytes: at most %d are supported: %w", name, header.Size, maxPasswdFile, errdefs.ErrFailedPrecondition)
+	case header.Size > maxFile:
+		return nil, "", fmt.Errorf("%s has %d bytes: at most %d are supported: %w", name, header.Size, maxFile, errdefs.ErrFailedPrecondition)
 	}
 	if text, err = io.ReadAll(archive); err != nil {
 		return nil, "", fmt.Errorf("%s: %w", name, err)
@@ -166,15 +196,15 @@ func readEntry(ctx context.Context, docker *engine.Conn, container, name string)
 
 // collectHelpers removes the helper containers that no call uses. An earlier berthd may
 // have left them.
-func (s *Service) collectHelpers(ctx context.Context, docker *engine.Conn) error {
+func (r *Reader) collectHelpers(ctx context.Context, docker *engine.Conn) error {
 	list, err := docker.Helpers(ctx, engine.ReadHelper)
 	if err != nil {
 		return err
 	}
 	for id, purpose := range list {
-		s.helpersMu.Lock()
-		inUse := s.helpersInUse[purpose]
-		s.helpersMu.Unlock()
+		r.helpersMu.Lock()
+		inUse := r.helpersInUse[purpose]
+		r.helpersMu.Unlock()
 		if !inUse {
 			err = errors.Join(err, docker.ForceRemove(ctx, id))
 		}
@@ -184,19 +214,19 @@ func (s *Service) collectHelpers(ctx context.Context, docker *engine.Conn) error
 
 // RunGC removes helper containers that were left behind, every gcInterval and soon after
 // one could not be removed. It returns nil when ctx is done.
-func (s *Service) RunGC(ctx context.Context) error {
+func (r *Reader) RunGC(ctx context.Context) error {
 	for {
-		docker, err := s.docker.WaitConn(ctx)
+		docker, err := r.docker.WaitConn(ctx)
 		if err != nil {
 			return nil // ctx is done
 		}
 		next := time.After(gcInterval)
-		if err := s.collectHelpers(ctx, docker); err != nil {
+		if err := r.collectHelpers(ctx, docker); err != nil {
 			next = time.After(gcRetryInterval)
 		}
 		select {
 		case <-next:
-		case <-s.gcTrigger:
+		case <-r.gcTrigger:
 			select {
 			case <-time.After(gcRetryInterval):
 			case <-ctx.Done():

@@ -1,4 +1,4 @@
-package image
+package passwd
 
 import (
 	"context"
@@ -65,16 +65,16 @@ func TestPasswdFilesSurviveAPruneOfTheHelper(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := enginetest.New(t)
-			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+			r := New(e.Connect(t), slog.New(slog.DiscardHandler))
 			id := e.AddImage(enginetest.Image{Files: whole}, "app")
 			tt.disturb(e, prune(t, e))
-			got, err := s.PasswdFiles(t.Context(), id)
+			got, err := r.Files(t.Context(), id)
 			if tt.fails != nil {
 				if !tt.fails(err) {
 					t.Errorf("%v", err)
 				}
 				e.ClearFaults("GET /containers/{id}/archive")
-				got, err = s.PasswdFiles(t.Context(), id)
+				got, err = r.Files(t.Context(), id)
 			}
 			if err != nil || string(got.Passwd) != users || string(got.Group) != groups {
 				t.Errorf("users %q, groups %q, %v", got.Passwd, got.Group, err)
@@ -92,11 +92,11 @@ func TestPasswdFilesSurviveAPruneOfTheHelper(t *testing.T) {
 func TestImageWithoutPasswdFilesIsReadOnce(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
-	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+	r := New(e.Connect(t), slog.New(slog.DiscardHandler))
 	id := e.AddImage(enginetest.Image{}, "scratch")
 	e.Fail("GET /containers/{id}/archive", 404)
 	for range 2 {
-		got, err := s.PasswdFiles(t.Context(), id)
+		got, err := r.Files(t.Context(), id)
 		if err != nil || len(got.Passwd)+len(got.Group) > 0 {
 			t.Errorf("users %q, groups %q, %v; want none", got.Passwd, got.Group, err)
 		}
@@ -135,8 +135,8 @@ func TestPasswdFilesFollowLinksAsDockerDoes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := enginetest.New(t)
-			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-			got, err := s.PasswdFiles(t.Context(), e.AddImage(img, "app"))
+			r := New(e.Connect(t), slog.New(slog.DiscardHandler))
+			got, err := r.Files(t.Context(), e.AddImage(img, "app"))
 			if err != nil || string(got.Passwd) != right {
 				t.Errorf("%q, %v; want %q", got.Passwd, err, right)
 			}
@@ -144,8 +144,8 @@ func TestPasswdFilesFollowLinksAsDockerDoes(t *testing.T) {
 	}
 	t.Run("to a missing file", func(t *testing.T) {
 		e := enginetest.New(t)
-		s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-		got, err := s.PasswdFiles(t.Context(), e.AddImage(enginetest.Image{Links: links(2, "/etc/passwd", "/none")}, "app"))
+		r := New(e.Connect(t), slog.New(slog.DiscardHandler))
+		got, err := r.Files(t.Context(), e.AddImage(enginetest.Image{Links: links(2, "/etc/passwd", "/none")}, "app"))
 		if err != nil || len(got.Passwd) > 0 {
 			t.Errorf("%q, %v; want no users", got.Passwd, err)
 		}
@@ -156,15 +156,15 @@ func TestPasswdFilesFollowLinksAsDockerDoes(t *testing.T) {
 func TestUnreadablePasswdFilesAreAnError(t *testing.T) {
 	t.Parallel()
 	for name, img := range map[string]enginetest.Image{
-		"too large":      {Files: map[string]string{"/etc/group": strings.Repeat("#", maxPasswdFile) + "\napp:x:6:app\n"}},
+		"too large":      {Files: map[string]string{"/etc/group": strings.Repeat("#", maxFile) + "\napp:x:6:app\n"}},
 		"a directory":    {Links: links(1, "/etc/passwd", "/dir"), Files: map[string]string{"/dir/file": ""}},
 		"too many links": {Links: links(256, "/etc/passwd", "/usr/passwd"), Files: map[string]string{"/usr/passwd": "app:x:7:8::/:\n"}},
 		"a loop":         {Links: map[string]string{"/etc/passwd": "passwd"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := enginetest.New(t)
-			s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-			got, err := s.PasswdFiles(t.Context(), e.AddImage(img, "app"))
+			r := New(e.Connect(t), slog.New(slog.DiscardHandler))
+			got, err := r.Files(t.Context(), e.AddImage(img, "app"))
 			if err == nil {
 				t.Errorf("%d and %d bytes, want an error", len(got.Passwd), len(got.Group))
 			}
@@ -181,19 +181,19 @@ func TestUnreadablePasswdFilesAreAnError(t *testing.T) {
 
 func TestPasswdCacheIsBoundedAndEvictsTheLeastRecentlyUsed(t *testing.T) {
 	e := enginetest.New(t)
-	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
+	r := New(e.Connect(t), slog.New(slog.DiscardHandler))
 	id := func(i, size int) string {
 		return e.AddImage(enginetest.Image{Files: map[string]string{"/etc/passwd": strings.Repeat("#", size)}}, fmt.Sprintf("app:%d", i))
 	}
 	helpersFor := func(id string) (created int) {
 		t.Helper()
 		before := e.Calls("POST /containers/create")
-		if _, err := s.PasswdFiles(t.Context(), id); err != nil {
+		if _, err := r.Files(t.Context(), id); err != nil {
 			t.Fatal(err)
 		}
 		return e.Calls("POST /containers/create") - before
 	}
-	small, large := id(0, 100), id(1, maxPasswdFile)
+	small, large := id(0, 100), id(1, maxFile)
 	if helpersFor(small) != 1 || helpersFor(small) != 0 {
 		t.Error("a small entry is not cached")
 	}
@@ -202,40 +202,35 @@ func TestPasswdCacheIsBoundedAndEvictsTheLeastRecentlyUsed(t *testing.T) {
 			t.Error("a large entry is cached")
 		}
 	}
-	const images = 2 * maxPasswdCache / (200 << 10)
+	const images = 2 * maxCache / (200 << 10)
 	for i := range images {
 		helpersFor(id(2+i, 200<<10))
 		if helpersFor(small) != 0 {
 			t.Fatalf("the most recently used entry was evicted after %d others", i)
 		}
 	}
-	if s.passwd.size > maxPasswdCache || s.passwd.size < maxPasswdCache/2 {
-		t.Errorf("%d bytes cached, want at most %d and at least half of that", s.passwd.size, maxPasswdCache)
+	if r.cached.size > maxCache || r.cached.size < maxCache/2 {
+		t.Errorf("%d bytes cached, want at most %d and at least half of that", r.cached.size, maxCache)
 	}
 	// Entries of removed images are removed.
-	if err := s.Remove(t.Context(), small); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.List(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	if _, ok := s.passwd.get(small); ok {
+	r.Retain(map[string]string{large: ""})
+	if _, ok := r.cached.get(small); ok {
 		t.Error("cached for a removed image")
 	}
 	sum := 0
-	for _, entry := range s.passwd.entries {
-		sum += entry.Value.(*passwdEntry).size()
+	for _, element := range r.cached.entries {
+		sum += element.Value.(*entry).size()
 	}
-	if sum != s.passwd.size || len(s.passwd.entries) != s.passwd.recent.Len() {
-		t.Errorf("%d bytes and %d entries, counted as %d and %d", sum, len(s.passwd.entries), s.passwd.size, s.passwd.recent.Len())
+	if sum != r.cached.size || len(r.cached.entries) != r.cached.recent.Len() {
+		t.Errorf("%d bytes and %d entries, counted as %d and %d", sum, len(r.cached.entries), r.cached.size, r.cached.recent.Len())
 	}
 }
 
 func TestGCKeepsHelpersInUse(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
-	s := New(Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
-	docker, err := s.docker.WaitConn(t.Context())
+	r := New(e.Connect(t), slog.New(slog.DiscardHandler))
+	docker, err := r.docker.WaitConn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,13 +248,13 @@ func TestGCKeepsHelpersInUse(t *testing.T) {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if err := s.collectHelpers(ctx, docker); err != nil && ctx.Err() == nil {
+			if err := r.collectHelpers(ctx, docker); err != nil && ctx.Err() == nil {
 				t.Error(err)
 			}
 		}
 	}()
 	for _, id := range ids {
-		if got, err := s.PasswdFiles(t.Context(), id); err != nil || !strings.Contains(string(got.Passwd), "root") {
+		if got, err := r.Files(t.Context(), id); err != nil || !strings.Contains(string(got.Passwd), "root") {
 			t.Errorf("%q, %v", got.Passwd, err)
 		}
 	}

@@ -1,10 +1,12 @@
-package image
+// Package registryauth chooses the credentials for a registry: those that the kubelet sends with a
+// pull or, if it is allowed, those in root's Docker configuration on the node. Credentials are
+// never sent to another registry than their own and never appear in errors or logs.
+package registryauth
 
 import (
 	"cmp"
 	"context"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,6 +25,8 @@ import (
 	"github.com/docker/docker-credential-helpers/credentials"
 	"github.com/docker/docker/api/types/registry"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/kmutex"
 )
 
 // credentialHelperTimeout is how long a pull waits for a credential helper before it
@@ -32,9 +36,16 @@ const credentialHelperTimeout = 15 * time.Second
 // hubServer is the key of credentials for Docker Hub in Docker's configuration.
 const hubServer = "https://index.docker.io/v1/"
 
-// credentials returns the credentials for the registry of ref: those of the kubelet or, if it
+// A Resolver finds credentials. Its methods may be called concurrently.
+type Resolver struct {
+	Log *slog.Logger
+
+	helpers kmutex.Mutex // by server
+}
+
+// Credentials returns the credentials for the registry of ref: those of the kubelet or, if it
 // sent none and node is set, those in root's Docker configuration on the node.
-func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi.AuthConfig, node bool) (registry.AuthConfig, error) {
+func (r *Resolver) Credentials(ctx context.Context, ref string, given *runtimeapi.AuthConfig, node bool) (registry.AuthConfig, error) {
 	auth, err := authConfig(given)
 	if err != nil {
 		return auth, err
@@ -45,12 +56,12 @@ func (s *Service) credentials(ctx context.Context, ref string, given *runtimeapi
 	}
 	switch {
 	case auth == (registry.AuthConfig{}) && node:
-		return s.nodeCredentials(ctx, server)
+		return r.nodeCredentials(ctx, server)
 	case auth == (registry.AuthConfig{}):
 		return auth, nil
 	case auth.ServerAddress != "" && hostOf(auth.ServerAddress) != hostOf(server):
 		// As in containerd, credentials are never sent to another registry.
-		s.log.Warn("credentials are for another registry, pulling without credentials", slog.String("image", ref), slog.String("registry", hostOf(auth.ServerAddress)))
+		r.Log.Warn("credentials are for another registry, pulling without credentials", slog.String("image", ref), slog.String("registry", hostOf(auth.ServerAddress)))
 		return registry.AuthConfig{}, nil
 	default:
 		// The containerd image store of Docker before 25 uses credentials without an address
@@ -77,12 +88,12 @@ func hostOf(server string) string {
 // nodeCredentials returns the credentials for a server in Docker's configuration on the
 // node: from its file or from a credential helper. If they cannot be read it logs a warning
 // and returns none, because the pull may succeed without. The error is that of ctx.
-func (s *Service) nodeCredentials(ctx context.Context, server string) (registry.AuthConfig, error) {
+func (r *Resolver) nodeCredentials(ctx context.Context, server string) (registry.AuthConfig, error) {
 	bounded, cancel := context.WithTimeout(ctx, credentialHelperTimeout)
 	defer cancel()
 	// One helper at a time for each server, or each retry of the kubelet would start another
 	// one while the first hangs.
-	unlock, err := s.credentialHelpers.Lock(bounded, server)
+	unlock, err := r.helpers.Lock(bounded, server)
 	var auth types.AuthConfig
 	if err == nil {
 		defer unlock()
@@ -92,7 +103,7 @@ func (s *Service) nodeCredentials(ctx context.Context, server string) (registry.
 	case ctx.Err() != nil:
 		return registry.AuthConfig{}, ctx.Err()
 	case err != nil:
-		s.log.Warn("credentials in the configuration of docker cannot be read, pulling without credentials", slog.String("registry", server), slog.Any("err", err))
+		r.Log.Warn("credentials in the configuration of docker cannot be read, pulling without credentials", slog.String("registry", server), slog.Any("err", err))
 		return registry.AuthConfig{}, nil
 	case auth.Username == "" && auth.IdentityToken == "" && auth.RegistryToken == "" && auth.Auth == "":
 		return registry.AuthConfig{}, nil
@@ -155,9 +166,6 @@ func (p helperProgram) Input(r io.Reader) { p.Stdin = r }
 
 // serverKey returns the key of credentials for the registry of ref in Docker's configuration.
 func serverKey(ref string) (string, error) {
-	if isID(ref) {
-		return "", errors.New("an image ID cannot be pulled")
-	}
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return "", err
