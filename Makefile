@@ -3,9 +3,11 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
+# Most tests wait for timeouts rather than compute, so more of them run at once than there are processors.
+PARALLEL = -parallel 8
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak fuzz bench lint clean
+.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak fuzz bench lint clean
 
 help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,12 +21,17 @@ packages: ## dist/packages: deb and rpm for amd64 and arm64, SBOM, SHA256SUMS
 demo: ## runs a pod on this machine's Docker through the CRI and cleans up (root)
 	contrib/e2e/demo.sh
 
-test: test-unit test-engine ## unit tests, live tests on a private Docker Engine, critest (root)
+test: test-race test-engine ## unit tests with the race detector, live tests on a private Docker Engine, critest (root)
 
 test-unit: ## go build, go vet and unit tests; needs neither root nor Docker (default)
 	go build ./...
 	go vet ./...
-	go test -race -count=1 ./...
+	go test $(PARALLEL) ./...
+
+test-race: ## the unit tests with the race detector, without cached results
+	go build ./...
+	go vet ./...
+	go test -race -count=1 $(PARALLEL) ./...
 
 test-engine: ## live tests and critest on a private Docker Engine (root)
 	contrib/e2e/test.sh

@@ -16,6 +16,7 @@ type closeWriterStream struct {
 }
 
 func TestForwardEndsAfterIdleTimeout(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		interval time.Duration // between ten writes of the port; 0 for no writes
 		open     bool          // the client does not close its sending half
@@ -83,6 +84,7 @@ func (c counter) Write(p []byte) (int, error) {
 
 // The port sees the client's half-close, and may send afterwards.
 func TestForwardPassesHalfClose(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -113,6 +113,7 @@ func TestSyncReturnsOutputAndExitCode(t *testing.T) {
 }
 
 func TestSyncReturnsAtTimeoutOrCancellation(t *testing.T) {
+	t.Parallel()
 	service, e, _, id := newService(t)
 	start := time.Now()
 	_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, time.Second) // which includes its start
@@ -156,6 +157,7 @@ func TestSyncIsUnavailableWhenDockerHangs(t *testing.T) {
 
 // A command that Docker has not started by its timeout has not run too long.
 func TestSyncIsUnavailableWhenShimHangs(t *testing.T) {
+	t.Parallel()
 	service, e, _, id := newService(t)
 	signals := &fakeSignals{e: e}
 	e.PID = signals.pid
@@ -173,6 +175,7 @@ func TestSyncIsUnavailableWhenShimHangs(t *testing.T) {
 
 // A child may keep the output open after the command has ended.
 func TestSyncReturnsWhenCommandHasEnded(t *testing.T) {
+	t.Parallel()
 	for name, timeout := range map[string]time.Duration{"no timeout": 0, "just enough": 500 * time.Millisecond, "long": time.Minute} {
 		t.Run(name, func(t *testing.T) {
 			service, e, _, id := newService(t)

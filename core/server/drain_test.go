@@ -20,6 +20,7 @@ import (
 // TestNoCallFailsWhenDaemonRestarts starts one server after the other on a socket that stays
 // open, as with systemd's socket activation, while clients connect. Every call succeeds.
 func TestNoCallFailsWhenDaemonRestarts(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "cri.sock")
 	kept, err := net.Listen("unix", path)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 // created as requested, and those that others created are not listed, logged, stopped or
 // removed.
 func TestLabelsOfImagesAreNotTrusted(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	run, target := filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")
 	h.must(os.MkdirAll(filepath.Join(target, "empty"), 0o755))
@@ -126,6 +127,7 @@ func TestLabelsOfImagesAreNotTrusted(t *testing.T) {
 
 // An image of hostile labels that is the pause image makes sandboxes as any other.
 func TestLabelsOfPauseImageAreNotTrusted(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	all := map[string]string{}
 	for _, set := range enginetest.HostileLabels(filepath.Join(h.dir, "run"), filepath.Join(h.dir, "target")) {

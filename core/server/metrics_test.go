@@ -15,6 +15,7 @@ import (
 // TestCallsAreMeasured reads metrics as the kubelet does: it knows descriptors and
 // drops what does not fit them.
 func TestCallsAreMeasured(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	h.engine.PID = enginetest.InCgroups(t)
 	ctx := t.Context()

@@ -286,6 +286,7 @@ func (h *testDaemon) containerState(id string) runtimeapi.ContainerState {
 }
 
 func TestPodRunsAndIsRemoved(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	pod, id, err := h.runPod(h.pod("web"), command("c", "sh", "-c", "echo hello; sleep 1000"))
 	h.must(err)
@@ -336,6 +337,7 @@ func TestPodRunsAndIsRemoved(t *testing.T) {
 
 // A stopped sandbox is removed without further kill or wait calls.
 func TestRemoveStoppedSandboxReleasesAll(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
@@ -356,6 +358,7 @@ func TestRemoveStoppedSandboxReleasesAll(t *testing.T) {
 // TestEveryFailingEngineCallIsRolledBack fails each Engine call, before and
 // after it takes effect, while a pod is created and while it is removed.
 func TestEveryFailingEngineCallIsRolledBack(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	order := command("c", "sleep", "1000")
 	_, _, err := h.runPod(h.pod("warm"), order)
@@ -399,6 +402,7 @@ func TestEveryFailingEngineCallIsRolledBack(t *testing.T) {
 
 // A kubelet whose CreateContainer exceeds its deadline gets the container when it retries.
 func TestCreateSlowerThanItsCallerIsKeptForTheRetry(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	_, _, err := h.runPod(h.pod("warm"), command("c", "sleep", "1000")) // the image is known then
 	h.must(err)
@@ -439,6 +443,7 @@ func TestCreateSlowerThanItsCallerIsKeptForTheRetry(t *testing.T) {
 }
 
 func TestFailingNetworkLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	for _, step := range []string{"plan", "bind", "attach"} {
 		h.network.failStep(step)
@@ -515,6 +520,7 @@ func TestEngineTooOldIsReportedByStatus(t *testing.T) {
 
 // A container whose inspect hangs does not delay calls about others.
 func TestHungContainerDoesNotBlockOthers(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	_, hung, err := h.runPod(h.pod("hung"), command("c", "sleep", "1000"))
 	h.must(err)
@@ -571,6 +577,7 @@ func TestSandboxKnownFromListOnly(t *testing.T) {
 }
 
 func TestConcurrentPullsShareOneDownload(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	h.engine.Registry("registry.test/a:1", enginetest.Remote{Pace: 20 * time.Millisecond})
 	var all errgroup.Group
@@ -623,6 +630,7 @@ var unimplemented = []string{
 // TestNoRequestIsAnInternalError calls every method with an empty request: none may
 // panic, and no error is Internal, Unknown or Unavailable.
 func TestNoRequestIsAnInternalError(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t)
 	seen := 0
 	for _, service := range []any{h.runtime, h.images} {
@@ -654,6 +662,7 @@ func TestNoRequestIsAnInternalError(t *testing.T) {
 // Docker directly and with event streams that break, and compares berth's lists with
 // Docker's.
 func TestListsNeverContradictTheCaller(t *testing.T) {
+	t.Parallel()
 	h := newDaemon(t, enginetest.LiveRestore())
 	docker := h.engine.Client(t)
 	rng := rand.New(rand.NewPCG(1, 2))
