@@ -389,7 +389,7 @@ func (ch *churn) complete(name, log string, code int32) {
 			_, rest, _ := strings.Cut(line, " stdout F ")
 			switch {
 			case ended:
-				ch.problem("log of %s: %q after its end", name, line)
+				ch.problem("log of %s: %q after its end; the files are\n%s", name, line, ends(append(files, log)))
 			case rest == fmt.Sprintf("line %d\n", next):
 				next++
 				continue
@@ -405,6 +405,22 @@ func (ch *churn) complete(name, log string, code int32) {
 	if code == 0 && !ended {
 		ch.problem("log of %s: its end is not there after line %d", name, next-1)
 	}
+}
+
+// ends returns the first and the last lines of each file.
+func ends(files []string) string {
+	var b strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		lines := slices.Collect(strings.Lines(string(text)))
+		fmt.Fprintf(&b, "%s: %d lines, %v\n", filepath.Base(file), len(lines), err)
+		for i, line := range lines {
+			if i < 2 || i >= len(lines)-3 || strings.Contains(line, " end ") || i > 0 && strings.Contains(lines[i-1], " end ") {
+				fmt.Fprintf(&b, "\t%d: %q\n", i, line)
+			}
+		}
+	}
+	return b.String()
 }
 
 // run lives pods with so many workers for d, and returns when all are gone.

@@ -526,6 +526,17 @@ func TestContainerdLostIgnoresTextsOfPods(t *testing.T) {
 		`Unavailable: closing transport due to: connection error: desc = "error reading from server: EOF", received prior goaway: code: NO_ERROR, debug data: "graceful_stop"`: true,
 		`Unavailable: keepalive ping failed to receive ACK within timeout`:                                                                                                     true,
 
+		`connection closed: unavailable`:                                                          true, // Docker 20.10, which died while the connection was made
+		`timed out waiting for server handshake: unavailable`:                                     true,
+		`Unavailable: connection closed before server preface received`:                           true,
+		`SubConn shutting down: unavailable`:                                                      true,
+		`grpc: the connection is closing due to channel idleness: unavailable`:                    true,
+		`the stream is rejected because server is draining the connection: unavailable`:           true,
+		`connection error: desc = "transport: failed to write client preface: EOF": unavailable`:  true,
+		`connection error: desc = "received goaway and there are no active streams": unavailable`: true,
+
+		`unable to find user connection closed: no matching entries in passwd file`:                                                false,
+		`the server said connection closed`:                                                                                        false,
 		`unable to find user transport is closing: no matching entries in passwd file`:                                             false,
 		`unable to find group error reading from server: no matching entries in group file`:                                        false,
 		`OCI runtime create failed: runc create failed: exec: "transport is closing": executable file not found in $PATH: unknown`: false,

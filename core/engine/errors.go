@@ -74,9 +74,12 @@ func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(
 // choose, such as the name of a user that does not exist, are in other errors
 // (TestContainerdLostIgnoresTextsOfPods; TestContainerdDies in contrib/live on real Engines).
 var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = )?(?:` + // with the gRPC status, docker >= 29
-	`(?:closing transport due to: )?connection error: desc = "(?:transport: [Ee]rror while dialing|error reading (?:server preface|from server)|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
+	`(?:closing transport due to: )?connection error: desc = "(?:transport: (?:[Ee]rror while dialing|failed to write|preface mismatch)|error reading (?:server preface|from server)|initial http2 frame from server|received goaway|no active streams left|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
 	`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
 	`|transport is closing` + // the same, before grpc 1.36
+	`|connection closed(?: before server preface received)?|timed out waiting for server handshake|failed to receive server preface within timeout` + // it died while the connection was made; the first two before grpc 1.41, as in docker 20.10
+	`|SubConn shutting down|the stream is rejected because server is draining the connection` +
+	`|the connection is (?:closing(?: due to channel idleness)?|drained)` +
 	`|(?:the connection is draining|keepalive ping failed to receive ACK within timeout)` + // containerd shuts down, or hangs
 	`|the client connection is closing` + // the Engine shuts down
 	`)(?:: unavailable|: unknown|: context canceled)*$`)
