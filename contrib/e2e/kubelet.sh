@@ -234,13 +234,13 @@ within() { # within SECONDS COMMAND...
 }
 kill "$engine_pid"
 while kill -0 "$engine_pid" 2>/dev/null; do sleep 0.05; done
-ok "RuntimeReady is false within 3 s" within 3 condition false
+ok "RuntimeReady becomes false" within 30 condition false
 ok "calls return Unavailable" grep -q Unavailable <<<"$(cri ps 2>&1)"
 start_engine "$w/engine" "${engine_flags[@]}"
-ok "RuntimeReady is true again within 3 s" within 3 condition true
+ok "RuntimeReady becomes true again" within 30 condition true
 printf '{"metadata": {"name": "back", "namespace": "x", "uid": "back"}, "linux": {}}' >"$w/back.json"
 back() { cri runp "$w/back.json" >"$w/back.id"; }
-ok "a pod runs" within 3 back
+ok "a pod runs again" within 60 back
 cri rmp -f "$(cat "$w/back.id")" >/dev/null
 ok "the kubelet's pods run again" soon running web
 
