@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types"
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/pkg/stdcopy"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
@@ -165,23 +164,6 @@ func copyStdin(log *slog.Logger, streams types.HijackedResponse, in io.Reader) {
 		_, _ = io.Copy(streams.Conn, in)
 		_ = streams.CloseWrite()
 	})
-}
-
-// copyOutput copies Docker's output to a client's streams, which may be nil, until it ends.
-func copyOutput(from io.Reader, out, errs io.Writer, tty bool) error {
-	if tty {
-		_, err := io.Copy(orDiscard(out), from)
-		return err
-	}
-	_, err := stdcopy.StdCopy(orDiscard(out), orDiscard(errs), from)
-	return err
-}
-
-func orDiscard(w io.Writer) io.Writer {
-	if w == nil {
-		return io.Discard
-	}
-	return w
 }
 
 // passResizes passes on the sizes of a terminal until ctx ends. It retries for some time,

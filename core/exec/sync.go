@@ -9,7 +9,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/pkg/stdcopy"
 
 	"berth/core/engine"
 	"berth/core/panics"
@@ -51,11 +50,7 @@ func (s *Service) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	out, errs := captured.stream(), captured.stream()
 	panics.Go(x.log, func() {
 		defer close(copied)
-		err := panics.Try(x.log, func() error {
-			_, err := stdcopy.StdCopy(out, errs, output)
-			return err
-		})
-		if err != nil {
+		if err := panics.Try(x.log, func() error { return copyOutput(output, out, errs, false) }); err != nil {
 			copied <- err
 		}
 	})
