@@ -152,7 +152,7 @@ func (p printingCommands) Exec(_ context.Context, _ string, _ []string, _ io.Rea
 // start runs a Server of a Runtime until stop is called or the test ends.
 func start(t *testing.T, runtime Runtime) (s *Server, stop func()) {
 	t.Helper()
-	s, err := Listen("", KeyPair{}, runtime)
+	s, err := Listen("", TLSFiles{}, runtime)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -303,7 +303,7 @@ func (b *blockedConn) Read(p []byte) (int, error) {
 // serveOnPipes runs a Server on connections within this process, which synctest requires.
 func serveOnPipes(t *testing.T, runtime Runtime) (s *Server, dial func() net.Conn) {
 	t.Helper()
-	s, err := Listen("", KeyPair{}, runtime)
+	s, err := Listen("", TLSFiles{}, runtime)
 	if err != nil {
 		t.Fatal(err)
 	}

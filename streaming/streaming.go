@@ -60,11 +60,11 @@ type Server struct {
 }
 
 // Listen returns a Server that listens on addr: a host, a host and port, or empty for any
-// port of 127.0.0.1. It serves TLS if pair is not empty. No request is answered before Run.
-func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
-	if pair != (KeyPair{}) {
-		if _, err := pair.load(nil); err != nil {
-			return nil, fmt.Errorf("TLS certificate of the streaming server: %w", err)
+// port of 127.0.0.1. It serves TLS if files is not empty. No request is answered before Run.
+func Listen(addr string, files TLSFiles, runtime Runtime) (*Server, error) {
+	if files != (TLSFiles{}) {
+		if _, err := files.load(nil); err != nil {
+			return nil, fmt.Errorf("TLS of the streaming server: %w", err)
 		}
 	}
 	l, err := net.Listen("tcp", withPort(addr))
@@ -75,10 +75,9 @@ func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 	s.LingerTimeout = lingerTimeout
 	s.pending = newPendingListener(l)
 	s.listener = s.pending
-	if pair != (KeyPair{}) {
+	if files != (TLSFiles{}) {
 		s.base.Scheme = "https"
-		// HTTP/1.1 only: a connection of HTTP/2 cannot be hijacked.
-		s.listener = tls.NewListener(s.pending, &tls.Config{GetCertificate: pair.load, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}})
+		s.listener = tls.NewListener(s.pending, &tls.Config{GetConfigForClient: files.load, MinVersion: tls.VersionTLS12})
 	}
 	config := streaming.DefaultConfig
 	config.StreamIdleTimeout = 0 // an interactive shell may be idle for any time
@@ -87,15 +86,6 @@ func Listen(addr string, pair KeyPair, runtime Runtime) (*Server, error) {
 		return nil, errors.Join(err, s.listener.Close())
 	}
 	return s, nil
-}
-
-// A KeyPair names the files of a certificate and its key. They are read for each
-// connection, so that they can be renewed.
-type KeyPair struct{ Cert, Key string }
-
-func (p KeyPair) load(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	c, err := tls.LoadX509KeyPair(p.Cert, p.Key)
-	return &c, err
 }
 
 // withPort adds the default host and port to an address.

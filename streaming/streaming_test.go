@@ -19,7 +19,7 @@ func TestURLsAreAbsoluteAndCanBeDialled(t *testing.T) {
 		"0.0.0.0:0":    "http://127.0.0.1:",
 		"127.0.0.12:0": "http://127.0.0.12:",
 	} {
-		s, err := Listen(addr, KeyPair{}, nil)
+		s, err := Listen(addr, TLSFiles{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

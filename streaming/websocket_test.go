@@ -66,7 +66,7 @@ func (e echoRuntime) PortForward(_ context.Context, _ string, port int32, stream
 }
 
 // serve runs a Server of e until the test ends.
-func serve(t *testing.T, e echoRuntime, pair KeyPair) *Server {
+func serve(t *testing.T, e echoRuntime, pair TLSFiles) *Server {
 	t.Helper()
 	s, err := Listen("", pair, e)
 	if err != nil {
@@ -109,7 +109,7 @@ func received(ws *websocket.Conn) map[byte]string {
 }
 
 func TestWebSocketPassesEndOfStdin(t *testing.T) {
-	s := serve(t, echoRuntime{}, KeyPair{})
+	s := serve(t, echoRuntime{}, TLSFiles{})
 	exec, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"cat", "-"}, Stdin: true, Stdout: true, Stderr: true})
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestWebSocketPassesEndOfStdin(t *testing.T) {
 
 func TestWebSocketCloseEndsResizeStream(t *testing.T) {
 	e := echoRuntime{make(chan struct{}), make(chan remotecommand.TerminalSize, 1)}
-	s := serve(t, e, KeyPair{})
+	s := serve(t, e, TLSFiles{})
 	exec, err := s.Exec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"sh"}, Stdin: true, Stdout: true, Tty: true})
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +187,7 @@ func dialTunnel(t *testing.T, s *Server) httpstream.Connection {
 }
 
 func TestPortForwardThroughWebSocket(t *testing.T) {
-	s := serve(t, echoRuntime{}, KeyPair{})
+	s := serve(t, echoRuntime{}, TLSFiles{})
 	conn := dialTunnel(t, s)
 	defer conn.Close()
 	for _, port := range []int32{80, 8080} {
@@ -219,7 +219,7 @@ func TestPortForwardThroughWebSocket(t *testing.T) {
 // The library gives a port-forward a context that never ends; the server must end it.
 func TestPortForwardEndsWithServer(t *testing.T) {
 	e := waitingRuntime{called: make(chan struct{})}
-	s, err := Listen("", KeyPair{}, e)
+	s, err := Listen("", TLSFiles{}, e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func (w waitingRuntime) PortForward(ctx context.Context, _ string, _ int32, _ io
 }
 
 func TestWebSocketWithoutTokenIsNotFound(t *testing.T) {
-	s := serve(t, echoRuntime{}, KeyPair{})
+	s := serve(t, echoRuntime{}, TLSFiles{})
 	for path, protocol := range map[string]string{"exec/none?stdout=1": "v5.channel.k8s.io", "portforward/none": tunnelProtocol} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL()+"/"+path, nil)
 		if err != nil {
@@ -289,7 +289,7 @@ func TestClosedPipeListenerRefusesDialAndAccept(t *testing.T) {
 }
 
 func TestTLSCertificateIsReloaded(t *testing.T) {
-	pair := KeyPair{filepath.Join(t.TempDir(), "crt"), filepath.Join(t.TempDir(), "key")}
+	pair := TLSFiles{Cert: filepath.Join(t.TempDir(), "crt"), Key: filepath.Join(t.TempDir(), "key")}
 	if _, err := Listen("", pair, nil); err == nil {
 		t.Error("a missing certificate is no error")
 	}
@@ -327,7 +327,7 @@ func TestTLSCertificateIsReloaded(t *testing.T) {
 }
 
 // certificate makes the files of a pair.
-func certificate(t *testing.T, pair KeyPair) {
+func certificate(t *testing.T, pair TLSFiles) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

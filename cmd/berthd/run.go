@@ -49,9 +49,13 @@ func netnsDir(runDir string) string {
 
 // warnOfOpenAddresses warns if streams or metrics are served to other hosts without protection.
 func warnOfOpenAddresses(cfg config.Config, log *slog.Logger) {
-	if cfg.StreamingTLS == (streaming.KeyPair{}) && cfg.StreamingAddr != "" && !config.IsLoopback(hostOf(cfg.StreamingAddr)) {
+	if cfg.StreamingTLS == (streaming.TLSFiles{}) && cfg.StreamingAddr != "" && !config.IsLoopback(hostOf(cfg.StreamingAddr)) {
 		log.Warn("exec, attach and port-forward are served over the network without TLS: others on the network can read and change them; set streaming-tls-cert-file and streaming-tls-private-key-file, or leave streaming-bind-addr empty",
 			slog.String("streaming-bind-addr", cfg.StreamingAddr))
+	}
+	if cfg.StreamingTLS.ClientCA != "" {
+		log.Warn("exec, attach and port-forward are served only to clients with a certificate: the kubelet has none and cannot reach them itself",
+			slog.String("streaming-tls-client-ca-file", cfg.StreamingTLS.ClientCA))
 	}
 	if cfg.MetricsAddr != "" && !config.IsLoopback(hostOf(cfg.MetricsAddr)) {
 		log.Warn("metrics are served to other hosts without authentication", slog.String("metrics-bind-addr", cfg.MetricsAddr))

@@ -32,7 +32,7 @@ func TestWarnsOfStreamsWithoutTLSAndOfOpenMetrics(t *testing.T) {
 			t.Errorf("metrics at %q: %s", addr, &out)
 		}
 		out.Reset()
-		warnOfOpenAddresses(config.Config{StreamingAddr: addr, StreamingTLS: streaming.KeyPair{Cert: "c", Key: "k"}}, log)
+		warnOfOpenAddresses(config.Config{StreamingAddr: addr, StreamingTLS: streaming.TLSFiles{Cert: "c", Key: "k"}}, log)
 		if out.Len() > 0 {
 			t.Errorf("streams with TLS at %q: %s", addr, &out)
 		}

@@ -73,7 +73,7 @@ type Config struct {
 type Streaming struct {
 	// Addr is a host, a host and port, or "" for a free port on 127.0.0.1.
 	Addr string
-	TLS  streaming.KeyPair
+	TLS  streaming.TLSFiles
 }
 
 // Metrics configures the HTTP server of metrics, health and profiles.

@@ -81,7 +81,7 @@ func TestStreamsAreUnavailableWhileTheirPortIsTaken(t *testing.T) {
 
 // An error that does not go away by itself ends the daemon at its start.
 func TestInvalidStreamingConfigIsAnErrorAtStart(t *testing.T) {
-	_, err := listenStreams(Streaming{TLS: streaming.KeyPair{Cert: "/none", Key: "/none"}}, noStreams{}, slog.New(slog.DiscardHandler))
+	_, err := listenStreams(Streaming{TLS: streaming.TLSFiles{Cert: "/none", Key: "/none"}}, noStreams{}, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "/none") {
 		t.Errorf("%v", err)
 	}

@@ -31,7 +31,7 @@ import (
 // serve runs a streaming server of service until the test ends.
 func serve(t *testing.T, service *exec.Service) *streaming.Server {
 	t.Helper()
-	s, err := streaming.Listen("", streaming.KeyPair{}, service)
+	s, err := streaming.Listen("", streaming.TLSFiles{}, service)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestServerStopTerminatesCommands(t *testing.T) {
 	signals := &fakeSignals{e: e}
 	e.PID = signals.pid
 	service.SetSignal(signals.signal)
-	s, err := streaming.Listen("", streaming.KeyPair{}, service)
+	s, err := streaming.Listen("", streaming.TLSFiles{}, service)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestStalledAttachIsDisconnected(t *testing.T) {
 			<-p.Context().Done()
 			return 0
 		})
-		server, err := streaming.Listen("", streaming.KeyPair{}, service)
+		server, err := streaming.Listen("", streaming.TLSFiles{}, service)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ type Config struct {
 	ContainerLogs  string        // cri, symlink or follow
 	RequestTimeout time.Duration // of short Engine calls
 	StreamingAddr  string        // host and port; port 0 for any
-	StreamingTLS   streaming.KeyPair
+	StreamingTLS   streaming.TLSFiles
 	MetricsAddr    string // host and port, or empty for none
 	Profiles       bool   // serve profiles at MetricsAddr
 	LogLevel       string // see SlogLevel

@@ -112,6 +112,9 @@ func (o *Options) validate() error {
 	if (o.StreamingTLS.Cert == "") != (o.StreamingTLS.Key == "") {
 		return UsageErrorf("streaming-tls-cert-file and streaming-tls-private-key-file: one needs the other")
 	}
+	if o.StreamingTLS.ClientCA != "" && o.StreamingTLS.Cert == "" {
+		return UsageErrorf("streaming-tls-client-ca-file needs streaming-tls-cert-file: clients show certificates over TLS only")
+	}
 	switch host, _, err := net.SplitHostPort(o.MetricsAddr); {
 	case o.Profiles && o.MetricsAddr == "":
 		return UsageErrorf("--profiling needs metrics-bind-addr")

@@ -52,6 +52,8 @@ func dockerOptions(cfg *Config) []*option {
 			usage: "`FILE` with the certificate chain to serve exec, attach and port-forward with; the kubelet must trust it. Empty for no TLS"},
 		{name: "streaming-tls-private-key-file", value: newValue(&cfg.StreamingTLS.Key, parseOptionalPath), initial: "",
 			usage: "`FILE` with the key of that certificate"},
+		{name: "streaming-tls-client-ca-file", value: newValue(&cfg.StreamingTLS.ClientCA, parseOptionalPath), initial: "",
+			usage: "`FILE` with the CAs of clients: exec, attach and port-forward are only for those with a certificate of one of them. The kubelet shows none, so kubectl exec and port-forward fail then. Empty for no client certificates"},
 	}
 }
 
