@@ -33,6 +33,7 @@
 // Utilities:
 //
 //	network/cniconf network/netns     the CNI configuration; network namespaces
+//	network/cnitemplate               the CNI configuration that berth makes of the pod CIDR
 //	core/labels     core/names        labels and names that berth gives to containers
 //	core/state      core/checkpoint   files that outlive the daemon
 //	core/premount                     mounts that the Engine API cannot express

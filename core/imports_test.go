@@ -24,6 +24,7 @@ var layers = [][]string{
 	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
 	{"network/netns"},
 	{"network/cniconf"},
+	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},
 	{"core/bandwidth", "core/identity", "core/limits", "core/tocri"},
@@ -62,7 +63,7 @@ var (
 
 // leafUtilities know nothing of Docker or the CRI, so that network and streaming may
 // import them.
-var leafUtilities = []string{module + "core/kmutex", module + "core/sleep"}
+var leafUtilities = []string{module + "core/atomicfile", module + "core/kmutex", module + "core/sleep"}
 
 type file struct {
 	pkg, path string

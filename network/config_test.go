@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -9,6 +10,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"berth/network/cnitemplate"
+	"berth/network/networktest"
 )
 
 // list returns a .conflist of the network name with one plugin.
@@ -194,5 +198,101 @@ func TestPluginsInSubdirectoryAreInPlan(t *testing.T) {
 	}
 	if diff := cmp.Diff([]struct{ Type string }{{"fake"}, {"extra"}}, got.Plugins); diff != "" {
 		t.Errorf("plugins of the plan (-want +got):\n%s", diff)
+	}
+}
+
+// The network with the name is used, whichever file it is in, and follows the files.
+func TestDefaultNetworkIsSelectedByName(t *testing.T) {
+	t.Parallel()
+	d := newNode(t, "fake")
+	d.cfg.DefaultNetwork = "b"
+	d.conf("10-a.conflist", list("a", "fake"))
+	d.conf("20-c.conflist", list("c", "fake"))
+	n := d.new()
+	const want = `no CNI network "b" (cni-default-network), there are: "a" of DIR/10-a.conflist, "c" of DIR/20-c.conflist`
+	if err := n.Status(t.Context()); !errdefs.IsUnavailable(err) || err.Error() != strings.ReplaceAll(want, "DIR", d.cfg.ConfDir) {
+		t.Errorf("without the network: %v", err)
+	}
+	if _, err := n.Plan(Pod{ID: "aaaa"}); !errdefs.IsUnavailable(err) {
+		t.Errorf("plan without the network: %v", err)
+	}
+	d.conf("30-b.conflist", `{"name": "b", `)
+	n.conf.Reload()
+	if err := n.Status(t.Context()); err == nil || !strings.Contains(err.Error(), "30-b.conflist is not valid") {
+		t.Errorf("with an invalid file: %v", err)
+	}
+	d.conf("30-b.conflist", list("b", "nowhere"))
+	d.conf("40-b.conflist", list("b", "fake"))
+	n.conf.Reload()
+	if err := n.Status(t.Context()); err != nil {
+		t.Error(err)
+	}
+	plan, err := n.Plan(Pod{ID: "aaaa"})
+	if err != nil || plan.Network != "b" || !strings.Contains(string(plan.Config), `"fake"`) {
+		t.Errorf("plan %s of %s, %v", plan.Config, plan.Network, err)
+	}
+	// Pods are detached with the configuration that they were attached with.
+	n.conf.Reload()
+	d.cfg.DefaultNetwork = "none"
+	if err := d.new().Detach(t.Context(), &plan, "aaaa"); err != nil {
+		t.Error(err)
+	}
+	if calls := d.calls(); len(calls) != 1 || calls[0].Command != "DEL" || calls[0].Config["name"] != "b" {
+		t.Errorf("calls %+v", calls)
+	}
+}
+
+// memory is a cnitemplate.Record.
+type memory struct{ text string }
+
+func (m *memory) Get() string           { return m.text }
+func (m *memory) Put(text string) error { m.text = text; return nil }
+
+// The file appears with the pod CIDR, follows it, and gives way to another configuration.
+func TestConfigurationIsMadeOfThePodCIDR(t *testing.T) {
+	t.Parallel()
+	d := newNode(t, "bridge", "portmap", "firewall")
+	template, err := cnitemplate.Load(cnitemplate.Bridge)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.cfg.Template, d.cfg.Generated = template, &memory{}
+	n := d.new()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- n.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	status := func() string {
+		if err := n.Status(t.Context()); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	if got := status(); !strings.Contains(got, "waits for the pod CIDR") {
+		t.Errorf("without a pod CIDR: %s", got)
+	}
+	if err := n.SetPodCIDR("10.1.0.0/24,fd00::/64"); err != nil {
+		t.Fatal(err)
+	}
+	becomes := func(want string) {
+		t.Helper()
+		networktest.Eventually(t, "the status is "+want, func() bool { return strings.HasSuffix(status(), want) })
+	}
+	// The plugin for addresses is needed too, although the list does not name it.
+	becomes(`CNI network "berth" of ` + filepath.Join(d.cfg.ConfDir, cnitemplate.FileName) + `: there is no plugin "host-local" in ` + strings.Join(d.cfg.BinDirs, " or "))
+	d.install("host-local")
+	becomes("")
+	plan, err := n.Plan(Pod{ID: "aaaa"})
+	if err != nil || !strings.Contains(string(plan.Config), "10.1.0.0/24") || !strings.Contains(string(plan.Config), "fd00::/64") {
+		t.Errorf("plan %s, %v", plan.Config, err)
+	}
+	d.install("fake")
+	d.conf("50-cluster.conflist", list("cluster", "fake"))
+	networktest.Eventually(t, "the network of the cluster is used", func() bool {
+		plan, err := n.Plan(Pod{ID: "aaaa"})
+		return err == nil && plan.Network == "cluster"
+	})
+	if _, err := os.Stat(filepath.Join(d.cfg.ConfDir, cnitemplate.FileName)); err == nil {
+		t.Error("the made file is still there")
 	}
 }

@@ -23,6 +23,7 @@ import (
 
 	"berth/core/kmutex"
 	"berth/network/cniconf"
+	"berth/network/cnitemplate"
 	"berth/network/netns"
 )
 
@@ -60,6 +61,13 @@ type Config struct {
 	NetNSDir string
 	// PodCIDR is the initial value of SetPodCIDR.
 	PodCIDR string
+	// DefaultNetwork is the name of the network of pods, "" for the first one by file name.
+	DefaultNetwork string
+	// Template makes a configuration of the pod CIDR while ConfDir has no other. It may be nil.
+	Template *cnitemplate.Template
+	// Generated keeps what is known of the file that Template has made. If it is nil, no file
+	// is written or removed.
+	Generated cnitemplate.Record
 }
 
 // A CNI attaches pods to the network. Its methods may be called concurrently. Run keeps
@@ -93,7 +101,6 @@ func New(cfg Config, log *slog.Logger) *CNI {
 	n := &CNI{
 		cacheDir: filepath.Clean(cfg.CacheDir),
 		log:      log,
-		conf:     cniconf.New(cniconf.Config{Dir: cfg.ConfDir, BinDirs: cfg.BinDirs, Log: log}),
 		netns:    netns.New(netns.Config{Dir: cfg.NetNSDir, LegacyDir: legacyDir, Log: log}),
 
 		statusTimeout: statusTimeout,
@@ -103,10 +110,26 @@ func New(cfg Config, log *slog.Logger) *CNI {
 		health:    map[*cniconf.Network]*health{},
 	}
 	n.lib = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, n.cacheDir, &pluginExec{log: log})
-	if err := n.SetPodCIDR(cfg.PodCIDR); err != nil {
+	subnets, err := parseCIDRs(cfg.PodCIDR)
+	if err != nil {
 		log.Warn("the configured pod CIDR is ignored", slog.Any("err", err))
 	}
+	n.subnets = subnets
+	n.conf = cniconf.New(cniconf.Config{
+		Dir: cfg.ConfDir, BinDirs: cfg.BinDirs, DefaultNetwork: cfg.DefaultNetwork, Generate: n.generator(cfg), Log: log,
+	})
 	return n
+}
+
+// generator returns the function that keeps the configuration of cfg.Template, or nil.
+func (n *CNI) generator(cfg Config) func() error {
+	if cfg.Generated == nil {
+		return nil
+	}
+	g := cnitemplate.New(cnitemplate.Config{
+		Dir: cfg.ConfDir, Template: cfg.Template, DefaultNetwork: cfg.DefaultNetwork, Record: cfg.Generated, Log: n.log,
+	})
+	return func() error { return g.Sync(n.podCIDR()) }
 }
 
 // Run keeps the configuration current until ctx ends. It returns nil.

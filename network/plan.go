@@ -78,7 +78,26 @@ type Plan struct {
 // by commas; empty means not known. If it is not valid, nothing changes and the error is
 // of kind InvalidArgument.
 func (n *CNI) SetPodCIDR(cidr string) error {
-	var subnets []netip.Prefix
+	subnets, err := parseCIDRs(cidr)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.subnets = subnets
+	n.mu.Unlock()
+	n.conf.Trigger() // for a configuration that is made of it
+	return nil
+}
+
+// podCIDR returns the value of SetPodCIDR.
+func (n *CNI) podCIDR() []netip.Prefix {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.subnets
+}
+
+// parseCIDRs parses address ranges that are separated by commas.
+func parseCIDRs(cidr string) (subnets []netip.Prefix, err error) {
 	for text := range strings.SplitSeq(cidr, ",") {
 		text = strings.TrimSpace(text)
 		if text == "" {
@@ -86,14 +105,11 @@ func (n *CNI) SetPodCIDR(cidr string) error {
 		}
 		subnet, err := netip.ParsePrefix(text)
 		if err != nil {
-			return fmt.Errorf("pod CIDR %q: %w: %w", text, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("pod CIDR %q: %w: %w", text, err, errdefs.ErrInvalidArgument)
 		}
 		subnets = append(subnets, subnet.Masked())
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.subnets = subnets
-	return nil
+	return subnets, nil
 }
 
 // Plan returns the Plan to attach pod to the network that new pods get. If there is none,
@@ -112,10 +128,7 @@ func (n *CNI) Plan(pod Pod) (Plan, error) {
 			return Plan{}, err
 		}
 	}
-	n.mu.Lock()
-	subnets := n.subnets
-	n.mu.Unlock()
-	plan := Plan{Pod: pod, Network: nw.List.Name, Config: nw.List.Bytes, Subnets: subnets, list: nw.List}
+	plan := Plan{Pod: pod, Network: nw.List.Name, Config: nw.List.Bytes, Subnets: n.podCIDR(), list: nw.List}
 	if !declares(nw.List, annotationsCapability) {
 		plan.Pod.Annotations = nil // they may be large, and no plugin is given them
 	}

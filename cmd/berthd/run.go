@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 
@@ -9,21 +10,34 @@ import (
 	"berth/core/daemon"
 	"berth/core/logs"
 	"berth/network"
+	"berth/network/cnitemplate"
 	"berth/streaming"
 )
 
 // run serves the CRI on l until ctx ends.
 func run(ctx context.Context, cfg config.Config, l net.Listener, log *slog.Logger) error {
 	warnOfOpenAddresses(cfg, log)
-	d, err := daemon.New(daemonConfig(cfg), log)
+	daemonCfg, err := daemonConfig(cfg)
+	if err != nil {
+		return err
+	}
+	d, err := daemon.New(daemonCfg, log)
 	if err != nil {
 		return err
 	}
 	return d.Run(ctx, l)
 }
 
-// daemonConfig translates the options into the configuration of the daemon.
-func daemonConfig(cfg config.Config) daemon.Config {
+// daemonConfig translates the options into the configuration of the daemon. It reads the template of the
+// network.
+func daemonConfig(cfg config.Config) (daemon.Config, error) {
+	var template *cnitemplate.Template
+	if cfg.CNIConfTemplate != "" {
+		var err error
+		if template, err = cnitemplate.Load(cfg.CNIConfTemplate); err != nil {
+			return daemon.Config{}, fmt.Errorf("cni-conf-template: %w", err)
+		}
+	}
 	return daemon.Config{
 		Version: version, Commit: commit, Endpoint: cfg.Endpoint, RootDir: cfg.RootDir, RunDir: cfg.RunDir,
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
@@ -31,10 +45,11 @@ func daemonConfig(cfg config.Config) daemon.Config {
 		Bridge: cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
 			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: netnsDir(cfg.RunDir), PodCIDR: cfg.PodCIDR,
+			DefaultNetwork: cfg.CNIDefaultNetwork, Template: template,
 		},
 		Streaming: daemon.Streaming{Addr: cfg.StreamingAddr, TLS: cfg.StreamingTLS},
 		Metrics:   daemon.Metrics{Addr: cfg.MetricsAddr, Profiles: cfg.Profiles},
-	}
+	}, nil
 }
 
 // netnsDir returns where network namespaces of pods are bound: where network agents that run in

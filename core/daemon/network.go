@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 
@@ -28,25 +29,39 @@ func newPodNetwork(cfg Config, node *state.Bucket[string], log *slog.Logger) Pod
 	if cfg.PodNetwork != nil {
 		return cfg.PodNetwork
 	}
-	if cfg.Network.PodCIDR == "" {
-		cfg.Network.PodCIDR, _ = node.Get(podCIDRKey)
+	option := cfg.Network.PodCIDR
+	if cidr, ok := kubeletCIDR(node, option); ok {
+		cfg.Network.PodCIDR = cidr
 	}
-	cni := storedCIDR{network.New(cfg.Network, log), node, log}
+	cfg.Network.Generated = generatedConf{node}
+	cni := storedCIDR{network.New(cfg.Network, log), node, option, log}
 	if cfg.Bridge {
 		return bridge{cni}
 	}
 	return cni
 }
 
-// podCIDRKey is the record of the address range that the kubelet has set.
-const podCIDRKey = "pod-cidr"
+// Records of the node.
+const (
+	podCIDRKey       = "pod-cidr"         // the address range that the kubelet has set
+	podCIDROptionKey = "pod-cidr-option"  // the option pod-cidr at that time
+	generatedConfKey = "cni-conf-written" // digests of the generated CNI configuration
+)
 
-// storedCIDR is CNI with an address range that outlives the daemon: the kubelet sets it when it
-// changes, and not again.
+// kubeletCIDR returns the address range that the kubelet has set. It replaces the option, which holds until then, also
+// after a restart of berthd: the kubelet sets it when it changes, and not again. An option that was changed since replaces it.
+func kubeletCIDR(node *state.Bucket[string], option string) (cidr string, ok bool) {
+	cidr, ok = node.Get(podCIDRKey)
+	before, known := node.Get(podCIDROptionKey) // not known: stored by berth 1.0
+	return cidr, ok && (option == "" || known && option == before)
+}
+
+// storedCIDR is CNI with an address range that outlives the daemon.
 type storedCIDR struct {
 	*network.CNI
-	node *state.Bucket[string]
-	log  *slog.Logger
+	node   *state.Bucket[string]
+	option string // pod-cidr
+	log    *slog.Logger
 }
 
 // SetPodCIDR sets the range and stores it.
@@ -54,10 +69,24 @@ func (s storedCIDR) SetPodCIDR(cidr string) error {
 	if err := s.CNI.SetPodCIDR(cidr); err != nil {
 		return err
 	}
-	if err := s.node.Put(podCIDRKey, cidr); err != nil {
+	if err := errors.Join(s.node.Put(podCIDRKey, cidr), s.node.Put(podCIDROptionKey, s.option)); err != nil {
 		s.log.Warn("cannot store the pod CIDR; it is lost with the next restart of berthd", slog.Any("err", err))
 	}
 	return nil
+}
+
+// generatedConf is the record of the generated CNI configuration.
+type generatedConf struct{ node *state.Bucket[string] }
+
+// Get returns the record, "" if there is none.
+func (g generatedConf) Get() string { text, _ := g.node.Get(generatedConfKey); return text }
+
+// Put replaces the record; "" removes it.
+func (g generatedConf) Put(text string) error {
+	if text == "" {
+		return g.node.Delete(generatedConfKey)
+	}
+	return g.node.Put(generatedConfKey, text)
 }
 
 // bridge is Docker's own network, which needs no plugins. The CNI in it detaches pods that were

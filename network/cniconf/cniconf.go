@@ -2,7 +2,7 @@
 //
 // A [Dir] reads the network configuration directory, watches it, and selects the network
 // that new pods are attached to: the first in the order of file names that is valid and
-// whose plugins are all installed. The rules are those of libcni; in addition a Network
+// whose plugins are all installed, of those with the default network's name if there is one. The rules are those of libcni; in addition a Network
 // has all of its plugins inlined, so that its bytes are enough for a later DEL. It runs no plugins.
 package cniconf
 
@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -30,16 +31,24 @@ type Config struct {
 	Dir string
 	// BinDirs are the directories of plugins, the first match wins.
 	BinDirs []string
-	Log     *slog.Logger
+	// DefaultNetwork is the name of the network that Select returns, "" for the first one.
+	DefaultNetwork string
+	// Generate is called before each read, and may write or remove a file of the directory. If
+	// there is no network, its error says why, and it is retried. It may be nil.
+	Generate func() error
+	Log      *slog.Logger
 }
 
 // A Dir is the network configuration directory. Run keeps what it has read current. Its
 // methods may be called concurrently, except Reload, which only New and Run call.
 type Dir struct {
-	path    string
-	binDirs []string
-	log     *slog.Logger
-	content atomic.Pointer[content]
+	path           string
+	binDirs        []string
+	defaultNetwork string
+	generate       func() error
+	log            *slog.Logger
+	wake           chan struct{} // has an element if Run is to reload
+	content        atomic.Pointer[content]
 }
 
 // A Network is one valid configuration file.
@@ -56,9 +65,10 @@ type Network struct {
 
 // content is the result of reading the directory once.
 type content struct {
-	networks []*Network
-	invalid  []invalidConf
-	err      error // the directory could not be read
+	networks    []*Network
+	invalid     []invalidConf
+	err         error // the directory could not be read
+	generateErr error
 }
 
 // An invalidConf is a file that is not a valid configuration.
@@ -69,7 +79,10 @@ type invalidConf struct {
 
 // New returns a Dir that has been read once. Missing files or plugins are not an error, see Select.
 func New(cfg Config) *Dir {
-	d := &Dir{path: filepath.Clean(cfg.Dir), binDirs: cfg.BinDirs, log: cfg.Log}
+	d := &Dir{
+		path: filepath.Clean(cfg.Dir), binDirs: cfg.BinDirs, defaultNetwork: cfg.DefaultNetwork, generate: cfg.Generate, log: cfg.Log,
+		wake: make(chan struct{}, 1),
+	}
 	d.Reload()
 	return d
 }
@@ -77,7 +90,12 @@ func New(cfg Config) *Dir {
 // Reload reads the directory again. Networks whose configuration has not changed stay the
 // same *Network.
 func (d *Dir) Reload() {
+	var generateErr error
+	if d.generate != nil {
+		generateErr = d.generate()
+	}
 	current, previous := d.read(), d.content.Load()
+	current.generateErr = generateErr
 	if previous == nil {
 		previous = &content{}
 	}
@@ -92,6 +110,14 @@ func (d *Dir) Reload() {
 	d.logChanges(previous, current)
 }
 
+// Trigger makes Run reload the directory soon, because the result of Config.Generate may have changed.
+func (d *Dir) Trigger() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
 // read reads all configuration files, in the order of their names.
 func (d *Dir) read() *content {
 	entries, err := os.ReadDir(d.path)
@@ -100,12 +126,7 @@ func (d *Dir) read() *content {
 	}
 	c := &content{}
 	for _, entry := range entries {
-		switch filepath.Ext(entry.Name()) {
-		case ".conf", ".conflist", ".json":
-		default:
-			continue
-		}
-		if entry.IsDir() {
+		if !IsConfig(entry) {
 			continue
 		}
 		file := filepath.Join(d.path, entry.Name())
@@ -117,6 +138,16 @@ func (d *Dir) read() *content {
 		c.networks = append(c.networks, &Network{File: file, List: list, binDirs: d.binDirs})
 	}
 	return c
+}
+
+// IsConfig reports whether libcni takes the entry of the directory for a configuration.
+func IsConfig(entry fs.DirEntry) bool {
+	switch filepath.Ext(entry.Name()) {
+	case ".conf", ".conflist", ".json":
+		return !entry.IsDir()
+	default:
+		return false
+	}
 }
 
 // readFile reads one configuration file, with the plugins of its subdirectory.
@@ -219,8 +250,11 @@ func (d *Dir) logChanges(previous, current *content) {
 			d.log.Warn("network configuration skipped", slog.String("file", conf.file), slog.Any("err", conf.err))
 		}
 	}
-	switch first := current.first(); first {
-	case previous.first():
+	if current.generateErr != nil && (previous.generateErr == nil || current.generateErr.Error() != previous.generateErr.Error()) {
+		d.log.Warn("no network configuration generated", slog.String("dir", d.path), slog.Any("why", current.generateErr))
+	}
+	switch first := d.first(current); first {
+	case d.first(previous):
 	case nil:
 		d.log.Warn("network configuration is gone", slog.String("dir", d.path))
 	default:
@@ -229,12 +263,20 @@ func (d *Dir) logChanges(previous, current *content) {
 	}
 }
 
-// first returns the first network, or nil.
-func (c *content) first() *Network {
-	if len(c.networks) == 0 {
-		return nil
+// candidates returns the networks that pods can get, the preferred one first.
+func (d *Dir) candidates(c *content) []*Network {
+	if d.defaultNetwork == "" {
+		return c.networks
 	}
-	return c.networks[0]
+	return slices.DeleteFunc(slices.Clone(c.networks), func(nw *Network) bool { return nw.List.Name != d.defaultNetwork })
+}
+
+// first returns the first network that pods can get, or nil.
+func (d *Dir) first(c *content) *Network {
+	if found := d.candidates(c); len(found) > 0 {
+		return found[0]
+	}
+	return nil
 }
 
 // Networks returns all valid networks, in the order of their file names.
@@ -244,7 +286,8 @@ func (d *Dir) Networks() []*Network { return d.content.Load().networks }
 // first. Without any network the error, of kind Unavailable, says why.
 func (d *Dir) Select() (*Network, error) {
 	current := d.content.Load()
-	for _, nw := range current.networks {
+	candidates := d.candidates(current)
+	for _, nw := range candidates {
 		if nw.complete.Load() {
 			return nw, nil
 		}
@@ -253,15 +296,24 @@ func (d *Dir) Select() (*Network, error) {
 			return nw, nil
 		}
 	}
-	if first := current.first(); first != nil {
-		return first, nil
+	if len(candidates) > 0 {
+		return candidates[0], nil
 	}
 	return nil, errdefs.ErrUnavailable.WithMessage(d.noNetworkReason(current))
 }
 
 // noNetworkReason says, in one line, why there is no network.
 func (d *Dir) noNetworkReason(c *content) string {
+	if d.defaultNetwork != "" && len(c.networks) > 0 {
+		var others []string
+		for _, nw := range c.networks {
+			others = append(others, fmt.Sprintf("%q of %s", nw.List.Name, nw.File))
+		}
+		return c.withInvalid(fmt.Sprintf("no CNI network %q (cni-default-network), there are: %s", d.defaultNetwork, strings.Join(others, ", ")))
+	}
 	switch {
+	case c.generateErr != nil:
+		return c.withInvalid(fmt.Sprintf("no CNI network: %v", c.generateErr))
 	case errors.Is(c.err, fs.ErrNotExist):
 		return fmt.Sprintf("no CNI network: the directory %s does not exist", d.path)
 	case c.err != nil:
@@ -269,11 +321,20 @@ func (d *Dir) noNetworkReason(c *content) string {
 	case len(c.invalid) == 0:
 		return fmt.Sprintf("no CNI network: there is no .conflist, .conf or .json file in %s", d.path)
 	}
-	var reasons []string
+	return "no CNI network: " + strings.Join(c.invalidReasons(), "; ")
+}
+
+// withInvalid appends the files that are not valid to reason: one of them may be the missing network.
+func (c *content) withInvalid(reason string) string {
+	return strings.Join(append([]string{reason}, c.invalidReasons()...), "; ")
+}
+
+// invalidReasons says of each file that is not valid why.
+func (c *content) invalidReasons() (reasons []string) {
 	for _, conf := range c.invalid {
 		reasons = append(reasons, fmt.Sprintf("%s is not valid: %v", conf.file, conf.err))
 	}
-	return "no CNI network: " + strings.Join(reasons, "; ")
+	return reasons
 }
 
 // Complete reports whether Select has found all plugins of the network, now or before.
@@ -288,11 +349,21 @@ func (nw *Network) CheckPlugins() error {
 	return nil
 }
 
+// ipamCallers are the plugins of the CNI project that run the plugin in ipam.type. Others may not run it:
+// azure-vnet has an ipam.type that is no program.
+var ipamCallers = []string{"bridge", "ipvlan", "macvlan", "ptp", "vlan"}
+
 // missingPlugin returns the first plugin that is in none of the directories, or "".
 func (nw *Network) missingPlugin() string {
 	for _, plugin := range nw.List.Plugins {
-		if _, err := FindPlugin(plugin.Network.Type, nw.binDirs); err != nil {
-			return plugin.Network.Type
+		needed := []string{plugin.Network.Type}
+		if ipam := plugin.Network.IPAM.Type; ipam != "" && slices.Contains(ipamCallers, plugin.Network.Type) {
+			needed = append(needed, ipam)
+		}
+		for _, name := range needed {
+			if _, err := FindPlugin(name, nw.binDirs); err != nil {
+				return name
+			}
 		}
 	}
 	return ""

@@ -27,7 +27,7 @@ const (
 
 // Run reloads the directory whenever it changes, until ctx ends. It returns nil.
 func (d *Dir) Run(ctx context.Context) error {
-	if current := d.content.Load(); current.first() == nil {
+	if current := d.content.Load(); d.first(current) == nil {
 		d.log.Warn("no network for pods yet", slog.String("why", d.noNetworkReason(current)))
 	}
 	logged := false
@@ -75,10 +75,20 @@ func (d *Dir) watch(ctx context.Context) (err error) {
 
 // waitForChange returns nil debounceInterval after a relevant change.
 func (d *Dir) waitForChange(ctx context.Context, w *fsnotify.Watcher) error {
+	var retry <-chan time.Time
+	if d.content.Load().generateErr != nil {
+		t := time.NewTimer(pollInterval)
+		defer t.Stop()
+		retry = t.C
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-d.wake:
+			return nil
+		case <-retry:
+			return nil
 		case event, ok := <-w.Events:
 			if !ok {
 				return fsnotify.ErrClosed

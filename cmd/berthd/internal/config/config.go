@@ -37,18 +37,22 @@ type Config struct {
 	CNIConfDir     string
 	CNIBinDirs     []string
 	CNICacheDir    string
-	PodCIDR        string // address ranges separated by commas, or empty
-	RootDir        string
-	RunDir         string
-	PullProgress   time.Duration // a pull without progress for so long is cancelled
-	ContainerLogs  string        // cri, symlink or follow
-	RequestTimeout time.Duration // of short Engine calls
-	StreamingAddr  string        // host and port; port 0 for any
-	StreamingTLS   streaming.TLSFiles
-	MetricsAddr    string // host and port, or empty for none
-	Profiles       bool   // serve profiles at MetricsAddr
-	LogLevel       string // see SlogLevel
-	LogFormat      string // text or json
+	// CNIDefaultNetwork is the name of the network of pods, "" for the first one by file name.
+	CNIDefaultNetwork string
+	// CNIConfTemplate is cnitemplate.Bridge or the path of a template, "" for none.
+	CNIConfTemplate string
+	PodCIDR         string // address ranges separated by commas, or empty
+	RootDir         string
+	RunDir          string
+	PullProgress    time.Duration // a pull without progress for so long is cancelled
+	ContainerLogs   string        // cri, symlink or follow
+	RequestTimeout  time.Duration // of short Engine calls
+	StreamingAddr   string        // host and port; port 0 for any
+	StreamingTLS    streaming.TLSFiles
+	MetricsAddr     string // host and port, or empty for none
+	Profiles        bool   // serve profiles at MetricsAddr
+	LogLevel        string // see SlogLevel
+	LogFormat       string // text or json
 
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
 }

@@ -115,6 +115,9 @@ func (o *Options) validate() error {
 	if o.StreamingTLS.ClientCA != "" && o.StreamingTLS.Cert == "" {
 		return UsageErrorf("streaming-tls-client-ca-file needs streaming-tls-cert-file: clients show certificates over TLS only")
 	}
+	if o.NetworkPlugin == NoCNI && o.CNIConfTemplate+o.CNIDefaultNetwork != "" {
+		return UsageErrorf("cni-conf-template and cni-default-network need network-plugin cni: with Docker's own bridge there is no CNI network")
+	}
 	switch host, _, err := net.SplitHostPort(o.MetricsAddr); {
 	case o.Profiles && o.MetricsAddr == "":
 		return UsageErrorf("--profiling needs metrics-bind-addr")

@@ -62,13 +62,17 @@ func networkOptions(cfg *Config) []*option {
 		{name: "network-plugin", value: newValue(&cfg.NetworkPlugin, parseNetworkPlugin), initial: "cni",
 			usage: "network of pods: cni, or \"\" or no-op for Docker's own bridge"},
 		{name: "cni-conf-dir", value: newValue(&cfg.CNIConfDir, parseDir), initial: "/etc/cni/net.d",
-			usage: "`DIR` of CNI configurations; the first valid one by name is used"},
+			usage: "`DIR` of CNI configurations; the first valid one by name is used, or the network cni-default-network"},
+		{name: "cni-default-network", value: newValue(&cfg.CNIDefaultNetwork, parseNetworkName), initial: "",
+			usage: "`NAME` of the CNI network of pods, as in its configuration; empty for the first one by file name"},
+		{name: "cni-conf-template", value: newValue(&cfg.CNIConfTemplate, parseConfTemplate), initial: "",
+			usage: "write a CNI configuration for the pod CIDR while cni-conf-dir has no other: \"bridge\" for a built-in one, or the absolute path of a `TEMPLATE` as for containerd; empty for none. For single nodes: on others the network of the cluster installs one"},
 		{name: "cni-bin-dir", value: newValue(&cfg.CNIBinDirs, parseDirs), initial: "/opt/cni/bin",
 			usage: "`DIRS` of CNI plugins, separated by commas"},
 		{name: "cni-cache-dir", value: newValue(&cfg.CNICacheDir, parseDir), initial: "/var/lib/cni/cache",
 			usage: "`DIR` of the cached results of CNI plugins"},
 		{name: "pod-cidr", value: newValue(&cfg.PodCIDR, parseCIDRs), initial: "",
-			usage: "`CIDRS` for CNI plugins that ask for address ranges, separated by commas, until the kubelet sends some"},
+			usage: "`CIDRS` for cni-conf-template and for CNI plugins that ask for address ranges, separated by commas, until the kubelet sends some"},
 	}
 }
 

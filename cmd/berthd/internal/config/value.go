@@ -11,9 +11,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/distribution/reference"
 	"github.com/docker/docker/client"
 	"github.com/spf13/pflag"
+
+	"berth/network/cnitemplate"
 )
 
 // A value parses and holds the value of an option.
@@ -206,6 +209,20 @@ func parseNetworkPlugin(s string) (string, error) {
 	default:
 		return "", errors.New(`must be cni, or "" or no-op for Docker's own bridge`)
 	}
+}
+
+func parseNetworkName(s string) (string, error) {
+	if s != "" && utils.ValidateNetworkName(s) != nil {
+		return "", errors.New("must be the name of a CNI network: letters, digits, dots, dashes and underscores, and first a letter or digit")
+	}
+	return s, nil
+}
+
+func parseConfTemplate(s string) (string, error) {
+	if s != "" && s != cnitemplate.Bridge && !filepath.IsAbs(s) {
+		return "", fmt.Errorf("must be %s, or the absolute path of a template", cnitemplate.Bridge)
+	}
+	return s, nil
 }
 
 func parseCIDRs(s string) (string, error) {

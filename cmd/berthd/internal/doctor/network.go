@@ -8,6 +8,7 @@ import (
 
 	"berth/cmd/berthd/internal/config"
 	"berth/network"
+	"berth/network/cnitemplate"
 )
 
 // checkNetwork checks the CNI configuration and its plugins.
@@ -16,13 +17,16 @@ func (c *checker) checkNetwork(ctx context.Context) {
 		c.warn("network", "pods are on Docker's own bridge, and cannot reach those of other nodes", "set network-plugin: cni for a cluster")
 		return
 	}
+	if !c.checkTemplate() {
+		return
+	}
 	var binDirs []string
 	for _, dir := range c.daemon.CNIBinDirs {
 		binDirs = append(binDirs, c.path(dir))
 	}
 	confDir := c.path(c.daemon.CNIConfDir)
 	skipped := new(warnedFiles)
-	cni := network.New(network.Config{ConfDir: confDir, BinDirs: binDirs, CacheDir: c.path(c.daemon.CNICacheDir), RunDir: c.path(c.daemon.RunDir)}, slog.New(skipped))
+	cni := network.New(network.Config{ConfDir: confDir, BinDirs: binDirs, CacheDir: c.path(c.daemon.CNICacheDir), RunDir: c.path(c.daemon.RunDir), DefaultNetwork: c.daemon.CNIDefaultNetwork}, slog.New(skipped))
 	var err error
 	if c.isForeign() {
 		err = cni.Installed() // Status would run the plugins
@@ -36,13 +40,33 @@ func (c *checker) checkNetwork(ctx context.Context) {
 		for _, file := range skipped.files {
 			c.warn("network", file+" is not valid and is skipped", "correct it or remove it")
 		}
+	case c.daemon.CNIDefaultNetwork != "" && strings.Contains(err.Error(), "(cni-default-network)"):
+		c.fail("network", err.Error(), "set cni-default-network to the name of one of them, or install that network")
 	case strings.Contains(err.Error(), "is not valid"):
 		c.fail("network", err.Error(), "correct the file, or remove it and install the network of your cluster again")
+	case len(files) == 0 && c.daemon.CNIConfTemplate != "":
+		c.fail("network", err.Error(), "start berthd, which writes a file there once the kubelet has sent the pod CIDR (kubeadm --pod-network-cidr); if it has none, set pod-cidr")
 	case len(files) == 0:
 		c.fail("network", err.Error(), "install the network of your cluster (Calico, Cilium, Flannel, ...), which writes a file there; if it does so elsewhere, set cni-conf-dir")
 	default:
 		c.fail("network", err.Error(), "install the plugin (package kubernetes-cni or containernetworking-plugins), or add its directory to cni-bin-dir in "+config.DefaultFile)
 	}
+}
+
+// checkTemplate checks cni-conf-template. It returns false if berthd would not start with it.
+func (c *checker) checkTemplate() bool {
+	source := c.daemon.CNIConfTemplate
+	if source == "" {
+		return true
+	}
+	if source != cnitemplate.Bridge {
+		source = c.path(source)
+	}
+	if _, err := cnitemplate.Load(source); err != nil {
+		c.fail("network", "cni-conf-template: "+err.Error(), "correct the template, or set cni-conf-template: "+cnitemplate.Bridge+" for the built-in one")
+		return false
+	}
+	return true
 }
 
 // warnedFiles is a log handler that keeps the attribute "file" of each warning.
