@@ -5,7 +5,8 @@
 // Command:
 //
 //	cmd/berthd                        commands, signals; internal/config: flags and configuration
-//	                                  files; internal/doctor: checks of the node
+//	                                  files; internal/doctor: checks of the node;
+//	                                  internal/pods: its pods
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //

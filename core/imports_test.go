@@ -35,7 +35,7 @@ var layers = [][]string{
 	{"core/server"},
 	{"core/daemon"},
 	{"cmd/berthd/internal/config"},
-	{"cmd/berthd/internal/doctor"},
+	{"cmd/berthd/internal/doctor", "cmd/berthd/internal/pods"},
 	{"cmd/berthd"},
 }
 

@@ -2,15 +2,14 @@ package main
 
 import (
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"berth/cmd/berthd/internal/config"
 	"berth/cmd/berthd/internal/doctor"
+	"berth/cmd/berthd/internal/pods"
 )
-
-// doctorName is the name of the command that --json and --root are for.
-const doctorName = "doctor"
 
 // An action is the work of a command, which takes flags only.
 type action func(cmd *cobra.Command, options *config.Options) error
@@ -27,7 +26,8 @@ func (p *program) newCommand(options *config.Options) (*cobra.Command, error) {
 	}
 	root := add(nil, p.name, "serve the CRI until stopped by a signal", p.serve)
 	add(add(root, "config", "show the configuration", nil), "print", "print the options in effect, and where they were given", printConfig)
-	add(root, doctorName, "check this node, and print what is wrong and how to fix it; --json for programs", runDoctor)
+	add(root, config.DoctorCommand, "check this node, and print what is wrong and how to fix it; --json for programs", runDoctor)
+	add(root, config.PodsCommand, "print the pods of this node: Docker's names, addresses, logs, and why one is not ready", runPods)
 	completion := add(root, "completion", "print completion scripts", nil)
 	for _, shell := range shells {
 		add(completion, shell.name, "print the completion script for "+shell.name, shell.print)
@@ -58,8 +58,9 @@ func (p *program) run(options *config.Options, run action) func(*cobra.Command, 
 			return printBuildinfo(p.stdout, p.name)
 		case run == nil, strings.Join(args, "") != "": // systemd makes an empty argument of an empty ${VARIABLE}
 			return unknownCommand(cmd, args)
-		case options.DoctorFlagsChanged() && cmd.Name() != doctorName:
-			return config.UsageErrorf("--json and --root are for doctor")
+		}
+		if err := options.CheckCommand(cmd.Name()); err != nil {
+			return err
 		}
 		return run(cmd, options)
 	}
@@ -112,4 +113,19 @@ func runDoctor(cmd *cobra.Command, options *config.Options) error {
 		return err
 	}
 	return report.Err()
+}
+
+// runPods prints the pods of the node.
+func runPods(cmd *cobra.Command, options *config.Options) error {
+	if err := options.Load(); err != nil {
+		return err
+	}
+	report, err := pods.Load(cmd.Context(), options.Config, options.Namespace)
+	if err != nil {
+		return err
+	}
+	if options.JSON || options.Output == "json" {
+		return report.WriteJSON(cmd.OutOrStdout())
+	}
+	return report.WriteTable(cmd.OutOrStdout(), time.Now(), options.Output == "wide")
 }

@@ -29,7 +29,7 @@ Usage:
 	}
 	fmt.Fprintf(&text, `
 Files:
-  %s may set each option, except those of General and For doctor,
+  %s may set each option, except those of General and of single commands,
   as YAML with the names of the flags as keys. Files config.d/*.yaml beside it are read
   after it, by name, and the last one that sets an option wins; flags win over all files.
   The file that --config names must exist; the default one may be missing.

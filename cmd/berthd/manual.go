@@ -69,7 +69,7 @@ is stopped, restarted or upgraded.
 .SH COMMANDS
 @commands@
 .SH OPTIONS
-A configuration file may set each option, except the general ones and those for doctor; its keys are the names without
+A configuration file may set each option, except the general ones and those of single commands; its keys are the names without
 the dashes. An option on the command line wins.
 @options@
 .SH SIGNALS
@@ -123,6 +123,7 @@ Certificates for Docker at tcp://HOST:PORT.
 .nf
 systemctl status berth.service
 berthd doctor
+berthd pods
 berthd config print
 kubeadm init \-\-cri\-socket unix:///var/run/cri\-dockerd.sock
 .fi

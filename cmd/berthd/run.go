@@ -44,22 +44,12 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		Bridge: cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
-			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: netnsDir(cfg.RunDir), PodCIDR: cfg.PodCIDR,
+			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: cfg.NetNSDir(), PodCIDR: cfg.PodCIDR,
 			DefaultNetwork: cfg.CNIDefaultNetwork, Template: template,
 		},
 		Streaming: daemon.Streaming{Addr: cfg.StreamingAddr, TLS: cfg.StreamingTLS},
 		Metrics:   daemon.Metrics{Addr: cfg.MetricsAddr, Profiles: cfg.Profiles},
 	}, nil
-}
-
-// netnsDir returns where network namespaces of pods are bound: where network agents that run in
-// containers expect them. Namespaces there that belong to no known pod are removed, so a second
-// berthd on a node, which has another run-dir, binds below that.
-func netnsDir(runDir string) string {
-	if runDir == config.DefaultRunDir {
-		return "/var/run/netns"
-	}
-	return ""
 }
 
 // warnOfOpenAddresses warns if streams or metrics are served to other hosts without protection.

@@ -14,7 +14,7 @@ import (
 // removes the namespaces that it does not know.
 func TestOnlyTheDefaultRunDirUsesTheSharedNetNSDir(t *testing.T) {
 	for run, want := range map[string]string{"/run/berth": "/var/run/netns", "/run/other": ""} {
-		if got := netnsDir(run); got != want {
+		if got := (&config.Config{RunDir: run}).NetNSDir(); got != want {
 			t.Errorf("with run-dir %s: got %q, want %q", run, got, want)
 		}
 	}

@@ -551,7 +551,7 @@ var messages = []message{
 		{"network_config", plugins, "see its field", "network.TestAttachPassesDeclaredCapabilities"},
 	}},
 	{"NetworkConfig", []row{
-		{"pod_cidr", plugins, "the capability `ipRanges` of networks that request it; refused if it is not a CIDR", "network.TestAttachPassesDeclaredCapabilities"},
+		{"pod_cidr", plugins, "the capability `ipRanges` of networks that request it, and `cni-conf-template`; refused if it is not a CIDR", "network.TestAttachPassesDeclaredCapabilities network.TestConfigurationIsMadeOfThePodCIDR"},
 	}},
 	{"StatusRequest", []row{
 		{"verbose", berth, "adds `info`", "live.TestPodSettingsReachTheContainer"},

@@ -233,8 +233,10 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 		network = bridgeNetwork(result)
 	case s.Running:
 		network.Addrs, network.Ready = c.network.Addresses(result.ID)
-		// A list entry has no PID.
-		network.Ready = network.Ready && (s.Pid == 0 || c.network.InNetNS(result.ID, s.Pid))
+	}
+	s.Attached = network.Ready
+	if network.Ready && s.Running && s.Pid != 0 && !s.HostNetwork && !s.Bridged { // a list entry has no PID
+		network.Ready = c.network.InNetNS(result.ID, s.Pid)
 	}
 	s.Row, s.Status, err = tocri.Sandbox(result, network)
 	return s, err

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -56,6 +57,7 @@ type Sandbox struct {
 	MountLabel     string // SELinux label of files that the pause process may write, "" without SELinux
 	HostNetwork    bool
 	Bridged        bool // on Docker's own network, as cri-dockerd and docker run create containers
+	Attached       bool // to its network, for a pod that runs
 	CreatedByBerth bool // created by berth rather than adopted from cri-dockerd
 
 	StartedAt, FinishedAt int64 // Unix nanoseconds, 0 if it has not been started or has not finished
@@ -69,6 +71,22 @@ type Sandbox struct {
 func (s *Sandbox) ID() string { return s.Row.GetId() }
 
 func (s *Sandbox) name() string { return s.Name }
+
+// NotReadyReason says why the sandbox is not ready, "" if it is.
+func (s *Sandbox) NotReadyReason() string {
+	switch {
+	case s.Row.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY:
+		return ""
+	case s.Orphaned:
+		return "the pause container was removed, but not by berth"
+	case s.State != container.StateRunning:
+		return "the pause container is " + s.State
+	case !s.Attached:
+		return "the pod is not attached to its network"
+	default:
+		return "the pause process is not in the network namespace of the pod, as after a docker restart"
+	}
+}
 
 // A Container is the state of a container of a pod at its last inspect. It is
 // immutable: a change replaces it.

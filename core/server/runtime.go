@@ -44,12 +44,17 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxS
 	// sidecars every few seconds; without one it calls ContainerStatus.
 	resp := &runtimeapi.PodSandboxStatusResponse{Status: pod.Status, ContainersStatuses: inside}
 	if r.GetVerbose() {
+		node, err := s.podInfo(ctx, pod)
+		if err != nil {
+			return nil, err
+		}
 		resp.Info, err = verboseInfo(map[string]any{
 			"sandboxID": pod.ID(), "pid": pod.Pid, "runtimeHandler": pod.Row.GetRuntimeHandler(), "runtimeType": pod.Runtime,
-			"netNamespaceClosed": !pod.Running, "config": pod.Config,
+			"netNamespaceClosed": !pod.Running, "config": pod.Config, "node": node,
 		})
+		return resp, err
 	}
-	return resp, err
+	return resp, nil
 }
 
 // ListPodSandbox lists the sandboxes that match a filter.

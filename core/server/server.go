@@ -60,11 +60,13 @@ type Streams interface {
 	PortForward(r *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
 
-// Network is the part of the pods' network that Status and UpdateRuntimeConfig use.
+// Network is the part of the pods' network that Status, UpdateRuntimeConfig and podInfo use.
 type Network interface {
 	// Status returns nil if pods can be attached to the network, or the reason.
 	Status(ctx context.Context) error
 	SetPodCIDR(cidr string) error
+	// NetNS returns a path of the network namespace of the pod id, in which the process pid runs.
+	NetNS(id string, pid int) string
 }
 
 // Info describes the daemon: what Status reports in its verbose response.

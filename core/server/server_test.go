@@ -198,6 +198,7 @@ func (c *fakeNetwork) GC(context.Context, []string) error { return nil }
 func (c *fakeNetwork) InNetNS(string, int) bool           { return true }
 func (c *fakeNetwork) Status(ctx context.Context) error   { return ctx.Err() }
 func (c *fakeNetwork) SetPodCIDR(string) error            { return nil }
+func (c *fakeNetwork) NetNS(id string, _ int) string      { return "/run/netns/" + id }
 
 func (c *fakeNetwork) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 

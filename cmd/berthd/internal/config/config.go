@@ -10,6 +10,7 @@ package config
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"berth/core/engine"
@@ -57,6 +58,16 @@ type Config struct {
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
 }
 
+// NetNSDir returns where network namespaces of pods are bound: where network agents that run in
+// containers expect them. Namespaces there that belong to no known pod are removed, so a second
+// berthd on a node, which has another run-dir, binds below that.
+func (c *Config) NetNSDir() string {
+	if c.RunDir == DefaultRunDir {
+		return "/var/run/netns"
+	}
+	return ""
+}
+
 // Invocation holds the flags that concern one call of the program. A configuration file
 // cannot set them.
 type Invocation struct {
@@ -65,9 +76,25 @@ type Invocation struct {
 	Version    bool
 	Buildinfo  bool
 
-	// For the command doctor.
-	JSON bool
-	Root string // directory with the files of the node
+	JSON      bool
+	Root      string // directory with the files of the node
+	Namespace string // of the pods to print, "" for all
+	Output    string // table, wide or json
+}
+
+// Names of commands with flags of their own.
+const (
+	DoctorCommand = "doctor"
+	PodsCommand   = "pods"
+)
+
+// ClientEndpoint returns the endpoint of the CRI as a client needs it: a socket of systemd is that of
+// berth.socket.
+func (c *Config) ClientEndpoint() string {
+	if strings.HasPrefix(c.Endpoint, "unix://") {
+		return c.Endpoint
+	}
+	return "unix:///run/cri-dockerd.sock"
 }
 
 // A Warning is about an option that was given and has no effect.

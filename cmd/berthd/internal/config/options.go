@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -36,6 +37,7 @@ type option struct {
 	value     value
 	initial   string // the default, as it is written on a command line
 	usage     string
+	commands  []string // the only ones that have the flag; none for all
 
 	// ignored is the reason why the option has no effect, or the option that replaces it. Such
 	// options are accepted so that units and drop-ins for cri-dockerd go on working.
@@ -167,8 +169,17 @@ func CheckArgs(args []string, defaultFile string) error {
 	return o.Load()
 }
 
-// DoctorFlagsChanged reports whether flags that only the command doctor has were given.
-func (o *Options) DoctorFlagsChanged() bool { return o.changed("json") || o.changed("root") }
+// CheckCommand returns an error if a flag was given that the command does not have.
+func (o *Options) CheckCommand(command string) error {
+	for _, g := range o.groups {
+		for _, opt := range g.options {
+			if opt.flag.Changed && len(opt.commands) > 0 && !slices.Contains(opt.commands, command) {
+				return UsageErrorf("--%s is for %s", opt.name, strings.Join(opt.commands, " and "))
+			}
+		}
+	}
+	return nil
+}
 
 // changed reports whether a flag was given on the command line.
 func (o *Options) changed(name string) bool {

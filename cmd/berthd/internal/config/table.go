@@ -103,9 +103,13 @@ func ignoredOptions() []*option {
 // invocationGroups returns the options that set i.
 func invocationGroups(i *Invocation, defaultFile string) []*Group {
 	return []*Group{
-		{Title: "For doctor", options: []*option{
-			{name: "json", value: newValue(&i.JSON, parseBool), initial: "false", usage: "print the results as JSON"},
-			{name: "root", value: newValue(&i.Root, parseDir), initial: "/", usage: "`DIR` with the files of the node"},
+		{Title: "For doctor and pods", options: []*option{
+			{name: "json", commands: []string{DoctorCommand, PodsCommand}, value: newValue(&i.JSON, parseBool), initial: "false", usage: "print JSON"},
+			{name: "root", commands: []string{DoctorCommand}, value: newValue(&i.Root, parseDir), initial: "/", usage: "doctor: `DIR` with the files of the node"},
+			{name: "namespace", shorthand: "n", commands: []string{PodsCommand}, value: newValue(&i.Namespace, parseString), initial: "",
+				usage: "pods: only those of the `NAMESPACE`"},
+			{name: "output", shorthand: "o", commands: []string{PodsCommand}, value: newEnum(&i.Output, "table", "wide", "json"), initial: "table",
+				usage: "pods: table; wide, with Docker's names, network namespaces and log files; or json"},
 		}},
 		{Title: "General", options: []*option{
 			{name: "config", value: newValue(&i.ConfigFile, parseFile), initial: defaultFile, usage: "configuration `FILE`"},

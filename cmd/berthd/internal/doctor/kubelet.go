@@ -36,7 +36,7 @@ type kubeletSettings struct {
 
 // checkKubelet checks that the kubelet's settings fit to those of berthd and Docker.
 func (c *checker) checkKubelet() {
-	endpoint := c.endpoint()
+	endpoint := c.daemon.ClientEndpoint()
 	settings, err := c.readKubelet()
 	switch {
 	case err != nil:
@@ -86,14 +86,6 @@ func (c *checker) checkKubeletCgroups(settings *kubeletSettings) {
 		c.fail("kubelet cgroups", fmt.Sprintf("it is configured with %s, Docker uses %s (from 1.31 on the kubelet uses what berthd reports)", driver, dockers),
 			fmt.Sprintf("set cgroupDriver: %s in %s and: systemctl restart kubelet", dockers, kubeletConfig))
 	}
-}
-
-// endpoint returns the CRI endpoint of berthd as the kubelet's configuration names it.
-func (c *checker) endpoint() string {
-	if strings.HasPrefix(c.daemon.Endpoint, "unix://") {
-		return c.daemon.Endpoint
-	}
-	return "unix:///run/cri-dockerd.sock" // fd://: the socket of berth.socket
 }
 
 // socketPath returns the path of an endpoint, with /run for its alias /var/run.

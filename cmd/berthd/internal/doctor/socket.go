@@ -19,7 +19,7 @@ const statusTimeout = 3 * time.Second
 
 // checkSocket checks the CRI socket: that it is there, for root only, and that Status reports ready.
 func (c *checker) checkSocket(ctx context.Context) {
-	path := c.path(socketPath(c.endpoint()))
+	path := c.path(socketPath(c.daemon.ClientEndpoint()))
 	const start = "systemctl enable --now berth.socket berth.service"
 	info, err := os.Stat(path)
 	switch {
