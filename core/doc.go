@@ -15,6 +15,7 @@
 //	core/sandbox    core/container    pods; life cycle of containers
 //	core/image      core/exec         images; exec, attach and port-forward
 //	core/logs       core/stats        log files; usage and metrics
+//	core/imagecopy                    copies of images between Docker and containerd
 //
 // Below the services:
 //
@@ -51,10 +52,12 @@
 //	core/kmutex     core/singleflight locks by key; calls that share one execution
 //	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends
 //	core/atomicfile                   files that are replaced as a whole
+//	core/containerd                   the gRPC API of a containerd
 //
 // Support for tests:
 //
 //	core/engine/enginetest            a fake Docker Engine
+//	core/containerd/containerdtest    a fake containerd
 //	core/engine/enginelaws            rules that the fake and real Engines follow
 //	core/protofuzz  core/testmain     random messages; flags of test binaries
 //	network/networktest               network namespaces for tests

@@ -20,7 +20,7 @@ const module = "berth/"
 // together with that plan.
 var layers = [][]string{
 	{"core/sleep"},
-	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/systemd", "core/logs/dockerlog"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/systemd", "core/logs/dockerlog", "core/containerd"},
 	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
 	{"network/netns"},
 	{"network/cniconf"},
@@ -31,7 +31,7 @@ var layers = [][]string{
 	{"core/todocker"},
 	{"core/cache", "core/securityprofile"},
 	{"core/image/passwd", "core/resources", "core/stats/diskusage"},
-	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats"},
+	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats", "core/imagecopy"},
 	{"core/server"},
 	{"core/daemon"},
 	{"cmd/berthd/internal/config"},
@@ -40,7 +40,7 @@ var layers = [][]string{
 }
 
 // testSupport lists the packages that only tests import.
-var testSupport = []string{"core/engine/enginelaws", "core/engine/enginetest", "core/protofuzz", "core/testmain", "network/networktest"}
+var testSupport = []string{"core/containerd/containerdtest", "core/engine/enginelaws", "core/engine/enginetest", "core/protofuzz", "core/testmain", "network/networktest"}
 
 // forbiddenImports lists what may not be imported directly, by whom, and why.
 var forbiddenImports = []struct{ who, what, why string }{
