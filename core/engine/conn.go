@@ -40,8 +40,9 @@ type Conn struct {
 	transport  *transport
 }
 
-// dial connects to the Engine, negotiates an API version and reads the Engine's features.
-func (e *Engine) dial(ctx context.Context) (_ *Conn, err error) {
+// Dial connects to the Engine once, negotiates an API version and reads the Engine's features. Run does so again
+// and again; commands that end call Dial themselves.
+func (e *Engine) Dial(ctx context.Context) (_ *Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn := &Conn{timeout: e.cfg.Timeout}

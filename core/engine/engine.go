@@ -7,12 +7,13 @@
 // transport.go), which gives it a deadline by its class besides the caller's:
 //
 //   - short, the default: Config.Timeout until the response is complete;
-//   - slow (container create, image load, disk usage): 15 minutes;
+//   - slow (container create, disk usage): 15 minutes;
 //   - stop and restart: the grace period of the call plus Config.Timeout;
 //   - stream (events, logs, stats, wait): Config.Timeout until the response begins;
 //   - hijacked (attach, exec start): Config.Timeout until the Engine has answered; then the
 //     connection is the caller's to close;
-//   - pull: none; core/image cancels a pull without progress.
+//   - pull, image save and load: none; core/image and core/imagecopy cancel them without
+//     progress, and core/image gives the load of the pause image a timeout.
 //
 // A call without an answer in time fails with an error of kind Unavailable
 // (containerd/errdefs), see IsUnanswered, IsUnavailable and OutcomeUnknown.
@@ -267,7 +268,7 @@ func (e *Engine) setConn(conn *Conn, downReason error) {
 func (e *Engine) Run(ctx context.Context) error {
 	backoff, lastLogged, warnedUserNS := dialBackoffMin, "", false
 	for ctx.Err() == nil {
-		conn, err := e.dial(ctx)
+		conn, err := e.Dial(ctx)
 		if err != nil && ctx.Err() != nil {
 			return nil
 		}
@@ -378,7 +379,7 @@ func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 
 // Probe connects to the Engine once and returns its features.
 func (e *Engine) Probe(ctx context.Context) (Features, error) {
-	conn, err := e.dial(ctx)
+	conn, err := e.Dial(ctx)
 	if err != nil {
 		return Features{}, err
 	}

@@ -307,7 +307,8 @@ func connect(t *testing.T, host string, timeout time.Duration) (*engine.Engine, 
 // for which TestEveryCallHasADeadline cannot see it.
 var noShortDeadline = map[string]string{
 	"POST /images/create":     "a pull is cancelled by core/image when it makes no progress",
-	"POST /images/load":       "slow",
+	"POST /images/load":       "core/imagecopy cancels it without progress, core/image after the short timeout",
+	"GET /images/get":         "core/imagecopy cancels it without progress",
 	"POST /containers/create": "slow",
 	"GET /system/df":          "slow",
 	"HEAD /_ping":             "Client.Ping repeats it with GET",

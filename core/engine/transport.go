@@ -40,12 +40,13 @@ type deadline struct {
 // as of apiPath, and timeout that of short calls.
 func deadlineFor(method, path string, query url.Values, timeout time.Duration) deadline {
 	switch method + " " + path {
-	case "POST /images/create":
-		// The response does not begin before the registry answers.
+	case "POST /images/create", "GET /images/get", "POST /images/load":
+		// The response does not begin before the registry answers, before the whole image is in Docker's
+		// temporary directory, or before it is unpacked.
 		return deadline{}
 	case "GET /events", "GET /containers/{id}/logs", "GET /containers/{id}/stats", "POST /containers/{id}/wait":
 		return deadline{timeout, true}
-	case "POST /containers/create", "POST /images/load", "GET /system/df":
+	case "POST /containers/create", "GET /system/df":
 		return deadline{max(timeout, slowCallTimeout), false}
 	case "POST /containers/{id}/stop", "POST /containers/{id}/restart":
 		grace := defaultStopGrace

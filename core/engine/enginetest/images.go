@@ -36,6 +36,7 @@ type Image struct {
 type fakeImage struct {
 	Image
 	tagged time.Time
+	saved  *savedImage // nil if it was not loaded
 }
 
 // files returns the files of a container that was never started.

@@ -41,12 +41,15 @@ func (e *Engine) imageLoad(c *call) error {
 			return errorf(http.StatusInternalServerError, "invalid image config: %v", err)
 		}
 		img := Image{ID: "sha256:" + sha256Hex(string(config)), Config: about.Config, Created: about.Created, Arch: about.Architecture}
+		saved := &savedImage{config: config}
 		for _, l := range m.Layers {
+			saved.layers = append(saved.layers, files[path.Clean(l)])
 			img.Size += int64(len(files[path.Clean(l)]))
 			img.Layers = append(img.Layers, "sha256:"+sha256Hex(string(files[path.Clean(l)])))
 		}
 		e.mu.Lock()
 		e.storeImageLocked(img.withDefaults(""))
+		e.images[img.ID].saved = saved
 		for _, tag := range m.RepoTags {
 			e.refs[withTag(tag)] = img.ID
 			messages = append(messages, "Loaded image: "+withTag(tag)+"\n")

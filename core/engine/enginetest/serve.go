@@ -73,6 +73,7 @@ func (e *Engine) newRoutes() []route {
 		{"GET /images/json", e.imageList},
 		{"POST /images/create", e.imagePull},
 		{"POST /images/load", e.imageLoad},
+		{"GET /images/get", e.imageSave},
 		{"GET /images/{name}/json", e.imageInspect},
 		{"POST /images/{name}/tag", e.imageTag},
 		{"DELETE /images/{name}", e.imageRemove},
