@@ -11,14 +11,14 @@ import (
 	"berth/cmd/berthd/internal/pods"
 )
 
-// An action is the work of a command, which takes flags only.
+// An action is the work of a command, which takes flags only unless its Use names arguments.
 type action func(cmd *cobra.Command, options *config.Options) error
 
 // newCommand returns the tree of commands. All flags are flags of the root: units for cri-dockerd give
 // them without a command, and each command accepts every flag of the daemon, before or after its name.
 func (p *program) newCommand(options *config.Options) (*cobra.Command, error) {
-	add := func(parent *cobra.Command, name, short string, run action) *cobra.Command {
-		cmd := &cobra.Command{Use: name, Short: short, Args: cobra.ArbitraryArgs, RunE: p.run(options, run), ValidArgsFunction: cobra.NoFileCompletions}
+	add := func(parent *cobra.Command, use, short string, run action) *cobra.Command {
+		cmd := &cobra.Command{Use: use, Short: short, Args: cobra.ArbitraryArgs, RunE: p.run(options, run), ValidArgsFunction: cobra.NoFileCompletions}
 		if parent != nil {
 			parent.AddCommand(cmd)
 		}
@@ -28,6 +28,7 @@ func (p *program) newCommand(options *config.Options) (*cobra.Command, error) {
 	add(add(root, "config", "show the configuration", nil), "print", "print the options in effect, and where they were given", printConfig)
 	add(root, config.DoctorCommand, "check this node, and print what is wrong and how to fix it; --json for programs", runDoctor)
 	add(root, config.PodsCommand, "print the pods of this node: Docker's names, addresses, logs, and why one is not ready", runPods)
+	add(add(root, "images", "work with images", nil), copyUse, "copy images between Docker and containerd, before a change of the runtime", copyImages)
 	completion := add(root, "completion", "print completion scripts", nil)
 	for _, shell := range shells {
 		add(completion, shell.name, "print the completion script for "+shell.name, shell.print)
@@ -56,10 +57,10 @@ func (p *program) run(options *config.Options, run action) func(*cobra.Command, 
 			return printVersion(p.stdout, p.name)
 		case options.Buildinfo:
 			return printBuildinfo(p.stdout, p.name)
-		case run == nil, strings.Join(args, "") != "": // systemd makes an empty argument of an empty ${VARIABLE}
+		case run == nil, cmd.Use == cmd.Name() && strings.Join(args, "") != "": // systemd makes an empty argument of an empty ${VARIABLE}
 			return unknownCommand(cmd, args)
 		}
-		if err := options.CheckCommand(cmd.Name()); err != nil {
+		if err := options.CheckCommand(strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")); err != nil {
 			return err
 		}
 		return run(cmd, options)

@@ -10,6 +10,11 @@ import (
 	"berth/cmd/berthd/internal/config"
 )
 
+// commandUsage returns how a command is called: its path, and its arguments if it has any.
+func commandUsage(cmd *cobra.Command) string {
+	return strings.TrimSuffix(cmd.CommandPath(), cmd.Name()) + cmd.Use + " [flags]"
+}
+
 // printHelp prints the help of a command. Each flag is one line with its default: scripts for cri-dockerd
 // search for that.
 func printHelp(cmd *cobra.Command, options *config.Options, configFile string) {
@@ -22,7 +27,7 @@ Runtime Interface for a kubelet:
 Usage:
 `, cmd.Root().Name())
 	for _, sub := range actionCommands(cmd) {
-		fmt.Fprintf(&text, "  %-38s%s\n", sub.CommandPath()+" [flags]", sub.Short)
+		fmt.Fprintf(&text, "  %-42s%s\n", commandUsage(sub), sub.Short)
 	}
 	for _, g := range options.Groups() {
 		fmt.Fprintf(&text, "\n%s:\n%s", g.Title, g.Flags.FlagUsages())
@@ -44,7 +49,7 @@ Signals:
 
 Exit codes:
   0   stopped by a signal
-  1   failure; doctor: a check has failed
+  1   failure; doctor: a check has failed; images copy: an image was not copied
   2   error in a flag, an argument or a configuration file
 `, configFile)
 	_, _ = io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function

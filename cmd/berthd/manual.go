@@ -17,7 +17,7 @@ import (
 func printManual(cmd *cobra.Command, options *config.Options) error {
 	var commands, flags strings.Builder
 	for _, sub := range actionCommands(cmd.Root()) {
-		path := "berthd" + strings.TrimPrefix(sub.CommandPath(), cmd.Root().Name())
+		path := "berthd" + strings.TrimSuffix(strings.TrimPrefix(commandUsage(sub), cmd.Root().Name()), " [flags]")
 		fmt.Fprintf(&commands, ".TP\n.B %s\n%s.\n", roff.Replace(path), roff.Replace(sub.Short))
 	}
 	for _, g := range options.Groups() {
@@ -89,7 +89,9 @@ Stopped by a signal.
 .B 1
 Failure, or a check of
 .B doctor
-has failed.
+has failed, or
+.B images copy
+has not copied an image.
 .TP
 .B 2
 Error in an option, an argument or a configuration file.
@@ -125,6 +127,7 @@ systemctl status berth.service
 berthd doctor
 berthd pods
 berthd config print
+berthd images copy \-\-to containerd
 kubeadm init \-\-cri\-socket unix:///var/run/cri\-dockerd.sock
 .fi
 .SH SEE ALSO

@@ -76,16 +76,18 @@ type Invocation struct {
 	Version    bool
 	Buildinfo  bool
 
-	JSON      bool
-	Root      string // directory with the files of the node
-	Namespace string // of the pods to print, "" for all
-	Output    string // table, wide or json
+	JSON      bool   // for doctor, pods and images copy
+	Root      string // for doctor: directory with the files of the node
+	Namespace string // for pods: of the pods to print, "" for all
+	Output    string // for pods: table, wide or json
+	Copy      Copy
 }
 
 // Names of commands with flags of their own.
 const (
-	DoctorCommand = "doctor"
-	PodsCommand   = "pods"
+	DoctorCommand     = "doctor"
+	PodsCommand       = "pods"
+	ImagesCopyCommand = "images copy"
 )
 
 // ClientEndpoint returns the endpoint of the CRI as a client needs it: a socket of systemd is that of
@@ -95,6 +97,16 @@ func (c *Config) ClientEndpoint() string {
 		return c.Endpoint
 	}
 	return "unix:///run/cri-dockerd.sock"
+}
+
+// Copy holds the flags of the command images copy.
+type Copy struct {
+	To        string // containerd or empty
+	From      string // containerd or empty
+	Address   string // path of containerd's socket
+	Namespace string
+	Used      bool // only images that containers use
+	DryRun    bool
 }
 
 // A Warning is about an option that was given and has no effect.

@@ -43,6 +43,8 @@ type option struct {
 	// options are accepted so that units and drop-ins for cri-dockerd go on working.
 	ignored string
 
+	commands []string // those that the option is for; all if empty
+
 	flag   *pflag.Flag
 	source string // where the value was given; empty for the default
 }
@@ -169,12 +171,21 @@ func CheckArgs(args []string, defaultFile string) error {
 	return o.Load()
 }
 
-// CheckCommand returns an error if a flag was given that the command does not have.
+// enumerate returns "a", "a and b" or "a, b and c".
+func enumerate(names []string) string {
+	last := len(names) - 1
+	if last == 0 {
+		return names[0]
+	}
+	return strings.Join(names[:last], ", ") + " and " + names[last]
+}
+
+// CheckCommand returns a UsageError if a flag was given that the command of that name does not have.
 func (o *Options) CheckCommand(command string) error {
 	for _, g := range o.groups {
 		for _, opt := range g.options {
 			if opt.flag.Changed && len(opt.commands) > 0 && !slices.Contains(opt.commands, command) {
-				return UsageErrorf("--%s is for %s", opt.name, strings.Join(opt.commands, " and "))
+				return UsageErrorf("--%s is for %s", opt.name, enumerate(opt.commands))
 			}
 		}
 	}

@@ -1,5 +1,7 @@
 package config
 
+import "berth/core/containerd"
+
 // configGroups returns the options that set cfg. Names and defaults that cri-dockerd has too are
 // those of cri-dockerd 0.4, whose units and drop-ins must go on working.
 func configGroups(cfg *Config) []*Group {
@@ -103,14 +105,16 @@ func ignoredOptions() []*option {
 // invocationGroups returns the options that set i.
 func invocationGroups(i *Invocation, defaultFile string) []*Group {
 	return []*Group{
-		{Title: "For doctor and pods", options: []*option{
-			{name: "json", commands: []string{DoctorCommand, PodsCommand}, value: newValue(&i.JSON, parseBool), initial: "false", usage: "print JSON"},
+		{Title: "For doctor, pods and images copy", options: []*option{
+			{name: "json", commands: []string{DoctorCommand, PodsCommand, ImagesCopyCommand}, value: newValue(&i.JSON, parseBool), initial: "false",
+				usage: "print JSON; images copy prints one object per line"},
 			{name: "root", commands: []string{DoctorCommand}, value: newValue(&i.Root, parseDir), initial: "/", usage: "doctor: `DIR` with the files of the node"},
 			{name: "namespace", shorthand: "n", commands: []string{PodsCommand}, value: newValue(&i.Namespace, parseString), initial: "",
 				usage: "pods: only those of the `NAMESPACE`"},
 			{name: "output", shorthand: "o", commands: []string{PodsCommand}, value: newEnum(&i.Output, "table", "wide", "json"), initial: "table",
 				usage: "pods: table; wide, with Docker's names, network namespaces and log files; or json"},
 		}},
+		{Title: "For images copy", options: copyOptions(&i.Copy)},
 		{Title: "General", options: []*option{
 			{name: "config", value: newValue(&i.ConfigFile, parseFile), initial: defaultFile, usage: "configuration `FILE`"},
 			{name: "help", shorthand: "h", value: newValue(&i.Help, parseBool), initial: "false", usage: "print this help"},
@@ -118,4 +122,23 @@ func invocationGroups(i *Invocation, defaultFile string) []*Group {
 			{name: "buildinfo", value: newValue(&i.Buildinfo, parseBool), initial: "false", usage: "print the version, the commit and the version of Go"},
 		}},
 	}
+}
+
+// copyOptions returns the options of the command images copy.
+func copyOptions(c *Copy) []*option {
+	options := []*option{
+		{name: "to", value: newRuntime(&c.To), initial: "", usage: "copy images of Docker to this `RUNTIME`: containerd"},
+		{name: "from", value: newRuntime(&c.From), initial: "", usage: "copy images of this `RUNTIME` to Docker: containerd"},
+		{name: "containerd-address", value: newValue(&c.Address, parseSocket), initial: containerd.DefaultAddress,
+			usage: "`FILE` that is the socket of containerd"},
+		{name: "containerd-namespace", value: newValue(&c.Namespace, parseNamespace), initial: containerd.KubernetesNamespace,
+			usage: "`NAMESPACE` of the images in containerd; that of the kubelet's images is k8s.io"},
+		{name: "used", value: newValue(&c.Used, parseBool), initial: "false",
+			usage: "copy only images that containers use, running or not: run it before the node is drained"},
+		{name: "dry-run", value: newValue(&c.DryRun, parseBool), initial: "false", usage: "print what would be copied, and copy nothing"},
+	}
+	for _, opt := range options {
+		opt.commands = []string{ImagesCopyCommand}
+	}
+	return options
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -106,6 +107,16 @@ func (v *parsedValue[T]) yaml() any {
 	}
 }
 
+// newRuntime returns a value that names another container runtime, or none.
+func newRuntime(target *string) value {
+	return &parsedValue[string]{target: target, choices: []string{"containerd"}, parse: func(s string) (string, error) {
+		if s != "" && s != "containerd" {
+			return "", errors.New("must be containerd")
+		}
+		return s, nil
+	}}
+}
+
 func parseString(s string) (string, error) { return s, nil }
 
 func parseBool(s string) (bool, error) {
@@ -172,6 +183,24 @@ func parseEndpoint(s string) (string, error) {
 		return "", fmt.Errorf("the path of a socket has at most %d bytes", maxSocketPath)
 	}
 	return "unix://" + path, nil
+}
+
+func parseSocket(s string) (string, error) {
+	path := strings.TrimPrefix(s, "unix://")
+	if !filepath.IsAbs(path) || len(path) > maxSocketPath {
+		return "", fmt.Errorf("must be the absolute path of a socket, with at most %d bytes", maxSocketPath)
+	}
+	return path, nil
+}
+
+// namespacePattern is that of identifiers in containerd 1.6 to 2.3 (pkg/identifiers).
+var namespacePattern = regexp.MustCompile(`^[A-Za-z0-9]+(?:[-_.][A-Za-z0-9]+)*$`)
+
+func parseNamespace(s string) (string, error) {
+	if len(s) > 76 || !namespacePattern.MatchString(s) {
+		return "", errors.New("must be a namespace like k8s.io, with at most 76 characters")
+	}
+	return s, nil
 }
 
 func parseDockerHost(s string) (string, error) {
