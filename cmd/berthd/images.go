@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,7 +32,7 @@ const (
 )
 
 // copyImages copies images between Docker and containerd. It fails if one was not copied.
-func copyImages(cmd *cobra.Command, options *config.Options) (err error) {
+func copyImages(cmd *cobra.Command, options *config.Options) error {
 	if (options.Copy.To == "") == (options.Copy.From == "") {
 		return config.UsageErrorf("images copy needs one of --to containerd and --from containerd")
 	}
@@ -69,8 +68,12 @@ func copyImages(cmd *cobra.Command, options *config.Options) (err error) {
 		return err
 	}
 	out := newCopyOutput(cmd.OutOrStdout(), options.JSON, options.Copy.DryRun)
-	err = copier.Run(ctx, images, options.Copy.DryRun, out.report)
-	return errors.Join(out.summarize(len(images)), err)
+	ended := copier.Run(ctx, images, options.Copy.DryRun, out.report)
+	failed := out.summarize(len(images))
+	if ended != nil && failed != nil {
+		return fmt.Errorf("%w; %w", failed, ended) // one line
+	}
+	return cmp.Or(failed, ended)
 }
 
 // A copyOutput prints the progress and the results of copies.
@@ -129,14 +132,12 @@ type copyEvent struct {
 func (o *copyOutput) report(r imagecopy.Report) {
 	name := r.Names[0]
 	if r.Result == "" {
-		if r.Bytes == 0 {
-			o.printed = time.Time{} // of the image before
-		}
 		if time.Since(o.printed) < o.interval {
 			return
 		}
 		o.printed = time.Now()
 	} else {
+		o.printed = time.Time{} // the next image prints its first progress at once
 		o.counts[r.Result]++
 		o.bytes += r.Bytes
 		if r.Result == imagecopy.Failed {
@@ -230,15 +231,15 @@ func (o *copyOutput) summarize(images int) error {
 		}
 		title := "images"
 		if o.dryRun {
-			title = "images (nothing was copied)"
+			title = "images in a dry run"
 		}
-		o.print(fmt.Sprintf("%d %s: %s; %s in %.1f s\n", images, title, cmp.Or(strings.Join(parts, ", "), "none"), units.HumanSize(float64(o.bytes)), time.Since(o.begin).Seconds()))
+		o.print(fmt.Sprintf("%s: %s; %s in %.1f s\n", title, cmp.Or(strings.Join(parts, ", "), "none"), units.HumanSize(float64(o.bytes)), time.Since(o.begin).Seconds()))
 		if o.lost > 0 {
-			o.print(fmt.Sprintf("%d of them cannot keep their digest in the registry, because Docker's image store keeps layers only unpacked: pods that name an image by digest will pull it\n", o.lost))
+			o.print(fmt.Sprintf("without their digest in the registry: %d, because Docker's image store keeps layers only unpacked; pods that name them by digest will pull them\n", o.lost))
 		}
 	}
 	if len(o.failed) > 0 {
-		return errors.Join(fmt.Errorf("%d of %d images were not copied: %s", len(o.failed), images, strings.Join(o.failed, ", ")), o.err)
+		return fmt.Errorf("%d of %d images were not copied: %s", len(o.failed), images, strings.Join(o.failed, ", "))
 	}
 	return o.err
 }

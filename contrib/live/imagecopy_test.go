@@ -163,7 +163,7 @@ func TestImagesAreCopiedToContainerdAndBack(t *testing.T) {
 	if images, err := n.criImages(socket); err != nil || len(images) != 0 {
 		t.Errorf("after a dry run: %v, %v", images, err)
 	}
-	n.wantCopy("1 images: 1 copied", socket, "--to", "containerd", "copy-test:1")
+	n.wantCopy("images: 1 copied", socket, "--to", "containerd", "copy-test:1")
 	var images map[string]*runtimeapi.Image
 	n.until(10*time.Second, "the CRI plugin does not list the image", func() bool {
 		images, err = n.criImages(socket)
@@ -175,7 +175,7 @@ func TestImagesAreCopiedToContainerdAndBack(t *testing.T) {
 	} else if !snapshotter && copied.GetId() != built.ID {
 		t.Errorf("image ID in containerd %s, in docker %s", copied.GetId(), built.ID)
 	}
-	n.wantCopy("1 images: 1 already there", socket, "--to", "containerd", "copy-test:1")
+	n.wantCopy("images: 1 already there", socket, "--to", "containerd", "copy-test:1")
 	n.wantCopy("would be copied", socket, "--to", "containerd", "--dry-run") // berth-test:1, without arguments
 	if out, err := n.copyImages(socket, "--to", "containerd", "copy-test:2"); err == nil || !strings.Contains(out, `image "copy-test:2": not found`) {
 		t.Errorf("unknown image: %v, %q", err, out)
@@ -220,13 +220,13 @@ func TestImagesAreCopiedToContainerdAndBack(t *testing.T) {
 	if got := n.runOnce("copy-test:1", "cat", "/proof"); got != "copied\n" {
 		t.Errorf("a container of the image printed %q", got)
 	}
-	n.wantCopy("1 images: 1 already there", socket, "--from", "containerd")
+	n.wantCopy("images: 1 already there", socket, "--from", "containerd")
 
 	// A name is added without a transfer.
 	if _, err := n.docker.ImageRemove(ctx, other, dockerimage.RemoveOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	n.wantCopy("1 images: 1 named", socket, "--from", "containerd")
+	n.wantCopy("images: 1 named", socket, "--from", "containerd")
 	if back, err := n.docker.ImageInspect(ctx, other); err != nil || back.ID != built.ID {
 		t.Errorf("%s in docker is %s, want %s: %v", other, back.ID, built.ID, err)
 	}
@@ -265,7 +265,7 @@ func TestInterruptedCopyLeavesNothing(t *testing.T) {
 			t.Errorf("after %v containerd lists %v", signal, images)
 		}
 	}
-	n.wantCopy("1 images: 1 copied", socket, "--to", "containerd", "large-test:1")
+	n.wantCopy("images: 1 copied", socket, "--to", "containerd", "large-test:1")
 	images, err := n.criImages(socket)
 	if img := images["docker.io/library/large-test:1"]; err != nil || img.GetSize() < 32<<20 {
 		t.Errorf("image in containerd %v, %v", img, err)
