@@ -43,8 +43,6 @@ type option struct {
 	// options are accepted so that units and drop-ins for cri-dockerd go on working.
 	ignored string
 
-	commands []string // those that the option is for; all if empty
-
 	flag   *pflag.Flag
 	source string // where the value was given; empty for the default
 }
