@@ -51,6 +51,7 @@
 //	core/panics     core/rollback     panics as errors; undo of finished steps
 //	core/kmutex     core/singleflight locks by key; calls that share one execution
 //	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends
+//	core/quantity                     quantities as Kubernetes writes them
 //	core/atomicfile                   files that are replaced as a whole
 //	core/containerd                   the gRPC API of a containerd
 //

@@ -20,7 +20,7 @@ const module = "berth/"
 // together with that plan.
 var layers = [][]string{
 	{"core/sleep"},
-	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/systemd", "core/logs/dockerlog", "core/containerd"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity"},
 	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
 	{"network/netns"},
 	{"network/cniconf"},
@@ -57,7 +57,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 
 // purePackages translate and do no I/O, so they may not import these.
 var (
-	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth"}
+	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/quantity"}
 	impure       = []string{"os", "context", "net/http"}
 )
 
