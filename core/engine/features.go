@@ -48,6 +48,9 @@ type Features struct {
 	Annotations          bool // 1.43 (Docker 24.0): HostConfig.Annotations
 	ReadOnlyNonRecursive bool // 1.44 (Docker 25.0): BindOptions.ReadOnlyNonRecursive and ReadOnlyForceRecursive
 	ImageMounts          bool // 1.48 (Docker 28.0): mounts of type image, with a sub-path
+	ShimRuntimes         bool // 1.42 (Docker 23.0): HostConfig.Runtime can be the name of a containerd shim
+	WritableCgroups      bool // 1.48 (Docker 28.0): the security option writable-cgroups
+	LayerQuota           bool // HostConfig.StorageOpt can limit the size of a writable layer
 
 	// Premounts reports that berth can prepare mounts that the Engine API cannot express
 	// (core/premount): the kernel is 5.12 or newer, and the Engine does not run in another
@@ -78,6 +81,7 @@ func probeFeatures(ctx context.Context, c *client.Client, host string) (f Featur
 		return Features{}, "", fmt.Errorf("this Docker Engine is rootless: berth needs one that runs as root")
 	}
 	f.LowestOOMScore = hostprobe.LowestOOMScore(host)
+	f.LayerQuota = !f.Snapshotter && hostprobe.LayerQuota(f.StorageDriver, f.RootDir)
 	if f.Snapshotter {
 		address := ""
 		if info.Containerd != nil { // since API 1.46
@@ -112,6 +116,8 @@ func newFeatures(info system.Info, api string) Features {
 		Annotations:          since("1.43"),
 		ReadOnlyNonRecursive: since("1.44"),
 		ImageMounts:          since("1.48"),
+		ShimRuntimes:         since("1.42"),
+		WritableCgroups:      since("1.48"),
 	}
 	f.CgroupVersion = 1
 	if info.CgroupVersion == "2" {

@@ -35,10 +35,12 @@ func Gates() []Gate {
 	}
 	return []Gate{
 		gate("SeccompBuiltin", "1.42", seccompBuiltinWorks),
+		gate("ShimRuntimes", "1.42", shimRuntimesWork),
 		gate("Annotations", "1.43", annotationsWork),
 		gate("ReadOnlyNonRecursive", "1.44", readOnlyNonRecursiveWorks),
 		gate("RecursiveReadOnly", "1.44", recursiveReadOnlyWorks),
 		gate("ImageMounts", "1.48", imageMountsWork),
+		gate("WritableCgroups", "1.48", writableCgroupsWork),
 		gate("CDI", "1.50", cdiWorks),
 	}
 }
@@ -52,6 +54,36 @@ func (c *lawTest) isRealEngine() bool {
 	info, err := c.docker.Info(c.ctx)
 	c.must(err)
 	return info.Name != FakeName
+}
+
+// isCreated reports whether the Engine creates a container. Unless it does, its error must have
+// the text.
+func (c *lawTest) isCreated(text string, change func(*container.HostConfig)) bool {
+	c.Helper()
+	host := &container.HostConfig{LogConfig: container.LogConfig{Type: jsonLogDriver}}
+	change(host)
+	created, err := c.docker.ContainerCreate(c.ctx, &container.Config{Image: c.ref, Entrypoint: []string{"sleep", "1000"}, NetworkDisabled: true}, host, nil, nil, c.name())
+	if err != nil {
+		if !strings.Contains(err.Error(), text) {
+			c.Errorf("unexpected error: %v", err)
+		}
+		return false
+	}
+	c.removeOnCleanup(created.ID)
+	return true
+}
+
+// shimRuntimesWork: since Docker 23 the name of a shim that daemon.json does not have is a
+// runtime. Whether it is installed is found out at the start.
+func shimRuntimesWork(c *lawTest) bool {
+	return c.isCreated("untime", func(host *container.HostConfig) { host.Runtime = "io.containerd.berth-none.v1" })
+}
+
+// writableCgroupsWork: before Docker 28 the security option is unknown.
+func writableCgroupsWork(c *lawTest) bool {
+	return c.isCreated("security-opt", func(host *container.HostConfig) {
+		host.CgroupnsMode, host.SecurityOpt = container.CgroupnsModePrivate, []string{"writable-cgroups=true"}
+	})
 }
 
 // tryStart creates and starts a container that sleeps, and returns the error of either.

@@ -50,7 +50,7 @@ func TestLawsOnDocker(t *testing.T) {
 // notVersionGates has the fields set that are of type bool and do not depend on the Engine's
 // version, but on its configuration or the kernel.
 var notVersionGates = engine.Features{
-	Snapshotter: true, LiveRestore: true, AppArmor: true, SELinux: true, Rootless: true, UserNSRemap: true, Premounts: true,
+	Snapshotter: true, LiveRestore: true, AppArmor: true, SELinux: true, Rootless: true, UserNSRemap: true, Premounts: true, LayerQuota: true,
 }
 
 // Every feature that depends on the Engine's version must be tried on real Engines.

@@ -25,6 +25,7 @@ const minMemory = 6 << 20
 
 var (
 	validName  = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+	shim       = regexp.MustCompile(`^[^./][^/]*\.[^/]+$`) // any that containerd could have
 	capability = regexp.MustCompile(`^(ALL|CAP_(AUDIT_(CONTROL|READ|WRITE)|BLOCK_SUSPEND|BPF|CHECKPOINT_RESTORE|CHOWN|DAC_(OVERRIDE|READ_SEARCH)|FOWNER|FSETID|IPC_(LOCK|OWNER)|KILL|LEASE|LINUX_IMMUTABLE|MAC_(ADMIN|OVERRIDE)|MKNOD|NET_(ADMIN|BIND_SERVICE|BROADCAST|RAW)|PERFMON|SET(FCAP|GID|PCAP|UID)|SYS_(ADMIN|BOOT|CHROOT|MODULE|NICE|PACCT|PTRACE|RAWIO|RESOURCE|TIME|TTY_CONFIG)|SYSLOG|WAKE_ALARM))$`)
 )
 
@@ -157,7 +158,7 @@ func checkHost(config *container.Config, host *container.HostConfig) error {
 // checkFeaturesLocked returns an error for what this Engine does not support.
 func (e *Engine) checkFeaturesLocked(host *container.HostConfig) error {
 	self := e.infoLocked()
-	if _, ok := self.Runtimes[host.Runtime]; host.Runtime != "" && !ok {
+	if _, ok := self.Runtimes[host.Runtime]; host.Runtime != "" && !ok && !(e.supportsLocked("1.42") && shim.MatchString(host.Runtime)) {
 		if e.supportsLocked("1.44") {
 			return invalidParameter("unknown or invalid runtime name: %s", host.Runtime)
 		}
@@ -169,7 +170,11 @@ func (e *Engine) checkFeaturesLocked(host *container.HostConfig) error {
 	for _, opt := range host.SecurityOpt {
 		key, _, _ := strings.Cut(strings.Replace(opt, ":", "=", 1), "=")
 		switch key {
-		case "no-new-privileges", "seccomp", "apparmor", "label", "systempaths", "writable-cgroups":
+		case "no-new-privileges", "seccomp", "apparmor", "label", "systempaths":
+		case "writable-cgroups":
+			if !e.supportsLocked("1.48") {
+				return errorf(http.StatusInternalServerError, "invalid --security-opt 2: %q", opt)
+			}
 		default:
 			return errorf(http.StatusInternalServerError, "invalid --security-opt 2: %q", opt)
 		}
