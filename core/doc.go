@@ -27,6 +27,8 @@
 //	core/todocker   core/tocri        pure translation, no I/O; core/limits, core/identity and
 //	                                  core/bandwidth are the parts of it for resources, users
 //	                                  and network limits
+//	core/podpolicy                    what the operator lets pods have beyond the CRI: annotations
+//	                                  for runtimes, limits by annotation, shims
 //	core/engine                       the connection to the Docker Engine
 //	network                           CNI attachments of pods
 //	core/oom                          containers that the kernel has killed for memory

@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},
-	{"core/bandwidth", "core/identity", "core/limits", "core/tocri"},
+	{"core/bandwidth", "core/identity", "core/limits", "core/podpolicy", "core/tocri"},
 	{"core/todocker"},
 	{"core/cache", "core/securityprofile"},
 	{"core/image/passwd", "core/resources", "core/stats/diskusage"},
@@ -57,7 +57,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 
 // purePackages translate and do no I/O, so they may not import these.
 var (
-	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/quantity"}
+	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/podpolicy", "core/quantity"}
 	impure       = []string{"os", "context", "net/http"}
 )
 

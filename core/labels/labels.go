@@ -142,7 +142,8 @@ func Read(c container.InspectResponse) (Set, error) {
 	}
 	// berth before 1.1 wrote no label for an empty value, so that a label of the image could
 	// take its place: the handler and user are used only if the inspect result confirms them.
-	if s.Handler != c.HostConfig.Runtime && s.Handler != dockerHandler {
+	// A handler that is a shim has any name; berth before 1.1 accepted none.
+	if s.Handler != c.HostConfig.Runtime && s.Handler != dockerHandler && !names.IsShim(c.HostConfig.Runtime) {
 		s.Handler = ""
 	}
 	if !confirmsUser(c.Config.User, s.User) {

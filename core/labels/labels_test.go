@@ -271,3 +271,15 @@ func TestHelperHasKindLabelButBelongsToNoPod(t *testing.T) {
 		t.Errorf("read as %+v, %v", got, err)
 	}
 }
+
+// The handler of a pod that runs with a containerd shim is not the name of its runtime.
+func TestReadKeepsHandlersOfShims(t *testing.T) {
+	for runtime, want := range map[string]string{"runc": "", "gvisor": "gvisor", "io.containerd.runsc.v1": "gvisor", "io.containerd.runsc": ""} {
+		written := labels.Set{Kind: labels.Sandbox, Config: config(t, map[string]any{"name": "p", "namespace": "n", "uid": "u"}), Handler: "gvisor"}.Encode()
+		host := byBerth()
+		host.Runtime = runtime
+		if got, err := labels.Read(inspected("/k8s_POD_p_n_u_0", written, nil, host)); err != nil || got.Handler != want {
+			t.Errorf("runtime %s: handler %q, %v; want %q", runtime, got.Handler, err, want)
+		}
+	}
+}

@@ -1,5 +1,5 @@
 // Package names formats and parses the names of the Docker containers of pods, in the
-// scheme of dockershim and cri-dockerd, and the names of premounts.
+// scheme of dockershim and cri-dockerd, the names of premounts, and checks those of shims.
 package names
 
 import (
@@ -135,3 +135,23 @@ func (s Premount) String() string { return s.word }
 
 // IsZero reports whether s is the zero Premount.
 func (s Premount) IsZero() bool { return s.word == "" }
+
+// shim matches the names of containerd shims that berth accepts. The name becomes that of a
+// program, containerd-shim-NAME-VERSION, which containerd runs as root (BinaryName in
+// pkg/shim/util.go of containerd).
+var shim = regexp.MustCompile(`^io\.containerd\.[a-z0-9]+(-[a-z0-9]+)*\.v[0-9]{1,3}$`)
+
+// IsShim reports whether name is that of a containerd shim, such as io.containerd.runsc.v1.
+func IsShim(name string) bool {
+	const maxLength = 128 // of a name that is stored in labels and shown in messages
+	return len(name) <= maxLength && shim.MatchString(name)
+}
+
+// ShimProgram returns the name of the program of a shim, "" if name is not that of a shim.
+func ShimProgram(name string) string {
+	if !IsShim(name) {
+		return ""
+	}
+	parts := strings.Split(name, ".")
+	return "containerd-shim-" + parts[len(parts)-2] + "-" + parts[len(parts)-1]
+}

@@ -1,0 +1,128 @@
+package podpolicy
+
+import (
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/engine"
+)
+
+// The annotations of containerd's CRI plugin (internal/cri/annotations of containerd 2.x,
+// pkg/cri/annotations before), by which runsc, Kata Containers and other runtimes and shims
+// find out what a container is.
+const (
+	criPrefix = "io.kubernetes.cri."
+
+	containerType       = criPrefix + "container-type"
+	sandboxID           = criPrefix + "sandbox-id"
+	sandboxName         = criPrefix + "sandbox-name"
+	sandboxNamespace    = criPrefix + "sandbox-namespace"
+	sandboxUID          = criPrefix + "sandbox-uid"
+	sandboxLogDirectory = criPrefix + "sandbox-log-directory"
+	sandboxCPUPeriod    = criPrefix + "sandbox-cpu-period"
+	sandboxCPUQuota     = criPrefix + "sandbox-cpu-quota"
+	sandboxCPUShares    = criPrefix + "sandbox-cpu-shares"
+	sandboxMemory       = criPrefix + "sandbox-memory"
+	containerName       = criPrefix + "container-name"
+	imageName           = criPrefix + "image-name"
+)
+
+// shimGroup names the containers that share one process of containerd's shim for runc. It
+// takes precedence over the ID of the sandbox (groupLabels in cmd/containerd-shim-runc-v2 of
+// containerd), so that each container keeps a shim of its own, as Docker has it, and the
+// crash of one shim ends one container and not the pod.
+const shimGroup = "io.containerd.runc.v2.group"
+
+// reservedPrefixes begin the annotations that no pod can set, whatever the operator allows:
+// with them a pod could join the sandbox or the shim of another one.
+var reservedPrefixes = []string{criPrefix, "io.containerd."}
+
+func isReserved(key string) bool {
+	return slices.ContainsFunc(reservedPrefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
+}
+
+// SandboxOCIAnnotations returns the annotations of a pause container for its low-level runtime;
+// nil if the Engine passes none. runtime is its HostConfig.Runtime.
+//
+// The ID of the sandbox is not among them: the Engine chooses it when it creates the pause
+// container, and its annotations cannot be changed later. runsc, Kata Containers and
+// containerd's shim take the ID of the OCI container for that of the sandbox.
+func (p Policy) SandboxOCIAnnotations(pod *runtimeapi.PodSandboxConfig, runtime string, features engine.Features) map[string]string {
+	if !features.Annotations {
+		return nil
+	}
+	all := map[string]string{}
+	p.pass(all, runtime, features, pod.GetAnnotations())
+	setPod(all, pod)
+	all[containerType] = "sandbox"
+	all[sandboxLogDirectory] = pod.GetLogDirectory()
+	if r := pod.GetLinux().GetResources(); r != nil {
+		all[sandboxCPUPeriod] = strconv.FormatInt(r.GetCpuPeriod(), 10)
+		all[sandboxCPUQuota] = strconv.FormatInt(r.GetCpuQuota(), 10)
+		all[sandboxCPUShares] = strconv.FormatInt(r.GetCpuShares(), 10)
+		all[sandboxMemory] = strconv.FormatInt(r.GetMemoryLimitInBytes(), 10)
+	}
+	return all
+}
+
+// A Container is what ContainerOCIAnnotations needs to know.
+type Container struct {
+	Pod            *runtimeapi.PodSandboxConfig
+	PodAnnotations map[string]string
+	Config         *runtimeapi.ContainerConfig
+	SandboxID      string
+	Runtime        string // HostConfig.Runtime of the sandbox
+	ImageName      string // as the user wrote it
+	ShimGroup      string // a name that no other container has, "" for none
+}
+
+// ContainerOCIAnnotations returns the annotations of a container for its low-level runtime;
+// nil if the Engine passes none.
+func (p Policy) ContainerOCIAnnotations(c Container, features engine.Features) map[string]string {
+	if !features.Annotations {
+		return nil
+	}
+	all := map[string]string{}
+	p.pass(all, c.Runtime, features, c.PodAnnotations)
+	p.pass(all, c.Runtime, features, c.Config.GetAnnotations())
+	setPod(all, c.Pod)
+	all[containerType] = "container"
+	all[sandboxID] = c.SandboxID
+	all[containerName] = c.Config.GetMetadata().GetName()
+	all[imageName] = c.ImageName
+	if c.ShimGroup != "" {
+		all[shimGroup] = c.ShimGroup
+	}
+	return all
+}
+
+// setPod sets the annotations that the containers of a pod have in common.
+func setPod(all map[string]string, pod *runtimeapi.PodSandboxConfig) {
+	maps.Copy(all, map[string]string{
+		sandboxName:      pod.GetMetadata().GetName(),
+		sandboxNamespace: pod.GetMetadata().GetNamespace(),
+		sandboxUID:       pod.GetMetadata().GetUid(),
+	})
+}
+
+// pass adds the annotations that the operator lets through to the runtime.
+func (p Policy) pass(all map[string]string, runtime string, features engine.Features, annotations map[string]string) {
+	if runtime == "" {
+		runtime = features.DefaultRuntime
+	}
+	for _, rule := range p.passthrough {
+		if ok, _ := path.Match(rule.runtime, runtime); !ok {
+			continue
+		}
+		for key, value := range annotations {
+			if ok, _ := path.Match(rule.key, key); ok && !isReserved(key) {
+				all[key] = value
+			}
+		}
+	}
+}
