@@ -9,6 +9,7 @@ import (
 	"berth/cmd/berthd/internal/config"
 	"berth/core/daemon"
 	"berth/core/logs"
+	"berth/core/podpolicy"
 	"berth/network"
 	"berth/network/cnitemplate"
 	"berth/streaming"
@@ -42,7 +43,8 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		Version: version, Commit: commit, Endpoint: cfg.Endpoint, RootDir: cfg.RootDir, RunDir: cfg.RunDir,
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
-		Bridge: cfg.NetworkPlugin == config.NoCNI,
+		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes},
+		Bridge:     cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
 			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: cfg.NetNSDir(), PodCIDR: cfg.PodCIDR,
 			DefaultNetwork: cfg.CNIDefaultNetwork, Template: template,

@@ -15,7 +15,7 @@ var messages = []message{
 	}},
 	{"RunPodSandboxRequest", []row{
 		{"config", engine, "a pause container, created from the fields of the message", "live.TestPodRunsAndIsRemoved"},
-		{"runtime_handler", engine, "`HostConfig.Runtime`, for the pod's containers too; a handler that Docker does not have is refused", "todocker.TestSandboxVariants todocker.TestSandboxRefuses live.TestPauseProcessSettings"},
+		{"runtime_handler", engine, "`HostConfig.Runtime`, for the pod's containers too; or the shim that `shim-runtimes` has for it; a handler that Docker does not have is refused", "todocker.TestSandboxVariants todocker.TestSandboxRefuses live.TestPauseProcessSettings podpolicy.TestRuntimeHandlers live.TestShimIsARuntimeHandler"},
 	}},
 	{"PodSandboxConfig", []row{
 		{"metadata", store, "the name of the pause container and the label `berth.config`", "todocker.TestSandboxWithoutDockerNetwork names.FuzzRoundTrip"},
@@ -24,7 +24,7 @@ var messages = []message{
 		{"dns_config", files, "the pod's resolv.conf, and the DNS settings passed to plugins", "live.TestPodRunsAndIsRemoved todocker.TestResolvConf"},
 		{"port_mappings", plugins, "the capability `portMappings`; with `--network-plugin=\"\"` `HostConfig.PortBindings`; not needed for a pod on the node's network", "network.TestRealHostPortIsForwarded network.TestAttachPassesDeclaredCapabilities todocker.TestSandboxVariants"},
 		{"labels", store, "labels of the pause container", "live.TestPodRunsAndIsRemoved labels.FuzzRoundTrip"},
-		{"annotations", store, "labels of the pause container, with cri-dockerd's prefix; `kubernetes.io/ingress-bandwidth` and `egress-bandwidth` are passed to the network plugins, and refused if they are not quantities from 1k to 1P", "live.TestPodRunsAndIsRemoved labels.FuzzRoundTrip todocker.TestBandwidthMustBeAQuantityInRange"},
+		{"annotations", store, "labels of the pause container, with cri-dockerd's prefix; `kubernetes.io/ingress-bandwidth` and `egress-bandwidth` are passed to the network plugins, and refused if they are not quantities from 1k to 1P; `berth.ulimits`, `berth.shm-size`, `berth.writable-cgroups` and `berth.rootfs-size` set limits where `allow-annotations` allows it; those of `oci-annotations` are `HostConfig.Annotations`, from Docker 24 on", "live.TestPodRunsAndIsRemoved labels.FuzzRoundTrip todocker.TestBandwidthMustBeAQuantityInRange live.TestLimitsByAnnotation live.TestAnnotationsReachTheRuntime"},
 		{"linux", engine, "see its fields", "todocker.TestSandboxVariants"},
 		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestSandboxRefuses"},
 	}},
@@ -258,7 +258,7 @@ var messages = []message{
 		{"mounts", engine, "see Mount", "live.TestMounts"},
 		{"devices", engine, "`HostConfig.Devices`; a privileged container has all devices, and in addition those with another name", "live.TestDevicesInTheContainer todocker.TestPrivileged"},
 		{"labels", store, "labels of the Docker container", "labels.FuzzRoundTrip"},
-		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix; `io.kubernetes.pod.terminationGracePeriod` also sets `Config.StopTimeout` and the timeout of the systemd scope", "labels.FuzzRoundTrip todocker.TestGracePeriodAtShutdown live.TestUnusualPods"},
+		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix; `io.kubernetes.pod.terminationGracePeriod` also sets `Config.StopTimeout` and the timeout of the systemd scope; those of `oci-annotations` are `HostConfig.Annotations`, from Docker 24 on", "live.TestAnnotationsReachTheRuntime labels.FuzzRoundTrip todocker.TestGracePeriodAtShutdown live.TestUnusualPods"},
 		{"log_path", berth, "the path of its log; refused if it leads out of log_directory, or if something other than a regular file exists there", "live.TestPodRunsAndIsRemoved live.TestLogPathMustBeARegularFile todocker.TestContainerRefuses"},
 		{"stdin", engine, "`Config.OpenStdin`", "e2e.TestCRI live.TestProcessSettingsInTheContainer"},
 		{"stdin_once", engine, "`Config.StdinOnce`", "e2e.TestCRI live.TestProcessSettingsInTheContainer"},
@@ -559,7 +559,7 @@ var messages = []message{
 	{"StatusResponse", []row{
 		{"status", berth, "see its field", "server.TestCallsWhileDockerIsAway"},
 		{"info", berth, "with verbose: berth's configuration and the features of Docker", "live.TestPodSettingsReachTheContainer"},
-		{"runtime_handlers", engine, "`Runtimes` of info, and the default; read again when Docker reloads its configuration", "live.TestMounts live.TestDockerReloadUpdatesFeatures"},
+		{"runtime_handlers", engine, "`Runtimes` of info, the shims of `shim-runtimes`, and the default; read again when Docker reloads its configuration", "live.TestMounts live.TestDockerReloadUpdatesFeatures"},
 		{"features", berth, "see its fields", "live.TestMounts"},
 	}},
 	{"RuntimeStatus", []row{

@@ -22,12 +22,13 @@ import (
 	"berth/core/kmutex"
 	"berth/core/names"
 	"berth/core/pending"
+	"berth/core/podpolicy"
 	"berth/core/premount"
 	"berth/core/resources"
 	"berth/core/todocker"
 )
 
-// A Config is what a Service needs; all fields are required.
+// A Config is what a Service needs; all fields but Policy are required.
 type Config struct {
 	Engine *engine.Engine
 	Cache  *cache.Cache
@@ -38,6 +39,7 @@ type Config struct {
 	Failures  *FailedStarts
 	Updates   *Updates
 	Premounts *premount.Dir
+	Policy    podpolicy.Policy // what pods may have beyond the CRI
 	Log       *slog.Logger
 }
 
@@ -52,6 +54,7 @@ type Service struct {
 	failures  *FailedStarts
 	updates   *Updates
 	premounts *premount.Dir
+	policy    podpolicy.Policy
 	resources *resources.Manager
 	pending   *pending.Store[pendingContainer] // by Docker name
 	log       *slog.Logger
@@ -106,7 +109,7 @@ type pendingContainer struct {
 func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
-		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, log: cfg.Log,
+		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, policy: cfg.Policy, log: cfg.Log,
 		stops: map[string]int{}, creating: map[names.Premount]bool{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})

@@ -17,15 +17,15 @@ import (
 // params collects what the translation of a container needs to know.
 func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
 	p := todocker.ContainerParams{
-		Pod: pod.Config, Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
-		Files: s.files.FilesOf(pod.ID()), Volumes: map[string]todocker.Image{}, PremountName: names.NewPremount(), Premounts: s.premounts, Features: docker.Features, Log: s.logs.LogConfig(),
+		Pod: pod.Config, PodAnnotations: pod.Row.GetAnnotations(), Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
+		Files: s.files.FilesOf(pod.ID()), Volumes: map[string]todocker.Image{}, PremountName: names.NewPremount(), Premounts: s.premounts, Features: docker.Features, Policy: s.policy, Log: s.logs.LogConfig(),
 	}
 	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {
 		return p, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
 	}
 	p.Features.LowestOOMScore = docker.OOMFloor()
 	if !pod.CreatedByBerth && given.GetMetadata().GetName() != "" {
-		p.Pod = given // cri-dockerd has recorded less than is needed
+		p.Pod, p.PodAnnotations = given, given.GetAnnotations() // cri-dockerd has recorded less than is needed
 	}
 	var err error
 	if err = s.imageParams(ctx, &p); err != nil {

@@ -26,6 +26,7 @@ import (
 	"berth/core/image"
 	"berth/core/logs"
 	"berth/core/oom"
+	"berth/core/podpolicy"
 	"berth/core/premount"
 	"berth/core/sandbox"
 	"berth/core/server"
@@ -55,6 +56,8 @@ type Config struct {
 	PullProgress time.Duration
 	// NodeCredentials has pulls without credentials use those of Docker's own configuration.
 	NodeCredentials bool
+	// PodOptions are what pods may have beyond the CRI.
+	PodOptions podpolicy.Options
 	// Bridge has pods use Docker's default network instead of CNI.
 	Bridge bool
 	// Network configures CNI.
@@ -104,6 +107,10 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	policy, err := podpolicy.New(cfg.PodOptions)
+	if err != nil {
+		return nil, err
+	}
 	docker, err := engine.New(engine.Config{Host: cfg.DockerHost, Timeout: cfg.RequestTimeout, Metrics: registry}, log)
 	if err != nil {
 		return nil, err
@@ -121,15 +128,15 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	}, docker, log)
 	usage := stats.New(docker, objects, log)
 	images := image.New(image.Config{
-		PauseImage: cfg.PauseImage, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, ContainerUsage: usage.DiskUsageTotals,
+		PauseImage: cfg.PauseImage, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals,
 	}, docker, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), Policy: policy, Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
-		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{},
+		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy,
 	})
 	execs := exec.New(docker, objects, podDialer(podNetwork), log)
 	streams, err := listenStreams(cfg.Streaming, execs, log)
@@ -139,7 +146,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	srv := server.New(server.Services{
 		Engine: docker, Cache: objects, Sandboxes: sandboxes, Containers: containers, Images: images,
 		Execs: execs, Stats: usage, Streams: streams, Network: podNetwork,
-	}, server.Info{PauseImage: cfg.PauseImage, Metrics: registry, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+	}, server.Info{PauseImage: cfg.PauseImage, Policy: policy, Metrics: registry, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
 	if err := containerLogs.Export(registry); err != nil {
 		return nil, err
 	}
@@ -149,6 +156,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 			docker.Run, objects.Run, ooms.Run, podNetwork.Run,
 			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
+			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },
 		},
 		exportStats:   func(ctx context.Context) error { return usage.RegisterMetrics(ctx, registry) },
 		listenMetrics: func(cri net.Addr) (runner, error) { return listenMetrics(cfg.Metrics, registry, objects, cri, log) },

@@ -26,6 +26,7 @@ import (
 	"berth/core/image/passwd"
 	"berth/core/image/registryauth"
 	"berth/core/kmutex"
+	"berth/core/podpolicy"
 	"berth/core/singleflight"
 	"berth/core/tocri"
 )
@@ -41,6 +42,8 @@ type Config struct {
 	// NodeCredentials allows pulls for pods to use the credentials in root's Docker
 	// configuration, where the kubelet sends none. The pull of the pause image always may.
 	NodeCredentials bool
+	// Policy has the runtime handlers that pulls may name.
+	Policy podpolicy.Policy
 	// ContainerUsage returns how many bytes and inodes all containers have written. layers is the
 	// part of the bytes that is in their root file systems.
 	ContainerUsage func() (bytes, inodes, layers uint64)

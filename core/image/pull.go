@@ -16,7 +16,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
-	"berth/core/todocker"
 )
 
 // Pull pulls the image ref and returns its ID. handler must be a runtime handler that Docker
@@ -41,7 +40,7 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if err != nil {
 		return "", err
 	}
-	if _, err := todocker.Runtime(handler, docker.Features); err != nil {
+	if _, err := s.Policy.Runtime(handler, docker.Features); err != nil {
 		return "", err
 	}
 	auth, err := s.credentials.Credentials(ctx, ref, given, nodeCredentials)

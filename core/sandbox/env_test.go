@@ -22,6 +22,7 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/names"
+	"berth/core/podpolicy"
 	"berth/core/sandbox"
 	"berth/core/state"
 	"berth/network"
@@ -181,6 +182,7 @@ type env struct {
 	docker  *engine.Engine
 	state   sandbox.State
 	tmpfs   *fakeTmpfs
+	policy  podpolicy.Policy // of the next start
 	*sandbox.Service
 }
 
@@ -211,7 +213,7 @@ func (e *env) start(bridge bool) {
 	services := fakeServices{docker: e.client}
 	e.Service = sandbox.New(sandbox.Config{
 		Docker: e.docker, Cache: e.cache, Images: services, Containers: services, Network: e.network, State: e.state, Log: slog.New(slog.DiscardHandler),
-		RunDir: filepath.Join(e.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(e.dir, "checkpoints")), Tmpfs: e.tmpfs,
+		RunDir: filepath.Join(e.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(e.dir, "checkpoints")), Tmpfs: e.tmpfs, Policy: e.policy,
 	})
 }
 

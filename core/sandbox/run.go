@@ -162,7 +162,7 @@ func (s *Service) translate(docker *engine.Conn, pod *runtimeapi.PodSandboxConfi
 		return todocker.Spec{}, err
 	}
 	return todocker.Sandbox(todocker.SandboxParams{
-		Pod: pod, Handler: handler, Features: docker.Features, Seccomp: seccomp, Bridge: s.bridge,
+		Pod: pod, Handler: handler, Features: docker.Features, Policy: s.policy, Seccomp: seccomp, Bridge: s.bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
 	})
 }

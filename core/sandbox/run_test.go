@@ -19,6 +19,7 @@ import (
 
 	"berth/core/engine/enginetest"
 	"berth/core/labels"
+	"berth/core/podpolicy"
 )
 
 func TestSandboxFromRunToRemove(t *testing.T) {
@@ -149,6 +150,32 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestRunAppliesLimitsOfAllowedNamespaces(t *testing.T) {
+	e := newEnv(t)
+	var err error
+	if e.policy, err = podpolicy.New(podpolicy.Options{AllowAnnotations: []string{"berth.shm-size=ns"}}); err != nil {
+		t.Fatal(err)
+	}
+	e.start(false)
+	config := pod()
+	config.Annotations = map[string]string{"berth.shm-size": "256Mi"}
+	id, err := e.Run(t.Context(), config, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen, err := e.client.ContainerInspect(t.Context(), id); err != nil || seen.HostConfig.ShmSize != 256<<20 {
+		t.Errorf("/dev/shm of %d bytes, %v", seen.HostConfig.ShmSize, err)
+	}
+	if err := e.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	config.Metadata.Namespace = "other"
+	if _, err := e.Run(t.Context(), config, ""); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("in another namespace: %v", err)
+	}
+	e.requireClean("a refused Run")
 }
 
 // block creates a file at path, so that no directory can be created there.

@@ -19,10 +19,11 @@ import (
 	"berth/core/engine"
 	"berth/core/kmutex"
 	"berth/core/pending"
+	"berth/core/podpolicy"
 	"berth/network"
 )
 
-// Config is what New needs. All fields but Bridge and Tmpfs are required.
+// Config is what New needs. All fields but Bridge, Policy and Tmpfs are required.
 type Config struct {
 	Docker     *engine.Engine
 	Cache      *cache.Cache
@@ -39,6 +40,8 @@ type Config struct {
 	Bridge bool
 	// Checkpoints is the directory of cri-dockerd's checkpoints.
 	Checkpoints checkpoint.Dir
+	// Policy is what pods may have beyond the CRI.
+	Policy podpolicy.Policy
 	// Tmpfs bounds what containers can write to the files of their pod. If it is nil,
 	// they can only read them.
 	Tmpfs Tmpfs
@@ -68,6 +71,7 @@ type Service struct {
 	bridge      bool
 	checkpoints checkpoint.Dir
 	tmpfs       Tmpfs
+	policy      podpolicy.Policy
 
 	locks   kmutex.Mutex                   // by Docker name without a suffix
 	pending *pending.Store[pendingSandbox] // by Docker name without a suffix
@@ -114,7 +118,7 @@ type Network interface {
 func New(cfg Config) *Service {
 	s := &Service{
 		docker: cfg.Docker, cache: cfg.Cache, images: cfg.Images, containers: cfg.Containers, network: cfg.Network,
-		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs,
+		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs, policy: cfg.Policy,
 		gcTrigger: make(chan struct{}, 1), detachGrace: detachGrace, detachFailures: map[string]detachFailures{},
 	}
 	s.pending = pending.New(pending.Config[pendingSandbox]{Kind: "sandbox", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})

@@ -23,6 +23,7 @@ import (
 	"berth/core/engine"
 	"berth/core/exec"
 	"berth/core/image"
+	"berth/core/podpolicy"
 	"berth/core/sandbox"
 	"berth/core/stats"
 )
@@ -74,6 +75,8 @@ type Info struct {
 	PauseImage string
 	// Config is the daemon's configuration, without secrets.
 	Config map[string]any
+	// Policy is what pods may have beyond the CRI.
+	Policy podpolicy.Policy
 	// Metrics registers the metrics of the calls, unless it is nil.
 	Metrics prometheus.Registerer
 }

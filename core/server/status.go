@@ -8,7 +8,6 @@ import (
 	"maps"
 	"regexp"
 	"runtime"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -16,6 +15,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/panics"
+	"berth/core/podpolicy"
 )
 
 // What Version reports, the same as cri-dockerd: the runtime's name is part of every
@@ -90,7 +90,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	}
 	conn, err := s.Engine.LastConn()
 	if err == nil {
-		resp.RuntimeHandlers = handlers(conn.Features)
+		resp.RuntimeHandlers = handlers(conn.Features, s.Policy)
 		resp.Features.MountOptions = conn.Features.Premounts
 	}
 	if r.GetVerbose() {
@@ -143,10 +143,11 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 	return &runtimeapi.RuntimeCondition{Type: kind, Reason: reason, Message: "docker: " + err.Error()}
 }
 
-// handlers lists the Engine's runtimes, with "" for the default one.
-func handlers(can engine.Features) []*runtimeapi.RuntimeHandler {
+// handlers lists the Engine's runtimes and the shims that pods may have, with "" for the
+// default one.
+func handlers(can engine.Features, policy podpolicy.Policy) []*runtimeapi.RuntimeHandler {
 	list := []*runtimeapi.RuntimeHandler{handler("", can)}
-	for _, name := range slices.Sorted(maps.Keys(can.Runtimes)) {
+	for _, name := range policy.Handlers(can) {
 		list = append(list, handler(name, can))
 	}
 	return list

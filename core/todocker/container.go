@@ -19,13 +19,15 @@ import (
 	"berth/core/labels"
 	"berth/core/limits"
 	"berth/core/names"
+	"berth/core/podpolicy"
 	"berth/core/premount"
 )
 
 // ContainerParams are the parameters of Container.
 type ContainerParams struct {
-	Pod    *runtimeapi.PodSandboxConfig
-	Config *runtimeapi.ContainerConfig
+	Pod            *runtimeapi.PodSandboxConfig
+	PodAnnotations map[string]string
+	Config         *runtimeapi.ContainerConfig
 
 	SandboxID    string
 	SandboxLabel string // SELinux label of the pause process, on a node with SELinux
@@ -44,6 +46,7 @@ type ContainerParams struct {
 	Seccomp      string // content of the profile that SeccompFile returns
 	Log          container.LogConfig
 	Features     engine.Features
+	Policy       podpolicy.Policy
 }
 
 // Premounts gives the paths of premounts.
@@ -81,7 +84,10 @@ func Container(p ContainerParams) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	host.GroupAdd, host.Annotations = id.Groups, scopeProperties(grace, p.Features)
+	host.GroupAdd, host.Annotations = id.Groups, ociAnnotations(p, grace)
+	if err := applyLimits(p, host); err != nil {
+		return Spec{}, err
+	}
 	set, err := containerLabels(p, id)
 	if err != nil {
 		return Spec{}, err
@@ -109,7 +115,7 @@ func checkContainer(p ContainerParams) error {
 	if err := checkNoWindows(c.GetWindows()); err != nil {
 		return err
 	}
-	if _, err := Runtime(c.GetImage().GetRuntimeHandler(), p.Features); err != nil {
+	if _, err := p.Policy.Runtime(c.GetImage().GetRuntimeHandler(), p.Features); err != nil {
 		return err
 	}
 	sc := c.GetLinux().GetSecurityContext()
@@ -228,6 +234,25 @@ func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, 
 	return host, premounts, nil
 }
 
+// applyLimits adds what annotations of the pod set.
+func applyLimits(p ContainerParams, host *container.HostConfig) error {
+	limits, err := p.Policy.ContainerLimits(p.Pod, p.PodAnnotations, p.Config.GetMetadata().GetName(), p.Features)
+	if err != nil {
+		return err
+	}
+	host.Ulimits = limits.Ulimits
+	if limits.ShmSize > 0 && host.IpcMode.IsPrivate() {
+		host.ShmSize = limits.ShmSize // other containers have the /dev/shm of the pause container
+	}
+	if limits.WritableCgroups && !host.Privileged { // a privileged container has them already
+		host.SecurityOpt = append(host.SecurityOpt, "writable-cgroups=true")
+	}
+	if limits.RootfsSize > 0 {
+		host.StorageOpt = map[string]string{"size": strconv.FormatInt(limits.RootfsSize, 10)}
+	}
+	return nil
+}
+
 // containerResources returns the resources of a container, with its devices. What is
 // written to cgroup files later is only validated.
 func containerResources(p ContainerParams) (out container.Resources, err error) {
@@ -320,15 +345,19 @@ func gracePeriod(annotations map[string]string) (*int, error) {
 	return &grace, nil
 }
 
-// scopeProperties returns the annotations for the low-level runtime that give a
-// container's systemd scope its grace period. Without them systemd kills the processes of
+// ociAnnotations returns the annotations of a container for its low-level runtime, with those
+// that give its systemd scope the grace period. Without these, systemd kills the processes of
 // the scope 90 s after a shutdown of the node has begun (DefaultTimeoutStopSec= in
 // systemd-system.conf(5)). runc and crun pass org.systemd.property.* to systemd, see
 // https://github.com/opencontainers/runc/blob/main/docs/systemd.md.
-func scopeProperties(grace *int, features engine.Features) map[string]string {
-	if grace == nil || features.CgroupDriver != "systemd" || !features.Annotations {
-		return nil
+func ociAnnotations(p ContainerParams, grace *int) map[string]string {
+	all := p.Policy.ContainerOCIAnnotations(podpolicy.Container{
+		Pod: p.Pod, PodAnnotations: p.PodAnnotations, Config: p.Config, SandboxID: p.SandboxID,
+		Runtime: p.Runtime, ImageName: p.ImageName, ShimGroup: p.PremountName.String(),
+	}, p.Features)
+	if grace != nil && p.Features.CgroupDriver == "systemd" && p.Features.Annotations {
+		seconds := max(*grace, 1) // systemd reads 0 as no timeout
+		all["org.systemd.property.TimeoutStopUSec"] = fmt.Sprintf("uint64 %d000000", seconds)
 	}
-	seconds := max(*grace, 1) // systemd reads 0 as no timeout
-	return map[string]string{"org.systemd.property.TimeoutStopUSec": fmt.Sprintf("uint64 %d000000", seconds)}
+	return all
 }

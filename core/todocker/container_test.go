@@ -14,6 +14,7 @@ import (
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/podpolicy"
 	"berth/core/premount"
 )
 
@@ -461,5 +462,47 @@ func TestCheckUpdate(t *testing.T) {
 	}
 	if err := CheckUpdate(&runtimeapi.UpdateContainerResourcesRequest{Windows: &runtimeapi.WindowsContainerResources{}}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestContainerLimitsByAnnotation(t *testing.T) {
+	features := recent
+	features.WritableCgroups, features.LayerQuota = true, true
+	annotated := func(change ...func(*runtimeapi.ContainerConfig, *runtimeapi.LinuxContainerSecurityContext)) ContainerParams {
+		p := params(features, change...)
+		p.Policy, p.PremountName = allowed, premountName
+		p.PodAnnotations = map[string]string{
+			"berth.ulimits": "nofile=1:2", "berth.shm-size": "1Gi", "berth.writable-cgroups": "true", "berth.rootfs-size/nginx": "10Mi",
+		}
+		return p
+	}
+	got, err := Container(annotated())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := got.Host
+	if len(h.Ulimits) != 1 || h.Ulimits[0].Name != "nofile" || h.Ulimits[0].Soft != 1 || h.Ulimits[0].Hard != 2 ||
+		h.ShmSize != 0 || h.StorageOpt["size"] != "10485760" || !slices.Contains(h.SecurityOpt, "writable-cgroups=true") {
+		t.Errorf("host %+v", h)
+	}
+	if h.Annotations["io.kubernetes.cri.sandbox-id"] != "s1" || h.Annotations["io.containerd.runc.v2.group"] != premountName.String() {
+		t.Errorf("annotations %v", h.Annotations)
+	}
+	got, err = Container(annotated(func(_ config, s security) {
+		s.NamespaceOptions.Ipc = modeContainer
+	}))
+	if err != nil || got.Host.ShmSize != 1<<30 {
+		t.Errorf("with IPC of its own: /dev/shm of %d bytes, %v", got.Host.ShmSize, err)
+	}
+	privileged := annotated(func(_ config, s security) { s.Privileged = true })
+	privileged.Pod.Linux.SecurityContext.Privileged = true
+	got, err = Container(privileged)
+	if err != nil || slices.Contains(got.Host.SecurityOpt, "writable-cgroups=true") {
+		t.Errorf("privileged: %q, %v", got.Host.SecurityOpt, err)
+	}
+	refused := annotated()
+	refused.Policy = policy(podpolicy.Options{})
+	if _, err := Container(refused); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("without permission: %v", err)
 	}
 }

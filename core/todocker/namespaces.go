@@ -73,18 +73,6 @@ func setContainerNamespaces(host *container.HostConfig, p ContainerParams) {
 	}
 }
 
-// Runtime returns the name in daemon.json of the runtime for a runtime handler; "", which is
-// Docker's default runtime, for "" and, as in cri-dockerd, for "docker".
-func Runtime(handler string, features engine.Features) (string, error) {
-	if _, ok := features.Runtimes[handler]; ok {
-		return handler, nil
-	}
-	if handler == "" || handler == "docker" {
-		return "", nil
-	}
-	return "", invalid("runtime handler %q is not among the runtimes of Docker: add it to runtimes in daemon.json", handler)
-}
-
 // cgroupParent returns the parent of a container's cgroup. The kubelet sends a path; with
 // the systemd driver Docker takes the name of a slice, which implies its ancestors.
 func cgroupParent(parent string, features engine.Features) (string, error) {

@@ -1,6 +1,7 @@
 package todocker
 
 import (
+	"cmp"
 	"maps"
 	"path"
 
@@ -12,6 +13,7 @@ import (
 	"berth/core/identity"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/podpolicy"
 )
 
 // SandboxParams are the parameters of Sandbox.
@@ -20,6 +22,7 @@ type SandboxParams struct {
 	Handler  string // runtime_handler of the request
 	Image    string // ID of the pause image
 	Features engine.Features
+	Policy   podpolicy.Policy
 	Seccomp  string // content of the profile that SeccompFile returns
 	// Bridge attaches the pod to Docker's own bridge instead of a CNI network.
 	Bridge bool
@@ -118,7 +121,11 @@ func PodBandwidth(pod *runtimeapi.PodSandboxConfig) (bandwidth.Limits, error) {
 func sandboxHost(p SandboxParams) (*container.HostConfig, error) {
 	linux := p.Pod.GetLinux()
 	sc := linux.GetSecurityContext()
-	runtime, err := Runtime(p.Handler, p.Features)
+	runtime, err := p.Policy.Runtime(p.Handler, p.Features)
+	if err != nil {
+		return nil, err
+	}
+	limits, err := p.Policy.CheckPod(p.Pod, p.Features)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +144,7 @@ func sandboxHost(p SandboxParams) (*container.HostConfig, error) {
 	}
 	return &container.HostConfig{
 		IpcMode:        container.IPCModeShareable,
-		ShmSize:        shmSize,
+		ShmSize:        cmp.Or(limits.ShmSize, shmSize),
 		CgroupnsMode:   cgroupNamespace(p.Features, false),
 		Runtime:        runtime,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
@@ -149,6 +156,7 @@ func sandboxHost(p SandboxParams) (*container.HostConfig, error) {
 		Resources:      container.Resources{CgroupParent: parent, CPUShares: pauseCPUShares},
 		Init:           new(bool),
 		UsernsMode:     userNamespace(p.Features),
+		Annotations:    p.Policy.SandboxOCIAnnotations(p.Pod, runtime, p.Features),
 	}, nil
 }
 

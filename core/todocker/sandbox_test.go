@@ -11,6 +11,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/podpolicy"
 )
 
 const (
@@ -32,6 +33,26 @@ var (
 		SeccompProfile: "builtin", Annotations: true,
 	}
 )
+
+// withShims is recent with shims as runtimes.
+var withShims = func() engine.Features {
+	r := recent
+	r.ShimRuntimes = true
+	return r
+}()
+
+func policy(o podpolicy.Options) podpolicy.Policy {
+	p, err := podpolicy.New(o)
+	if err != nil {
+		panic(err)
+	}
+	return p
+}
+
+// allowed allows every annotation that sets a limit, in all namespaces.
+var allowed = policy(podpolicy.Options{AllowAnnotations: []string{
+	"berth.ulimits=*", "berth.shm-size=*", "berth.writable-cgroups=*", "berth.rootfs-size=*",
+}})
 
 // kernel512 is the old Docker on Linux 5.12.
 var kernel512 = func() engine.Features {
@@ -106,6 +127,22 @@ func TestSandboxVariants(t *testing.T) {
 			SandboxParams{Features: recent, Pod: pod()},
 			func(o Spec) bool {
 				return o.Host.CgroupParent == "kubepods-podu1.slice" && o.Host.CgroupnsMode == "private"
+			},
+		},
+		"a shim as handler": {
+			SandboxParams{Features: withShims, Pod: pod(), Handler: "gvisor", Policy: policy(podpolicy.Options{ShimRuntimes: []string{"gvisor=io.containerd.runsc.v1"}})},
+			func(o Spec) bool {
+				return o.Host.Runtime == "io.containerd.runsc.v1" && storedLabels(o).Handler == "gvisor"
+			},
+		},
+		"a size of /dev/shm": {
+			SandboxParams{Features: old, Policy: allowed, Pod: pod(func(p *runtimeapi.PodSandboxConfig) { p.Annotations["berth.shm-size"] = "1Gi" })},
+			func(o Spec) bool { return o.Host.ShmSize == 1<<30 },
+		},
+		"annotations of the CRI": {
+			SandboxParams{Features: recent, Pod: pod()},
+			func(o Spec) bool {
+				return o.Host.Annotations["io.kubernetes.cri.container-type"] == "sandbox" && o.Host.Annotations["note"] == ""
 			},
 		},
 		"oom_score_adj below Docker's lowest": {

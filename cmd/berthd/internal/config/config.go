@@ -55,6 +55,10 @@ type Config struct {
 	LogLevel        string // see SlogLevel
 	LogFormat       string // text or json
 
+	OCIAnnotations   []string // GLOB or RUNTIME=GLOB
+	AllowAnnotations []string // ANNOTATION=NAMESPACE
+	ShimRuntimes     []string // SHIM or HANDLER=SHIM
+
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
 }
 

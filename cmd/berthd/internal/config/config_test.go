@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
+
+	"berth/core/podpolicy"
 )
 
 // newOptions returns Options whose configuration file is missing.
@@ -67,6 +69,7 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 		CNIConfDir:     "/etc/cni/net.d",
 		CNIBinDirs:     []string{"/opt/cni/bin"},
 		CNICacheDir:    "/var/lib/cni/cache",
+		OCIAnnotations: podpolicy.DefaultOCIAnnotations,
 		ContainerLogs:  "cri",
 		RootDir:        "/var/lib/cri-dockerd",
 		RunDir:         "/run/berth",
@@ -235,6 +238,16 @@ func TestValuesAreParsedOrRejected(t *testing.T) {
 		{"metrics-bind-addr", "example.org:9633", invalid},
 		{"node-credentials", "true", "true"},
 		{"node-credentials", "maybe", invalid},
+		{"oci-annotations", "", ""},
+		{"oci-annotations", "kata=io.katacontainers.*, dev.gvisor.*", "kata=io.katacontainers.*,dev.gvisor.*"},
+		{"oci-annotations", "*", invalid},
+		{"oci-annotations", "io.kubernetes.cri.*", invalid},
+		{"allow-annotations", "berth.ulimits=*,berth.shm-size=ml", "berth.ulimits=*,berth.shm-size=ml"},
+		{"allow-annotations", "berth.ulimits", invalid},
+		{"allow-annotations", "ulimits=*", invalid},
+		{"shim-runtimes", "gvisor=io.containerd.runsc.v1", "gvisor=io.containerd.runsc.v1"},
+		{"shim-runtimes", "gvisor=/usr/bin/runsc", invalid},
+		{"shim-runtimes", "gvisor=io.containerd.runsc.v1,", invalid},
 		{"profiling", "true", "true"},
 		{"profiling", "on", invalid},
 		{"log-level", "WARNING", "warning"},

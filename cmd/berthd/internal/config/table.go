@@ -1,6 +1,11 @@
 package config
 
-import "berth/core/containerd"
+import (
+	"strings"
+
+	"berth/core/containerd"
+	"berth/core/podpolicy"
+)
 
 // configGroups returns the options that set cfg. Names and defaults that cri-dockerd has too are
 // those of cri-dockerd 0.4, whose units and drop-ins must go on working.
@@ -15,6 +20,7 @@ func configGroups(cfg *Config) []*Group {
 			{name: "node-credentials", value: newValue(&cfg.NodeCredentials, parseBool), initial: "false",
 				usage: "pull images of pods without credentials of their own with those of root's docker login and credential helpers on this node; everyone who may create a pod can then run every image that they give access to"},
 		}},
+		{Title: "What pods may have beyond the Kubernetes API", options: policyOptions(cfg)},
 		{Title: "Container logs", options: []*option{
 			{name: "container-logs", value: newEnum(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
 				usage: "how new containers get the log file that the kubelet reads: cri, written by berthd from Docker's json-file and rotated by the kubelet; symlink, a link to the json-file; or follow, written by berthd from Docker's log stream, with any log-driver in daemon.json"},
@@ -75,6 +81,20 @@ func networkOptions(cfg *Config) []*option {
 			usage: "`DIR` of the cached results of CNI plugins"},
 		{name: "pod-cidr", value: newValue(&cfg.PodCIDR, parseCIDRs), initial: "",
 			usage: "`CIDRS` for cni-conf-template and for CNI plugins that ask for address ranges, separated by commas, until the kubelet sends some"},
+	}
+}
+
+func policyOptions(cfg *Config) []*option {
+	oci := podpolicy.Parse(func(o *podpolicy.Options, list []string) { o.OCIAnnotations = list })
+	allow := podpolicy.Parse(func(o *podpolicy.Options, list []string) { o.AllowAnnotations = list })
+	shims := podpolicy.Parse(func(o *podpolicy.Options, list []string) { o.ShimRuntimes = list })
+	return []*option{
+		{name: podpolicy.OCIAnnotationsOption, value: newValue(&cfg.OCIAnnotations, oci), initial: strings.Join(podpolicy.DefaultOCIAnnotations, ","),
+			usage: "annotations of pods and containers that low-level runtimes get, as `GLOBS` or RUNTIME=GLOB for a runtime of daemon.json or a shim, separated by commas (Docker 24 or newer)"},
+		{name: podpolicy.AllowAnnotationsOption, value: newValue(&cfg.AllowAnnotations, allow), initial: "",
+			usage: "annotations that may set limits of pods, as `ANNOTATION=NAMESPACE`, separated by commas; the namespace * is all. The annotations are " + podpolicy.Ulimits + ", " + podpolicy.ShmSize + ", " + podpolicy.WritableCgroups + " and " + podpolicy.RootfsSize},
+		{name: podpolicy.ShimRuntimesOption, value: newValue(&cfg.ShimRuntimes, shims), initial: "",
+			usage: "containerd shims that pods may use as runtimes, as `HANDLER=SHIM` like gvisor=io.containerd.runsc.v1 with the handler of a RuntimeClass, separated by commas (Docker 23 or newer)"},
 	}
 }
 

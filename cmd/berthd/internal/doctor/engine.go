@@ -35,6 +35,7 @@ func (c *checker) checkEngine(ctx context.Context) {
 	c.ok("docker", fmt.Sprintf("Docker %s, API %s, at %s", features.Version, features.API, host))
 	c.checkCgroups(features)
 	c.checkImageStore(features)
+	c.checkPodOptions(features)
 	if features.LiveRestore {
 		c.ok("live-restore", "pods survive a restart of Docker")
 	} else {
