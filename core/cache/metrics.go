@@ -1,72 +1,10 @@
 package cache
 
 import (
-	"sync"
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// eventLag measures how long it takes from an event of Docker until the cache has the
-// state after it.
-type eventLag struct {
-	seconds prometheus.Histogram
-
-	mu      sync.Mutex           // guards pending
-	pending map[string]time.Time // time of the first event that is not in the cache yet, by container ID
-}
-
-func newEventLag(reg prometheus.Registerer) *eventLag {
-	l := &eventLag{pending: map[string]time.Time{}}
-	l.seconds = promauto.With(reg).NewHistogram(prometheus.HistogramOpts{
-		Name:    "berthd_cache_lag_seconds",
-		Help:    "Time from a change of a container in Docker until the cache has it.",
-		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 30},
-	})
-	promauto.With(reg).NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "berthd_cache_oldest_change_seconds",
-		Help: "Age of the oldest event of Docker whose change is not in the cache yet.",
-	}, func() float64 { return l.oldest().Seconds() })
-	return l
-}
-
-// observeEvent records an event of the container id.
-func (l *eventLag) observeEvent(id string, at time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, ok := l.pending[id]; !ok {
-		l.pending[id] = at
-	}
-}
-
-// observeApplied records that the container id has been inspected since its last event.
-func (l *eventLag) observeApplied(id string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if at, ok := l.pending[id]; ok {
-		l.seconds.Observe(max(time.Since(at), 0).Seconds()) // a remote Engine's clock may be ahead
-		delete(l.pending, id)
-	}
-}
-
-// reset forgets all events.
-func (l *eventLag) reset() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	clear(l.pending)
-}
-
-// oldest returns the age of the oldest pending event.
-func (l *eventLag) oldest() (age time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, at := range l.pending {
-		age = max(age, time.Since(at))
-	}
-	return age
-}
 
 // registerGauges registers the gauges of what the cache holds. A nil reg is allowed.
 func (c *Cache) registerGauges(reg prometheus.Registerer) {

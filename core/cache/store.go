@@ -34,6 +34,7 @@ import (
 	"berth/core/broadcast"
 	"berth/core/cgroup"
 	"berth/core/engine"
+	"berth/core/eventlag"
 	"berth/core/kmutex"
 	"berth/core/names"
 	"berth/core/state"
@@ -189,7 +190,7 @@ type Cache struct {
 
 	engine     *engine.Engine
 	log        *slog.Logger
-	lag        *eventLag
+	lag        *eventlag.Lag
 	applyLocks kmutex.Mutex // held while the result of an inspect is applied, by container ID
 
 	mu          sync.RWMutex    // guards following
@@ -227,7 +228,7 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Cache {
 	c := &Cache{
 		network: cfg.Network, logs: cfg.Logs, oom: cfg.OOM,
 		failures: cfg.FailedStarts, containerUpdates: cfg.ContainerUpdates, sandboxUpdates: cfg.SandboxUpdates,
-		engine: docker, log: log, lag: newEventLag(cfg.Metrics),
+		engine: docker, log: log, lag: eventlag.New(cfg.Metrics),
 
 		inflight:    map[uint64]bool{},
 		sandboxes:   map[string]*entry[*Sandbox]{},

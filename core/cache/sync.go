@@ -63,7 +63,7 @@ var errReplaced = errors.New("the connection to docker has been replaced")
 // the event stream breaks or the connection is replaced, after all inspects have ended.
 func (c *Cache) follow(ctx context.Context, conn *engine.Conn) error {
 	g, ctx := panics.NewGroupWithContext(ctx, c.log)
-	defer c.lag.reset() // the next sync applies all pending changes
+	defer c.lag.Reset() // the next sync applies all pending changes
 	if c.oom != nil {
 		defer c.oom.EventsLost()
 	}
@@ -149,7 +149,7 @@ func (s *syncer) handleEvent(ctx context.Context, m events.Message) {
 			s.group.Go(func() error { s.notifyRemoved(id); return nil })
 		}
 	case slices.Contains(inspectOn, m.Action):
-		s.lag.observeEvent(id, time.Unix(0, m.TimeNano))
+		s.lag.Event(id, time.Unix(0, m.TimeNano))
 		s.enqueueInspect(ctx, id)
 	}
 }
@@ -241,7 +241,7 @@ func (s *syncer) enqueueInspect(ctx context.Context, id string) {
 				continue
 			}
 			if !s.queue.done(id) {
-				s.lag.observeApplied(id)
+				s.lag.Applied(id)
 				return nil
 			}
 		}

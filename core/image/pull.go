@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/shorten"
 )
 
 // Pull pulls the image ref and returns its ID. handler must be a runtime handler that Docker
@@ -133,9 +134,9 @@ func readMessages(messages io.Reader, handle func(jsonmessage.JSONMessage)) erro
 			return err
 		case m.Error != nil && engine.ContainerdLost(m.Error.Message):
 			// Docker is shutting down, or its containerd has died.
-			return fmt.Errorf("%s: %w", engine.Shorten(m.Error.Message), io.ErrUnexpectedEOF)
+			return fmt.Errorf("%s: %w", shorten.Text(m.Error.Message), io.ErrUnexpectedEOF)
 		case m.Error != nil:
-			return engine.ShortenError(m.Error)
+			return shorten.Error(m.Error)
 		}
 		handle(m)
 	}
@@ -174,7 +175,7 @@ var (
 
 // classifyPullError gives the error of a pull its kind.
 func classifyPullError(ref string, err error) error {
-	err = engine.ShortenError(err)
+	err = shorten.Error(err)
 	text := err.Error()
 	contains := func(substrings []string) bool {
 		for _, s := range substrings {

@@ -16,6 +16,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/panics"
+	"berth/core/shorten"
 )
 
 // newCallDuration returns the histogram of call durations, registered with reg unless
@@ -108,14 +109,14 @@ func toGRPCError(ctx context.Context, err error) error {
 		return err
 	}
 	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return status.Error(codes.DeadlineExceeded, engine.Shorten(err.Error()))
+		return status.Error(codes.DeadlineExceeded, shorten.Text(err.Error()))
 	}
 	for _, kind := range errorCodes {
 		if kind.is(err) {
-			return status.Error(kind.code, engine.Shorten(err.Error()))
+			return status.Error(kind.code, shorten.Text(err.Error()))
 		}
 	}
-	return status.Error(codes.Unknown, engine.Shorten(err.Error()))
+	return status.Error(codes.Unknown, shorten.Text(err.Error()))
 }
 
 // logLevel returns debug for successful calls and for errors that are part of the

@@ -100,7 +100,7 @@ func (n *node) pod(namespace, name string) (pod, c string) {
 	}
 	made, err := n.runtime.CreateContainer(n.t.Context(), &runtimeapi.CreateContainerRequest{
 		PodSandboxId: r.GetPodSandboxId(), SandboxConfig: config, Config: &runtimeapi.ContainerConfig{
-			Metadata: &runtimeapi.ContainerMetadata{Name: "app", Attempt: 2}, Image: &runtimeapi.ImageSpec{Image: "busybox:1"}, LogPath: "app/2.log",
+			Metadata: &runtimeapi.ContainerMetadata{Name: "app", Attempt: 2}, Image: &runtimeapi.ImageSpec{Image: "busybox:1"}, Command: []string{"sleep", "1000"}, LogPath: "app/2.log",
 			Labels: map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace},
 			Linux:  &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
 		},
@@ -247,7 +247,7 @@ func TestTable(t *testing.T) {
 POD                STATE     TRY  AGE  PID   ID            ADDRESS OR REASON
 default/web-0      Ready     0    3h   4711  aaaaaaaaaaaa  10.88.0.2 fd00::2
   app              Running   3    90s  4800  bbbbbbbbbbbb  -
-  app              Exited    2    5d   -     cccccccccccc  OOMKilled, exit code 137:  [31mred!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!...
+  app              Exited    2    5d   -     cccccccccccc  OOMKilled, exit code 137:  [31mred!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!...
 kube-system/proxy  Ready     0    -    -     short         network of the node
 kube-system/x      NotReady  0    -    -     d             the pause container is exited
 `

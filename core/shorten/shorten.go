@@ -1,4 +1,5 @@
-package engine
+// Package shorten bounds the texts of errors for logs and callers.
+package shorten
 
 import (
 	"fmt"
@@ -14,8 +15,8 @@ const (
 	textEnd = 1 << 10
 )
 
-// Shorten returns text with its middle cut out if it is longer than 4 KiB.
-func Shorten(text string) string {
+// Text returns text with its middle cut out if it is longer than 4 KiB.
+func Text(text string) string {
 	if len(text) <= maxText {
 		return text
 	}
@@ -26,12 +27,12 @@ func Shorten(text string) string {
 	return strings.ToValidUTF8(begin, "") + fmt.Sprintf(" ... [%d bytes left out] ... ", left) + strings.ToValidUTF8(end, "")
 }
 
-// ShortenError returns err with its text shortened. It is of the same kind.
-func ShortenError(err error) error {
+// Error returns err with its text shortened. It is of the same kind.
+func Error(err error) error {
 	if err == nil || len(err.Error()) <= maxText {
 		return err
 	}
-	return &shortened{err, Shorten(err.Error())}
+	return &shortened{err, Text(err.Error())}
 }
 
 type shortened struct {

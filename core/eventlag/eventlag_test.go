@@ -1,4 +1,4 @@
-package cache
+package eventlag
 
 import (
 	"testing"
@@ -9,22 +9,22 @@ import (
 )
 
 // The lag is measured from the first event after which the container has not been inspected.
-func TestEventLagIsThatOfTheFirstPendingEvent(t *testing.T) {
+func TestLagIsThatOfTheFirstPendingEvent(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
-	l := newEventLag(reg)
+	l := New(reg)
 	if l.oldest() != 0 {
 		t.Errorf("the oldest change is %v old, want none without events", l.oldest())
 	}
-	l.observeEvent("a", time.Now().Add(-time.Minute))
-	l.observeEvent("a", time.Now())
-	l.observeEvent("b", time.Now().Add(time.Hour)) // by the clock of another machine
+	l.Event("a", time.Now().Add(-time.Minute))
+	l.Event("a", time.Now())
+	l.Event("b", time.Now().Add(time.Hour)) // by the clock of another machine
 	if got := l.oldest(); got < time.Minute || got > 2*time.Minute {
 		t.Errorf("the oldest change is %v old, want a minute", got)
 	}
-	l.observeApplied("a")
-	l.observeApplied("b")
-	l.observeApplied("c") // without an event
+	l.Applied("a")
+	l.Applied("b")
+	l.Applied("c") // without an event
 	if n := testutil.CollectAndCount(l.seconds); n != 1 || l.oldest() != 0 {
 		t.Errorf("%d series, the oldest change is %v old", n, l.oldest())
 	}
@@ -37,8 +37,8 @@ func TestEventLagIsThatOfTheFirstPendingEvent(t *testing.T) {
 			t.Errorf("%v", h)
 		}
 	}
-	l.observeEvent("d", time.Now().Add(-time.Minute))
-	l.reset() // a break of the event stream, after which there is a sync
+	l.Event("d", time.Now().Add(-time.Minute))
+	l.Reset() // a break of the event stream, after which there is a sync
 	if l.oldest() != 0 {
 		t.Errorf("after a break the oldest change is %v old, want none", l.oldest())
 	}
