@@ -44,13 +44,13 @@ Files:
 
 Signals:
   TERM, INT   stop; running pods are not affected
-  HUP         read the configuration again and apply its log-level; the rest takes a
-              restart
+  HUP         read the configuration again and apply %s;
+              changes of other options take a restart
 
 Exit codes:
   0   stopped by a signal
   1   failure; doctor: a check has failed; images copy: an image was not copied
   2   error in a flag, an argument or a configuration file
-`, configFile)
+`, configFile, strings.Join(options.Reloadable(), " and "))
 	_, _ = io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function
 }

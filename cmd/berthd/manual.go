@@ -24,7 +24,8 @@ func printManual(cmd *cobra.Command, options *config.Options) error {
 		fmt.Fprintf(&flags, ".SS %s\n", roff.Replace(g.Title))
 		g.Flags.VisitAll(func(f *pflag.Flag) { writeManualFlag(&flags, f) })
 	}
-	page := strings.NewReplacer("@commands@\n", commands.String(), "@options@\n", flags.String(), "@version@", roff.Replace(version))
+	page := strings.NewReplacer("@commands@\n", commands.String(), "@options@\n", flags.String(), "@version@", roff.Replace(version),
+		"@reloadable@", roff.Replace(strings.Join(options.Reloadable(), " and ")))
 	_, err := io.WriteString(cmd.OutOrStdout(), page.Replace(manualPage))
 	return err
 }
@@ -80,7 +81,7 @@ Stop. Pods go on, and
 finds them again after the next start.
 .TP
 .B HUP
-Read the configuration again and apply its log\-level; the rest takes a restart.
+Read the configuration again and apply @reloadable@; changes of other options take a restart.
 .SH EXIT STATUS
 .TP
 .B 0

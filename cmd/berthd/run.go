@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -15,18 +14,14 @@ import (
 	"berth/streaming"
 )
 
-// run serves the CRI on l until ctx ends.
-func run(ctx context.Context, cfg config.Config, l net.Listener, log *slog.Logger) error {
+// newDaemon returns the daemon that the options describe.
+func newDaemon(cfg config.Config, log *slog.Logger) (*daemon.Daemon, error) {
 	warnOfOpenAddresses(cfg, log)
 	daemonCfg, err := daemonConfig(cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	d, err := daemon.New(daemonCfg, log)
-	if err != nil {
-		return err
-	}
-	return d.Run(ctx, l)
+	return daemon.New(daemonCfg, log)
 }
 
 // daemonConfig translates the options into the configuration of the daemon. It reads the template of the

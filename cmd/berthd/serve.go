@@ -2,11 +2,7 @@ package main
 
 import (
 	"context"
-	"log/slog"
-	"os"
 	"os/signal"
-	"reflect"
-	"slices"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -21,42 +17,22 @@ func (p *program) serve(cmd *cobra.Command, options *config.Options) error {
 		return err
 	}
 	log, level := newLog(p.stderr, options.Config)
-	for _, w := range options.Warnings() {
-		log.Warn("option without effect", slog.String("option", w.Option), slog.String("given", w.Source), slog.String("why", w.Reason))
-	}
+	warnOfIgnored(options.Warnings(), log)
 	l, err := listen(options.Endpoint)
 	if err != nil {
 		return err
 	}
 	defer l.Close()
 
+	d, err := newDaemon(options.Config, log)
+	if err != nil {
+		return err
+	}
 	var reloads sync.WaitGroup
 	defer reloads.Wait()
 	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	reloads.Go(func() { reload(ctx, p.hangups, options, level, log) })
-	return run(ctx, options.Config, l, log)
-}
-
-// reload reads the configuration again at each SIGHUP until ctx ends. Only the log level is
-// applied: the rest takes a restart, which does not affect running pods.
-func reload(ctx context.Context, hangups <-chan os.Signal, options *config.Options, level *slog.LevelVar, log *slog.Logger) {
-	applied := options.Config
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangups:
-		}
-		next, err := options.Reload()
-		if err != nil {
-			log.Error("the configuration is wrong now, nothing is changed", slog.Any("err", err))
-			continue
-		}
-		level.Set(next.SlogLevel())
-		applied.LogLevel = next.LogLevel
-		needsRestart := !reflect.DeepEqual(next.Config, applied) || !slices.Equal(next.Warnings(), options.Warnings())
-		log.Info("configuration read again", slog.String("log-level", next.LogLevel), slog.Bool("restart-for-the-rest", needsRestart))
-	}
+	reloads.Go(func() { newReloader(options, live{d, level}, log).run(ctx, p.hangups) })
+	return d.Run(ctx, l)
 }

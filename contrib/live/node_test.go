@@ -194,11 +194,15 @@ func (n *node) launch(program string, flags ...string) {
 // spawn starts the process alone.
 func (n *node) spawn(program string, flags ...string) {
 	n.t.Helper()
-	n.cmd = exec.Command(program, append([]string{
+	common := []string{
 		"--container-runtime-endpoint", "unix://" + n.path("cri.sock"), "--docker-endpoint", "unix://" + n.path("docker.sock"),
 		"--cni-conf-dir", n.path("net.d"), "--cni-bin-dir", *cniBin, "--cni-cache-dir", n.path("cache"),
-		"--cri-dockerd-root-directory", n.path("root"), "--log-level", "debug",
-		"--pod-infra-container-image", "berth.local/pause:1"}, flags...)...)
+		"--cri-dockerd-root-directory", n.path("root"),
+	}
+	if !slices.Contains(flags, "--config") { // flags win over a file
+		common = append(common, "--log-level", "debug", "--pod-infra-container-image", "berth.local/pause:1")
+	}
+	n.cmd = exec.Command(program, slices.Concat(common, flags)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)

@@ -87,3 +87,59 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 	n.remove(id)
 	n.removeLeftovers()
 }
+
+// TestReloadChangesPauseImageOfNewPods changes the configuration file of a running berthd.
+func TestReloadChangesPauseImageOfNewPods(t *testing.T) {
+	n := prepareNode(t, "--config", "")
+	file := n.path("config.yaml")
+	n.flags[1] = file
+	reload := func(text, want string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if n.cmd == nil {
+			return
+		}
+		if err := n.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		n.until(5*time.Second, "no log line "+want, func() bool { return strings.Contains(n.log.String(), want) })
+	}
+	imageOf := func(id string) string {
+		t.Helper()
+		seen, err := n.docker.ContainerInspect(t.Context(), id)
+		if err != nil || !seen.State.Running {
+			t.Fatalf("%v, %v; want a running sandbox", seen.State, err)
+		}
+		return seen.Image
+	}
+	run := func(name string) string {
+		t.Helper()
+		id, err := n.run(t.Context(), n.pod(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+
+	reload("pod-infra-container-image: berth.local/pause:1\n", "")
+	n.start()
+	n.build("berth-other-pause:1", "FROM "+*image+"\nENTRYPOINT [\"sleep\", \"1000\"]\n")
+	first := run("first")
+	before := imageOf(first)
+	reload("pod-infra-container-image: berth-other-pause:1\nno-such: 1\n", "config.yaml:2: unknown option")
+	if second := run("second"); imageOf(second) != before {
+		t.Error("a file with an error was applied")
+	}
+	reload("pod-infra-container-image: berth-other-pause:1\npod-cidr: 10.1.0.0/16\n", `applied=pod-infra-container-image unchanged-until-restart=pod-cidr`)
+	third := run("third")
+	if got, want := imageOf(third), n.status("berth-other-pause:1"); got != want || got == before {
+		t.Errorf("a new pod runs %s, want %s", got, want)
+	}
+	if imageOf(first) != before {
+		t.Error("a running pod has another image")
+	}
+	n.removeAll()
+	n.removeLeftovers()
+}

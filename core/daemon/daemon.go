@@ -87,11 +87,12 @@ type Metrics struct {
 
 // A Daemon is berthd without its command line.
 type Daemon struct {
-	version  string
-	endpoint string
-	log      *slog.Logger
-	engine   *engine.Engine
-	server   *server.Server
+	version    string
+	endpoint   string
+	log        *slog.Logger
+	engine     *engine.Engine
+	server     *server.Server
+	pauseImage *setting[string]
 	// loops are the background loops. Each runs until its context ends.
 	loops []func(context.Context) error
 	// exportStats registers the metrics of pods, which are collected until ctx ends.
@@ -127,8 +128,9 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		Logs: containerLogs, OOM: ooms, Metrics: registry,
 	}, docker, log)
 	usage := stats.New(docker, objects, log)
+	pauseImage := newSetting(cfg.PauseImage)
 	images := image.New(image.Config{
-		PauseImage: cfg.PauseImage, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals,
+		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals,
 	}, docker, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
@@ -146,12 +148,12 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	srv := server.New(server.Services{
 		Engine: docker, Cache: objects, Sandboxes: sandboxes, Containers: containers, Images: images,
 		Execs: execs, Stats: usage, Streams: streams, Network: podNetwork,
-	}, server.Info{PauseImage: cfg.PauseImage, Policy: policy, Metrics: registry, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+	}, server.Info{PauseImage: pauseImage.get, Policy: policy, Metrics: registry, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
 	if err := containerLogs.Export(registry); err != nil {
 		return nil, err
 	}
 	return &Daemon{
-		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv,
+		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage,
 		loops: []func(context.Context) error{
 			docker.Run, objects.Run, ooms.Run, podNetwork.Run,
 			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,

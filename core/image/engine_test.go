@@ -59,13 +59,16 @@ func newServiceAndEngine(t *testing.T, pauseImage string, edits ...func(*system.
 	for _, edit := range edits {
 		e.SetInfo(edit)
 	}
-	return newService(t, e, image.Config{PauseImage: pauseImage}), e
+	return newService(t, e, image.Config{PauseImage: func() string { return pauseImage }}), e
 }
 
 // newService returns a Service on e.
 func newService(t *testing.T, e *enginetest.Engine, cfg image.Config) *image.Service {
 	t.Helper()
 	cfg.PullProgressTimeout = cmp.Or(cfg.PullProgressTimeout, stall)
+	if cfg.PauseImage == nil {
+		cfg.PauseImage = func() string { return "" }
+	}
 	cfg.ContainerUsage = func() (bytes, inodes, layers uint64) { return 70, 7, 60 }
 	return image.New(cfg, e.Connect(t), slog.New(slog.DiscardHandler))
 }
@@ -301,7 +304,7 @@ func TestCredentials(t *testing.T) {
 	t.Run("the node's for the pause image", func(t *testing.T) {
 		dockerConfig(t, login)
 		e.Registry("r.test/pause:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Password == "y" }})
-		images := newService(t, e, image.Config{PauseImage: "r.test/pause:1"})
+		images := newService(t, e, image.Config{PauseImage: func() string { return "r.test/pause:1" }})
 		if _, err := images.Pull(t.Context(), "r.test/pause:1", "", nil); err == nil {
 			t.Error("pulled for a pod")
 		}
@@ -691,6 +694,32 @@ func TestPauseImage(t *testing.T) {
 		}
 		if found, _, err := images.Status(t.Context(), id, false); err != nil || !found.GetPinned() {
 			t.Errorf("not pinned: %v, %v", found, err)
+		}
+	})
+	t.Run("changed", func(t *testing.T) {
+		ref := "r.test/missing:1"
+		e := enginetest.New(t)
+		images := newService(t, e, image.Config{PauseImage: func() string { return ref }})
+		builtin, err := images.Pause(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A failed pull of the last image does not keep the new one from being pulled.
+		ref = "r.test/pause:4"
+		e.Registry(ref, enginetest.Remote{})
+		id, err := images.Pause(t.Context())
+		if err != nil || id == builtin || !e.HasImage(ref) {
+			t.Fatalf("%s, %v; want the image that is configured now", id, err)
+		}
+		if found, _, err := images.Status(t.Context(), ref, false); err != nil || !found.GetPinned() {
+			t.Errorf("not pinned: %v, %v", found, err)
+		}
+		ref = "r.test/missing:1"
+		if again, err := images.Pause(t.Context()); again != builtin || err != nil {
+			t.Errorf("%s, %v; want %s", again, err, builtin)
+		}
+		if found, _, err := images.Status(t.Context(), id, false); err != nil || found.GetPinned() {
+			t.Errorf("an image that no new pod uses is pinned: %v, %v", found, err)
 		}
 	})
 	t.Run("another image has the name of the built-in image", func(t *testing.T) {

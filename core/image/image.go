@@ -33,9 +33,9 @@ import (
 
 // Config is the configuration of a Service.
 type Config struct {
-	// PauseImage is the image of pause containers. If it is not on the node and cannot be
-	// pulled, the built-in image is used instead.
-	PauseImage string
+	// PauseImage returns the image of new pause containers; it may change. If it is not on the
+	// node and cannot be pulled, the built-in image is used instead.
+	PauseImage func() string
 	// PullProgressTimeout is the time without progress after which a pull fails, while the next
 	// step depends on the registry.
 	PullProgressTimeout time.Duration

@@ -116,7 +116,7 @@ func TestPinned(t *testing.T) {
 		"another registry":         {"r.io/pause:3", []string{"pause:3"}, nil, false},
 		"no names":                 {"r.io/pause:3", []string{"<none>:<none>"}, []string{"<none>@<none>"}, false},
 	} {
-		s := New(Config{PauseImage: tt.configured}, nil, slog.New(slog.DiscardHandler))
+		s := New(Config{PauseImage: func() string { return tt.configured }}, nil, slog.New(slog.DiscardHandler))
 		if got := s.pinned(id, tt.tags, tt.digests); got != tt.want {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}

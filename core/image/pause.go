@@ -31,13 +31,15 @@ const (
 
 // A pauseImage is what is known of the pause image.
 type pauseImage struct {
-	lookups singleflight.Group[string] // by connection; the value is an image ID
+	lookups singleflight.Group[string] // by connection and configured image; the value is an image ID
 
 	mu         sync.Mutex // guards following
 	conn       *engine.Conn
+	ref        string    // the configured image that id was looked up for
 	id         string    // the image on conn; "" if it must be looked up
 	lastID     string    // the last id that was set
-	pullFailed time.Time // when a pull last failed
+	failedRef  string    // the configured image whose pull has failed
+	pullFailed time.Time // when that was
 }
 
 // Pause returns the ID of the image that pause containers run: the configured image if it is
@@ -47,21 +49,21 @@ func (s *Service) Pause(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p := &s.pause
+	p, ref := &s.pause, s.PauseImage()
 	p.mu.Lock()
-	conn, id := p.conn, p.id
+	current, id := p.conn == docker && p.ref == ref, p.id
 	p.mu.Unlock()
-	if conn == docker && id != "" {
+	if current && id != "" {
 		return id, nil
 	}
-	return p.lookups.Do(ctx, fmt.Sprintf("%p", docker), func(ctx context.Context) (string, error) {
-		id, err := s.ensurePause(ctx, docker)
+	return p.lookups.Do(ctx, fmt.Sprintf("%p %s", docker, ref), func(ctx context.Context) (string, error) {
+		id, err := s.ensurePause(ctx, docker, ref)
 		if err != nil {
 			return "", err
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		p.conn, p.id, p.lastID = docker, id, id
+		p.conn, p.ref, p.id, p.lastID = docker, ref, id, id
 		return id, nil
 	})
 }
@@ -73,17 +75,17 @@ func (s *Service) ForgetPause() {
 	s.pause.id = ""
 }
 
-// ensurePause finds, pulls or loads the pause image and returns its ID.
-func (s *Service) ensurePause(ctx context.Context, docker *engine.Conn) (string, error) {
-	if !sameName(s.PauseImage, pause.Ref) {
-		found, err := s.findPause(ctx, docker, s.PauseImage)
+// ensurePause finds, pulls or loads the pause image ref and returns its ID.
+func (s *Service) ensurePause(ctx context.Context, docker *engine.Conn, ref string) (string, error) {
+	if !sameName(ref, pause.Ref) {
+		found, err := s.findPause(ctx, docker, ref)
 		if err == nil {
 			return found.ID, nil
 		}
 		if !errdefs.IsNotFound(err) {
 			return "", err
 		}
-		id, err := s.pullPause(ctx)
+		id, err := s.pullPause(ctx, ref)
 		if id != "" || err != nil {
 			return id, err
 		}
@@ -98,7 +100,7 @@ func (s *Service) ensurePause(ctx context.Context, docker *engine.Conn) (string,
 		s.log.Warn("another image has the name of the built-in pause image, loading the built-in one again",
 			slog.String("image", pause.Ref), slog.String("id", found.ID))
 	}
-	return s.loadPause(ctx, docker)
+	return s.loadPause(ctx, docker, ref)
 }
 
 // findPause is find for a pause image, with a timeout.
@@ -108,18 +110,18 @@ func (s *Service) findPause(ctx context.Context, docker *engine.Conn, ref string
 	return s.find(ctx, docker, ref, byDigestPrefix)
 }
 
-// pullPause pulls the configured pause image. It returns "" if the image cannot be pulled,
+// pullPause pulls the configured pause image ref. It returns "" if the image cannot be pulled,
 // and an error if the pull failed for a reason other than the registry.
-func (s *Service) pullPause(ctx context.Context) (string, error) {
+func (s *Service) pullPause(ctx context.Context, ref string) (string, error) {
 	s.pause.mu.Lock()
-	failed := s.pause.pullFailed
+	failed, at := s.pause.failedRef == ref, s.pause.pullFailed
 	s.pause.mu.Unlock()
-	if time.Since(failed) <= pausePullRetryInterval {
+	if failed && time.Since(at) <= pausePullRetryInterval {
 		return "", nil
 	}
 	bounded, cancel := context.WithTimeout(ctx, pausePullTimeout)
 	defer cancel()
-	id, err := s.pullWith(bounded, s.PauseImage, "", nil, true)
+	id, err := s.pullWith(bounded, ref, "", nil, true)
 	if err == nil {
 		return id, nil
 	}
@@ -127,19 +129,19 @@ func (s *Service) pullPause(ctx context.Context) (string, error) {
 		return "", err
 	}
 	s.pause.mu.Lock()
-	s.pause.pullFailed = time.Now()
+	s.pause.failedRef, s.pause.pullFailed = ref, time.Now()
 	s.pause.mu.Unlock()
 	s.log.Info("pause image cannot be pulled, using the built-in one",
-		slog.String("image", s.PauseImage), slog.String("built-in", pause.Ref), slog.Any("err", err))
+		slog.String("image", ref), slog.String("built-in", pause.Ref), slog.Any("err", err))
 	return "", nil
 }
 
-// loadPause loads the built-in image into the Engine. If another image has its name, that
-// image loses it.
-func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, error) {
+// loadPause loads the built-in image into the Engine in place of ref. If another image has its
+// name, that image loses it.
+func (s *Service) loadPause(ctx context.Context, docker *engine.Conn, ref string) (string, error) {
 	archive, err := pause.Archive(runtime.GOARCH)
 	if err != nil {
-		return "", fmt.Errorf("pause image %s is not on the node and cannot be pulled: %w", s.PauseImage, err)
+		return "", fmt.Errorf("pause image %s is not on the node and cannot be pulled: %w", ref, err)
 	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
@@ -165,12 +167,12 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn) (string, e
 // run it.
 func (s *Service) pinned(id string, tags, digests []string) bool {
 	s.pause.mu.Lock()
-	lastID := s.pause.lastID
+	lastID, ref := s.pause.lastID, s.PauseImage()
 	s.pause.mu.Unlock()
-	if id == lastID || isID(s.PauseImage) && strings.TrimPrefix(id, algorithm) == strings.TrimPrefix(s.PauseImage, algorithm) {
+	if id == lastID || isID(ref) && strings.TrimPrefix(id, algorithm) == strings.TrimPrefix(ref, algorithm) {
 		return true
 	}
 	return slices.ContainsFunc(slices.Concat(tags, digests), func(name string) bool {
-		return sameName(name, s.PauseImage) || sameName(name, pause.Ref)
+		return sameName(name, ref) || sameName(name, pause.Ref)
 	})
 }

@@ -72,7 +72,7 @@ type Network interface {
 
 // Info describes the daemon: what Status reports in its verbose response.
 type Info struct {
-	PauseImage string
+	PauseImage func() string
 	// Config is the daemon's configuration, without secrets.
 	Config map[string]any
 	// Policy is what pods may have beyond the CRI.

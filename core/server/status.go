@@ -132,7 +132,7 @@ func (s *Server) config() map[string]any {
 	if config == nil {
 		config = map[string]any{}
 	}
-	config["sandboxImage"] = s.PauseImage
+	config["sandboxImage"] = s.PauseImage()
 	return config
 }
 

@@ -43,6 +43,10 @@ type option struct {
 	// options are accepted so that units and drop-ins for cri-dockerd go on working.
 	ignored string
 
+	// reloadable says that a reload applies the option; the others take a restart. The command has a function
+	// for each that does it.
+	reloadable bool
+
 	flag   *pflag.Flag
 	source string // where the value was given; empty for the default
 }
@@ -127,25 +131,6 @@ func (o *Options) validate() error {
 		return UsageErrorf("--profiling shows the memory of the daemon to every client: metrics-bind-addr must be on the loopback, not %s", o.MetricsAddr)
 	}
 	return nil
-}
-
-// Reload reads the configuration files again and returns new Options with the same command line.
-func (o *Options) Reload() (*Options, error) {
-	next, err := New(o.defaultFile)
-	if err != nil {
-		return nil, err
-	}
-	for i, g := range o.groups {
-		for j, opt := range g.options {
-			if !opt.flag.Changed {
-				continue
-			}
-			if err := next.groups[i].Flags.Set(opt.name, o.groups[i].options[j].value.String()); err != nil {
-				return nil, FlagError(err)
-			}
-		}
-	}
-	return next, next.Load()
 }
 
 // CheckArgs checks the arguments of a berthd that serves, as they stand in a unit: the flags and the

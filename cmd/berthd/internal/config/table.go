@@ -13,7 +13,7 @@ func configGroups(cfg *Config) []*Group {
 	return []*Group{
 		{Title: "Docker and the kubelet", options: dockerOptions(cfg)},
 		{Title: "Pods and images", options: []*option{
-			{name: "pod-infra-container-image", value: newValue(&cfg.PauseImage, parseImage), initial: "registry.k8s.io/pause:3.10",
+			{name: "pod-infra-container-image", value: newValue(&cfg.PauseImage, parseImage), initial: "registry.k8s.io/pause:3.10", reloadable: true,
 				usage: "`IMAGE` of the pause container; if it cannot be pulled, a built-in one is used"},
 			{name: "image-pull-progress-deadline", value: newValue(&cfg.PullProgress, parsePositiveDuration), initial: "1m0s",
 				usage: "a pull that waits for the registry without progress for so long is cancelled; unpacking does not count"},
@@ -31,7 +31,7 @@ func configGroups(cfg *Config) []*Group {
 				usage: "`DIR` of the state that must survive a reboot"},
 			{name: "run-dir", value: newValue(&cfg.RunDir, parseDir), initial: DefaultRunDir,
 				usage: "`DIR` of the files of running pods. If it is not the default, their network namespaces are bound below it too, and not in /var/run/netns where network agents look for them"},
-			{name: "log-level", value: &parsedValue[string]{target: &cfg.LogLevel, parse: parseLogLevel, choices: logLevels}, initial: "info",
+			{name: "log-level", value: &parsedValue[string]{target: &cfg.LogLevel, parse: parseLogLevel, choices: logLevels}, initial: "info", reloadable: true,
 				usage: "lowest level that is logged: trace, debug, info, warn, error, fatal or panic"},
 			{name: "log-format", value: newEnum(&cfg.LogFormat, "text", "json"), initial: "text",
 				usage: "text or json"},
