@@ -23,6 +23,7 @@
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/stats/diskusage              the size of writable layers
 //	core/image/passwd                 users and groups of images
+//	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
 //	core/cache                        every sandbox and container in memory
 //	core/todocker   core/tocri        pure translation, no I/O; core/limits, core/identity and
 //	                                  core/bandwidth are the parts of it for resources, users
@@ -48,6 +49,7 @@
 //	                                  CRI log files (crifile)
 //	core/image/registryauth           credentials for registries
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
+//	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz
 //	core/panics     core/rollback     panics as errors; undo of finished steps

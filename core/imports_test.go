@@ -21,7 +21,7 @@ const module = "berth/"
 var layers = [][]string{
 	{"core/sleep"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity"},
-	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats"},
+	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes"},
 	{"network/netns"},
 	{"network/cniconf"},
 	{"network/cnitemplate"},
@@ -30,7 +30,7 @@ var layers = [][]string{
 	{"core/bandwidth", "core/identity", "core/limits", "core/podpolicy", "core/tocri"},
 	{"core/todocker"},
 	{"core/cache", "core/securityprofile"},
-	{"core/image/passwd", "core/resources", "core/stats/diskusage"},
+	{"core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose"},
 	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats", "core/imagecopy"},
 	{"core/server"},
 	{"core/daemon"},

@@ -127,7 +127,7 @@ var messages = []message{
 	}},
 	{"PodSandboxStatusResponse", []row{
 		{"status", berth, "from the cache, which events keep up to date", "live.TestPodRunsAndIsRemoved"},
-		{"info", berth, "with verbose, under the key that crictl reads: the PID, the config, the runtime", "live.TestUpdateContainerResources"},
+		{"info", berth, "with verbose, under the key that crictl reads: the PID, the config, the runtime, `runtimeSpec` while it runs, and Docker's HostConfig", "live.TestVerboseStatusHasSpecAndHostConfig"},
 		{"containers_statuses", berth, "the statuses of all containers of the pod", "live.TestPodSettingsReachTheContainer"},
 		{"timestamp", nothing, "never set: with it a kubelet 1.37 with the gate EventedPLEG considers no container active, and restarts sidecars repeatedly", "server.TestPodRunsAndIsRemoved"},
 	}},
@@ -362,7 +362,7 @@ var messages = []message{
 	}},
 	{"ContainerStatusResponse", []row{
 		{"status", berth, "from the cache, which events keep up to date", "live.TestFailedStartIsReportedAsStartError"},
-		{"info", berth, "with verbose, under the key that crictl reads: the sandbox and the PID", "live.TestPodSettingsReachTheContainer"},
+		{"info", berth, "with verbose, under the key that crictl reads: the sandbox, the PID, `runtimeSpec` while it runs, and Docker's HostConfig", "live.TestVerboseStatusHasSpecAndHostConfig"},
 	}},
 	{"UpdateContainerResourcesRequest", []row{
 		{"container_id", berth, "found by the ID or a prefix of it", "live.TestUpdateContainerResources"},

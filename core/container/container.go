@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/kmutex"
@@ -134,6 +135,15 @@ func (s *Service) lock(ctx context.Context, id string) (c *cache.Container, unlo
 		return nil, nil, err
 	}
 	return c, unlock, nil
+}
+
+// described returns what names c in the log.
+func described(c *cache.Container) slog.Attr {
+	image := c.Status.GetImage().GetUserSpecifiedImage()
+	if image == "" {
+		image = c.Status.GetImage().GetImage()
+	}
+	return changes.Container(c.ID(), c.Name, c.Row.GetPodSandboxId(), image)
 }
 
 // daemonError is an error of Docker without the prefix that docker/client adds to each.

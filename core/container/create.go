@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/names"
@@ -130,7 +131,7 @@ func (s *Service) removePending(ctx context.Context, id string, p pendingContain
 // cancels, and removes the container then: a request that is aborted half-way leaves Docker with a container
 // whose ID nobody has been told.
 func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, params todocker.ContainerParams, spec todocker.Spec) (_ string, err error) {
-	name := spec.Name.String()
+	start, name := time.Now(), spec.Name.String()
 	hidden := s.cache.Hide(name)
 	defer hidden.Reveal()
 	caller, stopWatching := pending.WatchCaller(ctx)
@@ -174,6 +175,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 			return "", err
 		}
 	}
+	s.log.Info("container created", changes.Container(id, name, pod.ID(), params.ImageName), changes.Took(start))
 	if caller.TimedOut() {
 		s.pending.Put(name, id, pendingContainer{sandboxID: pod.ID(), config: params.Config, hidden: hidden.Transfer()})
 	}

@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/limits"
 	"berth/core/tocri"
@@ -27,6 +28,7 @@ const startTimeout = 4 * time.Minute
 // If Docker has not replied, or could not reach containerd, the outcome is unknown: the error is of kind
 // Unavailable, and the container can be started again unless it is running.
 func (s *Service) Start(ctx context.Context, id string) error {
+	start := time.Now()
 	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
@@ -52,6 +54,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID(), daemonError{err})
 	}
+	s.log.Info("container started", described(c), changes.Took(start))
 	return nil
 }
 

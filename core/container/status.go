@@ -8,11 +8,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/verbose"
 )
 
 // Status returns the container id. The error is of kind NotFound if there is none.
 func (s *Service) Status(ctx context.Context, id string) (*cache.Container, error) {
 	return s.cache.Container(ctx, id)
+}
+
+// Verbose adds to facts what the status of c leaves out.
+func (s *Service) Verbose(ctx context.Context, c *cache.Container, facts map[string]any) {
+	verbose.Add(ctx, s.engine, c.ID(), c.Pid, facts)
 }
 
 // List returns the containers that match filter; a nil filter matches all.

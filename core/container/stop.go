@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/names"
 )
@@ -141,6 +142,7 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
+	start := time.Now()
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
 	defer cancel()
 	if c.Running {
@@ -148,7 +150,11 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return s.discard(work, docker, c.ID(), logFile{c.LogDirectory, c.Status.GetLogPath()}, c.Premount)
+	if err := s.discard(work, docker, c.ID(), logFile{c.LogDirectory, c.Status.GetLogPath()}, c.Premount); err != nil {
+		return err
+	}
+	s.log.Info("container removed", described(c), changes.Took(start))
+	return nil
 }
 
 // A logFile is where the kubelet reads the log of a container.

@@ -3,10 +3,14 @@ package container
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/changes"
 	"berth/core/limits"
 	"berth/core/rollback"
 	"berth/core/todocker"
@@ -18,6 +22,7 @@ import (
 // The error is of kind NotFound if there is no such container, FailedPrecondition if it has exited, and
 // InvalidArgument if the node does not have a setting.
 func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (err error) {
+	start := time.Now()
 	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
@@ -53,6 +58,12 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResou
 	if err := s.updates.Put(c.ID(), update.Result); err != nil {
 		return err
 	}
-	_, err = s.cache.Refresh(work, c.ID())
-	return err
+	if _, err = s.cache.Refresh(work, c.ID()); err != nil {
+		return err
+	}
+	if now := update.Result; !proto.Equal(now, c.Status.GetResources().GetLinux()) {
+		s.log.Info("container resized", described(c), slog.Int64("cpu-shares", now.GetCpuShares()), slog.Int64("cpu-quota", now.GetCpuQuota()),
+			slog.Int64("cpu-period", now.GetCpuPeriod()), slog.Int64("memory", now.GetMemoryLimitInBytes()), slog.String("cpuset", now.GetCpusetCpus()), changes.Took(start))
+	}
+	return nil
 }

@@ -23,6 +23,7 @@ import (
 	"berth/core/container"
 	"berth/core/engine"
 	"berth/core/exec"
+	"berth/core/exitlog"
 	"berth/core/image"
 	"berth/core/logs"
 	"berth/core/oom"
@@ -127,6 +128,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		Network: podNetwork, FailedStarts: records.failedStarts, ContainerUpdates: records.containerUpdates, SandboxUpdates: records.sandboxes.Updates,
 		Logs: containerLogs, OOM: ooms, Metrics: registry,
 	}, docker, log)
+	exits := exitlog.New(objects, filepath.Join(cfg.RootDir, "berth", "last-exit"), log)
 	usage := stats.New(docker, objects, log)
 	pauseImage := newSetting(cfg.PauseImage)
 	images := image.New(image.Config{
@@ -155,7 +157,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	return &Daemon{
 		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage,
 		loops: []func(context.Context) error{
-			docker.Run, objects.Run, ooms.Run, podNetwork.Run,
+			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run,
 			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },

@@ -109,7 +109,7 @@ func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtim
 	if !verbose {
 		return out, nil, nil
 	}
-	info, err := verboseInfo(found)
+	info, err := tocri.ImageVerbose(found)
 	return out, info, err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/docker/docker/pkg/jsonmessage"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/shorten"
 )
@@ -61,12 +63,16 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	return id, err
 }
 
+// upToDateStatus begins the last message of a pull that has changed nothing.
+const upToDateStatus = "Status: Image is up to date"
+
 // errStalled is the cause of a pull that was cancelled for lack of progress.
 var errStalled = errors.New("no progress")
 
 // pull makes the Engine pull ref, and cancels that when the registry sends nothing for
 // Config.PullProgress.
 func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header string) (string, error) {
+	start, upToDate := time.Now(), false
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watchdog := time.AfterFunc(s.PullProgressTimeout, func() { cancel(errStalled) })
@@ -76,6 +82,7 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	if err == nil {
 		layers := progress{}
 		err = readMessages(body, func(m jsonmessage.JSONMessage) {
+			upToDate = upToDate || strings.HasPrefix(m.Status, upToDateStatus)
 			switch {
 			case !layers.update(m):
 			case layers.awaitingRegistry():
@@ -103,6 +110,9 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	defer done()
 	// By the reference, because an image pulled by digest may have no tag.
 	found, err := s.find(ctx, docker, ref, byHexPrefix)
+	if err == nil && !upToDate { // else nothing has changed
+		s.log.Info("image pulled", changes.Image(ref, found.ID), slog.Int64("bytes", found.Size), changes.Took(start))
+	}
 	return found.ID, err
 }
 

@@ -3,13 +3,16 @@ package image
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 
+	"berth/core/changes"
 	"berth/core/engine"
 )
 
@@ -38,12 +41,17 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 		return err
 	}
 	defer unlock()
+	start := time.Now()
 	_, err = docker.ImageRemove(ctx, found.ID, image.RemoveOptions{Force: true, PruneChildren: true})
 	if errdefs.IsConflict(err) {
 		err = s.untag(ctx, docker, found.ID, err)
 	}
-	if err != nil && !errdefs.IsNotFound(err) {
+	switch {
+	case errdefs.IsNotFound(err): // removed meanwhile
+	case err != nil:
 		return fmt.Errorf("remove image %q: %w", ref, err)
+	default:
+		s.log.Info("image removed", changes.Image(ref, found.ID), slog.Int64("bytes", found.Size), changes.Took(start))
 	}
 	return nil
 }

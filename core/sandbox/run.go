@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/pending"
@@ -42,6 +43,7 @@ const (
 // everything is rolled back. What cannot be rolled back is left to RunGC. If the caller's
 // deadline expires, the sandbox is hidden, kept for pending.TTL and returned to the retry.
 func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (_ string, err error) {
+	start := time.Now()
 	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err
@@ -103,6 +105,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if _, err := s.cache.Refresh(work, in.ID); err != nil {
 		return "", err
 	}
+	s.log.Info("pod created", changes.Pod(in.ID, pod.GetMetadata()), changes.Addresses(addrs), changes.Took(start))
 	if caller.TimedOut() {
 		s.pending.Put(in.Name, in.ID, pendingSandbox{config: pod, handler: handler, hidden: hidden.Transfer()})
 	}

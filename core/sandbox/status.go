@@ -8,11 +8,17 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/verbose"
 )
 
 // Status returns the sandbox id. The error is of kind NotFound if there is none.
 func (s *Service) Status(ctx context.Context, id string) (*cache.Sandbox, error) {
 	return s.cache.Sandbox(ctx, id)
+}
+
+// Verbose adds to facts what the status of pod leaves out.
+func (s *Service) Verbose(ctx context.Context, pod *cache.Sandbox, facts map[string]any) {
+	verbose.Add(ctx, s.docker, pod.ID(), pod.Pid, facts)
 }
 
 // List returns the sandboxes that match filter. A nil filter matches all.

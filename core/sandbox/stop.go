@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth/core/cache"
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/panics"
@@ -56,6 +57,12 @@ func (s *Service) withLock(ctx context.Context, id string, do func(context.Conte
 		return err
 	}
 	defer unlock()
+	// As it is now: another call may have stopped or removed it meanwhile.
+	if pod, err = s.cache.Sandbox(ctx, pod.ID()); errdefs.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	return do(work, docker, pod)
@@ -63,6 +70,9 @@ func (s *Service) withLock(ctx context.Context, id string, do func(context.Conte
 
 // stop implements Stop. The caller holds the lock of the pod.
 func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
+	start := time.Now()
+	// A pod whose pause process has ended by itself is stopped once its network is released.
+	changed := pod.Running || slices.Contains(s.network.Attached(), pod.ID())
 	containers, err := s.cache.ContainersOf(ctx, pod.ID())
 	if err != nil {
 		return err
@@ -98,17 +108,20 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 		})
 	}
 	err = group.Wait()
-	if !pod.Running {
-		return err // the cache says NOTREADY already: nothing to refresh
+	if pod.Running { // else the cache says NOTREADY already: nothing to refresh
+		if _, refreshErr := s.cache.Refresh(ctx, pod.ID()); refreshErr != nil && !errdefs.IsNotFound(refreshErr) {
+			err = errors.Join(err, refreshErr)
+		}
 	}
-	if _, refreshErr := s.cache.Refresh(ctx, pod.ID()); refreshErr != nil && !errdefs.IsNotFound(refreshErr) {
-		err = errors.Join(err, refreshErr)
+	if err == nil && changed {
+		s.log.Info("pod stopped", changes.Pod(pod.ID(), pod.Row.GetMetadata()), changes.Took(start))
 	}
 	return err
 }
 
 // remove implements Remove. The caller holds the lock of the pod.
 func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
+	start := time.Now()
 	if err := s.stop(ctx, docker, pod); err != nil {
 		return err
 	}
@@ -123,6 +136,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 			return err
 		}
 	}
+	s.log.Info("pod removed", changes.Pod(pod.ID(), pod.Row.GetMetadata()), changes.Took(start))
 	// Again, for a container that was being created meanwhile: either the cache has it by
 	// now, or its CreateContainer fails because the sandbox does not exist.
 	return s.removeContainers(ctx, pod.ID())

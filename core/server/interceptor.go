@@ -13,7 +13,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/panics"
 	"berth/core/shorten"
@@ -135,9 +137,17 @@ func logLevel(method string, err error) slog.Level {
 	}
 }
 
-// requestAttr returns the ID of the container or sandbox that a request names.
+// requestAttr returns what a request is about: the ID of a container or sandbox, or what is to be created, pulled or removed.
 func requestAttr(req any) slog.Attr {
 	switch r := req.(type) {
+	case *runtimeapi.RunPodSandboxRequest:
+		m := r.GetConfig().GetMetadata()
+		return slog.Group("", slog.String("pod", m.GetName()), slog.String("namespace", m.GetNamespace()))
+	case *runtimeapi.CreateContainerRequest:
+		return slog.Group("", changes.Pod(r.GetPodSandboxId(), r.GetSandboxConfig().GetMetadata()),
+			slog.String("name", r.GetConfig().GetMetadata().GetName()), slog.String("image", r.GetConfig().GetImage().GetImage()))
+	case interface{ GetImage() *runtimeapi.ImageSpec }: // pull, status, removal
+		return slog.String("image", r.GetImage().GetImage())
 	case interface{ GetContainerId() string }:
 		return slog.String("container", r.GetContainerId())
 	case interface{ GetPodSandboxId() string }:

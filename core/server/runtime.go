@@ -48,10 +48,12 @@ func (s *Server) PodSandboxStatus(ctx context.Context, r *runtimeapi.PodSandboxS
 		if err != nil {
 			return nil, err
 		}
-		resp.Info, err = verboseInfo(map[string]any{
+		facts := map[string]any{
 			"sandboxID": pod.ID(), "pid": pod.Pid, "runtimeHandler": pod.Row.GetRuntimeHandler(), "runtimeType": pod.Runtime,
-			"netNamespaceClosed": !pod.Running, "config": pod.Config, "node": node,
-		})
+			"netNamespaceClosed": !pod.Running, "processStatus": pod.State, "config": pod.Config, "node": node,
+		}
+		s.Sandboxes.Verbose(ctx, pod, facts)
+		resp.Info, err = verboseInfo(facts)
 		return resp, err
 	}
 	return resp, nil
@@ -111,7 +113,9 @@ func (s *Server) ContainerStatus(ctx context.Context, r *runtimeapi.ContainerSta
 	}
 	resp := &runtimeapi.ContainerStatusResponse{Status: c.Status}
 	if r.GetVerbose() {
-		resp.Info, err = verboseInfo(map[string]any{"sandboxID": c.Row.GetPodSandboxId(), "pid": c.Pid})
+		facts := map[string]any{"sandboxID": c.Row.GetPodSandboxId()}
+		s.Containers.Verbose(ctx, c, facts)
+		resp.Info, err = verboseInfo(facts)
 	}
 	return resp, err
 }

@@ -63,6 +63,7 @@ type testDaemon struct {
 	registry *prometheus.Registry
 	stop     func()        // ends the daemon
 	timeout  time.Duration // of short calls of Docker, 0 for the default
+	log      *slog.Logger
 }
 
 // newDaemon starts a daemon on a fake Engine of its own.
@@ -73,7 +74,7 @@ func newDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h := &testDaemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}}
+	h := &testDaemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}, log: slog.New(slog.DiscardHandler)}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	t.Cleanup(func() { h.stop() })
 	h.start()
@@ -89,7 +90,7 @@ func (h *testDaemon) start() {
 	d, err := daemon.New(daemon.Config{
 		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.ModeCRI,
 		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry,
-	}, slog.New(slog.DiscardHandler))
+	}, h.log)
 	h.must(err)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
 	h.must(err)

@@ -1,10 +1,13 @@
 package tocri
 
 import (
+	"encoding/json"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/docker/docker/api/types/image"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -46,4 +49,19 @@ func validReferences(list []string, digests bool) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(ref string) bool {
 		return strings.Contains(ref, "<none>") || strings.Contains(ref, "@") != digests
 	})
+}
+
+// ImageVerbose returns the properties of an image for which the CRI has no field, in the form
+// that containerd uses and templates of crictl inspecti read: JSON under the key "info".
+func ImageVerbose(found image.InspectResponse) (map[string]string, error) {
+	text, err := json.Marshal(map[string]any{
+		"imageSpec": map[string]any{
+			"created": found.Created, "author": found.Author, "architecture": found.Architecture,
+			"os": found.Os, "config": found.Config, "rootfs": found.RootFS,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("info of image %s: %w", found.ID, err)
+	}
+	return map[string]string{"info": string(text)}, nil
 }
