@@ -181,7 +181,8 @@ func (d *Daemon) Run(ctx context.Context, l net.Listener) error {
 	}
 	// Every goroutine that outlives a call is started and waited for here.
 	g, ctx := errgroup.WithContext(ctx)
-	for _, loop := range append(d.loops, metrics.Run) {
+	watch := newWatchdog(func(ctx context.Context) error { return checkCRI(ctx, l.Addr()) }, d.notify, d.log)
+	for _, loop := range append(d.loops, metrics.Run, watch.Run) {
 		g.Go(func() error { return loop(ctx) })
 	}
 	g.Go(func() error {
