@@ -52,6 +52,7 @@
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz
+//	core/tracing                      spans of parts of a call; core/tracing/otlp exports them
 //	core/panics     core/rollback     panics as errors; undo of finished steps
 //	core/kmutex     core/singleflight locks by key; calls that share one execution
 //	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends
@@ -66,5 +67,6 @@
 //	core/containerd/containerdtest    a fake containerd
 //	core/engine/enginelaws            rules that the fake and real Engines follow
 //	core/protofuzz  core/testmain     random messages; flags of test binaries
+//	core/tracing/tracingtest          a collector of traces
 //	network/networktest               network namespaces for tests
 package core

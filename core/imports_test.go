@@ -19,8 +19,8 @@ const module = "berth/"
 // the layers below its own. core/doc.go describes them; move a package here only
 // together with that plan.
 var layers = [][]string{
-	{"core/sleep"},
-	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity"},
+	{"core/sleep", "core/tracing"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity", "core/tracing/otlp"},
 	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes"},
 	{"network/netns"},
 	{"network/cniconf"},
@@ -40,7 +40,7 @@ var layers = [][]string{
 }
 
 // testSupport lists the packages that only tests import.
-var testSupport = []string{"core/containerd/containerdtest", "core/engine/enginelaws", "core/engine/enginetest", "core/protofuzz", "core/testmain", "network/networktest"}
+var testSupport = []string{"core/containerd/containerdtest", "core/engine/enginelaws", "core/engine/enginetest", "core/protofuzz", "core/testmain", "network/networktest", "core/tracing/tracingtest"}
 
 // forbiddenImports lists what may not be imported directly, by whom, and why.
 var forbiddenImports = []struct{ who, what, why string }{
@@ -53,6 +53,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 	{"network", module + "core", "network knows nothing of Docker or the CRI"},
 	{"streaming", module + "core", "streaming knows nothing of Docker or the CRI"},
 	{"core/server", "github.com/docker/docker", "the server calls services, not Docker"},
+	{"network", module + "core/tracing/otlp", "only core/daemon exports traces"},
 }
 
 // purePackages translate and do no I/O, so they may not import these.
@@ -63,7 +64,7 @@ var (
 
 // leafUtilities know nothing of Docker or the CRI, so that network and streaming may
 // import them.
-var leafUtilities = []string{module + "core/atomicfile", module + "core/kmutex", module + "core/sleep"}
+var leafUtilities = []string{module + "core/atomicfile", module + "core/kmutex", module + "core/sleep", "core/tracing"}
 
 type file struct {
 	pkg, path string
