@@ -53,9 +53,11 @@ func (p *pluginExec) FindInPath(name string, dirs []string) (string, error) {
 
 // ExecPlugin implements invoke.Exec: it runs the plugin at path and returns its stdout.
 // If the plugin fails, the error is its [types.Error], or its output, or that of ctx.
-func (p *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
+func (p *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) (out []byte, err error) {
+	ctx, span := startSpan(ctx, path, env)
+	defer func() { span.End(err) }()
 	for try := 0; ; try++ {
-		out, err := p.run(ctx, path, stdin, env)
+		out, err = p.run(ctx, path, stdin, env)
 		if !errors.Is(err, unix.ETXTBSY) || try == textBusyRetries {
 			return out, err
 		}

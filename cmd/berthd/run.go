@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 
 	"berth/cmd/berthd/internal/config"
 	"berth/core/daemon"
@@ -45,6 +46,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 			DefaultNetwork: cfg.CNIDefaultNetwork, Template: template,
 		},
 		Streaming: daemon.Streaming{Addr: cfg.StreamingAddr, TLS: cfg.StreamingTLS},
+		Tracing:   daemon.Tracing(cfg.Tracing),
 		Metrics:   daemon.Metrics{Addr: cfg.MetricsAddr, Profiles: cfg.Profiles},
 	}, nil
 }
@@ -61,6 +63,10 @@ func warnOfOpenAddresses(cfg config.Config, log *slog.Logger) {
 	}
 	if cfg.MetricsAddr != "" && !config.IsLoopback(hostOf(cfg.MetricsAddr)) {
 		log.Warn("metrics are served to other hosts without authentication", slog.String("metrics-bind-addr", cfg.MetricsAddr))
+	}
+	if e := cfg.Tracing.Endpoint; e != "" && !strings.HasPrefix(e, "unix:") && !config.IsLoopback(hostOf(e)) {
+		log.Warn("traces are sent over the network without TLS: others on the network can read the names of pods, containers and images in them; use a collector on this node",
+			slog.String("tracing-endpoint", e))
 	}
 }
 

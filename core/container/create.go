@@ -25,6 +25,7 @@ import (
 	"berth/core/premount"
 	"berth/core/rollback"
 	"berth/core/todocker"
+	"berth/core/tracing"
 )
 
 const (
@@ -161,7 +162,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		func() error { return nil }, // the caller may have left already
 		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
 		func() error { return s.relabel(work, docker, pod, id, mounts) },
-		func() error { return s.openLog(docker, id, log) },
+		func() error { return s.openLog(work, docker, id, log) },
 		func() error {
 			_, err := s.cache.Refresh(work, id)
 			return err
@@ -183,10 +184,12 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 }
 
 // openLog begins the log of the container id, if it has one.
-func (s *Service) openLog(docker *engine.Conn, id string, log logFile) error {
+func (s *Service) openLog(ctx context.Context, docker *engine.Conn, id string, log logFile) (err error) {
 	if log.path == "" {
 		return nil
 	}
+	_, span := tracing.Start(ctx, "open container log", tracing.ContainerID(id))
+	defer func() { span.End(err) }()
 	if err := s.logs.Create(id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		return fmt.Errorf("log of container %s: %w", id, err)
 	}

@@ -33,6 +33,8 @@ import (
 	"berth/core/server"
 	"berth/core/state"
 	"berth/core/stats"
+	"berth/core/tracing"
+	"berth/core/tracing/otlp"
 	"berth/network"
 	"berth/streaming"
 )
@@ -69,6 +71,8 @@ type Config struct {
 	Streaming Streaming
 	// Metrics is where metrics are served.
 	Metrics Metrics
+	// Tracing is where traces are sent.
+	Tracing Tracing
 	// Registry collects the metrics; nil means a new one with those of the process.
 	Registry *prometheus.Registry
 }
@@ -94,6 +98,7 @@ type Daemon struct {
 	engine     *engine.Engine
 	server     *server.Server
 	pauseImage *setting[string]
+	traces     *otlp.Exporter // nil without traces
 	// loops are the background loops. Each runs until its context ends.
 	loops []func(context.Context) error
 	// exportStats registers the metrics of pods, which are collected until ctx ends.
@@ -114,6 +119,10 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		return nil, err
 	}
 	docker, err := engine.New(engine.Config{Host: cfg.DockerHost, Timeout: cfg.RequestTimeout, Metrics: registry}, log)
+	if err != nil {
+		return nil, err
+	}
+	traces, provider, err := newExporter(cfg, registry, log)
 	if err != nil {
 		return nil, err
 	}
@@ -150,12 +159,12 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	srv := server.New(server.Services{
 		Engine: docker, Cache: objects, Sandboxes: sandboxes, Containers: containers, Images: images,
 		Execs: execs, Stats: usage, Streams: streams, Network: podNetwork,
-	}, server.Info{PauseImage: pauseImage.get, Policy: policy, Metrics: registry, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+	}, server.Info{PauseImage: pauseImage.get, Policy: policy, Metrics: registry, Traces: provider, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
 	if err := containerLogs.Export(registry); err != nil {
 		return nil, err
 	}
 	return &Daemon{
-		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage,
+		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, traces: traces,
 		loops: []func(context.Context) error{
 			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run,
 			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
@@ -179,10 +188,16 @@ func (d *Daemon) Run(ctx context.Context, l net.Listener) error {
 	if err = errors.Join(err, d.exportStats(ctx)); err != nil {
 		return errors.Join(err, l.Close())
 	}
+	loops := append(d.loops, metrics.Run)
+	if d.traces != nil {
+		defer d.flushTraces(context.WithoutCancel(ctx)) // once the last call has ended
+		ctx = tracing.NewContext(ctx, d.traces.Provider())
+		loops = append(loops, d.traces.Run)
+	}
 	// Every goroutine that outlives a call is started and waited for here.
 	g, ctx := errgroup.WithContext(ctx)
 	watch := newWatchdog(func(ctx context.Context) error { return checkCRI(ctx, l.Addr()) }, d.notify, d.log)
-	for _, loop := range append(d.loops, metrics.Run, watch.Run) {
+	for _, loop := range append(loops, watch.Run) {
 		g.Go(func() error { return loop(ctx) })
 	}
 	g.Go(func() error {

@@ -15,6 +15,7 @@ import (
 	"berth/core/engine"
 	"berth/core/panics"
 	"berth/core/sleep"
+	"berth/core/tracing"
 )
 
 const (
@@ -82,7 +83,9 @@ func (s *Service) create(ctx context.Context, id string, options container.ExecO
 
 // start starts the command. From then on it runs whether or not its output is read.
 func (x *session) start(ctx context.Context) (types.HijackedResponse, error) {
-	streams, err := x.docker.ContainerExecAttach(ctx, x.id, container.ExecAttachOptions{Tty: x.tty})
+	requestCtx, span := tracing.StartHijacked(ctx, "POST /exec/{id}/start", tracing.ContainerID(x.container))
+	streams, err := x.docker.ContainerExecAttach(requestCtx, x.id, container.ExecAttachOptions{Tty: x.tty})
+	span.End(err)
 	if err != nil {
 		err = hijackError(ctx, err)
 		if ctx.Err() != nil || errdefs.IsUnavailable(err) {

@@ -19,6 +19,7 @@ import (
 
 	"berth/core/panics"
 	"berth/core/sleep"
+	"berth/core/tracing"
 	"berth/streaming"
 )
 
@@ -116,9 +117,11 @@ func (s *Service) attach(ctx context.Context, id string, in io.Reader, out, errs
 		return err
 	}
 	defer release()
-	streams, err := docker.ContainerAttach(ctx, c.ID(), container.AttachOptions{
+	requestCtx, span := tracing.StartHijacked(ctx, "POST /containers/{id}/attach", tracing.ContainerID(c.ID()))
+	streams, err := docker.ContainerAttach(requestCtx, c.ID(), container.AttachOptions{
 		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errs != nil, DetachKeys: detachKeys,
 	})
+	span.End(err)
 	if err != nil {
 		return fmt.Errorf("attach to container %s: %w", c.ID(), hijackError(ctx, err))
 	}

@@ -19,6 +19,7 @@ import (
 	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/shorten"
+	"berth/core/tracing"
 )
 
 // Pull pulls the image ref and returns its ID. handler must be a runtime handler that Docker
@@ -32,13 +33,15 @@ func (s *Service) Pull(ctx context.Context, ref, handler string, auth *runtimeap
 }
 
 // pullWith is Pull; nodeCredentials overrides Config.NodeCredentials.
-func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, nodeCredentials bool) (string, error) {
+func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, nodeCredentials bool) (_ string, err error) {
 	if ref == "" {
 		return "", fmt.Errorf("image reference must be set: %w", errdefs.ErrInvalidArgument)
 	}
 	if isID(ref) {
 		return "", fmt.Errorf("image %q: an image ID cannot be pulled: %w", ref, errdefs.ErrInvalidArgument)
 	}
+	ctx, span := tracing.Start(ctx, "pull image", tracing.Image(ref))
+	defer func() { span.End(err) }()
 	docker, err := s.docker.Conn()
 	if err != nil {
 		return "", err

@@ -31,6 +31,7 @@ import (
 	"berth/core/engine"
 	"berth/core/logs/crifile"
 	"berth/core/panics"
+	"berth/core/tracing"
 )
 
 // A Mode is how new containers get their log files. Existing containers keep theirs.
@@ -346,16 +347,20 @@ func (s *Service) isSymlink(c *cache.Container, path crifile.Path) bool {
 // drain waits, at most drainTimeout, until all output that Docker has at the time of the
 // call is written.
 func (s *Service) drain(ctx context.Context, p *pump) {
+	var err error
 	if s.isStopped() {
 		return
 	}
+	ctx, span := tracing.Start(ctx, "drain container log", tracing.ContainerID(p.id))
+	defer func() { span.End(err) }()
 	done := s.command(p, drainCommand)
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	select {
-	case <-done:
+	case err = <-done:
 	case <-s.stopped:
 	case <-ctx.Done():
+		err = ctx.Err()
 		s.log.Warn("the exit of a container is reported before its last lines are written", slog.String("container", p.id))
 		s.mu.Lock()
 		if p.output == outputEnding {
@@ -391,7 +396,9 @@ func (s *Service) command(p *pump, kind commandKind) <-chan error {
 // Reopen begins a new file at the path of a container's log, which the kubelet has renamed.
 // Nothing is written to the old file once Reopen has returned. The error is of kind
 // FailedPrecondition if the log is a symbolic link.
-func (s *Service) Reopen(ctx context.Context, id string) error {
+func (s *Service) Reopen(ctx context.Context, id string) (err error) {
+	ctx, span := tracing.Start(ctx, "reopen container log", tracing.ContainerID(id))
+	defer func() { span.End(err) }()
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	s.mu.Unlock()
@@ -414,7 +421,9 @@ func (s *Service) Reopen(ctx context.Context, id string) error {
 // Remove ends the log of a container that is being removed. The file remains, for the kubelet
 // removes it, unless nothing was ever written to it. A symbolic link to source is removed.
 // A path that is not below dir, the log directory of the pod, is ignored.
-func (s *Service) Remove(ctx context.Context, id, source, dir, path string) error {
+func (s *Service) Remove(ctx context.Context, id, source, dir, path string) (err error) {
+	ctx, span := tracing.Start(ctx, "close container log", tracing.ContainerID(id))
+	defer func() { span.End(err) }()
 	s.mu.Lock()
 	p, ok := s.pumps[id]
 	s.mu.Unlock()

@@ -38,6 +38,7 @@ func intercept(log *slog.Logger, duration *prometheus.HistogramVec) grpc.UnarySe
 	limiter := &sizeLimiter{limit: maxResponse, log: log}
 	return func(ctx context.Context, req any, call *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		start := time.Now()
+		annotateSpan(ctx, req)
 		var resp any
 		err := panics.Try(log, func() (err error) {
 			resp, err = next(ctx, req)
@@ -47,10 +48,11 @@ func intercept(log *slog.Logger, duration *prometheus.HistogramVec) grpc.UnarySe
 		took, method := time.Since(start), path.Base(call.FullMethod)
 		duration.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 		log.LogAttrs(ctx, logLevel(method, err), "CRI request", slog.String("call", method),
-			requestAttr(req), slog.Duration("took", took), errAttr(err))
+			requestAttr(req), slog.Duration("took", took), traceAttr(ctx), errAttr(err))
 		if err != nil {
 			return nil, err
 		}
+		annotateResult(ctx, resp)
 		return limiter.limitSize(method, resp), nil
 	}
 }
@@ -64,7 +66,7 @@ func interceptStream(log *slog.Logger, duration *prometheus.HistogramVec) grpc.S
 		took := time.Since(start)
 		duration.WithLabelValues(method, status.Code(err).String()).Observe(took.Seconds())
 		log.LogAttrs(stream.Context(), logLevel(method, err), "CRI request", slog.String("call", method),
-			slog.Duration("took", took), errAttr(err))
+			slog.Duration("took", took), traceAttr(stream.Context()), errAttr(err))
 		return err
 	}
 }

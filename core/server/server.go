@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -79,6 +80,8 @@ type Info struct {
 	Policy podpolicy.Policy
 	// Metrics registers the metrics of the calls, unless it is nil.
 	Metrics prometheus.Registerer
+	// Traces makes a span of each call, unless it is nil.
+	Traces trace.TracerProvider
 }
 
 // A Server serves the CRI.
@@ -100,12 +103,12 @@ func New(services Services, info Info, log *slog.Logger) *Server {
 // Serve serves calls on l until ctx ends, then waits up to stopTimeout for those in
 // progress. It closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	srv := grpc.NewServer(
+	srv := grpc.NewServer(append(traceOptions(s.Traces),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(intercept(s.log, s.callDuration)),
 		grpc.StreamInterceptor(interceptStream(s.log, s.callDuration)),
-	)
+	)...)
 	runtimeapi.RegisterRuntimeServiceServer(srv, s)
 	runtimeapi.RegisterImageServiceServer(srv, s)
 	listener := newDrainListener(l)

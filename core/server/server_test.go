@@ -63,11 +63,20 @@ type testDaemon struct {
 	registry *prometheus.Registry
 	stop     func()        // ends the daemon
 	timeout  time.Duration // of short calls of Docker, 0 for the default
+	tracing  daemon.Tracing
 	log      *slog.Logger
 }
 
 // newDaemon starts a daemon on a fake Engine of its own.
 func newDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
+	t.Helper()
+	h := prepareDaemon(t, options...)
+	h.start()
+	return h
+}
+
+// prepareDaemon is newDaemon without the start.
+func prepareDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "berth") // t.TempDir is too long for a socket
 	if err != nil {
@@ -77,7 +86,6 @@ func newDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
 	h := &testDaemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}, log: slog.New(slog.DiscardHandler)}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	t.Cleanup(func() { h.stop() })
-	h.start()
 	return h
 }
 
@@ -89,7 +97,7 @@ func (h *testDaemon) start() {
 	root := filepath.Join(dir, "root")
 	d, err := daemon.New(daemon.Config{
 		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.ModeCRI,
-		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry,
+		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry, Tracing: h.tracing,
 	}, h.log)
 	h.must(err)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))

@@ -51,6 +51,7 @@ type Engine struct {
 	processes sync.WaitGroup // running Programs
 
 	mu          sync.Mutex // guards following
+	traced      []TracedRequest
 	server      *apiServer // nil while stopped
 	api, minAPI string
 	liveRestore bool

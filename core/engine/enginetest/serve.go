@@ -132,6 +132,7 @@ func (e *Engine) dispatch(c *call) error {
 		if len(m) > 1 {
 			c.name = m[1]
 		}
+		e.recordTrace(r.name, c)
 		lose, err := e.injectFaults(c, r.name, line)
 		if err != nil {
 			return err

@@ -52,6 +52,7 @@ type Config struct {
 	StreamingTLS    streaming.TLSFiles
 	MetricsAddr     string // host and port, or empty for none
 	Profiles        bool   // serve profiles at MetricsAddr
+	Tracing         Tracing
 	LogLevel        string // see SlogLevel
 	LogFormat       string // text or json
 
@@ -70,6 +71,12 @@ func (c *Config) NetNSDir() string {
 		return "/var/run/netns"
 	}
 	return ""
+}
+
+// Tracing is where traces are sent.
+type Tracing struct {
+	Endpoint          string // HOST:PORT or unix:///PATH of a collector, or empty for no traces
+	SamplesPerMillion int    // of the calls without a trace context
 }
 
 // Invocation holds the flags that concern one call of the program. A configuration file

@@ -124,6 +124,9 @@ func (o *Options) validate() error {
 	if o.NetworkPlugin == NoCNI && o.CNIConfTemplate+o.CNIDefaultNetwork != "" {
 		return UsageErrorf("cni-conf-template and cni-default-network need network-plugin cni: with Docker's own bridge there is no CNI network")
 	}
+	if o.Tracing.SamplesPerMillion > 0 && o.Tracing.Endpoint == "" {
+		return UsageErrorf("--tracing-sampling-rate-per-million needs tracing-endpoint")
+	}
 	switch host, _, err := net.SplitHostPort(o.MetricsAddr); {
 	case o.Profiles && o.MetricsAddr == "":
 		return UsageErrorf("--profiling needs metrics-bind-addr")

@@ -42,6 +42,7 @@ func configGroups(cfg *Config) []*Group {
 			{name: "profiling", value: newValue(&cfg.Profiles, parseBool), initial: "false",
 				usage: "serve profiles of the daemon itself at /debug/pprof/ of metrics-bind-addr, which must be on the loopback"},
 		}},
+		{Title: "Traces", options: tracingOptions(cfg)},
 		{Title: "Without effect, accepted with a warning", options: ignoredOptions()},
 	}
 }
@@ -62,6 +63,15 @@ func dockerOptions(cfg *Config) []*option {
 			usage: "`FILE` with the key of that certificate"},
 		{name: "streaming-tls-client-ca-file", value: newValue(&cfg.StreamingTLS.ClientCA, parseOptionalPath), initial: "",
 			usage: "`FILE` with the CAs of clients: exec, attach and port-forward are only for those with a certificate of one of them. The kubelet shows none, so kubectl exec and port-forward fail then. Empty for no client certificates"},
+	}
+}
+
+func tracingOptions(cfg *Config) []*option {
+	return []*option{
+		{name: "tracing-endpoint", value: newValue(&cfg.Tracing.Endpoint, parseCollector), initial: "",
+			usage: "`HOST:PORT` of an OpenTelemetry collector (OTLP over gRPC, without TLS) for traces, or unix:///PATH of its socket; as tracing.endpoint of the kubelet. Empty for no traces"},
+		{name: "tracing-sampling-rate-per-million", value: newValue(&cfg.Tracing.SamplesPerMillion, parsePerMillion), initial: "0",
+			usage: "how many of a million calls without a trace context are traced; as tracing.samplingRatePerMillion of the kubelet. Calls with one are traced if their caller has sampled them"},
 	}
 }
 

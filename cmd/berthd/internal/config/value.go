@@ -100,7 +100,7 @@ func (v *parsedValue[T]) Choices() []string { return v.choices }
 
 func (v *parsedValue[T]) yaml() any {
 	switch parsed := any(*v.target).(type) {
-	case []string, bool:
+	case []string, bool, int:
 		return parsed
 	default:
 		return v.String()
@@ -304,6 +304,38 @@ func parseMetricsAddr(s string) (string, error) {
 		}
 	}
 	return "", errors.New("must be an IP address and a port like 127.0.0.1:9633, or only a port")
+}
+
+// hostName matches the name of a host.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$`)
+
+// parseCollector takes a host and port, unix:///PATH, or nothing for no traces.
+func parseCollector(s string) (string, error) {
+	if path, isUnix := strings.CutPrefix(s, "unix://"); isUnix {
+		if filepath.IsAbs(path) && len(path) <= maxSocketPath {
+			return "unix://" + path, nil
+		}
+	} else if strings.Contains(s, "://") {
+		return "", errors.New("is a URL: the collector is reached over gRPC without TLS, at HOST:PORT like 127.0.0.1:4317")
+	} else if host, port, err := net.SplitHostPort(s); err == nil {
+		_, ipErr := netip.ParseAddr(host)
+		number, portErr := strconv.ParseUint(port, 10, 16)
+		if (ipErr == nil || hostName.MatchString(host)) && portErr == nil && number != 0 {
+			return s, nil
+		}
+	}
+	if s == "" {
+		return s, nil
+	}
+	return "", errors.New("must be HOST:PORT like 127.0.0.1:4317, or unix:///PATH")
+}
+
+func parsePerMillion(s string) (int, error) {
+	i, err := strconv.Atoi(s)
+	if err != nil || i < 0 || i > 1_000_000 {
+		return 0, errors.New("must be a whole number from 0 to 1000000")
+	}
+	return i, nil
 }
 
 // IsLoopback reports whether only this machine can reach the host.

@@ -62,6 +62,7 @@ func Run(ctx context.Context, cfg Config) Report {
 	c.checkNetwork(ctx)
 	c.checkSocket(ctx)
 	c.checkKubelet()
+	c.checkTracing(ctx)
 	c.checkKernel()
 	c.checkPropagation()
 	c.checkUnits()

@@ -30,6 +30,9 @@ var otherSockets = []string{"/run/containerd/containerd.sock", "/run/crio/crio.s
 type kubeletSettings struct {
 	Endpoint     string `yaml:"containerRuntimeEndpoint"`
 	CgroupDriver string `yaml:"cgroupDriver"`
+	Tracing      *struct {
+		Endpoint string `yaml:"endpoint"`
+	} `yaml:"tracing"`
 	pauseImage   string // of the flag --pod-infra-container-image
 	endpointFile string // with the flag that gives Endpoint; empty if there is no flag
 }
