@@ -372,6 +372,7 @@ type proxy struct {
 	faults []*fault
 	lifted chan struct{} // closed when the faults are lifted
 	hits   int           // requests that a fault was made of
+	traced []tracedRequest
 
 	cutEvents context.CancelFunc // ends the newest stream of events
 }
@@ -451,6 +452,7 @@ func (p *proxy) total() (int, string) {
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.recordTrace(r)
 	if strings.HasSuffix(r.URL.Path, "/events") {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
