@@ -2,6 +2,7 @@ package core
 
 import (
 	"go/ast"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,7 +22,8 @@ var plainGoroutines = map[string]string{
 func TestGoroutinesRecoverPanics(t *testing.T) {
 	seen := map[string]bool{}
 	for _, f := range parseAll(t) {
-		if !strings.HasPrefix(f.pkg, "core/") || within(f.pkg, "core/engine/enginetest") || within(f.pkg, "core/engine/enginelaws") || within(f.pkg, "core/containerd/containerdtest") || f.pkg == "core/panics" {
+		testOnly := slices.ContainsFunc(testSupport, func(pkg string) bool { return within(f.pkg, pkg) })
+		if !strings.HasPrefix(f.pkg, "core/") || testOnly || f.pkg == "core/panics" {
 			continue
 		}
 		path := strings.TrimPrefix(f.path, "../")
