@@ -64,7 +64,7 @@ var (
 
 // leafUtilities know nothing of Docker or the CRI, so that network and streaming may
 // import them.
-var leafUtilities = []string{module + "core/atomicfile", module + "core/kmutex", module + "core/sleep", "core/tracing"}
+var leafUtilities = []string{module + "core/atomicfile", module + "core/kmutex", module + "core/sleep", module + "core/tracing"}
 
 type file struct {
 	pkg, path string
