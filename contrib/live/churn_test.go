@@ -272,6 +272,9 @@ func (ch *churn) probe(p *churned) {
 	switch {
 	case code == codes.DeadlineExceeded:
 		ch.problem("a probe that takes no time is DeadlineExceeded, for which a kubelet kills the container: %v", err)
+	case err == nil && r.GetExitCode() == 126 && strings.HasPrefix(string(r.GetStdout()), "GetResourcePath: BaseFS of container"):
+		// Docker 20.10, killed while it started a container, can never run a command in it again. A probe
+		// must fail, so that the kubelet replaces the container.
 	case err == nil && (r.GetExitCode() != 0 || string(r.GetStdout()) != "well\n"):
 		ch.problem("a probe that succeeds: exit code %d, stdout %q, stderr %q", r.GetExitCode(), r.GetStdout(), r.GetStderr())
 	case err != nil && calm:

@@ -167,21 +167,24 @@ func TestStatsMakeNoEngineCalls(t *testing.T) {
 		}
 		n.create(pod, config, shell("c", "exec sleep 1000"))
 	}
-	n.proxy.reset()
-	begin := time.Now()
-	const rounds = 20
-	for range rounds {
-		if list, err := n.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(list.GetStats()) != 5 {
-			t.Fatalf("%v, %v", list, err)
+	// A late event of a start, or the comparison with Docker's list every 30 seconds, may be among them.
+	n.until(time.Minute, "stats call Docker each time", func() bool {
+		n.proxy.reset()
+		begin := time.Now()
+		const rounds = 20
+		for range rounds {
+			if list, err := n.runtime.ListContainerStats(t.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil || len(list.GetStats()) != 5 {
+				t.Fatalf("%v, %v", list, err)
+			}
+			if list, err := n.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(list.GetStats()) != 5 {
+				t.Fatalf("%v, %v", list, err)
+			}
 		}
-		if list, err := n.runtime.ListPodSandboxStats(t.Context(), &runtimeapi.ListPodSandboxStatsRequest{}); err != nil || len(list.GetStats()) != 5 {
-			t.Fatalf("%v, %v", list, err)
-		}
-	}
-	t.Logf("stats of 5 containers and 5 pods: %v", time.Since(begin)/rounds)
-	if n, what := n.proxy.total(); n > 0 {
-		t.Errorf("%d requests to Docker: %s", n, what)
-	}
+		t.Logf("stats of 5 containers and 5 pods: %v", time.Since(begin)/rounds)
+		calls, which := n.proxy.total()
+		t.Logf("%d calls to Docker: %s", calls, which)
+		return calls == 0
+	})
 	n.removeAll()
 }
 

@@ -539,11 +539,12 @@ func TestHungContainerDoesNotBlockOthers(t *testing.T) {
 	release := h.engine.Hang(hung)
 	defer release()
 	h.engine.BreakEvents() // makes the cache inspect everything again
-	time.Sleep(50 * time.Millisecond)
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 	defer cancel()
-	_, err = h.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id})
-	h.must(err)
+	h.until("the other container cannot be stopped", func() bool { // Unavailable until the events are read again
+		_, err := h.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id})
+		return err == nil
+	})
 	list, err := h.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
 	if err != nil || len(list.GetContainers()) != 2 {
 		t.Errorf("%d containers, %v", len(list.GetContainers()), err)
