@@ -1,6 +1,7 @@
 // Coverage writes contrib/docs/coverage.md: how every field of every message
 // of the CRI is handled, and which tests cover it. The rows are in rows.go; a
-// test of this package fails if they and the CRI differ.
+// test of this package fails if they and the CRI differ. With -features it writes
+// contrib/docs/features.md, which compares berth with other runtimes (featurerows.go).
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 )
 
 //go:generate go run . -out ../docs/coverage.md
+//go:generate go run . -features -out ../docs/features.md
 
 // A mechanism is what applies a field of a request, or the source of a field
 // of a response.
@@ -48,8 +50,13 @@ type message struct {
 
 func main() {
 	out := flag.String("out", "", "`file` to write")
+	features := flag.Bool("features", false, "write features.md instead")
 	flag.Parse()
-	if err := os.WriteFile(*out, []byte(page()), 0o644); err != nil {
+	text := page()
+	if *features {
+		text = featuresPage()
+	}
+	if err := os.WriteFile(*out, []byte(text), 0o644); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -96,14 +103,19 @@ func page() string {
 			if r.field == "*" {
 				name = "all fields"
 			}
-			tests := strings.Fields(r.tests)
-			for i, t := range tests {
-				tests[i] = "`" + t + "`"
-			}
-			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, r.by, r.description, strings.Join(tests, ", "))
+			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, r.by, r.description, quoted(r.tests))
 		}
 	}
 	return b.String()
+}
+
+// quoted returns the names of tests as code.
+func quoted(names string) string {
+	tests := strings.Fields(names)
+	for i, t := range tests {
+		tests[i] = "`" + t + "`"
+	}
+	return strings.Join(tests, ", ")
 }
 
 // reachable lists the messages that the requests and responses of all CRI calls

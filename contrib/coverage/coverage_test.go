@@ -97,12 +97,34 @@ func tests(t *testing.T) map[string]bool {
 	return found
 }
 
-func TestPageIsCurrent(t *testing.T) {
-	got, err := os.ReadFile(filepath.Join("..", "docs", "coverage.md"))
-	if err != nil {
-		t.Fatal(err)
+// A feature that berth has is shown by a test.
+func TestEveryFeatureOfBerthNamesItsTests(t *testing.T) {
+	existing := tests(t)
+	for _, area := range featureAreas {
+		for _, f := range area.features {
+			if f.berth == yes && f.tests == "" {
+				t.Errorf("%s: %s names no test", area.title, f.name)
+			}
+			if f.criDockerd == "" || f.containerd == "" || f.crio == "" {
+				t.Errorf("%s: %s has an empty column", area.title, f.name)
+			}
+			for name := range strings.FieldsSeq(f.tests) {
+				if !existing[name] {
+					t.Errorf("%s: %s: test %s does not exist", area.title, f.name, name)
+				}
+			}
+		}
 	}
-	if string(got) != page() {
-		t.Error("contrib/docs/coverage.md differs from the rows: go generate ./contrib/coverage")
+}
+
+func TestPagesAreCurrent(t *testing.T) {
+	for name, text := range map[string]string{"coverage.md": page(), "features.md": featuresPage()} {
+		got, err := os.ReadFile(filepath.Join("..", "docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(got) != text {
+			t.Errorf("contrib/docs/%s differs from the rows: go generate ./contrib/coverage", name)
+		}
 	}
 }
