@@ -182,6 +182,9 @@ func TestDocumentedTestsExist(t *testing.T) {
 			continue
 		}
 		pkg := strings.TrimSuffix(f.ast.Name.Name, "_test")
+		if pkg == "main" {
+			pkg = filepath.Base(filepath.Dir(path))
+		}
 		for _, d := range f.ast.Decls {
 			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil {
 				tests[pkg+"."+fn.Name.Name] = true
