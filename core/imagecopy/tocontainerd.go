@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/image"
 	"github.com/opencontainers/go-digest"
@@ -58,7 +59,11 @@ func (d *toContainerd) list(ctx context.Context) ([]Image, error) {
 	var images []Image
 	for _, row := range rows {
 		img := Image{ID: row.ID, Size: row.Size, Used: used[row.ID]}
-		for _, text := range slices.Concat(row.RepoTags, row.RepoDigests) {
+		names := slices.Concat(row.RepoTags, row.RepoDigests)
+		if d.Docker.Features.Snapshotter {
+			names = append(names, digestNames(row.RepoTags, row.ID)...)
+		}
+		for _, text := range names {
 			name, ok := canonical(text)
 			if !ok || text == pause.Ref || slices.Contains(img.Names, name) { // <none>:<none> is no name
 				continue
@@ -71,6 +76,21 @@ func (d *toContainerd) list(ctx context.Context) ([]Image, error) {
 		}
 	}
 	return images, nil
+}
+
+// digestNames returns the names by digest of tags in the containerd image store, where the ID of an image is the digest of
+// its manifest. Docker 28.5 lists the digest of one repository only.
+func digestNames(tags []string, id string) (names []string) {
+	for _, tag := range tags {
+		named, err := reference.ParseNormalizedNamed(tag)
+		if err != nil {
+			continue // <none>:<none>
+		}
+		if named, err := reference.WithDigest(reference.TrimNamed(named), digest.Digest(id)); err == nil {
+			names = append(names, named.String())
+		}
+	}
+	return names
 }
 
 // findDockerNamespace finds out whether Docker stores images in the containerd that they are to be copied to. Engines since
