@@ -7,6 +7,7 @@
 //	cmd/berthd                        commands, signals; internal/config: flags and configuration
 //	                                  files; internal/doctor: checks of the node;
 //	                                  internal/pods: its pods
+//	                                  internal/pulls: the table of running pulls
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //
@@ -48,11 +49,13 @@
 //	core/logs/...                     Docker's log files (jsonfile) and log stream (logstream),
 //	                                  CRI log files (crifile)
 //	core/image/registryauth           credentials for registries
+//	core/image/pullprogress           how far pulls are
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz
 //	core/tracing                      spans of parts of a call; core/tracing/otlp exports them
+//	core/httpserver                   HTTP for clients that watch the daemon
 //	core/panics     core/rollback     panics as errors; undo of finished steps
 //	core/kmutex     core/singleflight locks by key; calls that share one execution
 //	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends

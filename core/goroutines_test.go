@@ -9,12 +9,12 @@ import (
 
 // plainGoroutines are the goroutines that need no recovery, each with the reason. The key is the file.
 var plainGoroutines = map[string]string{
-	"core/daemon/daemon.go":   "the background loops of the daemon",
-	"core/engine/kill.go":     "waits for two channels",
-	"core/engine/engine.go":   "a background loop of the daemon",
-	"core/metrics/metrics.go": "ends the listener",
-	"core/server/streams.go":  "waits for two channels",
-	"core/logs/logs.go":       "each of them is recovered, and its container goes on",
+	"core/daemon/daemon.go":         "the background loops of the daemon",
+	"core/engine/kill.go":           "waits for two channels",
+	"core/engine/engine.go":         "a background loop of the daemon",
+	"core/httpserver/httpserver.go": "ends the listener",
+	"core/server/streams.go":        "waits for two channels",
+	"core/logs/logs.go":             "each of them is recovered, and its container goes on",
 }
 
 // TestGoroutinesRecoverPanics: a panic in a goroutine that serves a call ends that call and not the daemon, so

@@ -19,9 +19,9 @@ const module = "berth/"
 // the layers below its own. core/doc.go describes them; move a package here only
 // together with that plan.
 var layers = [][]string{
-	{"core/sleep", "core/tracing"},
+	{"core/sleep", "core/tracing", "core/httpserver"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity", "core/tracing/otlp"},
-	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes"},
+	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress"},
 	{"network/netns"},
 	{"network/cniconf"},
 	{"network/cnitemplate"},
@@ -35,7 +35,7 @@ var layers = [][]string{
 	{"core/server"},
 	{"core/daemon"},
 	{"cmd/berthd/internal/config"},
-	{"cmd/berthd/internal/doctor", "cmd/berthd/internal/pods"},
+	{"cmd/berthd/internal/doctor", "cmd/berthd/internal/pods", "cmd/berthd/internal/pulls"},
 	{"cmd/berthd"},
 }
 

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"os/signal"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"berth/cmd/berthd/internal/config"
 	"berth/cmd/berthd/internal/doctor"
 	"berth/cmd/berthd/internal/pods"
+	"berth/cmd/berthd/internal/pulls"
 )
 
 // An action is the work of a command, which takes flags only unless its Use names arguments.
@@ -28,6 +31,7 @@ func (p *program) newCommand(options *config.Options) (*cobra.Command, error) {
 	add(add(root, "config", "show the configuration", nil), "print", "print the options in effect, and where they were given", printConfig)
 	add(root, config.DoctorCommand, "check this node, and print what is wrong and how to fix it; --json for programs", runDoctor)
 	add(root, config.PodsCommand, "print the pods of this node: Docker's names, addresses, logs, and why one is not ready", runPods)
+	add(root, config.PullsCommand, "show how far the pulls of images are, until they have ended if on a terminal", runPulls)
 	add(add(root, "images", "work with images", nil), copyUse, "copy images between Docker and containerd, before a change of the runtime", copyImages)
 	completion := add(root, "completion", "print completion scripts", nil)
 	for _, shell := range shells {
@@ -129,4 +133,17 @@ func runPods(cmd *cobra.Command, options *config.Options) error {
 		return report.WriteJSON(cmd.OutOrStdout())
 	}
 	return report.WriteTable(cmd.OutOrStdout(), time.Now(), options.Output == "wide")
+}
+
+// runPulls prints the pulls of the berthd that runs on this node.
+func runPulls(cmd *cobra.Command, options *config.Options) error {
+	if err := options.Load(); err != nil {
+		return err
+	}
+	if options.DebugSocket == "" {
+		return config.UsageErrorf("debug-socket is empty: pulls needs the socket that berthd serves there")
+	}
+	ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	return pulls.Show(ctx, pulls.Config{Socket: options.DebugSocketPath(), JSON: options.JSON, Watch: options.Watch, Out: cmd.OutOrStdout()})
 }

@@ -51,7 +51,7 @@ func exportedMetrics(t *testing.T) map[string]bool {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan error, 1)
-	d, err := newDaemon(cfg, slog.New(slog.DiscardHandler))
+	d, err := newDaemon(cfg, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

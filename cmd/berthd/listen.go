@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +18,23 @@ import (
 // socketMode gives access to root and the socket's group only: a client of the CRI can become
 // root on the node.
 const socketMode = 0o660
+
+// debugSocketMode gives access to root only: the socket shows the names of pods and images.
+const debugSocketMode = 0o600
+
+// listenDebug opens the debug socket at path; no path is no listener. Pods do not depend on it: an error is logged,
+// and there is no listener.
+func listenDebug(path string, log *slog.Logger) net.Listener {
+	if path == "" {
+		return nil
+	}
+	l, err := listenUnix(path, debugSocketMode)
+	if err != nil {
+		log.Error("debug socket cannot be opened: berthd pulls does not work", slog.String("debug-socket", path), slog.Any("err", err))
+		return nil
+	}
+	return l
+}
 
 // listen opens the socket of an endpoint: unix:///PATH, fd:// or fd://NAME. If systemd has passed a socket
 // that is bound to PATH, that one is used.
@@ -32,7 +50,7 @@ func listen(endpoint string) (l net.Listener, err error) {
 	} else {
 		path := strings.TrimPrefix(endpoint, "unix://")
 		if l = passedByPath(passed, path); l == nil {
-			l, err = listenUnix(path)
+			l, err = listenUnix(path, socketMode)
 		}
 	}
 	if err != nil {
@@ -61,8 +79,8 @@ func passedByPath(passed []*os.File, path string) net.Listener {
 	return nil
 }
 
-// listenUnix makes a socket at path. It is removed when the listener is closed.
-func listenUnix(path string) (net.Listener, error) {
+// listenUnix makes a socket with that mode at path. It is removed when the listener is closed.
+func listenUnix(path string, mode int) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
@@ -71,7 +89,7 @@ func listenUnix(path string) (net.Listener, error) {
 	}
 	// A chmod after Listen would let others connect before it. The umask is of the whole process, but nothing
 	// else that makes files runs yet.
-	old := unix.Umask(0o777 &^ socketMode)
+	old := unix.Umask(0o777 &^ mode)
 	defer unix.Umask(old)
 	return net.Listen("unix", path)
 }

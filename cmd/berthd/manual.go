@@ -113,6 +113,11 @@ State that must survive a reboot.
 .I /run/berth
 Files of running pods.
 .TP
+.I /run/berth/debug.sock
+Socket for
+.BR "berthd pulls" ,
+only for root.
+.TP
 .I /run/netns/berth\-*
 Their network namespaces.
 .SH ENVIRONMENT

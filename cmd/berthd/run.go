@@ -15,13 +15,14 @@ import (
 	"berth/streaming"
 )
 
-// newDaemon returns the daemon that the options describe.
-func newDaemon(cfg config.Config, log *slog.Logger) (*daemon.Daemon, error) {
+// newDaemon returns the daemon that the options describe. It serves the debug socket on debug unless that is nil.
+func newDaemon(cfg config.Config, debug net.Listener, log *slog.Logger) (*daemon.Daemon, error) {
 	warnOfOpenAddresses(cfg, log)
 	daemonCfg, err := daemonConfig(cfg)
 	if err != nil {
 		return nil, err
 	}
+	daemonCfg.Debug = debug
 	return daemon.New(daemonCfg, log)
 }
 

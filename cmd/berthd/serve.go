@@ -23,8 +23,12 @@ func (p *program) serve(cmd *cobra.Command, options *config.Options) error {
 		return err
 	}
 	defer l.Close()
+	debug := listenDebug(options.DebugSocketPath(), log)
+	if debug != nil {
+		defer debug.Close()
+	}
 
-	d, err := newDaemon(options.Config, log)
+	d, err := newDaemon(options.Config, debug, log)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ import (
 	"berth/core/exec"
 	"berth/core/exitlog"
 	"berth/core/image"
+	"berth/core/image/pullprogress"
 	"berth/core/logs"
 	"berth/core/oom"
 	"berth/core/podpolicy"
@@ -73,6 +74,8 @@ type Config struct {
 	Metrics Metrics
 	// Tracing is where traces are sent.
 	Tracing Tracing
+	// Debug is where the state of the daemon is served to its own commands; nil means nowhere. Run closes it.
+	Debug net.Listener
 	// Registry collects the metrics; nil means a new one with those of the process.
 	Registry *prometheus.Registry
 }
@@ -140,7 +143,9 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	exits := exitlog.New(objects, filepath.Join(cfg.RootDir, "berth", "last-exit"), log)
 	usage := stats.New(docker, objects, log)
 	pauseImage := newSetting(cfg.PauseImage)
+	pulls := pullprogress.New(registry, log)
 	images := image.New(image.Config{
+		Progress:   pulls,
 		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals,
 	}, docker, log)
 	containers := container.New(container.Config{
@@ -170,6 +175,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },
+			debugServer{cfg.Debug, debugRoutes(pulls), log}.Run,
 		},
 		exportStats:   func(ctx context.Context) error { return usage.RegisterMetrics(ctx, registry) },
 		listenMetrics: func(cri net.Addr) (runner, error) { return listenMetrics(cfg.Metrics, registry, objects, cri, log) },

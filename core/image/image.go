@@ -24,6 +24,7 @@ import (
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/image/passwd"
+	"berth/core/image/pullprogress"
 	"berth/core/image/registryauth"
 	"berth/core/kmutex"
 	"berth/core/podpolicy"
@@ -47,6 +48,8 @@ type Config struct {
 	// ContainerUsage returns how many bytes and inodes all containers have written. layers is the
 	// part of the bytes that is in their root file systems.
 	ContainerUsage func() (bytes, inodes, layers uint64)
+	// Progress follows pulls; nil means that nothing else needs to know of them.
+	Progress *pullprogress.Tracker
 }
 
 // A Service manages the images of the node. Its methods may be called concurrently.
@@ -68,6 +71,9 @@ type Service struct {
 
 // New returns a Service. None of its arguments may be nil.
 func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
+	if cfg.Progress == nil {
+		cfg.Progress = pullprogress.New(nil, log)
+	}
 	return &Service{
 		Config: cfg, docker: docker, log: log,
 		credentials: registryauth.Resolver{Log: log},

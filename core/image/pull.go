@@ -18,6 +18,7 @@ import (
 
 	"berth/core/changes"
 	"berth/core/engine"
+	"berth/core/image/pullprogress"
 	"berth/core/shorten"
 	"berth/core/tracing"
 )
@@ -57,17 +58,36 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if err != nil {
 		return "", err
 	}
-	id, err := s.pulls.Do(ctx, ref+"\x00"+header, func(ctx context.Context) (string, error) {
+	key := ref + "\x00" + header
+	ctx, pull := s.Progress.Join(ctx, key, ref)
+	id, err := s.pulls.Do(ctx, key, func(ctx context.Context) (string, error) {
 		return s.pull(ctx, docker, ref, header)
 	})
+	progress := pull.Status()
+	pull.Leave(pullResult(ctx, err))
 	if err != nil && ctx.Err() != nil {
-		return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
+		return "", fmt.Errorf("pull image %q: %w: %v", ref, ctx.Err(), progress)
 	}
 	return id, err
 }
 
 // upToDateStatus begins the last message of a pull that has changed nothing.
 const upToDateStatus = "Status: Image is up to date"
+
+// pullResult returns how a pull ended for a caller with that context.
+func pullResult(ctx context.Context, err error) pullprogress.Result {
+	var failed *pullError
+	switch {
+	case err == nil:
+		return pullprogress.Success
+	case ctx.Err() != nil:
+		return pullprogress.Canceled
+	case errors.As(err, &failed) && errors.Is(failed.err, errStalled):
+		return pullprogress.Stalled
+	default:
+		return pullprogress.Failure
+	}
+}
 
 // errStalled is the cause of a pull that was cancelled for lack of progress.
 var errStalled = errors.New("no progress")
@@ -81,14 +101,14 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	watchdog := time.AfterFunc(s.PullProgressTimeout, func() { cancel(errStalled) })
 	defer watchdog.Stop()
 
+	attempt := pullprogress.FromContext(ctx).Begin(ref)
 	body, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
 	if err == nil {
-		layers := progress{}
 		err = readMessages(body, func(m jsonmessage.JSONMessage) {
 			upToDate = upToDate || strings.HasPrefix(m.Status, upToDateStatus)
-			switch {
-			case !layers.update(m):
-			case layers.awaitingRegistry():
+			switch changed, awaitingRegistry := attempt.Update(m); {
+			case !changed:
+			case awaitingRegistry:
 				watchdog.Reset(s.PullProgressTimeout)
 			default:
 				watchdog.Stop()
@@ -98,7 +118,7 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), errStalled) {
-			return "", &pullError{ref, fmt.Errorf("no progress for %v", s.PullProgressTimeout), true}
+			return "", &pullError{ref, fmt.Errorf("%w for %v: %v", errStalled, s.PullProgressTimeout, pullprogress.FromContext(ctx).Status()), true}
 		}
 		if ctx.Err() != nil {
 			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())

@@ -3,14 +3,11 @@
 // It serves the metrics of a Prometheus registry at /metrics, the health of the daemon at
 // /healthz and, if enabled, profiles of the Go runtime at /debug/pprof/. It has no
 // authentication and changes nothing. Other packages register their metrics; this one
-// knows none of them. The number of clients and the time that each may take are bounded,
-// so that no client keeps others from being served.
+// knows none of them.
 package metrics
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -20,30 +17,19 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"golang.org/x/net/netutil"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
+
+	"berth/core/httpserver"
 )
 
 const (
 	// maxScrapes is how many requests for /metrics are served at a time: each reads files
 	// of all pods. Prometheus servers beyond that get status 503.
 	maxScrapes = 2
-	// readHeaderTimeout is how long a client may take to send a request.
-	readHeaderTimeout = 5 * time.Second
-	// writeTimeout is how long a client may take to read a response that is ready.
-	writeTimeout = 10 * time.Second
-	// idleTimeout is how long a connection is kept open for the next request.
-	idleTimeout = 30 * time.Second
-	// maxConns is how many connections are accepted at a time; later ones wait in the
-	// backlog of the socket.
-	maxConns = 64
 	// checkTimeout is how long a health check may take.
 	checkTimeout = 3 * time.Second
 	// checkTTL is how long the result of a health check is returned to other clients.
 	checkTTL = time.Second
-	// shutdownGrace is how long requests may take when the daemon is stopping.
-	shutdownGrace = time.Second
 )
 
 // Config is what a Server serves.
@@ -73,7 +59,7 @@ func Listen(addr string, cfg Config, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{Config: cfg, listener: netutil.LimitListener(l, maxConns), log: log}, nil
+	return &Server{Config: cfg, listener: l, log: log}, nil
 }
 
 // Addr returns the address of s.
@@ -82,33 +68,20 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 // Run serves until ctx ends. Pods do not depend on it: if it fails, that is logged and Run
 // returns nil, so that the daemon continues.
 func (s *Server) Run(ctx context.Context) error {
-	srv := &http.Server{Handler: s.routes(), ReadHeaderTimeout: readHeaderTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
-	var g errgroup.Group
-	serving, cancel := context.WithCancel(ctx)
-	g.Go(func() error {
-		<-serving.Done()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(serving), shutdownGrace)
-		defer cancel()
-		if srv.Shutdown(ctx) != nil {
-			return srv.Close()
-		}
-		return nil
-	})
-	if err := srv.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := httpserver.Serve(ctx, s.listener, s.routes(), s.log); err != nil {
 		s.log.Error("monitoring server failed: metrics and health are not served", slog.Any("err", err))
 	}
-	cancel()
-	return g.Wait()
+	return nil
 }
 
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", buffered(promhttp.HandlerFor(s.Gatherer, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", httpserver.Buffered(promhttp.HandlerFor(s.Gatherer, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 		// One collector that fails must not blank the metrics of the others.
 		ErrorHandling: promhttp.ContinueOnError, MaxRequestsInFlight: maxScrapes,
 	})))
-	mux.Handle("GET /healthz", buffered(http.HandlerFunc(s.serveHealth)))
+	mux.Handle("GET /healthz", httpserver.Buffered(http.HandlerFunc(s.serveHealth)))
 	if s.EnablePprof {
 		for path, h := range map[string]http.HandlerFunc{
 			"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
@@ -123,37 +96,6 @@ func (s *Server) routes() http.Handler {
 	}
 	return mux
 }
-
-// buffered makes h write its response to memory; the client must read it from there within
-// writeTimeout. A client that does not read holds none of the maxScrapes meanwhile.
-func buffered(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		buf := &bufferedResponse{header: w.Header(), status: http.StatusOK}
-		h.ServeHTTP(buf, r)
-		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-			w.WriteHeader(http.StatusInternalServerError)
-			return
-		}
-		w.WriteHeader(buf.status)
-		_, _ = buf.body.WriteTo(w) // the client may have disconnected
-	})
-}
-
-// A bufferedResponse is an http.ResponseWriter that keeps the response in memory.
-type bufferedResponse struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-// Header implements http.ResponseWriter.
-func (b *bufferedResponse) Header() http.Header { return b.header }
-
-// WriteHeader implements http.ResponseWriter.
-func (b *bufferedResponse) WriteHeader(status int) { b.status = status }
-
-// Write implements http.ResponseWriter.
-func (b *bufferedResponse) Write(p []byte) (int, error) { return b.body.Write(p) }
 
 // serveHealth responds with one line.
 func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {

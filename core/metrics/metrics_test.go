@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"berth/core/httpserver"
 )
 
 // serve runs a Server until the test ends and returns a function that requests a path.
@@ -193,7 +195,7 @@ func TestConnectionBeyondTheLimitWaitsForAnotherToClose(t *testing.T) {
 		return err
 	}
 	var conns []net.Conn
-	for range maxConns {
+	for range httpserver.MaxConns {
 		conn, err := net.Dial("tcp", s.Addr().String())
 		if err != nil {
 			t.Fatal(err)

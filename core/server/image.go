@@ -5,10 +5,14 @@ import (
 
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/image/pullprogress"
 )
 
 // PullImage pulls an image and returns its ID.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
+	pod := r.GetSandboxConfig().GetMetadata()
+	ctx = pullprogress.WithPod(ctx, pod.GetNamespace(), pod.GetName())
 	id, err := s.Images.Pull(ctx, r.GetImage().GetImage(), r.GetImage().GetRuntimeHandler(), r.GetAuth())
 	if err != nil {
 		return nil, err

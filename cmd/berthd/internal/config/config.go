@@ -10,6 +10,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -45,6 +46,7 @@ type Config struct {
 	PodCIDR         string // address ranges separated by commas, or empty
 	RootDir         string
 	RunDir          string
+	DebugSocket     string        // path, relative to RunDir; empty for none
 	PullProgress    time.Duration // a pull without progress for so long is cancelled
 	ContainerLogs   string        // cri, symlink or follow
 	RequestTimeout  time.Duration // of short Engine calls
@@ -79,6 +81,14 @@ type Tracing struct {
 	SamplesPerMillion int    // of the calls without a trace context
 }
 
+// DebugSocketPath returns the path of the debug socket, empty for none.
+func (c Config) DebugSocketPath() string {
+	if c.DebugSocket == "" || filepath.IsAbs(c.DebugSocket) {
+		return c.DebugSocket
+	}
+	return filepath.Join(c.RunDir, c.DebugSocket)
+}
+
 // Invocation holds the flags that concern one call of the program. A configuration file
 // cannot set them.
 type Invocation struct {
@@ -87,10 +97,11 @@ type Invocation struct {
 	Version    bool
 	Buildinfo  bool
 
-	JSON      bool   // for doctor, pods and images copy
+	JSON      bool   // for doctor, pods, pulls and images copy
 	Root      string // for doctor: directory with the files of the node
 	Namespace string // for pods: of the pods to print, "" for all
 	Output    string // for pods: table, wide or json
+	Watch     bool   // for pulls
 	Copy      Copy
 }
 
@@ -98,6 +109,7 @@ type Invocation struct {
 const (
 	DoctorCommand     = "doctor"
 	PodsCommand       = "pods"
+	PullsCommand      = "pulls"
 	ImagesCopyCommand = "images copy"
 )
 

@@ -73,6 +73,7 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 		ContainerLogs:  "cri",
 		RootDir:        "/var/lib/cri-dockerd",
 		RunDir:         "/run/berth",
+		DebugSocket:    "debug.sock",
 		PullProgress:   time.Minute,
 		RequestTimeout: time.Minute + 59*time.Second,
 		StreamingAddr:  "127.0.0.1:0",

@@ -31,6 +31,8 @@ func configGroups(cfg *Config) []*Group {
 				usage: "`DIR` of the state that must survive a reboot"},
 			{name: "run-dir", value: newValue(&cfg.RunDir, parseDir), initial: DefaultRunDir,
 				usage: "`DIR` of the files of running pods. If it is not the default, their network namespaces are bound below it too, and not in /var/run/netns where network agents look for them"},
+			{name: "debug-socket", value: newValue(&cfg.DebugSocket, parseDebugSocket), initial: "debug.sock",
+				usage: "`SOCKET`, only for root, that berthd pulls reads the state of the daemon from: an absolute path, or one relative to run-dir; empty for none"},
 			{name: "log-level", value: &parsedValue[string]{target: &cfg.LogLevel, parse: parseLogLevel, choices: logLevels}, initial: "info", reloadable: true,
 				usage: "lowest level that is logged: trace, debug, info, warn, error, fatal or panic"},
 			{name: "log-format", value: newEnum(&cfg.LogFormat, "text", "json"), initial: "text",
@@ -135,14 +137,15 @@ func ignoredOptions() []*option {
 // invocationGroups returns the options that set i.
 func invocationGroups(i *Invocation, defaultFile string) []*Group {
 	return []*Group{
-		{Title: "For doctor, pods and images copy", options: []*option{
-			{name: "json", commands: []string{DoctorCommand, PodsCommand, ImagesCopyCommand}, value: newValue(&i.JSON, parseBool), initial: "false",
+		{Title: "For doctor, pods, pulls and images copy", options: []*option{
+			{name: "json", commands: []string{DoctorCommand, PodsCommand, PullsCommand, ImagesCopyCommand}, value: newValue(&i.JSON, parseBool), initial: "false",
 				usage: "print JSON; images copy prints one object per line"},
 			{name: "root", commands: []string{DoctorCommand}, value: newValue(&i.Root, parseDir), initial: "/", usage: "doctor: `DIR` with the files of the node"},
 			{name: "namespace", shorthand: "n", commands: []string{PodsCommand}, value: newValue(&i.Namespace, parseString), initial: "",
 				usage: "pods: only those of the `NAMESPACE`"},
 			{name: "output", shorthand: "o", commands: []string{PodsCommand}, value: newEnum(&i.Output, "table", "wide", "json"), initial: "table",
 				usage: "pods: table; wide, with Docker's names, network namespaces and log files; or json"},
+			{name: "watch", commands: []string{PullsCommand}, value: newValue(&i.Watch, parseBool), initial: "false", usage: "pulls: go on until interrupted, also while no image is pulled"},
 		}},
 		{Title: "For images copy", options: copyOptions(&i.Copy)},
 		{Title: "General", options: []*option{

@@ -170,6 +170,19 @@ func parseDirs(s string) (dirs []string, err error) {
 // maxSocketPath is the longest path of a Unix socket in bytes: sun_path of unix(7) less the final NUL.
 const maxSocketPath = 107
 
+// parseDebugSocket takes an absolute path, or one relative to a directory that is not known yet.
+func parseDebugSocket(s string) (string, error) {
+	switch {
+	case s == "":
+		return s, nil
+	case !filepath.IsAbs(s) && !filepath.IsLocal(s), strings.HasSuffix(s, "/"), filepath.Clean(s) == ".":
+		return "", errors.New("must be an absolute path, a path below run-dir like debug.sock, or empty for none")
+	case len(s) > maxSocketPath:
+		return "", fmt.Errorf("the path of a socket has at most %d bytes", maxSocketPath)
+	}
+	return filepath.Clean(s), nil
+}
+
 func parseEndpoint(s string) (string, error) {
 	path, isUnix := strings.CutPrefix(s, "unix://")
 	switch {
