@@ -2,7 +2,7 @@
 // this node.
 //
 // On a terminal the table is drawn again until no image is being pulled, otherwise there is one. Texts from the daemon
-// are printed without control characters: whoever creates a pod chooses the name of its image.
+// are printed without control characters: the creator of a pod chooses the name of its image.
 package pulls
 
 import (
