@@ -58,7 +58,7 @@ var featureAreas = []featureArea{
 		{"PID limit and sysctls of a pod", "-", "yes", "yes", yes, "", "live.TestPodSettingsReachTheContainer"},
 		{"traces (KEP-2831)", "no", "yes", "yes", yes, "OTLP, from the kubelet to dockerd", "live.TestOneTraceFromKubeletToDocker"},
 		{"rootless kubelet", "no", "yes", "yes", no, "rootless Docker is refused", ""},
-		{"progress of pulls", "log", "internal", "internal", no, "", ""},
+		{"progress of pulls", "log", "internal", "internal", yes, "log, metrics, `berthd pulls`", "live.TestPullProgressIsShown"},
 		{"cgroup v1", "yes", "yes", "yes", yes, "and v2", "live.TestResourcesInTheCgroup"},
 	}},
 	{"Images", []feature{
