@@ -25,6 +25,8 @@
 //	core/stats/diskusage              the size of writable layers
 //	core/image/passwd                 users and groups of images
 //	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
+//	core/image/origin                 which registries have an image
+//	core/image/foreign                containers outside of pods, and their images
 //	core/cache                        every sandbox and container in memory
 //	core/todocker   core/tocri        pure translation, no I/O; core/limits, core/identity and
 //	                                  core/bandwidth are the parts of it for resources, users
@@ -50,6 +52,7 @@
 //	                                  CRI log files (crifile)
 //	core/image/registryauth           credentials for registries
 //	core/image/pullprogress           how far pulls are
+//	core/image/pinning                which images the kubelet must not remove, pure
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/pause                        the built-in pause image

@@ -21,7 +21,7 @@ const module = "berth/"
 var layers = [][]string{
 	{"core/sleep", "core/tracing", "core/httpserver"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity", "core/tracing/otlp"},
-	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress"},
+	{"core/checkpoint", "core/image/registryauth", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning"},
 	{"network/netns"},
 	{"network/cniconf"},
 	{"network/cnitemplate"},
@@ -30,7 +30,7 @@ var layers = [][]string{
 	{"core/bandwidth", "core/identity", "core/limits", "core/podpolicy", "core/tocri"},
 	{"core/todocker"},
 	{"core/cache", "core/securityprofile"},
-	{"core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose"},
+	{"core/image/foreign", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose"},
 	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats", "core/imagecopy"},
 	{"core/server"},
 	{"core/daemon"},
@@ -58,7 +58,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 
 // purePackages translate and do no I/O, so they may not import these.
 var (
-	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/podpolicy", "core/quantity"}
+	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/image/pinning", "core/podpolicy", "core/quantity"}
 	impure       = []string{"os", "context", "net/http"}
 )
 

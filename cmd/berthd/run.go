@@ -8,6 +8,8 @@ import (
 
 	"berth/cmd/berthd/internal/config"
 	"berth/core/daemon"
+	"berth/core/image"
+	"berth/core/image/pinning"
 	"berth/core/logs"
 	"berth/core/podpolicy"
 	"berth/network"
@@ -41,6 +43,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes},
+		Pin:        image.PinConfig{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()},
 		Bridge:     cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
 			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: cfg.NetNSDir(), PodCIDR: cfg.PodCIDR,

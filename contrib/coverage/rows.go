@@ -664,7 +664,7 @@ var messages = []message{
 		{"uid", engine, "`Config.User`, if it is a number from 0 to 2147483647", "tocri.TestImage tocri.TestImageUserOutOfRangeIsAName"},
 		{"username", engine, "`Config.User`, if it is anything else", "tocri.TestImage tocri.TestImageUserOutOfRangeIsAName"},
 		{"spec", nothing, "an image does not depend on the request, and Docker stores no annotations", ""},
-		{"pinned", berth, "the pause image", "image.TestPauseImage image.TestPinned"},
+		{"pinned", berth, "the pause image; images that no registry is known to have, or that containers outside of Kubernetes use; those that `pinned-images` and `pin-labels` select", "image.TestPauseImage image.TestPauseImagesAreRecognised image.TestImagesThatNoRegistryHasArePinned pinning.TestReasonOfAnImage live.TestBuiltImagesArePinned live.TestImagesOfOtherContainersArePinned"},
 	}},
 	{"StreamImagesRequest", []row{
 		{"filter", berth, "as in ListImagesRequest", "image.TestImageHasTheSameIDInAllResponses"},
@@ -697,7 +697,7 @@ var messages = []message{
 		{"image_ref", engine, "the ID of the image", "image.TestImageHasTheSameIDInAllResponses"},
 	}},
 	{"RemoveImageRequest", []row{
-		{"image", engine, "removed with all its names; found by a name, an ID or the first 12 digits of an ID", "image.TestConcurrentRemovalsSucceed image.TestRemoveOfAnImageInUseIsAConflict image.TestRemoveOfAParentImageRemovesItsNames image.TestAbbreviatedIDs"},
+		{"image", engine, "removed with all its names; found by a name, an ID or the first 12 digits of an ID. A pinned image is refused by ID, and loses one name by name", "image.TestPinnedImagesAreRemovedByNameOnly image.TestImagesOfContainersOutsideOfPodsAreKept image.TestConcurrentRemovalsSucceed image.TestRemoveOfAnImageInUseIsAConflict image.TestRemoveOfAParentImageRemovesItsNames image.TestAbbreviatedIDs"},
 	}},
 	{"ImageFsInfoResponse", []row{
 		{"image_filesystems", berth, "see FilesystemUsage", "image.TestFsInfoReturnsTheLastMeasurement"},

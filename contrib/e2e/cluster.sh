@@ -3,7 +3,8 @@
 # etcd, apiserver, a kubelet, berthd and a private Docker Engine in separate namespaces
 # (box.sh), with busybox as berth.local/busybox:1. k is kubectl. ENGINE and
 # ENGINE_FLAGS are as for critest.sh; with KEEP=1 all logs are kept.
-# With registry=yes the images that images.sh builds can be pulled; kube is an additional
+# With registry=yes the images that images.sh builds can be pulled, with registry=own those that
+# a test pushes to registry.k8s.io; kube is an additional
 # target of kube.sh. GATES are further feature gates of the kubelet, such as
 # "EventedPLEG: true, PodAndContainerStatsFromCRI: true". KUBE is another release of
 # kubelet, apiserver and kubectl than the default, such as 1.31.14.
@@ -16,7 +17,7 @@ if [ "${1:-}" != --boxed ]; then
 	need curl=curl script=bsdutils openssl=openssl
 	if [ -n "${registry:-}" ]; then
 		need docker-registry=docker-registry
-		[ -f "$cache/registry/complete" ] || die "the images to pull are missing: run make test-engine first, which builds them"
+		[ "$registry" = own ] || [ -f "$cache/registry/complete" ] || die "the images to pull are missing: run make test-engine first, which builds them"
 	fi
 	w=$(mktemp -d /tmp/berth-kubelet.XXXXXX)
 	trap '[ -n "${KEEP:-}" ] || rm -rf "$w"' EXIT # after box.sh has removed its mounts
@@ -52,7 +53,11 @@ is() { [ "$1" = "$2" ] || { echo "got '$1', want '$2'" >&2; return 1; }; }
 soon() { for _ in $(seq 240); do if "$@" >/dev/null 2>&1; then return 0; fi; sleep 0.5; done; "$@"; }
 
 say "starting a Docker Engine and berthd, importing an image"
-[ -z "${registry:-}" ] || "$e2e/registry.sh" "$cache/registry"
+case ${registry:-} in
+'') ;;
+own) "$e2e/registry.sh" "$w/registry" ;;
+*) "$e2e/registry.sh" "$cache/registry" ;;
+esac
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 start_engine "$w/engine" "${engine_flags[@]}"
 export DOCKER_HOST=unix://$w/engine/docker.sock
@@ -119,9 +124,12 @@ cat >"$w/kubelet.yaml" <<-C
 	readOnlyPort: 0
 	shutdownGracePeriod: 0s
 C
-"$kube_dir/kubelet" --config "$w/kubelet.yaml" --kubeconfig "$w/kubeconfig" --root-dir "$w/kubelet" --cert-dir "$w/kubelet-certs" \
-	--hostname-override node --node-ip 10.77.0.1 -v 2 >"$w/kubelet.log" 2>&1 &
-kubelet=$!
-pids+=("$kubelet")
+start_kubelet() {
+	"$kube_dir/kubelet" --config "$w/kubelet.yaml" --kubeconfig "$w/kubeconfig" --root-dir "$w/kubelet" --cert-dir "$w/kubelet-certs" \
+		--hostname-override node --node-ip 10.77.0.1 -v 2 >>"$w/kubelet.log" 2>&1 &
+	kubelet=$!
+	pids+=("$kubelet")
+}
+start_kubelet
 soon k wait --for condition=Ready node/node --timeout 1s || { failed=1; die "the node did not become ready"; }
 k get nodes -o wide

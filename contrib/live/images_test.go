@@ -43,7 +43,7 @@ func (n *node) listed(id string) bool {
 
 // TestRemoveImageWithChildren removes images that Docker refuses to remove by their IDs.
 func TestRemoveImageWithChildren(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, "--keep-local-images=false")
 	commit := func(from, to string) string {
 		t.Helper()
 		made, err := n.docker.ContainerCreate(t.Context(), &container.Config{Image: from, Cmd: []string{"true"}, Labels: map[string]string{"for": to}}, nil, nil, nil, "")

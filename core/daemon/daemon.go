@@ -25,6 +25,7 @@ import (
 	"berth/core/exec"
 	"berth/core/exitlog"
 	"berth/core/image"
+	"berth/core/image/origin"
 	"berth/core/image/pullprogress"
 	"berth/core/logs"
 	"berth/core/oom"
@@ -58,6 +59,8 @@ type Config struct {
 	PauseImage string
 	// PullProgress is how long a pull may make no progress.
 	PullProgress time.Duration
+	// Pin says which images the kubelet must not remove. The daemon sets Pulled and Metrics.
+	Pin image.PinConfig
 	// NodeCredentials has pulls without credentials use those of Docker's own configuration.
 	NodeCredentials bool
 	// PodOptions are what pods may have beyond the CRI.
@@ -142,11 +145,12 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	}, docker, log)
 	exits := exitlog.New(objects, filepath.Join(cfg.RootDir, "berth", "last-exit"), log)
 	usage := stats.New(docker, objects, log)
+	cfg.Pin.Pulled, cfg.Pin.Metrics = records.pulled, registry
 	pauseImage := newSetting(cfg.PauseImage)
 	pulls := pullprogress.New(registry, log)
 	images := image.New(image.Config{
 		Progress:   pulls,
-		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals,
+		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals, Pin: cfg.Pin,
 	}, docker, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
@@ -172,7 +176,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, traces: traces,
 		loops: []func(context.Context) error{
 			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run,
-			images.MeasureDiskUsage, images.RunGC, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
+			images.MeasureDiskUsage, images.RunGC, images.RunForeign, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },
 			debugServer{cfg.Debug, debugRoutes(pulls), log}.Run,
@@ -241,6 +245,7 @@ type records struct {
 	logOffsets       *logs.Checkpoints
 	oomVerdicts      *oom.ExitReasons
 	node             *state.Bucket[string]
+	pulled           *state.Bucket[origin.Pulled]
 }
 
 func openRecords(rootDir string) (r records, err error) {
@@ -248,13 +253,14 @@ func openRecords(rootDir string) (r records, err error) {
 	if err != nil {
 		return r, err
 	}
-	var errs [6]error
+	var errs [7]error
 	r.sandboxes, errs[0] = sandbox.OpenState(store)
 	r.failedStarts, errs[1] = container.OpenFailedStarts(store)
 	r.containerUpdates, errs[2] = container.OpenUpdates(store)
 	r.logOffsets, errs[3] = logs.OpenCheckpoints(store)
 	r.oomVerdicts, errs[4] = oom.OpenExitReasons(store)
 	r.node, errs[5] = state.OpenBucket[string](store, "node")
+	r.pulled, errs[6] = origin.OpenPulled(store)
 	if err := errors.Join(errs[:]...); err != nil {
 		return r, fmt.Errorf("state directory %s: %w", rootDir, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -92,6 +93,17 @@ func (c *Conn) RaiseOOMFloor(score int) { c.oomFloor.Store(int64(score)) }
 // are to be short together.
 func (c *Conn) WithRequestTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, c.timeout)
+}
+
+// Get makes the call GET path, which begins with an API version, for what the client has no method,
+// to an Engine at a Unix socket.
+// The caller closes the body.
+func (c *Conn) Get(ctx context.Context, path string) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker"+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	return c.HTTPClient().Do(r)
 }
 
 // Alive returns nil if the Engine has answered a call within the last three seconds or

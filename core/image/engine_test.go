@@ -685,7 +685,7 @@ func TestPauseImage(t *testing.T) {
 			t.Fatalf("%s, %v; want the built-in image", id, err)
 		}
 		// After its removal it is loaded again, without another pull.
-		if err := images.Remove(t.Context(), id); err != nil {
+		if err := images.Remove(t.Context(), pause.Ref); err != nil {
 			t.Fatal(err)
 		}
 		images.ForgetPause()

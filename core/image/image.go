@@ -24,6 +24,7 @@ import (
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/image/passwd"
+	"berth/core/image/pinning"
 	"berth/core/image/pullprogress"
 	"berth/core/image/registryauth"
 	"berth/core/kmutex"
@@ -50,6 +51,8 @@ type Config struct {
 	ContainerUsage func() (bytes, inodes, layers uint64)
 	// Progress follows pulls; nil means that nothing else needs to know of them.
 	Progress *pullprogress.Tracker
+	// Pin says which images the kubelet's garbage collection must not remove.
+	Pin PinConfig
 }
 
 // A Service manages the images of the node. Its methods may be called concurrently.
@@ -64,6 +67,7 @@ type Service struct {
 	removals    kmutex.Mutex               // by image ID
 	pause       pauseImage
 	diskUsage   atomic.Uint64 // bytes of all images, as last measured
+	pins        *pins
 
 	usersMu sync.Mutex
 	users   map[string]string // Config.User by image ID; the map is replaced, never changed
@@ -80,6 +84,7 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 		passwd:      passwd.New(docker, log),
 		pulls:       singleflight.Group[string]{Log: log},
 		pause:       pauseImage{lookups: singleflight.Group[string]{Log: log}},
+		pins:        newPins(cfg.Pin, docker, log),
 		users:       map[string]string{},
 	}
 }
@@ -108,14 +113,15 @@ func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtim
 	if err != nil {
 		return nil, nil, err
 	}
+	reason := s.pinReasonNow(ctx, docker, found)
 	out := tocri.Image(tocri.ImageInfo{
 		ID: found.ID, Tags: found.RepoTags, Digests: found.RepoDigests, Size: found.Size, User: defaultUser(found),
-		Pinned: s.pinned(found.ID, found.RepoTags, found.RepoDigests),
+		Pinned: reason != pinning.None,
 	})
 	if !verbose {
 		return out, nil, nil
 	}
-	info, err := tocri.ImageVerbose(found)
+	info, err := tocri.ImageVerbose(found, pinDetails(reason))
 	return out, info, err
 }
 
@@ -142,6 +148,7 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*
 	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
+	requested := time.Now()
 	list, err := docker.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs()})
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
@@ -150,11 +157,12 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*
 	if err != nil {
 		return nil, err
 	}
+	reasons := s.pinReasons(ctx, docker, list, requested)
 	out := make([]*runtimeapi.Image, 0, len(list))
 	for _, row := range list {
 		out = append(out, tocri.Image(tocri.ImageInfo{
 			ID: row.ID, Tags: row.RepoTags, Digests: row.RepoDigests, Size: row.Size, User: users[row.ID],
-			Pinned: s.pinned(row.ID, row.RepoTags, row.RepoDigests),
+			Pinned: reasons[row.ID] != pinning.None,
 		}))
 	}
 	return out, nil

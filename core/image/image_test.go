@@ -56,7 +56,7 @@ func TestReadMessagesReturnsTheErrorInTheStream(t *testing.T) {
 	}
 }
 
-func TestPinned(t *testing.T) {
+func TestPauseImagesAreRecognised(t *testing.T) {
 	id, digest := "sha256:"+strings.Repeat("1", 64), "sha256:"+strings.Repeat("d", 64)
 	for name, tt := range map[string]struct {
 		configured    string
@@ -76,7 +76,7 @@ func TestPinned(t *testing.T) {
 		"no names":                 {"r.io/pause:3", []string{"<none>:<none>"}, []string{"<none>@<none>"}, false},
 	} {
 		s := New(Config{PauseImage: func() string { return tt.configured }}, nil, slog.New(slog.DiscardHandler))
-		if got := s.pinned(id, tt.tags, tt.digests); got != tt.want {
+		if got := s.isPause(id, tt.tags, tt.digests); got != tt.want {
 			t.Errorf("%s: %v, want %v", name, got, tt.want)
 		}
 	}

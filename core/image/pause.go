@@ -163,9 +163,8 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn, ref string
 	return found.ID, nil
 }
 
-// pinned reports whether the kubelet must not garbage-collect an image: pause containers
-// run it.
-func (s *Service) pinned(id string, tags, digests []string) bool {
+// isPause reports whether pause containers run an image.
+func (s *Service) isPause(id string, tags, digests []string) bool {
 	s.pause.mu.Lock()
 	lastID, ref := s.pause.lastID, s.PauseImage()
 	s.pause.mu.Unlock()

@@ -68,6 +68,9 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if err != nil && ctx.Err() != nil {
 		return "", fmt.Errorf("pull image %q: %w: %v", ref, ctx.Err(), progress)
 	}
+	if err == nil {
+		s.pins.origins.Record(ctx, id, ref)
+	}
 	return id, err
 }
 

@@ -52,14 +52,19 @@ func validReferences(list []string, digests bool) []string {
 }
 
 // ImageVerbose returns the properties of an image for which the CRI has no field, in the form
-// that containerd uses and templates of crictl inspecti read: JSON under the key "info".
-func ImageVerbose(found image.InspectResponse) (map[string]string, error) {
-	text, err := json.Marshal(map[string]any{
+// that containerd uses and templates of crictl inspecti read: JSON under the key "info". berth's own
+// is pinned, which says why the image is pinned; it is left out if it is empty.
+func ImageVerbose(found image.InspectResponse, pinned map[string]string) (map[string]string, error) {
+	info := map[string]any{
 		"imageSpec": map[string]any{
 			"created": found.Created, "author": found.Author, "architecture": found.Architecture,
 			"os": found.Os, "config": found.Config, "rootfs": found.RootFS,
 		},
-	})
+	}
+	if len(pinned) > 0 {
+		info["pinned"] = pinned
+	}
+	text, err := json.Marshal(info)
 	if err != nil {
 		return nil, fmt.Errorf("info of image %s: %w", found.ID, err)
 	}

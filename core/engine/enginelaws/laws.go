@@ -84,6 +84,7 @@ func Run(t *testing.T, docker *client.Client, ref string) {
 		{"an image in use is not removed", usedImageIsNotRemoved},
 		{"a missing image is NotFound", missingImageIsNotFound},
 		{"a removed image has no names", removedImageHasNoNames},
+		{"an image that no registry has has a digest with the containerd image store only", localImageHasDigestWithContainerd},
 		{"a client with a newer API version is refused", newerClientIsRefused},
 	} {
 		t.Run(law.name, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/storage"
+	"github.com/docker/docker/api/types/versions"
 )
 
 // An Image describes an image. The zero Image runs a shell as root.
@@ -37,6 +38,7 @@ type fakeImage struct {
 	Image
 	tagged time.Time
 	saved  *savedImage // nil if it was not loaded
+	pulled []string    // repositories that it was pulled from
 }
 
 // files returns the files of a container that was never started.
@@ -217,6 +219,7 @@ func (e *Engine) imageNamesLocked(id string) (tags, digests []string) {
 // imageSummaryLocked returns the list entry of p.
 func (e *Engine) imageSummaryLocked(p *fakeImage) image.Summary {
 	tags, digests := e.imageNamesLocked(p.ID)
+	digests = e.withStoreDigestsLocked(p.ID, tags, digests)
 	if len(tags)+len(digests) == 0 && !e.supportsLocked("1.43") {
 		tags, digests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
 	}
@@ -239,7 +242,7 @@ func (e *Engine) imageList(c *call) error {
 	if err != nil {
 		return err
 	}
-	rows := []image.Summary{}
+	rows, identities := []image.Summary{}, map[string]json.RawMessage{}
 	e.mu.Lock()
 	for _, p := range e.images {
 		row := e.imageSummaryLocked(p)
@@ -260,10 +263,61 @@ func (e *Engine) imageList(c *call) error {
 			continue
 		}
 		rows = append(rows, row)
+		identities[p.ID] = p.identity()
 	}
+	isContainerd := e.containerdStoreLocked()
 	e.mu.Unlock()
 	sort.Slice(rows, func(i, j int) bool { return rows[i].Created > rows[j].Created })
-	return c.respond(http.StatusOK, rows)
+	// With an earlier version the parameter has no effect.
+	if v := versionPrefix.FindStringSubmatch(c.URL.Path); !isContainerd || !c.boolParam("identity") || v == nil || versions.LessThan(v[1], "1.54") {
+		return c.respond(http.StatusOK, rows)
+	}
+	type identified struct {
+		image.Summary
+		Manifests []json.RawMessage
+	}
+	all := make([]identified, 0, len(rows))
+	for _, row := range rows {
+		all = append(all, identified{row, []json.RawMessage{identities[row.ID]}})
+	}
+	return c.respond(http.StatusOK, all)
+}
+
+// identity returns the only manifest of a list entry, with where the image was pulled from.
+func (p *fakeImage) identity() json.RawMessage {
+	var pulls []string
+	for _, repo := range p.pulled {
+		pulls = append(pulls, fmt.Sprintf(`{"Repository": %q}`, repo))
+	}
+	if len(pulls) == 0 {
+		return json.RawMessage(`{"Kind": "image", "ImageData": {}}`)
+	}
+	return json.RawMessage(`{"Kind": "image", "ImageData": {"Identity": {"Pull": [` + strings.Join(pulls, ", ") + `]}}}`)
+}
+
+// containerdStoreLocked reports whether images are in the containerd image store.
+func (e *Engine) containerdStoreLocked() bool {
+	return slices.ContainsFunc(e.infoLocked().DriverStatus, func(s [2]string) bool {
+		return s[0] == "driver-type" && strings.HasPrefix(s[1], "io.containerd.snapshotter")
+	})
+}
+
+// withStoreDigestsLocked returns digests and, with the containerd image store, one more for each
+// repository of tags: there the digest of an image is its ID, whether or not a registry has it.
+func (e *Engine) withStoreDigestsLocked(id string, tags, digests []string) []string {
+	if !e.containerdStoreLocked() {
+		return digests
+	}
+	for _, tag := range tags {
+		named, err := reference.ParseNormalizedNamed(tag)
+		if err != nil {
+			continue
+		}
+		if !slices.ContainsFunc(digests, func(d string) bool { return repository(d) == named.Name() }) {
+			digests = append(digests, reference.FamiliarName(named)+"@"+id)
+		}
+	}
+	return digests
 }
 
 // matchesReference reports whether ref matches one of patterns.
@@ -284,6 +338,7 @@ func (e *Engine) imageInspect(c *call) error {
 		return err
 	}
 	tags, digests := e.imageNamesLocked(p.ID)
+	digests = e.withStoreDigestsLocked(p.ID, tags, digests)
 	text, err := json.Marshal(struct {
 		image.InspectResponse
 		Config container.Config
@@ -366,9 +421,14 @@ func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.Delet
 	user, running := e.containerUsingLocked(p.ID)
 	tags, digests := e.imageNamesLocked(p.ID)
 	all := slices.Concat(tags, digests)
+	repos := map[string]bool{}
+	for _, r := range all {
+		repos[repository(r)] = true
+	}
 
 	if name := withTag(ref); slices.Contains(all, name) || strings.Contains(ref, "@") {
-		if !force && user != "" && len(all) == 1 {
+		// A tag with digests of its repository is one reference.
+		if !force && user != "" && len(tags) <= 1 && len(repos) == 1 {
 			return nil, conflict("unable to remove repository reference %q (must force) - container %s is using its referenced image %s", ref, shortID(user), shortID(p.ID))
 		}
 		untag(name)
@@ -387,10 +447,6 @@ func (e *Engine) removeImageLocked(ref string, force, prune bool) ([]image.Delet
 			return done, nil // the image stays, perhaps without a name
 		}
 	} else {
-		repos := map[string]bool{}
-		for _, r := range all {
-			repos[repository(r)] = true
-		}
 		switch {
 		case len(e.childrenLocked(p.ID)) > 0:
 			return nil, conflict("unable to delete %s (cannot be forced) - image has dependent child images", shortID(p.ID))

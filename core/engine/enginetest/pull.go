@@ -205,6 +205,9 @@ func (e *Engine) download(c *call, named reference.Named, r *Remote) error {
 		e.images[r.Image.ID].tagged = time.Now().UTC()
 	}
 	e.refs[reference.FamiliarName(named)+"@"+r.Digest] = r.Image.ID
+	if p := e.images[r.Image.ID]; !slices.Contains(p.pulled, named.Name()) {
+		p.pulled = append(p.pulled, named.Name())
+	}
 	e.publishLocked(events.Message{
 		Status: string(events.ActionPull), ID: familiar, Type: events.ImageEventType, Action: events.ActionPull,
 		Actor: events.Actor{ID: familiar, Attributes: map[string]string{"name": reference.FamiliarName(named)}},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"berth/core/engine"
+	"berth/core/image/pinning"
 	"berth/streaming"
 )
 
@@ -63,6 +64,19 @@ type Config struct {
 	ShimRuntimes     []string // SHIM or HANDLER=SHIM
 
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
+
+	KeepLocalImages bool     // pin images that no registry has and those of containers outside of pods
+	PinnedImages    []string // globs of images that are pinned
+	PinLabels       string   // built, all or none
+}
+
+// PinnedPatterns returns the compiled PinnedImages, which were checked when they were set.
+func (c Config) PinnedPatterns() *pinning.Patterns {
+	patterns, err := pinning.ParsePatterns(c.PinnedImages)
+	if err != nil {
+		return nil // only if PinnedImages was not set by Options
+	}
+	return patterns
 }
 
 // NetNSDir returns where network namespaces of pods are bound: where network agents that run in

@@ -79,6 +79,10 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 		StreamingAddr:  "127.0.0.1:0",
 		LogLevel:       "info",
 		LogFormat:      "text",
+
+		KeepLocalImages: true,
+		PinnedImages:    []string{},
+		PinLabels:       "built",
 	}
 	if diff := cmp.Diff(want, o.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)
@@ -265,6 +269,15 @@ func TestValuesAreParsedOrRejected(t *testing.T) {
 		{"shim-runtimes", "gvisor=io.containerd.runsc.v1", "gvisor=io.containerd.runsc.v1"},
 		{"shim-runtimes", "gvisor=/usr/bin/runsc", invalid},
 		{"shim-runtimes", "gvisor=io.containerd.runsc.v1,", invalid},
+		{"keep-local-images", "false", "false"},
+		{"keep-local-images", "some", invalid},
+		{"pinned-images", "", ""},
+		{"pinned-images", "busybox, registry.test:5000/tools/*", "busybox,registry.test:5000/tools/*"},
+		{"pinned-images", "busybox,", invalid},
+		{"pinned-images", "a b", invalid},
+		{"pinned-images", "[ab]", invalid},
+		{"pin-labels", "all", "all"},
+		{"pin-labels", "true", invalid},
 		{"profiling", "true", "true"},
 		{"profiling", "on", invalid},
 		{"log-level", "WARNING", "warning"},

@@ -19,6 +19,12 @@ func configGroups(cfg *Config) []*Group {
 				usage: "a pull that waits for the registry without progress for so long is cancelled; unpacking does not count"},
 			{name: "node-credentials", value: newValue(&cfg.NodeCredentials, parseBool), initial: "false",
 				usage: "pull images of pods without credentials of their own with those of root's docker login and credential helpers on this node; everyone who may create a pod can then run every image that they give access to"},
+			{name: "keep-local-images", value: newValue(&cfg.KeepLocalImages, parseBool), initial: "true",
+				usage: "have the kubelet's garbage collection spare images that were built, loaded or tagged on this node and those that containers outside of Kubernetes use"},
+			{name: "pinned-images", value: newValue(&cfg.PinnedImages, parsePinnedImages), initial: "",
+				usage: "names of `IMAGES` that the kubelet's garbage collection spares, separated by commas, with or without tag and docker.io; * stands for any characters, ? for one"},
+			{name: "pin-labels", value: newEnum(&cfg.PinLabels, "built", "all", "none"), initial: "built",
+				usage: "images whose label berth.pin=true has the kubelet's garbage collection spare them: built, those built on this node; all, also those that are pulled; or none"},
 		}},
 		{Title: "What pods may have beyond the Kubernetes API", options: policyOptions(cfg)},
 		{Title: "Container logs", options: []*option{

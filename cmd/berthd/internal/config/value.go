@@ -17,6 +17,7 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/spf13/pflag"
 
+	"berth/core/image/pinning"
 	"berth/network/cnitemplate"
 )
 
@@ -238,6 +239,21 @@ func parseImage(s string) (string, error) {
 		return "", errors.New("must name an image, like registry.k8s.io/pause:3.10")
 	}
 	return s, nil
+}
+
+// parsePinnedImages takes globs of image names, or nothing for none.
+func parsePinnedImages(s string) ([]string, error) {
+	globs := []string{}
+	if s == "" {
+		return globs, nil
+	}
+	for part := range strings.SplitSeq(s, ",") {
+		globs = append(globs, strings.TrimSpace(part))
+	}
+	if _, err := pinning.ParsePatterns(globs); err != nil {
+		return nil, errors.New("must be names of images like registry.example.com/app:1, separated by commas; * stands for any characters, ? for one")
+	}
+	return globs, nil
 }
 
 func parseNetworkPlugin(s string) (string, error) {

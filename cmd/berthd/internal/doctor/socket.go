@@ -1,11 +1,14 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,6 +54,47 @@ func (c *checker) checkSocket(ctx context.Context) {
 		return
 	}
 	c.checkConditions(path, status.GetStatus().GetConditions())
+	c.checkPinnedImages(ctx, conn)
+}
+
+const (
+	// maxPinnedNames is how many pinned images are named.
+	maxPinnedNames = 5
+	// maxPinnedShare is the part of the disk, in percent, above which pinned images are a
+	// warning: the kubelet then has too little left to remove (imageGCLowThresholdPercent is 80).
+	maxPinnedShare = 50
+)
+
+// checkPinnedImages reports the images that the kubelet's garbage collection must not remove.
+func (c *checker) checkPinnedImages(ctx context.Context, conn *grpc.ClientConn) {
+	list, err := runtimeapi.NewImageServiceClient(conn).ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err != nil {
+		return // the checks of Docker and of the socket say why
+	}
+	pinned := slices.DeleteFunc(list.GetImages(), func(i *runtimeapi.Image) bool { return !i.GetPinned() })
+	slices.SortFunc(pinned, func(a, b *runtimeapi.Image) int { return cmp.Compare(b.GetSize(), a.GetSize()) })
+	var bytes uint64
+	var names []string
+	for n, i := range pinned {
+		bytes += i.GetSize()
+		if n < maxPinnedNames {
+			names = append(names, cmp.Or(strings.Join(i.GetRepoTags(), " "), strings.Join(i.GetRepoDigests(), " "), i.GetId()))
+		}
+	}
+	if len(pinned) > maxPinnedNames {
+		names = append(names, fmt.Sprintf("and %d more", len(pinned)-maxPinnedNames))
+	}
+	found := fmt.Sprintf("%d images with %.1f GB are not removed by the kubelet's garbage collection: %s", len(pinned), float64(bytes)/1e9, strings.Join(names, ", "))
+	var fs unix.Statfs_t
+	switch {
+	case len(pinned) == 0:
+		c.ok("pinned images", "the kubelet's garbage collection may remove every image")
+	case c.engine != nil && unix.Statfs(c.path(c.engine.ImageFS()), &fs) == nil && bytes*100 > fs.Blocks*uint64(fs.Bsize)*maxPinnedShare:
+		c.warn("pinned images", found+fmt.Sprintf("; they may take more than %d %% of the disk", maxPinnedShare),
+			"docker rmi those that are not needed; keep-local-images, pinned-images and pin-labels decide what is pinned")
+	default:
+		c.ok("pinned images", found)
+	}
 }
 
 // checkConditions checks the conditions in the answer of Status. One that is false because of what another check has

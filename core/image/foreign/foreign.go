@@ -1,0 +1,179 @@
+// Package foreign knows the containers that do not belong to pods, such as those of docker run and
+// docker compose, and the images that they use.
+//
+// Run keeps a Containers current: by a list at first, by the Engine's events, and by another list
+// from time to time, because an Engine drops events of a client that reads them too slowly. So a
+// list of images needs no list of containers. A removal lists the users of its image itself.
+package foreign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+
+	"berth/core/engine"
+	"berth/core/labels"
+	"berth/core/panics"
+)
+
+const (
+	// listInterval is how often all containers are listed.
+	listInterval = 10 * time.Minute
+	// retryInterval is the pause after an error, unless the connection is replaced earlier.
+	retryInterval = 5 * time.Second
+)
+
+// Containers are the containers outside of Kubernetes.
+type Containers struct {
+	engine *engine.Engine
+	log    *slog.Logger
+
+	mu    sync.Mutex         // guards following
+	users map[string]usedFor // by container ID
+}
+
+// A usedFor is what is known of a container.
+type usedFor struct{ name, image string }
+
+// New returns a Containers without any, which Run fills.
+func New(docker *engine.Engine, log *slog.Logger) *Containers {
+	return &Containers{engine: docker, log: log, users: map[string]usedFor{}}
+}
+
+// ByImage returns the name of one container for each image that is in use, by image ID.
+func (c *Containers) ByImage() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := make(map[string]string, len(c.users))
+	for _, user := range c.users {
+		if known, ok := names[user.image]; !ok || user.name < known {
+			names[user.image] = user.name
+		}
+	}
+	return names
+}
+
+// Is reports whether row, an entry of the Engine's list, is a container outside of Kubernetes. The
+// helper containers of berth are not: they have names that images cannot set.
+func Is(row container.Summary) bool {
+	name := labels.Name(row)
+	if strings.HasPrefix(name, "/berth_read_") || strings.HasPrefix(name, "/berth_hold_") {
+		return false
+	}
+	set, err := labels.ReadSummary(row)
+	return err != nil || set.Kind == ""
+}
+
+// Run keeps c current until ctx ends, and returns nil.
+func (c *Containers) Run(ctx context.Context) error {
+	for {
+		conn, err := c.engine.WaitConn(ctx)
+		if err != nil {
+			return nil // ctx has ended
+		}
+		err = panics.Try(c.log, func() error { return c.follow(ctx, conn) })
+		if ctx.Err() != nil {
+			return nil
+		}
+		level := slog.LevelWarn
+		if engine.IsUnavailable(err) || errors.Is(err, errStreamEnded) { // core/cache logs it
+			level = slog.LevelDebug
+		}
+		c.log.Log(ctx, level, "cannot follow the containers outside of kubernetes, will retry", slog.Any("err", err))
+		bounded, cancel := context.WithTimeout(ctx, retryInterval)
+		c.engine.WaitReplaced(bounded, conn, nil)
+		cancel()
+	}
+}
+
+var errStreamEnded = errors.New("the event stream ended")
+
+// follow lists the containers and applies events until the stream breaks.
+func (c *Containers) follow(ctx context.Context, conn *engine.Conn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the stream
+	// Subscribe before the list, so that no change between the two is missed.
+	messages, errs := conn.Events(ctx, events.ListOptions{Filters: filters.NewArgs(
+		filters.Arg("type", string(events.ContainerEventType)),
+		filters.Arg("event", string(events.ActionCreate)),
+		filters.Arg("event", string(events.ActionDestroy)),
+	)})
+	if err := c.list(ctx, conn); err != nil {
+		return err
+	}
+	again := time.NewTicker(listInterval)
+	defer again.Stop()
+	for {
+		select {
+		case m := <-messages:
+			if err := c.apply(ctx, conn, m); err != nil {
+				return err
+			}
+		case err := <-errs:
+			return errors.Join(errStreamEnded, err)
+		case <-again.C:
+			if err := c.list(ctx, conn); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// list replaces what is known by the Engine's list.
+func (c *Containers) list(ctx context.Context, conn *engine.Conn) error {
+	ctx, cancel := conn.WithRequestTimeout(ctx)
+	defer cancel()
+	rows, err := conn.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	users := map[string]usedFor{}
+	for _, row := range rows {
+		if Is(row) {
+			users[row.ID] = usedFor{strings.TrimPrefix(labels.Name(row), "/"), row.ImageID}
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.users = users
+	return nil
+}
+
+// apply applies an event.
+func (c *Containers) apply(ctx context.Context, conn *engine.Conn, m events.Message) error {
+	id := m.Actor.ID
+	if m.Action == events.ActionDestroy {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.users, id)
+		return nil
+	}
+	// An event has the labels of the container among its attributes, and its name.
+	if !Is(container.Summary{ID: id, Names: []string{"/" + m.Actor.Attributes["name"]}, Labels: m.Actor.Attributes}) {
+		return nil
+	}
+	ctx, cancel := conn.WithRequestTimeout(ctx)
+	defer cancel()
+	found, err := conn.ContainerInspect(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("inspect %s: %w", id, err)
+	case found.ContainerJSONBase == nil:
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.users[id] = usedFor{strings.TrimPrefix(found.Name, "/"), found.Image}
+	return nil
+}

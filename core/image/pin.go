@@ -1,0 +1,218 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/docker/docker/api/types/image"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/sys/unix"
+
+	"berth/core/engine"
+	"berth/core/image/foreign"
+	"berth/core/image/origin"
+	"berth/core/image/pinning"
+	"berth/core/state"
+)
+
+// PinConfig says which images are pinned besides the pause image.
+type PinConfig struct {
+	// KeepLocal pins the images that no registry is known to have and those that containers
+	// outside of Kubernetes use.
+	KeepLocal bool
+	// Labels says which images can be pinned by their label; "" means none.
+	Labels pinning.Labels
+	// Patterns are those of pinned-images. SetPinnedImages replaces them.
+	Patterns *pinning.Patterns
+	// Pulled holds the images that berth has pulled. It may be nil.
+	Pulled *state.Bucket[origin.Pulled]
+	// DiskUsage returns how full the file system of path is, in percent; nil asks the kernel.
+	DiskUsage func(path string) (int, error)
+	// Metrics is where the metrics of pinned images are registered. It may be nil.
+	Metrics prometheus.Registerer
+}
+
+const (
+	// pressurePercent is how full the file system of images is when the pinned images are
+	// logged: a little less than the kubelet's imageGCHighThresholdPercent, which is 85.
+	pressurePercent = 80
+	// pressureInterval is the shortest time between two such lines: the kubelet lists images
+	// every 30 seconds.
+	pressureInterval = 10 * time.Minute
+	// maxPressureNames is how many images such a line names.
+	maxPressureNames = 10
+)
+
+// pins decides which images are pinned.
+type pins struct {
+	policy     atomic.Pointer[pinning.Policy]
+	origins    *origin.Tracker
+	containers *foreign.Containers
+	diskUsage  func(path string) (int, error)
+	images     *prometheus.GaugeVec // by reason
+	bytes      *prometheus.GaugeVec // by reason
+	logged     atomic.Int64         // when the pinned images were logged, as UnixNano
+}
+
+func newPins(cfg PinConfig, docker *engine.Engine, log *slog.Logger) *pins {
+	p := &pins{
+		origins: origin.New(cfg.Pulled, log), containers: foreign.New(docker, log), diskUsage: cfg.DiskUsage,
+		images: promauto.With(cfg.Metrics).NewGaugeVec(prometheus.GaugeOpts{
+			Name: "berthd_images_pinned", Help: "Number of images that the kubelet's garbage collection must not remove, by reason.",
+		}, []string{"reason"}),
+		bytes: promauto.With(cfg.Metrics).NewGaugeVec(prometheus.GaugeOpts{
+			Name: "berthd_images_pinned_bytes", Help: "Size of these images. Layers that images share count once for each.",
+		}, []string{"reason"}),
+	}
+	if p.diskUsage == nil {
+		p.diskUsage = diskUsedPercent
+	}
+	p.setTotals(nil)
+	p.policy.Store(&pinning.Policy{KeepLocal: cfg.KeepLocal, Labels: cfg.Labels, Patterns: cfg.Patterns})
+	return p
+}
+
+// setTotals sets the metrics.
+func (p *pins) setTotals(report pinning.Report) {
+	for reason, total := range report.Totals() {
+		p.images.WithLabelValues(string(reason)).Set(float64(total.Images))
+		p.bytes.WithLabelValues(string(reason)).Set(float64(total.Bytes))
+	}
+}
+
+// SetPinnedImages replaces the globs of pinned-images. Calls that are in progress use either the
+// old ones or the new ones.
+func (s *Service) SetPinnedImages(globs []string) error {
+	patterns, err := pinning.ParsePatterns(globs)
+	if err != nil {
+		return err
+	}
+	for {
+		old := s.pins.policy.Load()
+		changed := *old
+		changed.Patterns = patterns
+		if s.pins.policy.CompareAndSwap(old, &changed) {
+			return nil
+		}
+	}
+}
+
+// RunForeign keeps track of the containers outside of Kubernetes. It returns nil when ctx is done.
+func (s *Service) RunForeign(ctx context.Context) error { return s.pins.containers.Run(ctx) }
+
+// An imageFacts is what list entries and inspect results tell of an image.
+type imageFacts struct {
+	id            string
+	tags, digests []string
+	labels        map[string]string
+}
+
+func inspectFacts(found image.InspectResponse) imageFacts {
+	facts := imageFacts{id: found.ID, tags: found.RepoTags, digests: found.RepoDigests}
+	if found.Config != nil {
+		facts.labels = found.Config.Labels
+	}
+	return facts
+}
+
+// pinReason returns why an image is pinned; inUse are the images that containers outside of
+// Kubernetes use.
+func (s *Service) pinReason(docker *engine.Conn, i imageFacts, inUse map[string]string) pinning.Reason {
+	repos := s.pins.origins.Repositories(i.id)
+	if !docker.Features.Snapshotter {
+		// Docker's own store notes a digest when an image is pulled or pushed, and only then.
+		for _, digest := range i.digests {
+			repos = append(repos, pinning.Repository(digest))
+		}
+	}
+	return s.pins.policy.Load().Reason(pinning.Image{
+		Tags: i.tags, Digests: i.digests, Labels: i.labels, Repositories: repos,
+		IsPause: s.isPause(i.id, i.tags, i.digests), InUse: inUse[i.id] != "",
+	})
+}
+
+// pinDetails returns what the verbose status of an image says of a reason.
+func pinDetails(reason pinning.Reason) map[string]string {
+	if reason == pinning.None {
+		return nil
+	}
+	return map[string]string{"reason": string(reason), "because": reason.Explain()}
+}
+
+// pinReasonNow is pinReason for one image.
+func (s *Service) pinReasonNow(ctx context.Context, docker *engine.Conn, found image.InspectResponse) pinning.Reason {
+	s.pins.origins.Refresh(ctx, docker, []string{found.ID})
+	return s.pinReason(docker, inspectFacts(found), s.pins.containers.ByImage())
+}
+
+// pinReasons returns the reasons for all images in list, which was requested at the time requested, by
+// ID. It updates the metrics, and logs what is pinned if the disk is nearly full.
+func (s *Service) pinReasons(ctx context.Context, docker *engine.Conn, list []image.Summary, requested time.Time) map[string]pinning.Reason {
+	ids, present := make([]string, 0, len(list)), make(map[string]bool, len(list))
+	for _, row := range list {
+		ids = append(ids, row.ID)
+		present[row.ID] = true
+	}
+	s.pins.origins.Refresh(ctx, docker, ids)
+	s.pins.origins.Retain(ctx, present, requested)
+	inUse := s.pins.containers.ByImage()
+	reasons := make(map[string]pinning.Reason, len(list))
+	var report pinning.Report
+	for _, row := range list {
+		reason := s.pinReason(docker, imageFacts{row.ID, row.RepoTags, row.RepoDigests, row.Labels}, inUse)
+		if reason == pinning.None {
+			continue
+		}
+		reasons[row.ID] = reason
+		report = append(report, pinning.Held{ID: row.ID, Name: anyName(row), Size: row.Size, Reason: reason})
+	}
+	s.pins.setTotals(report)
+	s.logPressure(docker, report)
+	return reasons
+}
+
+// anyName returns a name of an image, "" if it has none.
+func anyName(row image.Summary) string {
+	for _, name := range slices.Concat(row.RepoTags, row.RepoDigests) {
+		if !strings.Contains(name, "<none>") {
+			return name
+		}
+	}
+	return ""
+}
+
+// logPressure logs the pinned images if the file system of images is nearly full: then the kubelet
+// removes all images that it may, and an operator wants to know what it may not.
+func (s *Service) logPressure(docker *engine.Conn, report pinning.Report) {
+	now, last := time.Now(), s.pins.logged.Load()
+	if len(report) == 0 || last != 0 && now.Sub(time.Unix(0, last)) < pressureInterval {
+		return
+	}
+	path := docker.Features.ImageFS()
+	used, err := s.pins.diskUsage(path)
+	if err != nil || used < pressurePercent || !s.pins.logged.CompareAndSwap(last, now.UnixNano()) {
+		return // a remote Engine's directory may not exist here
+	}
+	s.log.Warn("the disk of images is nearly full, and the kubelet must not remove the pinned images",
+		slog.String("path", path), slog.Int("used_percent", used), slog.Int("pinned", len(report)),
+		slog.Int64("pinned_bytes", report.Bytes()), slog.String("largest", report.Largest(maxPressureNames)))
+}
+
+// diskUsedPercent returns how full the file system of path is for processes without root's reserve,
+// as the kubelet counts.
+func diskUsedPercent(path string) (int, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", path, err)
+	}
+	if fs.Blocks == 0 {
+		return 0, nil
+	}
+	return 100 - int(fs.Bavail*100/fs.Blocks), nil
+}
