@@ -25,6 +25,11 @@ func (n *node) pinned(ref string) bool {
 	}
 	for _, i := range list.GetImages() {
 		if i.GetId() == got.GetImage().GetId() && i.GetPinned() != got.GetImage().GetPinned() {
+			// A container may have become known between the two.
+			got, err = n.images.ImageStatus(n.t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+			if err == nil && got.GetImage().GetPinned() == i.GetPinned() {
+				continue
+			}
 			n.t.Errorf("%s: the status says pinned: %v, the list: %v", ref, got.GetImage().GetPinned(), i.GetPinned())
 		}
 	}

@@ -158,7 +158,8 @@ func checkHost(config *container.Config, host *container.HostConfig) error {
 // checkFeaturesLocked returns an error for what this Engine does not support.
 func (e *Engine) checkFeaturesLocked(host *container.HostConfig) error {
 	self := e.infoLocked()
-	if _, ok := self.Runtimes[host.Runtime]; host.Runtime != "" && !ok && !(e.supportsLocked("1.42") && shim.MatchString(host.Runtime)) {
+	known := host.Runtime == "" || e.supportsLocked("1.42") && shim.MatchString(host.Runtime)
+	if _, ok := self.Runtimes[host.Runtime]; !known && !ok {
 		if e.supportsLocked("1.44") {
 			return invalidParameter("unknown or invalid runtime name: %s", host.Runtime)
 		}

@@ -3,6 +3,7 @@ package pinning
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -59,21 +60,7 @@ func (p *Patterns) Match(ref string) bool {
 	if named, err := reference.ParseNormalizedNamed(ref); err == nil {
 		forms = []string{named.String(), named.Name(), reference.FamiliarString(named), reference.FamiliarName(named)}
 	}
-	for _, glob := range p.globs {
-		for _, form := range forms {
-			if glob.MatchString(form) {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.globs, func(glob *regexp.Regexp) bool { return slices.ContainsFunc(forms, glob.MatchString) })
 }
 
-func (p *Patterns) matchAny(refs []string) bool {
-	for _, ref := range refs {
-		if p.Match(ref) {
-			return true
-		}
-	}
-	return false
-}
+func (p *Patterns) matchAny(refs []string) bool { return slices.ContainsFunc(refs, p.Match) }

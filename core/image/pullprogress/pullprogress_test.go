@@ -291,10 +291,9 @@ func TestResponseIsBounded(t *testing.T) {
 	tracker := New(nil, slog.New(slog.DiscardHandler))
 	const n = maxListed + 7
 	for i := range n {
-		ctx := t.Context()
 		for j := range 2 * maxPods {
 			name := strings.Repeat("p", 2*maxName)
-			ctx = WithPod(t.Context(), name, fmt.Sprint(j)+name)
+			ctx := WithPod(t.Context(), name, fmt.Sprint(j)+name)
 			_, p := tracker.Join(ctx, fmt.Sprint(i), strings.Repeat("i", 1<<20))
 			t.Cleanup(func() { p.Leave(Canceled) })
 		}

@@ -54,7 +54,7 @@ func New(t testing.TB, address string) *Collector {
 	}
 	server := grpc.NewServer()
 	collector.RegisterTraceServiceServer(server, c)
-	go server.Serve(l)
+	go func() { _ = server.Serve(l) }() // until it is stopped
 	t.Cleanup(server.Stop)
 	return c
 }
