@@ -1,6 +1,7 @@
 package origin_test
 
 import (
+	"io"
 	"log/slog"
 	"slices"
 	"testing"
@@ -80,10 +81,10 @@ func TestOriginOfImagesIsReadFromTheEngine(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := body.Close(); err != nil {
+		if _, err := io.Copy(io.Discard, body); err != nil { // the Engine cancels the pull of a client that leaves
 			t.Fatal(err)
 		}
-		enginetest.Until(t, "the image is not pulled", func() bool { return e.HasImage("r.test/a:1") })
+		body.Close()
 		found, err := docker.ImageInspect(t.Context(), "r.test/a:1")
 		if err != nil {
 			t.Fatal(err)
