@@ -170,7 +170,7 @@ func (l *layers) sum(s *Status) {
 // clip returns at most n bytes of text, in valid UTF-8.
 func clip(text string, n int) string {
 	if len(text) > n {
-		text = text[:n]
+		text = strings.Clone(text[:n]) // the rest is not kept in memory
 	}
 	return strings.ToValidUTF8(text, "")
 }

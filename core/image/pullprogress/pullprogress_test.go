@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,9 +24,27 @@ func message(id, status string, current, total int64) jsonmessage.JSONMessage {
 	return jsonmessage.JSONMessage{ID: id, Status: status, Progress: &jsonmessage.JSONProgress{Current: current, Total: total}}
 }
 
+// A lockedBuffer is written to by the timers of pulls.
+type lockedBuffer struct {
+	mu sync.Mutex
+	bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.Buffer.String()
+}
+
 func TestLongPullsAreLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedBuffer
 		tracker := New(nil, slog.New(slog.NewTextHandler(&log, nil)))
 		_, short := tracker.Join(t.Context(), "short", "r.test/short:1")
 		ctx, long := tracker.Join(WithPod(t.Context(), "ns", "web"), "long", "r.test/a:1")
@@ -294,7 +313,7 @@ func TestResponseIsBounded(t *testing.T) {
 		for j := range 2 * maxPods {
 			name := strings.Repeat("p", 2*maxName)
 			ctx := WithPod(t.Context(), name, fmt.Sprint(j)+name)
-			_, p := tracker.Join(ctx, fmt.Sprint(i), strings.Repeat("i", 1<<20))
+			_, p := tracker.Join(ctx, fmt.Sprint(i), strings.Repeat("i", 8*maxName))
 			t.Cleanup(func() { p.Leave(Canceled) })
 		}
 	}
