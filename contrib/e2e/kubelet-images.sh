@@ -12,10 +12,10 @@ run_app() {
 		--overrides '{"spec": {"nodeName": "node", "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1, "tolerations": [{"operator": "Exists"}]}}' >/dev/null
 }
 ok "kubectl run --image=app --image-pull-policy=Never" run_app
-ok "the pod of an image that was built runs" running app
+ok "the pod of an image that was built runs" soon running app
 ok "its output" is "$(k logs app)" "built here"
 pod pulled "  containers: [{name: pulled, image: 'registry.k8s.io/pulled:1', imagePullPolicy: Always}]"
-ok "the pod of an image that is pulled runs" running pulled
+ok "the pod of an image that is pulled runs" soon running pulled
 delete_pods() { k delete pod "$@" --timeout 120s >/dev/null; }
 ok "both pods are deleted" delete_pods app pulled
 ok "their containers are removed" soon left
@@ -49,6 +49,6 @@ restart_kubelet ''
 relieved() { [ "$(k get node node -o 'jsonpath={.status.conditions[?(@.type=="DiskPressure")].status}')" = False ] && k wait --for condition=Ready node/node --timeout 1s; }
 ok "the node is ready again" soon relieved
 ok "kubectl run again" run_app
-ok "the pod of the image that was built runs again" running app
+ok "the pod of the image that was built runs again" soon running app
 ok "its pod is deleted" delete_pods app
 ok "no container remains after image garbage collection" soon left
