@@ -133,7 +133,7 @@ func (c *Client) ListImages(ctx context.Context) ([]Image, error) {
 	return list, nil
 }
 
-// GetImage returns the record of that name. The error is of kind NotFound if there is none.
+// GetImage returns the record of that name. The error is of kind NotFound if the record does not exist.
 func (c *Client) GetImage(ctx context.Context, name string) (Image, error) {
 	resp, err := c.images.Get(c.in(ctx), &imagesapi.GetImageRequest{Name: name})
 	if err != nil {
@@ -160,7 +160,7 @@ func (c *Client) PutImage(ctx context.Context, image Image) error {
 	return nil
 }
 
-// RemoveImage removes a record. That there is none is no error.
+// RemoveImage removes a record. It succeeds if the record does not exist.
 func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	_, err := c.images.Delete(c.in(ctx), &imagesapi.DeleteImageRequest{Name: name})
 	if err = native(err); err != nil && !errdefs.IsNotFound(err) {

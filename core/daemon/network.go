@@ -78,7 +78,7 @@ func (s storedCIDR) SetPodCIDR(cidr string) error {
 // generatedConf is the record of the generated CNI configuration.
 type generatedConf struct{ node *state.Bucket[string] }
 
-// Get returns the record, "" if there is none.
+// Get returns the record, "" before the first Put.
 func (g generatedConf) Get() string { text, _ := g.node.Get(generatedConfKey); return text }
 
 // Put replaces the record; "" removes it.

@@ -58,7 +58,7 @@ func TestPodCIDROfTheKubeletOutlivesTheDaemon(t *testing.T) {
 		pods := newPodNetwork(Config{Network: network.Config{
 			ConfDir: filepath.Join(dir, "net.d"), CacheDir: filepath.Join(dir, "cache"), RunDir: filepath.Join(dir, "run"), PodCIDR: option, Template: template,
 		}}, node, slog.New(slog.DiscardHandler))
-		text, _ := os.ReadFile(filepath.Join(dir, "net.d", cnitemplate.FileName)) // "" if there is none
+		text, _ := os.ReadFile(filepath.Join(dir, "net.d", cnitemplate.FileName)) // "" while the file does not exist
 		if (want == "") != (len(text) == 0) || !strings.Contains(string(text), want) {
 			t.Errorf("with pod-cidr %q the configuration is %s, want %s", option, text, want)
 		}

@@ -31,6 +31,9 @@ const (
 // cannot set the name of its containers, so the name proves that berth created the container.
 var helperName = regexp.MustCompile(`^/berth_(read|hold)_([A-Z2-7]{16,26})_[A-Z2-7]{8}$`)
 
+// IsHelper reports whether row, an entry of the Engine's list, is a helper container.
+func IsHelper(row container.Summary) bool { return helperName.MatchString(labels.Name(row)) }
+
 // legacyHelperKeys are the labels by which berth before 1.1 recognised its helpers, which had
 // random names of Docker's. They are still set, so that after a downgrade an older berth
 // removes the helpers of this one.

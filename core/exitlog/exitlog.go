@@ -121,8 +121,8 @@ func (l *Log) handle(e *runtimeapi.ContainerEventResponse) {
 	}
 }
 
-// logExit logs the exit of a container, unless it was logged before. A failed start is none: the call has failed, and that
-// is logged.
+// logExit logs the exit of a container, unless it was logged before. A failed start is not logged as an exit: the call has failed,
+// and that is logged.
 func (l *Log) logExit(id string, s *runtimeapi.ContainerStatus, more ...any) {
 	if s.GetStartedAt() == 0 || l.logged[id] == s.GetFinishedAt() {
 		return

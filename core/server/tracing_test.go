@@ -149,7 +149,7 @@ func TestWithoutTracingNothingIsSentToDocker(t *testing.T) {
 	}
 }
 
-// A collector that is away, hangs or is none has no effect on calls, and little on the end of the daemon.
+// A collector that cannot be reached, hangs or is another kind of server does not delay calls, and delays the end of the daemon briefly.
 func TestCollectorDelaysNothing(t *testing.T) {
 	t.Parallel()
 	hanging, err := net.Listen("tcp", "127.0.0.1:0")

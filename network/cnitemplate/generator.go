@@ -124,7 +124,7 @@ func (g *Generator) read() (content []byte, own bool, err error) {
 }
 
 // want returns the content that the file should have, nil if it should not exist. other is a configuration that
-// is not the Generator's, "" if there is none.
+// is not the Generator's, "" without one.
 func (g *Generator) want(subnets []netip.Prefix, other string) ([]byte, error) {
 	if g.cfg.Template == nil || other != "" && g.cfg.DefaultNetwork == "" {
 		return nil, nil
@@ -142,7 +142,7 @@ func (g *Generator) want(subnets []netip.Prefix, other string) ([]byte, error) {
 	return content, nil
 }
 
-// otherFile returns a configuration that is not the Generator's, "" if there is none. One that is not valid
+// otherFile returns a configuration that is not the Generator's, "" without one. One that is not valid
 // counts: pods must not get another network because of a mistake in a file.
 func (g *Generator) otherFile(own bool) (string, error) {
 	entries, err := os.ReadDir(g.cfg.Dir)

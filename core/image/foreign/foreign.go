@@ -63,10 +63,9 @@ func (c *Containers) ByImage() map[string]string {
 }
 
 // Is reports whether row, an entry of the Engine's list, is a container outside of Kubernetes. The
-// helper containers of berth are not: they have names that images cannot set.
+// helper containers of berth are not.
 func Is(row container.Summary) bool {
-	name := labels.Name(row)
-	if strings.HasPrefix(name, "/berth_read_") || strings.HasPrefix(name, "/berth_hold_") {
+	if engine.IsHelper(row) {
 		return false
 	}
 	set, err := labels.ReadSummary(row)
