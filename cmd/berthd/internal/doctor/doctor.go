@@ -61,6 +61,7 @@ func Run(ctx context.Context, cfg Config) Report {
 	c.checkEngine(ctx)
 	c.checkNetwork(ctx)
 	c.checkSocket(ctx)
+	c.checkDebugSocket()
 	c.checkKubelet()
 	c.checkTracing(ctx)
 	c.checkKernel()
