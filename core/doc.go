@@ -53,6 +53,7 @@
 //	core/image/registryauth           credentials for registries
 //	core/image/pullprogress           how far pulls are
 //	core/image/pinning                which images the kubelet must not remove, pure
+//	core/image/pullerror              errors of pulls, from the texts of registries
 //	core/image/verify                 programs that decide which images may be pulled
 //	core/image/mirror                 mirrors of registries, and names of images from them
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel

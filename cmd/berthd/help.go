@@ -51,6 +51,15 @@ Exit codes:
   0   stopped by a signal
   1   failure; doctor: a check has failed; images copy: an image was not copied
   2   error in a flag, an argument or a configuration file
-`, configFile, strings.Join(options.Reloadable(), " and "))
+`, configFile, wordList(options.Reloadable()))
 	_, _ = io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function
+}
+
+// wordList returns words as they are in a sentence: a, b and c.
+func wordList(words []string) string {
+	last := len(words) - 1
+	if last < 1 {
+		return strings.Join(words, "")
+	}
+	return strings.Join(words[:last], ", ") + " and " + words[last]
 }

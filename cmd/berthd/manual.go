@@ -25,7 +25,7 @@ func printManual(cmd *cobra.Command, options *config.Options) error {
 		g.Flags.VisitAll(func(f *pflag.Flag) { writeManualFlag(&flags, f) })
 	}
 	page := strings.NewReplacer("@commands@\n", commands.String(), "@options@\n", flags.String(), "@version@", roff.Replace(version),
-		"@reloadable@", roff.Replace(strings.Join(options.Reloadable(), " and ")))
+		"@reloadable@", roff.Replace(wordList(options.Reloadable())))
 	_, err := io.WriteString(cmd.OutOrStdout(), page.Replace(manualPage))
 	return err
 }

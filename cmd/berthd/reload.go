@@ -19,11 +19,20 @@ type live struct {
 }
 
 // appliers has the function that applies an option to a running daemon, for each that is marked reloadable in the
-// table of package config. It uses no other option of the configuration, because those that are not
-// reloadable have their new values there. It cannot fail: Load has checked the value.
+// table of package config. It uses no option that is not reloadable, because those have their new values
+// there. It cannot fail: Load has checked the value.
 var appliers = map[string]func(live, config.Config){
 	"log-level":                 func(l live, cfg config.Config) { l.level.Set(cfg.SlogLevel()) },
 	"pod-infra-container-image": func(l live, cfg config.Config) { l.SetPauseImage(cfg.PauseImage) },
+	"registry-mirrors":          applyPullPolicy,
+	"image-verifier-dir":        applyPullPolicy,
+	"image-verifier-timeout":    applyPullPolicy,
+	"image-verifier-max":        applyPullPolicy,
+}
+
+// applyPullPolicy applies four options at once. All of them are reloadable.
+func applyPullPolicy(l live, cfg config.Config) {
+	l.SetPullPolicy(cfg.RegistryMirrors, imageVerifiers(cfg))
 }
 
 // A reloader reads the configuration again at each SIGHUP and applies the options that can be changed while the

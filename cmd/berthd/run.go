@@ -10,6 +10,7 @@ import (
 	"berth/core/daemon"
 	"berth/core/image"
 	"berth/core/image/pinning"
+	"berth/core/image/verify"
 	"berth/core/logs"
 	"berth/core/podpolicy"
 	"berth/network"
@@ -42,6 +43,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		Version: version, Commit: commit, Endpoint: cfg.Endpoint, RootDir: cfg.RootDir, RunDir: cfg.RunDir,
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
+		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
 		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes},
 		Pin:        image.PinConfig{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()},
 		Bridge:     cfg.NetworkPlugin == config.NoCNI,
@@ -80,4 +82,9 @@ func hostOf(addr string) string {
 		return host
 	}
 	return addr
+}
+
+// imageVerifiers translates the options of image verifiers.
+func imageVerifiers(cfg config.Config) verify.Config {
+	return verify.Config{Dir: cfg.VerifierDir, Timeout: cfg.VerifierTimeout, Max: cfg.VerifierMax}
 }

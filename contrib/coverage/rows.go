@@ -659,7 +659,7 @@ var messages = []message{
 	{"Image", []row{
 		{"id", engine, "`Id`", "image.TestImageHasTheSameIDInAllResponses"},
 		{"repo_tags", engine, "`RepoTags`", "tocri.TestImage"},
-		{"repo_digests", engine, "`RepoDigests`", "tocri.TestImage"},
+		{"repo_digests", engine, "`RepoDigests`; for an image from a mirror in `registry-mirrors`, the requested digest", "tocri.TestImage image.TestMirroredImageHasTheRequestedName live.TestMirrors"},
 		{"size", engine, "`Size`, at least 1", "tocri.TestImage"},
 		{"uid", engine, "`Config.User`, if it is a number from 0 to 2147483647", "tocri.TestImage tocri.TestImageUserOutOfRangeIsAName"},
 		{"username", engine, "`Config.User`, if it is anything else", "tocri.TestImage tocri.TestImageUserOutOfRangeIsAName"},
@@ -683,7 +683,7 @@ var messages = []message{
 	{"PullImageRequest", []row{
 		{"image", engine, "see its fields", "image.TestConcurrentPullsAreShared"},
 		{"auth", engine, "`X-Registry-Auth`; without credentials, Docker's own configuration is used with `node-credentials`, and for the pause image", "image.TestCredentials registryauth.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},
-		{"sandbox_config", nothing, "Docker pulls an image in the same way for every pod", ""},
+		{"sandbox_config", berth, "namespace, name and UID of the pod are given to the programs in `image-verifier-dir`; Docker pulls an image in the same way for every pod", "image.TestPullIsVerified live.TestImageVerifiers"},
 	}},
 	{"AuthConfig", []row{
 		{"username", engine, "`X-Registry-Auth`", "registryauth.TestAuthInEveryForm live.TestPullsUseGivenCredentials"},

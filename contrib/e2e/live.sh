@@ -30,6 +30,8 @@ if [ -n "${HOSTILE:-}" ]; then
 	[ "${HOSTILE_LOGS:-}" != buffered ] || sed -i 's/"mode": "non-blocking"/&, "max-buffer-size": "1k"/' "$w/hostile.json"
 	engine_flags+=(--config-file "$w/hostile.json" --seccomp-profile "$w/hostile-seccomp.json")
 fi
+mkdir -p /etc/docker
+mount -t tmpfs tmpfs /etc/docker # for hosts.toml of tests; this mount is in the namespace of box.sh
 start_engine "$w/engine" "${engine_flags[@]}"
 export DOCKER_HOST=unix://$w/engine/docker.sock
 mkdir -p "$w/bb/bin" "$w/bb/etc" "$w/bb/tmp"

@@ -22,6 +22,8 @@ type shop struct {
 	wants   string // in the header Authorization
 	refused atomic.Int64
 	things  map[string][]byte // by path
+	digest  string            // of the manifest
+	seen    lockedBuffer      // method, path and Authorization of each request, a line each
 }
 
 func newShop(t *testing.T, wants string) *shop {
@@ -47,8 +49,9 @@ func newShop(t *testing.T, wants string) *shop {
 		"/v2/private/manifests/" + digest(manifest):  manifest,
 		"/v2/private/blobs/" + digest(config):        config,
 		"/v2/private/blobs/" + digest(layer.Bytes()): layer.Bytes(),
-	}}
+	}, digest: digest(manifest)}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(&s.seen, "%s %s %s\n", r.Method, r.URL.Path, r.Header.Get("Authorization"))
 		data, ok := s.things[r.URL.Path]
 		switch {
 		case r.Header.Get("Authorization") != s.wants:

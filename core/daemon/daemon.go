@@ -25,8 +25,10 @@ import (
 	"berth/core/exec"
 	"berth/core/exitlog"
 	"berth/core/image"
+	"berth/core/image/mirror"
 	"berth/core/image/origin"
 	"berth/core/image/pullprogress"
+	"berth/core/image/verify"
 	"berth/core/logs"
 	"berth/core/oom"
 	"berth/core/podpolicy"
@@ -65,6 +67,10 @@ type Config struct {
 	NodeCredentials bool
 	// PodOptions are what pods may have beyond the CRI.
 	PodOptions podpolicy.Options
+	// RegistryMirrors are mirrors of registries, each as HOST=MIRROR.
+	RegistryMirrors []string
+	// ImageVerifiers are the programs that decide which images may be pulled; without Dir there are none.
+	ImageVerifiers verify.Config
 	// Bridge has pods use Docker's default network instead of CNI.
 	Bridge bool
 	// Network configures CNI.
@@ -104,6 +110,7 @@ type Daemon struct {
 	engine     *engine.Engine
 	server     *server.Server
 	pauseImage *setting[string]
+	images     *image.Service
 	traces     *otlp.Exporter // nil without traces
 	// loops are the background loops. Each runs until its context ends.
 	loops []func(context.Context) error
@@ -145,12 +152,17 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	}, docker, log)
 	exits := exitlog.New(objects, filepath.Join(cfg.RootDir, "berth", "last-exit"), log)
 	usage := stats.New(docker, objects, log)
+	sources, err := pullPolicy(cfg.RegistryMirrors, cfg.ImageVerifiers, log)
+	if err != nil {
+		return nil, err
+	}
 	cfg.Pin.Pulled, cfg.Pin.Metrics = records.pulled, registry
 	pauseImage := newSetting(cfg.PauseImage)
 	pulls := pullprogress.New(registry, log)
 	images := image.New(image.Config{
 		Progress:   pulls,
 		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals, Pin: cfg.Pin,
+		PullPolicy: sources, Aliases: records.imageAliases,
 	}, docker, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
@@ -173,7 +185,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		return nil, err
 	}
 	return &Daemon{
-		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, traces: traces,
+		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, images: images, traces: traces,
 		loops: []func(context.Context) error{
 			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run,
 			images.MeasureDiskUsage, images.RunGC, images.RunForeign, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
@@ -246,6 +258,7 @@ type records struct {
 	oomVerdicts      *oom.ExitReasons
 	node             *state.Bucket[string]
 	pulled           *state.Bucket[origin.Pulled]
+	imageAliases     *mirror.Aliases
 }
 
 func openRecords(rootDir string) (r records, err error) {
@@ -253,7 +266,7 @@ func openRecords(rootDir string) (r records, err error) {
 	if err != nil {
 		return r, err
 	}
-	var errs [7]error
+	var errs [8]error
 	r.sandboxes, errs[0] = sandbox.OpenState(store)
 	r.failedStarts, errs[1] = container.OpenFailedStarts(store)
 	r.containerUpdates, errs[2] = container.OpenUpdates(store)
@@ -261,6 +274,7 @@ func openRecords(rootDir string) (r records, err error) {
 	r.oomVerdicts, errs[4] = oom.OpenExitReasons(store)
 	r.node, errs[5] = state.OpenBucket[string](store, "node")
 	r.pulled, errs[6] = origin.OpenPulled(store)
+	r.imageAliases, errs[7] = mirror.OpenAliases(store)
 	if err := errors.Join(errs[:]...); err != nil {
 		return r, fmt.Errorf("state directory %s: %w", rootDir, err)
 	}

@@ -40,7 +40,7 @@ type deadline struct {
 // as of apiPath, and timeout that of short calls.
 func deadlineFor(method, path string, query url.Values, timeout time.Duration) deadline {
 	switch method + " " + path {
-	case "POST /images/create", "GET /images/get", "POST /images/load":
+	case "POST /images/create", "GET /distribution/{id}/json", "GET /images/get", "POST /images/load":
 		// The response does not begin before the registry answers, before the whole image is in Docker's
 		// temporary directory, or before it is unpacked.
 		return deadline{}

@@ -27,6 +27,7 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/image"
+	"berth/core/image/verify"
 	"berth/core/pause"
 	"berth/core/testmain"
 )
@@ -103,17 +104,17 @@ func TestConcurrentPullsAreShared(t *testing.T) {
 	expired, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	all.Go(func() error {
-		if _, err := images.Pull(expired, "r.test/a:1", "", nil); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := images.Pull(expired, "r.test/a:1", "", nil, verify.Pod{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a caller whose deadline has expired: %v, want DeadlineExceeded", err)
 		}
 		return nil
 	})
 	for range 4 {
-		all.Go(func() error { _, err := images.Pull(t.Context(), "r.test/a:1", "", nil); return err })
+		all.Go(func() error { _, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{}); return err })
 	}
 	// Other credentials need a pull of their own.
 	all.Go(func() error {
-		_, err := images.Pull(t.Context(), "r.test/a:1", "", &runtimeapi.AuthConfig{Username: "u", Password: "p"})
+		_, err := images.Pull(t.Context(), "r.test/a:1", "", &runtimeapi.AuthConfig{Username: "u", Password: "p"}, verify.Pod{})
 		return err
 	})
 	if err := all.Wait(); err != nil {
@@ -131,7 +132,7 @@ func TestPullIsCancelledWithItsLastCaller(t *testing.T) {
 	var all errgroup.Group
 	ctx, cancel := context.WithCancel(t.Context())
 	for range 3 {
-		all.Go(func() error { _, err := images.Pull(ctx, "r.test/a:1", "", nil); return err })
+		all.Go(func() error { _, err := images.Pull(ctx, "r.test/a:1", "", nil, verify.Pod{}); return err })
 	}
 	enginetest.Until(t, "no pull", func() bool { return len(e.Pulls()) == 1 })
 	cancel()
@@ -142,7 +143,7 @@ func TestPullIsCancelledWithItsLastCaller(t *testing.T) {
 	if e.HasImage("r.test/a:1") {
 		t.Error("pulled without a caller")
 	}
-	if _, err := images.Pull(t.Context(), "r.test/a:1", "", nil); err != nil || len(e.Pulls()) != 2 {
+	if _, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{}); err != nil || len(e.Pulls()) != 2 {
 		t.Errorf("the next try: %v, %d pulls", err, len(e.Pulls()))
 	}
 }
@@ -176,7 +177,7 @@ func TestPullFailsWithoutProgressOfTheRegistry(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*slowStall)
 			defer cancel()
 			began := time.Now()
-			id, err := images.Pull(ctx, "r.test/a:1", "", nil)
+			id, err := images.Pull(ctx, "r.test/a:1", "", nil, verify.Pod{})
 			took := time.Since(began)
 			if !tt.stalls {
 				if id == "" || err != nil || took < limit {
@@ -193,7 +194,7 @@ func TestPullFailsWithoutProgressOfTheRegistry(t *testing.T) {
 		t.Parallel()
 		images, e := newServiceAndEngine(t, "")
 		t.Cleanup(e.Hang("POST /images/create"))
-		if _, err := images.Pull(t.Context(), "r.test/a:1", "", nil); err == nil || !strings.Contains(err.Error(), "no progress") {
+		if _, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{}); err == nil || !strings.Contains(err.Error(), "no progress") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -202,7 +203,7 @@ func TestPullFailsWithoutProgressOfTheRegistry(t *testing.T) {
 func TestPullFails(t *testing.T) {
 	t.Parallel()
 	images, e := newServiceAndEngine(t, "")
-	if _, err := images.Pull(t.Context(), "r.test/any:1", "kata", nil); !errdefs.IsInvalidArgument(err) {
+	if _, err := images.Pull(t.Context(), "r.test/any:1", "kata", nil, verify.Pod{}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("unknown handler: %v", err)
 	}
 	e.Registry("r.test/torn:1", enginetest.Remote{Error: "unexpected EOF"})
@@ -224,7 +225,7 @@ func TestPullFails(t *testing.T) {
 		"wrong password":       {"r.test/private:1", &runtimeapi.AuthConfig{Username: "u", Password: "wrong-secret"}, "denied", func(err error) bool { return !errdefs.IsNotFound(err) }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			id, err := images.Pull(t.Context(), tt.ref, "", tt.auth)
+			id, err := images.Pull(t.Context(), tt.ref, "", tt.auth, verify.Pod{})
 			if id != "" || err == nil || !strings.Contains(err.Error(), tt.want) || tt.is != nil && !tt.is(err) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%q, %v", id, err)
 			}
@@ -251,7 +252,7 @@ func TestEngineUnavailableDuringPull(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			images, e := newServiceAndEngine(t, "")
 			disturb(e)
-			id, err := images.Pull(t.Context(), ref, "", nil)
+			id, err := images.Pull(t.Context(), ref, "", nil, verify.Pod{})
 			if id != "" || !engine.IsUnavailable(err) || strings.HasPrefix(err.Error(), "RegistryUnavailable") {
 				t.Errorf("%q, %v; want Unavailable", id, err)
 			}
@@ -290,7 +291,7 @@ func TestCredentials(t *testing.T) {
 			dockerConfig(t, tt.file)
 			credentialHelper(t, tt.helper)
 			images := newService(t, e, image.Config{NodeCredentials: tt.node})
-			if _, err := images.Pull(t.Context(), "r.test/a:1", "", tt.given); err != nil {
+			if _, err := images.Pull(t.Context(), "r.test/a:1", "", tt.given, verify.Pod{}); err != nil {
 				t.Fatal(err)
 			}
 			pulls := e.Pulls()
@@ -305,7 +306,7 @@ func TestCredentials(t *testing.T) {
 		dockerConfig(t, login)
 		e.Registry("r.test/pause:1", enginetest.Remote{Allow: func(a registry.AuthConfig) bool { return a.Password == "y" }})
 		images := newService(t, e, image.Config{PauseImage: func() string { return "r.test/pause:1" }})
-		if _, err := images.Pull(t.Context(), "r.test/pause:1", "", nil); err == nil {
+		if _, err := images.Pull(t.Context(), "r.test/pause:1", "", nil, verify.Pod{}); err == nil {
 			t.Error("pulled for a pod")
 		}
 		if _, err := images.Pause(t.Context()); err != nil || !e.HasImage("r.test/pause:1") {
@@ -336,7 +337,7 @@ func TestCredentialHelperRunsOnceAndEndsWithItsCaller(t *testing.T) {
 			var all errgroup.Group
 			for range 5 {
 				all.Go(func() error {
-					if _, err := images.Pull(ctx, "r.test/a:1", "", nil); !errors.Is(err, context.Canceled) {
+					if _, err := images.Pull(ctx, "r.test/a:1", "", nil, verify.Pod{}); !errors.Is(err, context.Canceled) {
 						return fmt.Errorf("%w, want Canceled", err)
 					}
 					return nil
@@ -372,7 +373,7 @@ func TestImageHasTheSameIDInAllResponses(t *testing.T) {
 	images, e := newServiceAndEngine(t, "")
 	digest := "sha256:" + strings.Repeat("d", 64)
 	e.Registry("r.test/a:1", enginetest.Remote{Digest: digest, Image: enginetest.Image{Config: container.Config{User: "7:8"}, Size: 5000}})
-	id, err := images.Pull(t.Context(), "r.test/a:1", "", nil)
+	id, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -580,7 +581,7 @@ func TestLongErrorsOfRegistriesAreTruncated(t *testing.T) {
 			e.Registry("r.test/a:1", remote)
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			_, err := images.Pull(t.Context(), "r.test/a:1", "", nil)
+			_, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{})
 			runtime.ReadMemStats(&after)
 			if err == nil || len(err.Error()) > 8<<10 || !utf8.ValidString(err.Error()) {
 				t.Fatalf("%d bytes, want an error of a few kB", len(fmt.Sprint(err)))
@@ -869,7 +870,7 @@ func TestImageIDsCannotBePulled(t *testing.T) {
 	e := enginetest.New(t)
 	s := image.New(image.Config{}, e.Connect(t), slog.New(slog.DiscardHandler))
 	for _, ref := range []string{strings.Repeat("a", 64), "sha256:" + strings.Repeat("a", 64)} {
-		if _, err := s.Pull(t.Context(), ref, "", nil); !errdefs.IsInvalidArgument(err) {
+		if _, err := s.Pull(t.Context(), ref, "", nil, verify.Pod{}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v, want an invalid argument", ref, err)
 		}
 	}

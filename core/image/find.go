@@ -47,6 +47,11 @@ func (s *Service) find(ctx context.Context, docker *engine.Conn, ref string, all
 		return image.InspectResponse{}, fmt.Errorf("image reference must be set: %w", errdefs.ErrInvalidArgument)
 	}
 	found, err := docker.ImageInspect(ctx, ref)
+	for _, pulled := range s.Aliases.Pulled(ref) {
+		if errdefs.IsNotFound(err) {
+			found, err = docker.ImageInspect(ctx, pulled)
+		}
+	}
 	if err != nil {
 		return found, fmt.Errorf("image %q: %w", ref, err)
 	}

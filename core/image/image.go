@@ -19,10 +19,12 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
 	"berth/core/identity"
+	"berth/core/image/mirror"
 	"berth/core/image/passwd"
 	"berth/core/image/pinning"
 	"berth/core/image/pullprogress"
@@ -53,6 +55,11 @@ type Config struct {
 	Progress *pullprogress.Tracker
 	// Pin says which images the kubelet's garbage collection must not remove.
 	Pin PinConfig
+	// PullPolicy is in effect until SetPullPolicy is called.
+	PullPolicy PullPolicy
+	// Aliases are the names of images that were pulled from mirrors. Nil is for a Service without
+	// mirrors.
+	Aliases *mirror.Aliases
 }
 
 // A Service manages the images of the node. Its methods may be called concurrently.
@@ -63,8 +70,10 @@ type Service struct {
 
 	credentials registryauth.Resolver
 	passwd      *passwd.Reader
-	pulls       singleflight.Group[string] // by reference and credentials; the value is an image ID
-	removals    kmutex.Mutex               // by image ID
+	pullPolicy  atomic.Pointer[PullPolicy]
+	resolves    singleflight.Group[ocispec.Descriptor] // by reference and credentials
+	pulls       singleflight.Group[string]             // by reference and credentials; the value is an image ID
+	removals    kmutex.Mutex                           // by image ID
 	pause       pauseImage
 	diskUsage   atomic.Uint64 // bytes of all images, as last measured
 	pins        *pins
@@ -78,15 +87,18 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 	if cfg.Progress == nil {
 		cfg.Progress = pullprogress.New(nil, log)
 	}
-	return &Service{
+	s := &Service{
 		Config: cfg, docker: docker, log: log,
 		credentials: registryauth.Resolver{Log: log},
 		passwd:      passwd.New(docker, log),
+		resolves:    singleflight.Group[ocispec.Descriptor]{Log: log},
 		pulls:       singleflight.Group[string]{Log: log},
 		pause:       pauseImage{lookups: singleflight.Group[string]{Log: log}},
 		pins:        newPins(cfg.Pin, docker, log),
 		users:       map[string]string{},
 	}
+	s.SetPullPolicy(cfg.PullPolicy)
+	return s
 }
 
 // PasswdFiles returns /etc/passwd and /etc/group of the image with the ID.
@@ -113,9 +125,10 @@ func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtim
 	if err != nil {
 		return nil, nil, err
 	}
+	digests := s.Aliases.Digests(found.RepoTags, found.RepoDigests)
 	reason := s.pinReasonNow(ctx, docker, found)
 	out := tocri.Image(tocri.ImageInfo{
-		ID: found.ID, Tags: found.RepoTags, Digests: found.RepoDigests, Size: found.Size, User: defaultUser(found),
+		ID: found.ID, Tags: found.RepoTags, Digests: digests, Size: found.Size, User: defaultUser(found),
 		Pinned: reason != pinning.None,
 	})
 	if !verbose {
@@ -149,10 +162,12 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	requested := time.Now()
+	aliases := s.Aliases.Known()
 	list, err := docker.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs()})
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
+	s.forgetAliases(ctx, aliases, list)
 	users, err := s.usersOf(ctx, docker, list)
 	if err != nil {
 		return nil, err
@@ -160,8 +175,9 @@ func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*
 	reasons := s.pinReasons(ctx, docker, list, requested)
 	out := make([]*runtimeapi.Image, 0, len(list))
 	for _, row := range list {
+		digests := s.Aliases.Digests(row.RepoTags, row.RepoDigests)
 		out = append(out, tocri.Image(tocri.ImageInfo{
-			ID: row.ID, Tags: row.RepoTags, Digests: row.RepoDigests, Size: row.Size, User: users[row.ID],
+			ID: row.ID, Tags: row.RepoTags, Digests: digests, Size: row.Size, User: users[row.ID],
 			Pinned: reasons[row.ID] != pinning.None,
 		}))
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/docker/docker/pkg/jsonmessage"
 
 	"berth/core/engine"
+	"berth/core/image/verify"
 	"berth/core/pause"
 	"berth/core/singleflight"
 )
@@ -121,7 +122,7 @@ func (s *Service) pullPause(ctx context.Context, ref string) (string, error) {
 	}
 	bounded, cancel := context.WithTimeout(ctx, pausePullTimeout)
 	defer cancel()
-	id, err := s.pullWith(bounded, ref, "", nil, true)
+	id, err := s.pullWith(bounded, ref, "", nil, verify.Pod{}, true)
 	if err == nil {
 		return id, nil
 	}

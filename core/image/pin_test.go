@@ -15,6 +15,7 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/image"
 	"berth/core/image/pinning"
+	"berth/core/image/verify"
 )
 
 // keep is the default configuration of berthd.
@@ -62,7 +63,7 @@ func TestImagesThatNoRegistryHasArePinned(t *testing.T) {
 			built := e.AddImage(enginetest.Image{}, "app:1")
 			e.AddImage(enginetest.Image{}) // what a later build has replaced
 			e.Registry("r.test/a:1", enginetest.Remote{})
-			pulled, err := images.Pull(t.Context(), "r.test/a:1", "", nil)
+			pulled, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -113,7 +114,7 @@ func TestImagesOfContainersOutsideOfPodsAreKept(t *testing.T) {
 			e := enginetest.New(t)
 			images := newService(t, e, image.Config{Pin: pin})
 			e.Registry("r.test/a:1", enginetest.Remote{})
-			id, err := images.Pull(t.Context(), "r.test/a:1", "", nil)
+			id, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,6 +13,7 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/image"
 	"berth/core/image/pullprogress"
+	"berth/core/image/verify"
 )
 
 // TestErrorSaysHowFarAPullWas: callers that share a pull see one, and each gets its state when its time is over.
@@ -27,7 +28,7 @@ func TestErrorSaysHowFarAPullWas(t *testing.T) {
 	var all errgroup.Group
 	for range 3 {
 		all.Go(func() error {
-			_, err := images.Pull(pullprogress.WithPod(ctx, "ns", "web"), "r.test/a:1", "", nil)
+			_, err := images.Pull(pullprogress.WithPod(ctx, "ns", "web"), "r.test/a:1", "", nil, verify.Pod{})
 			if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), `pull image "r.test/a:1": context canceled: 0 of 1 layers, 50 of 100 MiB after `) {
 				t.Errorf("%v", err)
 			}
@@ -49,7 +50,7 @@ func TestStalledPullSaysHowFarItWas(t *testing.T) {
 	t.Parallel()
 	images, e := newServiceAndEngine(t, "")
 	e.Registry("r.test/a:1", enginetest.Remote{Image: enginetest.Image{Size: 100 << 20}, Stall: "Downloading"})
-	if _, err := images.Pull(t.Context(), "r.test/a:1", "", nil); err == nil || !strings.Contains(err.Error(), "no progress for 1s: 0 of 1 layers, 50 of 100 MiB after ") {
+	if _, err := images.Pull(t.Context(), "r.test/a:1", "", nil, verify.Pod{}); err == nil || !strings.Contains(err.Error(), "no progress for 1s: 0 of 1 layers, 50 of 100 MiB after ") {
 		t.Errorf("%v", err)
 	}
 }

@@ -18,7 +18,9 @@ import (
 
 	"berth/core/changes"
 	"berth/core/engine"
+	"berth/core/image/pullerror"
 	"berth/core/image/pullprogress"
+	"berth/core/image/verify"
 	"berth/core/shorten"
 	"berth/core/tracing"
 )
@@ -27,14 +29,18 @@ import (
 // has; images are the same for all handlers. Calls for the same image with the same
 // credentials share one pull, which is cancelled once all of their contexts are done.
 //
-// An error whose text begins with RegistryUnavailable means that a retry may succeed. An
-// error of kind NotFound means that the registry has no such image.
-func (s *Service) Pull(ctx context.Context, ref, handler string, auth *runtimeapi.AuthConfig) (string, error) {
-	return s.pullWith(ctx, ref, handler, auth, s.NodeCredentials)
+// The policy says from where it is pulled, and who must agree; pod is the pod that it is for, if
+// that is known.
+//
+// An error whose text begins with RegistryUnavailable means that a retry may succeed, one with
+// SignatureValidationFailed that the image was not allowed. An error of kind NotFound means that
+// the registry has no such image.
+func (s *Service) Pull(ctx context.Context, ref, handler string, auth *runtimeapi.AuthConfig, pod verify.Pod) (string, error) {
+	return s.pullWith(ctx, ref, handler, auth, pod, s.NodeCredentials)
 }
 
 // pullWith is Pull; nodeCredentials overrides Config.NodeCredentials.
-func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, nodeCredentials bool) (_ string, err error) {
+func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runtimeapi.AuthConfig, pod verify.Pod, nodeCredentials bool) (_ string, err error) {
 	if ref == "" {
 		return "", fmt.Errorf("image reference must be set: %w", errdefs.ErrInvalidArgument)
 	}
@@ -58,11 +64,8 @@ func (s *Service) pullWith(ctx context.Context, ref, handler string, given *runt
 	if err != nil {
 		return "", err
 	}
-	key := ref + "\x00" + header
-	ctx, pull := s.Progress.Join(ctx, key, ref)
-	id, err := s.pulls.Do(ctx, key, func(ctx context.Context) (string, error) {
-		return s.pull(ctx, docker, ref, header)
-	})
+	ctx, pull := s.Progress.Join(ctx, ref+"\x00"+header, ref)
+	id, err := s.pullFromSources(ctx, docker, &pullRequest{ref: ref, header: header, pod: pod, nodeCredentials: nodeCredentials, policy: *s.pullPolicy.Load()})
 	progress := pull.Status()
 	pull.Leave(pullResult(ctx, err))
 	if err != nil && ctx.Err() != nil {
@@ -79,13 +82,12 @@ const upToDateStatus = "Status: Image is up to date"
 
 // pullResult returns how a pull ended for a caller with that context.
 func pullResult(ctx context.Context, err error) pullprogress.Result {
-	var failed *pullError
 	switch {
 	case err == nil:
 		return pullprogress.Success
 	case ctx.Err() != nil:
 		return pullprogress.Canceled
-	case errors.As(err, &failed) && errors.Is(failed.err, errStalled):
+	case pullerror.IsCausedBy(err, errStalled):
 		return pullprogress.Stalled
 	default:
 		return pullprogress.Failure
@@ -120,18 +122,9 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 		err = errors.Join(err, body.Close())
 	}
 	if err != nil {
-		if errors.Is(context.Cause(ctx), errStalled) {
-			return "", &pullError{ref, fmt.Errorf("%w for %v: %v", errStalled, s.PullProgressTimeout, pullprogress.FromContext(ctx).Status()), true}
-		}
-		if ctx.Err() != nil {
-			return "", fmt.Errorf("pull image %q: %w", ref, ctx.Err())
-		}
-		// errdefs.IsUnavailable is about the registry: the Engine passes its status on.
-		if engine.IsUnavailable(err) && !errdefs.IsUnavailable(err) {
-			return "", fmt.Errorf("pull image %q: %w", ref, err)
-		}
-		return "", classifyPullError(ref, err)
+		return "", s.pullFailure(ctx, ref, err)
 	}
+	watchdog.Stop() // what follows does not depend on the registry
 	ctx, done := docker.WithRequestTimeout(ctx)
 	defer done()
 	// By the reference, because an image pulled by digest may have no tag.
@@ -140,6 +133,22 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 		s.log.Info("image pulled", changes.Image(ref, found.ID), slog.Int64("bytes", found.Size), changes.Took(start))
 	}
 	return found.ID, err
+}
+
+// pullFailure returns the error of a pull or of a request to the registry, with its kind. ctx is that of
+// the request.
+func (s *Service) pullFailure(ctx context.Context, ref string, err error) error {
+	switch {
+	case errors.Is(context.Cause(ctx), errStalled):
+		return pullerror.Unavailable(ref, fmt.Errorf("%w for %v: %v", errStalled, s.PullProgressTimeout, pullprogress.FromContext(ctx).Status()))
+	case ctx.Err() != nil:
+		return fmt.Errorf("pull image %q: %w", ref, ctx.Err())
+	case engine.IsUnavailable(err) && !errdefs.IsUnavailable(err):
+		// errdefs.IsUnavailable is about the registry: the Engine passes its status on.
+		return fmt.Errorf("pull image %q: %w", ref, err)
+	default:
+		return pullerror.Classify(ref, err)
+	}
 }
 
 const (
@@ -175,64 +184,5 @@ func readMessages(messages io.Reader, handle func(jsonmessage.JSONMessage)) erro
 			return shorten.Error(m.Error)
 		}
 		handle(m)
-	}
-}
-
-// A pullError is the failure of a pull for which the registry, not the Engine, is the reason.
-type pullError struct {
-	ref         string
-	err         error
-	unavailable bool // the registry could not be reached, or its error is temporary
-}
-
-// Error begins with the word that the kubelet uses as the reason (ErrRegistryUnavailable in
-// pkg/kubelet/images).
-func (e *pullError) Error() string {
-	text := fmt.Sprintf("pull image %q: %v", e.ref, e.err)
-	if e.unavailable {
-		return "RegistryUnavailable: " + text
-	}
-	return text
-}
-
-// Texts in errors of a pull. Docker reports the responses of registries as text only.
-var (
-	deniedTexts = []string{"denied", "unauthorized", "authentication required", "no basic auth credentials"}
-
-	notFoundTexts = []string{"manifest unknown", "not found", "name unknown", "does not exist"}
-
-	unavailableTexts = []string{
-		"toomanyrequests", "too many requests", "Too Many Requests", "rate limit",
-		"502 Bad Gateway", "503 Service", "504 Gateway", "500 Internal Server Error", "received unexpected HTTP status: 5",
-		"dial tcp", "lookup ", "i/o timeout", "TLS handshake", "connection re", "Client.Timeout", "context deadline exceeded",
-		"server gave HTTP response", "x509:", "EOF",
-	}
-)
-
-// classifyPullError gives the error of a pull its kind.
-func classifyPullError(ref string, err error) error {
-	err = shorten.Error(err)
-	text := err.Error()
-	contains := func(substrings []string) bool {
-		for _, s := range substrings {
-			if strings.Contains(text, s) {
-				return true
-			}
-		}
-		return false
-	}
-	switch {
-	case contains(deniedTexts):
-		// Docker returns status 404 for some of these. Without a kind they become code
-		// Unknown, for which the kubelet shows the text alone and berthd logs it.
-		return &pullError{ref, err, false}
-	case errdefs.IsNotFound(err), errdefs.IsInvalidArgument(err):
-		return fmt.Errorf("pull image %q: %w", ref, err)
-	case contains(notFoundTexts):
-		return fmt.Errorf("pull image %q: %w: %w", ref, err, errdefs.ErrNotFound)
-	case errdefs.IsUnavailable(err), contains(unavailableTexts):
-		return &pullError{ref, err, true}
-	default:
-		return &pullError{ref, err, false}
 	}
 }

@@ -68,6 +68,12 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	default:
 		s.log.Info("image removed", changes.Image(ref, found.ID), slog.Int64("bytes", found.Size), changes.Took(start))
 	}
+	if kept {
+		return nil
+	}
+	if err := s.Aliases.Forget(ctx, found.RepoDigests); err != nil {
+		return fmt.Errorf("remove image %q: %w", ref, err)
+	}
 	return nil
 }
 

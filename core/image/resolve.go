@@ -30,7 +30,7 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Im
 	if err := checkConfig(found); err != nil {
 		return todocker.Image{}, err
 	}
-	out := todocker.Image{ID: found.ID, Ref: repoDigest(found.RepoDigests, userRef, found.ID), User: defaultUser(found)}
+	out := todocker.Image{ID: found.ID, Ref: repoDigest(s.Aliases.Digests(found.RepoTags, found.RepoDigests), userRef, found.ID), User: defaultUser(found)}
 	if found.Config != nil {
 		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
 	}

@@ -7,13 +7,16 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/image/pullprogress"
+	"berth/core/image/verify"
 )
 
 // PullImage pulls an image and returns its ID.
 func (s *Server) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	pod := r.GetSandboxConfig().GetMetadata()
 	ctx = pullprogress.WithPod(ctx, pod.GetNamespace(), pod.GetName())
-	id, err := s.Images.Pull(ctx, r.GetImage().GetImage(), r.GetImage().GetRuntimeHandler(), r.GetAuth())
+	id, err := s.Images.Pull(ctx, r.GetImage().GetImage(), r.GetImage().GetRuntimeHandler(), r.GetAuth(), verify.Pod{
+		Namespace: pod.GetNamespace(), Name: pod.GetName(), UID: pod.GetUid(),
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -74,6 +74,7 @@ type Engine struct {
 	refs       map[string]string     // IDs by familiar name with tag or digest
 	registries map[string]*Remote    // by normalized name
 	pulls      []Pull
+	resolves   []Pull
 
 	pastEvents    []events.Message
 	subscribers   map[*subscriber]struct{}

@@ -12,6 +12,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/registry"
+	godigest "github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // repeatInterval is how often Docker repeats the progress of a download with the containerd image
@@ -44,9 +46,14 @@ type Remote struct {
 	// downloads, is only sent if it is that of Stall.
 	Stall    string
 	StallFor time.Duration
+	// Claim is the digest with which the registry answers a request for the manifest, if not Digest.
+	Claim string
 	// Repeats has that message repeated every 100 ms, as with the containerd image store.
 	Repeats bool
 }
+
+// Resolving is the Stall of a registry that does not answer a request for a manifest.
+const Resolving = "Resolving"
 
 // A Pull is a request to pull an image.
 type Pull struct {
@@ -85,6 +92,13 @@ func (e *Engine) Pulls() []Pull {
 	return slices.Clone(e.pulls)
 }
 
+// Resolves returns all requests for a manifest.
+func (e *Engine) Resolves() []Pull {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.resolves)
+}
+
 // findRemoteLocked returns what a registry has under a name, or nil.
 func (e *Engine) findRemoteLocked(named reference.Named) *Remote {
 	if r, ok := e.registries[named.String()]; ok {
@@ -115,13 +129,9 @@ func (e *Engine) imagePull(c *call) error {
 		return invalidParameter("%v", err)
 	}
 	named = reference.TagNameOnly(named)
-	request := Pull{Ref: named.String(), Header: c.Request.Header.Get(registry.AuthHeader), Platform: c.query.Get("platform")}
-	if request.Header != "" {
-		auth, err := registry.DecodeAuthConfig(request.Header)
-		if err != nil {
-			return invalidParameter("%v", err)
-		}
-		request.Auth = *auth
+	request, err := c.pullOf(named)
+	if err != nil {
+		return err
 	}
 	e.mu.Lock()
 	e.pulls = append(e.pulls, request)
@@ -136,6 +146,58 @@ func (e *Engine) imagePull(c *call) error {
 		return errorf(r.Status, "%s", r.Error)
 	}
 	return e.download(c, named, r)
+}
+
+// pullOf returns the Pull of a request about an image in a registry.
+func (c *call) pullOf(named reference.Named) (Pull, error) {
+	request := Pull{Ref: named.String(), Header: c.Request.Header.Get(registry.AuthHeader), Platform: c.query.Get("platform")}
+	if request.Header != "" {
+		auth, err := registry.DecodeAuthConfig(request.Header)
+		if err != nil {
+			return request, invalidParameter("%v", err)
+		}
+		request.Auth = *auth
+	}
+	return request, nil
+}
+
+// distribution is GET /distribution/{name}/json: it asks the registry for a manifest.
+func (e *Engine) distribution(c *call) error {
+	named, err := reference.ParseNormalizedNamed(c.name)
+	if err != nil {
+		return invalidParameter("%v", err)
+	}
+	named = reference.TagNameOnly(named)
+	request, err := c.pullOf(named)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.resolves = append(e.resolves, request)
+	r := e.findRemoteLocked(named)
+	e.mu.Unlock()
+	switch {
+	case r == nil:
+		return errorf(http.StatusNotFound, "manifest unknown: manifest unknown")
+	case r.Allow != nil && !r.Allow(request.Auth):
+		return errorf(http.StatusUnauthorized, "unauthorized: authentication required")
+	case r.Status != 0:
+		return errorf(r.Status, "%s", r.Error)
+	case r.Stall == Resolving:
+		select {
+		case <-c.Context().Done():
+		case <-c.server.ctx.Done():
+		}
+		return errHangUp
+	}
+	digest := r.Digest
+	if r.Claim != "" {
+		digest = r.Claim
+	}
+	return c.respond(http.StatusOK, registry.DistributionInspect{
+		Descriptor: ocispec.Descriptor{MediaType: "application/vnd.docker.distribution.manifest.v2+json", Digest: godigest.Digest(digest), Size: 500},
+		Platforms:  []ocispec.Platform{{Architecture: r.Image.Arch, OS: "linux"}},
+	})
 }
 
 // A progress is a message of the stream of a pull.

@@ -70,6 +70,7 @@ func (e *Engine) newRoutes() []route {
 		{"POST /exec/{id}/resize", e.execResize},
 		{"GET /exec/{id}/json", e.execInspect},
 
+		{"GET /distribution/{name}/json", e.distribution},
 		{"GET /images/json", e.imageList},
 		{"POST /images/create", e.imagePull},
 		{"POST /images/load", e.imageLoad},

@@ -56,16 +56,19 @@ type Verifier struct {
 	running chan struct{} // has an element for each running program
 }
 
-// New returns a Verifier. It fails if the directory or a program in it cannot be used now.
-func New(cfg Config, log *slog.Logger) (*Verifier, error) {
-	programs, err := Programs(cfg.Dir)
-	if err != nil {
-		return nil, err
+// New returns a Verifier.
+func New(cfg Config, log *slog.Logger) *Verifier {
+	return &Verifier{cfg: cfg, log: log, running: make(chan struct{}, maxRunning)}
+}
+
+// Check returns an error if the directory or a program in it cannot be used now, so that all images are
+// refused. It logs a warning if all are allowed.
+func (v *Verifier) Check() error {
+	programs, err := Programs(v.cfg.Dir)
+	if err == nil && len(programs) == 0 {
+		v.log.Warn("all images may be pulled: the directory of image verifiers is empty", slog.String("dir", v.cfg.Dir))
 	}
-	if len(programs) == 0 {
-		log.Warn("all images may be pulled: the directory of image verifiers is empty", slog.String("dir", cfg.Dir))
-	}
-	return &Verifier{cfg: cfg, log: log, running: make(chan struct{}, maxRunning)}, nil
+	return err
 }
 
 // Verify returns nil if all programs allow the pull of the image called name, whose manifest or

@@ -49,8 +49,8 @@ func newDir(t *testing.T, scripts map[string]string) string {
 func run(t *testing.T, cfg verify.Config) (log string, err error) {
 	t.Helper()
 	var text bytes.Buffer
-	v, err := verify.New(cfg, slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug})))
-	if err != nil {
+	v := verify.New(cfg, slog.New(slog.NewTextHandler(&text, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	if err := v.Check(); err != nil {
 		t.Fatal(err)
 	}
 	err = v.Verify(t.Context(), "r.test/a:1", descriptor, verify.Pod{Namespace: "team", Name: "web", UID: "u-1"})
@@ -137,10 +137,7 @@ func TestProgramsThatCannotBeRunRefuse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := newDir(t, nil)
-			v, err := verify.New(verify.Config{Dir: dir, Timeout: time.Minute, Max: 10}, slog.New(slog.DiscardHandler))
-			if err != nil {
-				t.Fatal(err)
-			}
+			v := verify.New(verify.Config{Dir: dir, Timeout: time.Minute, Max: 10}, slog.New(slog.DiscardHandler))
 			if err := change(dir); err != nil {
 				t.Fatal(err)
 			}
@@ -181,13 +178,13 @@ func TestLinksToTrustedProgramsAreFollowed(t *testing.T) {
 	}
 }
 
-func TestNewRefusesADirectoryThatOthersCanWriteTo(t *testing.T) {
+func TestCheckRefusesADirectoryThatOthersCanWriteTo(t *testing.T) {
 	dir := newDir(t, nil)
 	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // what is tested
 		t.Fatal(err)
 	}
 	for path, want := range map[string]string{dir: "writable by others", filepath.Join(dir, "none"): "writable by others", "/none": "no such file"} {
-		if _, err := verify.New(verify.Config{Dir: path}, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) {
+		if err := verify.New(verify.Config{Dir: path}, slog.New(slog.DiscardHandler)).Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
@@ -246,10 +243,7 @@ func TestProgramThatLeavesItsProcessGroupDoesNotDelayTheVerdict(t *testing.T) {
 }
 
 func TestCallerCanGiveUp(t *testing.T) {
-	v, err := verify.New(verify.Config{Dir: newDir(t, map[string]string{"a": "sleep 600"}), Timeout: time.Hour, Max: 10}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := verify.New(verify.Config{Dir: newDir(t, map[string]string{"a": "sleep 600"}), Timeout: time.Hour, Max: 10}, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	var all sync.WaitGroup
@@ -266,10 +260,7 @@ func TestCallerCanGiveUp(t *testing.T) {
 func TestAFewProgramsRunAtOnce(t *testing.T) {
 	count := t.TempDir()
 	script := fmt.Sprintf(`: >%[1]s/$$; ls %[1]s | wc -l; n=$(ls %[1]s | wc -l); sleep 0.2; rm %[1]s/$$; [ "$n" -le 8 ]`, count)
-	v, err := verify.New(verify.Config{Dir: newDir(t, map[string]string{"a": script}), Timeout: time.Minute, Max: 10}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := verify.New(verify.Config{Dir: newDir(t, map[string]string{"a": script}), Timeout: time.Minute, Max: 10}, slog.New(slog.DiscardHandler))
 	var all sync.WaitGroup
 	for range 24 {
 		all.Go(func() {

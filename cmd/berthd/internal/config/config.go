@@ -68,6 +68,11 @@ type Config struct {
 	KeepLocalImages bool     // pin images that no registry has and those of containers outside of pods
 	PinnedImages    []string // globs of images that are pinned
 	PinLabels       string   // built, all or none
+
+	RegistryMirrors []string // each as HOST=MIRROR
+	VerifierDir     string   // directory of image verifiers, or empty for none
+	VerifierTimeout time.Duration
+	VerifierMax     int // negative for no limit
 }
 
 // PinnedPatterns returns the compiled PinnedImages, which were checked when they were set.

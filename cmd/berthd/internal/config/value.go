@@ -17,6 +17,7 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/spf13/pflag"
 
+	"berth/core/image/mirror"
 	"berth/core/image/pinning"
 	"berth/network/cnitemplate"
 )
@@ -157,6 +158,13 @@ func parseDir(s string) (string, error) {
 	return filepath.Clean(s), nil
 }
 
+func parseOptionalDir(s string) (string, error) {
+	if s == "" {
+		return s, nil
+	}
+	return parseDir(s)
+}
+
 func parseDirs(s string) (dirs []string, err error) {
 	for part := range strings.SplitSeq(s, ",") {
 		dir, err := parseDir(strings.TrimSpace(part))
@@ -239,6 +247,27 @@ func parseImage(s string) (string, error) {
 		return "", errors.New("must name an image, like registry.k8s.io/pause:3.10")
 	}
 	return s, nil
+}
+
+// parseMirrors takes mirrors of registries, separated by commas.
+func parseMirrors(s string) (items []string, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for part := range strings.SplitSeq(s, ",") {
+		items = append(items, strings.TrimSpace(part))
+	}
+	_, err = mirror.Parse(items)
+	return items, err
+}
+
+// parseVerifierMax refuses 0, with which containerd allows all images without calling a verifier.
+func parseVerifierMax(s string) (int, error) {
+	n, err := parseInt(s)
+	if err == nil && n < 1 && n != -1 {
+		err = errors.New("must be more than 0, or -1 for all")
+	}
+	return n, err
 }
 
 // parsePinnedImages takes globs of image names, or nothing for none.
