@@ -23,11 +23,12 @@ type Features struct {
 	API     string // negotiated version, for example 1.41
 	Kernel  string // release of the kernel
 
-	RootDir        string // data directory of the Engine
-	StorageDriver  string // overlay2, overlayfs, ...
-	ContainerdRoot string // data directory of its containerd, with the containerd image store; "" if unknown
-	Snapshotter    bool   // images are in the containerd image store
-	LoggingDriver  string // the default, log-driver of daemon.json
+	RootDir        string   // data directory of the Engine
+	StorageDriver  string   // overlay2, overlayfs, ...
+	ContainerdRoot string   // data directory of its containerd, with the containerd image store; "" if unknown
+	Snapshotter    bool     // images are in the containerd image store
+	LoggingDriver  string   // the default, log-driver of daemon.json
+	HubMirrors     []string // registry-mirrors of daemon.json, which are for docker.io
 
 	CgroupDriver  string // systemd, cgroupfs or none
 	CgroupVersion int    // 1 or 2
@@ -51,6 +52,7 @@ type Features struct {
 	ShimRuntimes         bool // 1.42 (Docker 23.0): HostConfig.Runtime can be the name of a containerd shim
 	WritableCgroups      bool // 1.48 (Docker 28.0): the security option writable-cgroups
 	LayerQuota           bool // HostConfig.StorageOpt can limit the size of a writable layer
+	HostsTOML            bool // 1.48 (Docker 28.0), with the containerd image store: hosts.toml files below /etc/docker/certs.d
 
 	// Premounts reports that berth can prepare mounts that the Engine API cannot express
 	// (core/premount): the kernel is 5.12 or newer, and the Engine does not run in another
@@ -127,6 +129,10 @@ func newFeatures(info system.Info, api string) Features {
 		if s[0] == "driver-type" && strings.HasPrefix(s[1], "io.containerd.snapshotter") {
 			f.Snapshotter = true
 		}
+	}
+	f.HostsTOML = f.Snapshotter && since("1.48")
+	if info.RegistryConfig != nil {
+		f.HubMirrors = info.RegistryConfig.Mirrors
 	}
 	for _, option := range info.SecurityOptions {
 		fields := strings.Split(option, ",")
