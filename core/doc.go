@@ -45,6 +45,7 @@
 //	core/labels     core/names        labels and names that berth gives to containers
 //	core/state      core/checkpoint   files that outlive the daemon
 //	core/premount                     mounts that the Engine API cannot express
+//	core/cdi                          CDI devices, and their specifications on the node
 //	core/pending                      creates that outlived their caller's deadline
 //	core/cgroup     core/systemd      cgroup files and scopes
 //	core/stats/cgroupstats            values of cgroup files and /proc
