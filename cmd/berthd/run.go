@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"berth/cmd/berthd/internal/config"
+	"berth/core/cdi"
 	"berth/core/daemon"
 	"berth/core/image"
 	"berth/core/image/pinning"
@@ -46,6 +47,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
 		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes},
 		Pin:        image.PinConfig{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()},
+		CDI:        cdi.Config{SpecDirs: cfg.CDISpecDirs, Annotations: cfg.CDIAnnotations},
 		Bridge:     cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
 			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: cfg.NetNSDir(), PodCIDR: cfg.PodCIDR,

@@ -258,14 +258,14 @@ var messages = []message{
 		{"mounts", engine, "see Mount", "live.TestMounts"},
 		{"devices", engine, "`HostConfig.Devices`; a privileged container has all devices, and in addition those with another name", "live.TestDevicesInTheContainer todocker.TestPrivileged"},
 		{"labels", store, "labels of the Docker container", "labels.FuzzRoundTrip"},
-		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix; `io.kubernetes.pod.terminationGracePeriod` also sets `Config.StopTimeout` and the timeout of the systemd scope; those of `oci-annotations` are `HostConfig.Annotations`, from Docker 24 on", "live.TestAnnotationsReachTheRuntime labels.FuzzRoundTrip todocker.TestGracePeriodAtShutdown live.TestUnusualPods"},
+		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix; `io.kubernetes.pod.terminationGracePeriod` also sets `Config.StopTimeout` and the timeout of the systemd scope; those of `oci-annotations` are `HostConfig.Annotations`, from Docker 24 on; `cdi.k8s.io/...` request CDI devices, unless `cdi-annotations` is false", "live.TestAnnotationsReachTheRuntime labels.FuzzRoundTrip todocker.TestGracePeriodAtShutdown live.TestUnusualPods cdi.TestNamesAreThoseOfTheFieldAndOfAnnotationsOnce"},
 		{"log_path", berth, "the path of its log; refused if it leads out of log_directory, or if something other than a regular file exists there", "live.TestPodRunsAndIsRemoved live.TestLogPathMustBeARegularFile todocker.TestContainerRefuses"},
 		{"stdin", engine, "`Config.OpenStdin`", "e2e.TestCRI live.TestProcessSettingsInTheContainer"},
 		{"stdin_once", engine, "`Config.StdinOnce`", "e2e.TestCRI live.TestProcessSettingsInTheContainer"},
 		{"tty", engine, "`Config.Tty`", "e2e.TestCRI live.TestProcessSettingsInTheContainer"},
 		{"linux", engine, "see its fields", "todocker.TestContainer"},
 		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestContainerRefuses"},
-		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; refused on an Engine without CDI", "live.TestCDIDevicesAreInTheContainer todocker.TestPrivileged todocker.TestContainerRefuses"},
+		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; for an Engine without CDI the specifications are read, and their device nodes, variables, mounts and groups set; what the Engine API cannot express is refused", "live.TestCDIDevicesAreInTheContainer todocker.TestContainer cdi.TestResolveTranslatesEdits cdi.TestResolveRefusesWhatTheEngineAPICannotExpress"},
 		{"stop_signal", engine, "`Config.StopSignal`; if unset, that of the image", "todocker.TestEverySignalHasAName live.TestProcessSettingsInTheContainer"},
 	}},
 	{"KeyValue", []row{
@@ -308,7 +308,7 @@ var messages = []message{
 	{"WindowsContainerConfig", []row{{"*", refused, windows, "todocker.TestContainerRefuses"}}},
 	{"WindowsContainerSecurityContext", []row{{"*", refused, windows, "todocker.TestContainerRefuses"}}},
 	{"CDIDevice", []row{
-		{"name", engine, "`HostConfig.DeviceRequests`", "todocker.TestContainer"},
+		{"name", engine, "`HostConfig.DeviceRequests`; see CDI_devices", "todocker.TestContainer cdi.TestUnresolvableDeviceNamesDirectoriesAndInvalidFiles"},
 	}},
 	{"CreateContainerResponse", []row{
 		{"container_id", engine, "the ID of the Docker container", "live.TestPodRunsAndIsRemoved"},

@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/cdi"
 	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/identity"
@@ -41,6 +42,7 @@ type Config struct {
 	Updates   *Updates
 	Premounts *premount.Dir
 	Policy    podpolicy.Policy // what pods may have beyond the CRI
+	CDI       cdi.Config
 	Log       *slog.Logger
 }
 
@@ -56,6 +58,7 @@ type Service struct {
 	updates   *Updates
 	premounts *premount.Dir
 	policy    podpolicy.Policy
+	cdi       cdi.Config
 	resources *resources.Manager
 	pending   *pending.Store[pendingContainer] // by Docker name
 	log       *slog.Logger
@@ -110,7 +113,7 @@ type pendingContainer struct {
 func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
-		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, policy: cfg.Policy, log: cfg.Log,
+		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, log: cfg.Log,
 		stops: map[string]int{}, creating: map[names.Premount]bool{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})

@@ -69,7 +69,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	// other mounts than those that can be checked here.
 	otherMounts := premount.InOtherMountNS(premount.ParentPID(pod.Pid))
 	if !otherMounts {
-		if err := checkPropagation(c.GetMounts()); err != nil {
+		if err := checkPropagation(params.CDI.MergeMounts(c.GetMounts())); err != nil {
 			return "", err
 		}
 	}

@@ -31,6 +31,9 @@ func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	if err = s.imageParams(ctx, &p); err != nil {
 		return p, err
 	}
+	if err = s.cdiParams(&p); err != nil {
+		return p, err
+	}
 	sc := c.GetLinux().GetSecurityContext()
 	if p.TargetID, err = s.pidTarget(ctx, pod, sc.GetNamespaceOptions()); err != nil {
 		return p, err
@@ -64,6 +67,20 @@ func (s *Service) imageParams(ctx context.Context, p *todocker.ContainerParams) 
 		}
 	}
 	return nil
+}
+
+// cdiParams adds the CDI devices of a container.
+func (s *Service) cdiParams(p *todocker.ContainerParams) error {
+	names, err := s.cdi.Names(p.Config)
+	if err != nil {
+		return err
+	}
+	if p.Features.CDI {
+		p.CDINames = names
+		return nil
+	}
+	p.CDI, err = s.cdi.Resolve(names)
+	return err
 }
 
 // pidTarget returns the ID of the container whose PID namespace a container shares (NamespaceMode TARGET, as

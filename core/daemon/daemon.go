@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth/core/cache"
+	"berth/core/cdi"
 	"berth/core/checkpoint"
 	"berth/core/container"
 	"berth/core/engine"
@@ -63,6 +64,8 @@ type Config struct {
 	PullProgress time.Duration
 	// Pin says which images the kubelet must not remove. The daemon sets Pulled and Metrics.
 	Pin image.PinConfig
+	// CDI says where CDI devices are requested and defined.
+	CDI cdi.Config
 	// NodeCredentials has pulls without credentials use those of Docker's own configuration.
 	NodeCredentials bool
 	// PodOptions are what pods may have beyond the CRI.
@@ -166,7 +169,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	}, docker, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), Policy: policy, Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,

@@ -36,7 +36,8 @@ type Features struct {
 
 	Runtimes       map[string]Runtime // by name, which is the runtime handler of the CRI
 	DefaultRuntime string
-	CDI            bool // containers can request devices by CDI name
+	CDI            bool     // containers can request devices by CDI name
+	CDISpecDirs    []string // where the Engine looks for CDI specifications, if CDI is set
 
 	SeccompProfile string // of daemon.json: builtin, default, unconfined or a path; "" without seccomp
 	AppArmor       bool
@@ -161,7 +162,7 @@ func newFeatures(info system.Info, api string) Features {
 	}
 	// CDI is on by default since API 1.50 (Docker 28.2). Before, the Engine reports its
 	// directories only with features.cdi in daemon.json.
-	f.CDI = len(info.CDISpecDirs) > 0
+	f.CDI, f.CDISpecDirs = len(info.CDISpecDirs) > 0, info.CDISpecDirs
 	return f
 }
 

@@ -24,7 +24,7 @@ func TestFeaturesFromInfo(t *testing.T) {
 		Runtimes:        map[string]system.RuntimeWithStatus{"runc": {Status: features}, "old": {}},
 	}, "1.51")
 	if !recent.SeccompBuiltin || !recent.ReadOnlyNonRecursive || !recent.ImageMounts || !recent.Runtimes["runc"].RecursiveReadOnly ||
-		recent.Runtimes["old"].RecursiveReadOnly || !recent.CDI || !recent.Snapshotter || !recent.UserNSRemap || !recent.SELinux || recent.CgroupVersion != 2 {
+		recent.Runtimes["old"].RecursiveReadOnly || !recent.CDI || len(recent.CDISpecDirs) != 1 || !recent.Snapshotter || !recent.UserNSRemap || !recent.SELinux || recent.CgroupVersion != 2 {
 		t.Errorf("28.5: %+v", recent)
 	}
 	if !newFeatures(system.Info{SecurityOptions: []string{"name=rootless"}}, "1.41").Rootless {

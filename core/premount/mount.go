@@ -23,7 +23,11 @@ func create(m Mount, target string) error {
 		}
 		return nil
 	}
-	clone, err := unix.OpenTree(unix.AT_FDCWD, m.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	var flags uint = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
+	if m.NonRecursive {
+		flags &^= unix.AT_RECURSIVE
+	}
+	clone, err := unix.OpenTree(unix.AT_FDCWD, m.Source, flags)
 	if err != nil {
 		return fmt.Errorf("clone the mounts of %s: %w", m.Source, err)
 	}

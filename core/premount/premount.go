@@ -40,6 +40,8 @@ type Dir struct {
 type Mount struct {
 	// Source is the path on the node whose mounts are cloned.
 	Source string
+	// NonRecursive clones only the mount of Source, without those below.
+	NonRecursive bool
 	// Layers are the directories of an image's layers, the topmost first. They are never written to.
 	Layers []string
 	// SubPath is a path in Layers, "" for all files. Symbolic links are resolved within the image.

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cdi"
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/labels"
@@ -39,6 +40,9 @@ type ContainerParams struct {
 	ImageName   string               // as the user wrote it
 	PasswdFiles identity.PasswdFiles // of the image
 	Volumes     map[string]Image     // images to mount, by the reference in the request
+
+	CDINames []string  // devices that the Engine resolves
+	CDI      cdi.Edits // of devices that the Engine cannot resolve
 
 	Files        []File         // of the pod, mounted where the container has no mount of its own
 	PremountName names.Premount // for the container's premounts, if it needs any
@@ -71,8 +75,11 @@ func Container(p ContainerParams) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	id, err := identity.ForContainer(p.Config.GetLinux().GetSecurityContext(), p.Image.User, p.PasswdFiles)
+	id, err := identity.ForContainer(p.CDI.MergeGroups(p.Config.GetLinux().GetSecurityContext()), p.Image.User, p.PasswdFiles)
 	if err != nil {
+		return Spec{}, err
+	}
+	if err := p.CDI.CheckAccess(id.Status); err != nil {
 		return Spec{}, err
 	}
 	config, err := containerConfig(p)
@@ -139,7 +146,7 @@ func checkContainer(p ContainerParams) error {
 // labels.
 func containerConfig(p ContainerParams) (*container.Config, error) {
 	c := p.Config
-	env, err := environment(c.GetEnvs())
+	env, err := environment(p.CDI.MergeEnv(c.GetEnvs()))
 	if err != nil {
 		return nil, err
 	}
@@ -263,13 +270,10 @@ func containerResources(p ContainerParams) (out container.Resources, err error) 
 	if _, err := limits.CgroupSettings(c.GetLinux().GetResources(), p.Features); err != nil {
 		return out, err
 	}
-	if out.Devices, err = devices(c.GetDevices(), c.GetLinux().GetSecurityContext().GetPrivileged()); err != nil {
+	if out.Devices, err = devices(p.CDI.MergeDevices(c.GetDevices()), c.GetLinux().GetSecurityContext().GetPrivileged()); err != nil {
 		return out, err
 	}
-	if out.DeviceRequests, err = cdiDevices(c.GetCDIDevices(), p.Features); err != nil {
-		return out, err
-	}
-	out.CgroupParent = p.CgroupParent
+	out.DeviceRequests, out.CgroupParent = cdiRequest(p.CDINames), p.CgroupParent
 	return out, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cdi"
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/names"
@@ -38,6 +39,12 @@ func params(features engine.Features, change ...func(*runtimeapi.ContainerConfig
 		TargetID: "c2full", Volumes: map[string]Image{"files:1": {ID: "sha256:f", Ref: "files@sha256:f"}},
 		Files: []File{{Source: "/run/p/hosts", Target: "/etc/hosts"}, {Source: "/run/p/resolv.conf", Target: "/etc/resolv.conf"}},
 	}
+}
+
+// withCDI adds CDI devices to the parameters.
+func withCDI(p ContainerParams, names []string, edits cdi.Edits) ContainerParams {
+	p.CDINames, p.CDI, p.Premounts, p.PremountName = names, edits, fakePremounts{}, premountName
+	return p
 }
 
 type (
@@ -108,8 +115,25 @@ func TestContainer(t *testing.T) {
 		"stop signal in Docker's spelling": {params(old, func(c config, _ security) { c.StopSignal = runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3 }), func(o Spec) bool {
 			return o.Config.StopSignal == "SIGRTMIN+3"
 		}},
-		"CDI devices": {params(recent, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), func(o Spec) bool {
+		"CDI devices": {withCDI(params(recent), []string{"v/gpu=0"}, cdi.Edits{}), func(o Spec) bool {
 			return len(o.Host.DeviceRequests) == 1 && o.Host.DeviceRequests[0].Driver == "cdi" && o.Host.DeviceRequests[0].DeviceIDs[0] == "v/gpu=0"
+		}},
+		"CDI devices, Docker without CDI": {withCDI(params(kernel512, func(c config, _ security) {
+			c.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("own")}, {Key: "B", Value: []byte("own")}}
+			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/own", ContainerPath: "/dev/x"}}
+			c.Mounts = []*runtimeapi.Mount{{HostPath: "/own", ContainerPath: "/lib/a"}, {HostPath: "/b", ContainerPath: "/b"}}
+		}), nil, cdi.Edits{
+			Env: []string{"A=cdi"}, GIDs: []int64{44}, Nodes: []cdi.Node{{HostPath: "/dev/n", Path: "/dev/x", Permissions: "rw"}},
+			Mounts: []cdi.Mount{
+				{CRI: &runtimeapi.Mount{HostPath: "/host/a", ContainerPath: "/lib/a", Readonly: true}, NonRecursive: true},
+				{CRI: &runtimeapi.Mount{HostPath: "/host/c", ContainerPath: "/lib/c", Readonly: true, MountOptions: []string{"nosuid"}}, NonRecursive: true},
+			},
+		}), func(o Spec) bool {
+			d, m := o.Host.Devices, o.Host.Mounts
+			return slices.Equal(o.Config.Env, []string{"B=own", "A=cdi"}) && slices.Equal(o.Host.GroupAdd, []string{"44"}) && len(o.Host.DeviceRequests) == 0 &&
+				len(d) == 1 && d[0].PathOnHost == "/dev/n" && d[0].CgroupPermissions == "rw" &&
+				len(m) == 5 && m[0].Source == "/b" && m[1].Source == "/host/a" && m[1].ReadOnly && m[1].BindOptions.NonRecursive && m[2].Target == "/lib/c" &&
+				len(o.Premounts) == 1 && o.Premounts[0].Source == "/host/c" && o.Premounts[0].NonRecursive && slices.Equal(o.Premounts[0].Options, []string{"nosuid", "ro"})
 		}},
 		"devices, with all permissions by default": {params(old, func(c config, _ security) {
 			c.Devices = []*runtimeapi.Device{{HostPath: "/dev/a", ContainerPath: "/dev/b"}, {HostPath: "/dev/c", ContainerPath: "/dev/c", Permissions: "r"}}
@@ -144,9 +168,9 @@ func TestPrivileged(t *testing.T) {
 	p := params(recent, func(c config, s security) {
 		s.Privileged, s.MaskedPaths = true, []string{"/proc/kcore"}
 		c.Devices = []*runtimeapi.Device{{HostPath: "/dev/a", ContainerPath: "/dev/a"}, {HostPath: "/dev/a", ContainerPath: "/dev/b"}}
-		c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}}
 		s.Seccomp = &runtimeapi.SecurityProfile{}
 	})
+	p.CDINames = []string{"v/gpu=0"}
 	if _, err := Container(p); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("in a sandbox that is not privileged: %v, want an invalid argument", err)
 	}
@@ -177,9 +201,11 @@ func TestContainerRefuses(t *testing.T) {
 		"ambient capabilities": {params(old, func(_ config, s security) {
 			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
 		}), errdefs.IsInvalidArgument},
-		"unified resources on cgroup v1":  {params(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsInvalidArgument},
-		"a unified resource with a path":  {params(recent, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"../memory.high": "1"} }), errdefs.IsInvalidArgument},
-		"CDI devices, Docker without CDI": {params(old, func(c config, _ security) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "v/gpu=0"}} }), errdefs.IsFailedPrecondition},
+		"unified resources on cgroup v1": {params(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsInvalidArgument},
+		"a unified resource with a path": {params(recent, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"../memory.high": "1"} }), errdefs.IsInvalidArgument},
+		"a CDI device that the user cannot open": {withCDI(params(old, func(_ config, s security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 7} }), nil,
+			cdi.Edits{Nodes: []cdi.Node{{HostPath: "/dev/n", Path: "/dev/n", Permissions: "rw", GID: 44, Mode: 0o660, UserOwned: true}}}), errdefs.IsFailedPrecondition},
+		"a group of a CDI device out of range": {withCDI(params(old), nil, cdi.Edits{GIDs: []int64{1 << 31}}), errdefs.IsInvalidArgument},
 		"a Localhost profile without a name": {params(old, func(_ config, s security) {
 			s.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost}
 		}), errdefs.IsInvalidArgument},

@@ -6,8 +6,6 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"berth/core/engine"
 )
 
 // allAccess is to read and write a device and to create its node.
@@ -36,21 +34,11 @@ func devices(list []*runtimeapi.Device, privileged bool) (out []container.Device
 	return out, nil
 }
 
-// cdiDevices translates devices that the node's CDI specifications define
-// (https://tags.cncf.io/container-device-interface).
-func cdiDevices(list []*runtimeapi.CDIDevice, features engine.Features) ([]container.DeviceRequest, error) {
-	if len(list) == 0 {
-		return nil, nil
+// cdiRequest requests devices by their CDI names (https://tags.cncf.io/container-device-interface) from an Engine
+// that resolves them.
+func cdiRequest(names []string) []container.DeviceRequest {
+	if len(names) == 0 {
+		return nil
 	}
-	if !features.CDI {
-		return nil, failed("CDI devices: Docker reports no support for them; they need Docker 28.2 or newer, or features.cdi in daemon.json")
-	}
-	request := container.DeviceRequest{Driver: "cdi"}
-	for _, d := range list {
-		if d.GetName() == "" {
-			return nil, invalid("CDI device: name must be set")
-		}
-		request.DeviceIDs = append(request.DeviceIDs, d.GetName())
-	}
-	return []container.DeviceRequest{request}, nil
+	return []container.DeviceRequest{{Driver: "cdi", DeviceIDs: names}}
 }

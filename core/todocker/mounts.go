@@ -12,21 +12,22 @@ import (
 	"berth/core/premount"
 )
 
-// containerMounts translates the container's own mounts and adds the pod's files. A mount
+// containerMounts translates the container's own mounts and those of CDI devices, and adds the pod's files. A mount
 // that the Engine API cannot express becomes a premount, which Docker bind-mounts.
 //
 // All mounts must be valid. If several have the same path the last one is used: that is
 // the one on top with runtimes that mount them in order, and Docker refuses duplicates.
 func containerMounts(p ContainerParams) (out []mount.Mount, premounts []premount.Mount, err error) {
+	own, mounts := len(p.Config.GetMounts()), p.CDI.MergeMounts(p.Config.GetMounts())
 	lastAt := map[string]int{} // index of the last mount at a path
-	for i, m := range p.Config.GetMounts() {
+	for i, m := range mounts {
 		if m.GetContainerPath() == "" {
 			return nil, nil, invalid("container_path of the mount of %q: must be set", m.GetHostPath())
 		}
 		lastAt[mountPath(m)] = i
 	}
 	timesMounted := map[string]int{} // by image ID
-	for i, m := range p.Config.GetMounts() {
+	for i, m := range mounts {
 		translated, pre, err := translateMount(m, p)
 		if err != nil {
 			return nil, nil, err
@@ -35,9 +36,13 @@ func containerMounts(p ContainerParams) (out []mount.Mount, premounts []premount
 		if lastAt[translated.Target] != i {
 			continue
 		}
+		nonRecursive := i >= own && p.CDI.Mounts[i-own].NonRecursive
 		if pre != nil {
+			pre.NonRecursive = nonRecursive
 			translated.Source = p.Premounts.Path(p.PremountName, len(premounts))
 			premounts = append(premounts, *pre)
+		} else if nonRecursive {
+			translated.BindOptions.NonRecursive = true
 		}
 		if translated.Type == mount.TypeImage {
 			id := translated.Source

@@ -73,6 +73,9 @@ type Config struct {
 	VerifierDir     string   // directory of image verifiers, or empty for none
 	VerifierTimeout time.Duration
 	VerifierMax     int // negative for no limit
+
+	CDIAnnotations bool // annotations of containers request CDI devices
+	CDISpecDirs    []string
 }
 
 // PinnedPatterns returns the compiled PinnedImages, which were checked when they were set.

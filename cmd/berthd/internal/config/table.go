@@ -33,6 +33,10 @@ func configGroups(cfg *Config) []*Group {
 				usage: "names of `IMAGES` that the kubelet's garbage collection spares, separated by commas, with or without tag and docker.io; * stands for any characters, ? for one"},
 			{name: "pin-labels", value: newEnum(&cfg.PinLabels, "built", "all", "none"), initial: "built",
 				usage: "images whose label berth.pin=true has the kubelet's garbage collection spare them: built, those built on this node; all, also those that are pulled; or none"},
+			{name: "cdi-annotations", value: newValue(&cfg.CDIAnnotations, parseBool), initial: "true",
+				usage: "annotations cdi.k8s.io/... of containers, which device plugins set, request CDI devices"},
+			{name: "cdi-spec-dirs", value: newValue(&cfg.CDISpecDirs, parseDirs), initial: "/etc/cdi,/var/run/cdi",
+				usage: "`DIRS` of CDI specifications, separated by commas, for a Docker without CDI; one with CDI uses those of its daemon.json"},
 		}},
 		{Title: "What pods may have beyond the Kubernetes API", options: policyOptions(cfg)},
 		{Title: "Container logs", options: []*option{
