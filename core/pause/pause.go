@@ -7,7 +7,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"crypto/sha256"
-	_ "embed"
+	"embed"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -31,23 +31,17 @@ const (
 
 // The programs, as built by src/build.sh.
 //
-//go:embed pause-amd64
-var amd64 []byte
-
-//go:embed pause-arm64
-var arm64 []byte
+//go:embed pause-amd64 pause-arm pause-arm64 pause-ppc64le pause-riscv64 pause-s390x
+var programs embed.FS
 
 // program returns the pause program for an architecture, which is named as GOARCH and as
 // in OCI image configurations. The error is of kind NotImplemented for other ones.
 func program(arch string) ([]byte, error) {
-	switch arch {
-	case "amd64":
-		return amd64, nil
-	case "arm64":
-		return arm64, nil
-	default:
+	binary, err := programs.ReadFile("pause-" + arch)
+	if err != nil {
 		return nil, fmt.Errorf("no built-in pause image for architecture %s: %w", arch, errdefs.ErrNotImplemented)
 	}
+	return binary, nil
 }
 
 // Archive returns the image for an architecture in the format of docker save. Its bytes,

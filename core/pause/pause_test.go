@@ -27,8 +27,12 @@ import (
 
 // The IDs of the images. If one of them changes, Ref needs a new tag.
 var ids = map[string]string{
-	"amd64": "949347e79082454dc39f344a0f1258da860ceafbe1a123aeff01466bbac6b9db",
-	"arm64": "5c378a8fbf1954457dce132e72c530e23ecdfab42012a2910e635f76a2166247",
+	"amd64":   "949347e79082454dc39f344a0f1258da860ceafbe1a123aeff01466bbac6b9db",
+	"arm64":   "5c378a8fbf1954457dce132e72c530e23ecdfab42012a2910e635f76a2166247",
+	"arm":     "7e6c05d1e7ad9c649e1fe61015a8ccf40dd482bd2d8eb0258d9b3efd638f0686",
+	"ppc64le": "131161c36d6c5bbf5a7ec5f4435c1525c66a8762fe45c4d459538a1c1dd67d01",
+	"riscv64": "d72f5d325daf2e5bdd2aafe5bc87557b84a9756746c79838264ff79fbb2d88f7",
+	"s390x":   "1c94c8c21904fc06dac4c1169e0bc40ce1a24e3a287292245a9f6328a7c9fecc",
 }
 
 func TestArchiveIsAReproducibleImage(t *testing.T) {
@@ -127,7 +131,11 @@ func TestProgramsAreBuiltFromTheCurrentSource(t *testing.T) {
 }
 
 func TestProgramsAreReproducible(t *testing.T) {
-	for _, tool := range []string{"gcc", "ld", "objcopy", "aarch64-linux-gnu-gcc", "aarch64-linux-gnu-ld"} {
+	tools := []string{"gcc", "ld", "objcopy"}
+	for _, triplet := range []string{"aarch64-linux-gnu", "arm-linux-gnueabihf", "powerpc64le-linux-gnu", "riscv64-linux-gnu", "s390x-linux-gnu"} {
+		tools = append(tools, triplet+"-gcc", triplet+"-ld")
+	}
+	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s", tool)
 		}
@@ -226,10 +234,12 @@ func command(t *testing.T, arch string, args ...string) *exec.Cmd {
 	if arch == runtime.GOARCH {
 		return exec.Command(program, args...)
 	}
-	emulator := map[string]string{"arm64": "qemu-aarch64-static", "amd64": "qemu-x86_64-static"}[arch]
+	emulator := "qemu-" + strings.NewReplacer("amd64", "x86_64", "arm64", "aarch64").Replace(arch)
 	path, err := exec.LookPath(emulator)
 	if err != nil {
-		t.Skipf("needs %s", emulator)
+		if path, err = exec.LookPath(emulator + "-static"); err != nil {
+			t.Skipf("needs %s (Debian: qemu-user)", emulator)
+		}
 	}
 	return exec.Command(path, append([]string{program}, args...)...)
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Builds the pause programs that are embedded in berthd, always to the same
-# bytes: build.sh [DIR]. Needs gcc and aarch64-linux-gnu-gcc (Debian: gcc,
-# gcc-aarch64-linux-gnu). Beside them it writes built-from: what they were built
+# bytes: build.sh [DIR]. Needs gcc on amd64 and the cross compilers that are named below
+# (Debian: gcc and gcc-TRIPLET). Beside them it writes built-from: what they were built
 # from and with, by which the test knows whether they must come out the same.
 set -eu
 export LC_ALL=C
@@ -20,3 +20,7 @@ build() {
 (cd "$here" && sha256sum pause.c build.sh) >"$out/built-from"
 build amd64 ""
 build arm64 aarch64-linux-gnu-
+build arm arm-linux-gnueabihf-
+build s390x s390x-linux-gnu-
+build ppc64le powerpc64le-linux-gnu-
+build riscv64 riscv64-linux-gnu-
