@@ -153,7 +153,11 @@ func (c *trackedConn) linger() {
 func (c *trackedConn) sendQueue() (n int) {
 	if raw, ok := c.Conn.(syscall.Conn); ok {
 		if control, err := raw.SyscallConn(); err == nil {
-			_ = control.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+			_ = control.Control(func(fd uintptr) {
+				// Not IoctlGetInt: the kernel writes an int of C, which is half of an int of Go.
+				queued, _ := unix.IoctlGetUint32(int(fd), unix.SIOCOUTQ)
+				n = int(queued)
+			})
 		}
 	}
 	return n
