@@ -7,7 +7,7 @@ DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null
 PARALLEL = -parallel 8
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak fuzz bench lint clean
+.PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak fuzz bench lint clean
 
 help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,8 +15,9 @@ help: ## lists the goals
 build: ## bin/berthd, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berthd ./cmd/berthd
 
-packages: ## dist/packages: deb and rpm for amd64 and arm64, SBOM, SHA256SUMS
-	cd packaging && go run . -version '$(VERSION)' -commit '$(COMMIT)' -date '$(DATE)' -out ../dist
+packages: ## dist/packages: deb, rpm, SBOM, SHA256SUMS; MACHINES=amd64,arm64 SIGNING_KEY=file SIGNING_PASSPHRASE_FILE=file
+	cd packaging && go run . -version '$(VERSION)' -commit '$(COMMIT)' -date '$(DATE)' -out ../dist -machines '$(MACHINES)' \
+		-key '$(abspath $(SIGNING_KEY))' -passphrase-file '$(abspath $(SIGNING_PASSPHRASE_FILE))'
 
 demo: ## runs a pod on this machine's Docker through the CRI and cleans up (root)
 	contrib/e2e/demo.sh
@@ -39,8 +40,10 @@ test-engine: ## live tests and critest on a private Docker Engine (root)
 test-engines: ## live tests and critest on Docker 20.10 to 29 (root); ENGINES="24.0 29"
 	contrib/e2e/engines.sh $(ENGINES)
 
-test-packages: packages ## packages are reproducible, clean, and install, upgrade and remove (root)
+test-packages: packages ## packages are reproducible, clean, start on each architecture, install, upgrade, remove; signatures (root)
+	packaging/machines-test.sh
 	VERSION='$(VERSION)' COMMIT='$(COMMIT)' DATE='$(DATE)' packaging/test.sh
+	VERSION='$(VERSION)' COMMIT='$(COMMIT)' DATE='$(DATE)' packaging/sign-test.sh
 
 test-vm: packages ## the deb in a virtual machine: units, pods, restarts, an upgrade, a reboot (root)
 	contrib/e2e/vm-test.sh
@@ -71,6 +74,9 @@ bench: ## measures berthd beside direct calls to Docker, and PEER=unix:///... (r
 
 fuzz: ## each fuzz target for FUZZ_TIME (1m); FUZZ=pattern
 	FUZZ='$(FUZZ)' contrib/e2e/fuzz.sh $(FUZZ_TIME)
+
+vet-machines: ## go vet for each architecture that packages are built for
+	for a in amd64 arm64 arm ppc64le riscv64 s390x; do GOARCH=$$a GOARM=7 CGO_ENABLED=0 go vet ./... || exit 1; done
 
 lint: ## golangci-lint v2
 	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...

@@ -1,12 +1,14 @@
 // Command packaging builds berthd for all supported architectures, and a deb, an rpm
 // and an SBOM for each. The builds are reproducible: the same sources give the same
-// bytes.
+// bytes. With a key it signs the packages and SHA256SUMS, and builds signed repositories
+// for apt and dnf.
 package main
 
 import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -14,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +26,44 @@ import (
 	_ "github.com/goreleaser/nfpm/v2/rpm" // registers itself
 )
 
-var machines = []string{"amd64", "arm64"}
+// A machine is an architecture that berthd is built for. Its name is that of SBOMs and
+// staged programs.
+type machine struct {
+	name     string
+	goarch   string
+	level    string // the oldest processors: set, so that the builder's environment does not matter
+	packager string // name in nfpm, which knows those of Debian and rpm
+}
+
+var machines = []machine{
+	{"amd64", "amd64", "GOAMD64=v1", "amd64"},
+	{"arm64", "arm64", "GOARM64=v8.0", "arm64"},
+	{"armv7", "arm", "GOARM=7", "arm7"}, // armhf, armv7hl
+	{"ppc64le", "ppc64le", "GOPPC64=power8", "ppc64le"},
+	{"riscv64", "riscv64", "GORISCV64=rva20u64", "riscv64"},
+	{"s390x", "s390x", "", "s390x"},
+}
+
+// choose returns the machines with these names, separated by commas or spaces; all if there
+// are none.
+func choose(names string) ([]machine, error) {
+	var chosen []machine
+	for _, name := range strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' }) {
+		i := slices.IndexFunc(machines, func(m machine) bool { return m.name == name })
+		if i < 0 {
+			var known []string
+			for _, m := range machines {
+				known = append(known, m.name)
+			}
+			return nil, fmt.Errorf("-machines %s: must be of %s", name, strings.Join(known, ", "))
+		}
+		chosen = append(chosen, machines[i])
+	}
+	if len(chosen) == 0 {
+		return machines, nil
+	}
+	return chosen, nil
+}
 
 // A release is the version that is packaged.
 type release struct {
@@ -31,6 +71,9 @@ type release struct {
 	commit  string
 	date    time.Time // of the sources; packages contain no other time
 	out     string    // output directory
+
+	machines []machine
+	signer   *signer // nil if nothing is signed
 }
 
 func main() {
@@ -40,70 +83,124 @@ func main() {
 	flag.StringVar(&r.commit, "commit", "unknown", "commit of the sources")
 	flag.Int64Var(&date, "date", 0, "date of the sources, in seconds since 1970")
 	flag.StringVar(&r.out, "out", "../dist", "output directory")
+	names := flag.String("machines", "", "architectures, separated by commas (default all)")
+	key := flag.String("key", "", "`file` with the OpenPGP private key that signs; its passphrase is in the environment variable "+passphraseVariable)
+	passphrase := flag.String("passphrase-file", "", "`file` whose first line is the passphrase of the key")
 	flag.Parse()
 	r.date = time.Unix(date, 0).UTC()
-	if err := r.build(); err != nil {
+	if err := r.run(*names, *key, *passphrase); err != nil {
 		fmt.Fprintln(os.Stderr, "packaging:", err)
 		os.Exit(1)
 	}
 }
 
+// run builds the packages of the named machines and says whether they are signed.
+func (r release) run(names, key, passphraseFile string) (err error) {
+	if r.machines, err = choose(names); err != nil {
+		return err
+	}
+	if key == "" {
+		if passphraseFile != "" {
+			return errors.New("-passphrase-file: only with -key")
+		}
+	} else if r.signer, err = readSigner(key, passphraseFile); err != nil {
+		return fmt.Errorf("-key: %w", err)
+	}
+	if err := r.build(); err != nil {
+		return err
+	}
+	if r.signer == nil {
+		fmt.Println("The packages and SHA256SUMS are not signed, and there are no repositories: this needs a key (make packages SIGNING_KEY=file).")
+	} else {
+		fmt.Printf("The packages, SHA256SUMS and repositories are signed with the key %s.\n", r.signer)
+	}
+	return nil
+}
+
 // build builds all packages. It runs in the directory of its sources.
 func (r release) build() error {
 	// Packages of an earlier build must not be mixed with those of this build.
-	if err := os.RemoveAll(filepath.Join(r.out, "packages")); err != nil {
-		return err
+	for _, dir := range []string{"packages", "repository"} {
+		if err := os.RemoveAll(filepath.Join(r.out, dir)); err != nil {
+			return err
+		}
 	}
 	for _, dir := range []string{"packages", "stage"} {
 		if err := os.MkdirAll(filepath.Join(r.out, dir), 0o755); err != nil {
 			return err
 		}
 	}
-	for _, machine := range machines {
-		if err := r.compile(machine); err != nil {
-			return fmt.Errorf("build for %s: %w", machine, err)
+	for _, m := range r.machines {
+		if err := r.compile(m); err != nil {
+			return fmt.Errorf("build for %s: %w", m.name, err)
 		}
 	}
 	if err := r.documents(); err != nil {
 		return err
 	}
 	var names []string
-	for _, machine := range machines {
+	for _, m := range r.machines {
 		for _, format := range []string{"deb", "rpm"} {
-			name, err := r.pack(machine, format)
+			name, err := r.pack(m, format)
 			if err != nil {
-				return fmt.Errorf("%s for %s: %w", format, machine, err)
+				return fmt.Errorf("%s for %s: %w", format, m.name, err)
 			}
 			names = append(names, name)
 		}
-		name := fmt.Sprintf("berth_%s_%s.spdx.json", r.number(), machine)
-		if err := r.sbom(r.staged("berthd-"+machine), filepath.Join(r.out, "packages", name)); err != nil {
-			return fmt.Errorf("SBOM for %s: %w", machine, err)
+		name := fmt.Sprintf("berth_%s_%s.spdx.json", r.number(), m.name)
+		if err := r.sbom(r.staged("berthd-"+m.name), filepath.Join(r.out, "packages", name)); err != nil {
+			return fmt.Errorf("SBOM for %s: %w", m.name, err)
 		}
 		names = append(names, name)
 	}
-	return r.sums(names)
+	if err := r.sums(names); err != nil {
+		return err
+	}
+	if r.signer == nil {
+		return nil
+	}
+	return r.repositories(names)
 }
 
 func (r release) staged(name string) string { return filepath.Join(r.out, "stage", name) }
 
 // compile builds a static berthd.
-func (r release) compile(machine string) error {
-	path, err := filepath.Abs(r.staged("berthd-" + machine))
+func (r release) compile(m machine) error {
+	path, err := filepath.Abs(r.staged("berthd-" + m.name))
 	if err != nil {
 		return err
 	}
+	return r.goBuild(path, append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+m.goarch, m.level))
+}
+
+func (r release) goBuild(path string, environ []string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false",
 		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.version=%s -X main.commit=%s", r.version, r.commit), "-o", path, "./cmd/berthd")
 	cmd.Dir = ".."
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+machine)
+	cmd.Env = environ
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
 }
 
+// native returns the path of a berthd that runs here, which is built for the documents alone
+// if this machine is none of those that packages are built for.
+func (r release) native() (string, error) {
+	name := "berthd-native"
+	for _, m := range r.machines {
+		if m.goarch == runtime.GOARCH {
+			name = "berthd-" + m.name
+		}
+	}
+	path, err := filepath.Abs(r.staged(name))
+	if err != nil || name != "berthd-native" {
+		return path, err
+	}
+	return path, r.goBuild(path, append(os.Environ(), "CGO_ENABLED=0"))
+}
+
 // documents writes the manual page, the bash completion and the Debian changelog.
 func (r release) documents() error {
-	berthd, err := filepath.Abs(r.staged("berthd-" + runtime.GOARCH))
+	berthd, err := r.native()
 	if err != nil {
 		return err
 	}
@@ -166,8 +263,8 @@ func (r release) number() string {
 }
 
 // pack builds one package and returns its file name.
-func (r release) pack(machine, format string) (string, error) {
-	variables := map[string]string{"VERSION": r.number(), "MACHINE": machine, "STAGE": filepath.Join(r.out, "stage"), "MAINTAINER": maintainer}
+func (r release) pack(m machine, format string) (string, error) {
+	variables := map[string]string{"VERSION": r.number(), "MACHINE": m.name, "PACKAGER": m.packager, "STAGE": filepath.Join(r.out, "stage"), "MAINTAINER": maintainer}
 	config, err := nfpm.ParseFileWithEnvMapping("berth.yaml", func(name string) string { return variables[name] })
 	if err != nil {
 		return "", err
@@ -177,6 +274,9 @@ func (r release) pack(machine, format string) (string, error) {
 		return "", err
 	}
 	info.MTime = r.date
+	if r.signer != nil {
+		info.Deb.Signature.SignFn, info.RPM.Signature.SignFn = r.signer.armored, r.signer.binary
+	}
 	for _, content := range info.Contents {
 		if content.FileInfo == nil {
 			content.FileInfo = &files.ContentFileInfo{}
@@ -198,7 +298,7 @@ func (r release) pack(machine, format string) (string, error) {
 	return name, os.WriteFile(filepath.Join(r.out, "packages", name), out.Bytes(), 0o644)
 }
 
-// sums writes SHA256SUMS, for sha256sum --check.
+// sums writes SHA256SUMS, for sha256sum --check, and SHA256SUMS.asc, for gpg --verify.
 func (r release) sums(names []string) error {
 	var text strings.Builder
 	for _, name := range names {
@@ -208,5 +308,15 @@ func (r release) sums(names []string) error {
 		}
 		fmt.Fprintf(&text, "%x  %s\n", sha256.Sum256(content), name)
 	}
-	return os.WriteFile(filepath.Join(r.out, "packages", "SHA256SUMS"), []byte(text.String()), 0o644)
+	if err := r.write("packages/SHA256SUMS", []byte(text.String())); err != nil {
+		return err
+	}
+	if r.signer == nil {
+		return nil
+	}
+	signature, err := r.signer.armored(strings.NewReader(text.String()))
+	if err != nil {
+		return fmt.Errorf("SHA256SUMS.asc: %w", err)
+	}
+	return r.write("packages/SHA256SUMS.asc", signature)
 }

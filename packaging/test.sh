@@ -20,7 +20,7 @@ rpm=$(ls "$dist"/berth-*.x86_64.rpm)
 
 say "checksums and SBOMs"
 (cd "$dist" && sha256sum --check --quiet SHA256SUMS)
-for machine in amd64 arm64; do
+for machine in amd64 arm64 armv7 ppc64le riscv64 s390x; do
 	parts=$(go version -m "$top/dist/stage/berthd-$machine" | grep -cE '^\s+dep\s')
 	listed=$(grep -c '"purl"' "$dist"/berth_*_"$machine".spdx.json)
 	want "the SBOM for $machine lists all $parts modules and Go" [ "$listed" = $((parts + 1)) ]
@@ -225,7 +225,7 @@ printf '[Service]\nExecStart=\nExecStart=/usr/local/bin/cri-dockerd\n' >"$r$unit
 beside "a drop-in with another program" $units/berth.service.d/10.conf rp -U "$w/berth.rpm"
 
 say "the example configuration"
-berthd=$top/dist/stage/berthd-$(go env GOARCH)
+berthd=$top/dist/stage/berthd-amd64
 want "is accepted as it is" "$berthd" config print --config "$here/config.yaml"
 sed 's/^# \([a-z-]*: \)/\1/' "$here/config.yaml" >"$w/all.yaml"
 want "is accepted with all options uncommented" "$berthd" config print --config "$w/all.yaml"

@@ -126,7 +126,7 @@ start_engine() {
 # next_package DIR: builds a deb of the same program with a higher version, for upgrades.
 next_package() {
 	say "building a package with a higher version"
-	(cd "$top/packaging" && go run . -version 99.0.0 -commit upgrade -date 0 -out "$1" >/dev/null)
+	(cd "$top/packaging" && go run . -machines amd64 -version 99.0.0 -commit upgrade -date 0 -out "$1" >/dev/null)
 	mv "$1"/packages/*_amd64.deb "$1/"
 	rm -r "$1/packages"
 }
