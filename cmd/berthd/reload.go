@@ -10,6 +10,7 @@ import (
 
 	"berth/cmd/berthd/internal/config"
 	"berth/core/daemon"
+	"berth/core/image/pinning"
 )
 
 // live is what a reload changes.
@@ -28,6 +29,14 @@ var appliers = map[string]func(live, config.Config){
 	"image-verifier-dir":        applyPullPolicy,
 	"image-verifier-timeout":    applyPullPolicy,
 	"image-verifier-max":        applyPullPolicy,
+	"keep-local-images":         applyPinPolicy,
+	"pinned-images":             applyPinPolicy,
+	"pin-labels":                applyPinPolicy,
+}
+
+// applyPinPolicy applies three options at once. All of them are reloadable.
+func applyPinPolicy(l live, cfg config.Config) {
+	l.SetPinPolicy(pinning.Policy{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()})
 }
 
 // applyPullPolicy applies four options at once. All of them are reloadable.

@@ -41,9 +41,9 @@ func TestReloadableOptionsAreAppliedAndDocumented(t *testing.T) {
 	table, _, _ = strings.Cut(table, "\n\n")
 	var documented []string
 	for row := range strings.Lines(table) {
-		if name, ok := strings.CutPrefix(row, "| `"); ok {
-			name, _, _ = strings.Cut(name, "`")
-			documented = append(documented, name)
+		if names, ok := strings.CutPrefix(row, "| `"); ok {
+			names, _, _ = strings.Cut(names, "` |")
+			documented = append(documented, strings.Split(names, "`, `")...)
 		}
 	}
 	slices.Sort(documented)

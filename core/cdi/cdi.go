@@ -1,6 +1,6 @@
 // Package cdi finds out which CDI devices (https://tags.cncf.io/container-device-interface) a container
-// requests, and resolves them for Engines that cannot: it reads the specifications on the node and says what of
-// them the Engine API has to be told. Engines with CDI resolve the names themselves.
+// requests, and resolves them for Engines that cannot: it reads the specifications on the node and returns what
+// of them goes into requests to the Engine API. Engines with CDI resolve the names themselves.
 //
 // Directories are read whenever a container requests a device, and never otherwise: there is no cache, no watch
 // and no state. Specifications are written by device plugins and DRA drivers, often one per device or claim, right

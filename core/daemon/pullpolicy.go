@@ -6,6 +6,7 @@ import (
 
 	"berth/core/image"
 	"berth/core/image/mirror"
+	"berth/core/image/pinning"
 	"berth/core/image/verify"
 )
 
@@ -24,6 +25,9 @@ func pullPolicy(mirrors []string, verifiers verify.Config, log *slog.Logger) (p 
 	}
 	return p, nil
 }
+
+// SetPinPolicy changes which images the kubelet must not remove.
+func (d *Daemon) SetPinPolicy(policy pinning.Policy) { d.images.SetPinPolicy(policy) }
 
 // SetPullPolicy changes the mirrors and the image verifiers of new pulls. mirrors are valid.
 func (d *Daemon) SetPullPolicy(mirrors []string, verifiers verify.Config) {

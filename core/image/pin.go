@@ -28,7 +28,7 @@ type PinConfig struct {
 	KeepLocal bool
 	// Labels says which images can be pinned by their label; "" means none.
 	Labels pinning.Labels
-	// Patterns are those of pinned-images. SetPinnedImages replaces them.
+	// Patterns are those of pinned-images.
 	Patterns *pinning.Patterns
 	// Pulled holds the images that berth has pulled. It may be nil.
 	Pulled *state.Bucket[origin.Pulled]
@@ -86,22 +86,9 @@ func (p *pins) setTotals(report pinning.Report) {
 	}
 }
 
-// SetPinnedImages replaces the globs of pinned-images. Calls that are in progress use either the
-// old ones or the new ones.
-func (s *Service) SetPinnedImages(globs []string) error {
-	patterns, err := pinning.ParsePatterns(globs)
-	if err != nil {
-		return err
-	}
-	for {
-		old := s.pins.policy.Load()
-		changed := *old
-		changed.Patterns = patterns
-		if s.pins.policy.CompareAndSwap(old, &changed) {
-			return nil
-		}
-	}
-}
+// SetPinPolicy changes which images are pinned. Calls that are in progress use either the old
+// policy or the new one.
+func (s *Service) SetPinPolicy(policy pinning.Policy) { s.pins.policy.Store(&policy) }
 
 // RunForeign keeps track of the containers outside of Kubernetes. It returns nil when ctx is done.
 func (s *Service) RunForeign(ctx context.Context) error { return s.pins.containers.Run(ctx) }

@@ -76,6 +76,7 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 		DebugSocket:     "debug.sock",
 		PullProgress:    time.Minute,
 		VerifierTimeout: 10 * time.Second, VerifierMax: 10,
+		CDIAnnotations: true, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		RequestTimeout: time.Minute + 59*time.Second,
 		StreamingAddr:  "127.0.0.1:0",
 		LogLevel:       "info",
