@@ -108,14 +108,14 @@ const maxNamed = 3
 
 // unresolvable is the error for a device that no valid specification defines.
 func (cfg Config) unresolvable(name string, problems []Problem) error {
-	text := fmt.Sprintf("unresolvable CDI device %s: no valid specification in %s defines it", name, strings.Join(cfg.SpecDirs, " or "))
+	parts := []string{fmt.Sprintf("unresolvable CDI device %s: no valid specification in %s defines it", name, strings.Join(cfg.SpecDirs, " or "))}
 	for _, p := range problems[:min(len(problems), maxNamed)] {
-		text += fmt.Sprintf("; %s is not valid: %v", p.Path, p.Err)
+		parts = append(parts, fmt.Sprintf("%s is not valid: %v", p.Path, p.Err))
 	}
 	if more := len(problems) - maxNamed; more > 0 {
-		text += fmt.Sprintf("; and %d more", more)
+		parts = append(parts, fmt.Sprintf("and %d more", more))
 	}
-	return fmt.Errorf("%s: %w", strings.ReplaceAll(text, "\n", " "), errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("%s: %w", strings.ReplaceAll(strings.Join(parts, "; "), "\n", " "), errdefs.ErrFailedPrecondition)
 }
 
 // Check reads all specifications. It returns the devices that they define, each with the reason why an Engine
