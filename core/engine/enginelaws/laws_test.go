@@ -48,9 +48,11 @@ func TestLawsOnDocker(t *testing.T) {
 }
 
 // notVersionGates has the fields set that are of type bool and do not depend on the Engine's
-// version, but on its configuration or the kernel.
+// version alone, but on its configuration or the kernel. HostsTOML needs files of the Engine and a
+// registry: live.TestHostsTOML checks it on Engines that have it and on those that do not.
 var notVersionGates = engine.Features{
 	Snapshotter: true, LiveRestore: true, AppArmor: true, SELinux: true, Rootless: true, UserNSRemap: true, Premounts: true, LayerQuota: true,
+	HostsTOML: true,
 }
 
 // Every feature that depends on the Engine's version must be tried on real Engines.
