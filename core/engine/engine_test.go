@@ -306,13 +306,14 @@ func connect(t *testing.T, host string, timeout time.Duration) (*engine.Engine, 
 // noShortDeadline are the routes of the fake Engine whose calls have no short deadline, or
 // for which TestEveryCallHasADeadline cannot see it.
 var noShortDeadline = map[string]string{
-	"POST /images/create":     "a pull is cancelled by core/image when it makes no progress",
-	"POST /images/load":       "core/imagecopy cancels it without progress, core/image after the short timeout",
-	"GET /images/get":         "core/imagecopy cancels it without progress",
-	"POST /containers/create": "slow",
-	"GET /system/df":          "slow",
-	"HEAD /_ping":             "Client.Ping repeats it with GET",
-	"GET /_ping":              "only after HEAD",
+	"POST /images/create":           "a pull is cancelled by core/image when it makes no progress",
+	"GET /distribution/{name}/json": "core/image cancels it after the time that a pull may make no progress",
+	"POST /images/load":             "core/imagecopy cancels it without progress, core/image after the short timeout",
+	"GET /images/get":               "core/imagecopy cancels it without progress",
+	"POST /containers/create":       "slow",
+	"GET /system/df":                "slow",
+	"HEAD /_ping":                   "Client.Ping repeats it with GET",
+	"GET /_ping":                    "only after HEAD",
 }
 
 // Every call has a deadline besides its caller's: one of the short timeout, but for those in
