@@ -81,6 +81,12 @@ func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (cont
 		c.correctOOMKilled(ctx, result)
 		return c.apply(result, generation, func(ctr *Container) { c.logs.Observe(ctx, ctr) })
 	})
+	c.mu.RLock()
+	removed := c.tombstones[id] > generation
+	c.mu.RUnlock()
+	if removed { // meanwhile: what Logs and OOM have kept of this result must not stay
+		c.notifyRemoved(id)
+	}
 	if err != nil {
 		return result, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
@@ -159,11 +165,7 @@ func (c *Cache) apply(result container.InspectResponse, generation uint64, obser
 		}
 		c.mu.Lock()
 		storeLocked(c, c.containers, result.ID, ctr.Row.GetPodSandboxId(), &entry[*Container]{value: ctr, generation: generation, fromList: observe == nil})
-		removed := c.tombstones[result.ID] > generation
 		c.mu.Unlock()
-		if removed { // while observe was running
-			c.logs.Discard(result.ID)
-		}
 	default:
 		c.mu.RLock()
 		_, _, known := c.stateLocked(result.ID)

@@ -33,11 +33,11 @@ func (k *fakeOOM) ExpectCgroup(id string, _ cgroup.Group) func() {
 }
 func (k *fakeOOM) Running(id string, _ int) { k.record("running", id) }
 func (k *fakeOOM) Started(id string)        { k.record("started", id) }
-func (k *fakeOOM) KillSent(id string)       { k.record("slain", id) }
-func (k *fakeOOM) Exited(id string)         { k.record("died", id) }
-func (k *fakeOOM) EventsLost()              { k.record("deaf", "") }
-func (k *fakeOOM) Remove(id string)         { k.record("drop", id) }
-func (k *fakeOOM) Prune(func(string) bool)  { k.record("forget", "") }
+func (k *fakeOOM) KillSent(id string)       { k.record("sigkill", id) }
+func (k *fakeOOM) Exited(id string)         { k.record("exited", id) }
+func (k *fakeOOM) EventsLost()              { k.record("events lost", "") }
+func (k *fakeOOM) Remove(id string)         { k.record("remove", id) }
+func (k *fakeOOM) Prune(func(string) bool)  { k.record("prune", "") }
 
 func (k *fakeOOM) OOMKilled(_ context.Context, id string, _ bool, _ int, finished time.Time) bool {
 	k.record("killed", id)
@@ -86,13 +86,49 @@ func TestOOMKilledIsDecidedByOOMNotByDocker(t *testing.T) {
 			t.Errorf("reason %s, want OOMKilled: %v", c.Status.GetReason(), killed)
 		}
 		n.remove(id)
-		enginetest.Until(t, "Drop is not called for the removed container", func() bool { return slices.Contains(k.callsFor(id), "drop") })
+		enginetest.Until(t, "Remove is not called for the removed container", func() bool { return slices.Contains(k.callsFor(id), "remove") })
 		calls := k.callsFor(id)
-		killed, died := slices.Index(calls, "slain"), slices.Index(calls, "died")
+		killed, died := slices.Index(calls, "sigkill"), slices.Index(calls, "exited")
 		if killed < 0 || died < killed || !slices.Contains(calls, "started") || !slices.Contains(calls, "running") {
-			t.Errorf("calls %v, want slain before died, started and running", calls)
+			t.Errorf("calls %v, want sigkill before exited, started and running", calls)
 		}
 	}
+}
+
+// slowOOM takes its time to find out why a container exited, as one that waits for Docker's events.
+type slowOOM struct {
+	fakeOOM
+	entered, proceed chan struct{}
+}
+
+func (k *slowOOM) OOMKilled(ctx context.Context, id string, flag bool, exitCode int, finished time.Time) bool {
+	k.entered <- struct{}{}
+	<-k.proceed
+	return k.fakeOOM.OOMKilled(ctx, id, flag, exitCode, finished) // which would store the result
+}
+
+// A result that is stored when the container has been removed already would stay for good.
+func TestOOMForgetsContainerRemovedDuringInspect(t *testing.T) {
+	t.Parallel()
+	k := &slowOOM{entered: make(chan struct{}, 10), proceed: make(chan struct{})}
+	n := newNode(t, func(n *node) { n.oom = k })
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	n.start(id)
+	n.becomes(id, "RUNNING")
+	if err := n.client.ContainerKill(t.Context(), id, "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	<-k.entered
+	n.remove(id)
+	enginetest.Until(t, "Remove is not called", func() bool { return slices.Contains(k.callsFor(id), "remove") })
+	close(k.proceed)
+	enginetest.Until(t, "Remove is not called after OOMKilled", func() bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		stored := slices.Index(k.calls, "killed "+id)
+		return stored >= 0 && slices.Contains(k.calls[stored:], "remove "+id)
+	})
 }
 
 // panickingOOM panics for one container.

@@ -513,6 +513,9 @@ func (r *run) oomKilled(dockerFlag bool, finished time.Time) bool {
 // Remove forgets the container id, which was removed.
 func (w *Watcher) Remove(id string) {
 	w.mu.Lock()
+	if r := w.runs[id]; r != nil {
+		r.endWait()
+	}
 	w.unwatchLocked(id)
 	w.mu.Unlock()
 	if err := w.exitReasons.Delete(id); err != nil {
