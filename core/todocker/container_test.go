@@ -142,9 +142,10 @@ func TestContainer(t *testing.T) {
 			return len(d) == 2 && d[0].PathOnHost == "/dev/a" && d[0].PathInContainer == "/dev/b" && d[0].CgroupPermissions == "rwm" && d[1].CgroupPermissions == "r"
 		}},
 		"resolved reference of an image volume": {params(recent, func(c config, _ security) {
-			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}}
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: "files:1"}}}
 		}), func(o Spec) bool {
-			return strings.Contains(strings.ReplaceAll(storedLabels(o).Config, " ", ""), `"imageRef":"files@sha256:f"`)
+			stored := strings.ReplaceAll(storedLabels(o).Config, " ", "")
+			return strings.Contains(stored, `"imageRef":"files@sha256:f"`) && strings.Contains(stored, `"readonly":true`)
 		}},
 		"the pod's files, but for paths with mounts": {params(old, func(c config, _ security) {
 			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: "/kubelet/hosts"}}
@@ -296,8 +297,10 @@ func TestMounts(t *testing.T) {
 		"an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "a/b"}, &mount.Mount{
 			Type: mount.TypeImage, Source: "sha256:f", Target: "/d", ReadOnly: true, ImageOptions: &mount.ImageOptions{Subpath: "a/b"},
 		}, nil},
-		"an image, old Docker":       {old, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil, nil},
-		"an image, not read-only":    {recent, &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil, nil},
+		"an image, old Docker": {old, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}}, nil, nil},
+		"an image, as from a kubelet 1.31": {recent, &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "files:1"}}, &mount.Mount{
+			Type: mount.TypeImage, Source: "sha256:f", Target: "/d", ReadOnly: true,
+		}, nil},
 		"a sub-path out of an image": {recent, &runtimeapi.Mount{Readonly: true, Image: &runtimeapi.ImageSpec{Image: "files:1"}, ImageSubPath: "../x"}, nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,12 +19,12 @@ func sandboxJSON(pod *runtimeapi.PodSandboxConfig) (string, error) {
 // containerJSON returns the config of a container that is stored in one label, without the
 // fields that have labels of their own and without the environment, which Docker stores
 // anyway and which may hold secrets. Image volumes get the reference that their image was
-// resolved to.
+// resolved to, and are read-only as imageMount makes them.
 func containerJSON(c *runtimeapi.ContainerConfig, volumes map[string]Image) (string, error) {
 	stored := proto.CloneOf(c)
 	for _, m := range stored.GetMounts() {
 		if volume, ok := volumes[m.GetImage().GetImage()]; ok && m.GetImage() != nil {
-			m.Image.ImageRef = volume.Ref
+			m.Image.ImageRef, m.Readonly = volume.Ref, true
 		}
 	}
 	stored.Labels, stored.Annotations, stored.Envs, stored.Command, stored.Args = nil, nil, nil, nil, nil

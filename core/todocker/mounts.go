@@ -166,12 +166,10 @@ func supportsRecursiveReadOnly(runtime string, features engine.Features) bool {
 	return features.Runtimes[runtime].RecursiveReadOnly
 }
 
-// imageMount translates a mount of an image's files.
+// imageMount translates a mount of an image's files. It is always read-only; a kubelet 1.31 does not say so.
 func imageMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *premount.Mount, err error) {
 	volume, subPath := p.Volumes[m.GetImage().GetImage()], m.GetImageSubPath()
 	switch {
-	case !m.GetReadonly():
-		return out, nil, invalid("image volume %q: must be readonly", m.GetContainerPath())
 	case m.GetHostPath() != "":
 		return out, nil, invalid("mount %q: must have an image or a host_path, not both", m.GetContainerPath())
 	case len(m.GetMountOptions()) > 0:
