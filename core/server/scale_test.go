@@ -26,7 +26,7 @@ const (
 	mostHeap = 20 << 10
 )
 
-var scale = flag.Int("scale", 100, "how many `pods` TestScale has")
+var scale = flag.Int("scale", 100, "how many `pods` TestCostOfAListGrowsNoFasterThanItsPods has")
 
 // crowded is a container with as much to it as those that a kubelet orders.
 func (h *testDaemon) crowded() *runtimeapi.ContainerConfig {

@@ -40,7 +40,7 @@ import (
 const busybox = "busybox:1"
 
 // rounds is small for every run of the tests; 400 are ten thousand operations.
-var rounds = flag.Int("rounds", 8, "how many `rounds` TestTheViewNeverLies takes, of 25 things done each")
+var rounds = flag.Int("rounds", 8, "how many `rounds` TestListsNeverContradictTheCaller takes, of 25 actions each")
 
 // Most tests wait for an Engine that hangs or for time to pass, so many run in parallel.
 func TestMain(m *testing.M) {

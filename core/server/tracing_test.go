@@ -156,16 +156,29 @@ func TestCollectorDelaysNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hanging.Close()
-	for name, endpoint := range map[string]string{"away": "127.0.0.1:1", "hangs": hanging.Addr().String(), "no such host": "collector.invalid:4317"} {
+	t.Cleanup(func() { hanging.Close() })
+	for name, tt := range map[string]struct {
+		endpoint string
+		calls    int
+	}{
+		"away":         {"127.0.0.1:1", 10},
+		"hangs":        {hanging.Addr().String(), 3000}, // more than the queue holds
+		"no such host": {"collector.invalid:4317", 10},
+	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			h := prepareDaemon(t)
-			h.tracing = daemon.Tracing{Endpoint: endpoint, SamplesPerMillion: 1_000_000}
+			h.tracing = daemon.Tracing{Endpoint: tt.endpoint, SamplesPerMillion: 1_000_000}
 			h.start()
-			for range 3000 { // more than the queue holds
+			for range tt.calls {
 				if _, err := h.runtime.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil {
 					t.Fatal(err)
 				}
+			}
+			start := time.Now()
+			h.stop()
+			if took := time.Since(start); took > enginetest.WaitTimeout {
+				t.Errorf("the end took %v", took)
 			}
 			families, err := h.registry.Gather()
 			h.must(err)
@@ -176,11 +189,6 @@ func TestCollectorDelaysNothing(t *testing.T) {
 						dropped += m.GetCounter().GetValue()
 					}
 				}
-			}
-			start := time.Now()
-			h.stop()
-			if took := time.Since(start); took > enginetest.WaitTimeout {
-				t.Errorf("the end took %v", took)
 			}
 			if dropped == 0 {
 				t.Error("no span is counted as dropped")
