@@ -45,7 +45,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
-		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes},
+		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes, ShimPerPod: cfg.ShimPerPod},
 		Pin:        image.PinConfig{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()},
 		CDI:        cdi.Config{SpecDirs: cfg.CDISpecDirs, Annotations: cfg.CDIAnnotations},
 		Bridge:     cfg.NetworkPlugin == config.NoCNI,

@@ -122,6 +122,7 @@ var featureAreas = []featureArea{
 	{"Runtimes and extensions", []feature{
 		{"RuntimeClass is a runtime of Docker, known after a reload", "no", "yes", "yes", yes, "", "live.TestDockerReloadUpdatesFeatures"},
 		{"a containerd shim as a handler", "no", "yes", "yes", yes, "`shim-runtimes`, Docker >= 23", "live.TestShimIsARuntimeHandler"},
+		{"one shim per pod", "no", "yes", "-", yes, "Docker >= 24; `shim-per-pod`", "live.TestContainersOfAPodShareAShim live.TestKilledShimEndsItsPod"},
 		{"the nvidia runtime", "0.4.2 lost it", "yes", "yes", yes, "as any runtime of Docker", "live.TestDockerReloadUpdatesFeatures"},
 		{"gVisor with several containers in a sandbox", "no", "yes", "partly", part, "the annotations that runsc needs are passed on; not tested with runsc", "live.TestAnnotationsReachTheRuntime"},
 		{"Kata Containers, one virtual machine per pod", "no", "yes", "yes", no, "", ""},

@@ -291,7 +291,8 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 		if err != nil || !bytes.HasPrefix(text, []byte("/")) && !bytes.HasPrefix(text, []byte("containerd-shim")) || !bytes.Contains(text[:min(len(text), 100)], []byte("containerd-shim")) {
 			continue
 		}
-		if id := anID.FindString(string(text)); id != "" && !running[id] {
+		// A shim has the ID of the first of its containers, which may have been removed before the others.
+		if id := anID.FindString(string(text)); id != "" && !running[id] && !n.serves(strings.Split(path, "/")[2], running) {
 			if docker[id] == "" {
 				pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
 				n.strays = append(n.strays, stray{"", pid})

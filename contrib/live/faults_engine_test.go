@@ -221,7 +221,7 @@ func testNoProbeTimesOutWhileDockerHangs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pid := shimOf(t, c)
+		pid := tr.shim(c)
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}

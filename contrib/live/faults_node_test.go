@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,21 +24,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
-
-// shimOf returns the process that holds a container for containerd.
-func shimOf(t *testing.T, id string) int {
-	t.Helper()
-	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range all {
-		text, err := os.ReadFile(path)
-		if err == nil && bytes.Contains(text, []byte("containerd-shim")) && bytes.Contains(text, []byte(id)) {
-			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
-			return pid
-		}
-	}
-	t.Skip("no shim of the container is seen")
-	return 0
-}
 
 // testFaultsOfPlugins has the network plugin misbehave with one pod, and then no more.
 func testFaultsOfPlugins(t *testing.T) {

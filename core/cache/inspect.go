@@ -20,6 +20,7 @@ import (
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/panics"
+	"berth/core/podpolicy"
 	"berth/core/tocri"
 )
 
@@ -226,6 +227,9 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 		HostNetwork:    mode.IsHost(),
 		Bridged:        !mode.IsHost() && !mode.IsNone() && !result.Config.NetworkDisabled,
 		CreatedByBerth: set.CreatedByBerth(),
+	}
+	if s.CreatedByBerth {
+		s.ShimGroup = podpolicy.ShimGroupOf(result.HostConfig)
 	}
 	var network tocri.Network
 	switch {

@@ -54,6 +54,7 @@ type Sandbox struct {
 	Running        bool
 	Runtime        string // HostConfig.Runtime of the Engine API
 	CgroupParent   string // HostConfig.CgroupParent of the Engine API
+	ShimGroup      string // podpolicy.ShimGroupOf the pause container, "" if it has none
 	ProcessLabel   string // SELinux label of the pause process, "" without SELinux
 	MountLabel     string // SELinux label of files that the pause process may write, "" without SELinux
 	HostNetwork    bool

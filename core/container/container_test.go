@@ -25,6 +25,7 @@ import (
 	"berth/core/identity"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/podpolicy"
 	"berth/core/premount"
 	"berth/core/state"
 	"berth/core/todocker"
@@ -113,8 +114,12 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	log := slog.New(slog.DiscardHandler)
 	f.cache = cache.New(cache.Config{Network: fakeNetwork{}, FailedStarts: failures, ContainerUpdates: updates, Logs: f.logs}, docker, log)
 	enginetest.Background(t, f.cache.Run)
+	policy, err := podpolicy.New(podpolicy.Options{ShimPerPod: true})
+	if err != nil {
+		t.Fatal(err)
+	}
 	f.Service = container.New(container.Config{
-		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs,
+		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy,
 		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), Log: log,
 	})
 
@@ -364,6 +369,47 @@ func TestCreateRefusesInvalidRequests(t *testing.T) {
 		t.Errorf("sandbox not ready: %v, want FailedPrecondition", err)
 	}
 	f.requireClean("refused requests")
+}
+
+// addPod adds a sandbox with annotations for the low-level runtime and returns its ID.
+func (f *fixture) addPod(name string, annotations map[string]string) string {
+	f.Helper()
+	set := labels.Set{Kind: labels.Sandbox, Config: fmt.Sprintf(`{"metadata":{"name":%q,"namespace":"ns","uid":"u"},"log_directory":"/logs"}`, name)}
+	created, err := f.client.ContainerCreate(f.Context(), &dockercontainer.Config{
+		Image: "server", Cmd: []string{"pause"}, Labels: set.Encode(), NetworkDisabled: true,
+	}, &dockercontainer.HostConfig{IpcMode: dockercontainer.IPCModeShareable, Init: new(bool), Annotations: annotations}, nil, nil,
+		names.Name{Container: names.Pod, Pod: name, Namespace: "ns", UID: "u"}.String())
+	if err != nil {
+		f.Fatal(err)
+	}
+	if err := f.client.ContainerStart(f.Context(), created.ID, dockercontainer.StartOptions{}); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := f.cache.Refresh(f.Context(), created.ID); err != nil {
+		f.Fatal(err)
+	}
+	return created.ID
+}
+
+// The pause container says which shim the containers of a pod share, also to a berthd that was started later.
+func TestContainersJoinTheShimOfTheirPod(t *testing.T) {
+	f := newFixture(t, enginetest.API("1.48"))
+	const key = "io.containerd.runc.v2.group"
+	group := names.NewShimGroup()
+	for name, annotations := range map[string]map[string]string{"with": {key: group}, "without": nil, "forged": {key: "../another"}} {
+		id, err := f.Create(t.Context(), f.addPod(name, annotations), config("serve"), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen, err := f.client.ContainerInspect(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := seen.HostConfig.Annotations[key]
+		if joined := got == group; joined != (name == "with") || got == "" || got == annotations[key] && !joined {
+			t.Errorf("pod %s: the container has the shim group %q", name, got)
+		}
+	}
 }
 
 // Docker resolves a sub-path only at the start, but the kubelet expects the error from CreateContainer.

@@ -17,7 +17,7 @@ import (
 // params collects what the translation of a container needs to know.
 func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
 	p := todocker.ContainerParams{
-		Pod: pod.Config, PodAnnotations: pod.Row.GetAnnotations(), Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent,
+		Pod: pod.Config, PodAnnotations: pod.Row.GetAnnotations(), Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent, ShimGroup: pod.ShimGroup,
 		Files: s.files.FilesOf(pod.ID()), Volumes: map[string]todocker.Image{}, PremountName: names.NewPremount(), Premounts: s.premounts, Features: docker.Features, Policy: s.policy, Log: s.logs.LogConfig(),
 	}
 	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -70,6 +71,9 @@ type Runtime struct {
 	// RecursiveReadOnly reports that the runtime, the Engine and the kernel can make a mount
 	// read-only with all mounts below it.
 	RecursiveReadOnly bool
+	// RuncShim reports that containerd runs it with its shim for runc: the runtime is a
+	// program like runc, and not a shim of its own.
+	RuncShim bool
 }
 
 // probeFeatures reads the features of the Engine behind c, which listens at host. readAt is
@@ -158,12 +162,24 @@ func newFeatures(info system.Info, api string) Features {
 	f.Premounts = hostprobe.KernelAtLeast(info.KernelVersion, 5, 12) // mount_setattr(2)
 	recursive := since("1.44") && f.Premounts
 	for name, rt := range info.Runtimes {
-		f.Runtimes[name] = Runtime{RecursiveReadOnly: recursive && hasMountOption(rt.Status, "rro")}
+		f.Runtimes[name] = Runtime{
+			RecursiveReadOnly: recursive && hasMountOption(rt.Status, "rro"),
+			RuncShim:          rt.Type == runcShim || rt.Type == "" && rt.Path != "",
+		}
 	}
 	// CDI is on by default since API 1.50 (Docker 28.2). Before, the Engine reports its
 	// directories only with features.cdi in daemon.json.
 	f.CDI, f.CDISpecDirs = len(info.CDISpecDirs) > 0, info.CDISpecDirs
 	return f
+}
+
+// runcShim is containerd's shim for runc and for other programs with its command line.
+const runcShim = "io.containerd.runc.v2"
+
+// RuncShim reports whether containers with that HostConfig.Runtime, "" for the default runtime,
+// are run by containerd's shim for runc.
+func (f Features) RuncShim(runtime string) bool {
+	return f.Runtimes[cmp.Or(runtime, f.DefaultRuntime)].RuncShim
 }
 
 // hasMountOption reports whether the status of a runtime, with the features structure of

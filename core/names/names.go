@@ -1,5 +1,6 @@
 // Package names formats and parses the names of the Docker containers of pods, in the
-// scheme of dockershim and cri-dockerd, the names of premounts, and checks those of shims.
+// scheme of dockershim and cri-dockerd, the names of premounts and of shim groups, and checks those of
+// shims.
 package names
 
 import (
@@ -135,6 +136,16 @@ func (s Premount) String() string { return s.word }
 
 // IsZero reports whether s is the zero Premount.
 func (s Premount) IsZero() bool { return s.word == "" }
+
+// shimGroup matches the names that NewShimGroup returns.
+var shimGroup = regexp.MustCompile(`^[A-Z2-7]{26}$`)
+
+// NewShimGroup returns a name for the containers that share one process of containerd's shim.
+// It is never used again: not for a pod of the same name, and by no other Docker on the node.
+func NewShimGroup() string { return rand.Text() }
+
+// IsShimGroup reports whether NewShimGroup can have returned name.
+func IsShimGroup(name string) bool { return shimGroup.MatchString(name) }
 
 // shim matches the names of containerd shims that berth accepts. The name becomes that of a
 // program, containerd-shim-NAME-VERSION, which containerd runs as root (BinaryName in

@@ -7,9 +7,11 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/docker/api/types/container"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/names"
 )
 
 // The annotations of containerd's CRI plugin (internal/cri/annotations of containerd 2.x,
@@ -34,8 +36,7 @@ const (
 
 // shimGroup names the containers that share one process of containerd's shim for runc. It
 // takes precedence over the ID of the sandbox (groupLabels in cmd/containerd-shim-runc-v2 of
-// containerd), so that each container keeps a shim of its own, as Docker has it, and the
-// crash of one shim ends one container and not the pod.
+// containerd), which the pause container cannot have.
 const shimGroup = "io.containerd.runc.v2.group"
 
 // reservedPrefixes begin the annotations that no pod can set, whatever the operator allows:
@@ -46,13 +47,23 @@ func isReserved(key string) bool {
 	return slices.ContainsFunc(reservedPrefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 }
 
+// ShimGroupOf returns the shim group in the annotations of a pause container that berth has
+// created, "" if it has none.
+func ShimGroupOf(host *container.HostConfig) string {
+	if group := host.Annotations[shimGroup]; names.IsShimGroup(group) {
+		return group
+	}
+	return ""
+}
+
 // SandboxOCIAnnotations returns the annotations of a pause container for its low-level runtime;
-// nil if the Engine passes none. runtime is its HostConfig.Runtime.
+// nil if the Engine passes none. runtime is its HostConfig.Runtime, and group a new shim group,
+// which the pause container has if the containers of the pod are to share a shim.
 //
 // The ID of the sandbox is not among them: the Engine chooses it when it creates the pause
 // container, and its annotations cannot be changed later. runsc, Kata Containers and
 // containerd's shim take the ID of the OCI container for that of the sandbox.
-func (p Policy) SandboxOCIAnnotations(pod *runtimeapi.PodSandboxConfig, runtime string, features engine.Features) map[string]string {
+func (p Policy) SandboxOCIAnnotations(pod *runtimeapi.PodSandboxConfig, runtime, group string, features engine.Features) map[string]string {
 	if !features.Annotations {
 		return nil
 	}
@@ -67,6 +78,9 @@ func (p Policy) SandboxOCIAnnotations(pod *runtimeapi.PodSandboxConfig, runtime 
 		all[sandboxCPUShares] = strconv.FormatInt(r.GetCpuShares(), 10)
 		all[sandboxMemory] = strconv.FormatInt(r.GetMemoryLimitInBytes(), 10)
 	}
+	if p.shimPerPod && features.RuncShim(runtime) {
+		all[shimGroup] = group
+	}
 	return all
 }
 
@@ -78,7 +92,8 @@ type Container struct {
 	SandboxID      string
 	Runtime        string // HostConfig.Runtime of the sandbox
 	ImageName      string // as the user wrote it
-	ShimGroup      string // a name that no other container has, "" for none
+	PodShimGroup   string // ShimGroupOf the sandbox
+	OwnShimGroup   string // a name that no other container has
 }
 
 // ContainerOCIAnnotations returns the annotations of a container for its low-level runtime;
@@ -95,8 +110,10 @@ func (p Policy) ContainerOCIAnnotations(c Container, features engine.Features) m
 	all[sandboxID] = c.SandboxID
 	all[containerName] = c.Config.GetMetadata().GetName()
 	all[imageName] = c.ImageName
-	if c.ShimGroup != "" {
-		all[shimGroup] = c.ShimGroup
+	if p.shimPerPod && c.PodShimGroup != "" {
+		all[shimGroup] = c.PodShimGroup
+	} else if c.OwnShimGroup != "" {
+		all[shimGroup] = c.OwnShimGroup // not the ID of the sandbox
 	}
 	return all
 }

@@ -1,6 +1,7 @@
 // Package podpolicy holds what the operator lets pods have beyond the fields of the CRI:
 // annotations that reach the low-level runtime (oci-annotations), limits that annotations
-// set (allow-annotations), and runtime handlers that are containerd shims (shim-runtimes).
+// set (allow-annotations), and runtime handlers that are containerd shims (shim-runtimes). It
+// also decides which containers share a shim (shim-per-pod).
 // It parses these options, and translates the annotations of pods and containers. It is
 // pure: values in, values out, no I/O.
 //
@@ -27,6 +28,7 @@ const (
 	OCIAnnotationsOption   = "oci-annotations"
 	AllowAnnotationsOption = "allow-annotations"
 	ShimRuntimesOption     = "shim-runtimes"
+	ShimPerPodOption       = "shim-per-pod"
 )
 
 // DefaultOCIAnnotations is the default of oci-annotations: what gVisor and Kata Containers
@@ -42,6 +44,7 @@ type Options struct {
 	OCIAnnotations   []string // GLOB or RUNTIME=GLOB
 	AllowAnnotations []string // ANNOTATION=NAMESPACE
 	ShimRuntimes     []string // SHIM or HANDLER=SHIM
+	ShimPerPod       bool     // the containers of a pod share one process of containerd's shim
 }
 
 // A Policy is what pods may have. The zero value allows nothing.
@@ -49,6 +52,7 @@ type Policy struct {
 	passthrough []passthrough
 	namespaces  map[string][]string // that may use an annotation, by its name; * for all
 	shims       map[string]string   // by runtime handler
+	shimPerPod  bool
 
 	// ociAnnotationsSet reports that oci-annotations is not the default.
 	ociAnnotationsSet bool
@@ -63,6 +67,7 @@ type passthrough struct {
 // New returns the policy of the options. The error names what is allowed; it does not name
 // the option.
 func New(o Options) (p Policy, err error) {
+	p.shimPerPod = o.ShimPerPod
 	p.ociAnnotationsSet = !slices.Equal(o.OCIAnnotations, DefaultOCIAnnotations)
 	for _, entry := range o.OCIAnnotations {
 		if err := p.addPassthrough(entry); err != nil {

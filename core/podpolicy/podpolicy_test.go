@@ -11,12 +11,13 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/names"
 )
 
 var (
-	docker20 = engine.Features{Version: "20.10.24", CgroupVersion: 1, DefaultRuntime: "runc", Runtimes: map[string]engine.Runtime{"runc": {}}}
+	docker20 = engine.Features{Version: "20.10.24", CgroupVersion: 1, DefaultRuntime: "runc", Runtimes: map[string]engine.Runtime{"runc": {RuncShim: true}}}
 	docker28 = engine.Features{
-		Version: "28.5.2", CgroupVersion: 2, DefaultRuntime: "runc", Runtimes: map[string]engine.Runtime{"runc": {}, "kata": {}},
+		Version: "28.5.2", CgroupVersion: 2, DefaultRuntime: "runc", Runtimes: map[string]engine.Runtime{"runc": {RuncShim: true}, "kata": {}},
 		Annotations: true, ShimRuntimes: true, WritableCgroups: true, LayerQuota: true,
 	}
 )
@@ -98,18 +99,18 @@ func TestStandardAnnotationsOfPodsAndContainers(t *testing.T) {
 		"io.kubernetes.cri.sandbox-log-directory": "/var/log/pods/web", "io.kubernetes.cri.sandbox-cpu-period": "100000", "io.kubernetes.cri.sandbox-cpu-quota": "50000",
 		"io.kubernetes.cri.sandbox-cpu-shares": "512", "io.kubernetes.cri.sandbox-memory": "1048576",
 	}
-	if diff := cmp.Diff(want, Policy{}.SandboxOCIAnnotations(p, "", docker28)); diff != "" {
+	if diff := cmp.Diff(want, Policy{}.SandboxOCIAnnotations(p, "", "g1", docker28)); diff != "" {
 		t.Errorf("sandbox (-want +got):\n%s", diff)
 	}
-	c := Container{Pod: p, Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "nginx"}}, SandboxID: "s1", Runtime: "runc", ImageName: "nginx:1", ShimGroup: "g1"}
+	c := Container{Pod: p, Config: &runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "nginx"}}, SandboxID: "s1", Runtime: "runc", ImageName: "nginx:1", PodShimGroup: "g1", OwnShimGroup: "own"}
 	want = map[string]string{
 		"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "s1", "io.kubernetes.cri.sandbox-name": "web", "io.kubernetes.cri.sandbox-namespace": "ml",
-		"io.kubernetes.cri.sandbox-uid": "u1", "io.kubernetes.cri.container-name": "nginx", "io.kubernetes.cri.image-name": "nginx:1", "io.containerd.runc.v2.group": "g1",
+		"io.kubernetes.cri.sandbox-uid": "u1", "io.kubernetes.cri.container-name": "nginx", "io.kubernetes.cri.image-name": "nginx:1", "io.containerd.runc.v2.group": "own",
 	}
 	if diff := cmp.Diff(want, Policy{}.ContainerOCIAnnotations(c, docker28)); diff != "" {
 		t.Errorf("container (-want +got):\n%s", diff)
 	}
-	if a, b := (Policy{}).SandboxOCIAnnotations(p, "", docker20), (Policy{}).ContainerOCIAnnotations(c, docker20); a != nil || b != nil {
+	if a, b := (Policy{}).SandboxOCIAnnotations(p, "", "g1", docker20), (Policy{}).ContainerOCIAnnotations(c, docker20); a != nil || b != nil {
 		t.Errorf("Docker 20.10 passes none, got %v and %v", a, b)
 	}
 }
@@ -124,9 +125,9 @@ func TestOnlyAllowedAnnotationsReachTheRuntime(t *testing.T) {
 		"crun":      {"run.oci.handler": "wasm"},
 		"":          {"io.katacontainers.config": "1", "run.oci.handler": "wasm"}, // runc
 	} {
-		got := rules.SandboxOCIAnnotations(all, runtime, docker28)
+		got := rules.SandboxOCIAnnotations(all, runtime, "g1", docker28)
 		maps.DeleteFunc(got, func(key, _ string) bool {
-			_, standard := Policy{}.SandboxOCIAnnotations(pod(), runtime, docker28)[key]
+			_, standard := Policy{}.SandboxOCIAnnotations(pod(), runtime, "g1", docker28)[key]
 			return standard && got[key] != all.Annotations[key]
 		})
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -139,7 +140,7 @@ func TestOnlyAllowedAnnotationsReachTheRuntime(t *testing.T) {
 	}
 	defaults := policy(t, Options{OCIAnnotations: DefaultOCIAnnotations})
 	for runtime, want := range map[string]bool{"runc": false, "kata": true, "kata-qemu": true, "io.containerd.kata.v2": true, "io.containerd.kata-qemu.v2": true, "runsc": false} {
-		_, got := defaults.SandboxOCIAnnotations(all, runtime, docker28)["io.katacontainers.config"]
+		_, got := defaults.SandboxOCIAnnotations(all, runtime, "g1", docker28)["io.katacontainers.config"]
 		if got != want {
 			t.Errorf("default, %s: annotation for Kata Containers passed: %v, want %v", runtime, got, want)
 		}
@@ -213,6 +214,56 @@ func TestLimitsAreRefused(t *testing.T) {
 		if _, err := c.policy.CheckPod(c.pod, c.features); err == nil || !c.is(err) || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: got %v, want %q", name, err, c.text)
 		}
+	}
+}
+
+// The group is berth's: no annotation of a pod, and no glob of the operator, can set another.
+func TestContainersOfAPodShareAShimGroup(t *testing.T) {
+	const key = "io.containerd.runc.v2.group"
+	hostile := map[string]string{key: "another", "io.kubernetes.cri.sandbox-id": "another"}
+	for name, c := range map[string]struct {
+		shimPerPod          bool
+		runtime             string
+		ofPod               string // the group of the pause container
+		wantPod, wantMember string
+		features            engine.Features
+	}{
+		"default runtime":           {true, "", "g1", "g1", "g1", docker28},
+		"runc":                      {true, "runc", "g1", "g1", "g1", docker28},
+		"a shim of daemon.json":     {true, "kata", "", "", "own", docker28},
+		"a shim of shim-runtimes":   {true, "io.containerd.runsc.v1", "", "", "own", docker28},
+		"off":                       {false, "", "", "", "own", docker28},
+		"off, the pod has a group":  {false, "", "g1", "", "own", docker28},
+		"a pod of an earlier berth": {true, "", "", "g1", "own", docker28},
+		"Docker 20.10":              {true, "", "", "", "", docker20},
+	} {
+		p := policy(t, Options{ShimPerPod: c.shimPerPod, OCIAnnotations: []string{"i*", "io*=io*", "*=io.c*"}, ShimRuntimes: []string{"io.containerd.runsc.v1"}})
+		all := pod()
+		all.Annotations = hostile
+		if got := p.SandboxOCIAnnotations(all, c.runtime, "g1", c.features)[key]; got != c.wantPod {
+			t.Errorf("%s: the pause container has the group %q, want %q", name, got, c.wantPod)
+		}
+		member := Container{
+			Pod: all, PodAnnotations: hostile, Config: &runtimeapi.ContainerConfig{Annotations: hostile}, SandboxID: "s1", Runtime: c.runtime, PodShimGroup: c.ofPod, OwnShimGroup: "own",
+		}
+		if got := p.ContainerOCIAnnotations(member, c.features); got[key] != c.wantMember || got["io.kubernetes.cri.sandbox-id"] == "another" {
+			t.Errorf("%s: the container has %q, want the group %q", name, got, c.wantMember)
+		}
+	}
+}
+
+func TestShimGroupOfAPauseContainer(t *testing.T) {
+	group := names.NewShimGroup()
+	for value, want := range map[string]string{group: group, "": "", "another": "", group + "x": "", strings.ToLower(group): ""} {
+		if got := ShimGroupOf(&container.HostConfig{Annotations: map[string]string{"io.containerd.runc.v2.group": value}}); got != want {
+			t.Errorf("%q: %q", value, got)
+		}
+	}
+	if got := ShimGroupOf(&container.HostConfig{}); got != "" {
+		t.Errorf("without annotations: %q", got)
+	}
+	if names.NewShimGroup() == group {
+		t.Error("two pods have the same group")
 	}
 }
 

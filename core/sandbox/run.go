@@ -167,6 +167,7 @@ func (s *Service) translate(docker *engine.Conn, pod *runtimeapi.PodSandboxConfi
 	return todocker.Sandbox(todocker.SandboxParams{
 		Pod: pod, Handler: handler, Features: docker.Features, Policy: s.policy, Seccomp: seccomp, Bridge: s.bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
+		ShimGroup: names.NewShimGroup(),
 	})
 }
 

@@ -35,6 +35,7 @@ type ContainerParams struct {
 	TargetID     string // of the container in target_id, for the PID namespace mode TARGET
 	Runtime      string // HostConfig.Runtime of the sandbox
 	CgroupParent string // HostConfig.CgroupParent of the sandbox
+	ShimGroup    string // podpolicy.ShimGroupOf the sandbox
 
 	Image       Image                // resolved from Config.Image
 	ImageName   string               // as the user wrote it
@@ -357,7 +358,7 @@ func gracePeriod(annotations map[string]string) (*int, error) {
 func ociAnnotations(p ContainerParams, grace *int) map[string]string {
 	all := p.Policy.ContainerOCIAnnotations(podpolicy.Container{
 		Pod: p.Pod, PodAnnotations: p.PodAnnotations, Config: p.Config, SandboxID: p.SandboxID,
-		Runtime: p.Runtime, ImageName: p.ImageName, ShimGroup: p.PremountName.String(),
+		Runtime: p.Runtime, ImageName: p.ImageName, PodShimGroup: p.ShimGroup, OwnShimGroup: p.PremountName.String(),
 	}, p.Features)
 	if grace != nil && p.Features.CgroupDriver == "systemd" && p.Features.Annotations {
 		seconds := max(*grace, 1) // systemd reads 0 as no timeout

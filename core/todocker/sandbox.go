@@ -24,6 +24,8 @@ type SandboxParams struct {
 	Features engine.Features
 	Policy   podpolicy.Policy
 	Seccomp  string // content of the profile that SeccompFile returns
+	// ShimGroup is a new name for the containers that share a process of containerd's shim.
+	ShimGroup string
 	// Bridge attaches the pod to Docker's own bridge instead of a CNI network.
 	Bridge bool
 	// OOMScore is the oom_score_adj of the pause process.
@@ -156,7 +158,7 @@ func sandboxHost(p SandboxParams) (*container.HostConfig, error) {
 		Resources:      container.Resources{CgroupParent: parent, CPUShares: pauseCPUShares},
 		Init:           new(bool),
 		UsernsMode:     userNamespace(p.Features),
-		Annotations:    p.Policy.SandboxOCIAnnotations(p.Pod, runtime, p.Features),
+		Annotations:    p.Policy.SandboxOCIAnnotations(p.Pod, runtime, p.ShimGroup, p.Features),
 	}, nil
 }
 

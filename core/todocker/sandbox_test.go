@@ -99,6 +99,18 @@ func TestSandboxWithoutDockerNetwork(t *testing.T) {
 	}
 }
 
+func TestEachSandboxHasAShimGroup(t *testing.T) {
+	features := recent
+	features.Runtimes = map[string]engine.Runtime{"runc": {RuncShim: true}, "kata": {}}
+	for handler, want := range map[string]string{"": "G1", "runc": "G1", "kata": ""} {
+		p := SandboxParams{Features: features, Pod: pod(), Handler: handler, ShimGroup: "G1", Policy: policy(podpolicy.Options{ShimPerPod: true})}
+		got, err := Sandbox(p)
+		if err != nil || got.Host.Annotations["io.containerd.runc.v2.group"] != want {
+			t.Errorf("runtime handler %q: %v, annotations %v", handler, err, got.Host.Annotations)
+		}
+	}
+}
+
 func TestSandboxVariants(t *testing.T) {
 	security := func(p *runtimeapi.PodSandboxConfig) *runtimeapi.LinuxSandboxSecurityContext {
 		return p.Linux.SecurityContext

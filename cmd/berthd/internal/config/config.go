@@ -62,6 +62,7 @@ type Config struct {
 	OCIAnnotations   []string // GLOB or RUNTIME=GLOB
 	AllowAnnotations []string // ANNOTATION=NAMESPACE
 	ShimRuntimes     []string // SHIM or HANDLER=SHIM
+	ShimPerPod       bool     // the containers of a pod share one process of containerd's shim
 
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
 

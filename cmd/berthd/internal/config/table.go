@@ -125,6 +125,8 @@ func policyOptions(cfg *Config) []*option {
 			usage: "annotations that may set limits of pods, as `ANNOTATION=NAMESPACE`, separated by commas; the namespace * is all. The annotations are " + podpolicy.Ulimits + ", " + podpolicy.ShmSize + ", " + podpolicy.WritableCgroups + " and " + podpolicy.RootfsSize},
 		{name: podpolicy.ShimRuntimesOption, value: newValue(&cfg.ShimRuntimes, shims), initial: "",
 			usage: "containerd shims that pods may use as runtimes, as `HANDLER=SHIM` like gvisor=io.containerd.runsc.v1 with the handler of a RuntimeClass, separated by commas (Docker 23 or newer)"},
+		{name: podpolicy.ShimPerPodOption, value: newValue(&cfg.ShimPerPod, parseBool), initial: "true",
+			usage: "the containers of a pod share one process of containerd's shim for runc (Docker 24 or newer); false for one per container"},
 	}
 }
 
