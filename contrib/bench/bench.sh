@@ -2,6 +2,9 @@
 # bench.sh [flags of contrib/bench]: measures bin/berthd on a private Docker Engine, in
 # separate namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh.
 #
+# SHIMS=1,2,4 measures only containerd's shims of pods of so many containers, with shim-per-pod
+# on and off, and prints the figures.
+#
 # PEER=unix:///SOCKET measures another CRI runtime in the same run. PEER_CMD is a command
 # that starts such a runtime: it gets a second Engine, with all images, at
 # $DOCKER_HOST, CNI in $CNI_CONF and $CNI_BIN, and a private directory in
@@ -50,11 +53,27 @@ read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 say "starting a private Docker Engine and berthd"
 engine "$w/engine"
 cni_conf "$w/net.d" 10.88.0.0/16
-"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \
-	--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" \
-	--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --pod-infra-container-image berth.local/pause:1 >"$w/berthd.log" 2>&1 &
-pids+=($!)
-wait_for "$w/cri.sock"
+berthd() { # berthd [FLAG...]: starts it
+	rm -f "$w/cri.sock"
+	"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \
+		--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" \
+		--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --pod-infra-container-image berth.local/pause:1 "$@" >>"$w/berthd.log" 2>&1 &
+	pids+=($!)
+	wait_for "$w/cri.sock"
+}
+if [ -n "${SHIMS:-}" ]; then
+	for each in true false true false; do
+		say "shim-per-pod: $each"
+		berthd "--shim-per-pod=$each"
+		"$cache/bin/bench" --docker "unix://$w/engine/docker.sock" --berthd "unix://$w/cri.sock" --image berth.local/bench:1 --shims "$SHIMS" "$@" ||
+			{ tail -n 20 "$w/berthd.log" >&2; exit 1; }
+		kill "${pids[-1]}"
+		wait "${pids[-1]}" || true
+		unset 'pids[-1]'
+	done
+	exit
+fi
+berthd
 cni_conf "$w/bare/net.d" 10.89.0.0/16 e2e1
 peer=()
 if [ -n "${PEER_CMD:-}" ]; then

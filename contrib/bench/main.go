@@ -30,6 +30,7 @@ type plan struct {
 	Rounds, Bursts, Burst      int
 	Parallel                   int // pods of a burst that are started in parallel
 	Pods                       []int
+	Shims                      []int // containers of the pods whose shims are measured, and nothing else
 	Relist, Idle, Probing      time.Duration
 	LogRounds, LogLines        int
 	JSON, SVG, Load            string // files
@@ -61,6 +62,9 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		}
 		return r.writeAll(p, out)
 	}
+	if len(p.Shims) > 0 {
+		return measureShims(ctx, p, out, os.Stderr)
+	}
 	r, err := measure(ctx, p, os.Stderr)
 	if err != nil {
 		return err
@@ -70,7 +74,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 func parse(args []string) (*plan, error) {
 	p := &plan{}
-	pods := ""
+	pods, shims := "", ""
 	f := pflag.NewFlagSet("bench", pflag.ContinueOnError)
 	f.StringVar(&p.Docker, "docker", "unix:///var/run/docker.sock", "Docker Engine that berthd uses")
 	f.StringVar(&p.Berthd, "berthd", "unix:///var/run/cri-dockerd.sock", "socket of berthd")
@@ -85,6 +89,7 @@ func parse(args []string) (*plan, error) {
 	f.IntVar(&p.Burst, "burst", 20, "pods per burst")
 	f.IntVar(&p.Parallel, "wide", 10, "pods of a burst that are started in parallel")
 	f.StringVar(&pods, "pods", "50", "numbers of pods for lists and relist, for example 50,110; 0 for none")
+	f.StringVar(&shims, "shims", "0", "measure only the shims of pods with these numbers of containers, for example 1,2,4, with --rounds pods of each; print the figures")
 	f.DurationVar(&p.Relist, "relist", 30*time.Second, "duration of a kubelet's relist calls, 0 to skip them")
 	f.DurationVar(&p.Idle, "idle", time.Minute, "duration of the measurement of idle containers, 0 to skip it")
 	f.IntVar(&p.IdleContainers, "idle-containers", 100, "number of idle containers")
@@ -101,17 +106,12 @@ func parse(args []string) (*plan, error) {
 	if f.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q: see --help", f.Arg(0))
 	}
-	for text := range strings.SplitSeq(pods, ",") {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 {
-			return nil, fmt.Errorf("--pods %q: want numbers such as 50,110", pods)
-		}
-		if len(p.Pods) > 0 && n <= p.Pods[len(p.Pods)-1] {
-			return nil, fmt.Errorf("--pods %q: want increasing numbers", pods)
-		}
-		if n > 0 {
-			p.Pods = append(p.Pods, n)
-		}
+	var err error
+	if p.Pods, err = numbers("pods", pods); err != nil {
+		return nil, err
+	}
+	if p.Shims, err = numbers("shims", shims); err != nil {
+		return nil, err
 	}
 	for name, n := range map[string]int{"wide": p.Parallel, "burst": p.Burst, "probes": p.ProbesEach, "log-lines": p.LogLines} {
 		if n < 1 {
@@ -127,4 +127,21 @@ func parse(args []string) (*plan, error) {
 		p.PeerImage = p.Image
 	}
 	return p, nil
+}
+
+// numbers parses increasing numbers, separated by commas; 0 is none.
+func numbers(flag, text string) (list []int, err error) {
+	for word := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 0 {
+			return nil, fmt.Errorf("--%s %q: want numbers such as 50,110", flag, text)
+		}
+		if len(list) > 0 && n <= list[len(list)-1] {
+			return nil, fmt.Errorf("--%s %q: want increasing numbers", flag, text)
+		}
+		if n > 0 {
+			list = append(list, n)
+		}
+	}
+	return list, nil
 }
