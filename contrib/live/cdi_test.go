@@ -13,12 +13,12 @@ import (
 )
 
 // cdiSpec is a CDI specification with a device "one", which every Engine can have, and a device "hooked", which
-// an Engine without CDI cannot. Its arguments are the host paths of a device node and of a mount.
+// an Engine without CDI cannot. Its arguments are the host paths of a device node and of a mount, and the mount's options.
 const cdiSpec = `{"cdiVersion": "0.7.0", "kind": "berth.test/thing", "containerEdits": {"env": ["THINGS=all"]}, "devices": [
 	{"name": "one", "containerEdits": {
 		"env": ["THING=one"],
 		"deviceNodes": [{"path": "/dev/thing", "hostPath": %q}],
-		"mounts": [{"hostPath": %q, "containerPath": "/thing", "options": ["ro", "nosuid", "bind"]}],
+		"mounts": [{"hostPath": %q, "containerPath": "/thing", "options": [%s]}],
 		"additionalGids": [4242]}},
 	{"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}]}`
 
@@ -39,9 +39,16 @@ func TestCDIDevicesAreInTheContainer(t *testing.T) {
 	if err := os.Chmod(thing, 0o666); err != nil {
 		t.Fatal(err)
 	}
+	// For an Engine without CDI and with a mount namespace of its own, berth cannot prepare mounts.
+	options, nosuid := `"ro", "nosuid", "bind"`, "nosuid\n"
+	if status, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil {
+		t.Fatal(err)
+	} else if len(n.info().CDISpecDirs) == 0 && !status.GetFeatures().GetMountOptions() {
+		options, nosuid = `"ro", "rbind"`, ""
+	}
 	spec := filepath.Join(dir, "berth-test.json")
 	t.Cleanup(func() { os.Remove(spec) })
-	if err := os.WriteFile(spec, fmt.Appendf(nil, cdiSpec, thing, data), 0o644); err != nil {
+	if err := os.WriteFile(spec, fmt.Appendf(nil, cdiSpec, thing, data, options), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	const key, name = "cdi.k8s.io/berth_thing", "berth.test/thing=one"
@@ -55,7 +62,7 @@ func TestCDIDevicesAreInTheContainer(t *testing.T) {
 		return n.exec(n.create(pod, config, c), "sh", "-c", `tr '\0' '\n' </proc/1/environ | grep THING | sort; stat -c %t:%T /dev/thing 2>/dev/null; head -c 1 /dev/thing 2>/dev/null | wc -c
 			touch /thing/x 2>/dev/null || echo not writable; grep ' /thing ' /proc/mounts | grep -o nosuid; grep -o 4242 /proc/1/status; true`)
 	}
-	const with, without = "THING=one\nTHINGS=all\n1:5\n1\nnot writable\nnosuid\n4242\n", "0\nnot writable\n"
+	with, without := "THING=one\nTHINGS=all\n1:5\n1\nnot writable\n"+nosuid+"4242\n", "0\nnot writable\n"
 	field, annotation, both := shell("field", "exec sleep 1000"), shell("annotation", "exec sleep 1000"), shell("both", "exec sleep 1000")
 	field.CDIDevices = []*runtimeapi.CDIDevice{{Name: name}}
 	annotation.Annotations = map[string]string{key: name}
