@@ -259,7 +259,7 @@ func (s *Service) Observe(ctx context.Context, c *cache.Container) {
 		return
 	}
 	if p == nil {
-		return // the log is a symbolic link
+		return // nothing is to be written
 	}
 	s.mu.Lock()
 	if c.Running && started == p.exitedRun {
@@ -289,7 +289,7 @@ func (s *Service) Observe(ctx context.Context, c *cache.Container) {
 }
 
 // observedPump returns the pump of a container that was inspected, nil if its log is a
-// symbolic link.
+// symbolic link, or if Remove or Discard has ended it.
 func (s *Service) observedPump(c *cache.Container) (*pump, error) {
 	s.mu.Lock()
 	p, ok := s.pumps[c.ID()]
@@ -298,11 +298,14 @@ func (s *Service) observedPump(c *cache.Container) (*pump, error) {
 		return p, nil
 	}
 	dir := c.LogDirectory
-	if dir == "" {
-		// A container of berth in a pod of cri-dockerd.
-		if cp, ok := s.checkpoints.Get(c.ID()); ok {
-			dir = cp.Dir
-		}
+	cp, stored := s.checkpoints.Get(c.ID())
+	switch {
+	case stored && dir == "": // a container of berth in a pod of cri-dockerd
+		dir = cp.Dir
+	case !stored && c.CreatedByBerth && !c.Running:
+		// Create has stored a checkpoint, which is deleted before Docker removes the container. A copy from
+		// the beginning would write everything again.
+		return nil, nil
 	}
 	path, err := crifile.NewPath(dir, c.Status.GetLogPath())
 	if err != nil || s.isSymlink(c, path) {

@@ -441,6 +441,29 @@ func TestOlderInspectResultDoesNotRestartLog(t *testing.T) {
 	}
 }
 
+// Docker has the container and its json-file until the removal, which follows, has succeeded. Meanwhile an
+// event can have it inspected.
+func TestRemovedLogIsNotCopiedAgain(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, logs.ModeCRI)
+	n.create()
+	n.printLines(1)
+	n.logs.Observe(t.Context(), n.inspected(true))
+	n.logs.Observe(t.Context(), n.inspected(false))
+	if err := n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"before the removal", "after a restart of the daemon"} {
+		n.logs.Observe(t.Context(), n.inspected(false)) // returns when a log is complete
+		text, err := os.ReadFile(n.path)
+		if err != nil || string(text) != wantRecords(1, 1) {
+			t.Errorf("inspected %s: the log is %q, %v", when, text, err)
+		}
+		n.stop()
+		n.start()
+	}
+}
+
 // A container that prints now and then causes two writes per second, and an idle one none.
 func TestCheckpointIsWrittenAtMostTwicePerSecond(t *testing.T) {
 	t.Parallel()
