@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/premount"
 )
 
 // cdiSpec is a CDI specification with a device "one", which every Engine can have, and a device "hooked", which
@@ -39,23 +41,21 @@ func TestCDIDevicesAreInTheContainer(t *testing.T) {
 	if err := os.Chmod(thing, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	// For an Engine without CDI and with a mount namespace of its own, berth cannot prepare mounts.
-	options, nosuid := `"ro", "nosuid", "bind"`, "nosuid\n"
-	if status, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil {
-		t.Fatal(err)
-	} else if len(n.info().CDISpecDirs) == 0 && !status.GetFeatures().GetMountOptions() {
-		options, nosuid = `"ro", "rbind"`, ""
-	}
-	spec := filepath.Join(dir, "berth-test.json")
-	t.Cleanup(func() { os.Remove(spec) })
-	if err := os.WriteFile(spec, fmt.Appendf(nil, cdiSpec, thing, data, options), 0o644); err != nil {
-		t.Fatal(err)
-	}
 	const key, name = "cdi.k8s.io/berth_thing", "berth.test/thing=one"
 	config := n.pod("cdi")
 	config.Annotations = map[string]string{key: name}
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
+		t.Fatal(err)
+	}
+	// For an Engine without CDI and with a mount namespace of its own, berth cannot prepare mounts.
+	options, nosuid := `"ro", "nosuid", "bind"`, "nosuid\n"
+	if len(n.info().CDISpecDirs) == 0 && premount.InOtherMountNS(n.shim(pod)) {
+		options, nosuid = `"ro", "rbind"`, ""
+	}
+	spec := filepath.Join(dir, "berth-test.json")
+	t.Cleanup(func() { os.Remove(spec) })
+	if err := os.WriteFile(spec, fmt.Appendf(nil, cdiSpec, thing, data, options), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	inspect := func(c *runtimeapi.ContainerConfig) string {

@@ -103,6 +103,23 @@ func (cfg Config) Resolve(names []string) (Edits, error) {
 	return out, nil
 }
 
+// Groups returns the additional groups of the devices with these names, as far as they can be found. It is for Engines
+// that resolve devices themselves: 28.5 leaves these groups out.
+func (cfg Config) Groups(names []string) Edits {
+	if len(names) == 0 {
+		return Edits{}
+	}
+	devices, _ := scan(cfg.SpecDirs, func(string) bool { return true })
+	var all Edits
+	for _, name := range names {
+		if d := devices[name]; d != nil {
+			all.addGroups(d.GetSpec().ContainerEdits.AdditionalGIDs)
+			all.addGroups(d.ContainerEdits.AdditionalGIDs)
+		}
+	}
+	return all
+}
+
 // maxNamed bounds the problems that an error names.
 const maxNamed = 3
 

@@ -108,6 +108,19 @@ devices:
 	}
 }
 
+// Docker 28.5 resolves devices itself, and leaves the groups out.
+func TestGroupsAreFoundAlsoBesideWhatIsRefused(t *testing.T) {
+	t.Parallel()
+	cfg := specDirs(t, map[string]string{"low/a.json": `!{"cdiVersion": "0.7.0", "kind": "a.test/x", "containerEdits": {"additionalGids": [4]}, "devices": [
+		{"name": "one", "containerEdits": {"additionalGids": [5, 0], "hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}]}`})
+	if got := cfg.Groups([]string{"a.test/x=one", "a.test/x=absent"}).GIDs; !slices.Equal(got, []int64{4, 5}) {
+		t.Errorf("groups %v", got)
+	}
+	if got := cfg.Groups(nil).GIDs; got != nil {
+		t.Errorf("groups of no device: %v", got)
+	}
+}
+
 func TestResolveRefusesWhatTheEngineAPICannotExpress(t *testing.T) {
 	for edits, want := range map[string]string{
 		`{"hooks": [{"hookName": "createContainer", "path": "/bin/hook"}]}`:              "hooks (createContainer /bin/hook)",

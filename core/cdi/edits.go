@@ -73,13 +73,17 @@ func (e *Edits) add(edits specs.ContainerEdits) error {
 		}
 		e.Mounts = append(e.Mounts, bind)
 	}
-	for _, gid := range edits.AdditionalGIDs {
+	e.addGroups(edits.AdditionalGIDs)
+	e.Env = append(e.Env, edits.Env...)
+	return nil
+}
+
+func (e *Edits) addGroups(gids []uint32) {
+	for _, gid := range gids {
 		if gid != 0 { // as in the CDI library, 0 adds no group
 			e.GIDs = append(e.GIDs, int64(gid))
 		}
 	}
-	e.Env = append(e.Env, edits.Env...)
-	return nil
 }
 
 // node translates a device node. Docker can only copy one that the host has, so what the specification says of

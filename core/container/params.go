@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/cdi"
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/securityprofile"
@@ -77,6 +78,7 @@ func (s *Service) cdiParams(p *todocker.ContainerParams) error {
 	}
 	if p.Features.CDI {
 		p.CDINames = names
+		p.CDI = cdi.Config{SpecDirs: p.Features.CDISpecDirs}.Groups(names)
 		return nil
 	}
 	p.CDI, err = s.cdi.Resolve(names)
