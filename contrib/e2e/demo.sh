@@ -75,7 +75,7 @@ cni_conf "$w/net.d" 10.89.0.0/24 berthdemo0
 	>"$w/berthd.log" 2>&1 &
 berthd_pid=$!
 wait_for "$w/cri.sock"
-printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\n' "$w" "$w" >"$w/crictl.yaml"
+printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\ntimeout: 60\n' "$w" "$w" >"$w/crictl.yaml"
 for _ in $(seq 50); do
 	if cri version >/dev/null 2>&1; then break; fi
 	sleep 0.1

@@ -85,7 +85,7 @@ pkill -f "kubectl --kubeconfig $w/kubeconfig exec (-it )?web" || true
 ok "an exec with a terminal ends after its client was killed" soon ended 'sleep 7777'
 ok "a silent exec without a terminal ends after its client was killed" soon ended 'sleep 8888'
 probes() { for i in $(seq 100); do "$cache/bin/crictl" --config "$w/crictl.yaml" exec -s "$(docker ps -qf label=io.kubernetes.container.name=web)" true || return 1; done; }
-printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\n' "$w" "$w" >"$w/crictl.yaml"
+printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\ntimeout: 60\n' "$w" "$w" >"$w/crictl.yaml"
 before=$(k exec web -- ps | wc -l)
 ok "100 exec probes succeed" probes
 ok "the probes leave no process" is "$(k exec web -- ps | wc -l)" "$before"
