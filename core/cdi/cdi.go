@@ -34,7 +34,7 @@ type Config struct {
 // Names returns the qualified names of the devices that a container requests, each once: those of the CRI's field
 // first, then those of its annotations by key.
 //
-// Annotations of the pod do not count. They are written by whoever creates the pod, while those of the container
+// Annotations of the pod do not count. Every user who may create a pod writes them, while those of the container
 // come from the kubelet, which takes them from device plugins (newContainerAnnotations in
 // pkg/kubelet/kuberuntime/labels.go of Kubernetes). containerd and CRI-O read the same ones.
 func (cfg Config) Names(c *runtimeapi.ContainerConfig) ([]string, error) {
