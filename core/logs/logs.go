@@ -298,14 +298,16 @@ func (s *Service) observedPump(c *cache.Container) (*pump, error) {
 		return p, nil
 	}
 	dir := c.LogDirectory
-	cp, stored := s.checkpoints.Get(c.ID())
-	switch {
-	case stored && dir == "": // a container of berth in a pod of cri-dockerd
-		dir = cp.Dir
-	case !stored && c.CreatedByBerth && !c.Running:
-		// Create has stored a checkpoint, which is deleted before Docker removes the container. A copy from
-		// the beginning would write everything again.
-		return nil, nil
+	// Get reads a file, which running containers with a symbolic link need at no inspect.
+	if ended := c.CreatedByBerth && !c.Running; ended || dir == "" {
+		switch cp, stored := s.checkpoints.Get(c.ID()); {
+		case stored && dir == "": // a container of berth in a pod of cri-dockerd
+			dir = cp.Dir
+		case !stored && ended:
+			// Create has stored a checkpoint, which is deleted before Docker removes the container. A copy from
+			// the beginning would write everything again.
+			return nil, nil
+		}
 	}
 	path, err := crifile.NewPath(dir, c.Status.GetLogPath())
 	if err != nil || s.isSymlink(c, path) {
