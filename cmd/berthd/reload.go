@@ -10,7 +10,6 @@ import (
 
 	"berth/cmd/berthd/internal/config"
 	"berth/core/daemon"
-	"berth/core/image/pinning"
 )
 
 // live is what a reload changes.
@@ -36,7 +35,7 @@ var appliers = map[string]func(live, config.Config){
 
 // applyPinPolicy applies three options at once. All of them are reloadable.
 func applyPinPolicy(l live, cfg config.Config) {
-	l.SetPinPolicy(pinning.Policy{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()})
+	l.SetPinPolicy(pinPolicy(cfg))
 }
 
 // applyPullPolicy applies four options at once. All of them are reloadable.

@@ -46,7 +46,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
 		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes, ShimPerPod: cfg.ShimPerPod},
-		Pin:        image.PinConfig{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()},
+		Pin:        image.PinConfig{Policy: pinPolicy(cfg)},
 		CDI:        cdi.Config{SpecDirs: cfg.CDISpecDirs, Annotations: cfg.CDIAnnotations},
 		Bridge:     cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
@@ -84,6 +84,11 @@ func hostOf(addr string) string {
 		return host
 	}
 	return addr
+}
+
+// pinPolicy translates the options that pin images.
+func pinPolicy(cfg config.Config) pinning.Policy {
+	return pinning.Policy{KeepLocal: cfg.KeepLocalImages, Labels: pinning.Labels(cfg.PinLabels), Patterns: cfg.PinnedPatterns()}
 }
 
 // imageVerifiers translates the options of image verifiers.

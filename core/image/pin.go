@@ -23,13 +23,8 @@ import (
 
 // PinConfig says which images are pinned besides the pause image.
 type PinConfig struct {
-	// KeepLocal pins the images that no registry is known to have and those that containers
-	// outside of Kubernetes use.
-	KeepLocal bool
-	// Labels says which images can be pinned by their label; "" means none.
-	Labels pinning.Labels
-	// Patterns are those of pinned-images.
-	Patterns *pinning.Patterns
+	// Policy is the one until SetPinPolicy.
+	Policy pinning.Policy
 	// Pulled holds the images that berth has pulled. It may be nil.
 	Pulled *state.Bucket[origin.Pulled]
 	// DiskUsage returns how full the file system of path is, in percent; nil asks the kernel.
@@ -74,7 +69,7 @@ func newPins(cfg PinConfig, docker *engine.Engine, log *slog.Logger) *pins {
 		p.diskUsage = diskUsedPercent
 	}
 	p.setTotals(nil)
-	p.policy.Store(&pinning.Policy{KeepLocal: cfg.KeepLocal, Labels: cfg.Labels, Patterns: cfg.Patterns})
+	p.policy.Store(&cfg.Policy)
 	return p
 }
 

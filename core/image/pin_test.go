@@ -19,7 +19,7 @@ import (
 )
 
 // keep is the default configuration of berthd.
-var keep = image.PinConfig{KeepLocal: true, Labels: pinning.LabelsOfBuilt}
+var keep = image.PinConfig{Policy: pinning.Policy{KeepLocal: true, Labels: pinning.LabelsOfBuilt}}
 
 // pinnedImages returns the IDs of the images that are pinned in a list, and checks that their
 // status says the same.
@@ -124,7 +124,7 @@ func TestImagesOfContainersOutsideOfPodsAreKept(t *testing.T) {
 				t.Fatal(err)
 			}
 			enginetest.Background(t, images.RunForeign)
-			if pin.KeepLocal {
+			if pin.Policy.KeepLocal {
 				enginetest.Until(t, "the image is not pinned", func() bool {
 					status, _, err := images.Status(t.Context(), id, false)
 					return err == nil && status.GetPinned()
@@ -153,7 +153,7 @@ func TestPinnedImagesAreReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images := newService(t, e, image.Config{Pin: image.PinConfig{Patterns: patterns}})
+	images := newService(t, e, image.Config{Pin: image.PinConfig{Policy: pinning.Policy{Patterns: patterns}}})
 	a, b := e.AddImage(enginetest.Image{}, "r.test/a:1"), e.AddImage(enginetest.Image{}, "b:1")
 	if got := pinnedImages(t, images); len(got) != 1 || !got[a] {
 		t.Errorf("pinned: %v, want %s", got, a)
