@@ -165,9 +165,17 @@ func parseOptionalDir(s string) (string, error) {
 	return parseDir(s)
 }
 
-func parseDirs(s string) (dirs []string, err error) {
+// splitList returns the parts of a list with commas, without the space around them.
+func splitList(s string) (parts []string) {
 	for part := range strings.SplitSeq(s, ",") {
-		dir, err := parseDir(strings.TrimSpace(part))
+		parts = append(parts, strings.TrimSpace(part))
+	}
+	return parts
+}
+
+func parseDirs(s string) (dirs []string, err error) {
+	for _, part := range splitList(s) {
+		dir, err := parseDir(part)
 		if err != nil {
 			return nil, errors.New("must be absolute paths of directories, separated by commas")
 		}
@@ -254,9 +262,7 @@ func parseMirrors(s string) (items []string, err error) {
 	if s == "" {
 		return nil, nil
 	}
-	for part := range strings.SplitSeq(s, ",") {
-		items = append(items, strings.TrimSpace(part))
-	}
+	items = splitList(s)
 	_, err = mirror.Parse(items)
 	return items, err
 }
@@ -272,13 +278,10 @@ func parseVerifierMax(s string) (int, error) {
 
 // parsePinnedImages takes globs of image names, or nothing for none.
 func parsePinnedImages(s string) ([]string, error) {
-	globs := []string{}
 	if s == "" {
-		return globs, nil
+		return []string{}, nil
 	}
-	for part := range strings.SplitSeq(s, ",") {
-		globs = append(globs, strings.TrimSpace(part))
-	}
+	globs := splitList(s)
 	if _, err := pinning.ParsePatterns(globs); err != nil {
 		return nil, errors.New("must be names of images like registry.example.com/app:1, separated by commas; * stands for any characters, ? for one")
 	}
@@ -317,8 +320,8 @@ func parseCIDRs(s string) (string, error) {
 		return s, nil
 	}
 	var cidrs []string
-	for part := range strings.SplitSeq(s, ",") {
-		prefix, err := netip.ParsePrefix(strings.TrimSpace(part))
+	for _, part := range splitList(s) {
+		prefix, err := netip.ParsePrefix(part)
 		if err != nil {
 			return "", errors.New("must be address ranges like 10.244.0.0/24, separated by commas")
 		}
