@@ -111,11 +111,17 @@ func (cfg Config) Groups(names []string) Edits {
 	}
 	devices, _ := scan(cfg.SpecDirs, func(string) bool { return true })
 	var all Edits
+	added := map[*cdi.Spec]bool{}
 	for _, name := range names {
-		if d := devices[name]; d != nil {
-			all.addGroups(d.GetSpec().ContainerEdits.AdditionalGIDs)
-			all.addGroups(d.ContainerEdits.AdditionalGIDs)
+		d := devices[name]
+		if d == nil {
+			continue
 		}
+		if spec := d.GetSpec(); !added[spec] {
+			added[spec] = true
+			all.addGroups(spec.ContainerEdits.AdditionalGIDs)
+		}
+		all.addGroups(d.ContainerEdits.AdditionalGIDs)
 	}
 	return all
 }

@@ -112,8 +112,8 @@ devices:
 func TestGroupsAreFoundAlsoBesideWhatIsRefused(t *testing.T) {
 	t.Parallel()
 	cfg := specDirs(t, map[string]string{"low/a.json": `!{"cdiVersion": "0.7.0", "kind": "a.test/x", "containerEdits": {"additionalGids": [4]}, "devices": [
-		{"name": "one", "containerEdits": {"additionalGids": [5, 0], "hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}]}`})
-	if got := cfg.Groups([]string{"a.test/x=one", "a.test/x=absent"}).GIDs; !slices.Equal(got, []int64{4, 5}) {
+		{"name": "one", "containerEdits": {"additionalGids": [5, 0], "hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}, {"name": "two", "containerEdits": {"env": ["A=b"]}}]}`})
+	if got := cfg.Groups([]string{"a.test/x=one", "a.test/x=absent", "a.test/x=two"}).GIDs; !slices.Equal(got, []int64{4, 5}) {
 		t.Errorf("groups %v", got)
 	}
 	if got := cfg.Groups(nil).GIDs; got != nil {
