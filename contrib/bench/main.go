@@ -129,7 +129,7 @@ func parse(args []string) (*plan, error) {
 	return p, nil
 }
 
-// numbers parses increasing numbers, separated by commas; 0 is none.
+// numbers parses increasing numbers, separated by commas; 0 stands for an empty list.
 func numbers(flag, text string) (list []int, err error) {
 	for word := range strings.SplitSeq(text, ",") {
 		n, err := strconv.Atoi(word)
