@@ -321,14 +321,8 @@ var noShortDeadline = map[string]string{
 func TestEveryCallHasADeadline(t *testing.T) {
 	t.Parallel()
 	const timeout = 200 * time.Millisecond
-	e := enginetest.New(t)
-	_, c := connect(t, e.Host, timeout)
-	e.AddImage(enginetest.Image{}, "server")
-	made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "web")
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, now := made.ID, 0
+	var c *engine.Conn
+	id, now := "", 0
 	only := func(_ any, err error) error { return err }
 	calls := map[string]func(context.Context) error{
 		"GET /version": func(ctx context.Context) error { return only(c.ServerVersion(ctx)) },
@@ -372,18 +366,26 @@ func TestEveryCallHasADeadline(t *testing.T) {
 		},
 		"HEAD /containers/{id}/archive": func(ctx context.Context) error { return only(c.ContainerStatPath(ctx, id, "/x")) },
 	}
-	for _, route := range e.Routes() {
+	for _, route := range enginetest.New(t).Routes() {
 		if (calls[route] != nil) == (noShortDeadline[route] != "") {
 			t.Errorf("route %s: want it either called here or in noShortDeadline", route)
 		}
 	}
 	for route, call := range calls {
 		t.Run(route, func(t *testing.T) {
+			e := enginetest.New(t) // a new one each time: a call that hung may take effect when it is released
+			_, c = connect(t, e.Host, timeout)
+			e.AddImage(enginetest.Image{}, "server")
+			made, err := c.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"sleep", "1000"}}, nil, nil, nil, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			id = made.ID
 			defer e.Hang(route)()
 			begin := time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), enginetest.WaitTimeout)
 			defer cancel()
-			err := call(ctx)
+			err = call(ctx)
 			if took := time.Since(begin); took > enginetest.WaitTimeout/2 {
 				t.Errorf("the call took %v, want about %v", took, timeout)
 			}
