@@ -44,10 +44,14 @@ const (
 	livenessInterval = time.Second // between two checks whether the Engine is alive
 	dialBackoffMin   = 100 * time.Millisecond
 	dialBackoffMax   = time.Second
+	// maxRereads is how often features are read again that are older than the last reload: calls of docker info at the same
+	// time get one answer (collectSystemInfo in api/server/router/system, docker >= 25), which may be that of a call before
+	// it. There is a limit because they also seem to be older if the Engine's clock was set back.
+	maxRereads = 5
 )
 
-// DefaultTimeout is the default of Config.Timeout. The kubelet's own default for most CRI
-// calls is two minutes (runtimeRequestTimeout): berthd should answer first, and say why.
+// DefaultTimeout is the default of Config.Timeout. The kubelet's own default for most CRI calls is two minutes
+// (runtimeRequestTimeout): berthd should answer first, and say why.
 const DefaultTimeout = 2*time.Minute - time.Second
 
 // Config is what New needs.
@@ -61,14 +65,14 @@ type Config struct {
 	Metrics prometheus.Registerer
 }
 
-// An Engine is a Docker Engine that may go away and come back. Run keeps it connected. All
-// methods may be called from several goroutines.
+// An Engine is a Docker Engine that may go away and come back. Run keeps it connected. Methods may be called by several goroutines.
 type Engine struct {
 	cfg          Config
 	log          *slog.Logger
 	callDuration *prometheus.HistogramVec
 
 	lastReload int64 // time of the newest reload event that Run has handled, as UnixNano
+	rereads    int   // how often features were older than that
 
 	mu         sync.Mutex    // guards following
 	conn       *Conn         // nil while there is no connection
@@ -135,8 +139,7 @@ func hostOption(host string) client.Opt {
 	}
 }
 
-// detectPlaintext sets *endpoint to the client's host if that is reached over the network
-// without TLS.
+// detectPlaintext sets *endpoint to the client's host if that is reached over the network without TLS.
 func detectPlaintext(endpoint *string) client.Opt {
 	return func(c *client.Client) error {
 		host, err := client.ParseHostURL(c.DaemonHost())
@@ -156,8 +159,7 @@ func detectPlaintext(endpoint *string) client.Opt {
 // errNotDialed is why there is no connection before the first attempt.
 var errNotDialed = errors.New("not connected yet")
 
-// WaitFirstDial returns when the first attempt to connect has succeeded or failed, or ctx
-// has ended.
+// WaitFirstDial returns when the first attempt to connect has succeeded or failed, or ctx has ended.
 func (e *Engine) WaitFirstDial(ctx context.Context) {
 	e.mu.Lock()
 	dialed, changed := e.conn != nil || !errors.Is(e.downReason, errNotDialed), e.changed
@@ -171,8 +173,7 @@ func (e *Engine) WaitFirstDial(ctx context.Context) {
 	}
 }
 
-// Conn returns the current connection. Without one the error is of kind Unavailable and
-// says why.
+// Conn returns the current connection. Without one the error is of kind Unavailable and says why.
 func (e *Engine) Conn() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -188,8 +189,8 @@ func (e *Engine) unavailableLocked() error {
 	return fmt.Errorf("docker: %w: %v", errdefs.ErrUnavailable, e.downReason) //nolint:errorlint // on purpose, see above
 }
 
-// LastConn returns the newest connection, which may be broken: its Features are still good
-// to read. Before the first connection the error is of kind Unavailable.
+// LastConn returns the newest connection, which may be broken: its Features are still good to read. Before the first
+// connection the error is of kind Unavailable.
 func (e *Engine) LastConn() (*Conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -199,8 +200,7 @@ func (e *Engine) LastConn() (*Conn, error) {
 	return e.lastConn, nil
 }
 
-// WaitConn returns the current connection, waiting for one if necessary, or the error of
-// ctx.
+// WaitConn returns the current connection, waiting for one if necessary, or the error of ctx.
 func (e *Engine) WaitConn(ctx context.Context) (*Conn, error) {
 	for {
 		e.mu.Lock()
@@ -217,8 +217,7 @@ func (e *Engine) WaitConn(ctx context.Context) (*Conn, error) {
 	}
 }
 
-// WaitReplaced returns when conn is not the current connection, there is something in wake,
-// which may be nil, or ctx has ended.
+// WaitReplaced returns when conn is not the current connection, there is something in wake, which may be nil, or ctx has ended.
 func (e *Engine) WaitReplaced(ctx context.Context, conn *Conn, wake <-chan struct{}) {
 	for {
 		e.mu.Lock()
@@ -237,8 +236,7 @@ func (e *Engine) WaitReplaced(ctx context.Context, conn *Conn, wake <-chan struc
 	}
 }
 
-// MarkBroken reports that conn does not work, so that Run dials again at once. It has no
-// effect if conn is not the current connection any more.
+// MarkBroken reports that conn does not work, so that Run dials again at once. It has no effect on later connections.
 func (e *Engine) MarkBroken(conn *Conn, reason error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -263,8 +261,7 @@ func (e *Engine) setConn(conn *Conn, downReason error) {
 	e.setConnLocked(conn, downReason)
 }
 
-// Run keeps e connected until ctx ends, and returns nil then. It retries for ever: that the
-// Engine is unavailable is no error.
+// Run keeps e connected until ctx ends, and returns nil then. It retries for ever: an Engine that is unavailable is no error.
 func (e *Engine) Run(ctx context.Context) error {
 	backoff, lastLogged, warnedUserNS := dialBackoffMin, "", false
 	for ctx.Err() == nil {
@@ -306,13 +303,11 @@ func (e *Engine) Run(ctx context.Context) error {
 	return nil
 }
 
-// errReloaded is why Run connects again to an Engine that answers: its features may have
-// changed.
+// errReloaded is why Run connects again to an Engine that answers: its features may have changed.
 var errReloaded = errors.New("docker has reloaded its configuration")
 
-// watchReload calls notify once the Engine behind conn has reloaded its configuration since
-// its features were read, as it does on SIGHUP, and returns then. It also returns when ctx
-// ends.
+// watchReload calls notify once the Engine behind conn has reloaded its configuration since its features were read, as it
+// does on SIGHUP, and returns then. It also returns when ctx ends.
 func (e *Engine) watchReload(ctx context.Context, conn *Conn, notify func()) {
 	for ctx.Err() == nil {
 		messages, errs := conn.Events(ctx, events.ListOptions{Since: conn.featuresAt, Filters: filters.NewArgs(
@@ -321,12 +316,17 @@ func (e *Engine) watchReload(ctx context.Context, conn *Conn, notify func()) {
 		for open := true; open; {
 			select {
 			case m := <-messages:
-				// No event is handled twice, even if the Engine's clock was set back.
-				if m.TimeNano > e.lastReload {
-					e.lastReload = m.TimeNano
-					notify()
-					return
+				switch {
+				case m.TimeNano > e.lastReload:
+					e.lastReload, e.rereads = m.TimeNano, 0
+				case e.rereads < maxRereads:
+					e.rereads++
+					_ = sleep.WithContext(ctx, livenessInterval)
+				default:
+					continue
 				}
+				notify()
+				return
 			case <-errs:
 				open = false
 			}
@@ -335,8 +335,7 @@ func (e *Engine) watchReload(ctx context.Context, conn *Conn, notify func()) {
 	}
 }
 
-// watch returns, with the reason, when conn is not the current connection any more, the
-// Engine does not answer, or its features may have changed.
+// watch returns, with the reason, when conn is not the current one any more, Docker does not answer, or its features may have changed.
 func (e *Engine) watch(ctx context.Context, conn *Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	reloaded := make(chan struct{})

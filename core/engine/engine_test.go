@@ -99,6 +99,29 @@ func TestReloadUpdatesFeatures(t *testing.T) {
 	}
 }
 
+// Docker 25 and newer answer a call of docker info with what it has collected for another one, which may have begun before the reload.
+func TestFeaturesThatAreOlderThanAReloadAreReadAgain(t *testing.T) {
+	t.Parallel()
+	e := enginetest.New(t)
+	docker := e.Connect(t)
+	before, stale := time.Now(), 2
+	e.Reload(func(i *system.Info) {
+		if stale--; stale >= 0 {
+			i.SystemTime = before.UTC().Format(time.RFC3339Nano)
+			return
+		}
+		i.Runtimes["new"] = system.RuntimeWithStatus{}
+	})
+	enginetest.Until(t, "the runtime is not in the features", func() bool {
+		conn, err := docker.Conn()
+		if err != nil {
+			t.Fatalf("no connection: %v", err)
+		}
+		_, ok := conn.Features.Runtimes["new"]
+		return ok
+	})
+}
+
 func TestReloadWhileFeaturesAreReadIsNotMissed(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)
