@@ -12,8 +12,8 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-build: ## bin/berthd, static
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/berthd ./cmd/berthd
+build: ## bin/berthd and bin/berth-oci, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/berthd ./cmd/berth-oci
 
 packages: ## dist/packages: deb, rpm, SBOM, SHA256SUMS; MACHINES=amd64,arm64 SIGNING_KEY=file SIGNING_PASSPHRASE_FILE=file
 	cd packaging && go run . -version '$(VERSION)' -commit '$(COMMIT)' -date '$(DATE)' -out ../dist -machines '$(MACHINES)' \

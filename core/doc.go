@@ -8,6 +8,9 @@
 //	                                  files; internal/doctor: checks of the node;
 //	                                  internal/pods: its pods
 //	                                  internal/pulls: the table of running pulls
+//	cmd/berth-oci                     the OCI runtime; of berth it imports core/ociedit only. internal/argv: the
+//	                                  arguments of runtimes; internal/spec: edits of config.json, no I/O;
+//	                                  internal/userns: mounts of containers with a user namespace
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //
@@ -59,6 +62,7 @@
 //	core/image/mirror                 mirrors of registries, and names of images from them
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
+//	core/ociedit                      what cmd/berth-oci changes in the OCI specs of containers
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz
 //	core/tracing                      spans of parts of a call; core/tracing/otlp exports them

@@ -21,7 +21,7 @@ const module = "berth/"
 var layers = [][]string{
 	{"core/sleep", "core/tracing", "core/httpserver"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity", "core/tracing/otlp"},
-	{"core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning"},
+	{"core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/ociedit"},
 	{"core/image/mirror", "network/netns"},
 	{"network/cniconf"},
 	{"network/cnitemplate"},
@@ -37,6 +37,9 @@ var layers = [][]string{
 	{"cmd/berthd/internal/config"},
 	{"cmd/berthd/internal/doctor", "cmd/berthd/internal/pods", "cmd/berthd/internal/pulls"},
 	{"cmd/berthd"},
+	{"cmd/berth-oci/internal/argv", "cmd/berth-oci/internal/spec"},
+	{"cmd/berth-oci/internal/userns"},
+	{"cmd/berth-oci"},
 }
 
 // testSupport lists the packages that only tests import.
@@ -49,6 +52,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 	{"", "github.com/sirupsen/logrus", "berth logs with log/slog"},
 	{"core", "k8s.io/klog", "berth logs with log/slog"},
 	{"", "github.com/moby/moby", "Docker is called through docker/docker/client"},
+	{"cmd/berth-oci", "github.com/docker/docker", "it starts with every container and must be small"},
 	{"", "github.com/stretchr/testify", "tests use testing and go-cmp"},
 	{"network", module + "core", "network knows nothing of Docker or the CRI"},
 	{"streaming", module + "core", "streaming knows nothing of Docker or the CRI"},

@@ -45,20 +45,21 @@ func (n *node) handlers() (names []string) {
 // runtime that the Engine has used so far.
 func (n *node) addRuntime(name string, program func(runc string) string) {
 	n.t.Helper()
+	n.register(name, func(runc string) map[string]any { return map[string]any{"path": program(runc)} })
+	n.until(10*time.Second, "the runtime "+name+" is not reported", func() bool { return slices.Contains(n.handlers(), name) })
+}
+
+// register adds an OCI runtime to the configuration of the Engine until the test ends, and waits until the Engine has it.
+// entry is called with the path of the runtime that the Engine has used so far, and returns what daemon.json says of the new one.
+func (n *node) register(name string, entry func(runc string) map[string]any) {
+	n.t.Helper()
 	dir := filepath.Dir(strings.TrimPrefix(*host, "unix://"))
 	file := filepath.Join(dir, "daemon.json")
 	before, err := os.ReadFile(file)
 	if err != nil {
 		n.t.Skip("needs an Engine whose configuration is beside its socket:", err)
 	}
-	text, err := os.ReadFile(filepath.Join(dir, "pid"))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	pid := n.enginePID()
 	config := map[string]any{}
 	if err := json.Unmarshal(before, &config); err != nil {
 		n.t.Fatal(err)
@@ -72,7 +73,7 @@ func (n *node) addRuntime(name string, program func(runc string) string) {
 		runtimes = map[string]any{}
 		config["runtimes"] = runtimes
 	}
-	runtimes[name] = map[string]any{"path": program(runc)}
+	runtimes[name] = entry(runc)
 	after, err := json.Marshal(config)
 	if err != nil {
 		n.t.Fatal(err)
@@ -87,7 +88,25 @@ func (n *node) addRuntime(name string, program func(runc string) string) {
 	}
 	reload(after)
 	n.t.Cleanup(func() { reload(before) })
-	n.until(10*time.Second, "the runtime "+name+" is not reported", func() bool { return slices.Contains(n.handlers(), name) })
+	n.until(10*time.Second, "the Engine does not report the runtime "+name, func() bool {
+		info, err := n.docker.Info(n.t.Context())
+		_, ok := info.Runtimes[name]
+		return err == nil && ok
+	})
+}
+
+// enginePID returns the PID of dockerd.
+func (n *node) enginePID() int {
+	n.t.Helper()
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(strings.TrimPrefix(*host, "unix://")), "pid"))
+	if err != nil {
+		n.t.Skip("needs an Engine whose PID file is beside its socket:", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return pid
 }
 
 // addRecorder adds an OCI runtime that stores the configuration of each container before it becomes runc.

@@ -1,0 +1,282 @@
+// Package ociedit stores what berth-oci, the OCI runtime of berth, has to change in the config.json of one container.
+//
+// berthd writes the file <directory>/<container ID>.json between the create and the start of the container; berth-oci
+// reads it each time that the container is created in the runtime, so at every start of it, and refuses a container that has
+// none. The file must therefore exist as long as the container; berthd removes it after the container.
+//
+// Both believe the file because of where it is: in a directory that only root can enter, below directories that
+// only root can change. Labels, annotations and environment variables do not carry instructions, because images and every client
+// of the Engine set them.
+//
+// The package is linked into a program that runs at the start of every such container: it imports little.
+package ociedit
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+const (
+	// Version is the format that this package writes. It increases when a file has a field that older programs do not
+	// know: a program refuses files that are newer than itself, because it would leave out what it does not know.
+	Version = 1
+	// DefaultDir is the directory of the files.
+	DefaultDir = "/run/berth/oci"
+	// MaxSize bounds a file, in bytes.
+	MaxSize = 1 << 20
+	// maxID is the greatest length of a container ID. Docker's have 64 characters.
+	maxID = 128
+	// maxMappings is the greatest number of lines of uid_map in Linux >= 4.15 (user_namespaces(7)).
+	maxMappings = 340
+)
+
+// Instructions say what to change in the config.json of one container. They are applied in the order of the fields, so
+// that no patch can take back a user namespace. The zero value, but for the version and the ID, changes nothing.
+type Instructions struct {
+	// Version is set by Write.
+	Version int `json:"version"`
+	// ContainerID is the ID by which the Engine calls the runtime, which is Docker's full ID.
+	ContainerID string `json:"containerID"`
+
+	// Patches are JSON merge patches (RFC 7396) of the whole config.json: null removes a field, arrays are replaced.
+	Patches []json.RawMessage `json:"patches,omitempty"`
+	// Hooks are appended to those of the config.json.
+	Hooks *Hooks `json:"hooks,omitempty"`
+	// Devices are device nodes. One replaces the device of the same path, or else is appended.
+	Devices []Device `json:"devices,omitempty"`
+	// DeviceOwner becomes the owner of every node in linux.devices, also of Devices without owner.
+	DeviceOwner *Owner `json:"deviceOwner,omitempty"`
+	// Rlimits replace the limits of the same type, or else are appended.
+	Rlimits []Rlimit `json:"rlimits,omitempty"`
+	// MountOptions are appended to the options of mounts. A destination that the container does not have is an error.
+	MountOptions []MountOptions `json:"mountOptions,omitempty"`
+	// Unified are values of files of cgroup v2, by name: {"memory.high": "50331648"}.
+	Unified map[string]string `json:"unified,omitempty"`
+	// AmbientCapabilities, such as CAP_NET_BIND_SERVICE, are added to the bounding, effective, permitted, inheritable and
+	// ambient sets of the container's process, and of processes that "docker exec" starts.
+	AmbientCapabilities []string `json:"ambientCapabilities,omitempty"`
+	// InheritableCapabilities are added to the inheritable set of the container's process.
+	InheritableCapabilities []string `json:"inheritableCapabilities,omitempty"`
+
+	// Sandbox is the process whose namespaces the container joins, the first one of the pause container. It is nil for the
+	// pause container itself. If that process does not exist any more, or is another one, the container is refused.
+	Sandbox *Process `json:"sandbox,omitempty"`
+	// JoinNamespaces are the types of namespaces of Sandbox that the container joins, as the OCI specification names
+	// them. "uts" is the only one: Docker itself joins network, ipc and pid, and UserNamespace is for user.
+	JoinNamespaces []string `json:"joinNamespaces,omitempty"`
+	// UserNamespace gives the container a user namespace and maps its root file system into it.
+	UserNamespace *UserNamespace `json:"userNamespace,omitempty"`
+}
+
+// UserNamespace is the user namespace of a pod.
+type UserNamespace struct {
+	// UIDMappings and GIDMappings are those of the namespace. Without Sandbox the container gets a new namespace with them;
+	// with Sandbox it joins the one of Sandbox, which must have the same.
+	UIDMappings []IDMapping `json:"uidMappings"`
+	GIDMappings []IDMapping `json:"gidMappings"`
+	// Mounts are bind mounts that get other mappings than IDMapOthers says. A destination that the container does not
+	// have, or that is no bind mount, is an error.
+	Mounts []MountMapping `json:"mounts,omitempty"`
+	// IDMapOthers maps all bind mounts that Mounts does not name as the namespace: those that Docker adds, like
+	// /etc/hosts, /dev/shm and anonymous volumes. Otherwise they show their owners as 65534.
+	IDMapOthers bool `json:"idMapOthers,omitempty"`
+}
+
+// IDMapping maps Size IDs from ContainerID on, as processes of the container see them, to those from HostID on.
+type IDMapping struct {
+	ContainerID uint32 `json:"containerID"`
+	HostID      uint32 `json:"hostID"`
+	Size        uint32 `json:"size"`
+}
+
+// MountMapping says how the owners of the files of one mount are shown. The mappings are those of an id-mapped
+// mount: a file that belongs to ContainerID on disk is shown as belonging to HostID, which is what the pod's user namespace maps
+// back. Without mappings the mount stays as it is.
+type MountMapping struct {
+	Destination string      `json:"destination"`
+	UIDMappings []IDMapping `json:"uidMappings,omitempty"`
+	GIDMappings []IDMapping `json:"gidMappings,omitempty"`
+}
+
+// Process identifies a process: a PID can be used again, but not with the same start time.
+type Process struct {
+	PID int `json:"pid"`
+	// StartTime is field 22 of /proc/PID/stat: clock ticks since the boot of the machine.
+	StartTime uint64 `json:"startTime"`
+}
+
+// Hooks are programs that the runtime calls, as in the OCI specification. They run as root outside of the container, but for
+// CreateContainer and StartContainer.
+type Hooks struct {
+	Prestart        []Hook `json:"prestart,omitempty"`
+	CreateRuntime   []Hook `json:"createRuntime,omitempty"`
+	CreateContainer []Hook `json:"createContainer,omitempty"`
+	StartContainer  []Hook `json:"startContainer,omitempty"`
+	Poststart       []Hook `json:"poststart,omitempty"`
+	Poststop        []Hook `json:"poststop,omitempty"`
+}
+
+// Hook is one program. Path is absolute, Args has the name of the program first, Timeout is in seconds.
+type Hook struct {
+	Path    string   `json:"path"`
+	Args    []string `json:"args,omitempty"`
+	Env     []string `json:"env,omitempty"`
+	Timeout *int     `json:"timeout,omitempty"`
+}
+
+// Device is a device node of the container.
+type Device struct {
+	// Path is absolute in the container.
+	Path string `json:"path"`
+	// Type is b, c, u or p.
+	Type  string `json:"type"`
+	Major int64  `json:"major,omitempty"`
+	Minor int64  `json:"minor,omitempty"`
+	// FileMode are the permissions; nil is the runtime's default.
+	FileMode *uint32 `json:"fileMode,omitempty"`
+	UID      *uint32 `json:"uid,omitempty"`
+	GID      *uint32 `json:"gid,omitempty"`
+	// Access is what the cgroup allows: of r, w and m. An empty string adds no rule.
+	Access string `json:"access,omitempty"`
+}
+
+// Owner is a user and a group of the container.
+type Owner struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+}
+
+// Rlimit is a resource limit, like RLIMIT_NOFILE, in the unit of setrlimit(2).
+type Rlimit struct {
+	Type string `json:"type"`
+	Soft uint64 `json:"soft"`
+	Hard uint64 `json:"hard"`
+}
+
+// MountOptions are options of config.json for the mount at Destination, like rro.
+type MountOptions struct {
+	Destination string   `json:"destination"`
+	Options     []string `json:"options"`
+}
+
+// idCharacters are those of container IDs.
+const idCharacters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-"
+
+// validID reports whether id can be a container ID, and so the name of a file.
+func validID(id string) bool {
+	return id != "" && len(id) <= maxID && id[0] != '.' && id[0] != '-' && strings.Trim(id, idCharacters) == ""
+}
+
+// validate reports the first thing in i that cannot be applied to any container.
+func (i *Instructions) validate() error {
+	for n, patch := range i.Patches {
+		var object map[string]json.RawMessage
+		if json.Unmarshal(patch, &object) != nil || object == nil {
+			return fmt.Errorf("patch %d is not a JSON object", n+1)
+		}
+	}
+	for _, d := range i.Devices {
+		switch {
+		case !absolute(d.Path):
+			return fmt.Errorf("device %q: the path must be absolute", d.Path)
+		case !slices.Contains([]string{"b", "c", "u", "p"}, d.Type):
+			return fmt.Errorf("device %s has type %q: must be one of b, c, u, p", d.Path, d.Type)
+		case strings.Trim(d.Access, "rwm") != "":
+			return fmt.Errorf("device %s has access %q: must be of r, w and m", d.Path, d.Access)
+		}
+	}
+	for _, h := range i.Hooks.all() {
+		if !absolute(h.Path) {
+			return fmt.Errorf("hook %q: the path must be absolute", h.Path)
+		}
+	}
+	for name := range i.Unified {
+		if name == "" || strings.ContainsAny(name, "/\x00") {
+			return fmt.Errorf("cgroup file %q: must be a name without a slash", name)
+		}
+	}
+	for _, name := range slices.Concat(i.AmbientCapabilities, i.InheritableCapabilities) {
+		if !strings.HasPrefix(name, "CAP_") {
+			return fmt.Errorf("capability %q: must begin with CAP_", name)
+		}
+	}
+	return i.validateNamespaces()
+}
+
+func (i *Instructions) validateNamespaces() error {
+	if s := i.Sandbox; s != nil && (s.PID <= 0 || s.StartTime == 0) {
+		return errors.New("the process of the sandbox needs a PID and a start time")
+	}
+	for _, kind := range i.JoinNamespaces {
+		if kind != "uts" {
+			return fmt.Errorf("namespace %q cannot be joined: must be uts", kind)
+		}
+		if i.Sandbox == nil {
+			return fmt.Errorf("namespace %s cannot be joined without a process of the sandbox", kind)
+		}
+	}
+	u := i.UserNamespace
+	if u == nil {
+		return nil
+	}
+	if len(u.UIDMappings) == 0 || len(u.GIDMappings) == 0 {
+		return errors.New("a user namespace needs UID and GID mappings")
+	}
+	if err := validateMappings("the user namespace", u.UIDMappings, u.GIDMappings); err != nil {
+		return err
+	}
+	for _, m := range u.Mounts {
+		if !absolute(m.Destination) {
+			return fmt.Errorf("mount %q: the destination must be absolute", m.Destination)
+		}
+		if (len(m.UIDMappings) == 0) != (len(m.GIDMappings) == 0) {
+			return fmt.Errorf("mount %s needs both UID and GID mappings or none", m.Destination)
+		}
+		if err := validateMappings("mount "+m.Destination, m.UIDMappings, m.GIDMappings); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validateMappings checks mappings as the kernel does when they are written to uid_map.
+func validateMappings(what string, both ...[]IDMapping) error {
+	for _, mappings := range both {
+		if len(mappings) > maxMappings {
+			return fmt.Errorf("%s has %d mappings: must be at most %d", what, len(mappings), maxMappings)
+		}
+		for n, m := range mappings {
+			if m.Size == 0 || overflows(m.ContainerID, m.Size) || overflows(m.HostID, m.Size) {
+				return fmt.Errorf("%s has the mapping %d %d %d: must be within 32 bits", what, m.ContainerID, m.HostID, m.Size)
+			}
+			for _, o := range mappings[:n] {
+				if overlap(m.ContainerID, o.ContainerID, m.Size, o.Size) || overlap(m.HostID, o.HostID, m.Size, o.Size) {
+					return fmt.Errorf("%s has mappings that overlap", what)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// overflows reports whether a range has 2^32-1, which is no ID, or more.
+func overflows(first, size uint32) bool { return uint64(first)+uint64(size) > 1<<32-1 }
+
+func overlap(a, b, sizeA, sizeB uint32) bool {
+	return uint64(a) < uint64(b)+uint64(sizeB) && uint64(b) < uint64(a)+uint64(sizeA)
+}
+
+// all returns the hooks of all kinds.
+func (h *Hooks) all() []Hook {
+	if h == nil {
+		return nil
+	}
+	return slices.Concat(h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)
+}
+
+func absolute(path string) bool {
+	return strings.HasPrefix(path, "/") && !strings.Contains(path, "\x00")
+}
