@@ -7,7 +7,7 @@ DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null
 PARALLEL = -parallel 8
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 
-.PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-faults soak fuzz bench lint clean
+.PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-runtime-install test-faults soak fuzz bench lint clean
 
 help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ test-vm-critest: ## critest and the live tests in a virtual machine with cgroup 
 
 test-changeover: ## from a real cri-dockerd to berthd and back, under running pods (root)
 	contrib/e2e/changeover.sh
+
+test-runtime-install: ## berthd runtime install and remove on a private Docker Engine (root); ENGINE=forky for another
+	LIVE_ONLY=contrib/live LIVE_FLAGS='-v -run TestRuntimeInstall' contrib/e2e/live.sh
 
 test-faults: ## pods under faults of Docker, plugins, disks and clients, in ten minutes (root); FAULTS=pattern
 	FAULTS='$(FAULTS)' contrib/e2e/faults.sh

@@ -36,6 +36,9 @@
 //	                                  and network limits
 //	core/podpolicy                    what the operator lets pods have beyond the CRI: annotations
 //	                                  for runtimes, limits by annotation, shims
+//	core/ociinstall                   installs the OCI runtime on a node, and inspects it there
+//	core/userns     core/ociruntime   user namespaces of pods, pure; instructions for berth's OCI
+//	                                  runtime, and what the kernel can do
 //	core/engine                       the connection to the Docker Engine
 //	network                           CNI attachments of pods
 //	core/oom                          containers that the kernel has killed for memory
@@ -61,6 +64,7 @@
 //	core/image/verify                 programs that decide which images may be pulled
 //	core/image/mirror                 mirrors of registries, and names of images from them
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
+//	core/dockerconfig                 daemon.json and the flags of dockerd
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/ociedit                      what cmd/berth-oci changes in the OCI specs of containers
 //	core/pause                        the built-in pause image

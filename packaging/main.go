@@ -1,4 +1,4 @@
-// Command packaging builds berthd for all supported architectures, and a deb, an rpm
+// Command packaging builds berthd and berth-oci for all supported architectures, and a deb, an rpm
 // and an SBOM for each. The builds are reproducible: the same sources give the same
 // bytes. With a key it signs the packages and SHA256SUMS, and builds signed repositories
 // for apt and dnf.
@@ -131,8 +131,10 @@ func (r release) build() error {
 		}
 	}
 	for _, m := range r.machines {
-		if err := r.compile(m); err != nil {
-			return fmt.Errorf("build for %s: %w", m.name, err)
+		for _, program := range programs() {
+			if err := r.compile(program, m); err != nil {
+				return fmt.Errorf("build %s for %s: %w", program, m.name, err)
+			}
 		}
 	}
 	if err := r.documents(); err != nil {
@@ -164,18 +166,31 @@ func (r release) build() error {
 
 func (r release) staged(name string) string { return filepath.Join(r.out, "stage", name) }
 
-// compile builds a static berthd.
-func (r release) compile(m machine) error {
-	path, err := filepath.Abs(r.staged("berthd-" + m.name))
+// programs lists the programs whose sources are here.
+func programs() []string {
+	found := []string{"berthd"}
+	if _, err := os.Stat("../cmd/" + ociRuntime); err == nil {
+		found = append(found, ociRuntime)
+	}
+	return found
+}
+
+// ociRuntime is the OCI runtime, which a package has if its sources are here.
+const ociRuntime = "berth-oci"
+
+// compile builds a static program.
+func (r release) compile(program string, m machine) error {
+	path, err := filepath.Abs(r.staged(program + "-" + m.name))
 	if err != nil {
 		return err
 	}
-	return r.goBuild(path, append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+m.goarch, m.level))
+	return r.goBuild("./cmd/"+program, path, append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+m.goarch, m.level))
 }
 
-func (r release) goBuild(path string, environ []string) error {
+// goBuild builds the program of the package into path.
+func (r release) goBuild(pkg, path string, environ []string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.version=%s -X main.commit=%s", r.version, r.commit), "-o", path, "./cmd/berthd")
+		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.version=%s -X main.commit=%s", r.version, r.commit), "-o", path, pkg)
 	cmd.Dir = ".."
 	cmd.Env = environ
 	cmd.Stderr = os.Stderr
@@ -195,7 +210,7 @@ func (r release) native() (string, error) {
 	if err != nil || name != "berthd-native" {
 		return path, err
 	}
-	return path, r.goBuild(path, append(os.Environ(), "CGO_ENABLED=0"))
+	return path, r.goBuild("./cmd/berthd", path, append(os.Environ(), "CGO_ENABLED=0"))
 }
 
 // documents writes the manual page, the bash completion and the Debian changelog.
@@ -276,6 +291,9 @@ func (r release) pack(m machine, format string) (string, error) {
 	info.MTime = r.date
 	if r.signer != nil {
 		info.Deb.Signature.SignFn, info.RPM.Signature.SignFn = r.signer.armored, r.signer.binary
+	}
+	if !slices.Contains(programs(), ociRuntime) {
+		info.Contents = slices.DeleteFunc(info.Contents, func(c *files.Content) bool { return filepath.Base(c.Destination) == ociRuntime })
 	}
 	for _, content := range info.Contents {
 		if content.FileInfo == nil {

@@ -21,6 +21,9 @@ rpm=$(ls "$dist"/berth-*.x86_64.rpm)
 say "checksums and SBOMs"
 (cd "$dist" && sha256sum --check --quiet SHA256SUMS)
 for machine in amd64 arm64 armv7 ppc64le riscv64 s390x; do
+	if [ -d "$top/cmd/berth-oci" ]; then
+		want "berth-oci for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berth-oci-$machine")
+	fi
 	parts=$(go version -m "$top/dist/stage/berthd-$machine" | grep -cE '^\s+dep\s')
 	listed=$(grep -c '"purl"' "$dist"/berth_*_"$machine".spdx.json)
 	want "the SBOM for $machine lists all $parts modules and Go" [ "$listed" = $((parts + 1)) ]
@@ -72,6 +75,14 @@ units_in_place() {
 	[ "$(readlink "$1/usr/lib/systemd/system/cri-docker.socket")" = berth.socket ]
 }
 no_stop() { not grep -E ' (stop|restart|kill)( |$)' "$1/calls"; }
+# copied ROOT: what "berthd runtime install" does to the node, but for daemon.json.
+copied() {
+	mkdir -p "$1/opt/berth/oci" "$1/etc/docker"
+	echo '{"runtimes": {"berth": {"path": "/opt/berth/oci/berth-oci"}}}' >"$1/etc/docker/daemon.json"
+	echo program >"$1/opt/berth/oci/berth-oci"
+}
+# kept ROOT: what copied has made is as it was.
+kept() { grep -qx program "$1/opt/berth/oci/berth-oci" && grep -q '"/opt/berth/oci/berth-oci"' "$1/etc/docker/daemon.json"; }
 runs() { [[ $(chroot "$1" "/usr/bin/$2" --version) == "$2 "* ]]; }
 
 say "deb: install over cri-dockerd, upgrade, remove, purge"
@@ -93,13 +104,17 @@ want "the service is started" called "$r" "deb-systemd-invoke start berth.socket
 want "manual page and completion are installed" test -s "$r/usr/share/man/man8/berthd.8.gz" -a -s "$r/usr/share/bash-completion/completions/cri-dockerd"
 : >"$r/calls"
 echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
+copied "$r"
 want "upgrade" pkg -i "$deb"
+want "the upgrade keeps the OCI runtime of Docker" kept "$r"
 want "the upgrade restarts the service in one step" called "$r" "deb-systemd-invoke try-restart berth.service"
 want "the upgrade stops no unit" no_stop "$r"
 want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
 : >"$r/calls"
 mkdir -p "$r/var/lib/cri-dockerd/sandbox"
 want "removal" pkg -r berth
+want "the OCI runtime of Docker is kept" kept "$r"
+want "the removal prints how to remove it" grep -q 'berthd runtime remove' "$w/log"
 want "the service is stopped" called "$r" "deb-systemd-invoke stop berth.socket berth.service"
 want "the configuration is kept" test -f "$r/etc/berth/config.yaml"
 want "all units and programs are removed" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/bin/cri-dockerd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"
@@ -208,12 +223,15 @@ want "the service is enabled" called "$r" "systemctl enable berth.socket berth.s
 want "cri-dockerd cannot be installed beside it" not rpm --root "$r" --nosignature -i "$built"/cri-dockerd-99.0-3.x86_64.rpm
 : >"$r/calls"
 echo 'log-level: debug' >>"$r/etc/berth/config.yaml"
+copied "$r"
 want "upgrade" rp -U --replacepkgs --replacefiles "$w/berth.rpm"
 want "the upgrade restarts the service in one step" called "$r" "systemctl try-restart berth.service"
 want "the operator's edit is kept" grep -qx 'log-level: debug' "$r/etc/berth/config.yaml"
 want "the upgrade stops no unit" no_stop "$r"
 : >"$r/calls"
+want "the upgrade keeps the OCI runtime of Docker" kept "$r"
 want "removal" rp -e --nodeps berth
+want "the OCI runtime of Docker is kept" kept "$r"
 want "the service is stopped and disabled" called "$r" "systemctl --no-reload disable --now berth.socket berth.service"
 want "the operator's edit is kept as .rpmsave" test -f "$r/etc/berth/config.yaml.rpmsave"
 want "all units and programs are removed" test ! -e "$r/usr/bin/berthd" -a ! -L "$r/usr/lib/systemd/system/cri-docker.service"

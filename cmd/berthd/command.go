@@ -12,6 +12,7 @@ import (
 	"berth/cmd/berthd/internal/doctor"
 	"berth/cmd/berthd/internal/pods"
 	"berth/cmd/berthd/internal/pulls"
+	"berth/core/ociinstall"
 )
 
 // An action is the work of a command, which takes flags only unless its Use names arguments.
@@ -33,6 +34,10 @@ func (p *program) newCommand(options *config.Options) (*cobra.Command, error) {
 	add(root, config.PodsCommand, "print the pods of this node: Docker's names, addresses, logs, and why one is not ready", runPods)
 	add(root, config.PullsCommand, "show how far the pulls of images are, until they have ended if on a terminal", runPulls)
 	add(add(root, "images", "work with images", nil), copyUse, "copy images between Docker and containerd, before a change of the runtime", copyImages)
+	runtime := add(root, "runtime", "install the OCI runtime for what the Docker API cannot express", nil)
+	add(runtime, "install", "install the OCI runtime or update it, and have Docker know it; running containers are not affected", changeRuntime(ociinstall.Install))
+	add(runtime, "status", "show the OCI runtime, which pods have it, and what is wrong with it", showRuntime)
+	add(runtime, "remove", "remove the OCI runtime from Docker and from this node, unless containers have it", changeRuntime(ociinstall.Remove))
 	completion := add(root, "completion", "print completion scripts", nil)
 	for _, shell := range shells {
 		add(completion, shell.name, "print the completion script for "+shell.name, shell.print)

@@ -57,3 +57,14 @@ func awaitHealthy(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Fatalf("still unhealthy after %v:\n%s", waitTimeout, ts.ReadFile("stdout"))
 }
+
+// await-docker SOCKET waits until a process listens there.
+func awaitDocker(ts *testscript.TestScript, neg bool, args []string) {
+	for deadline := time.Now().Add(waitTimeout); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if conn, err := net.Dial("unix", ts.MkAbs(args[0])); err == nil {
+			conn.Close()
+			return
+		}
+	}
+	ts.Fatalf("no server at %s after %v", args[0], waitTimeout)
+}

@@ -67,8 +67,8 @@ func copyImages(cmd *cobra.Command, options *config.Options) error {
 	if err != nil {
 		return err
 	}
-	out := newCopyOutput(cmd.OutOrStdout(), options.JSON, options.Copy.DryRun)
-	ended := copier.Run(ctx, images, options.Copy.DryRun, out.report)
+	out := newCopyOutput(cmd.OutOrStdout(), options.JSON, options.DryRun)
+	ended := copier.Run(ctx, images, options.DryRun, out.report)
 	failed := out.summarize(len(images))
 	if ended != nil && failed != nil {
 		return fmt.Errorf("%w; %w", failed, ended) // one line

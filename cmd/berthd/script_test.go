@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 		"cri-dockerd": berthdMain,
 		"activate":    activateMain,
 		"as-nobody":   noServerMain,
+		"dockerd":     dockerdMain,
 	})
 }
 
@@ -78,6 +79,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"ends":           wantExit,
 			"docker-engine":  serveDocker,
+			"await-docker":   awaitDocker,
 			"await-healthy":  awaitHealthy,
 			"await":          awaitSocket,
 			"await-text":     awaitText,

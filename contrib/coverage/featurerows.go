@@ -35,9 +35,9 @@ var featureAreas = []featureArea{
 		{"every field of the CRI is applied or refused", "no", "partly", "partly", yes, "[coverage.md](coverage.md)", "coverage.TestEveryFieldHasARow"},
 	}},
 	{"Features of Kubernetes", []feature{
-		{"user namespaces per pod", "ignored", "yes", "yes", no, "refused", ""},
+		{"user namespaces per pod", "ignored", "yes", "yes", part, "with berth's OCI runtime", "sandbox.TestPodWithUserNamespaceFromRunToRemove live.TestUserNamespaceOfAPod"},
 		{"user namespaces with the host's network (KEP-5607)", "no", "yes", "yes", no, "refused", ""},
-		{"id-mapped volumes", "no", "yes", "yes", no, "refused", ""},
+		{"id-mapped volumes", "no", "yes", "yes", part, "with berth's OCI runtime", "container.TestContainerInAUserNamespaceFromCreateToRemove"},
 		{"image volumes, subPath", "no", "yes", "yes", yes, "", "live.TestMounts"},
 		{"digest of image volumes in the status (KEP-5365)", "no", "yes", "yes", yes, "", "live.TestMounts"},
 		{"OCI artifacts as volumes", "no", "no", "yes", no, "Docker cannot pull them", ""},

@@ -70,15 +70,15 @@ var messages = []message{
 		{"pid", engine, "`HostConfig.PidMode`: the namespace of the pause container, a private one, the node's, or that of the target", "todocker.TestContainer live.TestNamespacesOfPods"},
 		{"ipc", engine, "`HostConfig.IpcMode`", "todocker.TestContainer live.TestNamespacesOfPods"},
 		{"target_id", engine, "`HostConfig.PidMode`; refused if it is not a running container of the same pod", "container.TestCreateRefusesInvalidRequests live.TestNamespacesOfPods"},
-		{"userns_options", refused, "except NODE: Docker has no user namespaces per pod, and berth does not announce them", "todocker.TestSandboxRefuses live.TestNamespacesOfPods"},
+		{"userns_options", files, "with berth's OCI runtime, which Docker runs only for such pods: instructions in `<run-dir>/oci`; without it refused, with the command that installs it; a container must have those of its sandbox", "sandbox.TestPodWithUserNamespaceFromRunToRemove sandbox.TestPodWithUserNamespaceNeedsTheRuntime container.TestContainersThatDoNotFitTheirPodAreRefused userns.TestUserNamespacesThatAreRefused live.TestUserNamespaceOfAPod"},
 	}},
 	{"UserNamespace", []row{
-		{"mode", refused, "except NODE", "todocker.TestSandboxRefuses"},
-		{"uids", refused, "a mapping without a user namespace has no meaning", "todocker.TestContainerRefuses"},
-		{"gids", refused, "a mapping without a user namespace has no meaning", "todocker.TestContainerRefuses"},
+		{"mode", files, "POD with berth's OCI runtime, NODE; others are refused", "userns.TestUserNamespacesThatAreRefused userns.TestMappingsOfPods"},
+		{"uids", files, "one mapping from ID 0 on, as in containerd and CRI-O; others are refused, and so is each in the node's user namespace", "userns.TestUserNamespacesThatAreRefused live.TestUserNamespaceOfAPod"},
+		{"gids", files, "as `uids`", "userns.TestUserNamespacesThatAreRefused"},
 	}},
 	{"IDMapping", []row{
-		{"*", refused, "together with the user namespace or the mount that contains them", "todocker.TestMounts"},
+		{"*", files, "as the user namespace or the mount that contains them", "userns.TestMappingsOfPods userns.TestMountsOfAContainer"},
 	}},
 	{"SELinuxOption", []row{
 		{"user", engine, "`label=user:` in `HostConfig.SecurityOpt`", "todocker.TestSecurityOptions"},
@@ -193,8 +193,8 @@ var messages = []message{
 		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
 		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; for an unconfined container, the pod's label", "container.TestSetLabelsRelabelsMarkedMounts"},
 		{"propagation", engine, "`BindOptions.Propagation`, or the propagation of the premount; refused if the mount that contains the host path does not propagate", "live.TestMountPropagation todocker.TestMounts premount.TestRemoveKeepsTheMountsOfASharedSource premount.TestCheckPropagationRefusesMountsThatAreNotShared e2e.TestCRI"},
-		{"uidMappings", refused, "Docker has no user namespaces per pod", "todocker.TestMounts"},
-		{"gidMappings", refused, "Docker has no user namespaces per pod", "todocker.TestMounts"},
+		{"uidMappings", files, "in a pod with a user namespace: instructions for berth's OCI runtime; else refused. Mounts without mappings stay as they are", "container.TestContainerInAUserNamespaceFromCreateToRemove userns.TestMountsOfAContainer live.TestUserNamespaceOfAPod"},
+		{"gidMappings", files, "as `uidMappings`", "container.TestContainerInAUserNamespaceFromCreateToRemove userns.TestMountsOfAContainer"},
 		{"recursive_read_only", engine, "`ReadOnlyForceRecursive`; before 25 a premount", "live.TestMounts todocker.TestMounts"},
 		{"image", engine, "a mount of `Type` image; before 28 a premount: an overlay of the image's layers", "live.TestMounts todocker.TestMounts"},
 		{"image_sub_path", engine, "`ImageOptions.Subpath`, or a sub-path of the premount; refused if it leads out of the image or does not exist, which is checked with Docker after the container is created", "live.TestMounts todocker.TestMounts container.TestCreateRefusesAMissingSubPathOfAnImage premount.TestCreateMountsTheFilesOfAnImage"},
@@ -577,11 +577,11 @@ var messages = []message{
 	}},
 	{"RuntimeHandlerFeatures", []row{
 		{"recursive_read_only_mounts", berth, "whether Docker and the runtime support them, or berth can create premounts", "live.TestMounts engine.TestFeaturesFromInfo"},
-		{"user_namespaces", nothing, "never announced: Docker has none per pod", ""},
+		{"user_namespaces", berth, "for handlers with berth's OCI runtime, if the kernel and the file system of images can map IDs", "server.TestUserNamespacesAreAnnouncedWithTheRuntime ociruntime.TestProbeSaysWhatTheNodeLacks"},
 	}},
 	{"RuntimeFeatures", []row{
 		{"supplemental_groups_policy", berth, "always", "e2e.TestCRI"},
-		{"user_namespaces_host_network", nothing, "never announced: Docker has no user namespaces per pod", ""},
+		{"user_namespaces_host_network", nothing, "never announced: such pods are refused", ""},
 		{"mount_options", berth, "whether berth can create premounts", "live.TestMounts"},
 	}},
 	{"CheckpointContainerRequest", []row{

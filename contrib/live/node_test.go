@@ -266,7 +266,7 @@ func (n *node) leftovers() []string {
 		left = append(left, "container "+c.Names[0]+" "+c.State)
 	}
 	for _, pattern := range []string{
-		n.path("run", "netns", "*"), n.path("run", "pods", "*"), n.path("root", "berth", "v1", "[flsu]*", "*"), n.path("root", "sandbox", "*"),
+		n.path("run", "netns", "*"), n.path("run", "pods", "*"), n.path("run", "oci", "*"), n.path("root", "berth", "v1", "[flsu]*", "*"), n.path("root", "sandbox", "*"),
 		n.path("ipam", "live", "*.*.*.*"), n.path("ipam", "live", "*:*"), n.path("cache", "results", "*"),
 	} {
 		found, err := filepath.Glob(pattern)

@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/names"
 )
 
 // since reports whether the Engine speaks the API version.
@@ -47,6 +49,14 @@ func (n *node) addRuntime(name string, program func(runc string) string) {
 	n.t.Helper()
 	n.register(name, func(runc string) map[string]any { return map[string]any{"path": program(runc)} })
 	n.until(10*time.Second, "the runtime "+name+" is not reported", func() bool { return slices.Contains(n.handlers(), name) })
+}
+
+// addOCIRuntime adds berth-oci, which berthd does not report as a handler.
+func (n *node) addOCIRuntime(program, instructions string) {
+	n.t.Helper()
+	n.register(names.OCIRuntime(n.info().DefaultRuntime), func(runc string) map[string]any {
+		return map[string]any{"path": program, "runtimeArgs": []string{"--berth-instructions=" + instructions, "--berth-runtime=" + runc}}
+	})
 }
 
 // register adds an OCI runtime to the configuration of the Engine until the test ends, and waits until the Engine has it.

@@ -23,6 +23,7 @@ import (
 	"berth/core/identity"
 	"berth/core/kmutex"
 	"berth/core/names"
+	"berth/core/ociruntime"
 	"berth/core/pending"
 	"berth/core/podpolicy"
 	"berth/core/premount"
@@ -30,7 +31,7 @@ import (
 	"berth/core/todocker"
 )
 
-// A Config is what a Service needs; all fields but Policy are required.
+// A Config is what a Service needs; all fields but Policy and OCI are required.
 type Config struct {
 	Engine *engine.Engine
 	Cache  *cache.Cache
@@ -41,7 +42,8 @@ type Config struct {
 	Failures  *FailedStarts
 	Updates   *Updates
 	Premounts *premount.Dir
-	Policy    podpolicy.Policy // what pods may have beyond the CRI
+	Policy    podpolicy.Policy  // what pods may have beyond the CRI
+	OCI       *ociruntime.Store // instructions for berth's OCI runtime; nil if there is no directory for them
 	CDI       cdi.Config
 	Log       *slog.Logger
 }
@@ -58,6 +60,7 @@ type Service struct {
 	updates   *Updates
 	premounts *premount.Dir
 	policy    podpolicy.Policy
+	oci       *ociruntime.Store
 	cdi       cdi.Config
 	resources *resources.Manager
 	pending   *pending.Store[pendingContainer] // by Docker name
@@ -113,7 +116,7 @@ type pendingContainer struct {
 func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
-		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, log: cfg.Log,
+		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, log: cfg.Log,
 		stops: map[string]int{}, creating: map[names.Premount]bool{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})

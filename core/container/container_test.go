@@ -21,10 +21,12 @@ import (
 
 	"berth/core/cache"
 	"berth/core/container"
+	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/identity"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/ociruntime"
 	"berth/core/podpolicy"
 	"berth/core/premount"
 	"berth/core/state"
@@ -87,11 +89,13 @@ func (*fakeServices) PasswdFiles(context.Context, string) (identity.PasswdFiles,
 type fixture struct {
 	*testing.T
 	engine *enginetest.Engine
+	docker *engine.Engine
 	client *client.Client
 	cache  *cache.Cache
 	logs   *fakeServices
 	*container.Service
-	pod string
+	pod    string
+	ociDir string
 }
 
 func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
@@ -99,6 +103,7 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	f.engine.AddImage(enginetest.Image{}, "server")
 	f.client = f.engine.Client(t)
 	docker := f.engine.Connect(t)
+	f.docker = docker
 	store, err := state.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -118,8 +123,9 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.ociDir = filepath.Join(t.TempDir(), "oci")
 	f.Service = container.New(container.Config{
-		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy,
+		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy, OCI: ociruntime.New(f.ociDir, func(engine.Features) error { return nil }),
 		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), Log: log,
 	})
 

@@ -22,7 +22,14 @@ func (s *Service) RunGC(ctx context.Context) error {
 
 // gc is one round of RunGC.
 func (s *Service) gc(ctx context.Context, docker *engine.Conn) error {
-	return errors.Join(s.gcRecords(ctx), s.gcPremounts(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
+	known := func(id string) bool {
+		_, err := s.cache.Container(ctx, id)
+		if errdefs.IsNotFound(err) {
+			_, err = s.cache.Sandbox(ctx, id)
+		}
+		return !errdefs.IsNotFound(err)
+	}
+	return errors.Join(s.gcRecords(ctx), s.oci.GC(ctx, docker, known, s.log), s.gcPremounts(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
 		_, err := s.cache.Container(ctx, id)
 		return !errdefs.IsNotFound(err)
 	}))

@@ -31,6 +31,7 @@ import (
 	"berth/core/image/pullprogress"
 	"berth/core/image/verify"
 	"berth/core/logs"
+	"berth/core/ociruntime"
 	"berth/core/oom"
 	"berth/core/podpolicy"
 	"berth/core/premount"
@@ -167,13 +168,14 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals, Pin: cfg.Pin,
 		PullPolicy: sources, Aliases: records.imageAliases,
 	}, docker, log)
+	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
-		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy,
+		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy, OCI: ociRuntime,
 	})
 	execs := exec.New(docker, objects, podDialer(podNetwork), log)
 	streams, err := listenStreams(cfg.Streaming, execs, log)
@@ -183,7 +185,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	srv := server.New(server.Services{
 		Engine: docker, Cache: objects, Sandboxes: sandboxes, Containers: containers, Images: images,
 		Execs: execs, Stats: usage, Streams: streams, Network: podNetwork,
-	}, server.Info{PauseImage: pauseImage.get, Policy: policy, Metrics: registry, Traces: provider, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
+	}, server.Info{PauseImage: pauseImage.get, Policy: policy, UserNS: ociRuntime.Support(), Metrics: registry, Traces: provider, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
 	if err := containerLogs.Export(registry); err != nil {
 		return nil, err
 	}

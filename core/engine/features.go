@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker/client"
 
 	"berth/core/hostprobe"
+	"berth/core/names"
 	"berth/core/premount"
 )
 
@@ -71,9 +72,9 @@ type Runtime struct {
 	// RecursiveReadOnly reports that the runtime, the Engine and the kernel can make a mount
 	// read-only with all mounts below it.
 	RecursiveReadOnly bool
-	// RuncShim reports that containerd runs it with its shim for runc: the runtime is a
-	// program like runc, and not a shim of its own.
-	RuncShim bool
+	// RuncShim reports that containerd runs it, a program like runc, with its shim for runc.
+	RuncShim     bool
+	Instructions string // names.InstructionsDir; "" for runtimes other than berth's own
 }
 
 // probeFeatures reads the features of the Engine behind c, which listens at host. readAt is
@@ -164,7 +165,8 @@ func newFeatures(info system.Info, api string) Features {
 	for name, rt := range info.Runtimes {
 		f.Runtimes[name] = Runtime{
 			RecursiveReadOnly: recursive && hasMountOption(rt.Status, "rro"),
-			RuncShim:          rt.Type == runcShim || rt.Type == "" && rt.Path != "",
+			RuncShim:          rt.Type == names.RuncShim || rt.Type == "" && rt.Path != "",
+			Instructions:      names.InstructionsDir(rt.Path, rt.Args),
 		}
 	}
 	// CDI is on by default since API 1.50 (Docker 28.2). Before, the Engine reports its
@@ -173,11 +175,7 @@ func newFeatures(info system.Info, api string) Features {
 	return f
 }
 
-// runcShim is containerd's shim for runc and for other programs with its command line.
-const runcShim = "io.containerd.runc.v2"
-
-// RuncShim reports whether containers with that HostConfig.Runtime, "" for the default runtime,
-// are run by containerd's shim for runc.
+// RuncShim reports whether containerd's shim for runc runs a HostConfig.Runtime, "" for the default.
 func (f Features) RuncShim(runtime string) bool {
 	return f.Runtimes[cmp.Or(runtime, f.DefaultRuntime)].RuncShim
 }

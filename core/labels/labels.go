@@ -142,8 +142,9 @@ func Read(c container.InspectResponse) (Set, error) {
 	}
 	// berth before 1.1 wrote no label for an empty value, so that a label of the image could
 	// take its place: the handler and user are used only if the inspect result confirms them.
-	// A handler that is a shim has any name; berth before 1.1 accepted none.
-	if s.Handler != c.HostConfig.Runtime && s.Handler != dockerHandler && !names.IsShim(c.HostConfig.Runtime) {
+	// A handler that is a shim has any name; berth before 1.1 accepted none. Nor did it use berth's OCI runtime.
+	runtime := c.HostConfig.Runtime
+	if s.Handler != runtime && s.Handler != dockerHandler && !names.IsShim(runtime) && names.BelowOCIRuntime(runtime) == "" {
 		s.Handler = ""
 	}
 	if !confirmsUser(c.Config.User, s.User) {

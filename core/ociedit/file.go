@@ -218,7 +218,7 @@ func List(dir string) ([]string, error) {
 // openDir opens a directory that only root can enter, below directories that only root can change. It follows no symbolic link.
 func openDir(dir string) (*os.File, error) {
 	if !filepath.IsAbs(dir) || filepath.Clean(dir) != dir {
-		return nil, fmt.Errorf("directory of instructions %q: must be an absolute path without . and ..", dir)
+		return nil, fmt.Errorf("directory of instructions %q: must be an absolute path without . and .. elements", dir)
 	}
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Open("/", flags, 0)

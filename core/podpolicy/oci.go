@@ -132,6 +132,9 @@ func (p Policy) pass(all map[string]string, runtime string, features engine.Feat
 	if runtime == "" {
 		runtime = features.DefaultRuntime
 	}
+	if features.Runtimes[runtime].Instructions != "" {
+		runtime = names.BelowOCIRuntime(runtime)
+	}
 	for _, rule := range p.passthrough {
 		if ok, _ := path.Match(rule.runtime, runtime); !ok {
 			continue

@@ -18,7 +18,7 @@ const defaultHandler = "docker"
 // daemon.json, or a shim that the operator allows; "", which is Docker's default runtime, for
 // "" and "docker". A runtime in daemon.json takes precedence, for it can have options.
 func (p Policy) Runtime(handler string, features engine.Features) (string, error) {
-	if _, ok := features.Runtimes[handler]; ok {
+	if r, ok := features.Runtimes[handler]; ok && r.Instructions == "" {
 		return handler, nil
 	}
 	shim, allowed := p.shims[handler]
@@ -39,8 +39,10 @@ func (p Policy) Runtime(handler string, features engine.Features) (string, error
 // Handlers returns the runtime handlers that pods can have, sorted, but for the default one.
 func (p Policy) Handlers(features engine.Features) []string {
 	all := map[string]bool{}
-	for name := range features.Runtimes {
-		all[name] = true
+	for name, r := range features.Runtimes {
+		if r.Instructions == "" { // berth chooses its own runtime for the pods that need it
+			all[name] = true
+		}
 	}
 	if features.ShimRuntimes {
 		for name := range p.shims {

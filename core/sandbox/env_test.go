@@ -22,6 +22,7 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/names"
+	"berth/core/ociruntime"
 	"berth/core/podpolicy"
 	"berth/core/sandbox"
 	"berth/core/state"
@@ -183,6 +184,7 @@ type env struct {
 	state   sandbox.State
 	tmpfs   *fakeTmpfs
 	policy  podpolicy.Policy // of the next start
+	oci     *ociruntime.Store
 	*sandbox.Service
 }
 
@@ -194,6 +196,7 @@ func newEnvWith(t *testing.T, connect func(*enginetest.Engine, testing.TB) *engi
 	e.engine.AddImage(enginetest.Image{Config: container.Config{Entrypoint: []string{"pause"}}}, "pause")
 	e.client = e.engine.Client(t)
 	e.docker = connect(e.engine, t)
+	e.oci = ociruntime.New(filepath.Join(e.dir, "oci"), func(engine.Features) error { return nil })
 	store, err := state.Open(filepath.Join(e.dir, "state"))
 	if err != nil {
 		t.Fatal(err)
@@ -213,7 +216,7 @@ func (e *env) start(bridge bool) {
 	services := fakeServices{docker: e.client}
 	e.Service = sandbox.New(sandbox.Config{
 		Docker: e.docker, Cache: e.cache, Images: services, Containers: services, Network: e.network, State: e.state, Log: slog.New(slog.DiscardHandler),
-		RunDir: filepath.Join(e.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(e.dir, "checkpoints")), Tmpfs: e.tmpfs, Policy: e.policy,
+		RunDir: filepath.Join(e.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(e.dir, "checkpoints")), Tmpfs: e.tmpfs, Policy: e.policy, OCI: e.oci,
 	})
 }
 
@@ -262,7 +265,7 @@ func (e *env) leftovers() []string {
 		left = append(left, "attachment of "+id)
 	}
 	left = append(left, e.tmpfs.mounted()...)
-	for _, pattern := range []string{"run/pods/*", "state/*/*/*", "checkpoints/*"} {
+	for _, pattern := range []string{"run/pods/*", "state/*/*/*", "checkpoints/*", "oci/*"} {
 		files, err := filepath.Glob(filepath.Join(e.dir, pattern))
 		if err != nil {
 			e.Fatal(err)

@@ -121,7 +121,7 @@ func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id str
 	if detachErr != nil {
 		return errors.Join(detachErr, removeErr)
 	}
-	if err := errors.Join(removeErr, s.removeFiles(id), s.checkpoints.Remove(id), s.state.Updates.Delete(id)); err != nil {
+	if err := errors.Join(removeErr, s.removeFiles(id), s.checkpoints.Remove(id), s.state.Updates.Delete(id), s.oci.Remove(id)); err != nil {
 		return err
 	}
 	s.cache.Forget(id)

@@ -167,7 +167,7 @@ func (s *Service) translate(docker *engine.Conn, pod *runtimeapi.PodSandboxConfi
 	return todocker.Sandbox(todocker.SandboxParams{
 		Pod: pod, Handler: handler, Features: docker.Features, Policy: s.policy, Seccomp: seccomp, Bridge: s.bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
-		ShimGroup: names.NewShimGroup(),
+		ShimGroup: names.NewShimGroup(), UserNS: s.oci.Support(),
 	})
 }
 
@@ -234,6 +234,9 @@ func (s *Service) createContainer(ctx context.Context, docker *engine.Conn, pod 
 	if err := s.state.intents.Put(in.Name, *in); err != nil {
 		return err
 	}
+	if err := s.oci.Write(in.ID, 0, spec.UserNS); err != nil {
+		return err
+	}
 	return s.checkpoints.Write(in.ID, checkpointOf(pod))
 }
 
@@ -296,7 +299,7 @@ func (s *Service) start(ctx context.Context, docker *engine.Conn, pod *runtimeap
 		return err
 	}
 	first := err
-	if err := errors.Join(docker.ForceRemove(ctx, in.ID), s.checkpoints.Remove(in.ID)); err != nil {
+	if err := errors.Join(docker.ForceRemove(ctx, in.ID), s.checkpoints.Remove(in.ID), s.oci.Remove(in.ID)); err != nil {
 		return errors.Join(first, err)
 	}
 	s.cache.Forget(in.ID)

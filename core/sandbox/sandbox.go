@@ -18,12 +18,13 @@ import (
 	"berth/core/checkpoint"
 	"berth/core/engine"
 	"berth/core/kmutex"
+	"berth/core/ociruntime"
 	"berth/core/pending"
 	"berth/core/podpolicy"
 	"berth/network"
 )
 
-// Config is what New needs. All fields but Bridge, Policy and Tmpfs are required.
+// Config is what New needs. All fields but Bridge, OCI, Policy and Tmpfs are required.
 type Config struct {
 	Docker     *engine.Engine
 	Cache      *cache.Cache
@@ -42,6 +43,8 @@ type Config struct {
 	Checkpoints checkpoint.Dir
 	// Policy is what pods may have beyond the CRI.
 	Policy podpolicy.Policy
+	// OCI has the instructions for berth's OCI runtime; nil if there is no directory for them.
+	OCI *ociruntime.Store
 	// Tmpfs bounds what containers can write to the files of their pod. If it is nil,
 	// they can only read them.
 	Tmpfs Tmpfs
@@ -72,6 +75,7 @@ type Service struct {
 	checkpoints checkpoint.Dir
 	tmpfs       Tmpfs
 	policy      podpolicy.Policy
+	oci         *ociruntime.Store
 
 	locks   kmutex.Mutex                   // by Docker name without a suffix
 	pending *pending.Store[pendingSandbox] // by Docker name without a suffix
@@ -118,7 +122,7 @@ type Network interface {
 func New(cfg Config) *Service {
 	s := &Service{
 		docker: cfg.Docker, cache: cfg.Cache, images: cfg.Images, containers: cfg.Containers, network: cfg.Network,
-		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs, policy: cfg.Policy,
+		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs, policy: cfg.Policy, oci: cfg.OCI,
 		gcTrigger: make(chan struct{}, 1), detachGrace: detachGrace, detachFailures: map[string]detachFailures{},
 	}
 	s.pending = pending.New(pending.Config[pendingSandbox]{Kind: "sandbox", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})

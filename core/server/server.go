@@ -27,6 +27,7 @@ import (
 	"berth/core/podpolicy"
 	"berth/core/sandbox"
 	"berth/core/stats"
+	"berth/core/userns"
 )
 
 // maxMessage is the limit of the kubelet's gRPC client for messages in both directions,
@@ -78,6 +79,8 @@ type Info struct {
 	Config map[string]any
 	// Policy is what pods may have beyond the CRI.
 	Policy podpolicy.Policy
+	// UserNS is what the node has for pods with user namespaces.
+	UserNS userns.Support
 	// Metrics registers the metrics of the calls, unless it is nil.
 	Metrics prometheus.Registerer
 	// Traces makes a span of each call, unless it is nil.

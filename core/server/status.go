@@ -15,7 +15,6 @@ import (
 
 	"berth/core/engine"
 	"berth/core/panics"
-	"berth/core/podpolicy"
 )
 
 // What Version reports, the same as cri-dockerd: the runtime's name is part of every
@@ -90,7 +89,7 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 	}
 	conn, err := s.Engine.LastConn()
 	if err == nil {
-		resp.RuntimeHandlers = handlers(conn.Features, s.Policy)
+		resp.RuntimeHandlers = s.handlers(conn.Features)
 		resp.Features.MountOptions = conn.Features.Premounts
 	}
 	if r.GetVerbose() {
@@ -145,20 +144,16 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 
 // handlers lists the Engine's runtimes and the shims that pods may have, with "" for the
 // default one.
-func handlers(can engine.Features, policy podpolicy.Policy) []*runtimeapi.RuntimeHandler {
-	list := []*runtimeapi.RuntimeHandler{handler("", can)}
-	for _, name := range policy.Handlers(can) {
-		list = append(list, handler(name, can))
+func (s *Server) handlers(can engine.Features) []*runtimeapi.RuntimeHandler {
+	var list []*runtimeapi.RuntimeHandler
+	for _, name := range append([]string{""}, s.Policy.Handlers(can)...) {
+		_, err := s.UserNS.Runtime(name, can)
+		list = append(list, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: can.Premounts || can.Runtimes[cmp.Or(name, can.DefaultRuntime)].RecursiveReadOnly,
+			UserNamespaces:          err == nil,
+		}})
 	}
 	return list
-}
-
-func handler(name string, can engine.Features) *runtimeapi.RuntimeHandler {
-	runtime := cmp.Or(name, can.DefaultRuntime)
-	return &runtimeapi.RuntimeHandler{
-		Name:     name,
-		Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: can.Premounts || can.Runtimes[runtime].RecursiveReadOnly},
-	}
 }
 
 // RuntimeConfig reports the Engine's cgroup driver, which the kubelet uses too

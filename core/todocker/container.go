@@ -22,6 +22,7 @@ import (
 	"berth/core/names"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/userns"
 )
 
 // ContainerParams are the parameters of Container.
@@ -52,6 +53,7 @@ type ContainerParams struct {
 	Log          container.LogConfig
 	Features     engine.Features
 	Policy       podpolicy.Policy
+	UserNS       userns.Support
 }
 
 // Premounts gives the paths of premounts.
@@ -104,6 +106,10 @@ func Container(p ContainerParams) (Spec, error) {
 		set.Premount = p.PremountName
 	}
 	config.Labels = set.Encode()
+	edit, err := p.UserNS.Container(p.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions(), p.Config, p.Runtime, p.Features)
+	if err != nil {
+		return Spec{}, err
+	}
 
 	meta, pod := p.Config.GetMetadata(), p.Pod.GetMetadata()
 	return Spec{
@@ -111,6 +117,7 @@ func Container(p ContainerParams) (Spec, error) {
 		Config:    config,
 		Host:      host,
 		Premounts: premounts,
+		UserNS:    edit,
 	}, nil
 }
 

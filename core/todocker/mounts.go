@@ -74,8 +74,6 @@ func mountPath(m *runtimeapi.Mount) string { return path.Clean("/" + m.GetContai
 func translateMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *premount.Mount, err error) {
 	isImage := m.GetImage().GetImage() != ""
 	switch {
-	case len(m.GetUidMappings()) > 0, len(m.GetGidMappings()) > 0:
-		return out, nil, invalid("id mappings of mount %q: Docker has no user namespaces for single pods", m.GetContainerPath())
 	case m.GetImageSubPath() != "" && !isImage:
 		return out, nil, invalid("image_sub_path of mount %q: needs an image", m.GetContainerPath())
 	case isImage:

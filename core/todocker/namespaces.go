@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/userns"
 )
 
 // HostNetwork reports whether a pod is in the node's network namespace.
@@ -17,13 +18,6 @@ func HostNetwork(pod *runtimeapi.PodSandboxConfig) bool {
 
 // checkNamespaces refuses namespaces that a Docker container cannot have.
 func checkNamespaces(ns *runtimeapi.NamespaceOption, sandbox bool) error {
-	u := ns.GetUsernsOptions()
-	if u != nil && u.GetMode() != runtimeapi.NamespaceMode_NODE {
-		return invalid("user namespace mode %v: Docker has no user namespaces for single pods (hostUsers: false)", u.GetMode())
-	}
-	if len(u.GetUids()) > 0 || len(u.GetGids()) > 0 {
-		return invalid("id mappings: not allowed in the node's user namespace")
-	}
 	switch mode := ns.GetNetwork(); mode {
 	case runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE:
 	default:
@@ -93,6 +87,17 @@ func cgroupNamespace(features engine.Features, privileged bool) container.Cgroup
 		return container.CgroupnsModePrivate
 	}
 	return container.CgroupnsModeHost
+}
+
+// withUserNS returns the spec of a pause container with the user namespace of the pod, if it has one.
+func withUserNS(spec Spec, p SandboxParams) (_ Spec, err error) {
+	m, err := userns.OfPod(p.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	if err != nil || m.IsZero() {
+		return spec, err
+	}
+	spec.UserNS, spec.Host.Sysctls = m.Edit(nil), m.Sysctls(spec.Host.Sysctls)
+	spec.Host.Runtime, err = p.UserNS.Runtime(spec.Host.Runtime, p.Features)
+	return spec, err
 }
 
 // userNamespace keeps containers in the node's user namespace where daemon.json has

@@ -14,6 +14,7 @@ import (
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/podpolicy"
+	"berth/core/userns"
 )
 
 // SandboxParams are the parameters of Sandbox.
@@ -23,6 +24,7 @@ type SandboxParams struct {
 	Image    string // ID of the pause image
 	Features engine.Features
 	Policy   podpolicy.Policy
+	UserNS   userns.Support
 	Seccomp  string // content of the profile that SeccompFile returns
 	// ShimGroup is a new name for the containers that share a process of containerd's shim.
 	ShimGroup string
@@ -85,7 +87,7 @@ func Sandbox(p SandboxParams) (Spec, error) {
 		Host: host,
 	}
 	setSandboxNamespaces(spec, p)
-	return spec, nil
+	return withUserNS(spec, p)
 }
 
 // checkSandbox validates the fields of a pod that are not translated one by one.

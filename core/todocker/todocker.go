@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"berth/core/names"
+	"berth/core/ociedit"
 	"berth/core/premount"
 )
 
@@ -28,6 +29,9 @@ type Spec struct {
 	Config    *container.Config
 	Host      *container.HostConfig
 	Premounts []premount.Mount // must be mounted before the container is created
+	// UserNS is what berth's OCI runtime has to change, nil for nothing. It must be written after the
+	// container is created and before it is started (core/ociruntime).
+	UserNS *ociedit.UserNamespace
 }
 
 // An Image is an image that a container runs or mounts.

@@ -101,6 +101,19 @@ func (s *Spec) NetworkNamespace() (path string, host bool, err error) {
 	return path, !ok, err
 }
 
+// UseHostNetwork removes the network namespace, so that the container has that of the runtime.
+func (s *Spec) UseHostNetwork() error {
+	linux, err := s.object("linux")
+	if err != nil {
+		return err
+	}
+	namespaces, err := list(linux, "namespaces")
+	if err == nil {
+		linux["namespaces"] = slices.DeleteFunc(namespaces, func(n any) bool { return text(n, "type") == "network" })
+	}
+	return err
+}
+
 // pingGroupRange is a sysctl that Docker >= 20.10 sets to all groups if the container does not, so that ping needs no capability.
 const (
 	pingGroupRange = "net.ipv4.ping_group_range"

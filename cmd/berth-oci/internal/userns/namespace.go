@@ -60,7 +60,7 @@ func kernelMappings(mappings []ociedit.IDMapping) (list []syscall.SysProcIDMap) 
 // join returns the path of the user namespace of sandbox, or "" if the container gets a new one, and whether the network namespace of
 // the container belongs to another user namespace.
 func (x *session) join(s *spec.Spec, u *ociedit.UserNamespace, sandbox *ociedit.Process) (path string, foreignNetwork bool, err error) {
-	network, hostNetwork, err := s.NetworkNamespace()
+	network, hostNetwork, err := networkNamespace(s)
 	if err != nil {
 		return "", false, err
 	}
@@ -90,7 +90,32 @@ func (x *session) join(s *spec.Spec, u *ociedit.UserNamespace, sandbox *ociedit.
 		return path, hostNetwork, nil
 	}
 	owned, err := ownedBy(network, file)
-	return path, !owned, err
+	if err == nil && !owned { // the runtime enters the user namespace first
+		err = fmt.Errorf("network namespace %s belongs to another user namespace than the pod's", network)
+	}
+	return path, false, err
+}
+
+// networkNamespace returns the path of the network namespace that the container joins, and whether it is the host's. A path of
+// the host's is removed from s: Docker 20.10 names it, and so does Docker for a container that has the network of another one. From
+// within the user namespace the runtime could not enter it.
+func networkNamespace(s *spec.Spec) (path string, host bool, err error) {
+	path, host, err = s.NetworkNamespace()
+	if err != nil || path == "" {
+		return path, host, err
+	}
+	named, err := os.Stat(path)
+	if err != nil {
+		return "", false, fmt.Errorf("network namespace: %w", err)
+	}
+	own, err := os.Stat("/proc/thread-self/ns/net")
+	if err != nil {
+		return "", false, err
+	}
+	if os.SameFile(named, own) {
+		return "", true, s.UseHostNetwork()
+	}
+	return path, false, nil
 }
 
 // parseMappings reads /proc/PID/uid_map.

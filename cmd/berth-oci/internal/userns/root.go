@@ -37,7 +37,7 @@ func (x *session) mountRoot(path string, u *ociedit.UserNamespace) error {
 	if err != nil {
 		return err
 	}
-	if n != nil && !(sameMappings(n.UIDMappings, u.UIDMappings) && sameMappings(n.GIDMappings, u.GIDMappings)) {
+	if n != nil && (!sameMappings(n.UIDMappings, u.UIDMappings) || !sameMappings(n.GIDMappings, u.GIDMappings)) {
 		return fmt.Errorf("%s belongs to another user namespace: the container must be created anew", o.upper)
 	}
 	if mount.Source == source {

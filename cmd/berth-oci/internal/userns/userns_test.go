@@ -374,3 +374,24 @@ func TestJoinRefusesOtherNamespaces(t *testing.T) {
 		t.Errorf("the host's namespace: %v", err)
 	}
 }
+
+// A runtime that has entered a user namespace cannot enter the host's network namespace, so the container must inherit it.
+func TestHostsNetworkNamespaceIsInherited(t *testing.T) {
+	for config, want := range map[string]struct {
+		foreign bool
+		after   string
+	}{
+		`{"linux":{"namespaces":[{"path":"/proc/self/ns/net","type":"network"},{"type":"ipc"}]}}`: {true, `{"linux":{"namespaces":[{"type":"ipc"}]}}`},
+		`{"linux":{"namespaces":[{"type":"network"}]}}`:                                           {false, `{"linux":{"namespaces":[{"type":"network"}]}}`},
+		`{"linux":{"namespaces":[{"type":"ipc"}]}}`:                                               {true, `{"linux":{"namespaces":[{"type":"ipc"}]}}`},
+	} {
+		s, err := spec.Parse([]byte(config))
+		check(t, err)
+		_, foreign, err := (&session{}).join(s, &ociedit.UserNamespace{UIDMappings: pod, GIDMappings: pod}, nil)
+		check(t, err)
+		after, err := s.Marshal()
+		if err != nil || foreign != want.foreign || strings.TrimSpace(string(after)) != want.after {
+			t.Errorf("%s: foreign %v, %s, %v", config, foreign, after, err)
+		}
+	}
+}

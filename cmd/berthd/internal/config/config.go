@@ -120,12 +120,14 @@ type Invocation struct {
 	Version    bool
 	Buildinfo  bool
 
-	JSON      bool   // for doctor, pods, pulls and images copy
+	JSON      bool   // for doctor, pods, pulls, images copy and runtime status
 	Root      string // for doctor: directory with the files of the node
 	Namespace string // for pods: of the pods to print, "" for all
-	Output    string // for pods: table, wide or json
+	Output    string // for pods and runtime status: table, wide or json
 	Watch     bool   // for pulls
+	DryRun    bool   // for images copy, runtime install and runtime remove
 	Copy      Copy
+	Runtime   Runtime
 }
 
 // Names of commands with flags of their own.
@@ -134,6 +136,10 @@ const (
 	PodsCommand       = "pods"
 	PullsCommand      = "pulls"
 	ImagesCopyCommand = "images copy"
+
+	RuntimeInstallCommand = "runtime install"
+	RuntimeStatusCommand  = "runtime status"
+	RuntimeRemoveCommand  = "runtime remove"
 )
 
 // ClientEndpoint returns the endpoint of the CRI as a client needs it: a socket of systemd is that of
@@ -152,7 +158,13 @@ type Copy struct {
 	Address   string // path of containerd's socket
 	Namespace string
 	Used      bool // only images that containers use
-	DryRun    bool
+}
+
+// Runtime holds the flags of the commands runtime install, status and remove.
+type Runtime struct {
+	ConfigFile string // daemon.json
+	Program    string // to install
+	Dir        string // where it is installed
 }
 
 // A Warning is about an option that was given and has no effect.

@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"berth/core/containerd"
+	"berth/core/dockerconfig"
+	"berth/core/ociinstall"
 	"berth/core/podpolicy"
 )
 
@@ -157,23 +159,39 @@ func ignoredOptions() []*option {
 // invocationGroups returns the options that set i.
 func invocationGroups(i *Invocation, defaultFile string) []*Group {
 	return []*Group{
-		{Title: "For doctor, pods, pulls and images copy", options: []*option{
-			{name: "json", commands: []string{DoctorCommand, PodsCommand, PullsCommand, ImagesCopyCommand}, value: newValue(&i.JSON, parseBool), initial: "false",
+		{Title: "For single commands", options: []*option{
+			{name: "json", commands: []string{DoctorCommand, PodsCommand, PullsCommand, ImagesCopyCommand, RuntimeStatusCommand}, value: newValue(&i.JSON, parseBool), initial: "false",
 				usage: "print JSON; images copy prints one object per line"},
 			{name: "root", commands: []string{DoctorCommand}, value: newValue(&i.Root, parseDir), initial: "/", usage: "doctor: `DIR` with the files of the node"},
 			{name: "namespace", shorthand: "n", commands: []string{PodsCommand}, value: newValue(&i.Namespace, parseString), initial: "",
 				usage: "pods: only those of the `NAMESPACE`"},
-			{name: "output", shorthand: "o", commands: []string{PodsCommand}, value: newEnum(&i.Output, "table", "wide", "json"), initial: "table",
-				usage: "pods: table; wide, with Docker's names, network namespaces and log files; or json"},
+			{name: "output", shorthand: "o", commands: []string{PodsCommand, RuntimeStatusCommand}, value: newEnum(&i.Output, "table", "wide", "json"), initial: "table",
+				usage: "pods, runtime status: table; wide, only for pods, with Docker's names, network namespaces and log files; or json"},
+			{name: "dry-run", commands: []string{ImagesCopyCommand, RuntimeInstallCommand, RuntimeRemoveCommand}, value: newValue(&i.DryRun, parseBool), initial: "false",
+				usage: "images copy, runtime install, runtime remove: print what would be done, and do nothing"},
 			{name: "watch", commands: []string{PullsCommand}, value: newValue(&i.Watch, parseBool), initial: "false", usage: "pulls: go on until interrupted, also while no image is pulled"},
 		}},
 		{Title: "For images copy", options: copyOptions(&i.Copy)},
+		{Title: "For runtime install, status and remove", options: runtimeOptions(&i.Runtime)},
 		{Title: "General", options: []*option{
 			{name: "config", value: newValue(&i.ConfigFile, parseFile), initial: defaultFile, usage: "configuration `FILE`"},
 			{name: "help", shorthand: "h", value: newValue(&i.Help, parseBool), initial: "false", usage: "print this help"},
 			{name: "version", value: newValue(&i.Version, parseBool), initial: "false", usage: "print the version"},
 			{name: "buildinfo", value: newValue(&i.Buildinfo, parseBool), initial: "false", usage: "print the version, the commit and the version of Go"},
 		}},
+	}
+}
+
+// runtimeOptions returns the options of the commands runtime install, status and remove.
+func runtimeOptions(r *Runtime) []*option {
+	all := []string{RuntimeInstallCommand, RuntimeStatusCommand, RuntimeRemoveCommand}
+	return []*option{
+		{name: "docker-config", commands: all, value: newValue(&r.ConfigFile, parsePath), initial: dockerconfig.DefaultFile,
+			usage: "`FILE` that dockerd reads its configuration from"},
+		{name: "runtime-program", commands: all, value: newValue(&r.Program, parsePath), initial: ociinstall.DefaultProgram,
+			usage: "`FILE` that is the OCI runtime to install"},
+		{name: "runtime-dir", commands: all, value: newValue(&r.Dir, parseDir), initial: ociinstall.DefaultDir,
+			usage: "`DIR` that it is copied to, where no package changes it"},
 	}
 }
 
@@ -188,7 +206,6 @@ func copyOptions(c *Copy) []*option {
 			usage: "`NAMESPACE` of the images in containerd; that of the kubelet's images is k8s.io"},
 		{name: "used", value: newValue(&c.Used, parseBool), initial: "false",
 			usage: "copy only images that containers use, running or not: run it before the node is drained"},
-		{name: "dry-run", value: newValue(&c.DryRun, parseBool), initial: "false", usage: "print what would be copied, and copy nothing"},
 	}
 	for _, opt := range options {
 		opt.commands = []string{ImagesCopyCommand}

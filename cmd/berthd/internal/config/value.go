@@ -151,6 +151,13 @@ func parseOptionalPath(s string) (string, error) {
 	return s, nil
 }
 
+func parsePath(s string) (string, error) {
+	if !filepath.IsAbs(s) {
+		return "", errors.New("must be the absolute path of a file")
+	}
+	return filepath.Clean(s), nil
+}
+
 func parseDir(s string) (string, error) {
 	if !filepath.IsAbs(s) {
 		return "", errors.New("must be the absolute path of a directory")

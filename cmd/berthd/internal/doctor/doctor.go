@@ -59,6 +59,7 @@ type checker struct {
 func Run(ctx context.Context, cfg Config) Report {
 	c := &checker{Config: cfg, daemon: cfg.Daemon}
 	c.checkEngine(ctx)
+	c.checkRuntime(ctx)
 	c.checkVerifiers()
 	c.checkCDI()
 	c.checkNetwork(ctx)

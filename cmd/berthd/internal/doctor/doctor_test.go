@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"errors"
-	"slices"
 	"strings"
 	"testing"
 
@@ -44,19 +43,6 @@ func TestWriteReturnsErrorOfWriter(t *testing.T) {
 	}
 	if report.WriteText(failingWriter{}) == nil || report.WriteJSON(failingWriter{}) == nil {
 		t.Error("no error of a writer that fails")
-	}
-}
-
-func TestSplitCommandAsSystemdDoes(t *testing.T) {
-	for text, want := range map[string][]string{
-		"":                            nil,
-		"/bin/a --b c":                {"/bin/a", "--b", "c"},
-		"/bin/a \\\n  --b":            {"/bin/a", "--b"},
-		`/bin/a "--b=c, d" '' x"y z"`: {"/bin/a", "--b=c, d", "", "xy z"},
-	} {
-		if got := splitCommand(text); !slices.Equal(got, want) {
-			t.Errorf("%q: got %q, want %q", text, got, want)
-		}
 	}
 }
 

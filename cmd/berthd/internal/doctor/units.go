@@ -5,11 +5,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"unicode"
 
 	"github.com/coreos/go-systemd/v22/unit"
 
 	"berth/cmd/berthd/internal/config"
+	"berth/core/systemd"
 )
 
 const (
@@ -72,7 +72,7 @@ func (c *checker) checkExecStart(file string) {
 		return
 	}
 	for _, o := range options {
-		args := splitCommand(o.Value)
+		args := systemd.SplitCommand(o.Value)
 		if o.Section != "Service" || o.Name != "ExecStart" || len(args) == 0 {
 			continue
 		}
@@ -92,27 +92,4 @@ func (c *checker) checkExecStart(file string) {
 			c.fail("units", file+": "+err.Error(), "correct it and: "+restartBerth)
 		}
 	}
-}
-
-// splitCommand splits the value of an ExecStart= as systemd does, without its C-style escapes.
-func splitCommand(value string) (words []string) {
-	var word []rune
-	var quote rune
-	inWord := false
-	for _, r := range strings.ReplaceAll(value, "\\\n", " ") + " " {
-		switch {
-		case quote != 0 && r == quote:
-			quote = 0
-		case quote == 0 && (r == '"' || r == '\''):
-			quote, inWord = r, true
-		case quote == 0 && unicode.IsSpace(r):
-			if inWord {
-				words = append(words, string(word))
-			}
-			word, inWord = nil, false
-		default:
-			word, inWord = append(word, r), true
-		}
-	}
-	return words
 }

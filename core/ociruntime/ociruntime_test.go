@@ -1,0 +1,206 @@
+package ociruntime
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"berth/core/engine"
+	"berth/core/engine/enginetest"
+	"berth/core/ociedit"
+)
+
+var edit = &ociedit.UserNamespace{
+	UIDMappings: []ociedit.IDMapping{{HostID: 131072, Size: 65536}}, GIDMappings: []ociedit.IDMapping{{HostID: 131072, Size: 65536}}, IDMapOthers: true,
+}
+
+func id(digit string) string { return strings.Repeat(digit, 64) }
+
+func TestInstructionsLiveAsLongAsTheirContainer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "oci")
+	s := New(dir, nil)
+	if err := s.Write(id("a"), 0, edit); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Write(id("b"), os.Getpid(), edit); err != nil {
+		t.Fatal(err)
+	}
+	self, err := ociedit.FindProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for container, sandbox := range map[string]*ociedit.Process{id("a"): nil, id("b"): &self} {
+		got, err := ociedit.Read(dir, container)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&ociedit.Instructions{Version: ociedit.Version, ContainerID: container, Sandbox: sandbox, UserNamespace: edit}, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+	for range 2 {
+		if err := errors.Join(s.Remove(id("a")), s.Remove(id("b"))); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := ociedit.List(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory has mode %v, %v", info.Mode(), err)
+	}
+}
+
+func TestNothingIsWrittenWithoutAnEdit(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "oci")
+	if err := New(dir, nil).Write(id("a"), 0, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory exists: %v", err)
+	}
+	var none *Store
+	if err := errors.Join(none.Write(id("a"), 0, nil), none.Remove(id("a")), none.GC(t.Context(), nil, nil, nil)); err != nil {
+		t.Error(err)
+	}
+	if err := none.Write(id("a"), 0, edit); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without a directory: %v", err)
+	}
+}
+
+// A sandbox that has exited is no reason to join the user namespace of another process.
+func TestWriteNeedsTheProcessOfTheSandbox(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "oci")
+	const noProcess = 1 << 22 // above pid_max
+	if err := New(dir, nil).Write(id("a"), noProcess, edit); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("%v, want a failed precondition", err)
+	}
+	if ids, err := ociedit.List(dir); err != nil || len(ids) > 0 {
+		t.Errorf("instructions were written: %v, %v", ids, err)
+	}
+}
+
+func TestGCRemovesInstructionsOfMissingContainers(t *testing.T) {
+	e := enginetest.New(t)
+	e.AddImage(enginetest.Image{}, "server")
+	conn, err := e.Connect(t).Conn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	created, err := e.Client(t).ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}}, nil, nil, nil, "creating")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "oci")
+	s := New(dir, nil)
+	for _, container := range []string{id("a"), id("b"), created.ID} {
+		if err := s.Write(container, 0, edit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// What a berthd that was killed leaves.
+	if err := os.WriteFile(filepath.Join(dir, "."+id("c")+".json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	known := func(container string) bool { return container == id("a") }
+	if err := s.GC(t.Context(), conn, known, slog.New(slog.NewTextHandler(&log, nil))); err != nil {
+		t.Fatal(err)
+	}
+	left, err := ociedit.List(dir)
+	if err != nil || len(left) != 2 || strings.Contains(strings.Join(left, " "), id("b")) || strings.Contains(strings.Join(left, " "), id("c")) {
+		t.Errorf("left: %v, %v; want those of the known container and of the one that Docker has", left, err)
+	}
+	if !strings.Contains(log.String(), "container that does not exist") {
+		t.Errorf("log: %s", log.String())
+	}
+	e.Fail("GET /containers/{id}/json", 500)
+	if err := s.GC(t.Context(), conn, func(string) bool { return false }, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a Docker that fails is not reported")
+	}
+}
+
+func TestProbeSaysWhatTheNodeLacks(t *testing.T) {
+	good := engine.Features{Kernel: "6.12.1-amd64", StorageDriver: "overlay2", RootDir: "/var/lib/docker"}
+	tries := 0
+	p := NewProber()
+	p.idmap = func(dir string) error {
+		tries++
+		switch dir {
+		case "/zfs":
+			return fmt.Errorf("mount_setattr: %w: %w", unix.EINVAL, errdefs.ErrFailedPrecondition)
+		case "/busy":
+			return unix.EAGAIN
+		}
+		return nil
+	}
+	for range 3 {
+		if err := p.Probe(good); err != nil {
+			t.Error(err)
+		}
+	}
+	if tries != 1 {
+		t.Errorf("the file system was tried %d times", tries)
+	}
+	for text, change := range map[string]func(*engine.Features){
+		"need Linux 6.3 or newer, which can map the IDs of tmpfs, this is 6.1.0": func(f *engine.Features) { f.Kernel = "6.1.0" },
+		"Docker has btrfs": func(f *engine.Features) { f.StorageDriver = "btrfs" },
+		"/zfs, cannot be mounted with mapped IDs: mount_setattr: invalid argument": func(f *engine.Features) { f.RootDir = "/zfs" },
+	} {
+		features := good
+		change(&features)
+		if err := p.Probe(features); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), text) {
+			t.Errorf("%v, want %q", err, text)
+		}
+	}
+	busy := good
+	busy.RootDir = "/busy"
+	tries = 0
+	for range 2 {
+		if err := p.Probe(busy); err == nil || errdefs.IsFailedPrecondition(err) {
+			t.Errorf("without memory: %v", err)
+		}
+	}
+	if tries != 2 {
+		t.Errorf("a failure that may pass was tried %d times, want 2", tries)
+	}
+}
+
+// The probe works on this machine or says why it does not, and leaves no process and no mount behind.
+func TestProbeOfADirectory(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	mounts := func() string {
+		text, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := mounts()
+	err := idmapDir(t.TempDir())
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.ENOSYS) {
+		t.Error(err)
+	}
+	t.Logf("id-mapped mount of a temporary directory: %v", err)
+	if err := idmapDir("/proc"); err == nil {
+		t.Error("/proc can be mounted with mapped IDs, which no kernel does")
+	}
+	if diff := cmp.Diff(before, mounts()); diff != "" {
+		t.Errorf("mounts (-before +after):\n%s", diff)
+	}
+	if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); !errors.Is(err, unix.ECHILD) {
+		t.Errorf("a process is left: %v", err)
+	}
+}
