@@ -119,6 +119,22 @@ func (o *operation) reload(ctx context.Context, done func(info) bool) error {
 	if err := o.dockerd.process.Signal(unix.SIGHUP); err != nil {
 		return fmt.Errorf("SIGHUP for dockerd, process %d: %w", o.dockerd.PID, err)
 	}
+	return o.await(ctx, done)
+}
+
+// restore puts the original file back after err, which it returns with what became of the file. It has Docker read the
+// file again, in case that it has read the other one after all, and does not wait for that.
+func (o *operation) restore(original *dockerconfig.File, err error) error {
+	if restoreErr := o.file.Restore(original); restoreErr != nil {
+		return fmt.Errorf("%w; and %s could not be restored: %w", err, o.cfg.ConfigFile, restoreErr)
+	}
+	o.file = original
+	_ = o.dockerd.process.Signal(unix.SIGHUP) // it may have ended
+	return fmt.Errorf("%w; %s is as before", err, o.cfg.ConfigFile)
+}
+
+// await waits after SIGHUP until Docker says what done accepts.
+func (o *operation) await(ctx context.Context, done func(info) bool) error {
 	timeout := o.cfg.reloadTimeout
 	wait, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

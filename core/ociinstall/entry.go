@@ -105,6 +105,16 @@ func ours(doc *dockerconfig.Document) []dockerconfig.Runtime {
 	return slices.DeleteFunc(doc.Runtimes(), func(r dockerconfig.Runtime) bool { return !isOurs(r) })
 }
 
+// dirsOf returns the directories of the programs that the runtimes call.
+func dirsOf(runtimes []dockerconfig.Runtime) (dirs []string) {
+	for _, r := range runtimes {
+		if dir := filepath.Dir(r.Path); !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+	}
+	return dirs
+}
+
 // linksOf returns the names in the directory by which the runtimes call the program, but for the program's own.
 func linksOf(runtimes []dockerconfig.Runtime) (links []string) {
 	for _, r := range runtimes {

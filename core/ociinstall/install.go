@@ -123,7 +123,8 @@ const upToDate = "nothing to do: the program is installed, and Docker knows the 
 func (o *operation) install(ctx context.Context, out io.Writer, p *Program, wanted []dockerconfig.Runtime, next *dockerconfig.Document) (err error) {
 	text := &strings.Builder{}
 	before, _ := readInstalled(o.cfg.Dir)
-	needed := before != nil || len(ours(o.file.Document)) > 0
+	former := dirsOf(ours(o.file.Document))
+	needed := before != nil || len(former) > 0
 	defer func() {
 		if err != nil && !needed {
 			if pruneErr := prune(o.cfg.Dir); pruneErr != nil {
@@ -160,7 +161,18 @@ func (o *operation) install(ctx context.Context, out io.Writer, p *Program, want
 	if err != nil {
 		return err
 	}
-	return prune(o.cfg.Dir, append(linksOf(ours(o.file.Document)), programName, target)...)
+	if err := prune(o.cfg.Dir, append(linksOf(ours(o.file.Document)), programName, target)...); err != nil {
+		return err
+	}
+	for _, dir := range former {
+		if !slices.Contains(append(dirsOf(ours(o.file.Document)), o.cfg.Dir), dir) { // it was installed with another --runtime-dir
+			if err := prune(dir); err != nil {
+				return err
+			}
+			removeEmpty(dir)
+		}
+	}
+	return nil
 }
 
 // register has the file and Docker know the runtimes. If Docker does not, the file is as it was.
@@ -179,11 +191,7 @@ func (o *operation) register(ctx context.Context, text io.Writer, wanted []docke
 		if !edited {
 			return err
 		}
-		if restoreErr := o.file.Restore(original); restoreErr != nil {
-			return fmt.Errorf("%w; and %s could not be restored: %w", err, o.cfg.ConfigFile, restoreErr)
-		}
-		o.file = original
-		return fmt.Errorf("%w; %s is as before", err, o.cfg.ConfigFile)
+		return o.restore(original, err)
 	}
 	if edited {
 		fmt.Fprintf(text, "changed the runtimes in %s", o.cfg.ConfigFile)
@@ -198,7 +206,10 @@ func (o *operation) register(ctx context.Context, text io.Writer, wanted []docke
 
 // makePrivateDir makes a directory that only root can read.
 func makePrivateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	var st unix.Stat_t

@@ -294,6 +294,18 @@ func TestUpgradeReplacesTheProgramOnly(t *testing.T) {
 	}
 }
 
+func TestInstallElsewhereRemovesTheFormerProgram(t *testing.T) {
+	n := newNode(t, withCrun)
+	n.mustInstall()
+	former := n.cfg.Dir
+	n.cfg.Dir = filepath.Join(filepath.Dir(n.cfg.ConfigFile), "oci")
+	n.mustInstall()
+	if _, err := os.Stat(former); !os.IsNotExist(err) || len(n.installed()) != 3 {
+		t.Errorf("the former directory: %v; the new one has %v", err, n.installed())
+	}
+	wantText(t, "the file", n.text(), filepath.Join(n.cfg.Dir, programName))
+}
+
 func TestInstallFollowsTheRuntimesInTheFile(t *testing.T) {
 	n := newNode(t, withCrun)
 	n.mustInstall()

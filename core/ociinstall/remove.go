@@ -21,12 +21,12 @@ func Remove(ctx context.Context, cfg Config, dryRun bool, out io.Writer) error {
 	}
 	defer o.end()
 	var listed []string
-	dirs := []string{cfg.Dir}
 	for _, r := range ours(o.file.Document) {
 		listed = append(listed, r.Name)
-		if dir := filepath.Dir(r.Path); !slices.Contains(dirs, dir) {
-			dirs = append(dirs, dir)
-		}
+	}
+	dirs := dirsOf(ours(o.file.Document))
+	if !slices.Contains(dirs, cfg.Dir) {
+		dirs = append(dirs, cfg.Dir)
 	}
 	registered := o.registered()
 	if err := o.checkUnused(slices.Concat(listed, registered)); err != nil {
@@ -121,13 +121,6 @@ func (o *operation) unregister(ctx context.Context, text io.Writer, listed, regi
 		return nil
 	}
 	original := o.file.Copy()
-	restore := func(err error) error {
-		if restoreErr := o.file.Restore(original); restoreErr != nil {
-			return fmt.Errorf("%w; and %s could not be restored: %w", err, o.cfg.ConfigFile, restoreErr)
-		}
-		o.file = original
-		return fmt.Errorf("%w; %s is as before", err, o.cfg.ConfigFile)
-	}
 	if err := o.file.Replace(reloaded); err != nil {
 		return err
 	}
@@ -135,17 +128,17 @@ func (o *operation) unregister(ctx context.Context, text io.Writer, listed, regi
 		return !slices.ContainsFunc(registered, func(name string) bool { _, ok := i.runtimes[name]; return ok })
 	})
 	if err != nil {
-		return restore(err)
+		return o.restore(original, err)
 	}
 	// A container may have been created after the first check. From now on Docker creates none.
 	if o.users, err = listUsers(ctx, o.conn); err == nil {
 		err = o.checkUnused(slices.Concat(listed, registered))
 	}
 	if err != nil {
-		err = restore(err)
+		err = o.restore(original, err)
 		wanted := ours(original.Document)
-		if reloadErr := o.reload(ctx, func(i info) bool { return i.knows(wanted) }); reloadErr != nil {
-			err = fmt.Errorf("%w; %w", err, reloadErr)
+		if awaitErr := o.await(context.WithoutCancel(ctx), func(i info) bool { return i.knows(wanted) }); awaitErr != nil {
+			err = fmt.Errorf("%w; %w", err, awaitErr)
 		}
 		return err
 	}
