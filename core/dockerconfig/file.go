@@ -225,7 +225,7 @@ func (f *File) write(path string, text []byte) (err error) {
 	if err := os.Rename(temp.Name(), path); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return SyncDir(dir)
 }
 
 // copyAttributes copies extended attributes of a file, such as its SELinux label, as far as the file system allows.
@@ -243,7 +243,8 @@ func copyAttributes(from string, to int) {
 	}
 }
 
-func syncDir(dir string) error {
+// SyncDir syncs the entries of a directory to the disk.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

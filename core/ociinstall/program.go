@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"berth/core/dockerconfig"
 )
 
 // A Program is one file of berth-oci.
@@ -168,7 +170,7 @@ func link(dir, name, target string) error {
 	if err := os.Rename(temp, filepath.Join(dir, name)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return dockerconfig.SyncDir(dir)
 }
 
 // linkAll makes the links to the program that are missing in dir. It reports whether there were any.
@@ -233,12 +235,4 @@ func removeEmpty(dir string) {
 	if os.Remove(dir) == nil && filepath.Base(filepath.Dir(dir)) == Name {
 		_ = os.Remove(filepath.Dir(dir))
 	}
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -1,9 +1,11 @@
 package ociinstall
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"text/tabwriter"
 )
@@ -26,13 +28,13 @@ func (r *Report) WriteTable(w io.Writer) error {
 	}
 	if len(r.Runtimes) > 0 {
 		table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-		fmt.Fprintf(table, "RUNTIME\tCALLS\t%s\tDOCKER\tCONTAINERS\tPODS\n", strings.ToUpper(base(r.ConfigFile)))
+		fmt.Fprintf(table, "RUNTIME\tCALLS\t%s\tDOCKER\tCONTAINERS\tPODS\n", strings.ToUpper(filepath.Base(r.ConfigFile)))
 		for _, known := range r.Runtimes {
 			registered := yesNo(known.Registered)
 			if r.info == nil {
 				registered = "unknown"
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", known.Name, orDash(known.Below), yesNo(known.Configured), registered, len(known.Users), orDash(describe(known.Users)))
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", known.Name, cmp.Or(known.Below, "-"), yesNo(known.Configured), registered, len(known.Users), cmp.Or(describe(known.Users), "-"))
 		}
 		_ = table.Flush() // a Builder returns no errors
 	}
@@ -47,19 +49,9 @@ func (r *Report) WriteTable(w io.Writer) error {
 	return err
 }
 
-// base returns the last part of a path.
-func base(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
-
 func yesNo(b bool) string {
 	if b {
 		return "yes"
 	}
 	return "no"
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }
