@@ -31,7 +31,7 @@ type Report struct {
 	Runtimes   []Runtime `json:"runtimes"`
 	Problems   []Problem `json:"problems"`
 
-	path func(string) string // see Config.path
+	root string // of dockerd, as far as it is known
 	info *info
 }
 
@@ -81,12 +81,12 @@ func (r *Report) warn(fix, format string, args ...any) {
 // dockerd reads another file than ConfigFile, it is that one that is inspected.
 func Inspect(ctx context.Context, cfg Config) *Report {
 	cfg = cfg.withDefaults()
-	r := &Report{ConfigFile: cfg.ConfigFile, Runtimes: []Runtime{}, Problems: []Problem{}, path: cfg.path}
+	r := &Report{ConfigFile: cfg.ConfigFile, Runtimes: []Runtime{}, Problems: []Problem{}, root: cfg.Root}
 	users, process := r.inspectDocker(ctx, cfg)
 	if process != nil {
-		r.ConfigFile = dockerconfig.ParseFlags(process.Args).ConfigFile
+		r.ConfigFile, r.root = dockerconfig.ParseFlags(process.Args).ConfigFile, process.Root
 	}
-	doc, err := r.readFile()
+	doc, err := readFile(cfg.path(r.ConfigFile))
 	r.collect(doc, users)
 	r.inspectPrograms(cfg)
 	switch {
@@ -141,8 +141,8 @@ func (r *Report) inspectDocker(ctx context.Context, cfg Config) (map[string][]Us
 }
 
 // readFile reads the file, nil if it cannot be read.
-func (r *Report) readFile() (*dockerconfig.Document, error) {
-	file, err := dockerconfig.Read(r.path(r.ConfigFile))
+func readFile(path string) (*dockerconfig.Document, error) {
+	file, err := dockerconfig.Read(path)
 	if err != nil {
 		return nil, err
 	}
@@ -275,7 +275,7 @@ func (r *Report) isProgram(name string) bool {
 	if filepath.Base(name) == name {
 		return name == stockRuntime || slices.ContainsFunc(programDirs, func(dir string) bool { return r.isProgram(filepath.Join(dir, name)) })
 	}
-	info, err := os.Stat(r.path(name))
+	info, err := os.Stat(filepath.Join(r.root, name))
 	return err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0
 }
 
