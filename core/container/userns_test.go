@@ -153,6 +153,10 @@ func TestFailedCreateLeavesNoInstructions(t *testing.T) {
 	if err := f.client.ContainerRemove(t.Context(), id, dockercontainer.RemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
+	enginetest.Until(t, "the cache has the removed container", func() bool { // its first round must not be before that
+		_, err := f.cache.Container(t.Context(), id)
+		return errdefs.IsNotFound(err)
+	})
 	enginetest.Background(t, f.RunGC)
 	enginetest.Until(t, "the instructions stay", func() bool {
 		left, err := ociedit.List(f.ociDir)
