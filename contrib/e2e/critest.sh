@@ -35,6 +35,10 @@ if [ ! -f "$cache/registry/complete" ]; then
 	touch "$cache/registry/complete"
 fi
 
+say "installing the OCI runtime"
+"$top/bin/berthd" runtime install --docker-endpoint "unix://$w/engine/docker.sock" --docker-config "$w/engine/daemon.json" \
+	--run-dir "$w/run" --runtime-program "$top/bin/berth-oci" --runtime-dir "$w/oci"
+
 say "starting berthd"
 cni_conf "$w/net.d" 10.88.0.0/16
 "$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \

@@ -224,7 +224,7 @@ func (n *node) extraEngine(config string, flags ...string) *extraEngine {
 	defer log.Close()
 	e.cmd = exec.Command("nsenter", append([]string{"--target", strconv.Itoa(n.enginePID()), "--mount", "dockerd", "--data-root", dir + "/data", "--exec-root", dir + "/exec",
 		"--pidfile", dir + "/pid", "-H", e.host, "--bridge", "none", "--iptables=false", "--ip-masq=false", "--config-file", e.config}, flags...)...)
-	e.cmd.Env = append(os.Environ(), "PATH=/usr/sbin:/usr/bin:/sbin:/bin:"+os.Getenv("PATH"))
+	e.cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/usr/bin:/sbin:/bin")
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	if err := e.cmd.Start(); err != nil {
 		n.t.Fatal(err)

@@ -13,8 +13,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"berth/core/premount"
 )
 
 // firstHostID is the first ID on the node of the user namespaces in these tests.
@@ -52,9 +50,6 @@ func (n *node) installOCI() {
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		n.t.Skipf("berth-oci cannot be built: %v\n%s", err, out)
-	}
-	if premount.InOtherMountNS(n.enginePID()) {
-		n.t.Skip("this Engine has a mount namespace of its own, in which berthd cannot try what its file system can do")
 	}
 	n.addOCIRuntime(program, n.path("run", "oci"))
 	announced := func() bool {

@@ -17,9 +17,8 @@ import (
 	"berth/core/premount"
 )
 
-// Features are the features and the configuration of one Engine. They are read once per
-// connection; after the Engine has reloaded its configuration there is a new connection.
-// Whatever depends on the Engine's version is decided by them.
+// Features are the features and the configuration of one Engine. They are read once per connection; after the Engine has
+// reloaded its configuration there is a new connection. Whatever depends on the Engine's version is decided by them.
 type Features struct {
 	Version string // of the Engine, for example 20.10.24+dfsg1
 	API     string // negotiated version, for example 1.41
@@ -57,10 +56,10 @@ type Features struct {
 	LayerQuota           bool // HostConfig.StorageOpt can limit the size of a writable layer
 	HostsTOML            bool // 1.48 (Docker 28.0), with the containerd image store: hosts.toml files below /etc/docker/certs.d
 
-	// Premounts reports that berth can prepare mounts that the Engine API cannot express
-	// (core/premount): the kernel is 5.12 or newer, and the Engine does not run in another
-	// mount namespace, as far as is known.
-	Premounts bool
+	// Premounts reports that berth can prepare mounts that the Engine API cannot express (core/premount): the kernel is
+	// 5.12 or newer, and OtherMountNS is 0.
+	Premounts    bool
+	OtherMountNS int // PID of the Engine if it is known to run in another mount namespace than berthd
 
 	// LowestOOMScore is the lowest oom_score_adj that the Engine can give a container, as
 	// far as can be found out without a start.
@@ -97,9 +96,10 @@ func probeFeatures(ctx context.Context, c *client.Client, host string) (f Featur
 		}
 		f.ContainerdRoot = hostprobe.ContainerdRoot(f.RootDir, address)
 	}
-	if path, ok := strings.CutPrefix(host, "unix://"); ok && f.Premounts {
-		pid, err := hostprobe.PeerPID(path)
-		f.Premounts = err != nil || !premount.InOtherMountNS(pid)
+	if path, ok := strings.CutPrefix(host, "unix://"); ok {
+		if pid, err := hostprobe.PeerPID(path); err == nil && premount.InOtherMountNS(pid) {
+			f.Premounts, f.OtherMountNS = false, pid
+		}
 	}
 	return f, info.SystemTime, nil
 }

@@ -1,13 +1,17 @@
 package ociruntime
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -134,7 +138,7 @@ func TestProbeSaysWhatTheNodeLacks(t *testing.T) {
 	good := engine.Features{Kernel: "6.12.1-amd64", StorageDriver: "overlay2", RootDir: "/var/lib/docker"}
 	tries := 0
 	p := NewProber()
-	p.idmap = func(dir string) error {
+	p.idmap = func(_ int, dir string) error {
 		tries++
 		switch dir {
 		case "/zfs":
@@ -202,5 +206,48 @@ func TestProbeOfADirectory(t *testing.T) {
 	}
 	if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); !errors.Is(err, unix.ECHILD) {
 		t.Errorf("a process is left: %v", err)
+	}
+}
+
+// The probe of an Engine in a mount namespace of its own is of what the Engine sees.
+func TestProbeInAnotherMountNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	hidden := filepath.Join(dir, "hidden")
+	engine := exec.CommandContext(t.Context(), "sh", "-c", `mount -t tmpfs berth-test "$1" && mkdir "$2" && echo ready && exec sleep 1000`, "sh", dir, hidden)
+	engine.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+	out, err := engine.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := engine.Start(); err != nil {
+		t.Skipf("no mount namespace can be created: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := engine.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = engine.Wait() // killed
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Skipf("no tmpfs can be mounted: %q, %v", line, err)
+	}
+	before, err := os.Readlink("/proc/thread-self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := idmapDirOf(0, hidden); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("berthd sees the directory: %v", err)
+	}
+	if err := idmapDirOf(engine.Process.Pid, hidden); errors.Is(err, unix.ENOENT) {
+		t.Error(err)
+	}
+	for range 100 { // no thread of another mount namespace runs other goroutines
+		if now, err := os.Readlink("/proc/thread-self/ns/mnt"); err != nil || now != before {
+			t.Fatalf("this thread is in the mount namespace %s, %v; want %s", now, err, before)
+		}
+		runtime.Gosched()
 	}
 }

@@ -3,6 +3,7 @@ package ociruntime
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/hostprobe"
+	"berth/core/panics"
 )
 
 // A Prober finds out what the kernel and the file system of images can do, and remembers it.
@@ -21,14 +23,17 @@ type Prober struct {
 	mu    sync.Mutex // guards known
 	known map[probed]error
 
-	idmap func(dir string) error // idmapDir, except in tests
+	idmap func(pid int, dir string) error // idmapDirOf, except in tests
 }
 
 // NewProber returns a Prober.
-func NewProber() *Prober { return &Prober{known: map[probed]error{}, idmap: idmapDir} }
+func NewProber() *Prober { return &Prober{known: map[probed]error{}, idmap: idmapDirOf} }
 
-// probed is what a result depends on.
-type probed struct{ kernel, driver, dir string }
+// probed is what a result depends on. pid is a process in the mount namespace of dir, 0 for that of berthd.
+type probed struct {
+	kernel, driver, dir string
+	pid                 int
+}
 
 // The first Linux with id-mapped tmpfs, on which secrets, config maps and the files of a pod are. Overlays
 // of id-mapped layers are older (5.19).
@@ -40,7 +45,7 @@ var overlayDrivers = []string{"overlay2", "overlayfs"}
 // Probe returns why containers in user namespaces are not possible, nil if they are. It tries once for
 // each kernel and file system.
 func (p *Prober) Probe(features engine.Features) error {
-	key := probed{features.Kernel, features.StorageDriver, features.ImageFS()}
+	key := probed{features.Kernel, features.StorageDriver, features.ImageFS(), features.OtherMountNS}
 	p.mu.Lock()
 	err, ok := p.known[key]
 	p.mu.Unlock()
@@ -63,10 +68,34 @@ func (p *Prober) probeNow(key probed) error {
 	case !slices.Contains(overlayDrivers, key.driver):
 		return fmt.Errorf("user namespaces need the storage driver overlay2 or the snapshotter overlayfs, Docker has %s: %w", key.driver, errdefs.ErrFailedPrecondition)
 	}
-	if err := p.idmap(key.dir); err != nil {
+	if err := p.idmap(key.pid, key.dir); err != nil {
 		return fmt.Errorf("user namespaces: the file system of Docker's images, %s, cannot be mounted with mapped IDs: %w", key.dir, err)
 	}
 	return nil
+}
+
+// idmapDirOf is idmapDir for a directory in the mount namespace of the process pid, or in that of berthd if pid is 0.
+func idmapDirOf(pid int, dir string) error {
+	if pid == 0 {
+		return idmapDir(dir)
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return fmt.Errorf("mount namespace of Docker: %w", err)
+	}
+	defer ns.Close()
+	g := panics.NewGroup(slog.Default())
+	g.Go(func() error {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine, and is not used again
+		if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns(2) refuses threads that share their working directory
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter the mount namespace of Docker: %w", err)
+		}
+		return idmapDir(dir)
+	})
+	return g.Wait()
 }
 
 // idmapDir fails if the file system of a directory cannot be mounted with mapped IDs. It mounts nothing
