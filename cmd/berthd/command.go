@@ -69,7 +69,7 @@ func (p *program) run(options *config.Options, run action) func(*cobra.Command, 
 		case run == nil, cmd.Use == cmd.Name() && strings.Join(args, "") != "": // systemd makes an empty argument of an empty ${VARIABLE}
 			return unknownCommand(cmd, args)
 		}
-		if err := options.CheckCommand(strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")); err != nil {
+		if err := options.CheckCommand(commandName(cmd)); err != nil {
 			return err
 		}
 		return run(cmd, options)
@@ -81,7 +81,7 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	root := cmd.Root().Name()
 	var names []string
 	for _, known := range actionCommands(cmd.Root())[1:] {
-		names = append(names, strings.TrimPrefix(known.CommandPath(), root+" "))
+		names = append(names, commandName(known))
 	}
 	given := strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), root) + " " + strings.Join(args, " "))
 	last := len(names) - 1

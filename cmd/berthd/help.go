@@ -19,6 +19,11 @@ func commandUsage(cmd *cobra.Command) string {
 // search for that.
 func printHelp(cmd *cobra.Command, options *config.Options, configFile string) {
 	var text strings.Builder
+	defer func() { _, _ = io.WriteString(cmd.OutOrStdout(), text.String()) }() // cobra has no place for an error of a help function
+	if cmd.HasParent() {
+		writeCommandHelp(&text, cmd, options)
+		return
+	}
 	fmt.Fprintf(&text, `%s runs the pods of Kubernetes on Docker Engine. It serves the Container
 Runtime Interface for a kubelet:
 
@@ -52,7 +57,24 @@ Exit codes:
   1   failure; doctor: a check has failed; images copy: an image was not copied
   2   error in a flag, an argument or a configuration file
 `, configFile, wordList(options.Reloadable()))
-	_, _ = io.WriteString(cmd.OutOrStdout(), text.String()) // cobra has no place for an error of a help function
+}
+
+// writeCommandHelp writes the help of a command below the root: the flags of the daemon are only in that of the root.
+func writeCommandHelp(w io.Writer, cmd *cobra.Command, options *config.Options) {
+	root := cmd.Root().Name()
+	var names []string
+	fmt.Fprintln(w, "Usage:")
+	for _, sub := range actionCommands(cmd) {
+		names = append(names, commandName(sub))
+		fmt.Fprintf(w, "  %s\n      %s\n", commandUsage(sub), sub.Short)
+	}
+	fmt.Fprintf(w, "\nFlags:\n%s\nOptions of the daemon are taken from its configuration files, or as flags such as --docker-endpoint and --run-dir:\n%s --help lists them.\n",
+		options.CommandFlags(names).FlagUsages(), root)
+}
+
+// commandName returns the name of a command without that of the program: "runtime install".
+func commandName(cmd *cobra.Command) string {
+	return strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 }
 
 // wordList returns words as they are in a sentence: a, b and c.

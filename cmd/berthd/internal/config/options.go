@@ -178,6 +178,21 @@ func (o *Options) CheckCommand(command string) error {
 	return nil
 }
 
+// CommandFlags returns the flags that only some commands have, those of the given ones, and then the general flags.
+func (o *Options) CommandFlags(commands []string) *pflag.FlagSet {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	flags.SortFlags = false
+	general := o.groups[len(o.groups)-1]
+	for _, g := range o.groups {
+		for _, opt := range g.options {
+			if g == general || slices.ContainsFunc(commands, func(name string) bool { return slices.Contains(opt.commands, name) }) {
+				flags.AddFlag(opt.flag)
+			}
+		}
+	}
+	return flags
+}
+
 // changed reports whether a flag was given on the command line.
 func (o *Options) changed(name string) bool {
 	for _, g := range o.groups {
