@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # bench.sh [flags of contrib/bench]: measures bin/berthd on a private Docker Engine, in
-# separate namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh.
+# separate namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh; BERTHD_FLAGS are
+# further flags of berthd.
 #
 # SHIMS=1,2,4 measures only containerd's shims of pods of so many containers, with shim-per-pod
 # on and off, and prints the figures.
@@ -50,6 +51,7 @@ engine() { # engine DIR: starts an Engine and imports the image
 	tar -C "$w/bb" -c . | docker -H "unix://$1/docker.sock" import -c 'CMD ["sh"]' - berth.local/bench:1 >/dev/null
 }
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
+read -ra berthd_flags <<<"${BERTHD_FLAGS:-}"
 say "starting a private Docker Engine and berthd"
 engine "$w/engine"
 cni_conf "$w/net.d" 10.88.0.0/16
@@ -57,7 +59,7 @@ berthd() { # berthd [FLAG...]: starts it
 	rm -f "$w/cri.sock"
 	"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \
 		--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" \
-		--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --pod-infra-container-image berth.local/pause:1 "$@" >>"$w/berthd.log" 2>&1 &
+		--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --pod-infra-container-image berth.local/pause:1 "${berthd_flags[@]}" "$@" >>"$w/berthd.log" 2>&1 &
 	pids+=($!)
 	wait_for "$w/cri.sock"
 }
