@@ -124,20 +124,10 @@ func (e *Engine) imagePull(c *call) error {
 	} else if tag != "" {
 		ref += ":" + tag
 	}
-	named, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
-		return invalidParameter("%v", err)
-	}
-	named = reference.TagNameOnly(named)
-	request, err := c.pullOf(named)
-	if err != nil {
-		return err
-	}
-	e.mu.Lock()
-	e.pulls = append(e.pulls, request)
-	r := e.findRemoteLocked(named)
-	e.mu.Unlock()
+	named, request, r, err := e.findRemote(c, ref, &e.pulls)
 	switch {
+	case err != nil:
+		return err
 	case r == nil:
 		return errorf(http.StatusNotFound, "manifest for %s not found: manifest unknown: manifest unknown", reference.FamiliarString(named))
 	case r.Allow != nil && !r.Allow(request.Auth):
@@ -148,35 +138,33 @@ func (e *Engine) imagePull(c *call) error {
 	return e.download(c, named, r)
 }
 
-// pullOf returns the Pull of a request about an image in a registry.
-func (c *call) pullOf(named reference.Named) (Pull, error) {
+// findRemote adds the request about the image ref to requests, and returns the image of the registry, which is nil if there is none.
+func (e *Engine) findRemote(c *call, ref string, requests *[]Pull) (reference.Named, Pull, *Remote, error) {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil, Pull{}, nil, invalidParameter("%v", err)
+	}
+	named = reference.TagNameOnly(named)
 	request := Pull{Ref: named.String(), Header: c.Request.Header.Get(registry.AuthHeader), Platform: c.query.Get("platform")}
 	if request.Header != "" {
 		auth, err := registry.DecodeAuthConfig(request.Header)
 		if err != nil {
-			return request, invalidParameter("%v", err)
+			return nil, Pull{}, nil, invalidParameter("%v", err)
 		}
 		request.Auth = *auth
 	}
-	return request, nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	*requests = append(*requests, request)
+	return named, request, e.findRemoteLocked(named), nil
 }
 
 // distribution is GET /distribution/{name}/json: it asks the registry for a manifest.
 func (e *Engine) distribution(c *call) error {
-	named, err := reference.ParseNormalizedNamed(c.name)
-	if err != nil {
-		return invalidParameter("%v", err)
-	}
-	named = reference.TagNameOnly(named)
-	request, err := c.pullOf(named)
-	if err != nil {
-		return err
-	}
-	e.mu.Lock()
-	e.resolves = append(e.resolves, request)
-	r := e.findRemoteLocked(named)
-	e.mu.Unlock()
+	_, request, r, err := e.findRemote(c, c.name, &e.resolves)
 	switch {
+	case err != nil:
+		return err
 	case r == nil:
 		return errorf(http.StatusNotFound, "manifest unknown: manifest unknown")
 	case r.Allow != nil && !r.Allow(request.Auth):
