@@ -23,11 +23,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// An ID of a container or a sandbox.
+// anID matches the ID of a container or a sandbox.
 var anID = regexp.MustCompile(`[0-9a-f]{64}`)
 
-// faultParent is the cgroup below which all pods of these tests are: another run on the
-// same machine has its own.
+// faultParent is the cgroup of all pods of this run: another run on the same machine has its own.
 var faultParent = fmt.Sprintf("kubepodsfaults%d", time.Now().UnixNano()%1e9)
 
 func (n *node) faultCgroup(pod string) string {
@@ -37,7 +36,7 @@ func (n *node) faultCgroup(pod string) string {
 	return "/" + faultParent + "/pod-" + pod
 }
 
-// flagsForAudit has the daemon tell of its goroutines.
+// flagsForAudit returns flags with which the daemon serves its goroutines, and the address.
 func flagsForAudit(t testing.TB) (addr string, flags []string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -49,7 +48,7 @@ func flagsForAudit(t testing.TB) (addr string, flags []string) {
 	return addr, []string{"--metrics-bind-addr", addr, "--profiling"}
 }
 
-// usage is what a daemon takes of the node.
+// usage is the daemon's resource usage.
 type usage struct {
 	fds, goroutines int
 	rss             int // MiB
@@ -74,7 +73,7 @@ func (n *node) usage() (u usage, err error) {
 	return usage{len(fds), number("go_goroutines"), number("process_resident_memory_bytes") >> 20}, err
 }
 
-// stacks are the goroutines of the daemon, the most frequent first.
+// stacks returns the goroutines of the daemon, the most frequent first.
 func (n *node) stacks() string {
 	out, err := exec.Command("curl", "-sS", "-m", "10", "http://"+n.metrics+"/debug/pprof/goroutine?debug=1").CombinedOutput()
 	if err != nil {
@@ -83,7 +82,7 @@ func (n *node) stacks() string {
 	return string(out[:min(len(out), 6000)])
 }
 
-// descriptors tells what the daemon has open.
+// descriptors counts what the daemon has open, by kind.
 func (n *node) descriptors() string {
 	dir := fmt.Sprintf("/proc/%d/fd", n.cmd.Process.Pid)
 	kinds := map[string]int{}
@@ -96,9 +95,8 @@ func (n *node) descriptors() string {
 	return fmt.Sprint(kinds)
 }
 
-// audit compares what there is on the node, one line for each disagreement. The caller
-// sees to it that no call is under way; what takes a moment to go may take five
-// seconds.
+// audit compares Docker, berthd and the node, and returns a line for each difference. No call may be running. Differences that
+// end within ten seconds do not count.
 func (n *node) audit(ch *churn) []string {
 	var lines []string
 	for range 50 {
@@ -155,7 +153,7 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 	for id, state := range docker {
 		switch is := listed[id]; {
 		case is == "":
-			say("docker ps has container %s (%s), no list of berthd", id, state)
+			say("docker ps has container %s (%s), berthd does not list it", id, state)
 		case is == state, is == "not running" && state != "running", is == "exited" && state == "created": // a failed start
 		default:
 			say("container %s is %s for docker ps, %s for berthd", id, state, is)
@@ -166,26 +164,25 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 			say("berthd lists %s (%s), docker ps does not", id, state)
 		}
 	}
-	// What clients were told.
+	// What berthd has reported to clients.
 	if ch != nil {
 		ch.mu.Lock()
 		for name, p := range ch.pods {
 			if p.sandbox != "" && !ready[p.sandbox] {
-				say("pod %s: sandbox %s was told to be ready, it is %q, for Docker %q", name, p.sandbox, listed[p.sandbox], docker[p.sandbox])
+				say("pod %s: sandbox %s was reported ready, it is %q, for Docker %q", name, p.sandbox, listed[p.sandbox], docker[p.sandbox])
 			}
 			if p.container != "" && listed[p.container] != "running" {
-				say("pod %s: container %s was told to run, it is %q, for Docker %q", name, p.container, listed[p.container], docker[p.container])
+				say("pod %s: container %s was reported running, it is %q, for Docker %q", name, p.container, listed[p.container], docker[p.container])
 			}
 			for _, id := range p.old {
 				if docker[id] != "" || listed[id] != "" {
-					say("pod %s: sandbox %s was told to be removed, docker ps: %q, berthd: %q", name, id, docker[id], listed[id])
+					say("pod %s: sandbox %s was reported removed, docker ps: %q, berthd: %q", name, id, docker[id], listed[id])
 				}
 			}
 		}
 		ch.mu.Unlock()
 	}
-	// Files, by the sandbox or container that they name. A file that is wanted is
-	// there for each sandbox that is ready.
+	// Files, by the sandbox or container that they name. There must be one for each ID in wanted.
 	files := func(what, pattern string, allowed, wanted map[string]bool) {
 		found, _ := filepath.Glob(pattern)
 		have := map[string]bool{}
@@ -244,7 +241,7 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 		say("ip link: %v", err)
 	}
 	if len(links) != len(ready) {
-		say("%d links %v for %d sandboxes that are ready", len(links), links, len(ready))
+		say("%d links %v for %d ready sandboxes", len(links), links, len(ready))
 	}
 	for _, l := range links {
 		if l.Master != "live0" {
@@ -311,14 +308,13 @@ type stray struct {
 	shim   int
 }
 
-// forgiven returns the lines of an audit but for strays, and ends those. A Docker that
-// ends or loses its containerd in the moment of a start forgets what it has begun: seen
-// with 20.10, with "runc init" in the cgroup or, once, the process of the pod. Or what
-// it has just started is "exited" for the next Docker.
-func (n *node) forgiven(lines []string) (left []string, forgiven int) {
+// withoutForgotten returns the lines of an audit without those about strays, and ends the strays. A dockerd that ends or loses its
+// containerd during a start forgets the container: 20.10 left "runc init" in the cgroup or, once, the process of the
+// pod. Or the next dockerd reports what was just started as "exited".
+func (n *node) withoutForgotten(lines []string) (left []string, withoutForgotten int) {
 	for _, line := range lines {
 		if strings.Contains(line, `"" for Docker`) || strings.HasSuffix(line, `, for Docker "exited"`) {
-			forgiven++
+			withoutForgotten++
 		} else {
 			left = append(left, line)
 		}
@@ -345,17 +341,16 @@ func (n *node) forgiven(lines []string) (left []string, forgiven int) {
 		}
 	}
 	n.strays = nil
-	return left, forgiven
+	return left, withoutForgotten
 }
 
-// waitStable wants the daemon to take no more of the node than it did when it was used.
+// waitStable waits until the daemon uses about as much as before, and returns a line if it does not within limit.
 func (n *node) waitStable(before usage, limit time.Duration) []string {
 	var now usage
 	var err error
 	for end := time.Now().Add(limit); ; time.Sleep(250 * time.Millisecond) {
 		now, err = n.usage()
-		// Some connections to Docker are kept for the next calls, with two
-		// goroutines each.
+		// Idle connections to Docker are kept, with two goroutines each.
 		if err == nil && now.fds <= before.fds+8 && now.goroutines <= before.goroutines+16 {
 			return nil
 		}
@@ -364,7 +359,7 @@ func (n *node) waitStable(before usage, limit time.Duration) []string {
 		}
 	}
 	if err != nil {
-		return []string{"berthd's use of the node: " + err.Error()}
+		return []string{"usage of berthd: " + err.Error()}
 	}
-	return []string{fmt.Sprintf("berthd has %v, before it was %v; open: %s; goroutines:\n%s", now, before, n.descriptors(), n.stacks())}
+	return []string{fmt.Sprintf("berthd has %v, before %v; open: %s; goroutines:\n%s", now, before, n.descriptors(), n.stacks())}
 }

@@ -24,7 +24,7 @@ const cdiSpec = `{"cdiVersion": "0.7.0", "kind": "berth.test/thing", "containerE
 		"additionalGids": [4242]}},
 	{"name": "hooked", "containerEdits": {"hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}]}`
 
-// TestCDIDevicesAreInTheContainer asks for a made-up device of which a CDI specification says two variables, a
+// TestCDIDevicesAreInTheContainer requests a device whose CDI specification has two variables, a
 // device node, a mount and a group: by the CRI's field, by an annotation of the container, by both, and by an
 // annotation of the pod, which must have no effect.
 func TestCDIDevicesAreInTheContainer(t *testing.T) {

@@ -14,9 +14,8 @@ import (
 
 var criDockerd = flag.String("cri-dockerd", "", "`path` of a cri-dockerd to change over from and back to; without it TestChangeoverFromCRIDockerdAndBack is skipped")
 
-// lives tells which processes pods have: a container that is started again has
-// another.
-func (n *node) lives() map[string]int {
+// processes returns the first process of each container of a pod: a container that is started again has another.
+func (n *node) processes() map[string]int {
 	n.t.Helper()
 	list, err := n.docker.ContainerList(context.Background(), container.ListOptions{})
 	if err != nil {
@@ -33,8 +32,7 @@ func (n *node) lives() map[string]int {
 	return found
 }
 
-// works fails unless a pod is ready, at its address, and runs commands and tells
-// stats in its container.
+// works fails unless a pod is ready and has its address, and its container runs commands and has stats.
 func (n *node) works(under, sandbox, address, c string) {
 	n.t.Helper()
 	seen, err := n.runtime.PodSandboxStatus(n.t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sandbox})
@@ -108,7 +106,7 @@ func TestChangeoverFromCRIDockerdAndBack(t *testing.T) {
 	if oldIP == "" || removedIP == "" {
 		t.Fatalf("no addresses: %q, %q", oldIP, removedIP)
 	}
-	before := n.lives()
+	before := n.processes()
 
 	ours()
 	n.works("berthd", old, oldIP, oldWeb)
@@ -127,11 +125,11 @@ func TestChangeoverFromCRIDockerdAndBack(t *testing.T) {
 	n.remove(removed)
 	fresh, freshWeb, freshIP := n.up("fresh", 18081)
 	for id, pid := range before {
-		if now := n.lives()[id]; now != pid && id != removed && id != removedWeb {
+		if now := n.processes()[id]; now != pid && id != removed && id != removedWeb {
 			t.Errorf("%s: process %d, was %d", id, now, pid)
 		}
 	}
-	before = n.lives()
+	before = n.processes()
 
 	theirs()
 	n.works("cri-dockerd", old, oldIP, oldWeb)
@@ -140,7 +138,7 @@ func TestChangeoverFromCRIDockerdAndBack(t *testing.T) {
 	if err != nil || len(list.GetItems()) != 2 {
 		t.Errorf("cri-dockerd lists %v, %v; want two pods", list, err)
 	}
-	if now := n.lives(); len(now) != len(before) {
+	if now := n.processes(); len(now) != len(before) {
 		t.Errorf("under cri-dockerd run %v, before %v", now, before)
 	}
 	n.remove(fresh) // ours, by them

@@ -19,35 +19,34 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// A churn lives pods as a kubelet does: it lists before it makes, makes again what has
-// failed, probes, rotates logs, stops and removes until it is told that it is done. It
-// keeps what it has been told, for the audit.
+// A churn runs pods as a kubelet does: it lists before it creates, repeats what has failed, probes, rotates logs, and stops and
+// removes until that succeeds. It records what berthd has answered, for the audit.
 type churn struct {
 	n           *node
 	callTimeout time.Duration // how long one call may take
 	pace        time.Duration // between the steps of a pod
 	limit       time.Duration // how long one step may be tried, once faults are over
 	ctx         context.Context
-	// impatient has half of the calls left by their caller after at most 300 ms.
-	impatient bool
-	// forgetful tells that Docker may lose what it has just started, see forgiven.
-	forgetful bool
+	// cancelsEarly has half of the calls cancelled after at most 300 ms while there are faults.
+	cancelsEarly bool
+	// dockerForgets allows Docker to lose what it has just started, see withoutForgotten.
+	dockerForgets bool
 
-	quiet sync.RWMutex // taken for reading by each call, for writing by the audit
+	quiet sync.RWMutex // held for reading by each call, for writing by the audit
 
 	mu       sync.Mutex // guards following
-	pods     map[string]*churned
+	pods     map[string]*churnPod
 	done     int
 	answers  map[string]int // calls by method and code
 	problems []string
-	calm     time.Time // since when there have been no faults; zero while there are
+	calm     time.Time // when the last fault ended; zero while there are faults
 }
 
-// churned is a pod as its kubelet knows it.
-type churned struct {
+// churnPod is a pod as a kubelet knows it.
+type churnPod struct {
 	config       *runtimeapi.PodSandboxConfig
-	sandbox      string // told ready, and not asked to stop
-	container    string // told running, and not asked to stop
+	sandbox      string // was reported ready, and no stop was requested
+	container    string // was reported running, and no stop was requested
 	old          []string
 	removed      bool
 	containerLog string // pattern of the files of the last container
@@ -56,11 +55,11 @@ type churned struct {
 func newChurn(n *node, callTimeout time.Duration) *churn {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.t.Cleanup(cancel)
-	return &churn{n: n, ctx: ctx, callTimeout: callTimeout, limit: 90 * time.Second, pods: map[string]*churned{}, answers: map[string]int{}, calm: time.Now()}
+	return &churn{n: n, ctx: ctx, callTimeout: callTimeout, limit: 90 * time.Second, pods: map[string]*churnPod{}, answers: map[string]int{}, calm: time.Now()}
 }
 
-// troubled says that there are faults, or are none any more.
-func (ch *churn) troubled(yes bool) {
+// setFaulty records whether there are faults from now on.
+func (ch *churn) setFaulty(yes bool) {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
 	ch.calm = time.Now()
@@ -75,7 +74,7 @@ func (ch *churn) problem(format string, args ...any) {
 	ch.problems = append(ch.problems, fmt.Sprintf(format, args...))
 }
 
-// faults returns what has been wrong since the last time.
+// faults returns the problems since its last call.
 func (ch *churn) faults() []string {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()
@@ -84,13 +83,13 @@ func (ch *churn) faults() []string {
 	return list
 }
 
-// call makes one call of the CRI, with a deadline, not while there is an audit.
+// call makes one CRI call with a deadline. It waits for an audit to end.
 func (ch *churn) call(method string, do func(ctx context.Context) error) error {
 	ch.quiet.RLock()
 	defer ch.quiet.RUnlock()
 	callTimeout := ch.callTimeout
 	ch.mu.Lock()
-	if ch.impatient && ch.calm.IsZero() && rand.N(2) == 0 {
+	if ch.cancelsEarly && ch.calm.IsZero() && rand.N(2) == 0 {
 		callTimeout = rand.N(300 * time.Millisecond)
 	}
 	ch.mu.Unlock()
@@ -103,12 +102,12 @@ func (ch *churn) call(method string, do func(ctx context.Context) error) error {
 	ch.answers[method+" "+code.String()]++
 	ch.mu.Unlock()
 	if took := time.Since(begin); took > ch.callTimeout+3*time.Second {
-		ch.problem("%s: answered %v after its deadline", method, took-ch.callTimeout)
+		ch.problem("%s: returned %v after its deadline", method, took-ch.callTimeout)
 	}
 	return err
 }
 
-// until does something until it succeeds, as a kubelet syncs a pod again and again.
+// until repeats do until it succeeds, as a kubelet syncs a pod.
 func (ch *churn) until(what string, do func() error) bool {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		err := do()
@@ -119,7 +118,7 @@ func (ch *churn) until(what string, do func() error) bool {
 		late := !ch.calm.IsZero() && time.Since(ch.calm) > ch.limit
 		ch.mu.Unlock()
 		if late || ch.ctx.Err() != nil {
-			ch.problem("%s fails still %v after the last fault: %v", what, ch.limit, err)
+			ch.problem("%s still fails %v after the last fault: %v", what, ch.limit, err)
 			return false
 		}
 		time.Sleep(pause)
@@ -130,10 +129,10 @@ const churnScript = `i=0; trap 'echo "end $i"; exit 0' TERM
 while [ $i -lt 200 ]; do echo "line $i"; i=$((i+1)); done
 while :; do echo "line $i"; i=$((i+1)); sleep 0.2; done`
 
-// life is that of one pod, from the first sync to the last.
-func (ch *churn) life(name string, steps int) {
+// runPod runs one pod, from its first sync to its last.
+func (ch *churn) runPod(name string, steps int) {
 	n := ch.n
-	p := &churned{config: n.pod(name)}
+	p := &churnPod{config: n.pod(name)}
 	p.config.Linux.CgroupParent = n.faultCgroup(name)
 	ch.mu.Lock()
 	ch.pods[name] = p
@@ -168,8 +167,8 @@ func (ch *churn) pauses() {
 	}
 }
 
-// sandbox makes the sandbox of a pod unless there is one.
-func (ch *churn) sandbox(p *churned) error {
+// sandbox creates the sandbox of a pod unless there is one.
+func (ch *churn) sandbox(p *churnPod) error {
 	var list []*runtimeapi.PodSandbox
 	if err := ch.call("ListPodSandbox", func(ctx context.Context) error {
 		r, err := ch.n.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"app": p.config.GetMetadata().GetName()}}})
@@ -186,15 +185,15 @@ func (ch *churn) sandbox(p *churned) error {
 				ch.problem("pod %s has two ready sandboxes: %s and %s", p.config.GetMetadata().GetName(), ready, s.GetId())
 			}
 			ready = s.GetId()
-		} else if err := ch.call("RemovePodSandbox", func(ctx context.Context) error { // its kubelet would later
+		} else if err := ch.call("RemovePodSandbox", func(ctx context.Context) error { // a kubelet does that later
 			_, err := ch.n.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.GetId()})
 			return err
 		}); err != nil {
 			return err
 		}
 	}
-	if p.sandbox != "" && p.sandbox != ready && !ch.forgetful {
-		ch.problem("pod %s: sandbox %s was told to be ready, listed is %q", p.config.GetMetadata().GetName(), p.sandbox, ready)
+	if p.sandbox != "" && p.sandbox != ready && !ch.dockerForgets {
+		ch.problem("pod %s: sandbox %s was reported ready, listed is %q", p.config.GetMetadata().GetName(), p.sandbox, ready)
 	}
 	if ready == "" {
 		p.config.Metadata.Attempt = attempt
@@ -211,8 +210,8 @@ func (ch *churn) sandbox(p *churned) error {
 	return nil
 }
 
-// container makes and starts the container of a pod unless there is one that runs.
-func (ch *churn) container(p *churned) error {
+// container creates and starts the container of a pod unless one runs.
+func (ch *churn) container(p *churnPod) error {
 	var list []*runtimeapi.Container
 	if err := ch.call("ListContainers", func(ctx context.Context) error {
 		r, err := ch.n.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: p.sandbox}})
@@ -224,7 +223,7 @@ func (ch *churn) container(p *churned) error {
 	attempt, id := uint32(0), ""
 	for _, c := range list {
 		attempt = max(attempt, c.GetMetadata().GetAttempt()+1)
-		if c.GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING { // or two, where the answer of a start was lost and another was made
+		if c.GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING { // or two, if the response of a start was lost and another container was created
 			id = c.GetId()
 			p.containerLog = fmt.Sprintf("c/%d.log", c.GetMetadata().GetAttempt())
 		}
@@ -254,9 +253,9 @@ func (ch *churn) container(p *churned) error {
 	return nil
 }
 
-// probe runs a command as a liveness probe. Whatever is wrong, only a command that has
-// run too long may be called that: the kubelet kills the container.
-func (ch *churn) probe(p *churned) {
+// probe runs a command as a liveness probe. DeadlineExceeded is only for a command that ran too long: the kubelet kills the
+// container for it.
+func (ch *churn) probe(p *churnPod) {
 	const timeout = 10
 	var r *runtimeapi.ExecSyncResponse
 	ctx, cancel := context.WithTimeout(ch.ctx, ch.callTimeout+timeout*time.Second)
@@ -267,14 +266,14 @@ func (ch *churn) probe(p *churned) {
 	code := codeOf(err)
 	ch.mu.Lock()
 	ch.answers["ExecSync "+code.String()]++
-	calm := !ch.forgetful && !ch.calm.IsZero() && time.Since(ch.calm) > 20*time.Second
+	calm := !ch.dockerForgets && !ch.calm.IsZero() && time.Since(ch.calm) > 20*time.Second
 	ch.mu.Unlock()
 	switch {
 	case code == codes.DeadlineExceeded:
-		ch.problem("a probe that takes no time is DeadlineExceeded, for which a kubelet kills the container: %v", err)
+		ch.problem("a probe whose command ends at once is DeadlineExceeded, for which a kubelet kills the container: %v", err)
 	case err == nil && r.GetExitCode() == 126 && strings.HasPrefix(string(r.GetStdout()), "GetResourcePath: BaseFS of container"):
-		// Docker 20.10, killed while it started a container, can never run a command in it again. A probe
-		// must fail, so that the kubelet replaces the container.
+		// Docker 20.10 that was killed while it started a container can never run a command in it. The probe must
+		// fail, so that the kubelet replaces the container.
 	case err == nil && (r.GetExitCode() != 0 || string(r.GetStdout()) != "well\n"):
 		ch.problem("a probe that succeeds: exit code %d, stdout %q, stderr %q", r.GetExitCode(), r.GetStdout(), r.GetStderr())
 	case err != nil && calm:
@@ -282,12 +281,12 @@ func (ch *churn) probe(p *churned) {
 	}
 }
 
-// rotate does to a log what the kubelet does.
-func (ch *churn) rotate(p *churned) {
+// rotate rotates the log as the kubelet does.
+func (ch *churn) rotate(p *churnPod) {
 	log := filepath.Join(p.config.GetLogDirectory(), p.containerLog)
 	old := fmt.Sprintf("%s.%d", log, time.Now().UnixNano())
 	if err := os.Rename(log, old); err != nil {
-		return // it has not begun yet
+		return // there is no log yet
 	}
 	if err := ch.call("ReopenContainerLog", func(ctx context.Context) error {
 		_, err := ch.n.runtime.ReopenContainerLog(ctx, &runtimeapi.ReopenContainerLogRequest{ContainerId: p.container})
@@ -299,29 +298,29 @@ func (ch *churn) rotate(p *churned) {
 	}
 }
 
-// statuses wants to hear of what it was told that it runs.
-func (ch *churn) statuses(p *churned) {
+// statuses expects the statuses of what was reported to run.
+func (ch *churn) statuses(p *churnPod) {
 	_ = ch.call("PodSandboxStatus", func(ctx context.Context) error {
 		r, err := ch.n.runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.sandbox})
-		if err == nil && !ch.forgetful && (r.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || r.GetStatus().GetNetwork().GetIp() == "") || codeOf(err) == codes.NotFound {
-			ch.problem("sandbox %s was told to be ready: %v, %v", p.sandbox, r.GetStatus(), err)
+		if err == nil && !ch.dockerForgets && (r.GetStatus().GetState() != runtimeapi.PodSandboxState_SANDBOX_READY || r.GetStatus().GetNetwork().GetIp() == "") || codeOf(err) == codes.NotFound {
+			ch.problem("sandbox %s was reported ready: %v, %v", p.sandbox, r.GetStatus(), err)
 		}
 		return err
 	})
 	_ = ch.call("ContainerStatus", func(ctx context.Context) error {
 		r, err := ch.n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: p.container})
-		if err == nil && !ch.forgetful && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || codeOf(err) == codes.NotFound {
-			ch.problem("container %s was told to run: %v, %v", p.container, r.GetStatus(), err)
+		if err == nil && !ch.dockerForgets && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || codeOf(err) == codes.NotFound {
+			ch.problem("container %s was reported running: %v, %v", p.container, r.GetStatus(), err)
 		}
 		return err
 	})
 }
 
-// end stops and removes all that there is of a pod, and reads its last log.
-func (ch *churn) end(name string, p *churned) {
+// end stops and removes everything of a pod, and reads its last log.
+func (ch *churn) end(name string, p *churnPod) {
 	ch.mu.Lock()
 	c := p.container
-	p.container, p.sandbox = "", "" // whatever comes of it, it is not sure any more
+	p.container, p.sandbox = "", "" // unknown from here on
 	ch.mu.Unlock()
 	code := int32(-1)
 	if c != "" {
@@ -335,7 +334,7 @@ func (ch *churn) end(name string, p *churned) {
 			return ch.call("ContainerStatus", func(ctx context.Context) error {
 				r, err := ch.n.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: c})
 				if err == nil && r.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_EXITED {
-					ch.problem("container %s was told to be stopped: %v", c, r.GetStatus())
+					ch.problem("container %s was reported stopped: %v", c, r.GetStatus())
 				}
 				code = r.GetStatus().GetExitCode()
 				return err
@@ -377,8 +376,7 @@ func (ch *churn) end(name string, p *churned) {
 	ch.mu.Unlock()
 }
 
-// complete reads the log of a container with what was rotated away: no line may be
-// missing, and none there twice.
+// complete reads the log of a container with its rotated files: each line must be there once.
 func (ch *churn) complete(name, log string, code int32) {
 	files, _ := filepath.Glob(log + ".*")
 	slices.Sort(files)
@@ -406,7 +404,7 @@ func (ch *churn) complete(name, log string, code int32) {
 		}
 	}
 	if code == 0 && !ended {
-		ch.problem("log of %s: its end is not there after line %d", name, next-1)
+		ch.problem("log of %s: the end is missing after line %d", name, next-1)
 	}
 }
 
@@ -426,7 +424,7 @@ func ends(files []string) string {
 	return b.String()
 }
 
-// run lives pods with so many workers for d, and returns when all are gone.
+// run runs pods with so many workers for d, and returns when all are removed.
 func (ch *churn) run(workers int, d time.Duration, steps int) {
 	end := time.Now().Add(d)
 	stop := ch.others()
@@ -434,7 +432,7 @@ func (ch *churn) run(workers int, d time.Duration, steps int) {
 	for w := range workers {
 		all.Go(func() {
 			for i := 0; time.Now().Before(end) && ch.ctx.Err() == nil; i++ {
-				ch.life(fmt.Sprintf("churn-%d-%d", w, i), steps)
+				ch.runPod(fmt.Sprintf("churn-%d-%d", w, i), steps)
 			}
 		})
 	}
@@ -442,7 +440,7 @@ func (ch *churn) run(workers int, d time.Duration, steps int) {
 	stop()
 }
 
-// others asks what a kubelet asks all the time: lists, stats, events, metrics, status.
+// others makes the calls that a kubelet makes all the time: lists, stats, events, metrics, status.
 func (ch *churn) others() (stop func()) {
 	end := make(chan struct{})
 	var all sync.WaitGroup

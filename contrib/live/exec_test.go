@@ -243,8 +243,7 @@ func TestExecEndsWithItsContainer(t *testing.T) {
 	n.clean()
 }
 
-// TestDaemonStopFailsOpenExecs has berthd be told to end while clients are
-// there: what they are told must not be success, which no status is in SPDY.
+// TestDaemonStopFailsOpenExecs stops berthd while clients are connected: they must get a failure. In SPDY, no status is success.
 func TestDaemonStopFailsOpenExecs(t *testing.T) {
 	n := newNode(t)
 	_, c := n.sleeper("stop", "while :; do echo begun; sleep 0.2; done", runtimeapi.NamespaceMode_CONTAINER)

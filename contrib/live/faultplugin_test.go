@@ -12,30 +12,30 @@ import (
 	"time"
 )
 
-// A pluginFault is what the plugin "misbehave" does instead of, or besides, its work.
+// A pluginFault is what the plugin "misbehave" does instead of its work, or after it.
 type pluginFault string
 
 const (
 	pluginGarbage      pluginFault = "garbage"       // prints no JSON
-	pluginGarbageAfter pluginFault = "garbage after" // the same, once the work is done
+	pluginGarbageAfter pluginFault = "garbage after" // the same after the work
 	pluginTruncates    pluginFault = "half"          // prints half of its result
-	pluginSilent       pluginFault = "silent"        // prints nothing, once the work is done
+	pluginSilent       pluginFault = "silent"        // prints nothing after the work
 	pluginNull         pluginFault = "null"          // prints null
 	pluginNoIP         pluginFault = "no IP"         // prints a result without addresses
 	pluginHuge         pluginFault = "huge"          // prints 200 MB
-	pluginHang         pluginFault = "hang"          // waits before its work, until told otherwise
-	pluginHangAfter    pluginFault = "hang after"    // waits after its work
+	pluginHang         pluginFault = "hang"          // waits before the work until the fault is taken back
+	pluginHangAfter    pluginFault = "hang after"    // waits after the work
 	pluginCrash        pluginFault = "crash"         // kills itself
-	pluginCrashAfter   pluginFault = "crash after"   // kills itself, once the work is done
-	pluginFail         pluginFault = "fail"          // says an error
-	pluginFailAfter    pluginFault = "fail after"    // says an error, once the work is done
+	pluginCrashAfter   pluginFault = "crash after"   // kills itself after the work
+	pluginFail         pluginFault = "fail"          // reports an error
+	pluginFailAfter    pluginFault = "fail after"    // reports an error after the work
 )
 
-// orders is a file that says what the plugin does: for each command one fault.
-type orders map[string]pluginFault
+// pluginFaults is the file with the faults of the plugin, by command.
+type pluginFaults map[string]pluginFault
 
-// misbehave makes the plugin do as told, from its next call on.
-func (n *node) misbehave(o orders) {
+// setPluginFaults sets the faults of the plugin, from its next call on.
+func (n *node) setPluginFaults(o pluginFaults) {
 	n.t.Helper()
 	text, err := json.Marshal(o)
 	if err != nil {
@@ -50,9 +50,9 @@ func (n *node) misbehave(o orders) {
 	}
 }
 
-// installMisbehaving has pods get their network from "misbehave", which is around the
-// plugin of a bridge, once berthd starts.
-func (n *node) installMisbehaving() {
+// installFaultyPlugin configures the network of pods to use "misbehave", which calls the bridge plugin. It is called before berthd
+// starts.
+func (n *node) installFaultyPlugin() {
 	t := n.t
 	t.Helper()
 	self, err := os.Executable()
@@ -75,11 +75,11 @@ func (n *node) installMisbehaving() {
 		t.Fatal(err)
 	}
 	n.flags = append(n.flags, "--cni-bin-dir", n.path("bin")+","+*cniBin)
-	n.misbehave(nil)
+	n.setPluginFaults(nil)
 }
 
-// badPlugin is the plugin "misbehave". It returns the code to exit with.
-func badPlugin(command string) int {
+// faultyPlugin is the plugin "misbehave". It returns its exit code.
+func faultyPlugin(command string) int {
 	stdin, err := io.ReadAll(os.Stdin)
 	if err != nil {
 		return 5
@@ -89,7 +89,7 @@ func badPlugin(command string) int {
 		return 6
 	}
 	read := func() pluginFault {
-		var o orders
+		var o pluginFaults
 		text, err := os.ReadFile(conf.Orders)
 		if err == nil {
 			err = json.Unmarshal(text, &o)
@@ -127,7 +127,7 @@ func badPlugin(command string) int {
 		say(failure)
 		return 1
 	case pluginGarbage:
-		say("there you are: 10.87.0.1\n")
+		say("address: 10.87.0.1\n")
 		return 0
 	case pluginNull:
 		say("null")

@@ -17,16 +17,16 @@ import (
 	"time"
 )
 
-// A fault is what the proxy does to requests to Docker instead of passing them on.
+// A fault is what the proxy does to requests to Docker instead of forwarding them.
 type fault struct {
 	method string         // of the requests, "" for any
 	path   *regexp.Regexp // of the requests, without their query
-	skip   int            // how many requests that match are passed on before the first fault
-	times  int            // how many requests it is for, 0 for all
-	chance float64        // that a request that matches is one, 0 for always
+	skip   int            // how many requests that match are forwarded before the first fault
+	times  int            // how many requests have it, 0 for all
+	chance float64        // that a request that matches has it, 0 for always
 
 	kind  faultKind
-	after bool          // Docker gets the request and does what it says; only the answer is lost
+	after bool          // Docker handles the request; only the response is lost
 	code  int           // of faultStatus
 	wait  time.Duration // of faultDelay and faultHang, 0 for a hang until the faults are lifted
 }
@@ -34,12 +34,12 @@ type fault struct {
 type faultKind string
 
 const (
-	faultHang     faultKind = "hang"   // no answer until the client leaves, the faults are lifted or wait is over
-	faultDelay    faultKind = "delay"  // the answer comes later
-	faultStatus   faultKind = "status" // an error of Docker's
-	faultCut      faultKind = "cut"    // the connection breaks without an answer
-	faultTruncate faultKind = "half"   // the connection breaks in the middle of the answer
-	faultEmpty    faultKind = "empty"  // an answer without a body
+	faultHang     faultKind = "hang"   // no response until the client leaves, the faults are lifted or wait has passed
+	faultDelay    faultKind = "delay"  // the response is late
+	faultStatus   faultKind = "status" // an error of Docker
+	faultCut      faultKind = "cut"    // the connection breaks without a response
+	faultTruncate faultKind = "half"   // the connection breaks in the middle of the response
+	faultEmpty    faultKind = "empty"  // a response without a body
 
 	// Of GET /events.
 	eventsDrop    faultKind = "drop events"      // each second one
@@ -64,8 +64,7 @@ func (f *fault) String() string {
 // endpoint is the path of requests to Docker's API, whose version is before it.
 func endpoint(path string) *regexp.Regexp { return regexp.MustCompile(`^(?:/v[0-9.]+)?` + path + `$`) }
 
-// inject makes faults of requests from now on, beside those that there are. A stream of
-// events that a fault is for begins anew.
+// inject adds faults. If one is for events, the stream of events is cut, so that the next one has it.
 func (p *proxy) inject(list ...*fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,8 +95,7 @@ func (p *proxy) lift() {
 	}
 }
 
-// faulty returns the fault for a request, nil for none, and what is closed when it is
-// lifted.
+// faulty returns the fault for a request, nil for none, and a channel that is closed when the faults are lifted.
 func (p *proxy) faulty(r *http.Request) (*fault, chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -120,7 +118,7 @@ func (p *proxy) faulty(r *http.Request) (*fault, chan struct{}) {
 	return nil, nil
 }
 
-// serve answers a request with a fault.
+// serve handles a request with the fault.
 func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
 	var whole bool
 	switch f.kind {
@@ -142,7 +140,7 @@ func (f *fault) serve(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *
 	}
 }
 
-// respond is serve for faults of the answer itself.
+// respond is serve for faults of the response itself.
 func (f *fault) respond(p *proxy, lifted chan struct{}, w http.ResponseWriter, r *http.Request) {
 	if f.kind == faultTruncate && r.Header.Get("Upgrade") != "" {
 		p.pass(&cutWriter{w, 3}, r) // half a header of a stream
@@ -179,10 +177,10 @@ func (f *fault) respond(p *proxy, lifted chan struct{}, w http.ResponseWriter, r
 	panic(http.ErrAbortHandler) // the connection breaks
 }
 
-// pass has Docker answer a request, and reports whether it has, to its end.
+// pass forwards a request to Docker, and reports whether the response is complete.
 func (p *proxy) pass(w http.ResponseWriter, r *http.Request) (whole bool) {
 	defer func() {
-		// Of the reverse proxy, when the client or Docker leaves in the middle.
+		// The reverse proxy panics if the client or Docker ends the connection in the middle.
 		if broken := recover(); broken != nil && broken != http.ErrAbortHandler { //nolint:errorlint // it is panicked with as it is
 			panic(broken)
 		}
@@ -191,8 +189,7 @@ func (p *proxy) pass(w http.ResponseWriter, r *http.Request) (whole bool) {
 	return true
 }
 
-// wait waits for d, forever if that is 0, for the end of the request or until faults
-// are lifted.
+// wait waits until d has passed, unless it is 0, the request has ended or the faults are lifted.
 func wait(ctx context.Context, lifted chan struct{}, d time.Duration) {
 	var over <-chan time.Time
 	if d > 0 {
@@ -205,7 +202,7 @@ func wait(ctx context.Context, lifted chan struct{}, d time.Duration) {
 	}
 }
 
-// A cutWriter breaks a connection that was taken over after so many bytes.
+// A cutWriter breaks a hijacked connection after so many bytes.
 type cutWriter struct {
 	http.ResponseWriter
 	left int
@@ -213,7 +210,7 @@ type cutWriter struct {
 
 func (w *cutWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Hijack is of http.Hijacker.
+// Hijack implements http.Hijacker.
 func (w *cutWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err != nil {
@@ -238,18 +235,18 @@ func (c *cutConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// An eventWriter passes events on, one a line, in the way of a fault.
+// An eventWriter forwards events, one a line, with a fault.
 type eventWriter struct {
 	http.ResponseWriter
 	fault *fault
 	rest  []byte // the beginning of an event
-	held  []byte // an event that is to come after the next
+	held  []byte // an event that is sent after the next one
 	count int
 }
 
 func (w *eventWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// Write is of http.ResponseWriter.
+// Write implements http.ResponseWriter.
 func (w *eventWriter) Write(p []byte) (int, error) {
 	w.rest = append(w.rest, p...)
 	for {

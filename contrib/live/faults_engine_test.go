@@ -15,8 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// testFaultsOfEndpoints breaks one request to Docker at a time: whatever it is, the next
-// tries succeed and nothing is left.
+// testFaultsOfEndpoints breaks one request to Docker at a time: the retries succeed, and nothing is left.
 func testFaultsOfEndpoints(t *testing.T) {
 	tr := newTrial(t, false, "--runtime-request-timeout", "4s")
 	tr.ch.callTimeout = 5 * time.Second
@@ -27,24 +26,24 @@ func testFaultsOfEndpoints(t *testing.T) {
 		tr.proxy.inject(faults...)
 		hits := tr.proxy.hit()
 		begin := time.Now()
-		tr.ch.troubled(true)
+		tr.ch.setFaulty(true)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			tr.ch.life(fmt.Sprintf("fault-%d", count), steps)
+			tr.ch.runPod(fmt.Sprintf("fault-%d", count), steps)
 		}()
 		select {
 		case <-done:
 		case <-time.After(15 * time.Second):
 		}
 		tr.proxy.lift()
-		tr.ch.troubled(false)
+		tr.ch.setFaulty(false)
 		<-done
 		if tr.proxy.hit() == hits {
-			t.Errorf("%s: no request was of that kind", what)
+			t.Errorf("%s: no request had the fault", what)
 		}
 		if faults[0].method == http.MethodDelete && faults[0].code == 404 {
-			tr.collect(t) // berthd was told that the container is gone
+			tr.collect(t) // Docker has answered that the container does not exist
 		}
 		tr.check(t, what)
 		t.Logf("%s: %v", what, time.Since(begin).Round(time.Millisecond))
@@ -78,24 +77,23 @@ func testFaultsOfEndpoints(t *testing.T) {
 			one(fmt.Sprintf("%s, %v", e.name, &kind), e.steps, &kind)
 		}
 	}
-	// A container or all of them not to be inspected for a while.
+	// Inspects and lists that fail for a while.
 	for _, kind := range append(few, fault{kind: faultEmpty}) {
 		kind.method, kind.times = http.MethodGet, 3
 		inspect, list := kind, kind
 		inspect.path, list.path = endpoint(`/containers/[0-9a-f]{64}/json`), endpoint(`/containers/json`)
 		one(fmt.Sprintf("inspect, %v", &inspect), 3, &inspect)
 		closed := &fault{method: http.MethodGet, path: endpoint(`/events`), kind: eventsClosed, wait: 100 * time.Millisecond, times: 2}
-		one(fmt.Sprintf("list, %v", &list), 1, &list, closed) // it is asked for when events have been lost
+		one(fmt.Sprintf("list, %v", &list), 1, &list, closed) // a list is read when events were lost
 	}
 	tr.finish(t)
 	t.Logf("%d faults", count)
 }
 
-// collect removes containers whose sandbox is no more, as the kubelet's garbage
-// collection does, once they are listed again.
+// collect removes containers whose sandbox does not exist, as the kubelet's garbage collection does, once they are listed again.
 func (tr *trial) collect(t *testing.T) {
 	t.Helper()
-	tr.until(20*time.Second, "a container that Docker has, and was said not to have, is not listed", func() bool {
+	tr.until(20*time.Second, "a container that Docker has, and once did not find, is not listed", func() bool {
 		have, err := tr.docker.ContainerList(t.Context(), container.ListOptions{All: true})
 		if err != nil {
 			t.Fatal(err)
@@ -113,14 +111,14 @@ func (tr *trial) collect(t *testing.T) {
 	})
 }
 
-// hit returns of how many requests faults were made.
+// hit returns how many requests had a fault.
 func (p *proxy) hit() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.hits
 }
 
-// testRandomFaults makes faults of every eighth request under churn.
+// testRandomFaults gives some of the requests a fault, under churn.
 func testRandomFaults(t *testing.T) {
 	tr := newTrial(t, false, "--runtime-request-timeout", "5s")
 	tr.ch.callTimeout = 8 * time.Second
@@ -132,8 +130,7 @@ func testRandomFaults(t *testing.T) {
 	t.Logf("%d faults", tr.proxy.hit())
 }
 
-// randomFaults are all kinds of faults at all endpoints that pods need, each with a
-// chance.
+// randomFaults returns all kinds of faults at all endpoints that pods need, each with a chance.
 func randomFaults(chance float64) (list []*fault) {
 	for _, kind := range []fault{
 		{kind: faultHang, wait: 3 * time.Second}, {kind: faultHang, after: true, wait: 3 * time.Second}, {kind: faultDelay, wait: time.Second}, {kind: faultCut}, {kind: faultCut, after: true},
@@ -148,7 +145,7 @@ func randomFaults(chance float64) (list []*fault) {
 	return list
 }
 
-// testFaultsOfEvents lives pods while events are not as they should be.
+// testFaultsOfEvents runs pods while events are lost, repeated, late or damaged.
 func testFaultsOfEvents(t *testing.T) {
 	for _, f := range []*fault{
 		{kind: eventsDrop}, {kind: eventsDouble}, {kind: eventsReorder}, {kind: eventsLate, wait: 3 * time.Second}, {kind: eventsClosed, wait: time.Second},
@@ -164,7 +161,7 @@ func testFaultsOfEvents(t *testing.T) {
 	}
 }
 
-// testSlowDocker has Docker take its time with each call.
+// testSlowDocker delays each call of Docker.
 func testSlowDocker(t *testing.T) {
 	tr := newTrial(t, false)
 	tr.ch.callTimeout = time.Minute
@@ -172,8 +169,8 @@ func testSlowDocker(t *testing.T) {
 	tr.under(t, 3, 15*time.Second, func(time.Time) { time.Sleep(time.Second) })
 }
 
-// testNoProbeTimesOutWhileDockerHangs: a kubelet kills a container whose liveness probe
-// is answered DeadlineExceeded.
+// testNoProbeTimesOutWhileDockerHangs shows that probes are Unavailable: a kubelet kills a container whose liveness probe is
+// DeadlineExceeded.
 func testNoProbeTimesOutWhileDockerHangs(t *testing.T) {
 	probe := func(t *testing.T, tr *trial, c string, limit time.Duration) {
 		t.Helper()
@@ -207,7 +204,7 @@ func testNoProbeTimesOutWhileDockerHangs(t *testing.T) {
 			}
 			all.Wait()
 			tr.proxy.lift()
-			tr.until(20*time.Second, "no probe succeeds once Docker answers", func() bool {
+			tr.until(20*time.Second, "no probe succeeds after Docker answers again", func() bool {
 				_, err := tr.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"true"}, Timeout: 2})
 				return err == nil
 			})
@@ -225,12 +222,12 @@ func testNoProbeTimesOutWhileDockerHangs(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
-		goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-		defer goOn()
+		resume := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+		defer resume()
 		for range 3 {
 			probe(t, tr, c, 10*time.Second)
 		}
-		goOn()
+		resume()
 		tr.removeAll()
 		tr.finish(t)
 	})

@@ -25,7 +25,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// testFaultsOfPlugins has the network plugin misbehave with one pod, and then no more.
+// testFaultsOfPlugins gives the network plugin one fault for one pod at a time.
 func testFaultsOfPlugins(t *testing.T) {
 	tr := newTrial(t, true)
 	tr.ch.callTimeout = 5 * time.Second
@@ -36,14 +36,14 @@ func testFaultsOfPlugins(t *testing.T) {
 		count++
 		begin := time.Now()
 		name := fmt.Sprintf("plugin-%d", count)
-		tr.ch.troubled(true)
+		tr.ch.setFaulty(true)
 		if command == "ADD" {
-			tr.misbehave(orders{command: f})
+			tr.setPluginFaults(pluginFaults{command: f})
 		}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			tr.ch.life(name, 2)
+			tr.ch.runPod(name, 2)
 		}()
 		if command == "DEL" {
 			tr.until(30*time.Second, "no pod", func() bool {
@@ -51,11 +51,11 @@ func testFaultsOfPlugins(t *testing.T) {
 				defer tr.ch.mu.Unlock()
 				return tr.ch.pods[name] != nil && tr.ch.pods[name].sandbox != ""
 			})
-			tr.misbehave(orders{command: f})
+			tr.setPluginFaults(pluginFaults{command: f})
 		}
 		time.Sleep(while)
-		tr.misbehave(nil)
-		tr.ch.troubled(false)
+		tr.setPluginFaults(nil)
+		tr.ch.setFaulty(false)
 		<-done
 		tr.check(t, what)
 		if now, err := tr.usage(); err == nil && now.rss > tr.before.rss+100 {
@@ -75,22 +75,22 @@ func testFaultsOfPlugins(t *testing.T) {
 	tr.finish(t)
 }
 
-// testKillsWhilePluginWorks kills berthd while a plugin is before or after its work.
+// testKillsWhilePluginWorks kills berthd while a plugin hangs before or after its work.
 func testKillsWhilePluginWorks(t *testing.T) {
 	tr := newTrial(t, true)
 	tr.ch.callTimeout = 5 * time.Second
-	for i, o := range []orders{{"ADD": pluginHang}, {"ADD": pluginHangAfter}, {"DEL": pluginHang}, {"DEL": pluginHangAfter}} {
-		tr.ch.troubled(true)
-		tr.misbehave(o)
+	for i, o := range []pluginFaults{{"ADD": pluginHang}, {"ADD": pluginHangAfter}, {"DEL": pluginHang}, {"DEL": pluginHangAfter}} {
+		tr.ch.setFaulty(true)
+		tr.setPluginFaults(o)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			tr.ch.life(fmt.Sprintf("killed-%d", i), 2)
+			tr.ch.runPod(fmt.Sprintf("killed-%d", i), 2)
 		}()
 		time.Sleep(3 * time.Second)
 		tr.restart()
-		tr.misbehave(nil)
-		tr.ch.troubled(false)
+		tr.setPluginFaults(nil)
+		tr.ch.setFaulty(false)
 		<-done
 		tr.check(t, fmt.Sprint(o))
 	}
@@ -108,7 +108,7 @@ func (tr *trial) networkConfiguration(t *testing.T) (path string, text []byte) {
 	return path, text
 }
 
-// testFewAddresses has more pods than addresses.
+// testFewAddresses runs more pods than there are addresses.
 func testFewAddresses(t *testing.T) {
 	tr := newTrial(t, false)
 	conf, text := tr.networkConfiguration(t)
@@ -116,17 +116,17 @@ func testFewAddresses(t *testing.T) {
 	if err := os.WriteFile(conf, few, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tr.ch.troubled(true)
-	defer time.AfterFunc(time.Minute, func() { tr.ch.troubled(false) }).Stop()
+	tr.ch.setFaulty(true)
+	defer time.AfterFunc(time.Minute, func() { tr.ch.setFaulty(false) }).Stop()
 	var all sync.WaitGroup
 	for i := range 10 {
-		all.Go(func() { tr.ch.life(fmt.Sprintf("few-%d", i), 2) })
+		all.Go(func() { tr.ch.runPod(fmt.Sprintf("few-%d", i), 2) })
 	}
 	all.Wait()
 	tr.finish(t)
 }
 
-// testConfigurationComesAndGoes removes, halves and doubles the network configuration.
+// testConfigurationComesAndGoes removes, truncates and doubles the network configuration.
 func testConfigurationComesAndGoes(t *testing.T) {
 	tr := newTrial(t, false)
 	conf, text := tr.networkConfiguration(t)
@@ -146,8 +146,7 @@ func testConfigurationComesAndGoes(t *testing.T) {
 	})
 }
 
-// testFaultsOfDisks has the root directory, and that of logs, on a disk that is full,
-// without inodes or read-only for a while.
+// testFaultsOfDisks puts the root directory, and that of logs, on a disk that is full, without inodes or read-only for a while.
 func testFaultsOfDisks(t *testing.T) {
 	for _, d := range []struct {
 		name   string
@@ -186,14 +185,14 @@ func testFaultsOfDisks(t *testing.T) {
 			tmpfs(t, tr.path("root"), "size=2m,nr_inodes=300")
 			tr.begin(t)
 			tr.ch.callTimeout = 5 * time.Second
-			sandbox, _, err := tr.whole(tr.pod("before")) // to be removed while the disk is broken
+			sandbox, _, err := tr.whole(tr.pod("before")) // it is removed while the disk is broken
 			if err != nil {
 				t.Fatal(err)
 			}
 			mended := d.broken(t, tr.path("root"))
 			again := sync.OnceFunc(mended)
 			defer again()
-			tr.ch.troubled(true)
+			tr.ch.setFaulty(true)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			if _, err := tr.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: sandbox}); err != nil {
@@ -206,16 +205,16 @@ func testFaultsOfDisks(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				tr.ch.life("meanwhile", 4)
+				tr.ch.runPod("meanwhile", 4)
 			}()
 			time.Sleep(2 * time.Second)
 			tr.restart()
 			time.Sleep(2 * time.Second)
 			again()
-			tr.ch.troubled(false)
+			tr.ch.setFaulty(false)
 			<-done
 			tr.remove(sandbox)
-			tr.restart() // collects records that could not be deleted, as it does now and then
+			tr.restart() // the garbage collection deletes records that could not be deleted
 			tr.waitReady(20 * time.Second)
 			tr.finish(t)
 		})
@@ -224,11 +223,11 @@ func testFaultsOfDisks(t *testing.T) {
 		tr := prepareTrial(t, false)
 		tmpfs(t, tr.path("logs"), "size=1m")
 		tr.begin(t)
-		tr.ch.troubled(true)
+		tr.ch.setFaulty(true)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			tr.ch.life("full", 24) // what it prints meanwhile is in its log afterwards
+			tr.ch.runPod("full", 24) // its output of that time is in its log afterwards
 		}()
 		tr.ch.pace = 300 * time.Millisecond
 		time.Sleep(2 * time.Second)
@@ -237,7 +236,7 @@ func testFaultsOfDisks(t *testing.T) {
 		tr.restart()
 		time.Sleep(time.Second)
 		mended()
-		tr.ch.troubled(false)
+		tr.ch.setFaulty(false)
 		<-done
 		tr.finish(t)
 	})
@@ -272,7 +271,7 @@ func tmpfs(t *testing.T, dir, options string) {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
-// testFewDescriptors allows berthd few files while clients take them.
+// testFewDescriptors limits the open files of berthd while clients use them up.
 func testFewDescriptors(t *testing.T) {
 	for _, most := range []uint64{64, 128} {
 		t.Run(fmt.Sprint(most), func(t *testing.T) {
@@ -282,7 +281,7 @@ func testFewDescriptors(t *testing.T) {
 			if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: most, Max: 4096}, nil); err != nil {
 				t.Fatal(err)
 			}
-			tr.ch.troubled(true)
+			tr.ch.setFaulty(true)
 			var conns []net.Conn
 			for range most {
 				if conn, err := net.Dial("unix", tr.path("cri.sock")); err == nil {
@@ -292,20 +291,20 @@ func testFewDescriptors(t *testing.T) {
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
-				tr.ch.life("few", 4)
+				tr.ch.runPod("few", 4)
 			}()
 			time.Sleep(3 * time.Second)
 			for _, conn := range conns {
 				conn.Close()
 			}
-			tr.ch.troubled(false)
+			tr.ch.setFaulty(false)
 			<-done
 			tr.finish(t)
 		})
 	}
 }
 
-// testOddLogs has something else where a log is to be.
+// testOddLogs puts something else at the path of a log.
 func testOddLogs(t *testing.T) {
 	elsewhere := func(tr *trial) string { return tr.path("elsewhere") }
 	for _, odd := range []struct {
@@ -344,7 +343,7 @@ func testOddLogs(t *testing.T) {
 				defer cancel()
 				record := func(call string, err error) {
 					if codeOf(err) == codes.DeadlineExceeded {
-						t.Errorf("%s: no answer in 10 s", call)
+						t.Errorf("%s: no response within 10 s", call)
 					}
 					t.Logf("%s: %v", call, err)
 				}
@@ -371,16 +370,16 @@ func testOddLogs(t *testing.T) {
 					record("reopen", err)
 				}
 				if text, err := os.ReadFile(elsewhere(tr)); err != nil || string(text) != "untouched" {
-					t.Errorf("a file of the node's was written: %.100q, %v", text, err)
+					t.Errorf("a file of the node was written: %.100q, %v", text, err)
 				}
-				// It ends when told to.
+				// It ends on SIGTERM.
 				if err := tr.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 					t.Fatal(err)
 				}
 				select {
 				case <-tr.done:
 				case <-time.After(20 * time.Second):
-					t.Error("berthd does not end in 20 s when told to")
+					t.Error("berthd does not end within 20 s after SIGTERM")
 					_ = tr.cmd.Process.Kill()
 					<-tr.done
 				}
@@ -422,11 +421,11 @@ func testOddLogs(t *testing.T) {
 	})
 }
 
-// testFaultsOfClients has clients leave, say nothing or talk nonsense.
+// testFaultsOfClients has clients that hang up, are silent or send garbage.
 func testFaultsOfClients(t *testing.T) {
 	t.Run("hang up under churn", func(t *testing.T) {
 		tr := newTrial(t, false)
-		tr.ch.impatient = true
+		tr.ch.cancelsEarly = true
 		tr.under(t, 4, 15*time.Second, func(time.Time) { time.Sleep(time.Second) })
 	})
 	t.Run("all run the same pod", func(t *testing.T) {
@@ -453,7 +452,7 @@ func testFaultsOfClients(t *testing.T) {
 		tr.removeAll()
 		tr.finish(t)
 	})
-	t.Run("stops that nobody waits for", func(t *testing.T) {
+	t.Run("stops whose callers have left", func(t *testing.T) {
 		tr := newTrial(t, false)
 		_, c, err := tr.whole(tr.pod("stops"))
 		if err != nil {
@@ -468,11 +467,11 @@ func testFaultsOfClients(t *testing.T) {
 			})
 		}
 		all.Wait()
-		tr.say(t, "while the first stop goes on", tr.waitStable(tr.before, 10*time.Second))
+		tr.report(t, "while the first stop goes on", tr.waitStable(tr.before, 10*time.Second))
 		tr.removeAll()
 		tr.finish(t)
 	})
-	t.Run("idle and mad gRPC connections", func(t *testing.T) {
+	t.Run("idle connections, and garbage in place of gRPC", func(t *testing.T) {
 		tr := newTrial(t, false)
 		var conns []net.Conn
 		for range 1000 {
@@ -482,7 +481,7 @@ func testFaultsOfClients(t *testing.T) {
 			}
 			conns = append(conns, conn)
 		}
-		tr.ch.life("beside", 4)
+		tr.ch.runPod("beside", 4)
 		for i, conn := range conns {
 			garbage := make([]byte, 100+i)
 			_, _ = rand.Read(garbage)
@@ -491,13 +490,13 @@ func testFaultsOfClients(t *testing.T) {
 			}
 			_, _ = conn.Write(garbage)
 		}
-		tr.ch.life("beside-2", 4)
+		tr.ch.runPod("beside-2", 4)
 		for _, conn := range conns {
 			conn.Close()
 		}
 		tr.finish(t)
 	})
-	t.Run("messages without a meaning", func(t *testing.T) {
+	t.Run("messages of random bytes", func(t *testing.T) {
 		tr := newTrial(t, false)
 		conn, err := grpc.NewClient("unix:"+tr.path("cri.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodec(raw{})))
 		if err != nil {
@@ -524,7 +523,7 @@ func testFaultsOfClients(t *testing.T) {
 		tr.finish(t)
 	})
 	for _, protocol := range []string{"SPDY", "WebSocket"} {
-		t.Run("streams that are never made, "+protocol, func(t *testing.T) {
+		t.Run("streams that are never created, "+protocol, func(t *testing.T) {
 			tr := newTrial(t, false)
 			_, c, err := tr.whole(tr.pod("streams"))
 			if err != nil {
@@ -543,7 +542,7 @@ func testFaultsOfClients(t *testing.T) {
 			tr.finish(t)
 		})
 	}
-	t.Run("tokens that nobody uses", func(t *testing.T) {
+	t.Run("tokens that are not used", func(t *testing.T) {
 		tr := newTrial(t, false)
 		_, c, err := tr.whole(tr.pod("tokens"))
 		if err != nil {
@@ -567,7 +566,7 @@ func testFaultsOfClients(t *testing.T) {
 	})
 }
 
-// upgradeAndLeave asks for streams, reads that it gets them, and leaves.
+// upgradeAndLeave upgrades a connection to streams, reads the response, and closes it.
 func upgradeAndLeave(at, protocol string) error {
 	where, err := url.Parse(at)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 
 var faultTests = flag.Bool("faults", false, "run TestFaults, which needs an Engine that is started again when it ends (contrib/e2e/faults.sh)")
 
-// TestFaults breaks what berthd stands on, one way in each subtest, while pods are lived
-// as by a kubelet, and audits the node afterwards.
+// TestFaults breaks what berthd depends on, one way in each subtest, while pods are run as a kubelet runs them, and audits the
+// node afterwards.
 func TestFaults(t *testing.T) {
 	if !*faultTests {
 		t.Skip("takes ten minutes: make test-faults")
@@ -56,11 +56,11 @@ type trial struct {
 	ch     *churn
 	before usage
 
-	forgetful bool // Docker may forget what it has begun to start, see forgiven
-	forgotten int  // of these
+	dockerForgets bool // Docker may forget containers that it was starting, see withoutForgotten
+	forgotten     int  // how many it has forgotten
 }
 
-// newTrial starts a node and lives one pod without a fault.
+// newTrial starts a node and runs one pod without a fault.
 func newTrial(t *testing.T, misbehaving bool, flags ...string) *trial {
 	t.Helper()
 	tr := prepareTrial(t, misbehaving, flags...)
@@ -68,24 +68,24 @@ func newTrial(t *testing.T, misbehaving bool, flags ...string) *trial {
 	return tr
 }
 
-// prepareTrial is newTrial, but for starting berthd.
+// prepareTrial is newTrial without starting berthd.
 func prepareTrial(t *testing.T, misbehaving bool, flags ...string) *trial {
 	t.Helper()
 	addr, more := flagsForAudit(t)
 	n := prepareNode(t, append(more, flags...)...)
 	if misbehaving {
-		n.installMisbehaving()
+		n.installFaultyPlugin()
 	}
 	n.metrics = addr
 	n.systemd = n.info().CgroupDriver == "systemd"
 	return &trial{node: n, ch: newChurn(n, 20*time.Second)}
 }
 
-// begin starts berthd and lives one pod.
+// begin starts berthd and runs one pod.
 func (tr *trial) begin(t *testing.T) {
 	t.Helper()
 	tr.start()
-	tr.ch.life("warm", 4)
+	tr.ch.runPod("warm", 4)
 	tr.check(t, "after one pod")
 	var err error
 	if tr.before, err = tr.usage(); err != nil {
@@ -93,47 +93,47 @@ func (tr *trial) begin(t *testing.T) {
 	}
 }
 
-// check audits the node at a quiet moment.
+// check audits the node while no call is running.
 func (tr *trial) check(t *testing.T, when string) {
 	t.Helper()
 	tr.ch.quiet.Lock()
 	defer tr.ch.quiet.Unlock()
 	lines := append(tr.ch.faults(), tr.audit(tr.ch)...)
-	if tr.forgetful {
+	if tr.dockerForgets {
 		var n int
-		lines, n = tr.forgiven(lines)
+		lines, n = tr.withoutForgotten(lines)
 		tr.forgotten += n
 	}
-	tr.say(t, when, lines)
+	tr.report(t, when, lines)
 }
 
-func (tr *trial) say(t *testing.T, when string, lines []string) {
+func (tr *trial) report(t *testing.T, when string, lines []string) {
 	t.Helper()
 	for _, line := range lines {
 		t.Errorf("%s: %s", when, line)
 	}
 }
 
-// finish audits a node whose pods are gone, and what berthd takes of it.
+// finish audits a node without pods, and the usage of berthd.
 func (tr *trial) finish(t *testing.T) {
 	t.Helper()
 	tr.check(t, "at the end")
 	if left := tr.leftovers(); len(left) > 0 {
-		tr.say(t, "left behind", left)
+		tr.report(t, "left behind", left)
 	}
-	tr.say(t, "at the end", tr.waitStable(tr.before, 45*time.Second))
+	tr.report(t, "at the end", tr.waitStable(tr.before, 45*time.Second))
 	now, err := tr.usage()
 	if err != nil {
 		t.Error(err)
 	}
-	t.Logf("%s; now %v, before %v; %d things that Docker has forgotten", tr.ch.summary(), now, tr.before, tr.forgotten)
+	t.Logf("%s; now %v, before %v; Docker has forgotten %d containers", tr.ch.summary(), now, tr.before, tr.forgotten)
 }
 
-// under lives pods for d while do is called again and again, and for some seconds after.
+// under runs pods for d while do is called repeatedly, and for three seconds more.
 func (tr *trial) under(t *testing.T, workers int, d time.Duration, do func(end time.Time)) {
 	t.Helper()
 	tr.ch.pace = 200 * time.Millisecond
-	tr.ch.troubled(true)
+	tr.ch.setFaulty(true)
 	end := time.Now().Add(d)
 	done := make(chan struct{})
 	go func() {
@@ -143,12 +143,12 @@ func (tr *trial) under(t *testing.T, workers int, d time.Duration, do func(end t
 	for time.Now().Before(end) {
 		do(end)
 	}
-	tr.ch.troubled(false)
+	tr.ch.setFaulty(false)
 	<-done
 	tr.finish(t)
 }
 
-// testAuditFindsWhatIsPlanted: an audit that finds nothing says nothing otherwise.
+// testAuditFindsWhatIsPlanted shows that the audit finds each kind of leftover.
 func testAuditFindsWhatIsPlanted(t *testing.T) {
 	tr := newTrial(t, false)
 	sandbox, _, err := tr.whole(tr.pod("planted"))
@@ -188,14 +188,14 @@ func testAuditFindsWhatIsPlanted(t *testing.T) {
 			return exec.Command("ip", "link", "add", "plant0", "type", "veth", "peer", "plant1").Run()
 		},
 			func() error { return exec.Command("ip", "link", "del", "plant0").Run() }},
-		{"told to be ready", func() error { tr.ch.pods["no"] = &churned{sandbox: stranger}; return nil }, func() error { delete(tr.ch.pods, "no"); return nil }},
-		{"told to be removed", func() error { tr.ch.pods["no"] = &churned{old: []string{sandbox}}; return nil }, func() error { delete(tr.ch.pods, "no"); return nil }},
+		{"was reported ready", func() error { tr.ch.pods["no"] = &churnPod{sandbox: stranger}; return nil }, func() error { delete(tr.ch.pods, "no"); return nil }},
+		{"was reported removed", func() error { tr.ch.pods["no"] = &churnPod{old: []string{sandbox}}; return nil }, func() error { delete(tr.ch.pods, "no"); return nil }},
 	} {
 		if err := p.plant(); err != nil {
 			t.Fatalf("%s: %v", p.want, err)
 		}
 		if lines := strings.Join(tr.auditOnce(tr.ch), "\n"); !strings.Contains(lines, p.want) {
-			t.Errorf("audit says %q, want %q", lines, p.want)
+			t.Errorf("the audit returns %q, want %q", lines, p.want)
 		}
 		if err := p.away(); err != nil {
 			t.Fatalf("%s: %v", p.want, err)
@@ -203,7 +203,7 @@ func testAuditFindsWhatIsPlanted(t *testing.T) {
 	}
 	log := tr.path("logs", "log")
 	for text, want := range map[string]string{
-		"line 0\nline 1\nend 2\n": "", "line 0\nline 2\n": "want line 1", "line 0\nline 0\n": "want line 1", "line 0\n": "its end is not there", "line 0\nend 1\nline 1\n": "after its end",
+		"line 0\nline 1\nend 2\n": "", "line 0\nline 2\n": "want line 1", "line 0\nline 0\n": "want line 1", "line 0\n": "the end is missing", "line 0\nend 1\nline 1\n": "after its end",
 	} {
 		if err := errors.Join(os.MkdirAll(tr.path("logs"), 0o755), os.WriteFile(log, []byte("now stdout F "+strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\nnow stdout F ")+"\n"), 0o600)); err != nil {
 			t.Fatal(err)
@@ -240,7 +240,7 @@ func engine(t *testing.T, s syscall.Signal) {
 	}
 }
 
-// engineEnds ends Docker's process by a signal, and waits until there is another.
+// engineEnds ends Docker's process by a signal, and waits until another one answers.
 func (n *node) engineEnds(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	pid := pidIn(t, "pid")
@@ -251,7 +251,7 @@ func (n *node) engineEnds(t *testing.T, s syscall.Signal) {
 	n.engineBack()
 }
 
-// engineBack waits until Docker, which something starts again, answers.
+// engineBack waits until Docker, which the test script starts again, answers.
 func (n *node) engineBack() {
 	n.t.Helper()
 	n.until(60*time.Second, "Docker is not back", func() bool {
@@ -264,11 +264,11 @@ func (n *node) engineBack() {
 
 // testFaultsOfDocker stops and kills Docker's processes.
 func testFaultsOfDocker(t *testing.T) {
-	// Not through the proxy, which would answer for a dead Docker.
+	// Not through the proxy, which would respond for a dead Docker.
 	direct := []string{"--docker-endpoint", *host}
-	for _, blow := range []struct {
-		name string
-		does func(t *testing.T, n *node)
+	for _, disruption := range []struct {
+		name  string
+		apply func(t *testing.T, n *node)
 	}{
 		{"STOP under churn", func(t *testing.T, n *node) {
 			engine(t, syscall.SIGSTOP)
@@ -281,19 +281,19 @@ func testFaultsOfDocker(t *testing.T) {
 			_ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL)
 		}},
 	} {
-		t.Run(blow.name, func(t *testing.T) {
+		t.Run(disruption.name, func(t *testing.T) {
 			tr := newTrial(t, false, direct...)
-			tr.forgetful = blow.name != "STOP under churn"
-			tr.ch.forgetful = tr.forgetful
-			blows := 0
+			tr.dockerForgets = disruption.name != "STOP under churn"
+			tr.ch.dockerForgets = tr.dockerForgets
+			times := 0
 			tr.under(t, 4, 25*time.Second, func(end time.Time) {
 				time.Sleep(2*time.Second + rand.N(3*time.Second))
 				if time.Now().Before(end) {
-					blow.does(t, tr.node)
-					blows++
+					disruption.apply(t, tr.node)
+					times++
 				}
 			})
-			t.Logf("%d times", blows)
+			t.Logf("%d times", times)
 		})
 	}
 }

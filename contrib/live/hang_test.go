@@ -30,7 +30,7 @@ func pidIn(t *testing.T, elem ...string) int {
 	return pid
 }
 
-// condition returns what Status says of the runtime.
+// condition returns the runtime's condition in Status.
 func (n *node) condition() *runtimeapi.RuntimeCondition {
 	n.t.Helper()
 	s, err := n.runtime.Status(n.t.Context(), &runtimeapi.StatusRequest{})
@@ -40,8 +40,8 @@ func (n *node) condition() *runtimeapi.RuntimeCondition {
 	return s.GetStatus().GetConditions()[0]
 }
 
-// TestHungDockerFailsNoProbe stops Docker's process under a liveness probe. The kubelet takes
-// DeadlineExceeded for a container that is not well, and kills it.
+// TestHungDockerFailsNoProbe stops Docker's process under a liveness probe. The kubelet kills a container whose probe is
+// DeadlineExceeded.
 func TestHungDockerFailsNoProbe(t *testing.T) {
 	n := newNode(t, "--runtime-request-timeout", "20s")
 	_, c, err := n.whole(n.pod("hangs"))
@@ -52,8 +52,8 @@ func TestHungDockerFailsNoProbe(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	goOn := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
-	defer goOn()
+	resume := sync.OnceFunc(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	defer resume()
 	probe := func() (codes.Code, time.Duration, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
@@ -74,16 +74,16 @@ func TestHungDockerFailsNoProbe(t *testing.T) {
 	if got := n.condition(); got.GetStatus() || got.GetReason() != "DockerDaemonNotReady" || got.GetMessage() == "" {
 		t.Errorf("status %v", got)
 	}
-	goOn()
+	resume()
 	n.waitReady(20 * time.Second)
-	n.until(10*time.Second, "no probe once Docker goes on", func() bool { code, _, _ := probe(); return code == codes.OK })
+	n.until(10*time.Second, "no probe succeeds after Docker continues", func() bool { code, _, _ := probe(); return code == codes.OK })
 	t.Logf("%d probes while Docker hung", probes)
 	n.removeAll()
 	n.clean()
 }
 
-// TestLostContainerdIsUnavailable kills Docker's containerd for as long as pods are started. What
-// Docker could not pass on is no container that cannot run.
+// TestLostContainerdIsUnavailable kills Docker's containerd while pods are started. A start that did not reach containerd is not
+// the failure of a container.
 func TestLostContainerdIsUnavailable(t *testing.T) {
 	n := newNode(t)
 	pod := n.pod("lost")
@@ -110,8 +110,7 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 	})
 	end := sync.OnceFunc(func() { close(stop); killer.Wait() })
 	defer end()
-	// Docker may still have its connection for a moment, and the start go through:
-	// so the sandbox comes first.
+	// Docker may still have its connection for a moment, and a start succeed: so the sandbox comes first.
 	n.until(20*time.Second, "Docker starts pods without containerd", func() bool {
 		_, err := n.run(t.Context(), n.pod("other"))
 		if err != nil && codeOf(err) != codes.Unavailable {
@@ -134,7 +133,7 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 		return s.GetStatus()
 	}
 	if s := state(); s.GetState() != runtimeapi.ContainerState_CONTAINER_CREATED {
-		t.Errorf("after a start that was not passed on: %v", s)
+		t.Errorf("after a start that did not reach containerd: %v", s)
 	}
 	_, err = n.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: running, Cmd: []string{"true"}, Timeout: 10})
 	if codeOf(err) != codes.Unavailable {
@@ -148,7 +147,7 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("docker: %+v", seen.State)
-	// What berthd finds when it comes up is the same.
+	// The same after a restart of berthd.
 	n.kill()
 	end()
 	n.start()

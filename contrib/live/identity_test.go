@@ -11,8 +11,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestStatusReportsTheUserThatRuns has images whose files of users Docker could read in another way than
-// berthd: the process has just the numbers that the kubelet is told.
+// TestStatusReportsTheUserThatRuns has images whose files of users Docker could read in another way than berthd: the process has
+// exactly the numbers that the kubelet gets.
 func TestStatusReportsTheUserThatRuns(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("identity")
@@ -65,7 +65,7 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 		status := seen.GetStatus().GetUser().GetLinux()
 		says := fmt.Sprintf("%d %d, groups %s", status.GetUid(), status.GetGid(), strings.Trim(fmt.Sprint(status.GetSupplementalGroups()), "[]"))
 		if want := fmt.Sprintf("%s %s, groups %s", tt.uid, tt.gid, tt.groups); is != want || says != want {
-			t.Errorf("%s: the process is %s, the kubelet is told %s, want %s", tt.name, is, says, want)
+			t.Errorf("%s: the process is %s, the kubelet gets %s, want %s", tt.name, is, says, want)
 		}
 		if got := strings.TrimSpace(n.exec(id, "id", "-u")); got != tt.uid {
 			t.Errorf("%s: a command in it runs as %s, want %s", tt.name, got, tt.uid)
@@ -101,7 +101,7 @@ func TestStatusReportsTheUserThatRuns(t *testing.T) {
 		}
 		got, err := n.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 		if uid := got.GetImage().GetUid(); err != nil || uid.GetValue() < 0 || uid.GetValue() >= 1<<31 {
-			t.Errorf("%s: the kubelet is told of UID %v, %v", tt.name, uid, err)
+			t.Errorf("%s: the kubelet gets the UID %v, %v", tt.name, uid, err)
 		}
 	}
 	n.remove(pod)

@@ -290,7 +290,7 @@ func (n *node) commit(ref, change string) {
 	n.t.Cleanup(func() { n.docker.ImageRemove(ctx, ref, dockerimage.RemoveOptions{Force: true}) })
 }
 
-// runsAs compares what is told of a container's user with its first process.
+// runsAs compares the user in a container's status with that of its first process.
 func (n *node) runsAs(id string, u *runtimeapi.LinuxContainerUser) {
 	n.t.Helper()
 	uid, gid := strings.Fields(n.word(id, "Uid")), strings.Fields(n.word(id, "Gid"))

@@ -20,7 +20,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// TestPodRunsAndIsRemoved is the life of a pod, and of what the kubelet asks meanwhile.
+// TestPodRunsAndIsRemoved runs a pod from creation to removal, with the calls of a kubelet in between.
 func TestPodRunsAndIsRemoved(t *testing.T) {
 	n := newNode(t)
 	ctx := t.Context()
@@ -122,9 +122,8 @@ func TestFailureAtEveryStepIsRolledBack(t *testing.T) {
 	})
 }
 
-// TestDaemonKilledAtEveryStepLeavesNothing kills berthd at each request of making a pod and a
-// container in turn, before Docker has seen it and after. The next life must
-// clean up, and asked again bring the pod up.
+// TestDaemonKilledAtEveryStepLeavesNothing kills berthd at each request of the creation of a pod and a container in turn, before
+// Docker has received it and after. The next berthd must clean up, and a repeated call must start the pod.
 func TestDaemonKilledAtEveryStepLeavesNothing(t *testing.T) {
 	for _, before := range []bool{true, false} {
 		t.Run(map[bool]string{true: "before Docker", false: "after Docker"}[before], func(t *testing.T) {
@@ -156,7 +155,7 @@ func TestDaemonKilledAtEveryStepLeavesNothing(t *testing.T) {
 				n.kill()
 				n.start()
 				if _, _, err := n.whole(pod); err != nil {
-					t.Fatalf("step %d, %s: asked again: %v", step, acted, err)
+					t.Fatalf("step %d, %s: the repeated call: %v", step, acted, err)
 				}
 				n.removeAll()
 				n.clean()
@@ -201,7 +200,7 @@ func (n *node) whole(pod *runtimeapi.PodSandboxConfig) (id, c string, err error)
 		return "", "", err
 	}
 	config := shell("c", "sleep 1000")
-	config.Mounts = []*runtimeapi.Mount{ // with steps of their own, where Docker cannot be asked for them
+	config.Mounts = []*runtimeapi.Mount{ // with steps of their own where the Docker API has none
 		{ContainerPath: "/image", Image: &runtimeapi.ImageSpec{Image: *image}, Readonly: true},
 		{ContainerPath: "/data", HostPath: n.path("run"), MountOptions: []string{"noexec"}},
 	}
@@ -323,8 +322,7 @@ func TestCallsWhileDockerIsAway(t *testing.T) {
 
 var manyPods = flag.Int("pods", 20, "number of `pods` of TestListsMakeNoEngineCalls")
 
-// TestListsMakeNoEngineCalls counts Docker's part in what the kubelet asks once a
-// second.
+// TestListsMakeNoEngineCalls counts the calls of Docker for what the kubelet calls once a second.
 func TestListsMakeNoEngineCalls(t *testing.T) {
 	n := newNode(t)
 	pods := *manyPods
@@ -491,7 +489,7 @@ func TestExecTimeoutKillsTheCommand(t *testing.T) {
 	if status.Code(err) != codes.DeadlineExceeded || time.Since(begin) > 5*time.Second {
 		t.Errorf("%v after %v, want DeadlineExceeded after 1s", err, time.Since(begin))
 	}
-	n.until(3*time.Second, "the command lives on", func() bool { return !strings.Contains(n.exec(c, "ps"), "sleep 50") })
+	n.until(3*time.Second, "the command still runs", func() bool { return !strings.Contains(n.exec(c, "ps"), "sleep 50") })
 	r, err := n.runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sh", "-c", "head -c 20000000 /dev/zero; exit 7"}})
 	if err != nil || r.GetExitCode() != 7 || len(r.GetStdout()) < 15<<20 || len(r.GetStdout()) > 16<<20 {
 		t.Errorf("exit code %d, %d bytes, %v; want 7 and nearly 16 MiB", r.GetExitCode(), len(r.GetStdout()), err)

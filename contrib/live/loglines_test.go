@@ -358,7 +358,7 @@ func TestImageCannotChooseTheLogPath(t *testing.T) {
 		}
 		ids = append(ids, made.ID)
 	}
-	// A container of a pod is told of after these, and has its log.
+	// The event of a container of a pod comes after these, and it has its log.
 	id := n.create(pod, config, shell("c", "echo hello; sleep 100"))
 	log := n.path("logs", "victim", "c", "0.log")
 	n.until(10*time.Second, "no log", func() bool { text, _ := os.ReadFile(log); return bytes.HasSuffix(text, []byte(" hello\n")) })

@@ -110,7 +110,7 @@ func TestLogsAreExactAcrossKillsAndRotations(t *testing.T) {
 	}
 	t.Logf("%d containers of %d lines, berthd killed %d times, %d rotations of the first log: %d lines twice", containers, *tortureLines, kills, rotated[0], twice)
 	if strings.Contains(n.log.String(), "has a gap") {
-		t.Error("berthd tells of a gap")
+		t.Error("berthd logs a gap")
 	}
 	n.remove(pod)
 	os.RemoveAll(n.path("logs"))

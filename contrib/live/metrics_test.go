@@ -171,8 +171,7 @@ func (n *node) has(all map[string]uint64, prefix string) bool {
 	return false
 }
 
-// exported reads what Prometheus is told of a pod, as series does, and the
-// rest by name.
+// exported reads what Prometheus gets about a pod, as series does, and the names of the rest.
 func (n *node) exported(addr, pod string) (all map[string]float64, names map[string]bool) {
 	n.t.Helper()
 	resp, err := http.Get("http://" + addr + "/metrics")
@@ -210,7 +209,7 @@ func sorted(name string, labels []string) string {
 	return name + "{" + strings.Join(labels, ",") + "}"
 }
 
-// TestCRIAndPrometheusMetricsAgree compares what the kubelet and Prometheus are told.
+// TestCRIAndPrometheusMetricsAgree compares what the kubelet and Prometheus get.
 func TestCRIAndPrometheusMetricsAgree(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

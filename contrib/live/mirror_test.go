@@ -171,7 +171,7 @@ func TestImageVerifiers(t *testing.T) {
 				t.Errorf("again: %s, %v", again, err)
 			}
 			if _, err := n.pull(ref, "bad", nil); err == nil {
-				t.Error("not asked because another namespace has pulled the image")
+				t.Error("not called because another namespace has pulled the image")
 			}
 			text, err := os.ReadFile(out)
 			if err != nil {

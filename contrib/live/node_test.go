@@ -41,7 +41,7 @@ var (
 
 func TestMain(m *testing.M) {
 	if command := os.Getenv("CNI_COMMAND"); command != "" { // run as a CNI plugin
-		os.Exit(badPlugin(command))
+		os.Exit(faultyPlugin(command))
 	}
 	flag.Parse()
 	code := 0
@@ -354,8 +354,7 @@ func (n *node) remove(id string) {
 	}
 }
 
-// A proxy stands between berthd and Docker. It counts requests, and can be
-// told to do something at the n-th.
+// A proxy is between berthd and Docker. It counts requests, and can act at the n-th.
 type proxy struct {
 	t    testing.TB
 	path string

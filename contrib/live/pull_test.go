@@ -102,7 +102,7 @@ func TestPullsUseGivenCredentials(t *testing.T) {
 				t.Fatalf("%v, %v", r, err)
 			}
 			if err != nil && strings.Contains(err.Error(), secret) {
-				t.Errorf("the error tells the password: %v", err)
+				t.Errorf("the error has the password: %v", err)
 			}
 			seen, err := n.images.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
 			if err != nil || (seen.GetImage() != nil) != tt.ok {
@@ -110,7 +110,7 @@ func TestPullsUseGivenCredentials(t *testing.T) {
 			}
 			if !tt.ok {
 				if s.refused.Load() == 0 {
-					t.Error("the registry was not asked at all")
+					t.Error("the registry got no request")
 				}
 				return
 			}
@@ -124,7 +124,7 @@ func TestPullsUseGivenCredentials(t *testing.T) {
 	}
 	for _, got := range []string{secret, basic("me", secret)} {
 		if strings.Contains(n.log.String(), got) {
-			t.Errorf("the log tells %s", got)
+			t.Errorf("the log has %s", got)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 	}
 
 	if _, err := request(); codeOf(err) == codes.OK || status() {
-		t.Fatalf("before: %v, told of: %v", err, status())
+		t.Fatalf("before: %v, in the status: %v", err, status())
 	}
 	config := map[string]any{}
 	if err := json.Unmarshal(before, &config); err != nil {
@@ -75,7 +75,7 @@ func TestDockerReloadUpdatesFeatures(t *testing.T) {
 	}
 	reload(after)
 	t.Cleanup(func() { reload(before) })
-	n.until(5*time.Second, "the runtime is not told of", status)
+	n.until(5*time.Second, "the runtime is not in the status", status)
 	id, err := request()
 	if err != nil {
 		t.Fatal(err)

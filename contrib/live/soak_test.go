@@ -14,8 +14,8 @@ var (
 	soakSeed = flag.Uint64("seed", 0, "`number` that makes TestSoak choose the same faults again, 0 for another each time")
 )
 
-// TestSoak lives pods at a kubelet's pace under random faults. It prints what berthd
-// takes of the node each minute, and audits it every five.
+// TestSoak runs pods at a kubelet's pace under random faults. It prints the usage of berthd each minute, and audits the node every
+// five minutes.
 func TestSoak(t *testing.T) {
 	if *soak == 0 {
 		t.Skip("takes an hour: make soak")
@@ -26,15 +26,15 @@ func TestSoak(t *testing.T) {
 	}
 	random := rand.New(rand.NewPCG(seed, 0))
 	tr := newTrial(t, true, "--runtime-request-timeout", "30s")
-	tr.forgetful, tr.ch.forgetful = true, true
+	tr.dockerForgets, tr.ch.dockerForgets = true, true
 	tr.ch.callTimeout, tr.ch.pace = 45*time.Second, time.Second
 	begin := time.Now()
 	say := func(format string, args ...any) {
 		t.Logf("%8v  %s", time.Since(begin).Round(time.Second), fmt.Sprintf(format, args...))
 	}
-	say("seed %d, at first %v", seed, tr.before)
+	say("seed %d, at the start %v", seed, tr.before)
 
-	moment := func(limit time.Duration) time.Duration {
+	randomTime := func(limit time.Duration) time.Duration {
 		return time.Duration(random.Int64N(int64(limit))) + 200*time.Millisecond
 	}
 	plugins := []pluginFault{
@@ -49,7 +49,7 @@ func TestSoak(t *testing.T) {
 		{"berthd: kill -9", tr.restart},
 		{"dockerd: STOP", func() {
 			engine(t, syscall.SIGSTOP)
-			time.Sleep(moment(9 * time.Second))
+			time.Sleep(randomTime(9 * time.Second))
 			engine(t, syscall.SIGCONT)
 		}},
 		{"dockerd: KILL", func() { tr.engineEnds(t, syscall.SIGKILL) }},
@@ -57,22 +57,22 @@ func TestSoak(t *testing.T) {
 		{"containerd: KILL", func() { _ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL) }},
 		{"endpoints", func() {
 			tr.proxy.inject(randomFaults(0.05)...)
-			time.Sleep(moment(8 * time.Second))
+			time.Sleep(randomTime(8 * time.Second))
 			tr.proxy.lift()
 		}},
 		{"events", func() {
 			f := &fault{path: endpoint("/events"), kind: events[random.IntN(len(events))], wait: time.Second}
 			say("%v", f)
 			tr.proxy.inject(f)
-			time.Sleep(moment(10 * time.Second))
+			time.Sleep(randomTime(10 * time.Second))
 			tr.proxy.lift()
 		}},
 		{"network plugin", func() {
-			o := orders{[]string{"ADD", "DEL"}[random.IntN(2)]: plugins[random.IntN(len(plugins))]}
+			o := pluginFaults{[]string{"ADD", "DEL"}[random.IntN(2)]: plugins[random.IntN(len(plugins))]}
 			say("%v", o)
-			tr.misbehave(o)
-			time.Sleep(moment(6 * time.Second))
-			tr.misbehave(nil)
+			tr.setPluginFaults(o)
+			time.Sleep(randomTime(6 * time.Second))
+			tr.setPluginFaults(nil)
 		}},
 	}
 	done := make(chan struct{})
@@ -83,16 +83,16 @@ func TestSoak(t *testing.T) {
 	end := begin.Add(*soak)
 	minute, audit := begin.Add(time.Minute), begin.Add(min(5*time.Minute, *soak/2))
 	for now := time.Now(); now.Before(end); now = time.Now() {
-		time.Sleep(moment(20 * time.Second))
-		tr.ch.troubled(true)
+		time.Sleep(randomTime(20 * time.Second))
+		tr.ch.setFaulty(true)
 		choice := choices[random.IntN(len(choices))]
 		say("%s", choice.name)
 		choice.does()
-		tr.ch.troubled(false)
+		tr.ch.setFaulty(false)
 		if time.Now().After(minute) {
 			minute = time.Now().Add(time.Minute)
 			now, err := tr.usage()
-			say("%v, %v, %d pods lived", now, err, tr.ch.count())
+			say("%v, %v, %d pods have ended", now, err, tr.ch.count())
 		}
 		if time.Now().After(audit) {
 			audit = time.Now().Add(5 * time.Minute)
@@ -107,11 +107,11 @@ func TestSoak(t *testing.T) {
 	<-done
 	tr.finish(t)
 	if now, err := tr.usage(); err != nil || now.rss > 2*tr.before.rss+32 {
-		t.Errorf("memory: %v, %v; at first %v", now, err, tr.before)
+		t.Errorf("memory: %v, %v; at the start %v", now, err, tr.before)
 	}
 }
 
-// count returns how many pods have been lived.
+// count returns how many pods have ended.
 func (ch *churn) count() int {
 	ch.mu.Lock()
 	defer ch.mu.Unlock()

@@ -36,7 +36,7 @@ func TestStatsMatchTheKernel(t *testing.T) {
 		cat /cache /cache >/dev/null
 		awk 'BEGIN { s = sprintf("%67108864s", ""); while (1) system("sleep 1000") }' &
 		while :; do :; done`))
-	// A second one is there to be told apart, and to receive.
+	// A second one, with usage of its own, and to receive.
 	other := n.create(pod, config, shell("other", "nc -l -p 9000 >/dev/null; exec sleep 1000"))
 	stats := func() *runtimeapi.ContainerStats {
 		r, err := n.runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: id})

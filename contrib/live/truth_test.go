@@ -422,7 +422,7 @@ func TestResourcesInTheCgroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := n.cgroupFile(id, "memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(change) {
-			t.Errorf("%d asked for, memory limit %s", change, got)
+			t.Errorf("%d requested, memory limit %s", change, got)
 		}
 	}
 	if counted, _ := filepath.Glob("/sys/fs/cgroup/hugetlb*"); len(counted) > 0 || n.info().CgroupVersion == "2" {
@@ -571,7 +571,7 @@ func TestDevicesInTheContainer(t *testing.T) {
 func TestPodSettingsReachTheContainer(t *testing.T) {
 	n := newNode(t)
 	before := time.Now().UnixNano()
-	config := n.pod("told")
+	config := n.pod("status")
 	ran, err := n.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "docker"})
 	if err != nil {
 		t.Fatal(err)
@@ -609,7 +609,7 @@ func TestPodSettingsReachTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(seen.GetContainersStatuses()) != 1 || cmp.Diff(one.GetStatus(), seen.GetContainersStatuses()[0], protocmp.Transform()) != "" {
-		t.Errorf("the pod tells %v of its container, which tells %v", seen.GetContainersStatuses(), one.GetStatus())
+		t.Errorf("the status of the pod has %v for its container, whose own status is %v", seen.GetContainersStatuses(), one.GetStatus())
 	}
 	if !strings.Contains(one.GetInfo()["info"], `"pid":`) || !strings.Contains(one.GetInfo()["info"], pod) {
 		t.Errorf("info %v", one.GetInfo())

@@ -347,15 +347,15 @@ func TestUpdateContainerResources(t *testing.T) {
 	}
 	verbose, err := n.runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
 	if err != nil || !strings.Contains(verbose.GetInfo()["info"], "777") {
-		t.Errorf("the pod's resources are not told: %v, %v", verbose.GetInfo(), err)
+		t.Errorf("the pod's resources are not in its status: %v, %v", verbose.GetInfo(), err)
 	}
 	n.remove(pod)
 	os.RemoveAll(n.path("logs"))
 	n.clean()
 }
 
-// TestCgroupOfContainerWhoseInitMoves: systemd and Docker in Docker put their first process into
-// a cgroup below the container's; what is done and told is still of all of it.
+// TestCgroupOfContainerWhoseInitMoves has a first process in a cgroup below the container's, as with systemd and Docker in Docker:
+// settings and usage are still of the whole container.
 func TestCgroupOfContainerWhoseInitMoves(t *testing.T) {
 	n := newNode(t)
 	config := n.pod("moves")
