@@ -211,7 +211,7 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 	files("an address (IPv6)", n.path("ipam", "live", "*:*"), ready, ready)
 	files("a CNI result in the cache", n.path("cache", "results", "*"), ready, ready)
 	files("a directory of a pod", n.path("run", "pods", "*"), sandboxes, ready)
-	files("an instruction for the OCI runtime", n.path("run", "oci", "*"), nil, nil)
+	files("an instruction for the OCI runtime", n.path("run", "oci", "*"), known, nil)
 	files("a checkpoint", n.path("root", "sandbox", "*"), sandboxes, ready)
 	files("an intent", n.path("root", "berth", "v1", "sandboxes", "*"), nil, nil)
 	for _, bucket := range []string{"failed-starts", "updates", "sandbox-updates", "logs", "oom"} {

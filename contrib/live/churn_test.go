@@ -32,6 +32,9 @@ type churn struct {
 	// dockerForgets allows Docker to lose what it has just started, see withoutForgotten.
 	dockerForgets bool
 
+	// mapped gives each pod a user namespace.
+	mapped bool
+
 	quiet sync.RWMutex // held for reading by each call, for writing by the audit
 
 	mu       sync.Mutex // guards following
@@ -133,6 +136,9 @@ while :; do echo "line $i"; i=$((i+1)); sleep 0.2; done`
 func (ch *churn) runPod(name string, steps int) {
 	n := ch.n
 	p := &churnPod{config: n.pod(name)}
+	if ch.mapped {
+		p.config = n.mappedPod(name)
+	}
 	p.config.Linux.CgroupParent = n.faultCgroup(name)
 	ch.mu.Lock()
 	ch.pods[name] = p
@@ -230,6 +236,9 @@ func (ch *churn) container(p *churnPod) error {
 	}
 	if id == "" {
 		config := shell("c", churnScript)
+		if ch.mapped {
+			config = mappedShell("c", churnScript)
+		}
 		config.Metadata.Attempt = attempt
 		config.LogPath = fmt.Sprintf("c/%d.log", attempt)
 		if err := ch.call("CreateContainer", func(ctx context.Context) error {

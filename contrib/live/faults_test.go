@@ -45,6 +45,7 @@ func TestFaults(t *testing.T) {
 		{"few descriptors", testFewDescriptors},
 		{"logs", testOddLogs},
 		{"clients", testFaultsOfClients},
+		{"user namespaces", testFaultsOfUserNamespaces},
 	} {
 		t.Run(group.name, group.run)
 	}
@@ -296,4 +297,65 @@ func testFaultsOfDocker(t *testing.T) {
 			t.Logf("%d times", times)
 		})
 	}
+}
+
+// testFaultsOfUserNamespaces kills berthd, the OCI runtime, containerd and Docker while pods in user namespaces are run.
+func testFaultsOfUserNamespaces(t *testing.T) {
+	tr := newTrial(t, false, "--docker-endpoint", *host)
+	tr.installOCI()
+	before := tr.berthMounts(t)
+	tr.dockerForgets, tr.ch.dockerForgets, tr.ch.mapped = true, true, true
+	times := map[string]int{}
+	disruptions := []struct {
+		name  string
+		apply func()
+	}{
+		{"berthd killed", tr.restart},
+		{"runtimes killed", func() { times["processes of runtimes"] += tr.killRuntimes() }},
+		{"containerd killed", func() { _ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL) }},
+		{"runtimes killed", func() { times["processes of runtimes"] += tr.killRuntimes() }},
+		{"Docker restarted", func() { tr.engineEnds(t, syscall.SIGTERM) }},
+	}
+	next := 0
+	tr.under(t, 4, 40*time.Second, func(end time.Time) {
+		time.Sleep(time.Second + rand.N(2*time.Second))
+		if time.Now().Before(end) {
+			d := disruptions[next%len(disruptions)]
+			next++
+			d.apply()
+			times[d.name]++
+		}
+	})
+	t.Logf("%v", times)
+	tr.until(20*time.Second, "mounts of berth-oci are left", func() bool { return tr.berthMounts(t) <= before })
+}
+
+// killRuntimes kills the processes of low-level runtimes that the Engine has called, also berth-oci, and returns how many there
+// were.
+func (n *node) killRuntimes() (killed int) {
+	root := filepath.Join(filepath.Dir(strings.TrimPrefix(*host, "unix://")), "exec", "runtime-")
+	for end := time.Now().Add(2 * time.Second); killed == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil || !strings.Contains(string(text), "\x00--root\x00"+root) {
+				continue
+			}
+			var pid int
+			if _, err := fmt.Sscanf(file, "/proc/%d/", &pid); err == nil && syscall.Kill(pid, syscall.SIGKILL) == nil {
+				killed++
+			}
+		}
+	}
+	return killed
+}
+
+// berthMounts counts the mounts of berth-oci that the Engine sees: root file systems of containers in user namespaces.
+func (n *node) berthMounts(t *testing.T) (count int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", n.enginePID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(text), " - overlay berth ")
 }

@@ -69,7 +69,6 @@ func (n *node) register(name string, entry func(runc string) map[string]any) {
 	if err != nil {
 		n.t.Skip("needs an Engine whose configuration is beside its socket:", err)
 	}
-	pid := n.enginePID()
 	config := map[string]any{}
 	if err := json.Unmarshal(before, &config); err != nil {
 		n.t.Fatal(err)
@@ -92,7 +91,7 @@ func (n *node) register(name string, entry func(runc string) map[string]any) {
 		if err := os.WriteFile(file, text, 0o600); err != nil {
 			n.t.Error(err)
 		}
-		if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+		if err := syscall.Kill(n.enginePID(), syscall.SIGHUP); err != nil {
 			n.t.Error(err)
 		}
 	}
