@@ -64,18 +64,24 @@ func (f *fault) String() string {
 // endpoint is the path of requests to Docker's API, whose version is before it.
 func endpoint(path string) *regexp.Regexp { return regexp.MustCompile(`^(?:/v[0-9.]+)?` + path + `$`) }
 
-// inject adds faults. If one is for events, the stream of events is cut, so that the next one has it.
+// inject adds faults. If one is for events, all streams of events are cut, so that the next ones have it.
 func (p *proxy) inject(list ...*fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = append(p.faults, list...)
 	for _, f := range list {
-		if f.path.MatchString("/events") && p.cutEvents != nil {
-			p.cutEvents()
+		if f.path.MatchString("/events") {
+			p.cutEventsLocked()
 		}
 	}
 	if p.lifted == nil {
 		p.lifted = make(chan struct{})
+	}
+}
+
+func (p *proxy) cutEventsLocked() {
+	for _, cut := range p.streams {
+		cut()
 	}
 }
 
@@ -84,8 +90,8 @@ func (p *proxy) lift() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, f := range p.faults {
-		if f.path.MatchString("/events") && p.cutEvents != nil {
-			p.cutEvents()
+		if f.path.MatchString("/events") {
+			p.cutEventsLocked()
 		}
 	}
 	p.faults = nil

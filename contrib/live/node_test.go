@@ -370,16 +370,16 @@ type proxy struct {
 	seen   string                                                    // the request acted on
 	faults []*fault
 	lifted chan struct{} // closed when the faults are lifted
-	hits   int           // requests that a fault was made of
+	hits   int           // requests that had a fault
 	traced []tracedRequest
 
-	cutEvents context.CancelFunc // ends the newest stream of events
+	streams map[*http.Request]context.CancelFunc // end the streams of events: berthd has one for each purpose
 }
 
 func newProxy(t testing.TB, path string) *proxy {
 	t.Helper()
 	real := strings.TrimPrefix(*host, "unix://")
-	p := &proxy{t: t, path: path, calls: map[string]int{}}
+	p := &proxy{t: t, path: path, calls: map[string]int{}, streams: map[*http.Request]context.CancelFunc{}}
 	p.rev = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: "docker"}) },
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -457,8 +457,13 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer cancel()
 		r = r.WithContext(ctx)
 		p.mu.Lock()
-		p.cutEvents = cancel
+		p.streams[r] = cancel
 		p.mu.Unlock()
+		defer func(r *http.Request) {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			delete(p.streams, r)
+		}(r)
 	}
 	if f, lifted := p.faulty(r); f != nil {
 		f.serve(p, lifted, w, r)
