@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -31,7 +32,10 @@ const (
 	pluginFailAfter    pluginFault = "fail after"    // reports an error after the work
 )
 
-// pluginFaults is the file with the faults of the plugin, by command.
+// ipamPlugin is the plugin that allocates addresses, which "misbehave" replaces as well.
+const ipamPlugin = "host-local"
+
+// pluginFaults is the file with the faults of the plugin, by command: ADD, DEL, and so on, or "IPAM ADD".
 type pluginFaults map[string]pluginFault
 
 // setPluginFaults sets the faults of the plugin, from its next call on.
@@ -62,8 +66,10 @@ func (n *node) installFaultyPlugin() {
 	if err := os.Mkdir(n.path("bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(self, n.path("bin", "misbehave")); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"misbehave", ipamPlugin} {
+		if err := os.Symlink(self, n.path("bin", name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	conf := n.path("net.d", "10-live.conflist")
 	text, err := os.ReadFile(conf)
@@ -87,6 +93,9 @@ func faultyPlugin(command string) int {
 	var conf struct{ Real, Orders string }
 	if err := json.Unmarshal(stdin, &conf); err != nil {
 		return 6
+	}
+	if filepath.Base(os.Args[0]) == ipamPlugin { // called by the bridge plugin, with the same configuration
+		command, conf.Real = "IPAM "+command, filepath.Join(filepath.Dir(conf.Real), ipamPlugin)
 	}
 	read := func() pluginFault {
 		var o pluginFaults

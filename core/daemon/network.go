@@ -35,6 +35,7 @@ func newPodNetwork(cfg Config, node *state.Bucket[string], log *slog.Logger) Pod
 	}
 	cfg.Network.Generated = generatedConf{node}
 	cni := storedCIDR{network.New(cfg.Network, log), node, option, log}
+	cni.EndOrphans()
 	if cfg.Bridge {
 		return bridge{cni}
 	}

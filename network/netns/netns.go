@@ -90,6 +90,12 @@ func (s *Store) Path(id string) (path string, bound bool) {
 	return paths[0], false
 }
 
+// Names reports whether path is where the store binds, or would bind, the network namespace of a pod.
+func (s *Store) Names(path string) bool {
+	id, ok := strings.CutPrefix(filepath.Base(path), filePrefix)
+	return ok && sandboxIDPattern.MatchString(id) && slices.Contains(s.dirs, filepath.Dir(path))
+}
+
 // PathOrProcess returns a path of the network namespace of the pod id, in which the
 // process pid runs: that of the bind mount if there is one.
 func (s *Store) PathOrProcess(id string, pid int) string {
