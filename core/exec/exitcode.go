@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -132,14 +133,22 @@ func (x *session) exitCodeAfterTimeout(ctx context.Context, output *output, copi
 }
 
 // checkExitCode returns an error of kind Unavailable if the exit code stands for a
-// containerd that Docker has lost, which its output says. The output of a command that has
+// containerd that Docker has lost, which the last line of its output says. The output of a command that has
 // been run is not taken for a message of Docker.
 func (x *session) checkExitCode(ctx context.Context, exitCode int, output string) error {
-	if exitCode < exitCodeNotRunnable || exitCode > exitCodeNoExec || !engine.ContainerdLost(output) {
+	message := lastLine(output)
+	if exitCode < exitCodeNotRunnable || exitCode > exitCodeNoExec || !engine.ContainerdLost(message) {
 		return nil
 	}
 	if state, err := x.inspect(ctx); err == nil && state.Pid != 0 {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", output, errdefs.ErrUnavailable)
+	return fmt.Errorf("%s: %w", message, errdefs.ErrUnavailable)
+}
+
+// lastLine returns the last line of an output, without white space around it. Docker adds its message to what the
+// command may have printed: with 20.10 containerd can die after it has started the command, and before Docker knows.
+func lastLine(output string) string {
+	output = strings.TrimSpace(output)
+	return strings.TrimSpace(output[strings.LastIndexByte(output, '\n')+1:])
 }

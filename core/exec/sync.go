@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -77,7 +76,7 @@ func (s *Service) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	}
 	if err == nil {
 		stdout, stderr = out.bytes(), errs.bytes()
-		err = x.checkExitCode(ctx, code, strings.TrimSpace(string(stdout)))
+		err = x.checkExitCode(ctx, code, string(stdout))
 	}
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", x.container, err)
