@@ -86,7 +86,7 @@ func idmapDirOf(pid int, dir string) error {
 	defer ns.Close()
 	g := panics.NewGroup(slog.Default())
 	g.Go(func() error {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine, and is not used again
+		runtime.LockOSThread()                              // for good: the thread ends with this goroutine, and is not used again
 		if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns(2) refuses threads that share their working directory
 			return fmt.Errorf("unshare: %w", err)
 		}
