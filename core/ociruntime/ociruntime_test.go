@@ -241,8 +241,21 @@ func TestProbeInAnotherMountNamespace(t *testing.T) {
 	if err := idmapDirOf(0, hidden); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("berthd sees the directory: %v", err)
 	}
-	if err := idmapDirOf(engine.Process.Pid, hidden); errors.Is(err, unix.ENOENT) {
-		t.Error(err)
+	for range 50 { // any thread may be chosen
+		if err := idmapDirOf(engine.Process.Pid, hidden); errors.Is(err, unix.ENOENT) {
+			t.Error(err)
+		}
+		if err := onThreadOfItsOwn(func() error {
+			if unix.Gettid() == os.Getpid() {
+				return errors.New("is called on the main thread")
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	if now, err := os.Readlink("/proc/self/ns/mnt"); err != nil || now != before {
+		t.Errorf("the main thread is in the mount namespace %s, %v; want %s", now, err, before)
 	}
 	for range 100 { // no thread of another mount namespace runs other goroutines
 		if now, err := os.Readlink("/proc/thread-self/ns/mnt"); err != nil || now != before {

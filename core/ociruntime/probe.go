@@ -84,9 +84,7 @@ func idmapDirOf(pid int, dir string) error {
 		return fmt.Errorf("mount namespace of Docker: %w", err)
 	}
 	defer ns.Close()
-	g := panics.NewGroup(slog.Default())
-	g.Go(func() error {
-		runtime.LockOSThread()                              // for good: the thread ends with this goroutine, and is not used again
+	return onThreadOfItsOwn(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil { // setns(2) refuses threads that share their working directory
 			return fmt.Errorf("unshare: %w", err)
 		}
@@ -94,6 +92,20 @@ func idmapDirOf(pid int, dir string) error {
 			return fmt.Errorf("enter the mount namespace of Docker: %w", err)
 		}
 		return idmapDir(dir)
+	})
+}
+
+// onThreadOfItsOwn calls f on a thread that ends afterwards, so that f may change its namespaces. It is never the
+// main thread, which does not end, and whose namespaces /proc/self shows.
+func onThreadOfItsOwn(f func() error) error {
+	g := panics.NewGroup(slog.Default())
+	g.Go(func() error {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			defer runtime.UnlockOSThread()
+			return onThreadOfItsOwn(f) // while this goroutine has the main thread
+		}
+		return f() // still locked: the thread ends with this goroutine
 	})
 	return g.Wait()
 }
