@@ -193,14 +193,7 @@ func List(dir string) ([]string, error) {
 		return nil, err
 	}
 	defer d.Close()
-	// A directory opened with O_PATH cannot be read.
-	fd, err := unix.Openat(int(d.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	readable := os.NewFile(uintptr(fd), dir)
-	defer readable.Close()
-	names, err := readable.Readdirnames(-1)
+	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return nil, err
 	}

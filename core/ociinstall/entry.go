@@ -14,14 +14,11 @@ import (
 const (
 	programName  = "berth-oci"
 	linkPrefix   = programName + "-"
-	stockRuntime = "runc"                  // Docker has it without a configuration
-	stockShim    = "io.containerd.runc.v2" // another name of it
+	stockRuntime = "runc"         // Docker has it without a configuration
+	stockShim    = names.RuncShim // another name of it
 
 	// InstructionsName is the directory of the instructions in the run-dir of berthd.
 	InstructionsName = "oci"
-
-	// Name is the runtime that calls runc.
-	Name = "berth"
 
 	// runtimeFlag is a flag of the program, before the arguments of the runtime below.
 	runtimeFlag = "--berth-runtime="

@@ -19,6 +19,7 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/hostprobe"
 	"berth/core/names"
+	"berth/core/ociedit"
 )
 
 // A fakeNode is a node with a fake Docker Engine, whose dockerd reads a file on SIGHUP.
@@ -580,5 +581,13 @@ func TestDefaultPathsNeedNoArguments(t *testing.T) {
 		if (len(r.Args) > 0) != strings.HasPrefix(below.Path, "/") || belowOf(r) != below.Path || !isOurs(r) {
 			t.Errorf("for %+v it is %+v", below, r)
 		}
+	}
+}
+
+// berth-oci and berthd agree on the directory of instructions for which a runtime needs no argument.
+func TestProgramHasTheDefaultDirectory(t *testing.T) {
+	t.Parallel()
+	if ociedit.DefaultDir != names.DefaultInstructionsDir {
+		t.Errorf("berth-oci reads %s, a runtime without arguments is taken to read %s", ociedit.DefaultDir, names.DefaultInstructionsDir)
 	}
 }

@@ -232,7 +232,7 @@ func prune(dir string, keep ...string) error {
 
 // removeEmpty removes dir and the directory above it that Install may have made, if nothing else is in them.
 func removeEmpty(dir string) {
-	if os.Remove(dir) == nil && filepath.Base(filepath.Dir(dir)) == Name {
+	if os.Remove(dir) == nil && filepath.Base(filepath.Dir(dir)) == filepath.Base(filepath.Dir(DefaultDir)) {
 		_ = os.Remove(filepath.Dir(dir))
 	}
 }

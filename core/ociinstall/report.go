@@ -191,12 +191,13 @@ func (r *Report) inspectPrograms(cfg Config) {
 	if r.Package, err = readProgram(cfg.path(cfg.Program)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		r.warn("install the package of berth again", "%v", err)
 	}
-	dirs := []string{}
+	var entries []dockerconfig.Runtime
 	for _, known := range r.Runtimes {
-		if dir := filepath.Dir(known.entry.Path); known.entry.Path != "" && !slices.Contains(dirs, dir) {
-			dirs = append(dirs, dir)
+		if known.entry.Path != "" {
+			entries = append(entries, known.entry)
 		}
 	}
+	dirs := dirsOf(entries)
 	if len(dirs) == 0 {
 		dirs = append(dirs, cfg.Dir)
 	}
