@@ -33,6 +33,7 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/logs"
 	"berth/core/server"
+	"berth/core/testdir"
 	"berth/core/testmain"
 	"berth/network"
 )
@@ -78,11 +79,7 @@ func newDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
 // prepareDaemon is newDaemon without the start.
 func prepareDaemon(t testing.TB, options ...enginetest.Option) *testDaemon {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "berth") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testdir.New(t)
 	h := &testDaemon{TB: t, engine: enginetest.New(t, options...), dir: dir, network: &fakeNetwork{attached: map[string]bool{}, bound: map[string]bool{}}, log: slog.New(slog.DiscardHandler)}
 	h.engine.AddImage(enginetest.Image{}, busybox)
 	t.Cleanup(func() { h.stop() })

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -24,6 +23,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"berth/core/testdir"
 )
 
 // A Server is a fake containerd. As the real one it shares content between its namespaces.
@@ -47,11 +48,7 @@ type namespace struct {
 // Start starts a fake containerd, which the end of the test stops.
 func Start(t testing.TB) *Server {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "containerd") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &Server{Address: filepath.Join(dir, "c.sock"), namespaces: map[string]*namespace{}}
+	s := &Server{Address: filepath.Join(testdir.New(t), "c.sock"), namespaces: map[string]*namespace{}}
 	l, err := net.Listen("unix", s.Address)
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +66,6 @@ func Start(t testing.TB) *Server {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		os.RemoveAll(dir)
 	})
 	return s
 }

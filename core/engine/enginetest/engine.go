@@ -27,6 +27,8 @@ import (
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
+
+	"berth/core/testdir"
 )
 
 // cleanupTimeout is how long the cleanup of New waits for processes to end.
@@ -116,11 +118,7 @@ func Info(edit func(*system.Info)) Option {
 // New starts an Engine that runs until t ends.
 func New(t testing.TB, opts ...Option) *Engine {
 	t.Helper()
-	// Not t.TempDir: with the name of the test it may exceed the limit for paths of sockets.
-	dir, err := os.MkdirTemp("", "engine")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testdir.New(t)
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	e := &Engine{
 		Host:    "unix://" + filepath.Join(dir, "docker.sock"),
@@ -145,9 +143,6 @@ func New(t testing.TB, opts ...Option) *Engine {
 		cancel()
 		if !within(cleanupTimeout, e.processes.Wait) {
 			t.Error("enginetest: a Program does not return although its context has ended")
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
 		}
 	})
 	if err := os.MkdirAll(e.RootDir, 0o700); err != nil {

@@ -21,6 +21,7 @@ import (
 	"berth/core/daemon"
 	"berth/core/engine/enginetest"
 	"berth/core/logs"
+	"berth/core/testdir"
 	"berth/network"
 )
 
@@ -36,11 +37,7 @@ type node struct {
 // newNode starts a daemon whose pods are on Docker's own bridge, which needs no plugins.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "berth") // t.TempDir is too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := testdir.New(t)
 	n := &node{t: t, engine: enginetest.New(t)}
 	n.engine.AddImage(enginetest.Image{}, "busybox:1")
 	n.cfg = config.Config{
