@@ -209,7 +209,7 @@ func testAuditFindsWhatIsPlanted(t *testing.T) {
 		if err := errors.Join(os.MkdirAll(tr.path("logs"), 0o755), os.WriteFile(log, []byte("now stdout F "+strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\nnow stdout F ")+"\n"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		tr.ch.complete("planted", log, 0)
+		tr.ch.complete("planted", log, 0, false)
 		if got := fmt.Sprint(tr.ch.faults()); want == "" && got != "[]" || !strings.Contains(got, want) {
 			t.Errorf("log %q: %s, want %q", text, got, want)
 		}
