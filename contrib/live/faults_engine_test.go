@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/docker/docker/api/types/container"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -41,9 +40,6 @@ func testFaultsOfEndpoints(t *testing.T) {
 		<-done
 		if tr.proxy.hit() == hits {
 			t.Errorf("%s: no request had the fault", what)
-		}
-		if faults[0].method == http.MethodDelete && faults[0].code == 404 {
-			tr.collect(t) // Docker has answered that the container does not exist
 		}
 		tr.check(t, what)
 		t.Logf("%s: %v", what, time.Since(begin).Round(time.Millisecond))
@@ -88,27 +84,6 @@ func testFaultsOfEndpoints(t *testing.T) {
 	}
 	tr.finish(t)
 	t.Logf("%d faults", count)
-}
-
-// collect removes containers whose sandbox does not exist, as the kubelet's garbage collection does, once they are listed again.
-func (tr *trial) collect(t *testing.T) {
-	t.Helper()
-	tr.until(20*time.Second, "a container that Docker has, and once did not find, is not listed", func() bool {
-		have, err := tr.docker.ContainerList(t.Context(), container.ListOptions{All: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		list, err := tr.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range list.GetContainers() {
-			if _, err := tr.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c.GetId()}); err != nil {
-				t.Error(err)
-			}
-		}
-		return len(have) == 0
-	})
 }
 
 // hit returns how many requests had a fault.

@@ -219,8 +219,9 @@ func TestKillAndForceRemoveAreIdempotent(t *testing.T) {
 	if c, _ := e.Container("web"); c.State.ExitCode != 137 {
 		t.Errorf("state %+v, want killed", c.State)
 	}
-	// Another client removes it: ForceRemove returns after that.
+	// Another client removes it: ForceRemove returns after that. A Docker that contradicts itself is asked again.
 	e.FailOnce("DELETE /containers/{id}", http.StatusConflict, 1)
+	e.FailOnce("DELETE /containers/{id}", http.StatusNotFound, 2)
 	for range 2 {
 		if err := conn.ForceRemove(t.Context(), made.ID); err != nil {
 			t.Error(err)

@@ -12,15 +12,13 @@ import (
 )
 
 const (
-	// concurrentRemovalTimeout is how long ForceRemove waits for a removal that another
-	// client has begun.
+	// concurrentRemovalTimeout is how long ForceRemove waits for a removal that another client has begun.
 	concurrentRemovalTimeout = 10 * time.Second
 	removalPollInterval      = 50 * time.Millisecond
 )
 
-// Kill sends SIGKILL to the container id and returns once it does not run. It succeeds if
-// the container does not run or does not exist. Altogether it takes no longer than
-// Config.Timeout, also for a process that cannot be killed.
+// Kill sends SIGKILL to the container id and returns once it does not run. It succeeds if the container does not run or
+// does not exist. It takes no longer than Config.Timeout, also for a process that cannot be killed.
 func (c *Conn) Kill(ctx context.Context, id string) error {
 	ctx, cancel := c.WithRequestTimeout(ctx)
 	defer cancel()
@@ -57,13 +55,18 @@ func (c *Conn) ForceRemove(ctx context.Context, id string) error {
 	defer cancel()
 	for deadline := time.Now().Add(concurrentRemovalTimeout); ; {
 		err := c.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true})
+		if errdefs.IsNotFound(err) { // believed only if an inspect agrees: else the container would stay
+			if _, err = c.ContainerInspect(ctx, id); err == nil {
+				err = fmt.Errorf("docker does not find the container that it has: %w", errdefs.ErrConflict)
+			}
+		}
 		switch {
 		case err == nil, errdefs.IsNotFound(err):
 			return nil
 		case !errdefs.IsConflict(err) || time.Now().After(deadline):
 			return fmt.Errorf("remove %s: %w", id, err)
 		}
-		// Conflict: another removal is in progress, after which it is NotFound.
+		// Another removal is in progress, after which it is NotFound.
 		_ = sleep.WithContext(ctx, removalPollInterval)
 	}
 }
