@@ -28,6 +28,9 @@ import (
 // inspect would not help.
 var errUnreadable = errors.New("inspect result is not usable")
 
+// errNoRecords is the error of an inspect result whose records cannot be read now. The inspect is repeated.
+var errNoRecords = errors.New("records of berthd cannot be read")
+
 // Refresh inspects the Docker container id now, so that the next read sees what the
 // caller has just changed. It returns the inspect result; the error is of kind NotFound
 // if the container is removed.
@@ -88,7 +91,10 @@ func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (cont
 	if removed { // meanwhile: what Logs and OOM have kept of this result must not stay
 		c.notifyRemoved(id)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, errNoRecords):
+		return result, err
+	case err != nil:
 		return result, fmt.Errorf("%w: %w", errUnreadable, err)
 	}
 	return result, nil
@@ -201,7 +207,11 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 	if err != nil {
 		return nil, err
 	}
-	if updated, ok := c.sandboxUpdates.Get(result.ID); ok {
+	updated, isUpdated, err := c.sandboxUpdates.Get(result.ID)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecords, err)
+	}
+	if isUpdated {
 		if config.Linux == nil {
 			config.Linux = &runtimeapi.LinuxPodSandboxConfig{}
 		}
@@ -268,13 +278,20 @@ func bridgeNetwork(result container.InspectResponse) tocri.Network {
 func (c *Cache) newContainer(result container.InspectResponse, set labels.Set) (*Container, error) {
 	var failed tocri.FailedStart
 	if result.State.StartedAt == "" || result.State.ExitCode != 0 || result.State.Error != "" {
-		failed, _ = c.failures.Get(result.ID)
+		var err error
+		if failed, _, err = c.failures.Get(result.ID); err != nil {
+			return nil, fmt.Errorf("%w: %w", errNoRecords, err)
+		}
 	}
 	row, status, err := tocri.Container(result, failed)
 	if err != nil {
 		return nil, err
 	}
-	if updated, ok := c.containerUpdates.Get(result.ID); ok {
+	updated, isUpdated, err := c.containerUpdates.Get(result.ID)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoRecords, err)
+	}
+	if isUpdated {
 		status.Resources = &runtimeapi.ContainerResources{Linux: updated}
 	}
 	return &Container{

@@ -123,15 +123,20 @@ func (d Dir) Write(id string, c Checkpoint) error {
 	return nil
 }
 
-// Read returns the checkpoint of the sandbox id, and false if there is none or it
-// cannot be decoded.
-func (d Dir) Read(id string) (Checkpoint, bool) {
+// Read returns the checkpoint of the sandbox id, and false if there is none or it cannot be decoded. One that cannot be read
+// now is an error.
+func (d Dir) Read(id string) (c Checkpoint, found bool, err error) {
 	text, err := os.ReadFile(filepath.Join(string(d), id))
-	if err != nil {
-		return Checkpoint{}, false
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Checkpoint{}, false, nil
+	case err != nil:
+		return Checkpoint{}, false, fmt.Errorf("checkpoint: %w", err)
 	}
-	c, err := Decode(text)
-	return c, err == nil
+	if c, err = Decode(text); err != nil {
+		return Checkpoint{}, false, nil //nolint:nilerr // torn
+	}
+	return c, true, nil
 }
 
 // Remove removes the checkpoint of the sandbox id, and temporary files of an interrupted

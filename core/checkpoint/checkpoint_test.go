@@ -77,7 +77,7 @@ func TestDirWritesListsAndRemoves(t *testing.T) {
 	if ids, err := d.IDs(); err != nil || cmp.Diff([]string{id}, ids) != "" {
 		t.Errorf("got %v, %v", ids, err)
 	}
-	if got, ok := d.Read(id); !ok || cmp.Diff(want, got) != "" {
+	if got, ok, err := d.Read(id); err != nil || !ok || cmp.Diff(want, got) != "" {
 		t.Errorf("got %v, %t", got, ok)
 	}
 	for range 2 {
@@ -85,7 +85,7 @@ func TestDirWritesListsAndRemoves(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, ok := d.Read(id); ok {
+	if _, ok, err := d.Read(id); err != nil || ok {
 		t.Error("the checkpoint exists after Remove")
 	}
 }

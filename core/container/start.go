@@ -67,7 +67,7 @@ func (s *Service) finishStart(ctx context.Context, c *cache.Container, startErr 
 	}
 	if startErr != nil {
 		// The kubelet's back-off counts from this time, and Docker does not record it.
-		if _, recorded := s.failures.Get(c.ID()); !recorded {
+		if _, recorded, err := s.failures.Get(c.ID()); err == nil && !recorded {
 			s.recordFailure(c.ID(), tocri.FailedStart{At: time.Now()})
 		}
 	}
@@ -112,7 +112,10 @@ func (s *Service) startWithResources(ctx context.Context, docker *engine.Conn, c
 // applyResources applies what Docker cannot be told to a container that has just started. One that cannot get its
 // settings is killed.
 func (s *Service) applyResources(ctx context.Context, docker *engine.Conn, c *cache.Container, settings []limits.CgroupSetting) error {
-	_, updated := s.updates.Get(c.ID())
+	_, updated, err := s.updates.Get(c.ID())
+	if err != nil {
+		return errors.Join(err, docker.Kill(ctx, c.ID())) // it may run without settings that it must have
+	}
 	if len(settings) == 0 && !updated {
 		return nil
 	}

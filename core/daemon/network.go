@@ -30,10 +30,14 @@ func newPodNetwork(cfg Config, node *state.Bucket[string], log *slog.Logger) Pod
 		return cfg.PodNetwork
 	}
 	option := cfg.Network.PodCIDR
-	if cidr, ok := kubeletCIDR(node, option); ok {
+	cidr, ok, err := kubeletCIDR(node, option)
+	if err != nil {
+		log.Warn("the pod CIDR of the kubelet cannot be read; new pods get addresses when the kubelet sets it again", slog.Any("err", err))
+	}
+	if ok {
 		cfg.Network.PodCIDR = cidr
 	}
-	cfg.Network.Generated = generatedConf{node}
+	cfg.Network.Generated = generatedConf{node, log}
 	cni := storedCIDR{network.New(cfg.Network, log), node, option, log}
 	cni.EndOrphans()
 	if cfg.Bridge {
@@ -51,10 +55,13 @@ const (
 
 // kubeletCIDR returns the address range that the kubelet has set. It replaces the option, which holds until then, also
 // after a restart of berthd: the kubelet sets it when it changes, and not again. An option that was changed since replaces it.
-func kubeletCIDR(node *state.Bucket[string], option string) (cidr string, ok bool) {
-	cidr, ok = node.Get(podCIDRKey)
-	before, known := node.Get(podCIDROptionKey) // not known: stored by berth 1.0
-	return cidr, ok && (option == "" || known && option == before)
+func kubeletCIDR(node *state.Bucket[string], option string) (cidr string, ok bool, err error) {
+	cidr, ok, err = node.Get(podCIDRKey)
+	if err != nil {
+		return "", false, err
+	}
+	before, known, err := node.Get(podCIDROptionKey) // not known: stored by berth 1.0
+	return cidr, ok && (option == "" || known && option == before), err
 }
 
 // storedCIDR is CNI with an address range that outlives the daemon.
@@ -77,10 +84,19 @@ func (s storedCIDR) SetPodCIDR(cidr string) error {
 }
 
 // generatedConf is the record of the generated CNI configuration.
-type generatedConf struct{ node *state.Bucket[string] }
+type generatedConf struct {
+	node *state.Bucket[string]
+	log  *slog.Logger
+}
 
 // Get returns the record, "" before the first Put.
-func (g generatedConf) Get() string { text, _ := g.node.Get(generatedConfKey); return text }
+func (g generatedConf) Get() string {
+	text, _, err := g.node.Get(generatedConfKey)
+	if err != nil {
+		g.log.Warn("the record of the generated CNI configuration cannot be read; its file stays as it is", slog.Any("err", err))
+	}
+	return text
+}
 
 // Put replaces the record; "" removes it.
 func (g generatedConf) Put(text string) error {

@@ -218,7 +218,10 @@ func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error
 	if p, ok := s.pumps[id]; ok {
 		return p, nil
 	}
-	cp, stored := s.checkpoints.Get(id)
+	cp, stored, err := s.checkpoints.Get(id)
+	if err != nil {
+		return nil, err // a copy from the beginning would write everything again
+	}
 	if !stored {
 		cp = Checkpoint{Dir: path.Dir(), Follow: s.mode == ModeFollow || sourcePath == ""}
 		// From now on also the next daemon knows that a pump writes this file.
@@ -300,7 +303,9 @@ func (s *Service) observedPump(c *cache.Container) (*pump, error) {
 	dir := c.LogDirectory
 	// Get reads a file, which running containers with a symbolic link need at no inspect.
 	if ended := c.CreatedByBerth && !c.Running; ended || dir == "" {
-		switch cp, stored := s.checkpoints.Get(c.ID()); {
+		switch cp, stored, err := s.checkpoints.Get(c.ID()); {
+		case err != nil:
+			return nil, err
 		case stored && dir == "": // a container of berth in a pod of cri-dockerd
 			dir = cp.Dir
 		case !stored && ended:

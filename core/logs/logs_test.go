@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -229,6 +230,31 @@ func TestOutputIsCopiedUntilExit(t *testing.T) {
 	if got, err := os.ReadFile(n.path); err != nil || string(got) != wantRecords(1, 1015) {
 		t.Errorf("Observe returns before the last line is written: %d of %d bytes, %v", len(got), len(wantRecords(1, 1015)), err)
 	}
+}
+
+// A copy from the beginning would write every line twice.
+func TestLogWhoseCheckpointCannotBeReadIsContinuedLater(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, logs.ModeCRI)
+	n.create()
+	n.printLines(10)
+	n.logs.Observe(t.Context(), n.inspected(true))
+	n.waitForContent(n.path, wantRecords(1, 10))
+	n.waitForCheckpoint()
+	n.stop()
+	name := filepath.Join(n.dir, "state", "v1", "logs", "c1")
+	if err := errors.Join(os.Rename(name, n.dir+"/away"), os.Mkdir(name, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	n.printLines(6)
+	n.logs.Observe(t.Context(), n.inspected(true))
+	n.waitForContent(n.path, wantRecords(1, 10))
+	if err := errors.Join(os.Remove(name), os.Rename(n.dir+"/away", name)); err != nil {
+		t.Fatal(err)
+	}
+	n.logs.Observe(t.Context(), n.inspected(false))
+	n.waitForContent(n.path, wantRecords(1, 16))
 }
 
 func TestReopenBeginsNewFile(t *testing.T) {

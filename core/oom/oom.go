@@ -458,7 +458,7 @@ func (w *Watcher) OOMKilled(ctx context.Context, id string, dockerFlag bool, exi
 	if exitCode != sigkillExitCode {
 		return false
 	}
-	if stored, ok := w.exitReasons.Get(id); ok && stored.Finished.Equal(finished) {
+	if stored, ok, err := w.exitReasons.Get(id); err == nil && ok && stored.Finished.Equal(finished) {
 		return stored.OOMKilled
 	}
 	r, eventsDone := w.readRun(id)

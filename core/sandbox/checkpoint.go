@@ -26,10 +26,10 @@ func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
 // planFromCheckpoint returns the plan to release the network of the sandbox id if libcni's
 // cache does not have it, as for a pod of cri-dockerd. The portmap plugin removes only
 // the host ports that are passed to it. The result is nil without a checkpoint.
-func (s *Service) planFromCheckpoint(id string) *network.Plan {
-	c, ok := s.checkpoints.Read(id)
-	if !ok {
-		return nil
+func (s *Service) planFromCheckpoint(id string) (*network.Plan, error) {
+	c, ok, err := s.checkpoints.Read(id)
+	if err != nil || !ok {
+		return nil, err
 	}
 	pod := network.Pod{ID: id, Name: c.Name, Namespace: c.Namespace}
 	for _, p := range c.Ports {
@@ -39,5 +39,5 @@ func (s *Service) planFromCheckpoint(id string) *network.Plan {
 			})
 		}
 	}
-	return &network.Plan{Pod: pod}
+	return &network.Plan{Pod: pod}, nil
 }

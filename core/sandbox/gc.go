@@ -38,7 +38,7 @@ func (s *Service) RunGC(ctx context.Context) error {
 
 // triggerGCIfUnfinished makes RunGC start a pass if there is an intent with that name.
 func (s *Service) triggerGCIfUnfinished(name string) {
-	if _, unfinished := s.state.intents.Get(name); !unfinished {
+	if _, unfinished, err := s.state.intents.Get(name); err == nil && !unfinished {
 		return
 	}
 	select {
@@ -74,7 +74,10 @@ func (s *Service) forEach(items []string, f func(item string) error) []error {
 
 // gcIntent cleans up one intent, unless a call holds its lock and does so itself.
 func (s *Service) gcIntent(ctx context.Context, docker *engine.Conn, key string) error {
-	in, ok := s.state.intents.Get(key)
+	in, ok, err := s.state.intents.Get(key)
+	if err != nil {
+		return err
+	}
 	if !ok || in.Name == "" {
 		return s.gcTornIntent(key)
 	}
@@ -95,8 +98,8 @@ func (s *Service) gcTornIntent(key string) error {
 		return nil
 	}
 	defer unlock()
-	if in, ok := s.state.intents.Get(key); ok && in.Name != "" {
-		return nil // a call has stored it since
+	if in, ok, err := s.state.intents.Get(key); err != nil || ok && in.Name != "" {
+		return err // or a call has stored it since
 	}
 	return s.state.intents.Delete(key)
 }

@@ -40,20 +40,20 @@ func withSuffix(name, suffix string) string {
 
 // unfinishedIntent returns the intent whose creation of pod was not finished, nil if
 // there is none.
-func (s *Service) unfinishedIntent(pod *cache.Sandbox) *intent {
-	in, ok := s.state.intents.Get(names.WithoutSuffix(pod.Name))
-	if !ok || in.ID != pod.ID() {
-		return nil
+func (s *Service) unfinishedIntent(pod *cache.Sandbox) (*intent, error) {
+	in, ok, err := s.state.intents.Get(names.WithoutSuffix(pod.Name))
+	if err != nil || !ok || in.ID != pod.ID() {
+		return nil, err
 	}
-	return &in
+	return &in, nil
 }
 
 // cleanupUnfinished removes what an earlier call, or an earlier process of the daemon,
 // has created under name and not finished. The caller holds the lock of name.
 func (s *Service) cleanupUnfinished(ctx context.Context, docker *engine.Conn, name string) error {
-	in, ok := s.state.intents.Get(name)
-	if !ok {
-		return nil
+	in, ok, err := s.state.intents.Get(name)
+	if err != nil || !ok {
+		return err
 	}
 	s.log.Info("removing a sandbox that was not set up completely", slog.String("name", in.Name), slog.String("sandbox", in.ID))
 	return s.cleanupIntent(ctx, docker, &in)
@@ -108,7 +108,10 @@ func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id str
 	group := panics.NewGroup(s.log)
 	if plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id) {
 		if plan == nil {
-			plan = s.planFromCheckpoint(id)
+			var err error
+			if plan, err = s.planFromCheckpoint(id); err != nil {
+				return err
+			}
 		}
 		group.Go(func() error { detachErr = s.detach(ctx, plan, id); return nil })
 	}

@@ -99,9 +99,13 @@ func (s *Service) openSysfs(pod *runtimeapi.PodSandboxConfig, id string, pid int
 
 // networkPlan returns the plan to release the network of pod, nil if there is none. The
 // intent of an unfinished pod has more in it than its checkpoint.
-func (s *Service) networkPlan(pod *cache.Sandbox) *network.Plan {
-	if in := s.unfinishedIntent(pod); in != nil && in.Plan != nil {
-		return in.Plan
+func (s *Service) networkPlan(pod *cache.Sandbox) (*network.Plan, error) {
+	in, err := s.unfinishedIntent(pod)
+	if err != nil {
+		return nil, err
+	}
+	if in != nil && in.Plan != nil {
+		return in.Plan, nil
 	}
 	return s.planFromCheckpoint(pod.ID())
 }

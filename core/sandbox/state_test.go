@@ -39,8 +39,8 @@ func TestOpenStateMovesSandboxUpdatesOfEarlierReleases(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, ok := s.Updates.Get(pod)
-		if !ok || got.GetPodSandboxId() != pod || got.GetResources().GetCpuShares() != 512 || got.GetOverhead().GetCpuShares() != 2 {
+		got, ok, err := s.Updates.Get(pod)
+		if err != nil || !ok || got.GetPodSandboxId() != pod || got.GetResources().GetCpuShares() != 512 || got.GetOverhead().GetCpuShares() != 2 {
 			t.Errorf("%s: update of the sandbox = %v, %t", when, got, ok)
 		}
 		if names, err := s.Updates.Keys(); err != nil || !slices.Equal(names, []string{pod}) {

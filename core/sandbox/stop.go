@@ -96,7 +96,13 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 	}
 	group = panics.NewGroup(s.log)
 	if hasNetwork {
-		group.Go(func() error { return s.detach(ctx, s.networkPlan(pod), pod.ID()) })
+		group.Go(func() error {
+			plan, err := s.networkPlan(pod)
+			if err != nil {
+				return err
+			}
+			return s.detach(ctx, plan, pod.ID())
+		})
 	}
 	if pod.Running {
 		group.Go(func() error {
@@ -131,7 +137,11 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	if err := s.deleteSandbox(ctx, docker, pod.ID(), nil); err != nil {
 		return err
 	}
-	if s.unfinishedIntent(pod) != nil {
+	in, err := s.unfinishedIntent(pod)
+	if err != nil {
+		return err
+	}
+	if in != nil {
 		if err := s.state.intents.Delete(names.WithoutSuffix(pod.Name)); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -171,4 +172,26 @@ func (s slowForget) Forget(ctx context.Context, id string) error {
 	close(s.entered)
 	<-s.leave
 	return s.fakeNetwork.Forget(ctx, id)
+}
+
+// Without file descriptors, for example: the pod would lose its host ports' rules if that checkpoint counted as absent.
+func TestStopFailsWhileTheCheckpointCannotBeRead(t *testing.T) {
+	e := newEnv(t)
+	id, err := e.Run(t.Context(), podWithHostPort(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(e.dir, "checkpoints", id)
+	if err := errors.Join(os.Rename(path, path+".away"), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Stop(t.Context(), id); err == nil {
+		t.Error("the pod was stopped without its checkpoint")
+	}
+	if err := errors.Join(os.Remove(path), os.Rename(path+".away", path), e.Stop(t.Context(), id)); err != nil {
+		t.Fatal(err)
+	}
+	if plan := e.network.detachedWith()[id]; plan == nil || len(plan.Pod.Ports) != 1 {
+		t.Errorf("detached with %+v, want the host port", plan)
+	}
 }

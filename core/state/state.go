@@ -166,22 +166,24 @@ func (b *Bucket[T]) Put(key string, v T) error {
 	return nil
 }
 
-// Get returns the value under key, and false if there is none or it cannot be read. A nil
-// Bucket is empty.
-func (b *Bucket[T]) Get(key string) (T, bool) {
+// Get returns the value under key, and false if there is none. A torn record counts as none; one that cannot be read, for
+// example for lack of file descriptors, is an error: it must not be taken for absent. A nil Bucket is empty.
+func (b *Bucket[T]) Get(key string) (v T, found bool, err error) {
 	var none T
 	if b == nil {
-		return none, false
+		return none, false, nil
 	}
 	data, err := os.ReadFile(b.path(key))
-	if err != nil {
-		return none, false
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return none, false, nil
+	case err != nil:
+		return none, false, fmt.Errorf("state: %w", err)
 	}
-	v, err := b.unmarshal(data)
-	if err != nil {
-		return none, false
+	if v, err = b.unmarshal(data); err != nil {
+		return none, false, nil //nolint:nilerr // torn
 	}
-	return v, true
+	return v, true, nil
 }
 
 // Delete removes the value under key. A key that does not exist is no error.

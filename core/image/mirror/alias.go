@@ -51,7 +51,11 @@ func OpenAliases(store *state.Store) (*Aliases, error) {
 	}
 	a := &Aliases{bucket: bucket, byPulled: map[string]entry{}}
 	for _, key := range keys {
-		if record, ok := bucket.Get(key); ok && record.Pulled != "" {
+		record, ok, err := bucket.Get(key)
+		if err != nil {
+			return nil, err
+		}
+		if ok && record.Pulled != "" {
 			a.byPulled[record.Pulled] = entry{requested: record.Requested}
 		}
 	}

@@ -69,14 +69,15 @@ func New(bucket *state.Bucket[Pulled], log *slog.Logger) *Tracker {
 	if bucket == nil {
 		return t
 	}
-	ids, err := bucket.Keys()
-	if err != nil {
-		log.Warn("records of pulled images cannot be read: with the containerd image store the images stay until they are pulled again", slog.Any("err", err))
-	}
+	ids, failed := bucket.Keys()
 	for _, id := range ids {
-		if record, ok := bucket.Get(id); ok {
+		record, ok, err := bucket.Get(id)
+		if failed = errors.Join(failed, err); ok {
 			t.pulled[id] = record.Repositories
 		}
+	}
+	if failed != nil {
+		log.Warn("records of pulled images cannot be read: with the containerd image store the images stay until they are pulled again", slog.Any("err", failed))
 	}
 	return t
 }
