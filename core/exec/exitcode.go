@@ -109,8 +109,8 @@ func (x *session) pollExitCode(ctx context.Context) (container.ExecInspect, erro
 
 // exitCodeAfterTimeout kills a command whose timeout has expired. If the command had ended
 // before, it returns its exit code: a child may have kept the output open, which Docker
-// 20.10 reports only after two seconds. If Docker, or the containerd-shim, has hung
-// meanwhile, the error is of kind Unavailable; else it is that of ctx.
+// 20.10 reports only after two seconds. The error is that of ctx only if the command was running. If that is not known, because
+// Docker, or the containerd-shim, has hung meanwhile, it is of kind Unavailable.
 func (x *session) exitCodeAfterTimeout(ctx context.Context, output *output, copied <-chan error) (exitCode int, err error) {
 	inspectCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exitCodeTimeout)
 	defer cancel()
@@ -123,11 +123,15 @@ func (x *session) exitCodeAfterTimeout(ctx context.Context, output *output, copi
 		return 0, fmt.Errorf("the timeout has expired, and docker has not started the command: %w", errdefs.ErrUnavailable)
 	}
 	if !hasExitCode(state) {
-		if !x.kill(ctx) {
+		switch x.kill(ctx) {
+		case wasRunning:
 			return 0, ctx.Err()
-		}
-		if state, err = x.pollExitCode(inspectCtx); err != nil {
-			return 0, ctx.Err()
+		case notReached:
+			return 0, fmt.Errorf("the timeout has expired, and whether the command has ended is not known: %w", errdefs.ErrUnavailable)
+		case hadEnded:
+			if state, err = x.pollExitCode(inspectCtx); err != nil {
+				return 0, fmt.Errorf("the command has ended, and docker does not report its exit code: %w", errdefs.ErrUnavailable)
+			}
 		}
 	}
 	return state.ExitCode, output.drain(ctx, copied)

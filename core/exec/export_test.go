@@ -22,3 +22,6 @@ func (s *Service) LimitMemory(n int64) { s.memory = newMemory(n) }
 
 // MemoryIsFree reports whether all of a limit of n bytes is available.
 func (s *Service) MemoryIsFree(n int) bool { return s.memory.TryAcquire(n) }
+
+// ErrProcessEnded is the error of a signal to a process that has ended.
+var ErrProcessEnded = errProcessEnded

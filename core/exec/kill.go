@@ -49,23 +49,23 @@ func signalTree(containerID string, pid int, signal unix.Signal) error {
 		return fmt.Errorf("pidfd: %w", err)
 	}
 	defer unix.Close(pidfd)
-	group, err := cgroup.ForContainer(pid, containerID)
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		return err
+	}
+	t := &tree{containerID: containerID, root: pid, rootPidfd: pidfd, proc: proc, deadline: time.Now().Add(killTimeout), stopped: map[process]bool{}}
+	if root, err := t.stat(pid); err != nil || root.ended {
+		return errProcessEnded // a zombie is not in the cgroup any more with cgroup v1
+	}
+	t.group, err = cgroup.ForContainer(pid, containerID)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return errProcessEnded
 	}
 	if err != nil {
 		return err
 	}
-	if containerID == "" || !strings.Contains(group.Path(), containerID) {
+	if containerID == "" || !strings.Contains(t.group.Path(), containerID) {
 		return fmt.Errorf("process %d is not in the cgroup of the container", pid)
-	}
-	proc, err := procfs.NewDefaultFS()
-	if err != nil {
-		return err
-	}
-	t := &tree{
-		containerID: containerID, root: pid, rootPidfd: pidfd, group: group, proc: proc,
-		deadline: time.Now().Add(killTimeout), stopped: map[process]bool{},
 	}
 	if signal == unix.SIGKILL {
 		t.kill()

@@ -1,10 +1,14 @@
 package exec
 
 import (
+	"errors"
 	"fmt"
+	osexec "os/exec"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestDescendantsAreOrderedByDepth(t *testing.T) {
@@ -54,5 +58,26 @@ func TestDescendantsTerminateOnCycle(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("descendants does not return")
+	}
+}
+
+// Docker may not know of the end yet: then the process is a zombie.
+func TestSignalOfAZombieReportsItsEnd(t *testing.T) {
+	cmd := osexec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var info unix.Siginfo
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, &info, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := signalTree("container", cmd.Process.Pid, unix.SIGKILL); !errors.Is(err, errProcessEnded) {
+		t.Errorf("a zombie: %v, want errProcessEnded", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if err := signalTree("container", cmd.Process.Pid, unix.SIGKILL); !errors.Is(err, errProcessEnded) {
+		t.Errorf("a reaped process: %v, want errProcessEnded", err)
 	}
 }

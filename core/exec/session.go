@@ -119,19 +119,28 @@ func (x *session) terminate(ctx context.Context) {
 }
 
 // kill kills the command and all of its descendants; see sendSignal.
-func (x *session) kill(ctx context.Context) (hadEnded bool) { return x.sendSignal(ctx, unix.SIGKILL) }
+func (x *session) kill(ctx context.Context) signalResult { return x.sendSignal(ctx, unix.SIGKILL) }
+
+// A signalResult is what a signal to a command has met.
+type signalResult int
+
+const (
+	notReached signalResult = iota // whether the command runs is not known
+	wasRunning
+	hadEnded
+)
 
 // sendSignal sends a signal to the command and all of its descendants, for which the Engine
-// API has no request, even if ctx has ended. It reports whether the command had ended
-// before. If Docker does not answer within signalWait, it continues in the background.
-func (x *session) sendSignal(ctx context.Context, signal unix.Signal) (hadEnded bool) {
-	done := make(chan bool, 1)
+// API has no request, even if ctx has ended. If Docker does not answer within signalWait, it continues in the background.
+func (x *session) sendSignal(ctx context.Context, signal unix.Signal) signalResult {
+	done := make(chan signalResult, 1)
 	panics.Go(x.log, func() { done <- x.findAndSignal(context.WithoutCancel(ctx), signal, false) })
 	select {
-	case hadEnded = <-done:
+	case result := <-done:
+		return result
 	case <-time.After(signalWait):
+		return notReached
 	}
-	return hadEnded
 }
 
 // killInBackground kills a command that Docker may not have started yet.
@@ -139,36 +148,35 @@ func (x *session) killInBackground(ctx context.Context) {
 	panics.Go(x.log, func() { x.findAndSignal(context.WithoutCancel(ctx), unix.SIGKILL, true) })
 }
 
-// findAndSignal waits until the command has a process, and signals it. It reports whether
-// the command had ended before. If mayStartLate, Docker may not have handled the start
+// findAndSignal waits until the command has a process, and signals it. If mayStartLate, Docker may not have handled the start
 // request yet, and a command that is not running is waited for.
-func (x *session) findAndSignal(ctx context.Context, signal unix.Signal, mayStartLate bool) (hadEnded bool) {
+func (x *session) findAndSignal(ctx context.Context, signal unix.Signal, mayStartLate bool) signalResult {
 	ctx, cancel := context.WithTimeout(ctx, findTimeout)
 	defer cancel()
 	for interval := time.Millisecond; ; interval = min(2*interval, 200*time.Millisecond) {
 		state, err := x.docker.ContainerExecInspect(ctx, x.id)
 		switch {
 		case errdefs.IsNotFound(err):
-			return false // the container has ended
+			return notReached // the container has ended, or Docker has been restarted
 		case err != nil:
 			x.log.Warn("exec not killed: Docker cannot inspect it", slog.String("container", x.container), slog.Any("err", err))
-			return false
+			return notReached
 		case hasExitCode(state):
-			return true
+			return hadEnded
 		case state.Pid != 0:
 			err := x.signal(x.container, state.Pid, signal)
-			if errors.Is(err, errProcessEnded) {
-				return true
-			}
-			if err != nil {
+			switch {
+			case errors.Is(err, errProcessEnded):
+				return hadEnded
+			case err != nil:
 				x.log.Warn("exec not killed", slog.String("container", x.container), slog.Int("pid", state.Pid), slog.Any("err", err))
 			}
-			return false
+			return wasRunning
 		case !state.Running && !mayStartLate && interval > notStartedTimeout:
-			return false
+			return notReached
 		}
 		if sleep.WithContext(ctx, interval) != nil {
-			return false
+			return notReached
 		}
 	}
 }

@@ -173,6 +173,17 @@ func TestSyncIsUnavailableWhenShimHangs(t *testing.T) {
 	enginetest.Until(t, "a command that was started too late is not killed", func() bool { return slices.Contains(signals.signals(), unix.SIGKILL) })
 }
 
+// A command that has ended in time has not run too long, whatever a Docker says that was restarted or stopped meanwhile.
+func TestSyncIsUnavailableWhenDockerDoesNotNoticeTheEnd(t *testing.T) {
+	t.Parallel()
+	service, _, _, id := newService(t)
+	service.SetSignal(func(string, int, unix.Signal) error { return exec.ErrProcessEnded })
+	_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, 300*time.Millisecond)
+	if !errdefs.IsUnavailable(err) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want Unavailable", err)
+	}
+}
+
 // A child may keep the output open after the command has ended.
 func TestSyncReturnsWhenCommandHasEnded(t *testing.T) {
 	t.Parallel()
