@@ -82,7 +82,7 @@ vet-machines: ## go vet for each architecture that packages are built for
 	for a in amd64 arm64 arm ppc64le riscv64 s390x; do GOARCH=$$a GOARM=7 CGO_ENABLED=0 go vet ./... || exit 1; done
 
 lint: ## golangci-lint v2
-	go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...
+	CGO_ENABLED=0 go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...
 
 clean: ## what a build leaves here
 	rm -rf bin dist
