@@ -36,7 +36,7 @@ var featureAreas = []featureArea{
 	}},
 	{"Features of Kubernetes", []feature{
 		{"user namespaces per pod", "ignored", "yes", "yes", part, "with berth's OCI runtime", "sandbox.TestPodWithUserNamespaceFromRunToRemove live.TestUserNamespaceOfAPod"},
-		{"user namespaces with the host's network (KEP-5607)", "no", "yes", "yes", no, "refused", ""},
+		{"user namespaces with the host's network (KEP-5607)", "no", "yes", "yes", part, "with berth's OCI runtime", "sandbox.TestPodWithUserNamespaceInTheNodesNetwork live.TestUserNamespaceInTheNodesNetwork"},
 		{"id-mapped volumes", "no", "yes", "yes", part, "with berth's OCI runtime", "container.TestContainerInAUserNamespaceFromCreateToRemove"},
 		{"image volumes, subPath", "no", "yes", "yes", yes, "", "live.TestMounts"},
 		{"digest of image volumes in the status (KEP-5365)", "no", "yes", "yes", yes, "", "live.TestMounts"},

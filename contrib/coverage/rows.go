@@ -581,7 +581,7 @@ var messages = []message{
 	}},
 	{"RuntimeFeatures", []row{
 		{"supplemental_groups_policy", berth, "always", "e2e.TestCRI"},
-		{"user_namespaces_host_network", nothing, "never announced: such pods are refused", ""},
+		{"user_namespaces_host_network", berth, "where a handler has `user_namespaces`", "server.TestUserNamespacesAreAnnouncedWithTheRuntime live.TestUserNamespaceInTheNodesNetwork"},
 		{"mount_options", berth, "whether berth can create premounts", "live.TestMounts"},
 	}},
 	{"CheckpointContainerRequest", []row{

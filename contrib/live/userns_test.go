@@ -2,6 +2,7 @@ package live
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,4 +139,100 @@ func TestUserNamespaceOfAPod(t *testing.T) {
 	}
 	n.remove(pod)
 	n.removeLeftovers()
+}
+
+// TestUserNamespaceInTheNodesNetwork takes a pod with hostUsers: false and hostNetwork: true through its life. The kernel refuses
+// it a sysfs of its own.
+func TestUserNamespaceInTheNodesNetwork(t *testing.T) {
+	n := newNode(t)
+	n.installOCI()
+	if r, err := n.runtime.Status(t.Context(), &runtimeapi.StatusRequest{}); err != nil || !r.GetFeatures().GetUserNamespacesHostNetwork() {
+		t.Errorf("the feature is not announced: %v, %v", r.GetFeatures(), err)
+	}
+	inNode := func(name string) *runtimeapi.PodSandboxConfig {
+		config := n.mappedPod(name)
+		config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		return config
+	}
+	sleeper := func(name string) *runtimeapi.ContainerConfig {
+		c := mappedShell(name, "exec sleep 1000")
+		c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		return c
+	}
+	before := n.sysctl("net.ipv4.ip_local_port_range") + n.sysctl("net.ipv4.ping_group_range")
+	changed := inNode("sysctl")
+	changed.Linux.Sysctls = map[string]string{"net.ipv4.ip_local_port_range": "20000 30000"}
+	if id, err := n.run(t.Context(), changed); err == nil {
+		t.Errorf("a pod that changes the node's network was created: %s", id)
+	}
+	config := inNode("in-node")
+	pod, id := n.begin(config, sleeper("c"))
+	want := fmt.Sprintf("0 %d 65536", firstHostID)
+	for _, container := range []string{pod, id} {
+		if got := strings.Join(strings.Fields(n.proc(container, "uid_map")), " "); got != want {
+			t.Errorf("uid_map of %s is %q, want %q", container, got, want)
+		}
+		own, err := os.Readlink("/proc/self/ns/net")
+		if got := n.proc(container, "ns/net"); err != nil || got != own {
+			t.Errorf("network namespace of %s is %s, the node's %s, %v", container, got, own, err)
+		}
+	}
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, link := range links {
+		names = append(names, link.Name+"\n")
+	}
+	slices.Sort(names)
+	for script, want := range map[string]string{
+		"cat /proc/self/uid_map | tr -s ' ' | sed 's/^ //'": want + "\n",
+		"ls /sys/class/net": strings.Join(names, ""),
+		"grep -c ' /sys .*ro,nosuid,nodev,noexec.* - sysfs ' /proc/self/mountinfo":                         "1\n",
+		"echo x 2>/dev/null >/sys/class/net/lo/ifalias || echo refused":                                    "refused\n",
+		"mount -o remount,rw /sys 2>/dev/null || echo refused":                                             "refused\n",
+		"ip link add x type bridge 2>/dev/null || ip link set lo down 2>/dev/null || echo no":              "no\n",
+		"grep -E -c ' /sys/(kernel|fs/bpf)[^ ]* .* - (debugfs|tracefs|bpf) ' /proc/self/mountinfo || true": "0\n",
+		"stat -c %u /etc/hosts /etc/resolv.conf /etc/hostname":                                             "0\n0\n0\n",
+		"test -d /sys/fs/cgroup && ls /sys/fs/cgroup | wc -l | grep -qv '^0$' && echo cgroups":             "cgroups\n",
+	} {
+		if got := n.exec(id, "sh", "-c", script); got != want {
+			t.Errorf("%s: %q, want %q", script, got, want)
+		}
+	}
+	n.kill()
+	n.start()
+	again := n.create(pod, config, sleeper("again"))
+	if got, want := n.proc(again, "ns/user"), n.proc(pod, "ns/user"); got != want {
+		t.Errorf("a container of another berthd is in the user namespace %s, its pod in %s", got, want)
+	}
+	if _, err := n.runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: again}); err != nil {
+		t.Error(err)
+	}
+	for _, other := range []func(*runtimeapi.NamespaceOption){
+		func(ns *runtimeapi.NamespaceOption) { ns.Pid = runtimeapi.NamespaceMode_NODE },
+		func(ns *runtimeapi.NamespaceOption) { ns.Ipc = runtimeapi.NamespaceMode_NODE },
+	} {
+		config := inNode("refused")
+		other(config.Linux.SecurityContext.NamespaceOptions)
+		if _, err := n.run(t.Context(), config); codeOf(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", config.Linux.SecurityContext.NamespaceOptions, err)
+		}
+	}
+	n.remove(pod)
+	if after := n.sysctl("net.ipv4.ip_local_port_range") + n.sysctl("net.ipv4.ping_group_range"); after != before {
+		t.Errorf("settings of the node's network: %q, before %q", after, before)
+	}
+	n.removeLeftovers()
+}
+
+// sysctl returns a setting of the network that this process is in.
+func (n *node) sysctl(name string) string {
+	n.t.Helper()
+	value, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(value)
 }

@@ -85,6 +85,29 @@ func TestPodWithUserNamespaceFromRunToRemove(t *testing.T) {
 	e.requireClean("RemovePodSandbox")
 }
 
+// The settings of the node's network must stay as they are.
+func TestPodWithUserNamespaceInTheNodesNetwork(t *testing.T) {
+	e := newEnv(t)
+	e.installOCI()
+	config := podWithUserNamespace()
+	config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+	id, err := e.Run(t.Context(), config, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := e.client.ContainerInspect(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := seen.HostConfig; got.Runtime != "berth" || !got.NetworkMode.IsHost() || len(got.Sysctls) > 0 {
+		t.Errorf("runtime %q, network %q, sysctls %v", got.Runtime, got.NetworkMode, got.Sysctls)
+	}
+	if err := e.Remove(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	e.requireClean("RemovePodSandbox")
+}
+
 func TestPodWithUserNamespaceNeedsTheRuntime(t *testing.T) {
 	e := newEnv(t)
 	if _, err := e.Run(t.Context(), podWithUserNamespace(), ""); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "run berthd runtime install") {

@@ -87,16 +87,15 @@ func (s *Server) Status(ctx context.Context, r *runtimeapi.StatusRequest) (*runt
 		}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
-	conn, err := s.Engine.LastConn()
-	if err == nil {
-		resp.RuntimeHandlers = s.handlers(conn.Features)
+	facts := map[string]any{"config": s.config(), "golang": runtime.Version()}
+	if conn, err := s.Engine.LastConn(); err == nil {
+		var without map[string]string
+		resp.RuntimeHandlers, without = s.handlers(conn.Features)
 		resp.Features.MountOptions = conn.Features.Premounts
+		resp.Features.UserNamespacesHostNetwork = len(without) < len(resp.RuntimeHandlers)
+		facts["engine"], facts["withoutUserNamespaces"] = conn.Features, without
 	}
 	if r.GetVerbose() {
-		facts := map[string]any{"config": s.config(), "golang": runtime.Version()}
-		if err == nil {
-			facts["engine"] = conn.Features
-		}
 		resp.Info = map[string]string{}
 		for k, v := range facts {
 			text, err := json.Marshal(v)
@@ -143,17 +142,20 @@ func condition(kind, reason string, err error) *runtimeapi.RuntimeCondition {
 }
 
 // handlers lists the Engine's runtimes and the shims that pods may have, with "" for the
-// default one.
-func (s *Server) handlers(can engine.Features) []*runtimeapi.RuntimeHandler {
-	var list []*runtimeapi.RuntimeHandler
+// default one. withoutUserNS has the reason why pods of a handler cannot have user namespaces.
+func (s *Server) handlers(can engine.Features) (list []*runtimeapi.RuntimeHandler, withoutUserNS map[string]string) {
+	withoutUserNS = map[string]string{}
 	for _, name := range append([]string{""}, s.Policy.Handlers(can)...) {
 		_, err := s.UserNS.Runtime(name, can)
+		if err != nil {
+			withoutUserNS[name] = err.Error()
+		}
 		list = append(list, &runtimeapi.RuntimeHandler{Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{
 			RecursiveReadOnlyMounts: can.Premounts || can.Runtimes[cmp.Or(name, can.DefaultRuntime)].RecursiveReadOnly,
 			UserNamespaces:          err == nil,
 		}})
 	}
-	return list
+	return list, withoutUserNS
 }
 
 // RuntimeConfig reports the Engine's cgroup driver, which the kubelet uses too

@@ -1,8 +1,10 @@
 package server_test
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/system"
@@ -31,6 +33,16 @@ func TestUserNamespacesAreAnnouncedWithTheRuntime(t *testing.T) {
 	if got := announced(); len(got) > 0 {
 		t.Errorf("without the runtime: %q", got)
 	}
+	// details returns the reasons in the verbose status, and whether the feature for the node's network is announced.
+	details := func() (reasons map[string]string, hostNetwork bool) {
+		s, err := h.runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+		h.must(err)
+		h.must(json.Unmarshal([]byte(s.GetInfo()["withoutUserNamespaces"]), &reasons))
+		return reasons, s.GetFeatures().GetUserNamespacesHostNetwork()
+	}
+	if reasons, hostNetwork := details(); !strings.Contains(reasons[""], "run berthd runtime install") || hostNetwork {
+		t.Errorf("without the runtime: reasons %v, in the node's network %v", reasons, hostNetwork)
+	}
 	const kernel = "6.12.1-amd64"
 	h.engine.Reload(func(i *system.Info) {
 		i.KernelVersion = kernel
@@ -51,5 +63,9 @@ func TestUserNamespacesAreAnnouncedWithTheRuntime(t *testing.T) {
 	}
 	if got := announced(); !slices.Equal(got, want) {
 		t.Errorf("user namespaces are announced for %q, want %q (this machine: %v)", got, want, err)
+	}
+	reasons, hostNetwork := details()
+	if reasons["crun"] == "" || (reasons[""] == "") != (err == nil) || hostNetwork != (err == nil) {
+		t.Errorf("reasons %v, in the node's network %v (this machine: %v)", reasons, hostNetwork, err)
 	}
 }

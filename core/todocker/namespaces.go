@@ -95,7 +95,7 @@ func withUserNS(spec Spec, p SandboxParams) (_ Spec, err error) {
 	if err != nil || m.IsZero() {
 		return spec, err
 	}
-	spec.UserNS, spec.Host.Sysctls = m.Edit(nil), m.Sysctls(spec.Host.Sysctls)
+	spec.UserNS, spec.Host.Sysctls = m.Edit(nil), m.Sysctls(spec.Host.Sysctls, HostNetwork(p.Pod))
 	spec.Host.Runtime, err = p.UserNS.Runtime(spec.Host.Runtime, p.Features)
 	return spec, err
 }

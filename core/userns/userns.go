@@ -114,14 +114,14 @@ func parseMapping(what string, list []*runtimeapi.IDMapping) ([]ociedit.IDMappin
 	return []ociedit.IDMapping{m}, nil
 }
 
-// checkOthers refuses namespaces of the node beside a user namespace. A process has no privileges over them, so
-// that the low-level runtime can mount neither /proc nor /sys there. Kubernetes refuses hostPID and hostIPC for
-// such pods too.
+// checkOthers refuses the node's PID and IPC namespaces beside a user namespace, as Kubernetes does. A process has no
+// privileges over them, so that the low-level runtime cannot mount /proc there. For the node's network it
+// binds /sys (KEP-5607).
 func checkOthers(ns *runtimeapi.NamespaceOption) error {
 	for _, other := range []struct {
 		name string
 		mode runtimeapi.NamespaceMode
-	}{{"network", ns.GetNetwork()}, {"pid", ns.GetPid()}, {"ipc", ns.GetIpc()}} {
+	}{{"pid", ns.GetPid()}, {"ipc", ns.GetIpc()}} {
 		if other.mode == runtimeapi.NamespaceMode_NODE {
 			return invalid("%s namespace mode NODE: not supported in a pod with a user namespace", other.name)
 		}
@@ -179,10 +179,10 @@ func (m Mappings) Edit(mounts []ociedit.MountMapping) *ociedit.UserNamespace {
 // pingGroupRange is the setting that allows unprivileged ping to groups.
 const pingGroupRange = "net.ipv4.ping_group_range"
 
-// Sysctls returns the settings of a pod with a network of its own. Docker lets all groups ping
-// ("0 2147483647"), which the kernel refuses in a user namespace that does not have them.
-func (m Mappings) Sysctls(pod map[string]string) map[string]string {
-	if _, set := pod[pingGroupRange]; set || m.IsZero() {
+// Sysctls returns the settings of a pod that is in the node's network or has a network of its own. Docker lets all groups ping
+// ("0 2147483647") in a network of its own, which the kernel refuses in a user namespace that does not have them.
+func (m Mappings) Sysctls(pod map[string]string, hostNetwork bool) map[string]string {
+	if _, set := pod[pingGroupRange]; set || hostNetwork || m.IsZero() {
 		return pod
 	}
 	all := map[string]string{pingGroupRange: fmt.Sprintf("0 %d", min(m.GIDs[0].Size-1, 1<<31-1))}

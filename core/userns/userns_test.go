@@ -44,6 +44,15 @@ func TestMappingsOfPods(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
+	inNetwork := func(ns *runtimeapi.NamespaceOption) { ns.Network = onNode }
+	for what, of := range map[string]func() (Mappings, error){
+		"pod":       func() (Mappings, error) { return OfPod(options(inNetwork)) },
+		"container": func() (Mappings, error) { return OfContainer(options(inNetwork), want) },
+	} {
+		if got, err := of(); err != nil || !cmp.Equal(got, want) {
+			t.Errorf("%s in the node's network: %v, %v", what, got, err)
+		}
+	}
 	for name, ns := range map[string]*runtimeapi.NamespaceOption{
 		"no options":        {},
 		"nil":               nil,
@@ -65,13 +74,12 @@ func TestUserNamespacesThatAreRefused(t *testing.T) {
 		"exactly one mapping, not 2": func(ns *runtimeapi.NamespaceOption) {
 			ns.UsernsOptions.Gids = append(mapped(0, 1, 1), mapped(1, 2, 1)...)
 		},
-		"gids of the user namespace: must be exactly":   func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Gids = nil },
-		"container_id 1: must be 0":                     func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Uids = mapped(1, 131072, 65536) },
-		"length 0":                                      func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Gids = mapped(0, 131072, 0) },
-		"must be within 32 bits":                        func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Uids = mapped(0, 1<<32-65536, 65536) },
-		"network namespace mode NODE: not supported in": func(ns *runtimeapi.NamespaceOption) { ns.Network = onNode },
-		"pid namespace mode NODE: not supported in":     func(ns *runtimeapi.NamespaceOption) { ns.Pid = onNode },
-		"ipc namespace mode NODE: not supported in":     func(ns *runtimeapi.NamespaceOption) { ns.Ipc = onNode },
+		"gids of the user namespace: must be exactly": func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Gids = nil },
+		"container_id 1: must be 0":                   func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Uids = mapped(1, 131072, 65536) },
+		"length 0":                                    func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Gids = mapped(0, 131072, 0) },
+		"must be within 32 bits":                      func(ns *runtimeapi.NamespaceOption) { ns.UsernsOptions.Uids = mapped(0, 1<<32-65536, 65536) },
+		"pid namespace mode NODE: not supported in":   func(ns *runtimeapi.NamespaceOption) { ns.Pid = onNode },
+		"ipc namespace mode NODE: not supported in":   func(ns *runtimeapi.NamespaceOption) { ns.Ipc = onNode },
 	} {
 		for what, of := range map[string]func(*runtimeapi.NamespaceOption) (Mappings, error){
 			"pod":       OfPod,
@@ -141,14 +149,16 @@ func TestMountsOfAContainer(t *testing.T) {
 
 func TestGroupsThatMayPing(t *testing.T) {
 	for name, c := range map[string]struct {
-		m         Mappings
-		pod, want map[string]string
+		m           Mappings
+		pod, want   map[string]string
+		hostNetwork bool
 	}{
-		"of the node":    {Mappings{}, map[string]string{"a": "b"}, map[string]string{"a": "b"}},
-		"of the pod":     {want, map[string]string{"net.core.somaxconn": "1"}, map[string]string{"net.core.somaxconn": "1", "net.ipv4.ping_group_range": "0 65535"}},
-		"set by the pod": {want, map[string]string{"net.ipv4.ping_group_range": "1 0"}, map[string]string{"net.ipv4.ping_group_range": "1 0"}},
+		"of the node":    {Mappings{}, map[string]string{"a": "b"}, map[string]string{"a": "b"}, false},
+		"of the pod":     {want, map[string]string{"net.core.somaxconn": "1"}, map[string]string{"net.core.somaxconn": "1", "net.ipv4.ping_group_range": "0 65535"}, false},
+		"set by the pod": {want, map[string]string{"net.ipv4.ping_group_range": "1 0"}, map[string]string{"net.ipv4.ping_group_range": "1 0"}, false},
+		"host's network": {want, map[string]string{"kernel.shm_rmid_forced": "1"}, map[string]string{"kernel.shm_rmid_forced": "1"}, true},
 	} {
-		if diff := cmp.Diff(c.want, c.m.Sysctls(c.pod)); diff != "" {
+		if diff := cmp.Diff(c.want, c.m.Sysctls(c.pod, c.hostNetwork)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}

@@ -101,9 +101,13 @@ func editUserNamespace(t *testing.T, s *Spec, i *ociedit.Instructions) {
 		if path != NamespacePath(i.Sandbox, "net") && !strings.HasPrefix(path, "/proc/") {
 			t.Errorf("network namespace %q", path)
 		}
-		check(t, s.SetUserNamespace(i.UserNamespace, NamespacePath(i.Sandbox, "user"), false))
+		check(t, s.SetUserNamespace(i.UserNamespace, NamespacePath(i.Sandbox, "user"), ""))
 	} else {
-		check(t, s.SetUserNamespace(i.UserNamespace, "", host || path != ""))
+		sys := ""
+		if host || path != "" {
+			sys = "/run/berth-oci/sys"
+		}
+		check(t, s.SetUserNamespace(i.UserNamespace, "", sys))
 	}
 	check(t, s.SetRoot("/run/berth-oci/rootfs"))
 }
@@ -202,7 +206,7 @@ func TestEditRefuses(t *testing.T) {
 		u.UIDMappings, u.GIDMappings = pod, pod
 		return func(s *Spec) error {
 			_, err := s.Binds(&u)
-			return errors.Join(err, s.SetUserNamespace(&u, "", true))
+			return errors.Join(err, s.SetUserNamespace(&u, "", "/run/berth-oci/sys"))
 		}
 	}
 	edit := func(i ociedit.Instructions) func(s *Spec) error { return func(s *Spec) error { return s.Edit(&i) } }
@@ -306,7 +310,7 @@ func FuzzEdit(f *testing.F) {
 		if _, err := s.Binds(i.UserNamespace); err != nil {
 			return
 		}
-		if s.SetUserNamespace(i.UserNamespace, "/proc/1/ns/user", true) != nil || s.SetRoot("/r") != nil {
+		if s.SetUserNamespace(i.UserNamespace, "/proc/1/ns/user", "/run/berth-oci/sys") != nil || s.SetRoot("/r") != nil {
 			return
 		}
 		after, err := s.Marshal()

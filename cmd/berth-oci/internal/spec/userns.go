@@ -120,9 +120,9 @@ const (
 	allGroups      = "0 2147483647"
 )
 
-// SetUserNamespace gives the container a user namespace: a new one if path is empty. bindSys says that the network
-// namespace does not belong to the user namespace, so that the kernel refuses to mount sysfs.
-func (s *Spec) SetUserNamespace(u *ociedit.UserNamespace, path string, bindSys bool) error {
+// SetUserNamespace gives the container a user namespace: a new one if path is empty. sys is a mounted sysfs for /sys, if the kernel
+// refuses the container one of its own, or empty.
+func (s *Spec) SetUserNamespace(u *ociedit.UserNamespace, path, sys string) error {
 	if _, ok, err := s.namespace("user"); err != nil || ok {
 		return errors.Join(err, existing(ok))
 	}
@@ -137,8 +137,8 @@ func (s *Spec) SetUserNamespace(u *ociedit.UserNamespace, path string, bindSys b
 	if sysctl, _ := linux["sysctl"].(map[string]any); sysctl[pingGroupRange] == allGroups {
 		setPingGroupRange(sysctl, u.GIDMappings)
 	}
-	if bindSys {
-		return s.bindSys()
+	if sys != "" {
+		return s.bindSys(sys)
 	}
 	return nil
 }
@@ -169,16 +169,16 @@ func setPingGroupRange(sysctl map[string]any, gids []ociedit.IDMapping) {
 	delete(sysctl, pingGroupRange)
 }
 
-// bindSys replaces sysfs by the host's, read-only, as KEP-5607 describes for pods of the host's network.
-func (s *Spec) bindSys() error {
+// bindSys replaces sysfs by a bind mount of the one at source, read-only.
+func (s *Spec) bindSys(source string) error {
 	mounts, err := s.mounts()
 	if err != nil {
 		return err
 	}
 	for _, m := range mounts {
 		if text(m, "type") == "sysfs" {
-			m["type"], m["source"] = "bind", "/sys"
-			m["options"] = []any{"rbind", "rslave", "nosuid", "noexec", "nodev", "ro"}
+			m["type"], m["source"] = "bind", source
+			m["options"] = []any{"bind", "nosuid", "noexec", "nodev", "ro"}
 		}
 	}
 	return nil

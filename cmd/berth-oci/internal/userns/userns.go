@@ -35,6 +35,7 @@ const (
 	rootDir   = Dir + "/rootfs"
 	lowerDir  = Dir + "/lower"
 	volumeDir = Dir + "/volumes"
+	sysDir    = Dir + "/sys"
 )
 
 // reached is called after each step, with its name. Tests end the process there.
@@ -45,7 +46,7 @@ var reached = func(string) {}
 func Apply(s *spec.Spec, u *ociedit.UserNamespace, sandbox *ociedit.Process) error {
 	x := &session{}
 	defer x.close()
-	join, bindSys, err := x.join(s, u, sandbox)
+	join, foreignNetwork, err := x.join(s, u, sandbox)
 	if err != nil {
 		return err
 	}
@@ -71,7 +72,14 @@ func Apply(s *spec.Spec, u *ociedit.UserNamespace, sandbox *ociedit.Process) err
 		return fmt.Errorf("root file system: %w", err)
 	}
 	reached("mounted")
-	if err := s.SetUserNamespace(u, join, bindSys); err != nil {
+	sys := ""
+	if foreignNetwork {
+		sys = sysDir
+		if err := mountSys(sys); err != nil {
+			return err
+		}
+	}
+	if err := s.SetUserNamespace(u, join, sys); err != nil {
 		return err
 	}
 	return s.SetRoot(rootDir)
@@ -129,6 +137,20 @@ func (x *session) enter() (err error) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// mountSys mounts sysfs at dir. It shows the network of the process that mounts it, and the kernel refuses it to a user
+// namespace that does not own that network; KEP-5607 describes the bind mount. It is a new one and not the host's /sys, in
+// which debugfs, bpf and the cgroups of the host are mounted.
+func mountSys(dir string) error {
+	err := os.Mkdir(dir, 0o755)
+	if err == nil {
+		err = unix.Mount("sysfs", dir, "sysfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	}
+	if err != nil {
+		return fmt.Errorf("mount sysfs for the host's network at %s: %w", dir, err)
 	}
 	return nil
 }
