@@ -196,6 +196,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 			images.MeasureDiskUsage, images.RunGC, images.RunForeign, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },
+			func(ctx context.Context) error { return logUserNamespaces(ctx, docker, ociRuntime.Support(), log) },
 			debugServer{cfg.Debug, debugRoutes(pulls), log}.Run,
 		},
 		exportStats:   func(ctx context.Context) error { return usage.RegisterMetrics(ctx, registry) },
