@@ -30,6 +30,8 @@ w=$BERTH_E2E_WORK failed=0
 gates=''
 [ "$kube_minor" -ge 35 ] || gates+=,ImageVolume=true
 [ "$kube_minor" -ge 33 ] || gates+=,SupplementalGroupsPolicy=true,InPlacePodVerticalScaling=true
+# One that no release enables by default, for pods with hostNetwork: true and hostUsers: false.
+[ "$kube_minor" -lt 36 ] || gates+=,UserNamespacesHostNetworkSupport=true
 engine_pid='' pids=()
 k() { "$kube_dir/kubectl" --kubeconfig "$w/kubeconfig" "$@"; }
 finish() {
@@ -69,11 +71,20 @@ printf 'root:x:0:0:root:/:/bin/sh\nweb:x:1000:1000::/:/bin/sh\n' >"$w/bb/etc/pas
 printf 'root:x:0:\nweb:x:1000:\nextra:x:50000:web\n' >"$w/bb/etc/group"
 tar -C "$w/bb" -c . | docker import -c 'CMD ["sh"]' - berth.local/busybox:1 >/dev/null
 cni_conf "$w/net.d" 10.88.0.0/16
-"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "$DOCKER_HOST" \
-	--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" --pod-infra-container-image berth.local/pause:1 \
-	--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --log-level debug >"$w/berthd.log" 2>&1 &
-pids+=($!)
-wait_for "$w/cri.sock"
+start_berthd() {
+	"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "$DOCKER_HOST" \
+		--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" --pod-infra-container-image berth.local/pause:1 \
+		--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --log-level debug >>"$w/berthd.log" 2>&1 &
+	berthd=$!
+	pids+=("$berthd")
+	wait_for "$w/cri.sock"
+}
+start_berthd
+# runtime COMMAND: berthd runtime COMMAND, for this Engine.
+runtime() {
+	"$top/bin/berthd" runtime "$@" --docker-endpoint "$DOCKER_HOST" --docker-config "$w/engine/daemon.json" --run-dir "$w/run" \
+		--runtime-program "$top/bin/berth-oci" --runtime-dir "$w/oci"
+}
 
 say "starting etcd, apiserver and kubelet"
 ip link add node0 type bridge

@@ -3,10 +3,15 @@
 # Kubernetes on the node of cluster.sh, with the controllers
 # and the scheduler. The images that they use are built from Kubernetes' sources
 # and busybox. FOCUS selects specs, PROCS is the number of parallel processes; ENGINE, ENGINE_FLAGS, GATES and
-# KEEP are as for cluster.sh.
+# KEEP are as for cluster.sh. With RUNTIME=1 berth's OCI runtime is installed; FOCUS=UserNamespacesSupport
+# selects the specs that need it.
 registry=yes kube=conformance
 . "$(dirname "$0")/cluster.sh"
 
+if [ -n "${RUNTIME:-}" ]; then
+	say "installing the OCI runtime"
+	runtime install
+fi
 say "starting controllers and scheduler"
 "$cache/kube/kube-controller-manager" --kubeconfig "$w/kubeconfig" --leader-elect=false --bind-address 127.0.0.1 \
 	--service-account-private-key-file "$w/sa.key" --root-ca-file "$w/apiserver/apiserver.crt" >"$w/controllers.log" 2>&1 &

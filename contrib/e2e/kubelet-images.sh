@@ -24,13 +24,6 @@ absent() { ! present "$1"; }
 ok "the image that was built is there before" present app
 ok "the image that was pulled is there before" present registry.k8s.io/pulled:1
 
-# restart_kubelet SED: restarts the kubelet with its configuration changed.
-restart_kubelet() {
-	kill "$kubelet"
-	while kill -0 "$kubelet" 2>/dev/null; do sleep 0.1; done
-	sed -i "$1" "$w/kubelet.yaml"
-	start_kubelet
-}
 cp "$w/kubelet.yaml" "$w/kubelet.yaml.before"
 # The kubelet compares with the thresholds of image garbage collection every 5 minutes only, but
 # deletes all unused images as soon as it finds the disk full.

@@ -3,7 +3,8 @@
 # Docker Engine, in separate namespaces (box.sh), and checks common kubectl
 # operations. ENGINE, ENGINE_FLAGS, GATES, KUBE and KEEP are as for cluster.sh.
 # BIG times 100 MiB are sent through port-forward. With the argument images only the part about
-# image garbage collection runs (kubelet-images.sh).
+# image garbage collection runs (kubelet-images.sh), with userns that about user namespaces
+# (kubelet-userns.sh).
 registry=own
 admission='--disable-admission-plugins ServiceAccount' # no controller creates service accounts here
 . "$(dirname "$0")/cluster.sh"
@@ -32,11 +33,24 @@ running() { k wait --for condition=Ready "pod/$1" --timeout 60s >/dev/null || { 
 image='image: berth.local/busybox:1, imagePullPolicy: Never'
 left() { [ -z "$(docker ps -aq)" ]; }
 passed() { [ "$failed" = 0 ] || die "some checks failed, see the lines with FAILED"; say "all checks passed"; }
-if [ "${1:-}" = images ]; then
-	. "$e2e/kubelet-images.sh"
+printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\ntimeout: 60\n' "$w" "$w" >"$w/crictl.yaml"
+cri() { "$cache/bin/crictl" --config "$w/crictl.yaml" "$@"; }
+# restart_kubelet SED: restarts the kubelet with its configuration changed.
+restart_kubelet() {
+	kill "$kubelet"
+	while kill -0 "$kubelet" 2>/dev/null; do sleep 0.1; done
+	sed -i "$1" "$w/kubelet.yaml"
+	start_kubelet
+}
+case ${1:-} in
+'') ;;
+images | userns)
+	. "$e2e/kubelet-$1.sh"
 	passed
 	exit
-fi
+	;;
+*) failed=1; die "$1: must be images or userns" ;;
+esac
 
 say "exec, attach, cp"
 pod web "  containers:
@@ -85,7 +99,6 @@ pkill -f "kubectl --kubeconfig $w/kubeconfig exec (-it )?web" || true
 ok "an exec with a terminal ends after its client was killed" soon ended 'sleep 7777'
 ok "a silent exec without a terminal ends after its client was killed" soon ended 'sleep 8888'
 probes() { for i in $(seq 100); do "$cache/bin/crictl" --config "$w/crictl.yaml" exec -s "$(docker ps -qf label=io.kubernetes.container.name=web)" true || return 1; done; }
-printf 'runtime-endpoint: unix://%s/cri.sock\nimage-endpoint: unix://%s/cri.sock\ntimeout: 60\n' "$w" "$w" >"$w/crictl.yaml"
 before=$(k exec web -- ps | wc -l)
 ok "100 exec probes succeed" probes
 ok "the probes leave no process" is "$(k exec web -- ps | wc -l)" "$before"
@@ -234,7 +247,6 @@ if [[ ${GATES:-} = *PodAndContainerStatsFromCRI* ]]; then
 fi
 
 say "Docker stops and starts"
-cri() { "$cache/bin/crictl" --config "$w/crictl.yaml" "$@"; }
 condition() { [ "$(cri info -o go-template --template '{{range .status.conditions}}{{if eq .type "RuntimeReady"}}{{.status}}{{end}}{{end}}' 2>/dev/null)" = "$1" ]; }
 within() { # within SECONDS COMMAND...
 	local limit=$((SECONDS + $1))
@@ -260,4 +272,5 @@ ok "no container remains" soon left
 . "$e2e/kubelet-images.sh"
 ok "the kubelet has not crashed" kill -0 "$kubelet"
 ok "the kubelet logged no error about the runtime" is "$(grep -cE '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" 0
+. "$e2e/kubelet-userns.sh"
 passed
