@@ -76,6 +76,7 @@
 //	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends
 //	core/quantity                     quantities as Kubernetes writes them
 //	core/atomicfile                   files that are replaced as a whole
+//	core/trust                        files that only root can change
 //	core/shorten    core/eventlag     bounded texts of errors; how far the cache is behind events
 //	core/containerd                   the gRPC API of a containerd
 //

@@ -1,4 +1,5 @@
-package verify
+// Package trust checks that only root can change what is at a path, for files that make berthd do something as root.
+package trust
 
 import (
 	"errors"
@@ -13,31 +14,9 @@ import (
 // maxLinks bounds the symbolic links in a path, as Linux does (path_resolution(7)).
 const maxLinks = 40
 
-// Programs returns the paths of the programs in dir, ordered by name. It fails if the directory,
-// one of the programs, or a directory on the way there does not belong to root, or if others
-// can write to it: they could decide which images are pulled.
-func Programs(dir string) ([]string, error) {
-	if err := checkTrusted(dir); err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(dir) // ordered by name
-	if err != nil {
-		return nil, err
-	}
-	programs := make([]string, 0, len(entries))
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		if err := checkTrusted(path); err != nil {
-			return nil, err
-		}
-		programs = append(programs, path)
-	}
-	return programs, nil
-}
-
-// checkTrusted returns an error if someone besides root can replace or change what is at path, which
+// Check returns an error if someone besides root can replace or change what is at path, which
 // is absolute. It follows symbolic links one by one, because each of them is in a directory of its own.
-func checkTrusted(path string) error {
+func Check(path string) error {
 	at, links := "/", 0
 	rest := strings.Split(filepath.Clean(path), "/")
 	for len(rest) > 0 {
