@@ -431,7 +431,7 @@ func TestOCIRuntimeEditsContainers(t *testing.T) {
 	o.start(c, ociedit.Instructions{
 		Hooks:               &ociedit.Hooks{CreateRuntime: []ociedit.Hook{{Path: hook, Args: []string{hook}}}},
 		Devices:             []ociedit.Device{{Path: "/dev/added", Type: "c", Major: 1, Minor: 3, Access: "rwm"}},
-		DeviceOwner:         &ociedit.Owner{UID: uid, GID: uid},
+		DeviceOwner:         &ociedit.Owner{UID: &uid, GID: &uid, Paths: []string{"/dev"}},
 		Rlimits:             []ociedit.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 77, Hard: 78}},
 		MountOptions:        []ociedit.MountOptions{{Destination: "/data", Options: []string{"noexec"}}},
 		AmbientCapabilities: []string{"CAP_NET_BIND_SERVICE"},

@@ -12,6 +12,7 @@
 package ociedit
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,9 +46,11 @@ type Instructions struct {
 	Patches []json.RawMessage `json:"patches,omitempty"`
 	// Hooks are appended to those of the config.json.
 	Hooks *Hooks `json:"hooks,omitempty"`
+	// HostDevices bounds what a privileged container has of the host's devices, nil for no bound. It precedes Devices.
+	HostDevices *HostDevices `json:"hostDevices,omitempty"`
 	// Devices are device nodes. One replaces the device of the same path, or else is appended.
 	Devices []Device `json:"devices,omitempty"`
-	// DeviceOwner becomes the owner of every node in linux.devices, also of Devices without owner.
+	// DeviceOwner becomes the owner of nodes in linux.devices, but for Devices with an owner of their own.
 	DeviceOwner *Owner `json:"deviceOwner,omitempty"`
 	// Rlimits replace the limits of the same type, or else are appended.
 	Rlimits []Rlimit `json:"rlimits,omitempty"`
@@ -143,10 +146,23 @@ type Device struct {
 	Access string `json:"access,omitempty"`
 }
 
-// Owner is a user and a group of the container.
+// HostDevices removes all nodes from linux.devices that it does not list. The cgroup allows nothing but the listed ones, and what the
+// runtime below allows each container, like /dev/null.
+type HostDevices struct {
+	Allowed []DeviceAccess `json:"allowed,omitempty"`
+}
+
+// DeviceAccess is what the cgroup allows for the nodes at Path or below it: of r, w and m.
+type DeviceAccess struct {
+	Path   string `json:"path"`
+	Access string `json:"access"`
+}
+
+// Owner is a user and a group of the container for device nodes at Paths or below them. A nil UID or GID keeps the node's.
 type Owner struct {
-	UID uint32 `json:"uid"`
-	GID uint32 `json:"gid"`
+	UID   *uint32  `json:"uid,omitempty"`
+	GID   *uint32  `json:"gid,omitempty"`
+	Paths []string `json:"paths"`
 }
 
 // Rlimit is a resource limit, like RLIMIT_NOFILE, in the unit of setrlimit(2).
@@ -160,6 +176,12 @@ type Rlimit struct {
 type MountOptions struct {
 	Destination string   `json:"destination"`
 	Options     []string `json:"options"`
+}
+
+// Changes reports whether i changes anything in a container.
+func (i *Instructions) Changes() bool {
+	lists := len(i.Patches) + len(i.Devices) + len(i.Rlimits) + len(i.MountOptions) + len(i.Unified) + len(i.AmbientCapabilities) + len(i.InheritableCapabilities) + len(i.JoinNamespaces)
+	return lists > 0 || len(i.Hooks.all()) > 0 || i.HostDevices != nil || i.DeviceOwner != nil || i.UserNamespace != nil
 }
 
 // idCharacters are those of container IDs.
@@ -188,6 +210,9 @@ func (i *Instructions) validate() error {
 			return fmt.Errorf("device %s has access %q: must be of r, w and m", d.Path, d.Access)
 		}
 	}
+	if err := i.validateDeviceEdits(); err != nil {
+		return err
+	}
 	for _, h := range i.Hooks.all() {
 		if !absolute(h.Path) {
 			return fmt.Errorf("hook %q: the path must be absolute", h.Path)
@@ -204,6 +229,24 @@ func (i *Instructions) validate() error {
 		}
 	}
 	return i.validateNamespaces()
+}
+
+func (i *Instructions) validateDeviceEdits() error {
+	if i.HostDevices != nil {
+		for _, d := range i.HostDevices.Allowed {
+			if !absolute(d.Path) || strings.Trim(d.Access, "rwm") != "" {
+				return fmt.Errorf("device %q with access %q: the path must be absolute, the access of r, w and m", d.Path, d.Access)
+			}
+		}
+	}
+	if i.DeviceOwner != nil {
+		for _, path := range i.DeviceOwner.Paths {
+			if !absolute(path) {
+				return fmt.Errorf("owner of device %q: the path must be absolute", path)
+			}
+		}
+	}
+	return nil
 }
 
 func (i *Instructions) validateNamespaces() error {
@@ -275,6 +318,29 @@ func (h *Hooks) all() []Hook {
 		return nil
 	}
 	return slices.Concat(h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)
+}
+
+// Append returns the hooks of h, and then those of others. Either may be nil.
+func (h *Hooks) Append(others *Hooks) *Hooks {
+	if h == nil || others == nil {
+		return cmp.Or(h, others)
+	}
+	return &Hooks{
+		Prestart:        slices.Concat(h.Prestart, others.Prestart),
+		CreateRuntime:   slices.Concat(h.CreateRuntime, others.CreateRuntime),
+		CreateContainer: slices.Concat(h.CreateContainer, others.CreateContainer),
+		StartContainer:  slices.Concat(h.StartContainer, others.StartContainer),
+		Poststart:       slices.Concat(h.Poststart, others.Poststart),
+		Poststop:        slices.Concat(h.Poststop, others.Poststop),
+	}
+}
+
+// Stage returns the hooks of a stage, named as in the OCI specification, nil if there is no such stage.
+func (h *Hooks) Stage(name string) *[]Hook {
+	return map[string]*[]Hook{
+		"prestart": &h.Prestart, "createRuntime": &h.CreateRuntime, "createContainer": &h.CreateContainer,
+		"startContainer": &h.StartContainer, "poststart": &h.Poststart, "poststop": &h.Poststop,
+	}[name]
 }
 
 func absolute(path string) bool {

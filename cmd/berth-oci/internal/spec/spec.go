@@ -127,7 +127,7 @@ func (s *Spec) Edit(i *ociedit.Instructions) error {
 		}
 		mergePatch(s.fields, object)
 	}
-	steps := []func(*ociedit.Instructions) error{s.addHooks, s.addDevices, s.setDeviceOwner, s.setRlimits, s.addMountOptions, s.setUnified, s.addCapabilities, s.joinNamespaces}
+	steps := []func(*ociedit.Instructions) error{s.addHooks, s.boundHostDevices, s.addDevices, s.setDeviceOwner, s.setRlimits, s.addMountOptions, s.setUnified, s.addCapabilities, s.joinNamespaces}
 	for _, step := range steps {
 		if err := step(i); err != nil {
 			return err
@@ -177,56 +177,6 @@ func (s *Spec) addHooks(i *ociedit.Instructions) error {
 	return nil
 }
 
-// deviceNode is an ociedit.Device in linux.devices, deviceRule one in linux.resources.devices.
-type deviceNode struct {
-	Path     string  `json:"path"`
-	Type     string  `json:"type"`
-	Major    int64   `json:"major"`
-	Minor    int64   `json:"minor"`
-	FileMode *uint32 `json:"fileMode,omitempty"`
-	UID      *uint32 `json:"uid,omitempty"`
-	GID      *uint32 `json:"gid,omitempty"`
-}
-
-type deviceRule struct {
-	Allow  bool   `json:"allow"`
-	Type   string `json:"type"`
-	Major  int64  `json:"major"`
-	Minor  int64  `json:"minor"`
-	Access string `json:"access"`
-}
-
-func (s *Spec) addDevices(i *ociedit.Instructions) error {
-	for _, d := range i.Devices {
-		linux, err := s.object("linux")
-		if err != nil {
-			return err
-		}
-		err = put(linux, "devices", "path", deviceNode{d.Path, d.Type, d.Major, d.Minor, d.FileMode, d.UID, d.GID})
-		if err != nil {
-			return fmt.Errorf("linux.%w", err)
-		}
-		if d.Access == "" || d.Type == "p" { // the cgroup has no rules for pipes
-			continue
-		}
-		resources, err := s.object("linux", "resources")
-		if err != nil {
-			return err
-		}
-		rules, err := list(resources, "devices")
-		if err != nil {
-			return fmt.Errorf("linux.resources.%w", err)
-		}
-		kind := strings.Replace(d.Type, "u", "c", 1)
-		rule, err := generic(deviceRule{true, kind, d.Major, d.Minor, d.Access})
-		if err != nil {
-			return err
-		}
-		resources["devices"] = append(rules, rule)
-	}
-	return nil
-}
-
 // put replaces the element of an array that has the same key as v, or else appends v.
 func put(o map[string]any, name, key string, v any) error {
 	elements, err := list(o, name)
@@ -239,28 +189,6 @@ func put(o map[string]any, name, key string, v any) error {
 	}
 	kept := slices.DeleteFunc(elements, func(e any) bool { return text(e, key) == text(element, key) })
 	o[name] = append(kept, element)
-	return nil
-}
-
-func (s *Spec) setDeviceOwner(i *ociedit.Instructions) error {
-	if i.DeviceOwner == nil {
-		return nil
-	}
-	linux, err := s.object("linux")
-	if err != nil {
-		return err
-	}
-	devices, err := list(linux, "devices")
-	if err != nil {
-		return fmt.Errorf("linux.%w", err)
-	}
-	for _, d := range devices {
-		node, ok := d.(map[string]any)
-		if !ok {
-			return errors.New("linux.devices has an element that is not an object")
-		}
-		node["uid"], node["gid"] = i.DeviceOwner.UID, i.DeviceOwner.GID
-	}
 	return nil
 }
 

@@ -36,7 +36,7 @@ func edits() map[string]ociedit.Instructions {
 			},
 			Hooks:                   &ociedit.Hooks{CreateRuntime: []ociedit.Hook{{Path: "/usr/bin/hook", Args: []string{"hook", "create"}}}},
 			Devices:                 []ociedit.Device{{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232, GID: &owner, Access: "rw"}},
-			DeviceOwner:             &ociedit.Owner{UID: 1000, GID: 1000},
+			DeviceOwner:             &ociedit.Owner{UID: new(uint32(1000)), GID: new(uint32(1000)), Paths: []string{"/dev"}},
 			Rlimits:                 []ociedit.Rlimit{{Type: "RLIMIT_NOFILE", Soft: 777, Hard: 1<<64 - 1}, {Type: "RLIMIT_CORE"}},
 			MountOptions:            []ociedit.MountOptions{{Destination: "/data/", Options: []string{"rro", "rslave"}}},
 			Unified:                 map[string]string{"memory.high": "50331648"},
@@ -221,6 +221,7 @@ func TestEditRefuses(t *testing.T) {
 		{`{"mounts":[1]}`, userns(ociedit.UserNamespace{}), "mounts has an element that is not an object"},
 		{`{"linux":[]}`, edit(ociedit.Instructions{Unified: map[string]string{"a": "b"}}), "linux is not an object"},
 		{`{"linux":{"devices":[1]}}`, edit(ociedit.Instructions{DeviceOwner: &ociedit.Owner{}}), "linux.devices has an element that is not an object"},
+		{`{"linux":{"devices":{}}}`, edit(ociedit.Instructions{HostDevices: &ociedit.HostDevices{}}), "linux.devices is not an array"},
 		{`{"hooks":{"poststop":1}}`, edit(ociedit.Instructions{Hooks: &ociedit.Hooks{Poststop: []ociedit.Hook{{Path: "/a"}}}}), "hooks.poststop is not an array"},
 		{`{"process":{"capabilities":{"ambient":1}}}`, edit(ociedit.Instructions{AmbientCapabilities: []string{"CAP_CHOWN"}}), "process.capabilities.ambient is not an array"},
 		{`{}`, edit(ociedit.Instructions{Patches: []json.RawMessage{json.RawMessage(`[]`)}}), "patch 1 is not a JSON object"},
@@ -328,4 +329,36 @@ func FuzzEdit(f *testing.F) {
 			t.Errorf("root %q, %v", root, err)
 		}
 	})
+}
+
+func TestOwnersOfDevices(t *testing.T) {
+	s, err := Parse([]byte(`{"linux":{"devices":[{"path":"/dev/kvm","uid":0,"gid":104},{"path":"/dev/snd/timer","uid":0,"gid":29},{"path":"/dev/snd2","uid":0,"gid":1},{"path":"/dev/gpu","uid":3,"gid":3}]}}`))
+	check(t, err)
+	check(t, s.Edit(&ociedit.Instructions{
+		Devices:     []ociedit.Device{{Path: "/dev/gpu", Type: "c", Major: 1, Minor: 2, UID: new(uint32(7))}, {Path: "/dev/nic", Type: "c", Major: 1, Minor: 3}},
+		DeviceOwner: &ociedit.Owner{UID: new(uint32(1000)), Paths: []string{"/dev/kvm", "/dev/snd/", "/dev/gpu", "/dev/nic"}},
+	}))
+	got, err := s.Marshal()
+	check(t, err)
+	want := `{"linux":{"devices":[{"gid":104,"path":"/dev/kvm","uid":1000},{"gid":29,"path":"/dev/snd/timer","uid":1000},{"gid":1,"path":"/dev/snd2","uid":0},` +
+		`{"major":1,"minor":2,"path":"/dev/gpu","type":"c","uid":7},{"major":1,"minor":3,"path":"/dev/nic","type":"c","uid":1000}]}}` + "\n"
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestPrivilegedContainerWithoutDevicesOfTheHost(t *testing.T) {
+	s, err := Parse([]byte(`{"linux":{"devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0},{"path":"/dev/fuse","type":"c","major":10,"minor":229}],"resources":{"devices":[{"allow":true,"access":"rwm"}]}}}`))
+	check(t, err)
+	check(t, s.Edit(&ociedit.Instructions{
+		HostDevices: &ociedit.HostDevices{Allowed: []ociedit.DeviceAccess{{Path: "/dev/fuse", Access: "rw"}}},
+		Devices:     []ociedit.Device{{Path: "/dev/gpu", Type: "c", Major: 1, Minor: 2, Access: "r"}},
+	}))
+	got, err := s.Marshal()
+	check(t, err)
+	want := `{"linux":{"devices":[{"major":10,"minor":229,"path":"/dev/fuse","type":"c"},{"major":1,"minor":2,"path":"/dev/gpu","type":"c"}],` +
+		`"resources":{"devices":[{"access":"rwm","allow":false},{"access":"rw","allow":true,"major":10,"minor":229,"type":"c"},{"access":"r","allow":true,"major":1,"minor":2,"type":"c"}]}}}` + "\n"
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }
