@@ -37,6 +37,8 @@
 //	core/podpolicy                    what the operator lets pods have beyond the CRI: annotations
 //	                                  for runtimes, limits by annotation, shims
 //	core/ociinstall                   installs the OCI runtime on a node, and inspects it there
+//	core/specedit   core/specfiles    what berth's OCI runtime changes in containers, pure; files of
+//	                                  the operator that change OCI specs
 //	core/userns     core/ociruntime   user namespaces of pods, pure; instructions for berth's OCI
 //	                                  runtime, and what the kernel can do
 //	core/engine                       the connection to the Docker Engine

@@ -20,14 +20,16 @@ const module = "berth/"
 // together with that plan.
 var layers = [][]string{
 	{"core/sleep", "core/tracing", "core/httpserver"},
-	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust"},
-	{"core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/ociedit", "core/dockerconfig"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/ociedit", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust"},
+	{"core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/dockerconfig"},
 	{"core/image/mirror", "network/netns"},
 	{"network/cniconf"},
 	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},
-	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/tocri", "core/userns"},
+	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/tocri"},
+	{"core/specedit"},
+	{"core/specfiles", "core/userns"},
 	{"core/todocker", "core/ociruntime"},
 	{"core/cache", "core/securityprofile"},
 	{"core/image/foreign", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose"},
@@ -62,7 +64,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 
 // purePackages translate and do no I/O, so they may not import these.
 var (
-	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/image/pinning", "core/podpolicy", "core/quantity", "core/userns"}
+	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/image/pinning", "core/podpolicy", "core/quantity", "core/specedit", "core/userns"}
 	impure       = []string{"os", "context", "net/http"}
 )
 

@@ -13,7 +13,6 @@ import (
 	"berth/core/image/pinning"
 	"berth/core/image/verify"
 	"berth/core/logs"
-	"berth/core/podpolicy"
 	"berth/network"
 	"berth/network/cnitemplate"
 	"berth/streaming"
@@ -45,10 +44,10 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
-		PodOptions: podpolicy.Options{OCIAnnotations: cfg.OCIAnnotations, AllowAnnotations: cfg.AllowAnnotations, ShimRuntimes: cfg.ShimRuntimes, ShimPerPod: cfg.ShimPerPod},
-		Pin:        image.PinConfig{Policy: pinPolicy(cfg)},
-		CDI:        cdi.Config{SpecDirs: cfg.CDISpecDirs, Annotations: cfg.CDIAnnotations},
-		Bridge:     cfg.NetworkPlugin == config.NoCNI,
+		PodOptions: cfg.PodOptions(), SpecFiles: cfg.SpecFiles(),
+		Pin:    image.PinConfig{Policy: pinPolicy(cfg)},
+		CDI:    cdi.Config{SpecDirs: cfg.CDISpecDirs, Annotations: cfg.CDIAnnotations},
+		Bridge: cfg.NetworkPlugin == config.NoCNI,
 		Network: network.Config{
 			ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, CacheDir: cfg.CNICacheDir, RunDir: cfg.RunDir, NetNSDir: cfg.NetNSDir(), PodCIDR: cfg.PodCIDR,
 			DefaultNetwork: cfg.CNIDefaultNetwork, Template: template,

@@ -101,8 +101,8 @@ var messages = []message{
 		{"oom_score_adj", engine, "`HostConfig.OomScoreAdj`, but not lower than the Engine may set; changes are written to /proc", "live.TestUpdateContainerResources todocker.TestSandboxVariants live.TestResourcesInTheCgroup"},
 		{"cpuset_cpus", engine, "`HostConfig.CpusetCpus`", "live.TestUpdateContainerResources live.TestResourcesInTheCgroup"},
 		{"cpuset_mems", engine, "`HostConfig.CpusetMems`", "limits.TestUpdateContainer live.TestResourcesInTheCgroup"},
-		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`, and their `.rsvd.` variants if the kernel has them", "limits.TestCgroupSettings live.TestResourcesInTheCgroup live.TestSettingsSurviveDaemonReload"},
-		{"unified", cgroup, "the files that it names, and the matching systemd properties if systemd manages the cgroup; refused on cgroup v1", "limits.TestCgroupSettings todocker.TestContainerRefuses live.TestResourcesInTheCgroup live.TestSettingsSurviveDaemonReload"},
+		{"hugepage_limits", cgroup, "`hugetlb.SIZE.max` or `.limit_in_bytes`, and their `.rsvd.` variants if the kernel has them; with the cgroup driver systemd limits above 0 hold from the first instruction with berth's OCI runtime", "specedit.TestCgroupSettingsBeforeTheFirstInstruction limits.TestCgroupSettings live.TestResourcesInTheCgroup live.TestSettingsSurviveDaemonReload"},
+		{"unified", cgroup, "the files that it names, and the matching systemd properties if systemd manages the cgroup, there from the first instruction on with berth's OCI runtime; refused on cgroup v1", "specedit.TestCgroupSettingsBeforeTheFirstInstruction live.TestSettingsHoldFromTheFirstInstruction limits.TestCgroupSettings todocker.TestContainerRefuses live.TestResourcesInTheCgroup live.TestSettingsSurviveDaemonReload"},
 		{"memory_swap_limit_in_bytes", engine, "`HostConfig.MemorySwap`, no swap if it is unset; with a memory limit below 6 MiB, written to the cgroup", "live.TestResourcesInTheCgroup live.TestUpdateContainerResources todocker.TestContainer limits.TestCgroupSettings limits.TestUpdateContainer"},
 	}},
 	{"HugepageLimit", []row{
@@ -256,7 +256,7 @@ var messages = []message{
 		{"working_dir", engine, "`Config.WorkingDir`", "live.TestProcessSettingsInTheContainer"},
 		{"envs", engine, "`Config.Env`; refused if a value is not UTF-8", "todocker.TestContainer todocker.TestContainerRefuses live.TestProcessSettingsInTheContainer"},
 		{"mounts", engine, "see Mount", "live.TestMounts"},
-		{"devices", engine, "`HostConfig.Devices`; a privileged container has all devices, and in addition those with another name", "live.TestDevicesInTheContainer todocker.TestPrivileged"},
+		{"devices", engine, "`HostConfig.Devices`; a privileged container has all devices, and in addition those with another name; with berth's OCI runtime `device-ownership-from-security-context` and `privileged-without-host-devices` change that", "live.TestDevicesInTheContainer todocker.TestPrivileged live.TestDevicesBelongToTheUserOfTheContainer live.TestPrivilegedContainerWithoutDevicesOfTheNode"},
 		{"labels", store, "labels of the Docker container", "labels.FuzzRoundTrip"},
 		{"annotations", store, "labels of the Docker container, with cri-dockerd's prefix; `io.kubernetes.pod.terminationGracePeriod` also sets `Config.StopTimeout` and the timeout of the systemd scope; those of `oci-annotations` are `HostConfig.Annotations`, from Docker 24 on; `cdi.k8s.io/...` request CDI devices, unless `cdi-annotations` is false", "live.TestAnnotationsReachTheRuntime labels.FuzzRoundTrip todocker.TestGracePeriodAtShutdown live.TestUnusualPods cdi.TestNamesAreThoseOfTheFieldAndOfAnnotationsOnce"},
 		{"log_path", berth, "the path of its log; refused if it leads out of log_directory, or if something other than a regular file exists there", "live.TestPodRunsAndIsRemoved live.TestLogPathMustBeARegularFile todocker.TestContainerRefuses"},
@@ -265,7 +265,7 @@ var messages = []message{
 		{"tty", engine, "`Config.Tty`", "e2e.TestCRI live.TestProcessSettingsInTheContainer"},
 		{"linux", engine, "see its fields", "todocker.TestContainer"},
 		{"windows", refused, "unless it is empty: berth runs on Linux", "todocker.TestContainerRefuses"},
-		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; for an Engine without CDI the specifications are read, and their device nodes, variables, mounts and groups set; what the Engine API cannot express is refused", "live.TestCDIDevicesAreInTheContainer todocker.TestContainer cdi.TestResolveTranslatesEdits cdi.TestResolveRefusesWhatTheEngineAPICannotExpress"},
+		{"CDI_devices", engine, "`HostConfig.DeviceRequests`; for an Engine without CDI the specifications are read, and their device nodes, variables, mounts and groups set; hooks and nodes that differ from the host's need berth's OCI runtime; what else the Engine API cannot express is refused", "live.TestCDIDevicesWithTheOCIRuntime cdi.TestResolveForTheOCIRuntime live.TestCDIDevicesAreInTheContainer todocker.TestContainer cdi.TestResolveTranslatesEdits cdi.TestResolveRefusesWhatTheEngineAPICannotExpress"},
 		{"stop_signal", engine, "`Config.StopSignal`; if unset, that of the image", "todocker.TestEverySignalHasAName live.TestProcessSettingsInTheContainer"},
 	}},
 	{"KeyValue", []row{
@@ -303,7 +303,7 @@ var messages = []message{
 	{"Capability", []row{
 		{"add_capabilities", engine, "`HostConfig.CapAdd`; a capability that is also dropped is not added", "todocker.TestContainer e2e.TestCRI live.TestSecurityContextInTheContainer"},
 		{"drop_capabilities", engine, "`HostConfig.CapDrop`", "todocker.TestContainer e2e.TestCRI live.TestSecurityContextInTheContainer"},
-		{"add_ambient_capabilities", refused, "Docker cannot set them", "todocker.TestContainerRefuses"},
+		{"add_ambient_capabilities", files, "with berth's OCI runtime, for processes of an exec too: instructions in `<run-dir>/oci`, and `HostConfig.CapAdd`; without it refused, with the command that installs it; one that is also dropped is not added", "specedit.TestCapabilities specedit.TestInstructionsOfContainers container.TestContainerThatNeedsTheOCIRuntimeInAPodWithout todocker.TestContainerRefuses live.TestAmbientCapabilities"},
 	}},
 	{"WindowsContainerConfig", []row{{"*", refused, windows, "todocker.TestContainerRefuses"}}},
 	{"WindowsContainerSecurityContext", []row{{"*", refused, windows, "todocker.TestContainerRefuses"}}},

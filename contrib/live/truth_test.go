@@ -493,12 +493,12 @@ func TestPauseProcessSettings(t *testing.T) {
 }
 
 // TestSettingsHoldFromTheFirstInstruction has a container read, before anything else, a setting that Docker
-// has no word for. With systemd as driver it comes right after the start.
+// has no word for. With systemd as driver it takes the OCI runtime.
 func TestSettingsHoldFromTheFirstInstruction(t *testing.T) {
 	n := newNode(t)
 	info := n.info()
-	if info.CgroupDriver != "cgroupfs" {
-		t.Skipf("the cgroup driver is %s: there is no cgroup before the start", info.CgroupDriver)
+	if info.CgroupDriver != "cgroupfs" { // there is no cgroup before the start
+		n.installOCI()
 	}
 	resources, file, want := &runtimeapi.LinuxContainerResources{}, "", "33554432"
 	switch counted, _ := filepath.Glob("/sys/fs/cgroup/hugetlb*"); {

@@ -69,8 +69,9 @@ func (cfg Config) Names(c *runtimeapi.ContainerConfig) ([]string, error) {
 	return out, nil
 }
 
-// Resolve returns what the devices with these names change in a container.
-func (cfg Config) Resolve(names []string) (Edits, error) {
+// Resolve returns what the devices with these names change in a container. ociRuntime says that Docker has berth's OCI runtime, so that
+// it can be more than the Engine API can express.
+func (cfg Config) Resolve(names []string, ociRuntime bool) (Edits, error) {
 	if len(names) == 0 {
 		return Edits{}, nil
 	}
@@ -83,7 +84,7 @@ func (cfg Config) Resolve(names []string) (Edits, error) {
 		kinds[vendor+"/"+class] = true
 	}
 	devices, problems := scan(cfg.SpecDirs, func(kind string) bool { return kinds[kind] })
-	var out Edits
+	out := Edits{ociRuntime: ociRuntime}
 	added := map[*cdi.Spec]bool{}
 	for _, name := range names {
 		d := devices[name]
@@ -142,12 +143,12 @@ func (cfg Config) unresolvable(name string, problems []Problem) error {
 }
 
 // Check reads all specifications. It returns the devices that they define, each with the reason why an Engine
-// without CDI cannot have it or nil, and the problems of files and directories.
-func (cfg Config) Check() (devices map[string]error, problems []Problem) {
+// without CDI cannot have it or nil, and the problems of files and directories. ociRuntime is as for Resolve.
+func (cfg Config) Check(ociRuntime bool) (devices map[string]error, problems []Problem) {
 	found, problems := scan(cfg.SpecDirs, func(string) bool { return true })
 	devices = map[string]error{}
 	for name, d := range found {
-		var edits Edits
+		edits := Edits{ociRuntime: ociRuntime}
 		err := edits.add(d.GetSpec().ContainerEdits)
 		if err == nil {
 			err = edits.add(d.ContainerEdits)

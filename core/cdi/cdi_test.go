@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/ociedit"
 )
 
 func TestNamesAreThoseOfTheFieldAndOfAnnotationsOnce(t *testing.T) {
@@ -81,7 +83,7 @@ devices:
     - {hostPath: /etc, containerPath: /b, type: bind, options: [rbind, rro]}
     - {hostPath: /etc, containerPath: /c, options: [rbind, rslave]}
 `, "low/broken.json": "!{", "low/ignored.txt": "!x"})
-	got, err := cfg.Resolve([]string{"v/gpu=b", "v/gpu=a"})
+	got, err := cfg.Resolve([]string{"v/gpu=b", "v/gpu=a"}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +91,7 @@ devices:
 		t.Errorf("env %v, groups %v", got.Env, got.GIDs)
 	}
 	for i := range got.Nodes {
-		got.Nodes[i].UID, got.Nodes[i].GID, got.Nodes[i].Mode = 0, 0, 0 // the machine's
+		got.Nodes[i].UID, got.Nodes[i].GID, got.Nodes[i].Mode, got.Nodes[i].Device, got.Nodes[i].Type = 0, 0, 0, 0, "" // the machine's
 	}
 	if diff := cmp.Diff([]Node{
 		{HostPath: "/dev/zero", Path: "/dev/thing", Permissions: "rw", UserOwned: true},
@@ -140,7 +142,7 @@ func TestResolveRefusesWhatTheEngineAPICannotExpress(t *testing.T) {
 		`{"mounts": [{"hostPath": "/berth-none", "containerPath": "/a"}]}`:               "no such file",
 	} {
 		cfg := specDirs(t, map[string]string{"low/a.json": edits})
-		_, err := cfg.Resolve([]string{"v/gpu=d"})
+		_, err := cfg.Resolve([]string{"v/gpu=d"}, false)
 		if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "CDI device v/gpu=d of "+cfg.SpecDirs[0]+"/a.json") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", edits, err)
 		}
@@ -152,7 +154,7 @@ func TestUnresolvableDeviceNamesDirectoriesAndInvalidFiles(t *testing.T) {
 	if err := unix.Mkfifo(filepath.Join(cfg.SpecDirs[1], "pipe.json"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, err := cfg.Resolve([]string{"v/gpu=d", "v/gpu=other"})
+	_, err := cfg.Resolve([]string{"v/gpu=d", "v/gpu=other"}, false)
 	if !errdefs.IsFailedPrecondition(err) {
 		t.Fatal(err)
 	}
@@ -161,10 +163,10 @@ func TestUnresolvableDeviceNamesDirectoriesAndInvalidFiles(t *testing.T) {
 			t.Errorf("%q is not in: %v", want, err)
 		}
 	}
-	if _, err := cfg.Resolve([]string{"gpu"}); !errdefs.IsInvalidArgument(err) {
+	if _, err := cfg.Resolve([]string{"gpu"}, false); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a name that is not qualified: %v", err)
 	}
-	devices, problems := cfg.Check()
+	devices, problems := cfg.Check(false)
 	if reason, ok := devices["v/gpu=d"]; !ok || reason != nil || len(devices) != 1 || len(problems) != 3 {
 		t.Errorf("devices %v, problems %v", devices, problems)
 	}
@@ -172,18 +174,18 @@ func TestUnresolvableDeviceNamesDirectoriesAndInvalidFiles(t *testing.T) {
 
 func TestLaterDirectoryHasPriorityAndConflictsAreUnresolvable(t *testing.T) {
 	cfg := specDirs(t, map[string]string{"low/a.json": `{"env": ["A=low"]}`, "low/b.json": `{"env": ["A=low, too"]}`, "high/a.json": `{"env": ["A=high"]}`})
-	if got, err := cfg.Resolve([]string{"v/gpu=d"}); err != nil || !slices.Equal(got.Env, []string{"A=high"}) {
+	if got, err := cfg.Resolve([]string{"v/gpu=d"}, false); err != nil || !slices.Equal(got.Env, []string{"A=high"}) {
 		t.Errorf("got %v, %v", got.Env, err)
 	}
 	if err := os.Remove(filepath.Join(cfg.SpecDirs[1], "a.json")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cfg.Resolve([]string{"v/gpu=d"}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "is defined by "+cfg.SpecDirs[0]+"/a.json, too") {
+	if _, err := cfg.Resolve([]string{"v/gpu=d"}, false); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "is defined by "+cfg.SpecDirs[0]+"/a.json, too") {
 		t.Errorf("a device in two files of one directory: %v", err)
 	}
 }
 
-func TestCheckAccess(t *testing.T) {
+func TestNodesThatTheUserCannotOpen(t *testing.T) {
 	user := &runtimeapi.LinuxContainerUser{Uid: 7, Gid: 8, SupplementalGroups: []int64{9}}
 	for name, tt := range map[string]struct {
 		node    Node
@@ -197,12 +199,62 @@ func TestCheckAccess(t *testing.T) {
 		"owner":                        {Node{Permissions: "rw", Mode: 0o600, UID: 7, UserOwned: true}, false},
 		"the specification's own root": {Node{Permissions: "rwm", Mode: 0o600}, false},
 	} {
-		err := Edits{Nodes: []Node{tt.node}}.CheckAccess(user)
+		_, err := Edits{Nodes: []Node{tt.node}}.ForUser(user)
 		if errdefs.IsFailedPrecondition(err) != tt.refused {
 			t.Errorf("%s: %v", name, err)
 		}
-		if err := (Edits{Nodes: []Node{tt.node}}).CheckAccess(&runtimeapi.LinuxContainerUser{}); err != nil {
+		if _, err := (Edits{Nodes: []Node{tt.node}}).ForUser(&runtimeapi.LinuxContainerUser{}); err != nil {
 			t.Errorf("%s, root: %v", name, err)
+		}
+	}
+}
+
+// Whatever the Engine API cannot express of nodes and hooks, berth's OCI runtime can.
+func TestResolveForTheOCIRuntime(t *testing.T) {
+	cfg := specDirs(t, map[string]string{"low/a.json": `{
+		"hooks": [{"hookName": "createContainer", "path": "/bin/hook", "args": ["hook", "-x"], "env": ["A=1"], "timeout": 3}, {"hookName": "poststop", "path": "/bin/end"}],
+		"deviceNodes": [{"path": "/dev/zero"}, {"path": "/dev/z", "hostPath": "/dev/zero", "uid": 4242, "permissions": "r"}, {"path": "/dev/y", "hostPath": "/dev/zero", "fileMode": 384},
+			{"path": "/dev/none", "type": "b", "major": 9, "minor": 8, "permissions": "none"}]}`})
+	got, err := cfg.Resolve([]string{"v/gpu=d"}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Nodes) != 1 || got.Nodes[0].Path != "/dev/zero" {
+		t.Errorf("nodes that Docker copies: %+v", got.Nodes)
+	}
+	three, mode := 3, uint32(0o600)
+	if diff := cmp.Diff(&ociedit.Hooks{
+		CreateContainer: []ociedit.Hook{{Path: "/bin/hook", Args: []string{"hook", "-x"}, Env: []string{"A=1"}, Timeout: &three}}, Poststop: []ociedit.Hook{{Path: "/bin/end"}},
+	}, got.Hooks); diff != "" {
+		t.Errorf("hooks (-want +got):\n%s", diff)
+	}
+	user := &runtimeapi.LinuxContainerUser{Uid: 7, Gid: 8}
+	got.Nodes = []Node{{HostPath: "/dev/tpm0", Path: "/dev/tpm0", Permissions: "rw", UserOwned: true, Mode: 0o600, Device: unix.Mkdev(10, 224), Type: "c"}}
+	if got, err = got.ForUser(user); err != nil || len(got.Nodes) != 0 {
+		t.Errorf("a node that the user cannot open: %v, %v", got.Nodes, err)
+	}
+	uid, gid, owner := uint32(7), uint32(8), uint32(4242)
+	if diff := cmp.Diff([]ociedit.Device{
+		{Path: "/dev/z", Type: "c", Major: 1, Minor: 5, UID: &owner, GID: &gid, Access: "r"},
+		{Path: "/dev/y", Type: "c", Major: 1, Minor: 5, FileMode: &mode, UID: &uid, GID: &gid, Access: "rwm"},
+		{Path: "/dev/none", Type: "b", Major: 9, Minor: 8, UID: &uid, GID: &gid},
+		{Path: "/dev/tpm0", Type: "c", Major: 10, Minor: 224, FileMode: &mode, UID: &uid, GID: &gid, Access: "rw"},
+	}, got.Devices); diff != "" {
+		t.Errorf("devices (-want +got):\n%s", diff)
+	}
+	if own := got.MergeDevices([]*runtimeapi.Device{{ContainerPath: "/dev/z"}, {ContainerPath: "/dev/own"}}); len(own) != 1 || own[0].GetContainerPath() != "/dev/own" {
+		t.Errorf("devices of the container: %v", own)
+	}
+	for edits, want := range map[string]string{
+		`{"intelRdt": {"closID": "x"}}`:                                    "intelRdt",
+		`{"netDevices": [{"hostInterfaceName": "eth7", "name": "eth0"}]}`:  "net devices (eth7)",
+		`{"deviceNodes": [{"path": "/dev/berth-none"}]}`:                   "/dev/berth-none on the host: no such file",
+		`{"deviceNodes": [{"path": "/dev/x", "hostPath": "/etc/passwd"}]}`: "neither a character nor a block device",
+		`{"deviceNodes": [{"path": "/dev/zero", "type": "b"}]}`:            `the type must be "b"`,
+	} {
+		cfg := specDirs(t, map[string]string{"low/a.json": edits})
+		if _, err := cfg.Resolve([]string{"v/gpu=d"}, true); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", edits, err)
 		}
 	}
 }

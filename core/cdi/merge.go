@@ -4,8 +4,11 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/ociedit"
 )
 
 // MergeEnv adds the variables to those of a container.
@@ -23,7 +26,12 @@ func (e Edits) MergeDevices(devices []*runtimeapi.Device) []*runtimeapi.Device {
 		devices = replace(devices, func(o *runtimeapi.Device) bool { return o.GetContainerPath() == n.Path },
 			&runtimeapi.Device{HostPath: n.HostPath, ContainerPath: n.Path, Permissions: n.Permissions})
 	}
-	return devices
+	if len(e.Devices) == 0 {
+		return devices
+	}
+	return slices.DeleteFunc(slices.Clone(devices), func(d *runtimeapi.Device) bool {
+		return slices.ContainsFunc(e.Devices, func(o ociedit.Device) bool { return o.Path == d.GetContainerPath() })
+	})
 }
 
 // replace returns a new list without the items that are old, and with one at its end.
@@ -51,32 +59,61 @@ func (e Edits) MergeGroups(sc *runtimeapi.LinuxContainerSecurityContext) *runtim
 	return out
 }
 
-// CheckAccess fails if the user of a container cannot open a device node because the node keeps its owner of the
-// host. In runtimes that resolve CDI devices themselves the user owns the nodes for which a specification
-// names no owner.
-func (e Edits) CheckAccess(user *runtimeapi.LinuxContainerUser) error {
+// ForUser returns the edits for a container with the user, who owns the nodes for which a specification names no
+// owner, as in runtimes that resolve CDI devices themselves. With the Engine API alone a node keeps its owner of the host: the error is
+// for a user who cannot open it.
+func (e Edits) ForUser(user *runtimeapi.LinuxContainerUser) (Edits, error) {
+	e.Nodes, e.Devices = slices.Clone(e.Nodes), slices.Clone(e.Devices)
 	if user.GetUid() == 0 {
-		return nil
+		return e, nil
 	}
-	for _, n := range e.Nodes {
-		allowed := n.Mode & 0o7
+	var refusal error
+	e.Nodes = slices.DeleteFunc(e.Nodes, func(n Node) bool {
 		switch {
-		case int64(n.UID) == user.GetUid():
-			allowed = n.Mode >> 6 & 0o7
-		case int64(n.GID) == user.GetGid(), slices.Contains(user.GetSupplementalGroups(), int64(n.GID)):
-			allowed = n.Mode >> 3 & 0o7
-		}
-		wanted := n.Mode >> 6 & 0o6 // what the user could do as the owner
-		if !strings.Contains(n.Permissions, "r") {
-			wanted &^= 0o4
-		}
-		if !strings.Contains(n.Permissions, "w") {
-			wanted &^= 0o2
-		}
-		if n.UserOwned && wanted&^allowed != 0 {
-			return refused("CDI device node %s: user %d cannot open it, for %s on the host belongs to %d:%d and has mode %04o; add the group to supplementalGroups of the pod if it suffices, or change the owner or mode on the host",
+		case n.opensFor(user):
+			return false
+		case e.ociRuntime:
+			e.Devices = append(e.Devices, n.device())
+			return true
+		case refusal == nil:
+			refusal = needsRuntime("CDI device node %s: user %d cannot open it, for %s on the host belongs to %d:%d and has mode %04o; add the group to supplementalGroups of the pod if it suffices, or change the owner or mode on the host",
 				n.Path, user.GetUid(), n.HostPath, n.UID, n.GID, n.Mode)
 		}
+		return false
+	})
+	for i := range e.Devices {
+		if d := &e.Devices[i]; d.UID == nil {
+			d.UID = new(uint32(user.GetUid()))
+		}
+		if d := &e.Devices[i]; d.GID == nil && user.GetGid() > 0 {
+			d.GID = new(uint32(user.GetGid()))
+		}
 	}
-	return nil
+	return e, refusal
+}
+
+// opensFor reports whether a user can open the node as the owner could. If the specification names an owner, the node is as it says.
+func (n Node) opensFor(user *runtimeapi.LinuxContainerUser) bool {
+	allowed := n.Mode & 0o7
+	switch {
+	case int64(n.UID) == user.GetUid():
+		allowed = n.Mode >> 6 & 0o7
+	case int64(n.GID) == user.GetGid(), slices.Contains(user.GetSupplementalGroups(), int64(n.GID)):
+		allowed = n.Mode >> 3 & 0o7
+	}
+	wanted := n.Mode >> 6 & 0o6 // what the user could do as the owner
+	if !strings.Contains(n.Permissions, "r") {
+		wanted &^= 0o4
+	}
+	if !strings.Contains(n.Permissions, "w") {
+		wanted &^= 0o2
+	}
+	return !n.UserOwned || wanted&^allowed == 0
+}
+
+// device returns the node for berth's OCI runtime, without its owner on the host.
+func (n Node) device() ociedit.Device {
+	return ociedit.Device{
+		Path: n.Path, Type: n.Type, Major: int64(unix.Major(n.Device)), Minor: int64(unix.Minor(n.Device)), FileMode: new(uint32(n.Mode)), Access: n.Permissions,
+	}
 }

@@ -28,10 +28,11 @@ import (
 	"berth/core/podpolicy"
 	"berth/core/premount"
 	"berth/core/resources"
+	"berth/core/specfiles"
 	"berth/core/todocker"
 )
 
-// A Config is what a Service needs; all fields but Policy and OCI are required.
+// A Config is what a Service needs; all fields but Policy, OCI and SpecFiles are required.
 type Config struct {
 	Engine *engine.Engine
 	Cache  *cache.Cache
@@ -44,6 +45,7 @@ type Config struct {
 	Premounts *premount.Dir
 	Policy    podpolicy.Policy  // what pods may have beyond the CRI
 	OCI       *ociruntime.Store // instructions for berth's OCI runtime; nil if there is no directory for them
+	SpecFiles specfiles.Config  // what the operator changes in OCI specs
 	CDI       cdi.Config
 	Log       *slog.Logger
 }
@@ -61,6 +63,7 @@ type Service struct {
 	premounts *premount.Dir
 	policy    podpolicy.Policy
 	oci       *ociruntime.Store
+	specFiles specfiles.Config
 	cdi       cdi.Config
 	resources *resources.Manager
 	pending   *pending.Store[pendingContainer] // by Docker name
@@ -116,7 +119,7 @@ type pendingContainer struct {
 func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
-		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, log: cfg.Log,
+		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
 		stops: map[string]int{}, creating: map[names.Premount]bool{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})

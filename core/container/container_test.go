@@ -29,6 +29,7 @@ import (
 	"berth/core/ociruntime"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/specfiles"
 	"berth/core/state"
 	"berth/core/todocker"
 )
@@ -96,6 +97,7 @@ type fixture struct {
 	*container.Service
 	pod    string
 	ociDir string
+	files  specfiles.Config
 }
 
 func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
@@ -119,14 +121,14 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	log := slog.New(slog.DiscardHandler)
 	f.cache = cache.New(cache.Config{Network: fakeNetwork{}, FailedStarts: failures, ContainerUpdates: updates, Logs: f.logs}, docker, log)
 	enginetest.Background(t, f.cache.Run)
-	policy, err := podpolicy.New(podpolicy.Options{ShimPerPod: true})
+	policy, err := podpolicy.New(podpolicy.Options{ShimPerPod: true, DeviceOwnership: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.ociDir = filepath.Join(t.TempDir(), "oci")
+	f.ociDir, f.files = filepath.Join(t.TempDir(), "oci"), specfiles.Config{SpecDir: t.TempDir(), HooksDirs: []string{t.TempDir()}}
 	f.Service = container.New(container.Config{
 		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy, OCI: ociruntime.New(f.ociDir, func(engine.Features) error { return nil }),
-		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), Log: log,
+		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Log: log,
 	})
 
 	set := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}

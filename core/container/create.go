@@ -161,7 +161,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	for _, step := range []func() error{
 		func() error { return nil }, // the caller may have left already
 		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
-		func() error { return s.oci.Write(id, pod.Pid, spec.UserNS) },
+		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
 		func() error { return s.relabel(work, docker, pod, id, mounts) },
 		func() error { return s.openLog(work, docker, id, log) },
 		func() error {

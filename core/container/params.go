@@ -12,13 +12,15 @@ import (
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/securityprofile"
+	"berth/core/specedit"
+	"berth/core/specfiles"
 	"berth/core/todocker"
 )
 
 // params collects what the translation of a container needs to know.
 func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
 	p := todocker.ContainerParams{
-		Pod: pod.Config, PodAnnotations: pod.Row.GetAnnotations(), Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, CgroupParent: pod.CgroupParent, ShimGroup: pod.ShimGroup,
+		Pod: pod.Config, PodAnnotations: pod.Row.GetAnnotations(), Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, Handler: pod.Row.GetRuntimeHandler(), CgroupParent: pod.CgroupParent, ShimGroup: pod.ShimGroup,
 		Files: s.files.FilesOf(pod.ID()), Volumes: map[string]todocker.Image{}, PremountName: names.NewPremount(), Premounts: s.premounts, Features: docker.Features, Policy: s.policy, UserNS: s.oci.Support(), Log: s.logs.LogConfig(),
 	}
 	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {
@@ -35,12 +37,28 @@ func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	if err = s.cdiParams(&p); err != nil {
 		return p, err
 	}
+	if p.SpecFiles, err = s.specFiles.Container(p.Handler, specfiles.Container{PodAnnotations: p.PodAnnotations, Config: c, Program: program(c, p.Image)}); err != nil {
+		return p, err
+	}
 	sc := c.GetLinux().GetSecurityContext()
 	if p.TargetID, err = s.pidTarget(ctx, pod, sc.GetNamespaceOptions()); err != nil {
 		return p, err
 	}
 	p.Seccomp, err = securityprofile.Load(sc, sc.GetPrivileged())
 	return p, err
+}
+
+// program returns the first word of the command of a container. As in Docker, a command of its own replaces that of the image, and
+// so do arguments if the image has no entrypoint.
+func program(c *runtimeapi.ContainerConfig, image todocker.Image) string {
+	switch {
+	case len(c.GetCommand()) > 0:
+		return c.GetCommand()[0]
+	case len(c.GetArgs()) > 0 && !image.HasEntrypoint:
+		return c.GetArgs()[0]
+	default:
+		return image.Program
+	}
 }
 
 // imageParams adds the image of a container, and the images that it has as volumes. Errors about the latter
@@ -81,7 +99,7 @@ func (s *Service) cdiParams(p *todocker.ContainerParams) error {
 		p.CDI = cdi.Config{SpecDirs: p.Features.CDISpecDirs}.Groups(names)
 		return nil
 	}
-	p.CDI, err = s.cdi.Resolve(names)
+	p.CDI, err = s.cdi.Resolve(names, specedit.Installed(p.Runtime, p.UserNS.Dir, p.Features))
 	return err
 }
 

@@ -25,12 +25,22 @@ func userNamespace() *runtimeapi.NamespaceOption {
 	}
 }
 
-// addPodWithUserNamespace adds berth's OCI runtime to the Engine, and a sandbox in a user namespace.
-func (f *fixture) addPodWithUserNamespace() string {
+// addOCIRuntime adds berth's OCI runtime to the Engine.
+func (f *fixture) addOCIRuntime() {
 	f.Helper()
 	f.engine.Reload(func(i *system.Info) {
 		i.Runtimes["berth"] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: "/usr/lib/berth/berth-oci", Args: []string{"--berth-instructions=" + f.ociDir}}}
 	})
+	enginetest.Until(f, "the runtime is not seen", func() bool {
+		conn, err := f.docker.Conn()
+		return err == nil && conn.Features.Runtimes["berth"].Instructions == f.ociDir && f.cache.Ready(f.Context()) == nil
+	})
+}
+
+// addPodWithUserNamespace adds berth's OCI runtime to the Engine, and a sandbox in a user namespace.
+func (f *fixture) addPodWithUserNamespace() string {
+	f.Helper()
+	f.addOCIRuntime()
 	config, err := protojson.Marshal(&runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: "mapped", Namespace: "ns", Uid: "u"}, LogDirectory: "/logs",
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: userNamespace()}},
@@ -50,11 +60,7 @@ func (f *fixture) addPodWithUserNamespace() string {
 		f.Fatal(err)
 	}
 	enginetest.Until(f, "the sandbox is not seen", func() bool {
-		conn, err := f.docker.Conn()
-		if err != nil || conn.Features.Runtimes["berth"].Instructions != f.ociDir || f.cache.Ready(f.Context()) != nil {
-			return false
-		}
-		_, err = f.cache.Refresh(f.Context(), created.ID)
+		_, err := f.cache.Refresh(f.Context(), created.ID)
 		return err == nil
 	})
 	return created.ID

@@ -37,6 +37,7 @@ import (
 	"berth/core/premount"
 	"berth/core/sandbox"
 	"berth/core/server"
+	"berth/core/specfiles"
 	"berth/core/state"
 	"berth/core/stats"
 	"berth/core/tracing"
@@ -71,6 +72,8 @@ type Config struct {
 	NodeCredentials bool
 	// PodOptions are what pods may have beyond the CRI.
 	PodOptions podpolicy.Options
+	// SpecFiles say what the operator changes in OCI specs.
+	SpecFiles specfiles.Config
 	// RegistryMirrors are mirrors of registries, each as HOST=MIRROR.
 	RegistryMirrors []string
 	// ImageVerifiers are the programs that decide which images may be pulled; without Dir there are none.
@@ -168,14 +171,17 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals, Pin: cfg.Pin,
 		PullPolicy: sources, Aliases: records.imageAliases,
 	}, docker, log)
+	for _, p := range cfg.SpecFiles.Problems() {
+		log.Error("containers that a file of the operator is for cannot be created", slog.Any("err", p.Err))
+	}
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
-		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy, OCI: ociRuntime,
+		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles,
 	})
 	execs := exec.New(docker, objects, podDialer(podNetwork), log)
 	streams, err := listenStreams(cfg.Streaming, execs, log)

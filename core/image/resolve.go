@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -32,7 +33,9 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Im
 	}
 	out := todocker.Image{ID: found.ID, Ref: repoDigest(s.Aliases.Digests(found.RepoTags, found.RepoDigests), userRef, found.ID), User: defaultUser(found)}
 	if found.Config != nil {
-		out.HasCommand = len(found.Config.Entrypoint) > 0 || len(found.Config.Cmd) > 0
+		if command := slices.Concat(found.Config.Entrypoint, found.Config.Cmd); len(command) > 0 {
+			out.HasCommand, out.HasEntrypoint, out.Program = true, len(found.Config.Entrypoint) > 0, command[0]
+		}
 	}
 	// The directories of overlay2; other storage drivers have none.
 	if data := found.GraphDriver.Data; data["UpperDir"] != "" {

@@ -26,18 +26,18 @@ type Store struct {
 // why pods with user namespaces are not possible (Prober.Probe).
 func New(dir string, probe func(engine.Features) error) *Store { return &Store{dir, probe} }
 
-// Write stores what berth-oci has to change in the container id; edit is its user namespace, nil for
-// none. sandboxPID is the first process of its pause container, 0 for a pause container. It is called
-// after Docker has created the container and before it is started: each start reads the instructions.
-func (s *Store) Write(id string, sandboxPID int, edit *ociedit.UserNamespace) error {
-	if edit == nil {
+// Write stores what berth-oci has to change in the container id; instructions that change nothing have no file. Their
+// container and sandbox are set here. sandboxPID is the first process of its pause container, 0 for a pause container.
+// It is called after Docker has created the container and before it is started: each start reads the instructions.
+func (s *Store) Write(id string, sandboxPID int, instructions ociedit.Instructions) error {
+	if !instructions.Changes() {
 		return nil
 	}
 	if s == nil {
 		return fmt.Errorf("container %s needs instructions for the OCI runtime, and there is no directory for them: %w", id, errdefs.ErrFailedPrecondition)
 	}
-	instructions := ociedit.Instructions{ContainerID: id, UserNamespace: edit}
-	if sandboxPID != 0 {
+	instructions.ContainerID = id
+	if sandboxPID != 0 && (instructions.UserNamespace != nil || len(instructions.JoinNamespaces) > 0) {
 		process, err := ociedit.FindProcess(sandboxPID)
 		if err != nil {
 			return fmt.Errorf("sandbox of container %s: %w: %w", id, err, errdefs.ErrFailedPrecondition)

@@ -28,16 +28,27 @@ var edit = &ociedit.UserNamespace{
 	UIDMappings: []ociedit.IDMapping{{HostID: 131072, Size: 65536}}, GIDMappings: []ociedit.IDMapping{{HostID: 131072, Size: 65536}}, IDMapOthers: true,
 }
 
+var instructions = ociedit.Instructions{UserNamespace: edit}
+
 func id(digit string) string { return strings.Repeat(digit, 64) }
 
 func TestInstructionsLiveAsLongAsTheirContainer(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "oci")
 	s := New(dir, nil)
-	if err := s.Write(id("a"), 0, edit); err != nil {
+	if err := s.Write(id("a"), 0, instructions); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Write(id("b"), os.Getpid(), edit); err != nil {
+	if err := s.Write(id("b"), os.Getpid(), instructions); err != nil {
 		t.Fatal(err)
+	}
+	if err := s.Write(id("c"), os.Getpid(), ociedit.Instructions{Unified: map[string]string{"memory.high": "1"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ociedit.Read(dir, id("c")); err != nil || got.Sandbox != nil || got.Unified["memory.high"] != "1" {
+		t.Errorf("without namespaces of the sandbox: %+v, %v", got, err)
+	}
+	if err := s.Remove(id("c")); err != nil {
+		t.Error(err)
 	}
 	self, err := ociedit.FindProcess(os.Getpid())
 	if err != nil {
@@ -67,17 +78,17 @@ func TestInstructionsLiveAsLongAsTheirContainer(t *testing.T) {
 
 func TestNothingIsWrittenWithoutAnEdit(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "oci")
-	if err := New(dir, nil).Write(id("a"), 0, nil); err != nil {
+	if err := New(dir, nil).Write(id("a"), 0, ociedit.Instructions{}); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory exists: %v", err)
 	}
 	var none *Store
-	if err := errors.Join(none.Write(id("a"), 0, nil), none.Remove(id("a")), none.GC(t.Context(), nil, nil, nil)); err != nil {
+	if err := errors.Join(none.Write(id("a"), 0, ociedit.Instructions{}), none.Remove(id("a")), none.GC(t.Context(), nil, nil, nil)); err != nil {
 		t.Error(err)
 	}
-	if err := none.Write(id("a"), 0, edit); !errdefs.IsFailedPrecondition(err) {
+	if err := none.Write(id("a"), 0, instructions); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a directory: %v", err)
 	}
 }
@@ -86,7 +97,7 @@ func TestNothingIsWrittenWithoutAnEdit(t *testing.T) {
 func TestWriteNeedsTheProcessOfTheSandbox(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "oci")
 	const noProcess = 1 << 22 // above pid_max
-	if err := New(dir, nil).Write(id("a"), noProcess, edit); !errdefs.IsFailedPrecondition(err) {
+	if err := New(dir, nil).Write(id("a"), noProcess, instructions); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("%v, want a failed precondition", err)
 	}
 	if ids, err := ociedit.List(dir); err != nil || len(ids) > 0 {
@@ -108,7 +119,7 @@ func TestGCRemovesInstructionsOfMissingContainers(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "oci")
 	s := New(dir, nil)
 	for _, container := range []string{id("a"), id("b"), created.ID} {
-		if err := s.Write(container, 0, edit); err != nil {
+		if err := s.Write(container, 0, instructions); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -1,7 +1,8 @@
 // Package podpolicy holds what the operator lets pods have beyond the fields of the CRI:
 // annotations that reach the low-level runtime (oci-annotations), limits that annotations
 // set (allow-annotations), and runtime handlers that are containerd shims (shim-runtimes). It
-// also decides which containers share a shim (shim-per-pod).
+// also decides which containers share a shim (shim-per-pod), and which get what other runtimes
+// have options for and Docker does not (Edits).
 // It parses these options, and translates the annotations of pods and containers. It is
 // pure: values in, values out, no I/O.
 //
@@ -29,6 +30,10 @@ const (
 	AllowAnnotationsOption = "allow-annotations"
 	ShimRuntimesOption     = "shim-runtimes"
 	ShimPerPodOption       = "shim-per-pod"
+
+	DeviceOwnershipOption    = "device-ownership-from-security-context"
+	PodUTSNamespaceOption    = "pod-uts-namespace"
+	WithoutHostDevicesOption = "privileged-without-host-devices"
 )
 
 // DefaultOCIAnnotations is the default of oci-annotations: what gVisor and Kata Containers
@@ -45,6 +50,10 @@ type Options struct {
 	AllowAnnotations []string // ANNOTATION=NAMESPACE
 	ShimRuntimes     []string // SHIM or HANDLER=SHIM
 	ShimPerPod       bool     // the containers of a pod share one process of containerd's shim
+
+	DeviceOwnership    bool     // devices belong to the user and group of the container's security context
+	PodUTSNamespace    bool     // the containers of a pod share its UTS namespace
+	WithoutHostDevices []string // handlers whose privileged containers do not get the devices of the node
 }
 
 // A Policy is what pods may have. The zero value allows nothing.
@@ -53,6 +62,8 @@ type Policy struct {
 	namespaces  map[string][]string // that may use an annotation, by its name; * for all
 	shims       map[string]string   // by runtime handler
 	shimPerPod  bool
+	edits       Edits    // but for WithoutHostDevices
+	noDevices   []string // handlers of privileged-without-host-devices
 
 	// ociAnnotationsSet reports that oci-annotations is not the default.
 	ociAnnotationsSet bool
@@ -67,7 +78,7 @@ type passthrough struct {
 // New returns the policy of the options. The error names what is allowed; it does not name
 // the option.
 func New(o Options) (p Policy, err error) {
-	p.shimPerPod = o.ShimPerPod
+	p.shimPerPod, p.edits = o.ShimPerPod, Edits{DeviceOwnership: o.DeviceOwnership, PodUTSNamespace: o.PodUTSNamespace}
 	p.ociAnnotationsSet = !slices.Equal(o.OCIAnnotations, DefaultOCIAnnotations)
 	for _, entry := range o.OCIAnnotations {
 		if err := p.addPassthrough(entry); err != nil {
@@ -83,6 +94,12 @@ func New(o Options) (p Policy, err error) {
 		if err := p.addShim(entry); err != nil {
 			return Policy{}, err
 		}
+	}
+	for _, handler := range o.WithoutHostDevices {
+		if !handlerName.MatchString(handler) {
+			return Policy{}, fmt.Errorf("%q must be the handler of a RuntimeClass, or %s", handler, DefaultHandlerName)
+		}
+		p.noDevices = append(p.noDevices, handler)
 	}
 	return p, nil
 }

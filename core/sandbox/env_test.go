@@ -25,6 +25,7 @@ import (
 	"berth/core/ociruntime"
 	"berth/core/podpolicy"
 	"berth/core/sandbox"
+	"berth/core/specfiles"
 	"berth/core/state"
 	"berth/network"
 )
@@ -216,7 +217,7 @@ func (e *env) start(bridge bool) {
 	services := fakeServices{docker: e.client}
 	e.Service = sandbox.New(sandbox.Config{
 		Docker: e.docker, Cache: e.cache, Images: services, Containers: services, Network: e.network, State: e.state, Log: slog.New(slog.DiscardHandler),
-		RunDir: filepath.Join(e.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(e.dir, "checkpoints")), Tmpfs: e.tmpfs, Policy: e.policy, OCI: e.oci,
+		RunDir: filepath.Join(e.dir, "run"), Bridge: bridge, Checkpoints: checkpoint.Dir(filepath.Join(e.dir, "checkpoints")), Tmpfs: e.tmpfs, Policy: e.policy, OCI: e.oci, SpecFiles: specfiles.Config{SpecDir: filepath.Join(e.dir, "spec.d")},
 	})
 }
 

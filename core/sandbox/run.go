@@ -164,10 +164,14 @@ func (s *Service) translate(docker *engine.Conn, pod *runtimeapi.PodSandboxConfi
 	if err != nil {
 		return todocker.Spec{}, err
 	}
+	files, err := s.specFiles.Sandbox(handler)
+	if err != nil {
+		return todocker.Spec{}, err
+	}
 	return todocker.Sandbox(todocker.SandboxParams{
 		Pod: pod, Handler: handler, Features: docker.Features, Policy: s.policy, Seccomp: seccomp, Bridge: s.bridge,
 		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
-		ShimGroup: names.NewShimGroup(), UserNS: s.oci.Support(),
+		ShimGroup: names.NewShimGroup(), UserNS: s.oci.Support(), Files: files,
 	})
 }
 
@@ -234,7 +238,7 @@ func (s *Service) createContainer(ctx context.Context, docker *engine.Conn, pod 
 	if err := s.state.intents.Put(in.Name, *in); err != nil {
 		return err
 	}
-	if err := s.oci.Write(in.ID, 0, spec.UserNS); err != nil {
+	if err := s.oci.Write(in.ID, 0, spec.Instructions); err != nil {
 		return err
 	}
 	return s.checkpoints.Write(in.ID, checkpointOf(pod))

@@ -20,8 +20,10 @@ import (
 	"berth/core/labels"
 	"berth/core/limits"
 	"berth/core/names"
+	"berth/core/ociedit"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/specedit"
 	"berth/core/userns"
 )
 
@@ -35,6 +37,7 @@ type ContainerParams struct {
 	SandboxLabel string // SELinux label of the pause process, on a node with SELinux
 	TargetID     string // of the container in target_id, for the PID namespace mode TARGET
 	Runtime      string // HostConfig.Runtime of the sandbox
+	Handler      string // runtime handler of the sandbox
 	CgroupParent string // HostConfig.CgroupParent of the sandbox
 	ShimGroup    string // podpolicy.ShimGroupOf the sandbox
 
@@ -54,6 +57,7 @@ type ContainerParams struct {
 	Features     engine.Features
 	Policy       podpolicy.Policy
 	UserNS       userns.Support
+	SpecFiles    specedit.Files // that the operator has for this container
 }
 
 // Premounts gives the paths of premounts.
@@ -82,7 +86,7 @@ func Container(p ContainerParams) (Spec, error) {
 	if err != nil {
 		return Spec{}, err
 	}
-	if err := p.CDI.CheckAccess(id.Status); err != nil {
+	if p.CDI, err = p.CDI.ForUser(id.Status); err != nil {
 		return Spec{}, err
 	}
 	config, err := containerConfig(p)
@@ -106,19 +110,30 @@ func Container(p ContainerParams) (Spec, error) {
 		set.Premount = p.PremountName
 	}
 	config.Labels = set.Encode()
-	edit, err := p.UserNS.Container(p.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions(), p.Config, p.Runtime, p.Features)
-	if err != nil {
+	var instructions ociedit.Instructions
+	if instructions, host.Runtime, err = containerInstructions(p); err != nil {
 		return Spec{}, err
 	}
 
 	meta, pod := p.Config.GetMetadata(), p.Pod.GetMetadata()
 	return Spec{
-		Name:      names.Name{Container: meta.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: meta.GetAttempt()},
-		Config:    config,
-		Host:      host,
-		Premounts: premounts,
-		UserNS:    edit,
+		Name:         names.Name{Container: meta.GetName(), Pod: pod.GetName(), Namespace: pod.GetNamespace(), UID: pod.GetUid(), Attempt: meta.GetAttempt()},
+		Config:       config,
+		Host:         host,
+		Premounts:    premounts,
+		Instructions: instructions,
 	}, nil
+}
+
+// containerInstructions returns what berth's OCI runtime has to change in a container, and the HostConfig.Runtime.
+func containerInstructions(p ContainerParams) (ociedit.Instructions, string, error) {
+	users, err := p.UserNS.Container(p.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions(), p.Config, p.Runtime, p.Features)
+	if err != nil {
+		return ociedit.Instructions{}, "", err
+	}
+	return specedit.Container{
+		Pod: p.Pod, Config: p.Config, Runtime: p.Runtime, Dir: p.UserNS.Dir, Files: p.SpecFiles, Options: p.Policy.Edits(p.Handler), CDI: p.CDI, UserNS: users,
+	}.Instructions(p.Features)
 }
 
 // checkContainer validates the fields of a container that are not translated one by one.
@@ -203,12 +218,12 @@ func containerLabels(p ContainerParams, id identity.Identity) (labels.Set, error
 	}, nil
 }
 
-// containerHost returns the HostConfig of a container, but for its groups and
-// annotations, and the premounts that it needs.
+// containerHost returns the HostConfig of a container, but for its groups, annotations
+// and runtime, and the premounts that it needs.
 func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, error) {
 	c, sc := p.Config, p.Config.GetLinux().GetSecurityContext()
 	privileged := sc.GetPrivileged()
-	add, drop, err := capabilities(sc.GetCapabilities())
+	add, drop, _, err := specedit.Capabilities(sc.GetCapabilities())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -226,7 +241,6 @@ func containerHost(p ContainerParams) (*container.HostConfig, []premount.Mount, 
 	}
 	host := &container.HostConfig{
 		CgroupnsMode:   cgroupNamespace(p.Features, privileged),
-		Runtime:        p.Runtime,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
 		LogConfig:      p.Log,
 		OomScoreAdj:    max(int(c.GetLinux().GetResources().GetOomScoreAdj()), p.Features.LowestOOMScore),

@@ -201,7 +201,7 @@ func TestContainerRefuses(t *testing.T) {
 		"a group without a user":        {params(old, func(_ config, s security) { s.RunAsGroup = &runtimeapi.Int64Value{Value: 1} }), errdefs.IsInvalidArgument},
 		"ambient capabilities": {params(old, func(_ config, s security) {
 			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
-		}), errdefs.IsInvalidArgument},
+		}), errdefs.IsFailedPrecondition},
 		"unified resources on cgroup v1": {params(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsInvalidArgument},
 		"a unified resource with a path": {params(recent, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"../memory.high": "1"} }), errdefs.IsInvalidArgument},
 		"a CDI device that the user cannot open": {withCDI(params(old, func(_ config, s security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 7} }), nil,

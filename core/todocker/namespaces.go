@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/specedit"
 	"berth/core/userns"
 )
 
@@ -89,14 +90,20 @@ func cgroupNamespace(features engine.Features, privileged bool) container.Cgroup
 	return container.CgroupnsModeHost
 }
 
-// withUserNS returns the spec of a pause container with the user namespace of the pod, if it has one.
-func withUserNS(spec Spec, p SandboxParams) (_ Spec, err error) {
+// withInstructions returns the spec of a pause container with what berth's OCI runtime has to change, if there is something.
+func withInstructions(spec Spec, p SandboxParams) (_ Spec, err error) {
 	m, err := userns.OfPod(p.Pod.GetLinux().GetSecurityContext().GetNamespaceOptions())
-	if err != nil || m.IsZero() {
+	if err != nil {
 		return spec, err
 	}
-	spec.UserNS, spec.Host.Sysctls = m.Edit(nil), m.Sysctls(spec.Host.Sysctls, HostNetwork(p.Pod))
-	spec.Host.Runtime, err = p.UserNS.Runtime(spec.Host.Runtime, p.Features)
+	if !m.IsZero() {
+		spec.Host.Sysctls = m.Sysctls(spec.Host.Sysctls, HostNetwork(p.Pod))
+		if _, err := p.UserNS.Runtime(spec.Host.Runtime, p.Features); err != nil {
+			return spec, err
+		}
+	}
+	sandbox := specedit.Sandbox{Runtime: spec.Host.Runtime, Dir: p.UserNS.Dir, Files: p.Files, UserNS: m.Edit(nil)}
+	spec.Instructions, spec.Host.Runtime, err = sandbox.Instructions(p.Features)
 	return spec, err
 }
 

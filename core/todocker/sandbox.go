@@ -14,6 +14,7 @@ import (
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/podpolicy"
+	"berth/core/specedit"
 	"berth/core/userns"
 )
 
@@ -25,7 +26,8 @@ type SandboxParams struct {
 	Features engine.Features
 	Policy   podpolicy.Policy
 	UserNS   userns.Support
-	Seccomp  string // content of the profile that SeccompFile returns
+	Files    specedit.Files // that the operator has for the handler
+	Seccomp  string         // content of the profile that SeccompFile returns
 	// ShimGroup is a new name for the containers that share a process of containerd's shim.
 	ShimGroup string
 	// Bridge attaches the pod to Docker's own bridge instead of a CNI network.
@@ -87,7 +89,7 @@ func Sandbox(p SandboxParams) (Spec, error) {
 		Host: host,
 	}
 	setSandboxNamespaces(spec, p)
-	return withUserNS(spec, p)
+	return withInstructions(spec, p)
 }
 
 // checkSandbox validates the fields of a pod that are not translated one by one.

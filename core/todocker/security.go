@@ -232,35 +232,3 @@ func labelOptions(se *runtimeapi.SELinuxOption, podLabel string) (options []stri
 	}
 	return options
 }
-
-// allCapabilities stands for every capability.
-const allCapabilities = "ALL"
-
-// capabilities returns CapAdd and CapDrop. A capability in both lists is dropped, as
-// in containerd; Docker would add it.
-func capabilities(c *runtimeapi.Capability) (add, drop []string, err error) {
-	if len(c.GetAddAmbientCapabilities()) > 0 {
-		return nil, nil, invalid("add_ambient_capabilities: must be empty, for Docker has no ambient capabilities")
-	}
-	add, drop = capabilityNames(c.GetAddCapabilities()), capabilityNames(c.GetDropCapabilities())
-	add = slices.DeleteFunc(add, func(name string) bool {
-		return name != allCapabilities && slices.Contains(drop, name)
-	})
-	if slices.Contains(add, allCapabilities) && slices.Contains(drop, allCapabilities) {
-		add = slices.DeleteFunc(add, func(name string) bool { return name == allCapabilities })
-	}
-	return add, drop, nil
-}
-
-// capabilityNames returns names as Docker normalizes them: CAP_X, or ALL.
-func capabilityNames(names []string) []string {
-	var out []string
-	for _, name := range names {
-		name = strings.ToUpper(name)
-		if name != allCapabilities && !strings.HasPrefix(name, "CAP_") {
-			name = "CAP_" + name
-		}
-		out = append(out, name)
-	}
-	return out
-}

@@ -29,9 +29,9 @@ type Spec struct {
 	Config    *container.Config
 	Host      *container.HostConfig
 	Premounts []premount.Mount // must be mounted before the container is created
-	// UserNS is what berth's OCI runtime has to change, nil for nothing. It must be written after the
+	// Instructions are what berth's OCI runtime has to change, often nothing. They must be written after the
 	// container is created and before it is started (core/ociruntime).
-	UserNS *ociedit.UserNamespace
+	Instructions ociedit.Instructions
 }
 
 // An Image is an image that a container runs or mounts.
@@ -39,7 +39,10 @@ type Image struct {
 	ID         string
 	Ref        string // repository@digest, of the repository in the request if it has one; else the ID
 	HasCommand bool   // whether it has an entrypoint or a command
-	User       string // Config.User: the default user, perhaps with a group
+	// HasEntrypoint reports whether arguments of a container do not replace Program.
+	HasEntrypoint bool
+	Program       string // the first word of its entrypoint or, if that is empty, of its command
+	User          string // Config.User: the default user, perhaps with a group
 	// Layers are the directories that hold its files, topmost first; empty if the
 	// Engine does not report them.
 	Layers []string

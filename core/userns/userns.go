@@ -19,6 +19,7 @@ import (
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/ociedit"
+	"berth/core/specedit"
 )
 
 // Mappings are the ID mappings of the user namespace of a pod. The zero value is for pods in
@@ -198,23 +199,13 @@ type Support struct {
 	Probe func(engine.Features) error
 }
 
-// installCommand is what an operator runs.
-const installCommand = "berthd runtime install"
-
 // Runtime returns the runtime of Docker that gives containers of the runtime below, "" for the default
 // one, a user namespace.
 func (s Support) Runtime(below string, features engine.Features) (string, error) {
-	if below == "" {
-		below = features.DefaultRuntime
-	}
-	name := names.OCIRuntime(below)
-	switch own := features.Runtimes[name].Instructions; {
-	case !features.RuncShim(below):
-		return "", failed("user namespaces: the runtime %s has a containerd shim of its own, and only runtimes like runc are supported", below)
-	case own == "":
-		return "", failed("user namespaces need the OCI runtime %s, which Docker does not have: run %s", name, installCommand)
-	case own != s.Dir:
-		return "", failed("user namespaces: the OCI runtime %s of Docker reads instructions in %s, and this berthd writes them to %s: run %s", name, own, s.Dir, installCommand)
+	name, err := specedit.Runtime("user namespaces", below, s.Dir, features)
+	switch {
+	case err != nil:
+		return "", err
 	case features.UserNSRemap:
 		return "", failed("user namespaces: Docker has userns-remap, with which the files of images have other owners: remove it from daemon.json")
 	}

@@ -16,6 +16,8 @@ import (
 
 	"berth/core/engine"
 	"berth/core/image/pinning"
+	"berth/core/podpolicy"
+	"berth/core/specfiles"
 	"berth/streaming"
 )
 
@@ -64,6 +66,13 @@ type Config struct {
 	ShimRuntimes     []string // SHIM or HANDLER=SHIM
 	ShimPerPod       bool     // the containers of a pod share one process of containerd's shim
 
+	// The following need berth's OCI runtime.
+	DeviceOwnership    bool     // devices belong to the user and group of the security context
+	PodUTSNamespace    bool     // the containers of a pod share its UTS namespace
+	WithoutHostDevices []string // handlers whose privileged containers do not get the devices of the node
+	SpecDir            string   // directory of patches of OCI specs, or empty for none
+	HooksDirs          []string // directories of OCI hooks
+
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
 
 	KeepLocalImages bool     // pin images that no registry has and those of containers outside of pods
@@ -77,6 +86,19 @@ type Config struct {
 
 	CDIAnnotations bool // annotations of containers request CDI devices
 	CDISpecDirs    []string
+}
+
+// PodOptions returns what pods may have beyond the CRI.
+func (c Config) PodOptions() podpolicy.Options {
+	return podpolicy.Options{
+		OCIAnnotations: c.OCIAnnotations, AllowAnnotations: c.AllowAnnotations, ShimRuntimes: c.ShimRuntimes, ShimPerPod: c.ShimPerPod,
+		DeviceOwnership: c.DeviceOwnership, PodUTSNamespace: c.PodUTSNamespace, WithoutHostDevices: c.WithoutHostDevices,
+	}
+}
+
+// SpecFiles returns where the operator's changes of OCI specs are.
+func (c Config) SpecFiles() specfiles.Config {
+	return specfiles.Config{SpecDir: c.SpecDir, HooksDirs: c.HooksDirs}
 }
 
 // PinnedPatterns returns the compiled PinnedImages, which were checked when they were set.

@@ -7,6 +7,7 @@ import (
 	"berth/core/dockerconfig"
 	"berth/core/ociinstall"
 	"berth/core/podpolicy"
+	"berth/core/specfiles"
 )
 
 // configGroups returns the options that set cfg. Names and defaults that cri-dockerd has too are
@@ -41,6 +42,7 @@ func configGroups(cfg *Config) []*Group {
 				usage: "`DIRS` of CDI specifications, separated by commas, for a Docker without CDI; one with CDI uses those of its daemon.json"},
 		}},
 		{Title: "What pods may have beyond the Kubernetes API", options: policyOptions(cfg)},
+		{Title: "Changes of OCI specs, with berthd runtime install", options: specOptions(cfg)},
 		{Title: "Container logs", options: []*option{
 			{name: "container-logs", value: newEnum(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
 				usage: "how new containers get the log file that the kubelet reads: cri, written by berthd from Docker's json-file and rotated by the kubelet; symlink, a link to the json-file; or follow, written by berthd from Docker's log stream, with any log-driver in daemon.json"},
@@ -129,6 +131,23 @@ func policyOptions(cfg *Config) []*option {
 			usage: "containerd shims that pods may use as runtimes, as `HANDLER=SHIM` like gvisor=io.containerd.runsc.v1 with the handler of a RuntimeClass, separated by commas (Docker 23 or newer)"},
 		{name: podpolicy.ShimPerPodOption, value: newValue(&cfg.ShimPerPod, parseBool), initial: "true",
 			usage: "the containers of a pod share one process of containerd's shim for runc (Docker 24 or newer); false for one per container"},
+	}
+}
+
+// specOptions returns the options that need berth's OCI runtime. Names that other runtimes have too are theirs.
+func specOptions(cfg *Config) []*option {
+	without := podpolicy.Parse(func(o *podpolicy.Options, list []string) { o.WithoutHostDevices = list })
+	return []*option{
+		{name: podpolicy.DeviceOwnershipOption, value: newValue(&cfg.DeviceOwnership, parseBool), initial: "false",
+			usage: "devices of a container belong to its runAsUser and runAsGroup, as with the option of containerd"},
+		{name: podpolicy.WithoutHostDevicesOption, value: newValue(&cfg.WithoutHostDevices, without), initial: "",
+			usage: "`HANDLERS` of RuntimeClasses, separated by commas, whose privileged containers have only the devices that they request; " + podpolicy.DefaultHandlerName + " is Docker's default runtime"},
+		{name: podpolicy.PodUTSNamespaceOption, value: newValue(&cfg.PodUTSNamespace, parseBool), initial: "false",
+			usage: "the containers of a pod share its UTS namespace, so that a host name that one of them sets holds in all"},
+		{name: specfiles.SpecDirOption, value: newValue(&cfg.SpecDir, parseOptionalDir), initial: specfiles.DefaultSpecDir,
+			usage: "`DIR` of JSON merge patches of config.json, HANDLER.json for the containers of a runtime handler and " + podpolicy.DefaultHandlerName + ".json for the default one; only root may be able to write to it. Empty for none"},
+		{name: specfiles.HooksDirsOption, value: newValue(&cfg.HooksDirs, parseOptionalDirs), initial: "",
+			usage: "`DIRS` of OCI hooks, separated by commas, in the format of oci-hooks(5) 1.0.0; they must exist, and only root may be able to write to them"},
 	}
 }
 

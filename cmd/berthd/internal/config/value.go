@@ -191,6 +191,14 @@ func parseDirs(s string) (dirs []string, err error) {
 	return dirs, nil
 }
 
+// parseOptionalDirs is parseDirs for a list that may be empty.
+func parseOptionalDirs(s string) ([]string, error) {
+	if s == "" {
+		return nil, nil
+	}
+	return parseDirs(s)
+}
+
 // maxSocketPath is the longest path of a Unix socket in bytes: sun_path of unix(7) less the final NUL.
 const maxSocketPath = 107
 

@@ -8,6 +8,7 @@ import (
 
 	"berth/cmd/berthd/internal/config"
 	"berth/core/cdi"
+	"berth/core/specedit"
 )
 
 // maxCDIResults bounds the files and devices that are reported one by one.
@@ -23,7 +24,8 @@ func (c *checker) checkCDI() {
 	for _, dir := range dirs {
 		paths = append(paths, c.path(dir))
 	}
-	devices, problems := cdi.Config{SpecDirs: paths}.Check()
+	ociRuntime := c.engine != nil && specedit.Installed("", c.instructionsDir(), *c.engine)
+	devices, problems := cdi.Config{SpecDirs: paths}.Check(ociRuntime)
 	for i, p := range problems {
 		if i == maxCDIResults {
 			c.warn("CDI", fmt.Sprintf("%d more specifications are not used", len(problems)-i), "correct them or remove them")
@@ -53,5 +55,5 @@ func (c *checker) checkCDIDevices(devices map[string]error) {
 	}
 	first := refused[0]
 	c.warn("CDI", fmt.Sprintf("containers with %s, and %d more devices, are refused: %v", first, len(refused)-1, devices[first]),
-		"upgrade Docker to 28.2 or newer, or set \"features\": {\"cdi\": true} in /etc/docker/daemon.json of 25.0 or newer; see cdi-spec-dirs in "+config.DefaultFile)
+		"upgrade Docker to 28.2 or newer, or set \"features\": {\"cdi\": true} in /etc/docker/daemon.json of 25.0 or newer, or: berthd runtime install; see cdi-spec-dirs in "+config.DefaultFile)
 }

@@ -36,6 +36,7 @@ func (c *checker) checkEngine(ctx context.Context) {
 	c.checkCgroups(features)
 	c.checkImageStore(features)
 	c.checkPodOptions(features)
+	c.checkSpecFiles(features)
 	c.checkMirrors(features)
 	if features.LiveRestore {
 		c.ok("live-restore", "pods survive a restart of Docker")

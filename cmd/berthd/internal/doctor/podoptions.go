@@ -15,9 +15,7 @@ var programDirs = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/u
 
 // checkPodOptions checks that Docker and the node can do what the options let pods have.
 func (c *checker) checkPodOptions(features engine.Features) {
-	policy, err := podpolicy.New(podpolicy.Options{
-		OCIAnnotations: c.daemon.OCIAnnotations, AllowAnnotations: c.daemon.AllowAnnotations, ShimRuntimes: c.daemon.ShimRuntimes,
-	})
+	policy, err := podpolicy.New(c.daemon.PodOptions())
 	if err != nil { // the configuration was checked when it was read
 		c.fail("pod options", err.Error(), "correct the option")
 		return

@@ -16,13 +16,18 @@ import (
 // runtimeTimeout is for the inspects of all containers of the node.
 const runtimeTimeout = 15 * time.Second
 
+// instructionsDir returns the directory of instructions for the OCI runtime of berth.
+func (c *checker) instructionsDir() string {
+	return filepath.Join(c.daemon.RunDir, ociinstall.InstructionsName)
+}
+
 // checkRuntime checks the OCI runtime of berth, the runtimes in daemon.json that call it, and what pods get from it.
 func (c *checker) checkRuntime(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, runtimeTimeout)
 	defer cancel()
 	report := ociinstall.Inspect(ctx, ociinstall.Config{
 		Docker: engine.Config{Host: c.daemon.DockerEndpoint}, ConfigFile: dockerconfig.DefaultFile, Program: ociinstall.DefaultProgram, Dir: ociinstall.DefaultDir,
-		Instructions: filepath.Join(c.daemon.RunDir, ociinstall.InstructionsName), Root: c.Root,
+		Instructions: c.instructionsDir(), Root: c.Root,
 	})
 	c.reportRuntime(report)
 	c.checkUserNamespaces(report.Installed())
@@ -62,7 +67,7 @@ func (c *checker) checkUserNamespaces(installed bool) {
 	if c.isForeign() { // the kernel and the file systems would be those of this node
 		probe, note = func(engine.Features) error { return nil }, "; kernel and file systems are not tried with --root"
 	}
-	_, err := ociruntime.New(filepath.Join(c.daemon.RunDir, ociinstall.InstructionsName), probe).Support().Runtime("", *c.engine)
+	_, err := ociruntime.New(c.instructionsDir(), probe).Support().Runtime("", *c.engine)
 	switch {
 	case err == nil:
 		c.ok(check, "pods can have user namespaces (hostUsers: false)"+note)
