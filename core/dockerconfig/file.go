@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"berth/core/trust"
 )
 
 // DefaultFile is the configuration file that dockerd reads without --config-file.
@@ -68,7 +70,7 @@ func Lock(path string) (_ *File, err error) {
 	if err := unix.Fstat(int(lock.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	if err := checkOwner(dir, &st); err != nil {
+	if err := trust.File(dir, &st); err != nil {
 		return nil, err
 	}
 	f, err := Read(path)
@@ -109,7 +111,7 @@ func readFile(path string) ([]byte, *unix.Stat_t, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, nil, fmt.Errorf("%s is not a regular file", path)
 	}
-	if err := checkOwner(path, &st); err != nil {
+	if err := trust.File(path, &st); err != nil {
 		return nil, nil, err
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxSize+1))
@@ -120,17 +122,6 @@ func readFile(path string) ([]byte, *unix.Stat_t, error) {
 		text = []byte{}
 	}
 	return text, &st, nil
-}
-
-// checkOwner returns an error if others than root, or the user of this process, could change what st describes.
-func checkOwner(path string, st *unix.Stat_t) error {
-	switch {
-	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to the user %d: it must belong to root", path, st.Uid)
-	case st.Mode&unix.S_IWOTH != 0, st.Mode&unix.S_IWGRP != 0 && st.Gid != 0:
-		return fmt.Errorf("%s can be changed by others than root (mode %04o): chmod go-w %s", path, st.Mode&0o7777, path)
-	}
-	return nil
 }
 
 // Replace replaces the file by one with that text and the same mode, owner and attributes, and stores what it replaces in

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/dockerconfig"
+	"berth/core/trust"
 )
 
 // A Program is one file of berth-oci.
@@ -68,10 +69,10 @@ func readProgram(path string) (*Program, error) {
 	case st.Mode&0o111 == 0:
 		return nil, fmt.Errorf("%s is not executable", path)
 	}
-	if err := checkWriters(path, &st); err != nil {
+	if err := trust.File(path, &st); err != nil {
 		return nil, err
 	}
-	if err := checkDirs(filepath.Dir(path)); err != nil {
+	if err := trust.Check(path); err != nil {
 		return nil, err
 	}
 	var content bytes.Buffer
@@ -80,34 +81,6 @@ func readProgram(path string) (*Program, error) {
 	}
 	sum := sha256.Sum256(content.Bytes())
 	return &Program{Path: path, SHA256: hex.EncodeToString(sum[:]), content: content.Bytes()}, nil
-}
-
-// checkWriters returns an error if others than root, or the user of this process, can change what st describes.
-func checkWriters(path string, st *unix.Stat_t) error {
-	sticky := st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 // others cannot replace what is in it
-	switch {
-	case st.Uid != 0 && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("%s belongs to the user %d: it must belong to root", path, st.Uid)
-	case !sticky && (st.Mode&unix.S_IWOTH != 0 || st.Mode&unix.S_IWGRP != 0 && st.Gid != 0):
-		return fmt.Errorf("%s can be changed by others than root (mode %04o)", path, st.Mode&0o7777)
-	}
-	return nil
-}
-
-// checkDirs checks dir and the directories above it as far as they exist.
-func checkDirs(dir string) error {
-	for {
-		var st unix.Stat_t
-		if err := unix.Stat(dir, &st); err == nil {
-			if err := checkWriters(dir, &st); err != nil {
-				return err
-			}
-		}
-		if dir == filepath.Dir(dir) {
-			return nil
-		}
-		dir = filepath.Dir(dir)
-	}
 }
 
 // readInstalled returns the program that is installed in dir, nil if there is none.
@@ -138,7 +111,7 @@ func readInstalled(dir string) (*Program, error) {
 
 // install makes p the program in dir. A call of Docker meanwhile runs the program before or p, never a part.
 func (p *Program) install(dir, version string) error {
-	if err := checkDirs(dir); err != nil {
+	if err := trust.Check(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {

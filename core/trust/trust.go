@@ -2,44 +2,52 @@
 package trust
 
 import (
-	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxLinks bounds the symbolic links in a path, as Linux does (path_resolution(7)).
 const maxLinks = 40
 
-// Check returns an error if someone besides root can replace or change what is at path, which
-// is absolute. It follows symbolic links one by one, because each of them is in a directory of its own.
+// Check returns an error if someone besides root can replace or change what is at path. It
+// follows symbolic links one by one, because each of them is in a directory of its own. The error is fs.ErrNotExist if
+// nothing is at path and what exists of it is safe.
 func Check(path string) error {
+	absolute, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
 	at, links := "/", 0
-	rest := strings.Split(filepath.Clean(path), "/")
+	rest := strings.Split(absolute, "/")
 	for len(rest) > 0 {
 		next := filepath.Join(at, rest[0])
 		rest = rest[1:]
-		info, err := os.Lstat(next)
-		if err != nil {
-			return err
+		var st unix.Stat_t
+		if err := unix.Lstat(next, &st); err != nil {
+			return &fs.PathError{Op: "lstat", Path: next, Err: err}
 		}
-		if err := checkOwner(next, info); err != nil {
-			return err
-		}
-		if info.Mode()&os.ModeSymlink == 0 {
+		if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFLNK {
 			// In a directory with the sticky bit, such as /tmp, others cannot replace the files of root.
-			sticky := info.IsDir() && info.Mode()&os.ModeSticky != 0 && len(rest) > 0
-			if info.Mode().Perm()&0o022 != 0 && !sticky {
-				return fmt.Errorf("%s (mode %#o) is writable by others than its owner: run chmod go-w", next, info.Mode().Perm())
+			if sticky := kind == unix.S_IFDIR && st.Mode&unix.S_ISVTX != 0 && len(rest) > 0; sticky {
+				st.Mode &^= unix.S_IWGRP | unix.S_IWOTH
+			}
+			if err := File(next, &st); err != nil {
+				return err
 			}
 			at = next
 			continue
 		}
+		if err := checkOwner(next, &st); err != nil {
+			return err
+		}
 		if links++; links > maxLinks {
-			return &os.PathError{Op: "open", Path: path, Err: syscall.ELOOP}
+			return &os.PathError{Op: "open", Path: path, Err: unix.ELOOP}
 		}
 		target, err := os.Readlink(next)
 		if err != nil {
@@ -53,13 +61,20 @@ func Check(path string) error {
 	return nil
 }
 
-// checkOwner returns an error unless a file belongs to root, or to the user that berthd runs as.
-func checkOwner(path string, info os.FileInfo) error {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return errors.ErrUnsupported
+// File returns an error if someone besides root, or the user that berthd runs as, can change the file or directory at path, which
+// st describes. It does not look at the directories above: see Check.
+func File(path string, st *unix.Stat_t) error {
+	if err := checkOwner(path, st); err != nil {
+		return err
 	}
-	if owner := int(stat.Uid); owner != 0 && owner != os.Geteuid() {
+	if st.Mode&(unix.S_IWGRP|unix.S_IWOTH) != 0 {
+		return fmt.Errorf("%s can be changed by others than root (mode %04o): run chmod go-w %s", path, st.Mode&0o7777, path)
+	}
+	return nil
+}
+
+func checkOwner(path string, st *unix.Stat_t) error {
+	if owner := int(st.Uid); owner != 0 && owner != os.Geteuid() {
 		return fmt.Errorf("%s belongs to the user %d: it must belong to root", path, owner)
 	}
 	return nil

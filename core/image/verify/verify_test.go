@@ -183,7 +183,7 @@ func TestCheckRefusesADirectoryThatOthersCanWriteTo(t *testing.T) {
 	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // what is tested
 		t.Fatal(err)
 	}
-	for path, want := range map[string]string{dir: "writable by others", filepath.Join(dir, "none"): "writable by others", "/none": "no such file"} {
+	for path, want := range map[string]string{dir: "can be changed by others", filepath.Join(dir, "none"): "can be changed by others", "/none": "no such file"} {
 		if err := verify.New(verify.Config{Dir: path}, slog.New(slog.DiscardHandler)).Check(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}

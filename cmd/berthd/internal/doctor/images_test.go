@@ -47,7 +47,7 @@ func TestVerifiersAreChecked(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "a"), 0o722); err != nil { //nolint:gosec // what is tested
 		t.Fatal(err)
 	}
-	check("writable by others", dir, 10, "fail no image can be pulled: "+dir+"/a (mode 0722) is writable by others")
+	check("writable by others", dir, 10, "fail no image can be pulled: "+dir+"/a can be changed by others than root (mode 0722)")
 }
 
 func TestMirrorsAreChecked(t *testing.T) {
