@@ -134,7 +134,7 @@ func TestPatchesOfTheOperator(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "default.json"), 0o666); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.refused(pod, n.pod("patched"), shell("writable", "true")); codeOf(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "is writable by others") {
+	if err := n.refused(pod, n.pod("patched"), shell("writable", "true")); codeOf(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "default.json can be changed by others") {
 		t.Errorf("a file that all can write: %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, "default.json")); err != nil {
