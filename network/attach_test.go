@@ -101,12 +101,12 @@ func TestAttachReturnsAddressesOfPodInterface(t *testing.T) {
 			}
 			// The daemon that attached the pod and one that starts later return the same.
 			for name, n := range map[string]*CNI{"same": n, "next": d.new()} {
-				got, attached := n.Addresses("pod")
-				if diff := cmp.Diff(want, got, equalAddrs); diff != "" || !attached {
-					t.Errorf("%s daemon: attached %v, addresses (-want +got):\n%s", name, attached, diff)
+				got, attached, err := n.Addresses("pod")
+				if diff := cmp.Diff(want, got, equalAddrs); err != nil || diff != "" || !attached {
+					t.Errorf("%s daemon: attached %v, %v, addresses (-want +got):\n%s", name, attached, err, diff)
 				}
-				if got, want := n.Attached(), []string{"pod"}; !slices.Equal(got, want) {
-					t.Errorf("%s daemon: attached %q, want %q", name, got, want)
+				if got, err := n.Attached(); err != nil || !slices.Equal(got, []string{"pod"}) {
+					t.Errorf("%s daemon: attached %q, %v, want pod", name, got, err)
 				}
 			}
 		})
@@ -359,14 +359,14 @@ func TestFailedDetachKeepsStateUntilForget(t *testing.T) {
 		if err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
-		if _, attached := n.Addresses("pod"); !attached || len(d.boundFiles()) != 1 || len(d.cached()) != 1 {
+		if _, attached, _ := n.Addresses("pod"); !attached || len(d.boundFiles()) != 1 || len(d.cached()) != 1 {
 			t.Error("something has been released")
 		}
 	}
 	if err := n.Forget(t.Context(), "pod"); err != nil {
 		t.Fatal(err)
 	}
-	if _, attached := n.Addresses("pod"); attached || len(d.boundFiles()) != 0 || len(d.cached()) != 0 {
+	if _, attached, _ := n.Addresses("pod"); attached || len(d.boundFiles()) != 0 || len(d.cached()) != 0 {
 		t.Error("something is left")
 	}
 }
@@ -416,13 +416,13 @@ func TestPodsOfCRIDockerdAreAttachedAndHaveAddresses(t *testing.T) {
 	d.cache("podman-89ab-eth0", cacheFile("89ab", "podman", "/run/netns/netns-1", confWith(``)))
 	d.cache("torn-cdef-eth0", ``)
 	n := d.new()
-	if got, want := n.Attached(), []string{"0123"}; !slices.Equal(got, want) {
-		t.Errorf("attached: got %q, want %q", got, want)
+	if got, err := n.Attached(); err != nil || !slices.Equal(got, []string{"0123"}) {
+		t.Errorf("attached: got %q, %v, want 0123", got, err)
 	}
 	for id, want := range map[string]int{"0123": 2, "4567": 0, "cdef": 0, "none": 0} {
-		got, attached := n.Addresses(id)
-		if len(got) != want || attached != (want > 0) {
-			t.Errorf("pod %s: got %v, attached %v, want %d addresses", id, got, attached, want)
+		got, attached, err := n.Addresses(id)
+		if err != nil || len(got) != want || attached != (want > 0) {
+			t.Errorf("pod %s: got %v, attached %v, %v, want %d addresses", id, got, attached, err, want)
 		}
 	}
 	if !n.InNetNS("0123", os.Getpid()) {
@@ -615,5 +615,18 @@ func TestPluginOutputIsBounded(t *testing.T) {
 				t.Errorf("the error is %d bytes long", len(text))
 			}
 		})
+	}
+}
+
+// For lack of file descriptors, for example. A pod that counts as not attached is created anew by the kubelet.
+func TestCacheThatCannotBeReadIsNotEmpty(t *testing.T) {
+	d := newNode(t)
+	d.cache("net-0123-eth0", "")
+	file := filepath.Join(d.cfg.CacheDir, "results", "net-0123-eth0")
+	if err := errors.Join(os.Remove(file), os.Symlink(file, file)); err != nil {
+		t.Fatal(err)
+	}
+	if addrs, attached, err := d.new().Addresses("0123"); err == nil {
+		t.Errorf("got %v, %t, want an error", addrs, attached)
 	}
 }

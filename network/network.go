@@ -142,7 +142,7 @@ func (n *CNI) Run(ctx context.Context) error { return n.conf.Run(ctx) }
 func (n *CNI) Bind(id string, pid int) (string, error) { return n.netns.Bind(id, pid) }
 
 // Bound returns the IDs of all pods whose network namespaces are bound.
-func (n *CNI) Bound() []string { return n.netns.List() }
+func (n *CNI) Bound() ([]string, error) { return n.netns.List() }
 
 // InNetNS reports whether the process pid is in the network namespace that is bound for
 // the pod id. It is true for pods without a bind mount, such as those of cri-dockerd.

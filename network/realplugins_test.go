@@ -110,7 +110,7 @@ func TestRealPluginsAttachAndDetach(t *testing.T) {
 	if diff := cmp.Diff(want, got, equalAddrs); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)
 	}
-	if again, attached := d.new().Addresses(id); !attached || cmp.Diff(want, again, equalAddrs) != "" {
+	if again, attached, err := d.new().Addresses(id); err != nil || !attached || cmp.Diff(want, again, equalAddrs) != "" {
 		t.Errorf("a later daemon sees %v, attached %v", again, attached)
 	}
 	if got := leases(); !slices.Equal(got, []string{"10.87.0.2", "fd87::2"}) {

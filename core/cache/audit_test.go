@@ -18,10 +18,10 @@ import (
 // noPods is a Network without pods, and a Logs that writes none.
 type noPods struct{}
 
-func (noPods) Addresses(string) ([]netip.Addr, bool) { return nil, false }
-func (noPods) InNetNS(string, int) bool              { return false }
-func (noPods) Observe(context.Context, *Container)   {}
-func (noPods) Discard(string)                        {}
+func (noPods) Addresses(string) ([]netip.Addr, bool, error) { return nil, false, nil }
+func (noPods) InNetNS(string, int) bool                     { return false }
+func (noPods) Observe(context.Context, *Container)          {}
+func (noPods) Discard(string)                               {}
 
 // Only containers whose state differs from the Engine's list are inspected.
 func TestAuditInspectsContainersThatDiffer(t *testing.T) {

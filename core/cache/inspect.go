@@ -248,7 +248,9 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 	case s.Bridged:
 		network = bridgeNetwork(result)
 	case s.Running:
-		network.Addrs, network.Ready = c.network.Addresses(result.ID)
+		if network.Addrs, network.Ready, err = c.network.Addresses(result.ID); err != nil {
+			return nil, fmt.Errorf("%w: %w", errNoRecords, err) // not a pod without a network, which the kubelet would create anew
+		}
 	}
 	s.Attached = network.Ready
 	if network.Ready && s.Running && s.Pid != 0 && !s.HostNetwork && !s.Bridged { // a list entry has no PID

@@ -124,7 +124,7 @@ func (c *Container) name() string { return c.Name }
 // Network is what the cache needs to know about the networks of pods.
 type Network interface {
 	// Addresses returns the addresses of a pod and whether it is attached.
-	Addresses(id string) (addrs []netip.Addr, attached bool)
+	Addresses(id string) (addrs []netip.Addr, attached bool, err error)
 	// InNetNS reports whether the process pid is still in the network namespace that the
 	// pod was attached in.
 	InNetNS(id string, pid int) bool

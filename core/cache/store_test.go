@@ -33,8 +33,8 @@ func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 // attached is a Network to which every pod with a known process is attached.
 type attached struct{}
 
-func (attached) Addresses(string) ([]netip.Addr, bool) {
-	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, true
+func (attached) Addresses(string) ([]netip.Addr, bool, error) {
+	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, true, nil
 }
 func (attached) InNetNS(_ string, pid int) bool { return pid != 0 }
 

@@ -37,8 +37,8 @@ import (
 // fakeNetwork is a network that every pod is attached to.
 type fakeNetwork struct{}
 
-func (fakeNetwork) Addresses(string) ([]netip.Addr, bool) { return nil, true }
-func (fakeNetwork) InNetNS(string, int) bool              { return true }
+func (fakeNetwork) Addresses(string) ([]netip.Addr, bool, error) { return nil, true, nil }
+func (fakeNetwork) InNetNS(string, int) bool                     { return true }
 
 // fakeServices stands for the other services: it has one image and no files, and records which logs are open.
 type fakeServices struct {

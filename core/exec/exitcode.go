@@ -110,8 +110,9 @@ func (x *session) pollExitCode(ctx context.Context) (container.ExecInspect, erro
 // exitCodeAfterTimeout kills a command whose timeout has expired. If the command had ended
 // before, it returns its exit code: a child may have kept the output open, which Docker
 // 20.10 reports only after two seconds. The error is that of ctx only if the command was running. If that is not known, because
-// Docker, or the containerd-shim, has hung meanwhile, it is of kind Unavailable.
-func (x *session) exitCodeAfterTimeout(ctx context.Context, output *output, copied <-chan error) (exitCode int, err error) {
+// Docker, or the containerd-shim, has hung meanwhile, it is of kind Unavailable. A command that Docker has begun late may run
+// for its timeout, as long as caller waits.
+func (x *session) exitCodeAfterTimeout(ctx, caller context.Context, timeout time.Duration, output *output, copied <-chan error) (exitCode int, err error) {
 	inspectCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exitCodeTimeout)
 	defer cancel()
 	state, err := x.inspect(inspectCtx)
@@ -123,18 +124,38 @@ func (x *session) exitCodeAfterTimeout(ctx context.Context, output *output, copi
 		return 0, fmt.Errorf("the timeout has expired, and docker has not started the command: %w", errdefs.ErrUnavailable)
 	}
 	if !hasExitCode(state) {
+		state = x.waitLateStart(caller, state, timeout)
+	}
+	if !hasExitCode(state) {
 		switch x.kill(ctx) {
 		case wasRunning:
 			return 0, ctx.Err()
 		case notReached:
 			return 0, fmt.Errorf("the timeout has expired, and whether the command has ended is not known: %w", errdefs.ErrUnavailable)
 		case hadEnded:
-			if state, err = x.pollExitCode(inspectCtx); err != nil {
+			pollCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exitCodeTimeout)
+			defer cancel()
+			if state, err = x.pollExitCode(pollCtx); err != nil {
 				return 0, fmt.Errorf("the command has ended, and docker does not report its exit code: %w", errdefs.ErrUnavailable)
 			}
 		}
 	}
 	return state.ExitCode, output.drain(ctx, copied)
+}
+
+// waitLateStart waits until a command that runs has done so for its timeout, or has ended, and returns its state then. Docker
+// begins it late if it is slow, or is stopped for a while.
+func (x *session) waitLateStart(caller context.Context, state container.ExecInspect, timeout time.Duration) container.ExecInspect {
+	age, err := processAge(state.Pid)
+	if err != nil || age >= timeout {
+		return state
+	}
+	ctx, cancel := context.WithTimeout(caller, timeout-age)
+	defer cancel()
+	if ended, err := x.pollExitCode(ctx); err == nil {
+		return ended
+	}
+	return state
 }
 
 // runtimeEnded matches the message of an exec whose OCI runtime has ended without giving a reason, for example because it was

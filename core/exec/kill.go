@@ -75,6 +75,26 @@ func signalTree(containerID string, pid int, signal unix.Signal) error {
 	return errors.Join(t.errs...)
 }
 
+// ticksPerSecond is the unit of times in /proc/PID/stat: USER_HZ, which is 100 on all architectures of Go.
+const ticksPerSecond = 100
+
+// processAge returns how long ago the process pid was started.
+func processAge(pid int) (time.Duration, error) {
+	proc, err := procfs.NewDefaultFS()
+	if err != nil {
+		return 0, err
+	}
+	p, err := (&tree{proc: proc}).stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, err
+	}
+	return time.Duration(now.Nano()) - time.Duration(p.startTime)*time.Second/ticksPerSecond, nil
+}
+
 // A tree is a process, the root, and its descendants.
 type tree struct {
 	containerID string

@@ -81,3 +81,17 @@ func TestSignalOfAZombieReportsItsEnd(t *testing.T) {
 		t.Errorf("a reaped process: %v, want errProcessEnded", err)
 	}
 }
+
+func TestProcessAge(t *testing.T) {
+	start := time.Now()
+	cmd := osexec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	time.Sleep(300 * time.Millisecond)
+	age, err := processAge(cmd.Process.Pid)
+	if most := time.Since(start) + 20*time.Millisecond; err != nil || age < 280*time.Millisecond || age > most {
+		t.Errorf("age %v, %v, want between 280ms and %v", age, err, most)
+	}
+}

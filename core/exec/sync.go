@@ -22,10 +22,11 @@ const maxOutput = 16<<20 - 64<<10
 // code is 126 or 127 and the output is Docker's message, as with cri-dockerd: an error
 // would make a probe unknown rather than failed.
 //
-// After timeout (0 means none), or when ctx ends, the command is killed with all of its
+// When it has run for timeout (0 means no limit), or when ctx ends, the command is killed with all of its
 // descendants, and the error is engine.ErrCommandTimeout or that of ctx. If Docker does
 // not answer within that time, the error is of kind Unavailable.
 func (s *Service) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, exitCode int32, err error) {
+	caller := ctx
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, engine.ErrCommandTimeout)
@@ -55,7 +56,7 @@ func (s *Service) ExecSync(ctx context.Context, id string, cmd []string, timeout
 	})
 	code, err := x.waitExitCode(ctx, output, copied)
 	if errors.Is(err, context.DeadlineExceeded) {
-		code, err = x.exitCodeAfterTimeout(ctx, output, copied)
+		code, err = x.exitCodeAfterTimeout(ctx, caller, timeout, output, copied)
 	}
 	switch {
 	case err == nil, errors.Is(err, context.DeadlineExceeded):

@@ -32,10 +32,10 @@ func TestMain(m *testing.M) { testmain.M{M: m}.Run() }
 
 type fakeNetworkAndLogs struct{}
 
-func (fakeNetworkAndLogs) Addresses(string) ([]netip.Addr, bool)     { return nil, true }
-func (fakeNetworkAndLogs) InNetNS(string, int) bool                  { return true }
-func (fakeNetworkAndLogs) Observe(context.Context, *cache.Container) {}
-func (fakeNetworkAndLogs) Discard(string)                            {}
+func (fakeNetworkAndLogs) Addresses(string) ([]netip.Addr, bool, error) { return nil, true, nil }
+func (fakeNetworkAndLogs) InNetNS(string, int) bool                     { return true }
+func (fakeNetworkAndLogs) Observe(context.Context, *cache.Container)    {}
+func (fakeNetworkAndLogs) Discard(string)                               {}
 
 // newService returns a Service, its Engine, a client of that, and the ID of a running
 // container, whose command is the last of programs if there is one.
@@ -116,7 +116,7 @@ func TestSyncReturnsAtTimeoutOrCancellation(t *testing.T) {
 	t.Parallel()
 	service, e, _, id := newService(t)
 	start := time.Now()
-	_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, time.Second) // which includes its start
+	_, _, _, err := service.ExecSync(t.Context(), id, []string{"sleep", "1000"}, time.Second)
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 5*time.Second {
 		t.Errorf("%v after %v, want DeadlineExceeded at once", err, time.Since(start))
 	}

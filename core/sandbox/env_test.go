@@ -110,13 +110,13 @@ func (n *fakeNetwork) keys(m map[string]bool) []string {
 	return ids
 }
 
-func (n *fakeNetwork) Attached() []string { return n.keys(n.attached) }
-func (n *fakeNetwork) Bound() []string    { return n.keys(n.bound) }
+func (n *fakeNetwork) Attached() ([]string, error) { return n.keys(n.attached), nil }
+func (n *fakeNetwork) Bound() ([]string, error)    { return n.keys(n.bound), nil }
 
-func (n *fakeNetwork) Addresses(id string) ([]netip.Addr, bool) {
+func (n *fakeNetwork) Addresses(id string) ([]netip.Addr, bool, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, n.attached[id]
+	return []netip.Addr{netip.MustParseAddr("10.0.0.7")}, n.attached[id], nil
 }
 
 func (n *fakeNetwork) InNetNS(string, int) bool { return true }
@@ -259,10 +259,10 @@ func (e *env) run() string {
 // leftovers lists everything that a pod can leave.
 func (e *env) leftovers() []string {
 	left := e.engine.Leftovers()
-	for _, id := range e.network.Bound() {
+	for _, id := range e.network.keys(e.network.bound) {
 		left = append(left, "namespace of "+id)
 	}
-	for _, id := range e.network.Attached() {
+	for _, id := range e.network.keys(e.network.attached) {
 		left = append(left, "attachment of "+id)
 	}
 	left = append(left, e.tmpfs.mounted()...)

@@ -115,8 +115,11 @@ func (s *Service) gcOrphans(ctx context.Context, docker *engine.Conn) error {
 	if err != nil {
 		return err
 	}
-	ids = append(ids, updated...)
-	ids = append(ids, s.network.Bound()...)
+	bound, err := s.network.Bound()
+	if err != nil {
+		return err
+	}
+	ids = slices.Concat(ids, updated, bound)
 	entries, err := os.ReadDir(filepath.Join(s.runDir, "pods"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -117,7 +117,7 @@ func TestGCReleasesNetworksInParallel(t *testing.T) {
 		}
 	}
 	enginetest.Background(t, e.RunGC)
-	enginetest.Until(t, "networks are released one after the other", func() bool { return len(e.network.Bound()) == 0 })
+	enginetest.Until(t, "networks are released one after the other", func() bool { return len(e.network.keys(e.network.bound)) == 0 })
 }
 
 // A network that cannot be released does not keep the plugins' own GC from running.
@@ -129,7 +129,7 @@ func TestGCOfPluginsRunsAfterFailedDetach(t *testing.T) {
 	e.network.fail("detach")
 	enginetest.Background(t, e.RunGC)
 	enginetest.Until(t, "the network plugins had no GC", func() bool { return strings.Contains(e.network.stepNames(), "detach gc") })
-	if len(e.network.Bound()) == 0 {
+	if len(e.network.keys(e.network.bound)) == 0 {
 		t.Error("the network namespace was unbound although its release failed")
 	}
 }

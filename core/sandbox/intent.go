@@ -106,7 +106,15 @@ func inspect(ctx context.Context, docker *engine.Conn, id string) (container.Ins
 func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
 	var detachErr, removeErr error
 	group := panics.NewGroup(s.log)
-	if plan != nil || slices.Contains(s.network.Bound(), id) || slices.Contains(s.network.Attached(), id) {
+	bound, err := s.network.Bound()
+	if err != nil {
+		return err
+	}
+	attached, err := s.network.Attached()
+	if err != nil {
+		return err
+	}
+	if plan != nil || slices.Contains(bound, id) || slices.Contains(attached, id) {
 		if plan == nil {
 			var err error
 			if plan, err = s.planFromCheckpoint(id); err != nil {

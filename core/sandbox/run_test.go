@@ -249,8 +249,8 @@ func TestRunResolvesNameConflicts(t *testing.T) {
 		if second := e.run(); second == first {
 			t.Error("Run returned the exited sandbox")
 		}
-		if left := e.engine.Leftovers(); len(left) != 1 || len(e.network.Attached()) != 1 {
-			t.Errorf("there are %v, attached %v", left, e.network.Attached())
+		if left := e.engine.Leftovers(); len(left) != 1 || len(e.network.keys(e.network.attached)) != 1 {
+			t.Errorf("there are %v, attached %v", left, e.network.keys(e.network.attached))
 		}
 	})
 	t.Run("other container is an error", func(t *testing.T) {

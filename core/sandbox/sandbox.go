@@ -117,8 +117,8 @@ type Network interface {
 	Attach(ctx context.Context, plan network.Plan) ([]netip.Addr, error)
 	Detach(ctx context.Context, plan *network.Plan, id string) error
 	Forget(ctx context.Context, id string) error
-	Attached() []string
-	Bound() []string
+	Attached() ([]string, error)
+	Bound() ([]string, error)
 	GC(ctx context.Context, keep []string) error
 }
 

@@ -72,7 +72,11 @@ func (s *Service) withLock(ctx context.Context, id string, do func(context.Conte
 func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
 	start := time.Now()
 	// A pod whose pause process has ended by itself is stopped once its network is released.
-	changed := pod.Running || slices.Contains(s.network.Attached(), pod.ID())
+	attached, err := s.network.Attached()
+	if err != nil {
+		return err
+	}
+	changed := pod.Running || slices.Contains(attached, pod.ID())
 	containers, err := s.cache.ContainersOf(ctx, pod.ID())
 	if err != nil {
 		return err
@@ -89,7 +93,11 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 	hasNetwork := !pod.HostNetwork && !pod.Bridged
 	// A bind mount keeps the network namespace alive, so that the plugins can work
 	// while the pause process exits. Pods of cri-dockerd have none.
-	if hasNetwork && pod.Running && !slices.Contains(s.network.Bound(), pod.ID()) {
+	bound, err := s.network.Bound()
+	if err != nil {
+		return err
+	}
+	if hasNetwork && pod.Running && !slices.Contains(bound, pod.ID()) {
 		if _, err := s.network.Bind(pod.ID(), pod.Pid); err != nil {
 			s.log.Warn("network namespace of a pod cannot be bound; plugins may fail to release its network", slog.String("sandbox", pod.ID()), slog.Any("err", err))
 		}

@@ -176,28 +176,28 @@ func (c *fakeNetwork) Detach(_ context.Context, _ *network.Plan, id string) erro
 
 func (c *fakeNetwork) Forget(ctx context.Context, id string) error { return c.Detach(ctx, nil, id) }
 
-func (c *fakeNetwork) Attached() (ids []string) {
+func (c *fakeNetwork) Attached() (ids []string, err error) {
 	_ = c.step("", func() {
 		for id := range c.attached {
 			ids = append(ids, id)
 		}
 	})
-	return ids
+	return ids, nil
 }
 
-func (c *fakeNetwork) Bound() (ids []string) {
+func (c *fakeNetwork) Bound() (ids []string, err error) {
 	_ = c.step("", func() {
 		for id := range c.bound {
 			ids = append(ids, id)
 		}
 	})
-	return ids
+	return ids, nil
 }
 
-func (c *fakeNetwork) Addresses(id string) (addrs []netip.Addr, attached bool) {
+func (c *fakeNetwork) Addresses(id string) (addrs []netip.Addr, attached bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return []netip.Addr{netip.MustParseAddr("10.1.2.3")}, c.attached[id]
+	return []netip.Addr{netip.MustParseAddr("10.1.2.3")}, c.attached[id], nil
 }
 
 func (c *fakeNetwork) GC(context.Context, []string) error { return nil }
@@ -215,7 +215,9 @@ func (c *fakeNetwork) Dial(context.Context, string, int, int) (net.Conn, error) 
 // leftovers lists everything that a pod may leave behind.
 func (h *testDaemon) leftovers() []string {
 	left := h.engine.Leftovers()
-	for _, id := range append(h.network.Attached(), h.network.Bound()...) {
+	attached, _ := h.network.Attached()
+	bound, _ := h.network.Bound()
+	for _, id := range append(attached, bound...) {
 		left = append(left, "network of "+id)
 	}
 	for _, pattern := range []string{"run/pods/*", "root/sandbox/*", "root/berth/v1/*/*", "logs/*/*/*"} {

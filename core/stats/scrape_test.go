@@ -30,10 +30,10 @@ func must(t *testing.T, errs ...error) {
 // fakeNetwork says of each pod that it is attached, and stands for the logs too.
 type fakeNetwork struct{}
 
-func (fakeNetwork) Addresses(string) ([]netip.Addr, bool)     { return nil, true }
-func (fakeNetwork) InNetNS(string, int) bool                  { return true }
-func (fakeNetwork) Observe(context.Context, *cache.Container) {}
-func (fakeNetwork) Discard(string)                            {}
+func (fakeNetwork) Addresses(string) ([]netip.Addr, bool, error) { return nil, true, nil }
+func (fakeNetwork) InNetNS(string, int) bool                     { return true }
+func (fakeNetwork) Observe(context.Context, *cache.Container)    {}
+func (fakeNetwork) Discard(string)                               {}
 
 // countMetrics returns how many metrics of a family the containers of each pod have.
 func countMetrics(all []*podMetrics, name string) (counts []int) {

@@ -192,12 +192,11 @@ func unbind(path string) error {
 }
 
 // List returns the sorted IDs of all pods that there is a bind mount for, or the file of one.
-func (s *Store) List() []string {
-	var ids []string
+func (s *Store) List() (ids []string, err error) {
 	for _, dir := range s.dirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("bound network namespaces cannot be listed", slog.Any("err", err))
+			return nil, fmt.Errorf("bound network namespaces: %w", err)
 		}
 		for _, e := range entries {
 			if id, ok := strings.CutPrefix(e.Name(), filePrefix); ok && sandboxIDPattern.MatchString(id) {
@@ -206,7 +205,7 @@ func (s *Store) List() []string {
 		}
 	}
 	slices.Sort(ids)
-	return slices.Compact(ids)
+	return slices.Compact(ids), nil
 }
 
 // Contains reports whether the process pid is in the network namespace that is bound for

@@ -77,8 +77,8 @@ func TestBindIsIdempotentAndReplacesAnotherNamespace(t *testing.T) {
 	// A second Store, as after a restart of the daemon, mounts nothing twice.
 	next := New(cfg)
 	requireContains(next, first, true)
-	if got, want := next.List(), []string{id}; !slices.Equal(got, want) {
-		t.Errorf("bound: got %q, want %q", got, want)
+	if got, err := next.List(); err != nil || !slices.Equal(got, []string{id}) {
+		t.Errorf("bound: got %q, %v, want %s", got, err, id)
 	}
 	if got, want := next.PathOrProcess(id, 1), path; got != want {
 		t.Errorf("path: got %s, want %s", got, want)
@@ -106,8 +106,8 @@ func TestBindIsIdempotentAndReplacesAnotherNamespace(t *testing.T) {
 	if err := next.Unbind(id); err != nil {
 		t.Fatal(err)
 	}
-	if got := next.List(); len(got) > 0 {
-		t.Errorf("still bound: %q", got)
+	if got, err := next.List(); err != nil || len(got) > 0 {
+		t.Errorf("still bound: %q, %v", got, err)
 	}
 }
 
@@ -165,8 +165,8 @@ func TestNamespaceInLegacyDirIsFoundAndUnbound(t *testing.T) {
 	cfg.Dir = filepath.Join(t.TempDir(), "elsewhere")
 	t.Cleanup(func() { _ = unix.Unmount(cfg.Dir, unix.MNT_DETACH) })
 	s := New(cfg)
-	if got, want := s.List(), []string{id}; !slices.Equal(got, want) {
-		t.Errorf("bound: got %q, want %q", got, want)
+	if got, err := s.List(); err != nil || !slices.Equal(got, []string{id}) {
+		t.Errorf("bound: got %q, %v, want %s", got, err, id)
 	}
 	if path, err := s.Bind(id, pod.Process.Pid); err != nil || path != legacyPath || s.PathOrProcess(id, 1) != legacyPath {
 		t.Errorf("bound again at %s, %v, path %s; want %s", path, err, s.PathOrProcess(id, 1), legacyPath)
@@ -178,21 +178,21 @@ func TestNamespaceInLegacyDirIsFoundAndUnbound(t *testing.T) {
 	if want := filepath.Join(cfg.Dir, FileName(id)); err != nil || path != want {
 		t.Errorf("another namespace is bound at %s, %v; want %s", path, err, want)
 	}
-	if IsNetNS(legacyPath) || !s.Contains(id, next.Process.Pid) || len(s.List()) != 1 {
-		t.Errorf("bound are %q", s.List())
+	if bound, err := s.List(); err != nil || IsNetNS(legacyPath) || !s.Contains(id, next.Process.Pid) || len(bound) != 1 {
+		t.Errorf("bound are %q, %v", bound, err)
 	}
 	for _, name := range []string{"berth-test", "berth-" + strings.Repeat("E", 64), "cni-1"} {
 		if err := os.WriteFile(filepath.Join(cfg.Dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if got, want := s.List(), []string{id}; !slices.Equal(got, want) {
-		t.Errorf("bound: got %q, want %q", got, want)
+	if got, err := s.List(); err != nil || !slices.Equal(got, []string{id}) {
+		t.Errorf("bound: got %q, %v, want %s", got, err, id)
 	}
 	if err := s.Unbind(id); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.List(); len(got) > 0 {
+	if got, err := s.List(); err != nil || len(got) > 0 {
 		t.Errorf("still bound: %q", got)
 	}
 	if IsNetNS(path) || len(files(t, cfg.LegacyDir)) > 0 || len(files(t, cfg.Dir)) != 3 {
