@@ -421,18 +421,18 @@ func TestCreateSlowerThanItsCallerIsKeptForTheRetry(t *testing.T) {
 	const create = "POST /containers/create"
 	h.engine.ResetCalls()
 	h.engine.Delay(create, 1500*time.Millisecond)
-	createContainer := func() (string, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	createContainer := func(timeout time.Duration) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		defer cancel()
 		made, err := h.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 			PodSandboxId: run.GetPodSandboxId(), Config: command("c", "sleep", "1000"), SandboxConfig: sandbox,
 		})
 		return made.GetContainerId(), err
 	}
-	if _, err := createContainer(); status.Code(err) != codes.DeadlineExceeded {
+	if _, err := createContainer(time.Second); status.Code(err) != codes.DeadlineExceeded {
 		t.Fatalf("the first time: %v", err)
 	}
-	id, err := createContainer()
+	id, err := createContainer(time.Minute)
 	if err != nil || h.engine.Calls(create) != 1 {
 		t.Errorf("the second time: %v, %d creates", err, h.engine.Calls(create))
 	}
@@ -443,7 +443,7 @@ func TestCreateSlowerThanItsCallerIsKeptForTheRetry(t *testing.T) {
 	// A container that is not claimed is removed with its pod.
 	_, err = h.runtime.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id})
 	h.must(err)
-	if _, err := createContainer(); status.Code(err) != codes.DeadlineExceeded {
+	if _, err := createContainer(time.Second); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("the third time: %v", err)
 	}
 	h.until("it is not made", func() bool { return len(h.engine.Leftovers()) == 4 })
