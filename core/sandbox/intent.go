@@ -100,27 +100,33 @@ func inspect(ctx context.Context, docker *engine.Conn, id string) (container.Ins
 	return docker.ContainerInspect(ctx, id)
 }
 
+// mayHaveNetwork reports whether the sandbox id has something that the network plugins must release.
+func (s *Service) mayHaveNetwork(id string) (bool, error) {
+	bound, err := s.network.Bound()
+	if err != nil || slices.Contains(bound, id) {
+		return err == nil, err
+	}
+	attached, err := s.network.Attached() // which reads the files of all pods
+	return slices.Contains(attached, id), err
+}
+
 // deleteSandbox releases the network of the sandbox id, if it has one, and removes its pause
 // container, files and records. A nil plan stands for that of its checkpoint. If
 // the network cannot be released, the files and records stay for the next try.
 func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
 	var detachErr, removeErr error
 	group := panics.NewGroup(s.log)
-	bound, err := s.network.Bound()
-	if err != nil {
-		return err
-	}
-	attached, err := s.network.Attached()
-	if err != nil {
-		return err
-	}
-	if plan != nil || slices.Contains(bound, id) || slices.Contains(attached, id) {
-		if plan == nil {
-			var err error
-			if plan, err = s.planFromCheckpoint(id); err != nil {
-				return err
-			}
+	hasNetwork := plan != nil
+	if !hasNetwork {
+		var err error
+		if hasNetwork, err = s.mayHaveNetwork(id); err != nil {
+			return err
 		}
+		if plan, err = s.planFromCheckpoint(id); err != nil {
+			return err
+		}
+	}
+	if hasNetwork {
 		group.Go(func() error { detachErr = s.detach(ctx, plan, id); return nil })
 	}
 	// Plugins may take as long as ctx allows. They do not need the container: the bind mount

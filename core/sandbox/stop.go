@@ -72,11 +72,14 @@ func (s *Service) withLock(ctx context.Context, id string, do func(context.Conte
 func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox) error {
 	start := time.Now()
 	// A pod whose pause process has ended by itself is stopped once its network is released.
-	attached, err := s.network.Attached()
-	if err != nil {
-		return err
+	changed := pod.Running
+	if !changed {
+		attached, err := s.network.Attached()
+		if err != nil {
+			return err
+		}
+		changed = slices.Contains(attached, pod.ID())
 	}
-	changed := pod.Running || slices.Contains(attached, pod.ID())
 	containers, err := s.cache.ContainersOf(ctx, pod.ID())
 	if err != nil {
 		return err
@@ -93,12 +96,8 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 	hasNetwork := !pod.HostNetwork && !pod.Bridged
 	// A bind mount keeps the network namespace alive, so that the plugins can work
 	// while the pause process exits. Pods of cri-dockerd have none.
-	bound, err := s.network.Bound()
-	if err != nil {
-		return err
-	}
-	if hasNetwork && pod.Running && !slices.Contains(bound, pod.ID()) {
-		if _, err := s.network.Bind(pod.ID(), pod.Pid); err != nil {
+	if hasNetwork && pod.Running {
+		if err := s.bindIfMissing(pod); err != nil {
 			s.log.Warn("network namespace of a pod cannot be bound; plugins may fail to release its network", slog.String("sandbox", pod.ID()), slog.Any("err", err))
 		}
 	}
@@ -130,6 +129,16 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 	if err == nil && changed {
 		s.log.Info("pod stopped", changes.Pod(pod.ID(), pod.Row.GetMetadata()), changes.Took(start))
 	}
+	return err
+}
+
+// bindIfMissing binds the network namespace of a pod that has no bind mount of it.
+func (s *Service) bindIfMissing(pod *cache.Sandbox) error {
+	bound, err := s.network.Bound()
+	if err != nil || slices.Contains(bound, pod.ID()) {
+		return err
+	}
+	_, err = s.network.Bind(pod.ID(), pod.Pid)
 	return err
 }
 
