@@ -101,7 +101,7 @@ ok "a silent exec without a terminal ends after its client was killed" soon ende
 probes() { for i in $(seq 100); do "$cache/bin/crictl" --config "$w/crictl.yaml" exec -s "$(docker ps -qf label=io.kubernetes.container.name=web)" true || return 1; done; }
 before=$(k exec web -- ps | wc -l)
 ok "100 exec probes succeed" probes
-ok "the probes leave no process" is "$(k exec web -- ps | wc -l)" "$before"
+ok "the probes leave no process" test "$(k exec web -- ps | wc -l)" -le "$before" # one from above may still have been ending
 
 say "port-forward"
 k exec web -- sh -c "for i in \$(seq $big); do cat /tmp/blob >>/www/big; done; echo small >/www/small"
