@@ -119,10 +119,10 @@ func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id str
 	hasNetwork := plan != nil
 	if !hasNetwork {
 		var err error
-		if hasNetwork, err = s.mayHaveNetwork(id); err != nil {
-			return err
+		if hasNetwork, err = s.mayHaveNetwork(id); hasNetwork {
+			plan, err = s.planFromCheckpoint(id)
 		}
-		if plan, err = s.planFromCheckpoint(id); err != nil {
+		if err != nil {
 			return err
 		}
 	}

@@ -50,8 +50,7 @@ func (s *Spec) addDevices(i *ociedit.Instructions) error {
 		if err != nil {
 			return fmt.Errorf("linux.resources.%w", err)
 		}
-		kind := strings.Replace(d.Type, "u", "c", 1)
-		rule, err := generic(deviceRule{true, kind, d.Major, d.Minor, d.Access})
+		rule, err := generic(deviceRule{true, ruleType(d.Type), d.Major, d.Minor, d.Access})
 		if err != nil {
 			return err
 		}
@@ -59,6 +58,9 @@ func (s *Spec) addDevices(i *ociedit.Instructions) error {
 	}
 	return nil
 }
+
+// ruleType returns the type of a device in rules of the cgroup, which have no u for unbuffered character devices.
+func ruleType(device string) string { return strings.Replace(device, "u", "c", 1) }
 
 // setDeviceOwner changes the owner of nodes, but for those that the instructions add with one.
 func (s *Spec) setDeviceOwner(i *ociedit.Instructions) error {
@@ -129,7 +131,7 @@ func (s *Spec) boundHostDevices(i *ociedit.Instructions) error {
 		}
 		kept = append(kept, node)
 		rules = append(rules, map[string]any{
-			"allow": true, "type": strings.Replace(text(node, "type"), "u", "c", 1), "major": node["major"], "minor": node["minor"], "access": i.HostDevices.Allowed[n].Access,
+			"allow": true, "type": ruleType(text(node, "type")), "major": node["major"], "minor": node["minor"], "access": i.HostDevices.Allowed[n].Access,
 		})
 	}
 	linux, err := s.object("linux")
