@@ -13,6 +13,7 @@ package oom
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -75,6 +76,7 @@ type run struct {
 	exited     bool          // Docker has reported the exit, and so all events before it
 	eventsDone chan struct{} // closed when Docker has reported a SIGKILL or the exit, or when events were lost
 	eventfd    *os.File      // on cgroup v1
+	followed   chan struct{} // on cgroup v1: closed when no signal of eventfd is waited for any more
 }
 
 // New returns a Watcher that stores its results in exitReasons.
@@ -276,6 +278,7 @@ func (w *Watcher) watchLocked(id string, r *run) {
 			w.watched[file] = id
 		}
 	} else if r.eventfd, err = newEventfd(r.dir); err == nil {
+		r.followed = make(chan struct{})
 		w.followers.Go(func() error { w.follow(r, r.eventfd); return nil })
 	}
 	if err != nil {
@@ -355,32 +358,49 @@ func newEventfd(dir string) (*os.File, error) {
 	return eventfd, nil
 }
 
-// follow waits for signals of an eventfd of r until the eventfd is closed or the cgroup is
-// removed. A panic affects one signal: the next one is handled.
+// follow waits for signals of an eventfd of r until the eventfd is closed or the cgroup was
+// removed after a kill. A panic affects one signal: the next one is handled.
+//
+// The kernel removes the cgroup's files, and signals once more, a moment later. So of two
+// signals after the count was last read, with the files gone, the first one was an OOM; of
+// one signal that is not known before a second one arrives.
 func (w *Watcher) follow(r *run, eventfd *os.File) {
+	defer close(r.followed)
 	buffer := make([]byte, 8)
-	for {
+	for signals := uint64(0); ; {
 		if _, err := eventfd.Read(buffer); err != nil {
 			return
 		}
-		removed := false
-		_ = panics.Try(w.log, func() error { removed = !w.waitForKill(r); return nil })
-		if removed {
+		signals += binary.NativeEndian.Uint64(buffer)
+		killed := false
+		_ = panics.Try(w.log, func() error {
+			counted, removed := w.waitForKill(r)
+			if !removed {
+				signals = 0
+			}
+			killed = removed && (counted || signals > 1)
+			return nil
+		})
+		if killed {
+			w.mu.Lock()
+			r.lastKillAt = time.Now()
+			w.mu.Unlock()
 			return
 		}
 	}
 }
 
 // waitForKill reads the count of r until it has grown or countTimeout is over: the kernel
-// signals an OOM before it kills, and then counts. It returns false if the cgroup was
-// removed or Run has ended.
-func (w *Watcher) waitForKill(r *run) bool {
+// signals an OOM before it kills, and then counts. It reports whether the count could be
+// read at all, and whether the cgroup was removed before it had grown.
+func (w *Watcher) waitForKill(r *run) (counted, removed bool) {
 	begin := time.Now()
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		n, err := w.readCount(r.dir)
 		if err != nil {
-			return false
+			return counted, true
 		}
+		counted = true
 		w.mu.Lock()
 		grown := n > r.count
 		if grown {
@@ -388,14 +408,14 @@ func (w *Watcher) waitForKill(r *run) bool {
 		}
 		w.mu.Unlock()
 		if grown || time.Since(begin) > countTimeout {
-			return true
+			return counted, false
 		}
 		t := time.NewTimer(wait)
 		select {
 		case <-t.C:
 		case <-w.stopped:
 			t.Stop()
-			return false
+			return counted, false
 		}
 	}
 }
@@ -452,8 +472,8 @@ func (r *run) endWait() {
 }
 
 // OOMKilled reports whether a container that exited with exitCode at finished was killed by
-// the OOM killer. dockerFlag is State.OOMKilled. It may wait for Docker's events for
-// eventTimeout; later calls return the stored result.
+// the OOM killer. dockerFlag is State.OOMKilled. It may wait for Docker's events, and for
+// signals of the kernel, for eventTimeout; later calls return the stored result.
 func (w *Watcher) OOMKilled(ctx context.Context, id string, dockerFlag bool, exitCode int, finished time.Time) bool {
 	if exitCode != sigkillExitCode {
 		return false
@@ -463,12 +483,17 @@ func (w *Watcher) OOMKilled(ctx context.Context, id string, dockerFlag bool, exi
 	}
 	r, eventsDone := w.readRun(id)
 	if r != nil {
-		t := time.NewTimer(eventTimeout)
-		defer t.Stop()
+		ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+		defer cancel()
 		select {
 		case <-eventsDone:
-		case <-t.C:
 		case <-ctx.Done():
+		}
+		if !dockerFlag {
+			select {
+			case <-w.signalsDone(r):
+			case <-ctx.Done():
+			}
 		}
 	}
 	w.mu.Lock()
@@ -493,6 +518,21 @@ func (w *Watcher) readRun(id string) (*run, <-chan struct{}) {
 	return r, r.eventsDone
 }
 
+// signalsDone returns a channel that is closed when no signal of the kernel can show a kill
+// of r that it does not know of yet.
+func (w *Watcher) signalsDone(r *run) <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r.eventfd != nil && !r.sigkilled && r.lastKillAt.IsZero() {
+		if _, err := w.readCount(r.dir); err != nil {
+			return r.followed
+		}
+	}
+	done := make(chan struct{})
+	close(done)
+	return done
+}
+
 // oomKilled reports whether the OOM killer ended r, which is nil if the container exited
 // while berthd was not running. The caller holds Watcher.mu.
 func (r *run) oomKilled(dockerFlag bool, finished time.Time) bool {
@@ -503,7 +543,7 @@ func (r *run) oomKilled(dockerFlag bool, finished time.Time) bool {
 		return false
 	case r.lastKillAt.IsZero():
 		// A kill that Docker has seen and the Watcher has not was at the exit: the cgroup
-		// was removed before its count was read.
+		// was removed before its count was read (on v2, where the files alone tell of it).
 		return dockerFlag
 	default:
 		return finished.Sub(r.lastKillAt) < killWindow

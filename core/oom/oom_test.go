@@ -2,6 +2,7 @@ package oom
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"os"
@@ -259,7 +260,7 @@ func TestPanicInFollowerDoesNotEndIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventfd := os.NewFile(uintptr(fd), "eventfd")
-	r := &run{dir: filepath.Join(n.dir, "c"), eventsDone: make(chan struct{})}
+	r := &run{dir: filepath.Join(n.dir, "c"), eventsDone: make(chan struct{}), followed: make(chan struct{})}
 	n.mu.Lock()
 	n.runs["c"] = r
 	n.mu.Unlock()
@@ -281,6 +282,60 @@ func TestPanicInFollowerDoesNotEndIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-done
+}
+
+// The cgroup of a container that was killed can be gone before its count is read. On cgroup
+// v1 the kernel's signals tell a kill from a removal.
+func TestKillWhoseCountWasNotRead(t *testing.T) {
+	type step string
+	const signal, remove, follow, read step = "signal", "remove", "follow", "read"
+	for name, tt := range map[string]struct {
+		steps []step
+		want  bool
+	}{
+		"removed":                     {[]step{remove, signal, follow}, false},
+		"removed, the signal is late": {[]step{remove, follow}, false},
+		"killed, read too late":       {[]step{signal, remove, follow, read, signal}, true},
+		"killed, both signals late":   {[]step{signal, remove, signal, follow}, true},
+		"removed during the wait":     {[]step{signal, follow, read, remove, signal}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			n.setKills("c", 0)
+			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+			if err != nil {
+				t.Fatal(err)
+			}
+			eventfd := os.NewFile(uintptr(fd), "eventfd")
+			r := &run{dir: filepath.Join(n.dir, "c"), eventfd: eventfd, eventsDone: make(chan struct{}), followed: make(chan struct{})}
+			var reads atomic.Int32
+			n.mu.Lock()
+			n.readCount = func(dir string) (uint64, error) { defer reads.Add(1); return readKillCount(dir) }
+			n.runs["c"] = r
+			n.mu.Unlock()
+			for _, s := range tt.steps {
+				switch s {
+				case signal:
+					if _, err := eventfd.Write(binary.NativeEndian.AppendUint64(nil, 1)); err != nil {
+						t.Fatal(err)
+					}
+				case follow:
+					go n.follow(r, eventfd)
+				case read:
+					n.until("not read", func() bool { return reads.Load() > 0 })
+				case remove:
+					if err := os.RemoveAll(r.dir); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			n.Exited("c")
+			if got := n.OOMKilled(t.Context(), "c", false, 137, time.Now()); got != tt.want {
+				t.Errorf("OOMKilled: %v, want %v", got, tt.want)
+			}
+		})
+	}
 }
 
 // TestKernelKills makes the kernel of this machine kill many processes at a time.
