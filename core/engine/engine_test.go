@@ -546,6 +546,9 @@ func TestContainerdLostIgnoresTextsOfPods(t *testing.T) {
 		`rpc error: code = Unavailable desc = error reading from server: connection reset by peer`:                                                                             true, // Docker 29
 		`rpc error: code = Unavailable desc = transport is closing`:                                                                                                            true,
 		`rpc error: code = Canceled desc = grpc: the client connection is closing`:                                                                                             true,
+		`failed to update store for object type *libnetwork.endpoint: open : no such file or directory`:                                                                        true, // 20.10, with its store closed
+		`failed to update store for object type *libnetwork.Endpoint: database not open`:                                                                                       true,
+		`failed to update store for object type *libnetwork.endpoint: open /x: no such file or directory`:                                                                      false,
 		`rpc error: code = Unknown desc = exec: "transport is closing": executable file not found in $PATH`:                                                                    false,
 		`Unavailable: error reading from server: connection reset by peer`:                                                                                                     true, // Docker 28.5, containerd image store
 		`Unavailable: error reading from server: unexpected EOF`:                                                                                                               true,

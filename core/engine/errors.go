@@ -67,8 +67,7 @@ func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(
 // containerdLost matches the messages of an Engine, with status 500, that could not pass a
 // call on to containerd or did not receive the result: because containerd has died, or
 // because the Engine itself shuts down and has closed its connection. They are texts of
-// google.golang.org/grpc, which Docker 20.10 to 29 uses to call containerd; moby passes
-// them on as they are.
+// google.golang.org/grpc (one is of libnetwork), which Docker 20.10 to 29 passes on as they are.
 //
 // It matches a message as a whole and is strict about each part: words that a pod can
 // choose, such as the name of a user that does not exist, are in other errors
@@ -81,7 +80,8 @@ var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = 
 	`|SubConn shutting down|the stream is rejected because server is draining the connection` +
 	`|the connection is (?:closing(?: due to channel idleness)?|drained)` +
 	`|(?:the connection is draining|keepalive ping failed to receive ACK within timeout)` + // containerd shuts down, or hangs
-	`|the client connection is closing` + // the Engine shuts down
+	`|the client connection is closing` + // the Engine shuts down, as in the next line: libnetwork has closed its store
+	`|failed to update store for object type \*libnetwork\.\w+: (?:open : no such file or directory|database not open)` +
 	`)(?:: unavailable|: unknown|: context canceled)*$`)
 
 // ContainerdLost reports whether text, the message of an Engine's error, says that the
