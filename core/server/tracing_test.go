@@ -55,8 +55,7 @@ func TestTraceOfCallerIsContinuedToDocker(t *testing.T) {
 	t.Logf("exec: %v", err)
 	_, err = h.runtime.Version(t.Context(), &runtimeapi.VersionRequest{}) // not traced by its caller
 	h.must(err)
-	h.stop() // exports the last spans
-	spans := collector.Spans()
+	spans := stopTraced(t, h, collector, "ExecSync")
 
 	byID := map[string]tracingtest.Span{}
 	for _, s := range spans {
@@ -109,6 +108,17 @@ func TestTraceOfCallerIsContinuedToDocker(t *testing.T) {
 	}
 }
 
+// stopTraced stops the daemon and returns all spans. It waits for that of the last traced call
+// first: the end of the daemon waits for a second only.
+func stopTraced(t *testing.T, h *testDaemon, collector *tracingtest.Collector, last string) []tracingtest.Span {
+	t.Helper()
+	collector.Wait(t, enginetest.WaitTimeout, func(spans []tracingtest.Span) bool {
+		return hasSpan(spans, "runtime.v1.RuntimeService/"+last)
+	})
+	h.stop()
+	return collector.Spans()
+}
+
 func TestCallThatCallerHasNotSampledIsNotTraced(t *testing.T) {
 	t.Parallel()
 	collector := tracingtest.New(t, "127.0.0.1:0")
@@ -121,8 +131,7 @@ func TestCallThatCallerHasNotSampledIsNotTraced(t *testing.T) {
 	h.must(err)
 	_, err = h.runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
 	h.must(err)
-	h.stop()
-	spans := collector.Spans()
+	spans := stopTraced(t, h, collector, "Version")
 	if hasSpan(spans, "runtime.v1.RuntimeService/ListContainers") || !hasSpan(spans, "runtime.v1.RuntimeService/Version") {
 		t.Errorf("spans %v, want one of Version and none of ListContainers", spans)
 	}
