@@ -3,6 +3,7 @@ module berth
 go 1.26.0
 
 require (
+	github.com/checkpoint-restore/checkpointctl v1.4.0
 	github.com/containerd/containerd/api v1.12.0
 	github.com/containerd/errdefs v1.0.0
 	github.com/containerd/errdefs/pkg v0.3.0
