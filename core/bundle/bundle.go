@@ -1,4 +1,4 @@
-// Package bundle reads the OCI runtime specification of a running container.
+// Package bundle reads the OCI runtime specification of a running container, and finds the OCI runtime that runs it.
 //
 // It is the one place that knows where containerd keeps the bundles of Docker's containers:
 //
@@ -14,8 +14,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"strconv"
 
@@ -64,40 +62,16 @@ func parent(pid int) (int, error) {
 // read returns the config.json of the container id. cwd is a link to the bundle of a container of the same shim: with
 // some annotations the containers of a pod share one.
 func read(cwd, id string) (json.RawMessage, error) {
-	target, err := os.Readlink(cwd)
+	dir, _, err := openBundle(cwd, id)
 	if err != nil {
 		return nil, err
 	}
-	if filepath.Base(filepath.Dir(filepath.Dir(target))) != taskDir {
-		return nil, fmt.Errorf("%s is not a bundle in a directory %s", target, taskDir)
-	}
-	// Through the process and not by target, which may be in another mount namespace. No link is followed but that of /proc.
-	shimDir, err := unix.Open(cwd, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	defer unix.Close(dir)
+	text, err := readFile(dir, "config.json", MaxSpec)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", target, err)
+		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
-	defer unix.Close(shimDir)
-	bundleDir, err := unix.Openat(shimDir, "../"+filepath.Base(id), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the bundle of %s beside %s: %w", id, target, err)
-	}
-	defer unix.Close(bundleDir)
-	fd, err := unix.Openat(bundleDir, "config.json", unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open config.json of %s: %w", id, err)
-	}
-	f := os.NewFile(uintptr(fd), "config.json")
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("config.json of %s is not a regular file: %w", id, errors.Join(err))
-	}
-	text, err := io.ReadAll(io.LimitReader(f, MaxSpec+1))
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("config.json of %s: %w", id, err)
-	case len(text) > MaxSpec:
-		return nil, fmt.Errorf("config.json of %s has more than %d bytes", id, MaxSpec)
-	case !json.Valid(text):
+	if !json.Valid(text) {
 		return nil, fmt.Errorf("config.json of %s is not JSON", id)
 	}
 	return text, nil
