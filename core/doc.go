@@ -68,6 +68,7 @@
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/dockerconfig                 daemon.json and the flags of dockerd
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
+//	core/criu                         checkpoints of containers: CRIU, archives
 //	core/ociedit                      what cmd/berth-oci changes in the OCI specs of containers
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz

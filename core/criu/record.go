@@ -1,0 +1,124 @@
+package criu
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"berth/core/atomicfile"
+)
+
+// A record is what has to be undone after a crash.
+type record struct {
+	Container string `json:"container"`
+	Archive   string `json:"archive"` // path of the archive that is not complete
+}
+
+// begin creates the directory of a job with its record. archive is where the archive will be written.
+func (c *Checkpointer) begin(j *job, archive string) error {
+	text, err := json.Marshal(record{j.target.ID, archive})
+	if err != nil {
+		return err
+	}
+	j.name = rand.Text()
+	j.dir = filepath.Join(c.dir, j.name)
+	c.mu.Lock()
+	c.running[j.name] = true
+	c.mu.Unlock()
+	if err := os.MkdirAll(c.dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(j.dir, 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(j.dir, recordFile), text)
+}
+
+// end ends everything that a job has begun. What fails is tried again by GC.
+func (c *Checkpointer) end(ctx context.Context, j *job) error {
+	if j.dir == "" {
+		return nil
+	}
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.running, j.name)
+	}()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
+	if j.dumping {
+		if err := errors.Join(endProcesses(ctx, j.name), j.resume(ctx)); err != nil {
+			c.log.Error("a container may be frozen by its checkpoint; it will be tried again", slog.String("container", j.target.ID), slog.Any("err", err))
+			return err
+		}
+	}
+	return os.RemoveAll(j.dir)
+}
+
+// GC ends the checkpoints that a berthd before this one has begun. pidOf returns the first process of a container, 0 if it
+// does not run, or was paused with Docker.
+func (c *Checkpointer) GC(ctx context.Context, pidOf func(ctx context.Context, id string) (int, error)) error {
+	entries, err := os.ReadDir(c.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		c.mu.Lock()
+		running := c.running[e.Name()]
+		c.mu.Unlock()
+		if running {
+			continue
+		}
+		if err := c.undo(ctx, e.Name(), pidOf); err != nil {
+			errs = append(errs, fmt.Errorf("interrupted checkpoint %s: %w", e.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// undo ends the checkpoint with the directory name.
+func (c *Checkpointer) undo(ctx context.Context, name string, pidOf func(ctx context.Context, id string) (int, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
+	defer cancel()
+	j := &job{name: name, dir: filepath.Join(c.dir, name)}
+	if err := endProcesses(ctx, name); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(j.dir, recordFile))
+	if errors.Is(err, fs.ErrNotExist) { // killed before it was written, and so before CRIU was started
+		return os.RemoveAll(j.dir)
+	}
+	if err != nil {
+		return err
+	}
+	var r record
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("%s: %w", recordFile, err)
+	}
+	c.log.Info("undoing a checkpoint that was interrupted", slog.String("container", r.Container))
+	pid, err := pidOf(ctx, r.Container)
+	if err != nil {
+		return err
+	}
+	if pid != 0 {
+		j.target.ID = r.Container
+		if j.runtime, err = c.runtimeOf(pid, r.Container); err != nil {
+			return err
+		}
+		j.host = c.hostOf(j.runtime.Shim)
+		if err := j.resume(ctx); err != nil {
+			return err
+		}
+	}
+	return errors.Join(removeTemp(r.Archive), os.RemoveAll(j.dir))
+}
