@@ -28,7 +28,7 @@ var featureAreas = []featureArea{
 		{"Status with the features of runtime handlers", "no", "yes", "yes", yes, "", "e2e.TestCRI"},
 		{"RuntimeConfig with the cgroup driver", "yes", "yes", "yes", yes, "", "e2e.TestCRI"},
 		{"UpdateRuntimeConfig with the pod CIDR", "yes", "yes", "no effect", yes, "", "network.TestAttachPassesDeclaredCapabilities"},
-		{"CheckpointContainer", "no", "yes", "yes", no, "", ""},
+		{"CheckpointContainer", "no", "yes", "yes", yes, "with CRIU on the node: [checkpoints.md](checkpoints.md)", "live.TestCheckpointLeavesTheContainerRunning"},
 		{"restore of a container from a checkpoint", "no", "experimental", "yes", no, "", ""},
 		{"CheckpointPod, RestorePod (KEP-5823)", "no", "no", "no", no, "", ""},
 		{"ImageFsInfo", "no", "partly", "yes", yes, "Docker has one file system for images and containers", "image.TestFsInfoReturnsTheLastMeasurement"},

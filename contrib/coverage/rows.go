@@ -585,7 +585,9 @@ var messages = []message{
 		{"mount_options", berth, "whether berth can create premounts", "live.TestMounts"},
 	}},
 	{"CheckpointContainerRequest", []row{
-		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},
+		{"container_id", berth, "with CRIU; refused without", "live.TestCheckpointLeavesTheContainerRunning"},
+		{"location", berth, "an absolute path; no link or device", "criu.TestLocationMustBeAFile live.TestCheckpointLeavesTheContainerRunning"},
+		{"timeout", berth, "two minutes if 0", "criu.TestTimeoutEndsCRIUAndResumesTheContainer"},
 	}},
 	{"CheckpointPodRequest", []row{
 		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},

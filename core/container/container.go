@@ -2,8 +2,8 @@
 // update and status, as in the ContainerService part of the CRI's RuntimeService.
 //
 // Service reads from the cache and writes to Docker. What its methods have changed is in the cache when
-// they return. Per container, Start, Update and Remove run one at a time; so do creates of the same Docker
-// name. Settings that the Engine API cannot express are core/resources' subject, mounts that it cannot
+// they return. Per container, Start, Update, Checkpoint and Remove run one at a time; so do creates of the same Docker
+// name. Settings that the Engine API cannot express are core/resources' subject, checkpoints core/criu's, mounts that it cannot
 // express core/premount's, and containers that are created after their caller's deadline core/pending's.
 package container
 
@@ -19,6 +19,7 @@ import (
 	"berth/core/cache"
 	"berth/core/cdi"
 	"berth/core/changes"
+	"berth/core/criu"
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/kmutex"
@@ -40,42 +41,45 @@ type Config struct {
 	Logs   logs
 	Files  files
 
-	Failures  *FailedStarts
-	Updates   *Updates
-	Premounts *premount.Dir
-	Policy    podpolicy.Policy  // what pods may have beyond the CRI
-	OCI       *ociruntime.Store // instructions for berth's OCI runtime; nil if there is no directory for them
-	SpecFiles specfiles.Config  // what the operator changes in OCI specs
-	CDI       cdi.Config
-	Log       *slog.Logger
+	Failures    *FailedStarts
+	Updates     *Updates
+	Premounts   *premount.Dir
+	Policy      podpolicy.Policy  // what pods may have beyond the CRI
+	OCI         *ociruntime.Store // instructions for berth's OCI runtime; nil if there is no directory for them
+	SpecFiles   specfiles.Config  // what the operator changes in OCI specs
+	CDI         cdi.Config
+	Checkpoints *criu.Checkpointer
+	Log         *slog.Logger
 }
 
 // A Service creates and manages containers. A restart of the daemon loses nothing of its state but which
 // containers are being stopped and which ones wait for a retry of their creation.
 type Service struct {
-	engine    *engine.Engine
-	cache     *cache.Cache
-	images    images
-	logs      logs
-	files     files
-	failures  *FailedStarts
-	updates   *Updates
-	premounts *premount.Dir
-	policy    podpolicy.Policy
-	oci       *ociruntime.Store
-	specFiles specfiles.Config
-	cdi       cdi.Config
-	resources *resources.Manager
-	pending   *pending.Store[pendingContainer] // by Docker name
-	log       *slog.Logger
+	engine      *engine.Engine
+	cache       *cache.Cache
+	images      images
+	logs        logs
+	files       files
+	failures    *FailedStarts
+	updates     *Updates
+	premounts   *premount.Dir
+	policy      podpolicy.Policy
+	oci         *ociruntime.Store
+	specFiles   specfiles.Config
+	cdi         cdi.Config
+	checkpoints *criu.Checkpointer
+	resources   *resources.Manager
+	pending     *pending.Store[pendingContainer] // by Docker name
+	log         *slog.Logger
 
 	locks kmutex.Mutex // by container ID, or by Docker name while there is no ID yet
 
 	warnBuffered sync.Once // of logs that cannot be blocking
 
-	mu       sync.Mutex              // guards following
-	stops    map[string]int          // number of Stop calls that run, by container ID
-	creating map[names.Premount]bool // premounts whose container is being created
+	mu            sync.Mutex                         // guards following
+	stops         map[string]int                     // number of Stop calls that run, by container ID
+	creating      map[names.Premount]bool            // premounts whose container is being created
+	checkpointing map[string]context.CancelCauseFunc // end the checkpoints that run, by container ID
 }
 
 // images is what a Service needs of core/image.
@@ -120,7 +124,7 @@ func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
 		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
-		stops: map[string]int{}, creating: map[names.Premount]bool{},
+		checkpoints: cfg.Checkpoints, stops: map[string]int{}, creating: map[names.Premount]bool{}, checkpointing: map[string]context.CancelCauseFunc{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})
 	s.pending = pending.New(pending.Config[pendingContainer]{Kind: "container", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})

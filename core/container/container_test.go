@@ -21,6 +21,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/container"
+	"berth/core/criu"
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/identity"
@@ -128,7 +129,7 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	f.ociDir, f.files = filepath.Join(t.TempDir(), "oci"), specfiles.Config{SpecDir: t.TempDir(), HooksDirs: []string{t.TempDir()}}
 	f.Service = container.New(container.Config{
 		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy, OCI: ociruntime.New(f.ociDir, func(engine.Features) error { return nil }),
-		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Log: log,
+		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Checkpoints: criu.New(filepath.Join(t.TempDir(), "checkpoints"), log), Log: log,
 	})
 
 	set := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}

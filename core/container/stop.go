@@ -42,6 +42,7 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 	if !c.Running {
 		return nil
 	}
+	s.abortCheckpoint(c.ID())
 	// The first call goes on if its caller leaves, because Docker 23 aborts a stop whose request is cancelled. Later
 	// ones only wait, and end with their callers.
 	first := s.beginStop(c.ID())
@@ -115,6 +116,7 @@ func (s *Service) Kill(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	s.abortCheckpoint(id)
 	ctx, cancel := context.WithTimeout(ctx, killTimeout)
 	defer cancel()
 	if err := docker.Kill(ctx, id); err != nil {
@@ -132,6 +134,9 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
+	}
+	if c, err := s.cache.Container(ctx, id); err == nil {
+		s.abortCheckpoint(c.ID())
 	}
 	// Not while it is being started or updated: these would record, or set up, something for a container that is gone.
 	c, unlock, err := s.lock(ctx, id)

@@ -6,22 +6,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Annotations returns the annotations that containerd and CRI-O give to the OCI spec of a container: checkpointctl shows those of containerd
-// (pkg/cri/annotations), and a restore by CRI-O reads its own.
-func Annotations(c *runtimeapi.Container, image string) map[string]string {
-	name, labels := c.GetMetadata().GetName(), c.GetLabels()
+// CRIOAnnotations returns those annotations that CRI-O gives to the OCI spec of a container which its restore reads.
+func CRIOAnnotations(c *runtimeapi.Container, image string) map[string]string {
 	return map[string]string{
-		"io.kubernetes.cri.container-type":    "container",
-		"io.kubernetes.cri.container-name":    name,
-		"io.kubernetes.cri.image-name":        image,
-		"io.kubernetes.cri.sandbox-id":        c.GetPodSandboxId(),
-		"io.kubernetes.cri.sandbox-name":      labels["io.kubernetes.pod.name"],
-		"io.kubernetes.cri.sandbox-namespace": labels["io.kubernetes.pod.namespace"],
-		"io.kubernetes.cri.sandbox-uid":       labels["io.kubernetes.pod.uid"],
-
-		"io.kubernetes.cri-o.Metadata":    jsonText(map[string]any{"name": name, "attempt": c.GetMetadata().GetAttempt()}),
+		"io.kubernetes.cri-o.Metadata":    jsonText(map[string]any{"name": c.GetMetadata().GetName(), "attempt": c.GetMetadata().GetAttempt()}),
 		"io.kubernetes.cri-o.Annotations": jsonText(c.GetAnnotations()),
-		"io.kubernetes.cri-o.Labels":      jsonText(labels),
+		"io.kubernetes.cri-o.Labels":      jsonText(c.GetLabels()),
 		"io.kubernetes.cri-o.SandboxID":   c.GetPodSandboxId(),
 		"io.kubernetes.cri-o.ImageName":   image,
 	}

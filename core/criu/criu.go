@@ -19,11 +19,13 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 
 	"berth/core/bundle"
 )
@@ -61,6 +63,22 @@ type Container struct {
 	Config      metadata.ContainerConfig
 	Status      any
 	Annotations map[string]string
+}
+
+// ContainerOf returns what Docker says of a container, whose files are below the roots. The error is of kind FailedPrecondition if it
+// does not run.
+func ContainerOf(found container.InspectResponse, roots ...string) (Container, error) {
+	c := Container{ID: found.ID, PID: found.State.Pid, Upper: found.GraphDriver.Data["UpperDir"], Roots: roots}
+	if list := found.GraphDriver.Data["LowerDir"]; list != "" {
+		c.Lowers = strings.Split(list, ":")
+	}
+	switch {
+	case !found.State.Running:
+		return c, fmt.Errorf("container %s has exited and cannot be checkpointed: %w", c.ID, errdefs.ErrFailedPrecondition)
+	case found.State.Paused:
+		return c, fmt.Errorf("container %s is paused with Docker and cannot be checkpointed: %w", c.ID, errdefs.ErrFailedPrecondition)
+	}
+	return c, nil
 }
 
 // A Checkpointer takes checkpoints. Its methods may be called from several goroutines, for different containers.

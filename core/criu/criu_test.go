@@ -18,6 +18,7 @@ import (
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
@@ -221,7 +222,7 @@ func TestGCUndoesTheCheckpointOfAnotherBerthd(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(f.running)
-	if err := f.GC(t.Context(), pidOfSelf); err != nil {
+	if err := f.GC(t.Context(), inspectSelf); err != nil {
 		t.Fatal(err)
 	}
 	f.nothingLeft()
@@ -250,4 +251,6 @@ func contextWithTimeout(t *testing.T, d time.Duration) (context.Context, context
 	return context.WithTimeout(t.Context(), d)
 }
 
-func pidOfSelf(context.Context, string) (int, error) { return os.Getpid(), nil }
+func inspectSelf(context.Context, string) (container.InspectResponse, error) {
+	return container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{State: &container.State{Running: true, Pid: os.Getpid()}}}, nil
+}

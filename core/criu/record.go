@@ -11,6 +11,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+
 	"berth/core/atomicfile"
 )
 
@@ -61,9 +64,11 @@ func (c *Checkpointer) end(ctx context.Context, j *job) error {
 	return os.RemoveAll(j.dir)
 }
 
-// GC ends the checkpoints that a berthd before this one has begun. pidOf returns the first process of a container, 0 if it
-// does not run, or was paused with Docker.
-func (c *Checkpointer) GC(ctx context.Context, pidOf func(ctx context.Context, id string) (int, error)) error {
+// An inspector returns what Docker says of a container.
+type inspector func(ctx context.Context, id string) (container.InspectResponse, error)
+
+// GC ends the checkpoints that a berthd before this one has begun.
+func (c *Checkpointer) GC(ctx context.Context, inspect inspector) error {
 	entries, err := os.ReadDir(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -79,7 +84,7 @@ func (c *Checkpointer) GC(ctx context.Context, pidOf func(ctx context.Context, i
 		if running {
 			continue
 		}
-		if err := c.undo(ctx, e.Name(), pidOf); err != nil {
+		if err := c.undo(ctx, e.Name(), inspect); err != nil {
 			errs = append(errs, fmt.Errorf("interrupted checkpoint %s: %w", e.Name(), err))
 		}
 	}
@@ -87,7 +92,7 @@ func (c *Checkpointer) GC(ctx context.Context, pidOf func(ctx context.Context, i
 }
 
 // undo ends the checkpoint with the directory name.
-func (c *Checkpointer) undo(ctx context.Context, name string, pidOf func(ctx context.Context, id string) (int, error)) error {
+func (c *Checkpointer) undo(ctx context.Context, name string, inspect inspector) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
 	defer cancel()
 	j := &job{name: name, dir: filepath.Join(c.dir, name)}
@@ -106,13 +111,13 @@ func (c *Checkpointer) undo(ctx context.Context, name string, pidOf func(ctx con
 		return fmt.Errorf("%s: %w", recordFile, err)
 	}
 	c.log.Info("undoing a checkpoint that was interrupted", slog.String("container", r.Container))
-	pid, err := pidOf(ctx, r.Container)
-	if err != nil {
-		return err
+	found, err := inspect(ctx, r.Container)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("inspect %s: %w", r.Container, err)
 	}
-	if pid != 0 {
+	if err == nil && found.State.Running && !found.State.Paused { // one that was paused with Docker stays paused
 		j.target.ID = r.Container
-		if j.runtime, err = c.runtimeOf(pid, r.Container); err != nil {
+		if j.runtime, err = c.runtimeOf(found.State.Pid, r.Container); err != nil {
 			return err
 		}
 		j.host = c.hostOf(j.runtime.Shim)

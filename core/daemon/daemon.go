@@ -22,6 +22,7 @@ import (
 	"berth/core/cdi"
 	"berth/core/checkpoint"
 	"berth/core/container"
+	"berth/core/criu"
 	"berth/core/engine"
 	"berth/core/exec"
 	"berth/core/exitlog"
@@ -177,7 +178,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,

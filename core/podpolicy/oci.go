@@ -105,16 +105,20 @@ func (p Policy) ContainerOCIAnnotations(c Container, features engine.Features) m
 	all := map[string]string{}
 	p.pass(all, c.Runtime, features, c.PodAnnotations)
 	p.pass(all, c.Runtime, features, c.Config.GetAnnotations())
-	setPod(all, c.Pod)
-	all[containerType] = "container"
-	all[sandboxID] = c.SandboxID
-	all[containerName] = c.Config.GetMetadata().GetName()
-	all[imageName] = c.ImageName
+	maps.Copy(all, StandardAnnotations(c.Pod, c.SandboxID, c.Config.GetMetadata().GetName(), c.ImageName))
 	if p.shimPerPod && c.PodShimGroup != "" {
 		all[shimGroup] = c.PodShimGroup
 	} else if c.OwnShimGroup != "" {
 		all[shimGroup] = c.OwnShimGroup // not the ID of the sandbox
 	}
+	return all
+}
+
+// StandardAnnotations returns the annotations that containerd gives to the OCI spec of each
+// container of a pod. image is as the user wrote it.
+func StandardAnnotations(pod *runtimeapi.PodSandboxConfig, sandbox, name, image string) map[string]string {
+	all := map[string]string{containerType: "container", sandboxID: sandbox, containerName: name, imageName: image}
+	setPod(all, pod)
 	return all
 }
 

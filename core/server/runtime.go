@@ -3,8 +3,10 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -157,6 +159,17 @@ func (s *Server) ReopenContainerLog(ctx context.Context, r *runtimeapi.ReopenCon
 		return nil, err
 	}
 	return &runtimeapi.ReopenContainerLogResponse{}, nil
+}
+
+// CheckpointContainer writes a checkpoint of a running container to an archive. The timeout is in seconds, 0 for the default.
+func (s *Server) CheckpointContainer(ctx context.Context, r *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
+	if r.GetTimeout() < 0 {
+		return nil, fmt.Errorf("timeout %d: must not be negative: %w", r.GetTimeout(), errdefs.ErrInvalidArgument)
+	}
+	if err := s.Containers.Checkpoint(ctx, r.GetContainerId(), r.GetLocation(), seconds(r.GetTimeout())); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CheckpointContainerResponse{}, nil
 }
 
 // execDeadlineMargin is how long before the caller's deadline an ExecSync that has not

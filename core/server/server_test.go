@@ -634,7 +634,7 @@ func TestConcurrentPullsShareOneDownload(t *testing.T) {
 
 // unimplemented lists the methods that are not supported yet (contrib/docs/open.md).
 var unimplemented = []string{
-	"CheckpointContainer", "CheckpointPod", "RestorePod",
+	"CheckpointPod", "RestorePod",
 }
 
 // TestNoRequestIsAnInternalError calls every method with an empty request: none may

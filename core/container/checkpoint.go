@@ -1,0 +1,134 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"time"
+
+	metadata "github.com/checkpoint-restore/checkpointctl/lib"
+	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cache"
+	"berth/core/changes"
+	"berth/core/criu"
+	"berth/core/engine"
+	"berth/core/podpolicy"
+)
+
+// checkpointTimeout is the timeout of checkpoints whose caller sets none: that of other calls of the kubelet (runtimeRequestTimeout).
+const checkpointTimeout = 2 * time.Minute
+
+// errEnding is why a checkpoint is given up when its container is to be stopped or removed.
+var errEnding = fmt.Errorf("the container is being stopped: %w", errdefs.ErrFailedPrecondition)
+
+// Checkpoint writes a checkpoint of a running container to an archive at location. The container goes on running. A
+// timeout of 0 is checkpointTimeout.
+//
+// The error is of kind NotFound if there is no such container, FailedPrecondition if it does not run or CRIU cannot checkpoint it, and
+// InvalidArgument if there can be no archive at location.
+func (s *Service) Checkpoint(ctx context.Context, id, location string, timeout time.Duration) (err error) {
+	start := time.Now()
+	docker, err := s.engine.Conn()
+	if err != nil {
+		return err
+	}
+	if timeout <= 0 {
+		timeout = checkpointTimeout
+	}
+	work, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("timeout of %v: %w", timeout, engine.ErrCommandTimeout))
+	defer cancel()
+	c, unlock, err := s.lock(work, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if state := c.Row.GetState(); state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return fmt.Errorf("container %s is %v and cannot be checkpointed: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
+	}
+	if !strings.HasPrefix(docker.DaemonHost(), "unix://") {
+		return fmt.Errorf("docker is at %s: containers can only be checkpointed on its own node, through its Unix socket: %w", docker.DaemonHost(), errdefs.ErrFailedPrecondition)
+	}
+	short, cancelShort := docker.WithRequestTimeout(work)
+	found, err := docker.ContainerInspect(short, c.ID())
+	cancelShort()
+	if err != nil {
+		return fmt.Errorf("inspect %s: %w", c.ID(), err)
+	}
+	pod, err := s.cache.Sandbox(work, c.Row.GetPodSandboxId())
+	if err != nil {
+		return err
+	}
+	target, err := s.checkpointOf(docker, pod, c, found)
+	if err != nil {
+		return err
+	}
+	work, abort := context.WithCancelCause(work)
+	defer abort(nil)
+	done := s.beginCheckpoint(c.ID(), abort)
+	defer done()
+	size, err := s.checkpoints.Checkpoint(work, target, location)
+	if err != nil {
+		if cause := context.Cause(work); cause != nil && !errors.Is(err, cause) {
+			err = errors.Join(cause, err)
+		}
+		return fmt.Errorf("checkpoint container %s: %w", c.ID(), err)
+	}
+	s.log.Info("container checkpointed", described(c), slog.String("location", location), slog.Int64("bytes", size), changes.Took(start))
+	return nil
+}
+
+// checkpointOf returns what a checkpoint of c, a container of pod, needs.
+func (s *Service) checkpointOf(docker *engine.Conn, pod *cache.Sandbox, c *cache.Container, found container.InspectResponse) (criu.Container, error) {
+	target, err := criu.ContainerOf(found, docker.Features.RootDir, docker.Features.ContainerdRoot)
+	if err != nil {
+		return target, err
+	}
+	image := c.Status.GetImage().GetUserSpecifiedImage()
+	if image == "" {
+		image = c.Status.GetImage().GetImage()
+	}
+	annotations := podpolicy.StandardAnnotations(&runtimeapi.PodSandboxConfig{Metadata: pod.Row.GetMetadata()}, pod.ID(), c.Status.GetMetadata().GetName(), image)
+	maps.Copy(annotations, criu.CRIOAnnotations(c.Row, image))
+	target.Config = metadata.ContainerConfig{
+		ID: c.ID(), Name: c.Status.GetMetadata().GetName(), RootfsImage: image, RootfsImageRef: c.Status.GetImageRef(), RootfsImageName: image,
+		OCIRuntime: found.HostConfig.Runtime, CreatedTime: time.Unix(0, c.Status.GetCreatedAt()), CheckpointedAt: time.Now(),
+	}
+	target.Status, target.Annotations = c.Status, annotations
+	return target, nil
+}
+
+// beginCheckpoint registers a checkpoint of the container id, which abort ends, until done is called.
+func (s *Service) beginCheckpoint(id string, abort context.CancelCauseFunc) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checkpointing[id] = abort
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.checkpointing, id)
+	}
+}
+
+// abortCheckpoint ends the checkpoint of the container id, if there is one, so that it does not delay the end of the container.
+func (s *Service) abortCheckpoint(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if abort := s.checkpointing[id]; abort != nil {
+		abort(errEnding)
+	}
+}
+
+// gcCheckpoints undoes the checkpoints that a berthd before this one has begun.
+func (s *Service) gcCheckpoints(ctx context.Context, docker *engine.Conn) error {
+	return s.checkpoints.GC(ctx, func(ctx context.Context, id string) (container.InspectResponse, error) {
+		ctx, cancel := docker.WithRequestTimeout(ctx)
+		defer cancel()
+		return docker.ContainerInspect(ctx, id)
+	})
+}
