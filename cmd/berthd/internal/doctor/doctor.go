@@ -60,6 +60,7 @@ func Run(ctx context.Context, cfg Config) Report {
 	c := &checker{Config: cfg, daemon: cfg.Daemon}
 	c.checkEngine(ctx)
 	c.checkRuntime(ctx)
+	c.checkCRIU(ctx)
 	c.checkVerifiers()
 	c.checkCDI()
 	c.checkNetwork(ctx)
