@@ -13,7 +13,7 @@ w=$(mktemp -d /tmp/berth-vm.XXXXXX)
 trap 'rm -rf "$w"' EXIT
 mkdir -p "$w/cache"
 cp -r "$cache/registry" "$w/cache/"
-cp "$top/bin/berthd" "$cache/bin/critest" "$cache/busybox" "$e2e/registry.sh" "$e2e/critest.known" "$w/"
+cp "$top"/bin/{berthd,berth-oci} "$cache/bin/critest" "$cache/busybox" "$e2e/registry.sh" "$e2e/critest.known" "$w/"
 (cd "$e2e" && CGO_ENABLED=0 go build -o "$w/verdict" ./verdict)
 (cd "$top" && CGO_ENABLED=0 go test -c -o "$w/live.test" ./contrib/live)
 printf '%s\n' "$@" >"$w/flags"

@@ -37,6 +37,7 @@ var (
 	image   = flag.String("image", "berth-test:1", "an `image` with a busybox that the Engine has")
 	cniBin  = flag.String("cni", "/opt/cni/bin", "`directory` of the CNI plugins")
 	program = flag.String("berthd", "", "`path` of the berthd to test; without it one is built")
+	ociPath = flag.String("berth-oci", "", "`path` of the berth-oci to test; without it one is built")
 )
 
 func TestMain(m *testing.M) {

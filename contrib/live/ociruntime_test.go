@@ -35,16 +35,26 @@ type ociNode struct {
 func newOCINode(t *testing.T, wrap func(n *node, program string, args []string) map[string]any) *ociNode {
 	t.Helper()
 	n := prepareNode(t)
-	program := n.path("berth-oci")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "berth/cmd/berth-oci")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build berth-oci: %v\n%s", err, out)
-	}
+	program := n.ociProgram()
 	n.register("berth", func(runc string) map[string]any {
 		return wrap(n, program, []string{"--berth-instructions", n.path("oci"), "--berth-runtime", runc})
 	})
 	return &ociNode{node: n, before: n.mounts()}
+}
+
+// ociProgram returns the path of the berth-oci to test.
+func (n *node) ociProgram() string {
+	n.t.Helper()
+	if *ociPath != "" {
+		return *ociPath
+	}
+	program := n.path("berth-oci")
+	build := exec.CommandContext(n.t.Context(), "go", "build", "-o", program, "berth/cmd/berth-oci")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		n.t.Fatalf("build berth-oci: %v\n%s", err, out)
+	}
+	return program
 }
 
 func plainEntry(_ *node, program string, args []string) map[string]any {

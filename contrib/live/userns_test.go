@@ -43,16 +43,10 @@ func mappedShell(name, script string, mounts ...*runtimeapi.Mount) *runtimeapi.C
 	return c
 }
 
-// installOCI adds berth-oci to the Engine until the test ends, or skips where it is not among the sources.
+// installOCI adds berth-oci to the Engine until the test ends.
 func (n *node) installOCI() {
 	n.t.Helper()
-	program := n.path("berth-oci")
-	build := exec.Command("go", "build", "-o", program, "berth/cmd/berth-oci")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		n.t.Skipf("berth-oci cannot be built: %v\n%s", err, out)
-	}
-	n.addOCIRuntime(program, n.path("run", "oci"))
+	n.addOCIRuntime(n.ociProgram(), n.path("run", "oci"))
 	announced := func() bool {
 		r, err := n.runtime.Status(n.t.Context(), &runtimeapi.StatusRequest{})
 		return err == nil && slices.ContainsFunc(r.GetRuntimeHandlers(), func(h *runtimeapi.RuntimeHandler) bool {
