@@ -32,15 +32,15 @@ by_hand() {
 	systemctl enable --now "$1.socket" "$1.service" 2>/dev/null
 }
 
-# run NAME: runs a pod with one container. Sets $pod and $container.
+# run NAME [FIELD]: runs a pod with one container. Sets $pod and $container. FIELD is added to the linux part of both.
 run() {
 	cat >"$1-pod.json" <<-P
 		{"metadata": {"name": "$1", "namespace": "default", "uid": "uid-$1"}, "hostname": "$1", "log_directory": "/var/log/pods/$1",
-		 "linux": {"cgroup_parent": "kubepods.slice/kubepods-besteffort.slice"}}
+		 "linux": {"cgroup_parent": "kubepods.slice/kubepods-besteffort.slice"${2:+, $2}}}
 	P
 	cat >"$1-container.json" <<-P
 		{"metadata": {"name": "web"}, "image": {"image": "berth.local/busybox:1"}, "log_path": "web/0.log",
-		 "linux": {"resources": {"memory_limit_in_bytes": 67108864}}, "command": ["sh", "-c", "echo hello from \$(hostname); exec sleep 86400"]}
+		 "linux": {"resources": {"memory_limit_in_bytes": 67108864, "unified": {"memory.high": "50331648"}}${2:+, $2}}, "command": ["sh", "-c", "cat /sys/fs/cgroup/memory.high >/high; echo hello from \$(hostname); exec sleep 86400"]}
 	P
 	pod=$(cri runp "$1-pod.json")
 	container=$(cri create "$pod" "$1-container.json" "$1-pod.json")
@@ -51,6 +51,14 @@ state() { cri inspectp -o go-template --template '{{.status.state}}' "$pod"; }
 address() { cri inspectp -o go-template --template '{{.status.network.ip}}' "$pod"; }
 leased() { [ -e "/var/lib/cni/networks/vm/$1" ]; }
 ready() { cri info -o go-template --template '{{range .status.conditions}}{{.type}}={{.status}} {{end}}' | grep -q 'NetworkReady=true'; }
+announced() { cri info | tr -d ' \n' | grep -q '"user_namespaces":true'; }
+replaced() { # whether berthd is another process than $hung
+	local now
+	now=$(systemctl show -P MainPID berth.service)
+	[ "$now" != 0 ] && [ "$now" != "$hung" ]
+}
+range='[{"host_id": 200000, "container_id": 0, "length": 65536}]'
+mapped='"security_context": {"namespace_options": {"userns_options": {"mode": 0, "uids": '$range', "gids": '$range'}}}'
 alive() { # alive WHAT: checks that the pod still runs, with the same process
 	want "$1: the pod is ready" is "$(state)" SANDBOX_READY
 	want "$1: the container has the same process" is "$(pid)" "$was"
@@ -171,17 +179,44 @@ first() {
 	rm /etc/default/berth /etc/berth/config.d/env.yaml
 	systemctl restart berth.service
 
+	say "watchdog"
+	hung=$(systemctl show -P MainPID berth.service)
+	kill -STOP "$hung"
+	# After WatchdogSec= systemd ends it, after TimeoutStopSec= with SIGKILL.
+	for _ in 1 2 3 4 5; do ! soon replaced 2>/dev/null || break; done
+	want "systemd replaces a berthd that hangs" replaced
+	want "the journal says why" grep -qi 'watchdog timeout' <(journalctl --no-pager -u berth.service)
+	soon cri version
+	alive "after the watchdog"
+
+	say "a pod with a user namespace"
+	want "user namespaces are not announced without the OCI runtime" not announced
+	berthd runtime install
+	want "user namespaces are announced" soon announced
+	alive "after the installation of the OCI runtime"
+	echo "$pod $container $ip" >story
+	run mapped "$mapped"
+	want "its root is not the node's" is "$(stat -c %u "/proc/$(pid)") $(cri exec "$container" cat /proc/self/uid_map | xargs)" "200000 0 200000 65536"
+	want "the first instruction had memory.high" is "$(cri exec "$container" cat /high)" 50331648
+	want "the OCI runtime is not removed while the pod has it" not berthd runtime remove
+	echo "$pod $container $(pid)" >mapped
+	read -r pod container ip <story
+
 	say "upgrade"
 	before=$(systemctl show -P MainPID berth.service)
 	apt-get install -y --no-install-recommends ./next/berth_*_amd64.deb >/dev/null
 	want "the new version is installed" grep -q 99.0.0 <(berthd --version)
 	want "berthd is a new process" not is "$(systemctl show -P MainPID berth.service)" "$before" >/dev/null
 	alive "upgraded"
+	read -r pod container was <mapped
+	want "the pod with a user namespace runs on" is "$(pid) $(cri exec "$container" cat /proc/self/uid_map | xargs)" "$was 0 200000 65536"
+	systemctl restart docker
+	soon cri version
+	want "also after a restart of Docker" is "$(pid) $(cri exec "$container" hostname)" "$was mapped"
 
 	say "berthd doctor"
 	berthd doctor || true
 
-	echo "$pod $container $ip" >story
 	say "reboot"
 	exit 42
 }
@@ -198,7 +233,15 @@ second() {
 	run story2
 	want "a new pod runs" is "$(cri exec "$container" hostname)" story2
 	cri rmp -f "$(head -c 64 story)" >/dev/null
-	want "the old pod is removed" is "$(docker ps -aq | wc -l)" 2
+	cri rmp -f "$(head -c 64 mapped)" >/dev/null
+	want "the old pods are removed" is "$(docker ps -aq | wc -l)" 2
+	read -r story2 container2 < <(echo "$pod $container")
+	run mapped2 "$mapped"
+	want "a new pod has a user namespace" is "$(cri exec "$container" cat /proc/self/uid_map | xargs)" "0 200000 65536"
+	cri rmp -f "$pod" >/dev/null
+	pod=$story2 container=$container2
+	want "the OCI runtime is removed" berthd runtime remove
+	want "nothing is left of it" is "$(find /opt/berth -mindepth 1 2>/dev/null | wc -l) $(grep -c berth /etc/docker/daemon.json)" "0 0"
 	was=$(pid)
 
 	say "removal"
