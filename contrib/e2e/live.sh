@@ -1,9 +1,27 @@
 #!/usr/bin/env bash
 # live.sh: runs the tests that need the flag -docker on a private Docker Engine, in separate
 # namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh. With HOSTILE=1
-# the daemon.json of the Engine has many defaults that must not apply to pods.
+# the daemon.json of the Engine has many defaults that must not apply to pods. With LIVE_SHARDS=2 the
+# tests are run in two parts at the same time, each on an Engine of its own: most of them wait.
 . "$(dirname "$0")/lib.sh"
+if [ "${1:-}" = --shards ]; then
+	w=$(mktemp -d /tmp/berth-test.XXXXXX)
+	trap 'rm -rf "$w"' EXIT
+	parts=()
+	for i in $(seq "$LIVE_SHARDS"); do
+		BOX_INNER=1 LIVE_SHARDS=1 LIVE_SHARD=$i/$LIVE_SHARDS "$0" >"$w/$i" 2>&1 &
+		parts+=($!)
+	done
+	code=0
+	for i in $(seq "$LIVE_SHARDS"); do
+		wait "${parts[i - 1]}" || code=1
+		say "part $i of $LIVE_SHARDS"
+		cat "$w/$i"
+	done
+	exit "$code"
+fi
 if [ "${1:-}" != --boxed ]; then
+	[ "${LIVE_SHARDS:-1}" = 1 ] || exec "$e2e/box.sh" "$0" --shards
 	w=$(mktemp -d /tmp/berth-test.XXXXXX)
 	trap 'rm -rf "$w"' EXIT # after box.sh has removed its mounts
 	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed
@@ -52,7 +70,15 @@ on() { # on PACKAGE [flags of its tests]
 	go test -count=1 -timeout "${LIVE_TIMEOUT:-30m}" "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
 }
 failed=0
-on core/engine/enginelaws
-on core/pause
+case ${LIVE_SHARD:-1/1} in
+1/*)
+	on core/engine/enginelaws
+	on core/pause
+	;;
+esac
+if [ -n "${LIVE_SHARD:-}" ]; then
+	part=$(go test -list '^Test' ./contrib/live | grep '^Test' | awk -v "n=${LIVE_SHARD#*/}" -v "i=${LIVE_SHARD%/*}" 'NR % n == i - 1 {printf "%s%s", sep, $0; sep = "|"}')
+	live_flags+=(-run "^($part)\$")
+fi
 on contrib/live -cni "$(cni_dir)" "${live_args[@]}"
 exit "$failed"
