@@ -68,15 +68,19 @@ func (j *job) dump(ctx context.Context) error {
 	j.dumping = true
 	output, err := j.callRuntime(ctx, "checkpoint", "--leave-running",
 		"--image-path", filepath.Join(path, metadata.CheckpointDirectory), "--work-path", path, j.target.ID)
-	if ctx.Err() != nil {
-		return fmt.Errorf("CRIU has not finished: %w", context.Cause(ctx))
-	}
-	if err == nil {
+	if ctx.Err() == nil && err == nil {
 		j.dumping = false
 		return nil
 	}
+	log, readErr := readTail(filepath.Join(j.dir, metadata.DumpLogFile))
+	if readErr != nil {
+		log = ""
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("CRIU has not finished; its log ends with %q: %w", j.hidePaths(lastLine(log)), context.Cause(ctx))
+	}
 	reason := lastLine(output)
-	if log, readErr := readTail(filepath.Join(j.dir, metadata.DumpLogFile)); readErr == nil && log != "" {
+	if log != "" {
 		reason = errorLines(log)
 	}
 	return fmt.Errorf("CRIU cannot checkpoint the container: %s: %w", j.hidePaths(reason), errdefs.ErrFailedPrecondition)
