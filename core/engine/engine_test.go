@@ -537,6 +537,24 @@ func TestLostContainerdIsUnavailable(t *testing.T) {
 	}
 }
 
+// A Docker that has sent SIGKILL, and has not seen the end of the container, has not refused the call, and has its containerd.
+func TestUnseenEndIsUnavailable(t *testing.T) {
+	t.Parallel()
+	e := enginetest.New(t)
+	_, c := connect(t, e.Host, time.Minute)
+	const text = "tried to kill container, but did not receive an exit event"
+	for route, call := range map[string]func() error{
+		"POST /containers/{id}/kill": func() error { return c.Kill(t.Context(), "web") },
+		"POST /containers/{id}/stop": func() error { return c.ContainerStop(t.Context(), "web", container.StopOptions{}) },
+		"DELETE /containers/{id}":    func() error { return c.ForceRemove(t.Context(), "web") },
+	} {
+		e.FailWithText(route, http.StatusInternalServerError, "Cannot kill container: 0123abcd: "+text)
+		if err := call(); !engine.IsUnavailable(err) || errdefs.IsInternal(err) || c.CheckContainerd() != nil {
+			t.Errorf("%s: %v, want Unavailable; containerd: %v", route, err, c.CheckContainerd())
+		}
+	}
+}
+
 // Pods can choose parts of some error texts, which must not look like a lost containerd.
 func TestContainerdLostIgnoresTextsOfPods(t *testing.T) {
 	for text, want := range map[string]bool{

@@ -14,16 +14,14 @@ import (
 	"github.com/docker/docker/client"
 )
 
-// ErrCommandTimeout is the error of a command that ran longer than the timeout that
-// its caller gave it. Besides the end of a caller's own deadline it is the only
-// error that the kubelet may be answered with code DeadlineExceeded, for the kubelet
-// takes that for a failed probe and kills the container (execSyncV1 in
-// k8s.io/cri-client/pkg/remote_runtime.go, pkg/probe/exec in Kubernetes). An Engine
-// that does not answer is of kind Unavailable, which probes ignore.
+// ErrCommandTimeout is the error of a command that ran longer than the timeout that its caller gave it. Besides the end of a
+// caller's own deadline it is the only error that the kubelet may be answered with code DeadlineExceeded, for the kubelet takes
+// that for a failed probe and kills the container (execSyncV1 in k8s.io/cri-client/pkg/remote_runtime.go, pkg/probe/exec in
+// Kubernetes). An Engine that does not answer is of kind Unavailable, which probes ignore.
 var ErrCommandTimeout = fmt.Errorf("the command ran longer than its timeout: %w", context.DeadlineExceeded)
 
-// timeoutError is the error of a call that the Engine has not answered in time. It is
-// of kind Unavailable, and a context.DeadlineExceeded for callers that set the deadline.
+// timeoutError is the error of a call that the Engine has not answered in time. It is of kind Unavailable, and a
+// context.DeadlineExceeded for callers that set the deadline.
 type timeoutError struct{ after time.Duration }
 
 func (e *timeoutError) Error() string {
@@ -38,16 +36,15 @@ func (*timeoutError) Unavailable() {}
 
 func (*timeoutError) Unwrap() error { return context.DeadlineExceeded }
 
-// IsUnanswered reports whether err says that a reachable Engine has not answered a call in
-// time. It may still do what it was asked for.
+// IsUnanswered reports whether err says that a reachable Engine has not answered a call in time. It may still do what it was
+// asked for.
 func IsUnanswered(err error) bool {
 	return errors.As(err, new(*timeoutError))
 }
 
-// IsUnavailable reports whether err says that the Engine could not be reached, closed the
-// connection, is shutting down or has no connection to its containerd, rather than that it
-// refused the call. A single call that is not answered in time does not mean that, see
-// IsUnanswered.
+// IsUnavailable reports whether err says that the Engine could not be reached, closed the connection, is shutting down or has
+// no connection to its containerd, rather than that it refused the call. A single call that is not answered in time does not
+// mean that, see IsUnanswered.
 func IsUnavailable(err error) bool {
 	if err == nil || IsUnanswered(err) {
 		return false
@@ -57,21 +54,17 @@ func IsUnavailable(err error) bool {
 		errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// OutcomeUnknown reports whether, after err, the Engine may have done or may still do
-// what it was asked for.
+// OutcomeUnknown reports whether, after err, the Engine may have done or may still do what it was asked for.
 func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(err) }
 
-// Below are all texts of Docker that this package matches, for lack of a status, field or
-// error code.
+// Below are all texts of Docker that this package matches, for lack of a status, field or error code.
 
-// containerdLost matches the messages of an Engine, with status 500, that could not pass a
-// call on to containerd or did not receive the result: because containerd has died, or
-// because the Engine itself shuts down and has closed its connection. They are texts of
-// google.golang.org/grpc (one is of libnetwork), which Docker 20.10 to 29 passes on as they are.
+// containerdLost matches the messages of an Engine, with status 500, that could not pass a call on to containerd or did not
+// receive the result: because containerd has died, or because the Engine itself shuts down and has closed its connection. They
+// are texts of google.golang.org/grpc (one is of libnetwork), which Docker 20.10 to 29 passes on as they are.
 //
-// It matches a message as a whole and is strict about each part: words that a pod can
-// choose, such as the name of a user that does not exist, are in other errors
-// (TestContainerdLostIgnoresTextsOfPods; TestContainerdDies in contrib/live on real Engines).
+// It matches a message as a whole and is strict about each part: words that a pod can choose, such as the name of a user that
+// does not exist, are in other errors (TestContainerdLostIgnoresTextsOfPods).
 var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = )?(?:` + // with the gRPC status, docker >= 29
 	`(?:closing transport due to: )?connection error: desc = "(?:transport: (?:[Ee]rror while dialing|failed to write|preface mismatch)|error reading (?:server preface|from server)|initial http2 frame from server|received goaway|no active streams left|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
 	`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
@@ -84,19 +77,21 @@ var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = 
 	`|failed to update store for object type \*libnetwork\.\w+: (?:open : no such file or directory|database not open)` +
 	`)(?:: unavailable|: unknown|: context canceled)*$`)
 
-// ContainerdLost reports whether text, the message of an Engine's error, says that the
-// Engine has no connection to its containerd. The failure has nothing to do with the call,
-// which can be repeated.
+// ContainerdLost reports whether text, the message of an Engine's error, says that the Engine has no connection to its
+// containerd. The failure has nothing to do with the call, which can be repeated.
 func ContainerdLost(text string) bool { return containerdLost.MatchString(strings.TrimSpace(text)) }
 
-// unknownCommit is ContainerdCommit.ID of GET /info if the Engine cannot ask its containerd
-// (daemon/info_unix.go in docker 20.10 to 29; TestLostContainerdIsUnavailable).
+// exitUnseen ends the error of a stop, kill or removal whose SIGKILL Docker has sent ten seconds before (daemon/kill.go in
+// docker 20.10 to 29): the process cannot end, or Docker has missed its end because containerd was killed.
+const exitUnseen = "tried to kill container, but did not receive an exit event"
+
+// unknownCommit is ContainerdCommit.ID of GET /info if the Engine cannot ask its containerd (daemon/info_unix.go in docker
+// 20.10 to 29; TestLostContainerdIsUnavailable).
 const unknownCommit = "N/A"
 
-// parseExitStatus returns the exit code from Status of a list entry, as in
-// "Exited (3) 5 minutes ago": the only place where a list has it (State.String of
-// moby, docker 20.10 to 29; the law "a list and an inspect report the same
-// state" in core/engine/enginelaws).
+// parseExitStatus returns the exit code from Status of a list entry, as in "Exited (3) 5 minutes ago": the only place where a
+// list has it (State.String of moby, docker 20.10 to 29; the law "a list and an inspect report the same state" in
+// core/engine/enginelaws).
 func parseExitStatus(status string) (code int, ok bool) {
 	_, err := fmt.Sscanf(status, "Exited (%d)", &code)
 	return code, err == nil

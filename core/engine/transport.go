@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -115,8 +116,8 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// checkContainerd finds out from a response whether the Engine has its containerd. If not,
-// the call can be repeated, so the status is changed from 500 to 503.
+// checkContainerd finds out from a response whether the Engine has its containerd. If not, or if
+// it has not seen the end of a container, the call can be repeated: the status is changed from 500 to 503.
 func (t *transport) checkContainerd(call string, resp *http.Response) error {
 	switch resp.StatusCode {
 	case http.StatusNoContent:
@@ -130,8 +131,11 @@ func (t *transport) checkContainerd(call string, resp *http.Response) error {
 		}
 		resp.Body = &replayedBody{bytes.NewReader(text), resp.Body}
 		var body struct{ Message string }
-		if json.Unmarshal(text, &body) == nil && ContainerdLost(body.Message) {
+		lost := json.Unmarshal(text, &body) == nil && ContainerdLost(body.Message)
+		if lost {
 			t.containerdLost.Store(&body.Message)
+		}
+		if lost || strings.HasSuffix(body.Message, exitUnseen) {
 			resp.StatusCode = http.StatusServiceUnavailable
 			resp.Status = fmt.Sprintf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 		}
