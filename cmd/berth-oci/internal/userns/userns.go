@@ -196,7 +196,7 @@ func (x *session) bind(b *spec.Bind, target string) error {
 	if err := unix.Fstatfs(fd, &st); err != nil {
 		return err
 	}
-	return b.Replace(target, lockedOptions(st.Flags)...)
+	return b.Replace(target, lockedOptions(int64(st.Flags))...)
 }
 
 // lockedOptions returns the mount options of the flags of statfs(2).
