@@ -150,8 +150,19 @@ func (n *node) auditOnce(ch *churn) (lines []string) {
 			say("container %s is listed, its sandbox %s is not", c.GetId(), c.GetPodSandboxId())
 		}
 	}
+	stopping := maps.Clone(sandboxes) // their stop was requested, and may have failed after the network was released
+	if ch == nil {
+		clear(stopping)
+	} else {
+		ch.mu.Lock()
+		for _, p := range ch.pods {
+			delete(stopping, p.sandbox)
+		}
+		ch.mu.Unlock()
+	}
 	for id, state := range docker {
 		switch is := listed[id]; {
+		case is == "not running" && stopping[id]:
 		case is == "":
 			say("docker ps has container %s (%s), berthd does not list it", id, state)
 		case is == state, is == "not running" && state != "running", is == "exited" && state == "created": // a failed start
