@@ -4,7 +4,7 @@
 # operations. ENGINE, ENGINE_FLAGS, GATES, KUBE and KEEP are as for cluster.sh.
 # BIG times 100 MiB are sent through port-forward. With the argument images only the part about
 # image garbage collection runs (kubelet-images.sh), with userns that about user namespaces
-# (kubelet-userns.sh).
+# (kubelet-userns.sh), with checkpoint that about checkpoints (kubelet-checkpoint.sh).
 registry=own
 admission='--disable-admission-plugins ServiceAccount' # no controller creates service accounts here
 . "$(dirname "$0")/cluster.sh"
@@ -44,12 +44,12 @@ restart_kubelet() {
 }
 case ${1:-} in
 '') ;;
-images | userns)
+checkpoint | images | userns)
 	. "$e2e/kubelet-$1.sh"
 	passed
 	exit
 	;;
-*) failed=1; die "$1: must be images or userns" ;;
+*) failed=1; die "$1: must be checkpoint, images or userns" ;;
 esac
 
 say "exec, attach, cp"
@@ -245,6 +245,8 @@ if [[ ${GATES:-} = *PodAndContainerStatsFromCRI* ]]; then
 	metrics() { cadvisor 'container_memory_working_set_bytes{container="web"' && cadvisor container_cpu_usage_seconds_total && cadvisor container_network_receive_bytes_total; }
 	ok "the kubelet's cAdvisor metrics have the pod, from the CRI" soon metrics
 fi
+
+. "$e2e/kubelet-checkpoint.sh"
 
 say "Docker stops and starts"
 condition() { [ "$(cri info -o go-template --template '{{range .status.conditions}}{{if eq .type "RuntimeReady"}}{{.status}}{{end}}{{end}}' 2>/dev/null)" = "$1" ]; }
