@@ -196,13 +196,13 @@ func (x *session) bind(b *spec.Bind, target string) error {
 	if err := unix.Fstatfs(fd, &st); err != nil {
 		return err
 	}
-	return b.Replace(target, lockedOptions(int64(st.Flags))...)
+	return b.Replace(target, lockedOptions(st.Flags)...)
 }
 
-// lockedOptions returns the mount options of the flags of statfs(2).
-func lockedOptions(flags int64) (options []string) {
+// lockedOptions returns the mount options of the flags of statfs(2), whose type depends on the architecture.
+func lockedOptions[T int32 | int64](flags T) (options []string) {
 	for _, o := range []struct {
-		flag int64
+		flag T
 		name string
 	}{{unix.ST_RDONLY, "ro"}, {unix.ST_NOSUID, "nosuid"}, {unix.ST_NODEV, "nodev"}, {unix.ST_NOEXEC, "noexec"}} {
 		if flags&o.flag != 0 {
