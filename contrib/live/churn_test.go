@@ -353,7 +353,10 @@ func (ch *churn) end(name string, p *churnPod) {
 			})
 		})
 	}
-	lostEnd := c != "" && ch.dockerForgets && !ch.dockerLogged(c, "end ")
+	var kept map[string]bool
+	if c != "" && ch.dockerForgets {
+		kept = ch.dockerLog(c)
+	}
 	var all []*runtimeapi.PodSandbox
 	ch.until("listing the sandboxes of "+name, func() error {
 		return ch.call("ListPodSandbox", func(ctx context.Context) error {
@@ -377,7 +380,7 @@ func (ch *churn) end(name string, p *churnPod) {
 		})
 	}
 	if c != "" {
-		ch.complete(name, filepath.Join(p.config.GetLogDirectory(), p.containerLog), code, lostEnd)
+		ch.complete(name, filepath.Join(p.config.GetLogDirectory(), p.containerLog), code, kept)
 	}
 	_ = os.RemoveAll(p.config.GetLogDirectory())
 	ch.mu.Lock()
@@ -389,31 +392,35 @@ func (ch *churn) end(name string, p *churnPod) {
 	ch.mu.Unlock()
 }
 
-// dockerLogged reports whether Docker's own log of a container has a line that begins with start. A Docker that is killed loses
-// what it has read from a container and not written.
-func (ch *churn) dockerLogged(id, start string) (found bool) {
+// dockerLog returns the lines of Docker's own log of a container. A Docker that is killed loses what it has read from a container
+// and not written.
+func (ch *churn) dockerLog(id string) map[string]bool {
+	found := map[string]bool{}
 	ch.until("reading Docker's log of container "+id, func() error {
 		ctx, cancel := context.WithTimeout(ch.ctx, ch.callTimeout)
 		defer cancel()
-		body, err := ch.n.docker.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, Tail: "1"})
+		body, err := ch.n.docker.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true})
 		if err != nil {
 			return err
 		}
 		defer body.Close()
-		var last bytes.Buffer
-		_, err = stdcopy.StdCopy(&last, io.Discard, body)
-		found = strings.HasPrefix(last.String(), start)
+		var all bytes.Buffer
+		_, err = stdcopy.StdCopy(&all, io.Discard, body)
+		for line := range strings.Lines(all.String()) {
+			found[line] = true
+		}
 		return err
 	})
 	return found
 }
 
-// complete reads the log of a container with its rotated files: each line must be there once. lostEnd allows the last line to
-// be missing.
-func (ch *churn) complete(name, log string, code int32, lostEnd bool) {
+// complete reads the log of a container with its rotated files: each line must be there once. kept are the lines that Docker has,
+// if others may be missing.
+func (ch *churn) complete(name, log string, code int32, kept map[string]bool) {
 	files, _ := filepath.Glob(log + ".*")
 	slices.Sort(files)
-	next, ended := 0, false
+	next, lost, ended := 0, 0, false
+	isLost := func(format string) bool { return kept != nil && !kept[fmt.Sprintf(format, next)] }
 	for _, file := range append(files, log) {
 		text, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) {
@@ -421,6 +428,12 @@ func (ch *churn) complete(name, log string, code int32, lostEnd bool) {
 		}
 		for line := range strings.Lines(string(text)) {
 			_, rest, _ := strings.Cut(line, " stdout F ")
+			var number int
+			if _, err := fmt.Sscanf(rest, "line %d", &number); err == nil {
+				for ; next < number && isLost("line %d\n"); next++ {
+					lost++
+				}
+			}
 			switch {
 			case ended:
 				ch.problem("log of %s: %q after its end; the files are\n%s", name, line, ends(append(files, log)))
@@ -436,7 +449,10 @@ func (ch *churn) complete(name, log string, code int32, lostEnd bool) {
 			return
 		}
 	}
-	if code == 0 && !ended && lostEnd {
+	if lost > 0 {
+		ch.n.t.Logf("Docker has lost %d lines of container %s", lost, name)
+	}
+	if code == 0 && !ended && isLost("end %d\n") {
 		ch.n.t.Logf("Docker has lost the last line of container %s", name)
 	} else if code == 0 && !ended {
 		ch.problem("log of %s: the end is missing after line %d", name, next-1)

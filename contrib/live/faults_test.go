@@ -203,13 +203,20 @@ func testAuditFindsWhatIsPlanted(t *testing.T) {
 		}
 	}
 	log := tr.path("logs", "log")
-	for text, want := range map[string]string{
-		"line 0\nline 1\nend 2\n": "", "line 0\nline 2\n": "want line 1", "line 0\nline 0\n": "want line 1", "line 0\n": "the end is missing", "line 0\nend 1\nline 1\n": "after its end",
+	docker := map[string]bool{"line 0\n": true, "line 2\n": true} // what it has kept of lines 0 to 2 and the end
+	for _, planted := range []struct {
+		text string
+		kept map[string]bool
+		want string
+	}{
+		{"line 0\nline 1\nend 2\n", nil, ""}, {"line 0\nline 2\n", nil, "want line 1"}, {"line 0\nline 0\n", nil, "want line 1"}, {"line 0\n", nil, "the end is missing"},
+		{"line 0\nend 1\nline 1\n", nil, "after its end"}, {"line 0\nline 2\n", docker, ""}, {"line 2\n", docker, "want line 0"},
 	} {
+		text, want := planted.text, planted.want
 		if err := errors.Join(os.MkdirAll(tr.path("logs"), 0o755), os.WriteFile(log, []byte("now stdout F "+strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\n", "\nnow stdout F ")+"\n"), 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		tr.ch.complete("planted", log, 0, false)
+		tr.ch.complete("planted", log, 0, planted.kept)
 		if got := fmt.Sprint(tr.ch.faults()); want == "" && got != "[]" || !strings.Contains(got, want) {
 			t.Errorf("log %q: %s, want %q", text, got, want)
 		}
