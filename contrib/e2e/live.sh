@@ -67,7 +67,7 @@ read -ra live_flags <<<"${LIVE_FLAGS:-}"
 read -ra live_args <<<"${LIVE_ARGS:-}"
 on() { # on PACKAGE [flags of its tests]
 	[ "${LIVE_ONLY:-$1}" = "$1" ] || return 0
-	go test -count=1 -timeout "${LIVE_TIMEOUT:-30m}" "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
+	go test -count=1 -timeout "${LIVE_TIMEOUT:-60m}" "${live_flags[@]}" "./$1" -args -docker "$DOCKER_HOST" -image berth-test:1 "${@:2}" || failed=1
 }
 failed=0
 case ${LIVE_SHARD:-1/1} in
