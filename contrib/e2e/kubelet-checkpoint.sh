@@ -2,7 +2,7 @@
 # Sourced by kubelet.sh: the kubelet's checkpoint API (KEP-2008), on Engines that have a CRIU which works
 # with this kernel: ENGINE=trixie or forky.
 say "checkpoints"
-version=$("$top/bin/berthd" doctor --config /dev/null --docker-endpoint "$DOCKER_HOST" 2>/dev/null | sed -n 's/^ok  *criu  *version \([^,]*\),.*/\1/p' || true) # findings of the doctor are none of this part
+version=$("$top/bin/berthd" doctor --config /dev/null --docker-endpoint "$DOCKER_HOST" 2>/dev/null | sed -n 's/^ok  *criu  *version \([^,]*\),.*/\1/p' || true) # what else the doctor finds does not matter here
 pod counter "  containers:
 		  - {name: counter, $image, command: [sh, -c, 'rm /etc/group; i=0; while :; do i=\$((i + 1)); echo \$i >/n; sleep 0.2; done']}"
 ok "a pod that counts runs" running counter

@@ -23,7 +23,7 @@ const (
 )
 
 // Probe returns the version of the CRIU that runc would use as a child of the process pid: of dockerd, or of a shim of
-// containerd. The error is of kind FailedPrecondition if there is none, or one that does not work with this kernel.
+// containerd. The error is of kind FailedPrecondition if CRIU is missing or does not work with this kernel.
 func Probe(ctx context.Context, pid int) (version string, err error) { return newHost(pid).probe(ctx) }
 
 func (h host) probe(ctx context.Context) (version string, err error) {
