@@ -19,6 +19,7 @@ import (
 
 	"berth/core/hostprobe"
 	"berth/core/panics"
+	"berth/core/sleep"
 )
 
 const (
@@ -155,39 +156,28 @@ const (
 // endProcesses ends what works for the checkpoint marker. If CRIU has to be killed, its code in the container's processes lets them
 // go on (compel's parasite daemon, when its socket is closed).
 func endProcesses(ctx context.Context, marker string) error {
-	isCRIU := func(comm string) bool { return strings.HasPrefix(comm, "criu") }
-	killed, err := killMarked(marker, func(comm string) bool { return !isCRIU(comm) })
-	for wait := time.Now().Add(releaseGrace); err == nil && time.Now().Before(wait); {
-		if killed, err = killMarked(marker, func(comm string) bool { return !isCRIU(comm) }); err != nil || len(killed) == 0 {
-			return err
-		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
+	if left, err := killUntilGone(ctx, marker, releaseGrace, func(comm string) bool { return !strings.HasPrefix(comm, "criu") }); err != nil || len(left) == 0 {
+		return err
 	}
-	for wait := time.Now().Add(killTimeout); err == nil && time.Now().Before(wait); {
-		if killed, err = killMarked(marker, func(string) bool { return true }); err != nil || len(killed) == 0 {
-			return err
-		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
-	}
-	if err == nil {
-		err = fmt.Errorf("processes %v of a checkpoint do not end", killed)
+	left, err := killUntilGone(ctx, marker, killTimeout, func(string) bool { return true })
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("processes %v of a checkpoint do not end", left)
 	}
 	return err
 }
 
-func pause(ctx context.Context) error {
-	timer := time.NewTimer(pollInterval)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
+// killUntilGone kills the processes with the marker whose name kill accepts until there is none with the marker, or the timeout has
+// passed. It returns those that are left.
+func killUntilGone(ctx context.Context, marker string, timeout time.Duration, kill func(comm string) bool) (left []int, err error) {
+	for end := time.Now().Add(timeout); time.Now().Before(end); {
+		if left, err = killMarked(marker, kill); err != nil || len(left) == 0 {
+			return nil, err
+		}
+		if err := sleep.WithContext(ctx, pollInterval); err != nil {
+			return nil, err
+		}
 	}
+	return left, nil
 }
 
 // killMarked kills the processes with the marker whose name kill accepts. It returns all with the marker.

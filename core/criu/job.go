@@ -117,11 +117,11 @@ func readTail(path string) (string, error) {
 // hidePaths replaces the sources of the container's mounts in a text by their destinations: who may see the error may not know where
 // the node keeps volumes with secrets.
 func (j *job) hidePaths(text string) string {
-	var spec struct{ Mounts []ociMount }
-	if json.Unmarshal(j.spec, &spec) != nil {
+	mounts, err := j.mounts()
+	if err != nil {
 		return ""
 	}
-	mounts := slices.SortedFunc(slices.Values(spec.Mounts), func(a, b ociMount) int { return cmp.Compare(len(b.Source), len(a.Source)) })
+	slices.SortFunc(mounts, func(a, b ociMount) int { return cmp.Compare(len(b.Source), len(a.Source)) })
 	for _, m := range mounts {
 		if len(m.Source) > 1 && strings.HasPrefix(m.Source, "/") {
 			text = strings.ReplaceAll(text, m.Source, m.Destination)
@@ -132,6 +132,13 @@ func (j *job) hidePaths(text string) string {
 
 // An ociMount is a mount in an OCI spec.
 type ociMount struct{ Source, Destination, Type string }
+
+// mounts returns the mounts of the container.
+func (j *job) mounts() ([]ociMount, error) {
+	var spec struct{ Mounts []ociMount }
+	err := json.Unmarshal(j.spec, &spec)
+	return spec.Mounts, err
+}
 
 // resume lets the container go on if it is frozen: CRIU does so, unless it is killed.
 func (j *job) resume(ctx context.Context) error {
@@ -194,11 +201,11 @@ func (j *job) writeRootfs(ctx context.Context) (err error) {
 		}
 		return lowers, nil
 	}
-	var spec struct{ Mounts []ociMount }
-	if err := json.Unmarshal(j.spec, &spec); err != nil {
+	mounts, err := j.mounts()
+	if err != nil {
 		return err
 	}
-	for _, m := range spec.Mounts {
+	for _, m := range mounts {
 		d.skip[filepath.Clean(m.Destination)] = true
 	}
 	if err := errors.Join(d.add(upper, "/", 0, false), archive.Close()); err != nil {
@@ -261,12 +268,12 @@ type bindMount struct {
 
 // bindMounts returns the bind mounts of the container whose source the runtime sees.
 func (j *job) bindMounts() ([]bindMount, error) {
-	var spec struct{ Mounts []ociMount }
-	if err := json.Unmarshal(j.spec, &spec); err != nil {
+	all, err := j.mounts()
+	if err != nil {
 		return nil, err
 	}
 	mounts := []bindMount{}
-	for _, m := range spec.Mounts {
+	for _, m := range all {
 		if m.Type != "bind" || !filepath.IsAbs(m.Source) {
 			continue
 		}
