@@ -499,10 +499,25 @@ func (w *Watcher) OOMKilled(ctx context.Context, id string, dockerFlag bool, exi
 	w.mu.Lock()
 	killed := r.oomKilled(dockerFlag, finished)
 	w.mu.Unlock()
-	if err := w.exitReasons.Put(id, exitReason{Finished: finished, OOMKilled: killed}); err != nil {
-		w.log.Warn("the exit reason of a container could not be stored: after a restart of berthd, OOMKilled is taken from Docker", slog.String("container", id), slog.Any("err", err))
+	if r != nil {
+		w.store(id, r, exitReason{Finished: finished, OOMKilled: killed})
 	}
 	return killed
+}
+
+// store stores the exit reason of the run r of the container id, unless the container was
+// removed in the meantime. Without a run there is nothing to store: Docker's flag is the answer
+// then, and it stays the same.
+func (w *Watcher) store(id string, r *run, reason exitReason) {
+	if err := w.exitReasons.Put(id, reason); err != nil {
+		w.log.Warn("the exit reason of a container could not be stored: after a restart of berthd, OOMKilled is taken from Docker", slog.String("container", id), slog.Any("err", err))
+	}
+	w.mu.Lock()
+	forgotten := w.runs[id] != r
+	w.mu.Unlock()
+	if forgotten { // by Remove, which may have deleted before the Put
+		w.deleteReason(id)
+	}
 }
 
 // readRun updates the count of kills of the container id and returns its run, nil if it is
@@ -558,6 +573,10 @@ func (w *Watcher) Remove(id string) {
 	}
 	w.unwatchLocked(id)
 	w.mu.Unlock()
+	w.deleteReason(id)
+}
+
+func (w *Watcher) deleteReason(id string) {
 	if err := w.exitReasons.Delete(id); err != nil {
 		w.log.Debug("the exit reason of a removed container could not be deleted", slog.String("container", id), slog.Any("err", err))
 	}

@@ -220,6 +220,22 @@ func TestPruneKeepsExistingContainers(t *testing.T) {
 	}
 }
 
+// A call that waits for the events of a container while it is removed leaves no record.
+func TestRemovedDuringOOMKilledIsForgotten(t *testing.T) {
+	n := newNode(t)
+	for range 50 {
+		n.start("c")
+		done := make(chan struct{})
+		go func() { defer close(done); n.OOMKilled(t.Context(), "c", true, 137, time.Now()) }()
+		n.exit("c")
+		n.Remove("c")
+		<-done
+		if names, err := n.bucket.Keys(); err != nil || len(names) > 0 {
+			t.Fatalf("%v, %v", names, err)
+		}
+	}
+}
+
 // panicOnce makes the next read of a count of kills panic.
 func (n *node) panicOnce() (panicked func() bool) {
 	n.mu.Lock()

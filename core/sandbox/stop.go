@@ -45,27 +45,33 @@ func (s *Service) withLock(ctx context.Context, id string, do func(context.Conte
 	if err != nil {
 		return err
 	}
-	pod, err := s.cache.Sandbox(ctx, id)
+	pod, unlock, err := s.lock(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	unlock, err := s.locks.Lock(ctx, names.WithoutSuffix(pod.Name))
-	if err != nil {
-		return err
-	}
 	defer unlock()
-	// As it is now: another call may have stopped or removed it meanwhile.
-	if pod, err = s.cache.Sandbox(ctx, pod.ID()); errdefs.IsNotFound(err) {
-		return nil
-	} else if err != nil {
-		return err
-	}
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
 	return do(work, docker, pod)
+}
+
+// lock returns the sandbox id as it is once it has locked its pod.
+func (s *Service) lock(ctx context.Context, id string) (pod *cache.Sandbox, unlock func(), err error) {
+	if pod, err = s.cache.Sandbox(ctx, id); err != nil {
+		return nil, nil, err
+	}
+	if unlock, err = s.locks.Lock(ctx, names.WithoutSuffix(pod.Name)); err != nil {
+		return nil, nil, err
+	}
+	// Another call may have stopped or removed it meanwhile.
+	if pod, err = s.cache.Sandbox(ctx, pod.ID()); err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return pod, unlock, nil
 }
 
 // stop implements Stop. The caller holds the lock of the pod.

@@ -10,10 +10,11 @@ import (
 // kubelet owns that of a pod, and calls UpdatePodSandboxResources after it has changed it
 // (api.proto).
 func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) error {
-	pod, err := s.cache.Sandbox(ctx, r.GetPodSandboxId())
+	pod, unlock, err := s.lock(ctx, r.GetPodSandboxId())
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	if err := s.state.Updates.Put(pod.ID(), r); err != nil {
 		return err
 	}
