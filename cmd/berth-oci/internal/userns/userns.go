@@ -200,7 +200,7 @@ func (x *session) bind(b *spec.Bind, target string) error {
 }
 
 // lockedOptions returns the mount options of the flags of statfs(2), whose type depends on the architecture.
-func lockedOptions[T int32 | int64](flags T) (options []string) {
+func lockedOptions[T int32 | int64 | uint32](flags T) (options []string) {
 	for _, o := range []struct {
 		flag T
 		name string
