@@ -7,7 +7,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/.." && pwd)
 . "$top/contrib/e2e/lib.sh"
 . "$top/contrib/e2e/story.sh"
-need qemu-s390x=qemu-user dpkg-deb=dpkg rpm=rpm
+need qemu-s390x=qemu-user dpkg-deb=dpkg rpm=rpm cpio=cpio
 dist=$top/dist/packages
 w=$(mktemp -d /tmp/berth-machines.XXXXXX)
 trap 'rm -rf "$w"' EXIT
