@@ -21,9 +21,7 @@ rpm=$(ls "$dist"/berth-*.x86_64.rpm)
 say "checksums and SBOMs"
 (cd "$dist" && sha256sum --check --quiet SHA256SUMS)
 for machine in amd64 arm64 armv7 ppc64le riscv64 s390x; do
-	if [ -d "$top/cmd/berth-oci" ]; then
-		want "berth-oci for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berth-oci-$machine")
-	fi
+	want "berth-oci for $machine is static and stripped" grep -q 'statically linked.*stripped' <(file "$top/dist/stage/berth-oci-$machine")
 	parts=$(go version -m "$top/dist/stage/berthd-$machine" | grep -cE '^\s+dep\s')
 	listed=$(grep -c '"purl"' "$dist"/berth_*_"$machine".spdx.json)
 	want "the SBOM for $machine lists all $parts modules and Go" [ "$listed" = $((parts + 1)) ]
