@@ -44,7 +44,7 @@ while read -r name deb rpm qemu goarch; do
 	(cd "$w" && { rpm2cpio "$dist"/berth-*."$rpm".rpm || true; } | cpio -i --quiet --to-stdout '*/usr/bin/berthd') | cmp - "$w/$name/usr/bin/berthd" || die "deb and rpm for $name contain different programs"
 	[ "$goarch" != "$(go env GOHOSTARCH)" ] || continue
 	berthd=$w/$name/usr/bin/berthd
-	want "berthd for $name starts" grep -qE '^berthd [0-9v]' <(timeout 60 "qemu-$qemu" "$berthd" --version)
+	want "berthd for $name starts" grep -qE '^berthd [0-9a-z]' <(timeout 60 "qemu-$qemu" "$berthd" --version)
 	want "berthd doctor for $name reports that there is no Docker" doctor "qemu-$qemu" "$berthd"
 done <<<"$machines"
 
