@@ -6,6 +6,8 @@ DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null
 # Most tests wait for timeouts rather than compute, so more of them run at once than there are processors.
 PARALLEL = -parallel 8
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# Without it berthd has 2.6 MB more, for NRI plugins that are WebAssembly.
+TAGS     = nri_no_wasm
 
 .PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-runtime-install test-faults soak fuzz bench lint clean
 
@@ -13,7 +15,7 @@ help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 build: ## bin/berthd and bin/berth-oci, static
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/berthd ./cmd/berth-oci
+	CGO_ENABLED=0 go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/berthd ./cmd/berth-oci
 
 packages: ## dist/packages: deb, rpm, SBOM, SHA256SUMS; MACHINES=amd64,arm64 SIGNING_KEY=file SIGNING_PASSPHRASE_FILE=file
 	cd packaging && go run . -version '$(VERSION)' -commit '$(COMMIT)' -date '$(DATE)' -out ../dist -machines '$(MACHINES)' \
