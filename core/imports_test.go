@@ -32,7 +32,8 @@ var layers = [][]string{
 	{"core/specfiles", "core/userns"},
 	{"core/todocker", "core/ociruntime"},
 	{"core/cache", "core/securityprofile"},
-	{"core/image/foreign", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose"},
+	{"core/image/foreign", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose", "core/premounts", "core/nri/adjust"},
+	{"core/nri"},
 	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats", "core/imagecopy"},
 	{"core/server"},
 	{"core/daemon"},
@@ -64,7 +65,7 @@ var forbiddenImports = []struct{ who, what, why string }{
 
 // purePackages translate and do no I/O, so they may not import these.
 var (
-	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/image/pinning", "core/podpolicy", "core/quantity", "core/specedit", "core/userns"}
+	purePackages = []string{"core/tocri", "core/todocker", "core/limits", "core/identity", "core/bandwidth", "core/image/pinning", "core/nri/adjust", "core/podpolicy", "core/quantity", "core/specedit", "core/userns"}
 	impure       = []string{"os", "context", "net/http"}
 )
 

@@ -44,6 +44,7 @@ const (
 	annotationsKey = ownPrefix + "annotations"
 	userKey        = ownPrefix + "user"
 	stageKey       = ownPrefix + "stage"
+	nriKey         = ownPrefix + "nri"
 	// labelPrefix escapes pod labels whose keys have a meaning here: a pod can
 	// have a label "annotation.x".
 	labelPrefix = ownPrefix + "label."
@@ -77,6 +78,7 @@ type Set struct {
 	ImageRef string         // of a container, with the digest of the repository if it has one
 	User     string         // of a container, a runtime.v1.LinuxContainerUser as JSON; empty if not known
 	Premount names.Premount // of a container, the name of its premounts; zero if it has none
+	Plugins  []string       // of a container, the NRI plugins that have changed it; only written
 }
 
 // CreatedByBerth reports whether berth has created the container.
@@ -105,6 +107,7 @@ func (s Set) Encode() map[string]string {
 		stageKey:       s.Premount.String(),
 		labelsKey:      keys(s.Labels),
 		annotationsKey: keys(s.Annotations),
+		nriKey:         plugins(s.Plugins),
 	})
 	if s.Kind == Sandbox {
 		out[nameKey] = podName
@@ -119,6 +122,19 @@ func keys(m map[string]string) string {
 		return "[]" // strings always marshal
 	}
 	return string(list)
+}
+
+// maxPlugins bounds the label with the names of plugins, in bytes.
+const maxPlugins = 4096
+
+// plugins joins names of plugins, as many as fit.
+func plugins(names []string) string {
+	text := strings.Join(names, ",")
+	if len(text) <= maxPlugins {
+		return text
+	}
+	const more = ",..."
+	return text[:strings.LastIndexByte(text[:maxPlugins-len(more)], ',')+1] + more[1:]
 }
 
 // ErrMismatch is the kind of error for a container that belongs to a pod by its labels but

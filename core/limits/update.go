@@ -35,7 +35,7 @@ type Update struct {
 // UpdateContainer translates the update of a container that has the resources old.
 // Fields of change that are empty or 0 stay as they are; -1 removes a limit.
 func UpdateContainer(old, change *runtimeapi.LinuxContainerResources, features engine.Features) (Update, error) {
-	result := merge(old, change)
+	result := Merge(old, change)
 	u := Update{Result: result}
 	limits, err := EngineResources(result, features)
 	if err != nil {
@@ -107,8 +107,8 @@ func withoutUnlimitedSwap(r container.Resources) container.Resources {
 	return r
 }
 
-// merge returns old with the fields that change sets.
-func merge(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+// Merge returns old with the fields that change sets.
+func Merge(old, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
 	out := &runtimeapi.LinuxContainerResources{}
 	if old != nil {
 		out = proto.CloneOf(old)

@@ -44,8 +44,14 @@ func Runtime(what, below, dir string, features engine.Features) (string, error) 
 
 // Installed reports whether Docker has the OCI runtime for containers of the runtime below, whose name may be that of the OCI runtime.
 func Installed(runtime, dir string, features engine.Features) bool {
-	_, err := Runtime("", withoutEdits(runtime, features), dir, features)
+	_, err := InstalledRuntime("", runtime, dir, features)
 	return err == nil
+}
+
+// InstalledRuntime returns the runtime of Docker that applies instructions to containers of a sandbox with the runtime; what, in the plural,
+// is what they need it for.
+func InstalledRuntime(what, runtime, dir string, features engine.Features) (string, error) {
+	return Runtime(what, withoutEdits(runtime, features), dir, features)
 }
 
 // withoutEdits returns the runtime that a container without instructions has in a sandbox with this runtime. berth's OCI

@@ -58,6 +58,7 @@ type ContainerParams struct {
 	Policy       podpolicy.Policy
 	UserNS       userns.Support
 	SpecFiles    specedit.Files // that the operator has for this container
+	NRIPlugins   []string       // that have changed Config
 }
 
 // Premounts gives the paths of premounts.
@@ -215,6 +216,7 @@ func containerLabels(p ContainerParams, id identity.Identity) (labels.Set, error
 		Image:       p.ImageName,
 		ImageRef:    p.Image.Ref,
 		User:        string(user),
+		Plugins:     p.NRIPlugins,
 	}, nil
 }
 
