@@ -23,17 +23,18 @@ import (
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/kmutex"
-	"berth/core/names"
+	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/pending"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/premounts"
 	"berth/core/resources"
 	"berth/core/specfiles"
 	"berth/core/todocker"
 )
 
-// A Config is what a Service needs; all fields but Policy, OCI and SpecFiles are required.
+// A Config is what a Service needs; all fields but Policy, OCI, SpecFiles and NRI are required.
 type Config struct {
 	Engine *engine.Engine
 	Cache  *cache.Cache
@@ -49,6 +50,7 @@ type Config struct {
 	SpecFiles   specfiles.Config  // what the operator changes in OCI specs
 	CDI         cdi.Config
 	Checkpoints *criu.Checkpointer
+	NRI         *nri.Runtime // nil without NRI
 	Log         *slog.Logger
 }
 
@@ -62,8 +64,9 @@ type Service struct {
 	files       files
 	failures    *FailedStarts
 	updates     *Updates
-	premounts   *premount.Dir
+	premounts   *premounts.Manager
 	policy      podpolicy.Policy
+	nri         *nri.Runtime
 	oci         *ociruntime.Store
 	specFiles   specfiles.Config
 	cdi         cdi.Config
@@ -78,7 +81,6 @@ type Service struct {
 
 	mu            sync.Mutex                         // guards following
 	stops         map[string]int                     // number of Stop calls that run, by container ID
-	creating      map[names.Premount]bool            // premounts whose container is being created
 	checkpointing map[string]context.CancelCauseFunc // end the checkpoints that run, by container ID
 }
 
@@ -123,8 +125,8 @@ type pendingContainer struct {
 func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
-		failures: cfg.Failures, updates: cfg.Updates, premounts: cfg.Premounts, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
-		checkpoints: cfg.Checkpoints, stops: map[string]int{}, creating: map[names.Premount]bool{}, checkpointing: map[string]context.CancelCauseFunc{},
+		failures: cfg.Failures, updates: cfg.Updates, premounts: premounts.New(cfg.Premounts, cfg.Cache, cfg.Log), nri: cfg.NRI, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
+		checkpoints: cfg.Checkpoints, stops: map[string]int{}, checkpointing: map[string]context.CancelCauseFunc{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})
 	s.pending = pending.New(pending.Config[pendingContainer]{Kind: "container", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/mount"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -21,8 +21,10 @@ import (
 	"berth/core/engine"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/nri"
+	"berth/core/nri/adjust"
 	"berth/core/pending"
-	"berth/core/premount"
+	"berth/core/premounts"
 	"berth/core/rollback"
 	"berth/core/todocker"
 	"berth/core/tracing"
@@ -62,16 +64,11 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	if err := createHostPaths(c.GetMounts()); err != nil {
+	if err := premounts.CreateHostPaths(c.GetMounts()); err != nil {
 		return "", err
 	}
-	// The process that starts containers is the parent of the sandbox's. In a mount namespace of its own it has
-	// other mounts than those that can be checked here.
-	otherMounts := premount.InOtherMountNS(premount.ParentPID(pod.Pid))
-	if !otherMounts {
-		if err := checkPropagation(params.CDI.MergeMounts(c.GetMounts())); err != nil {
-			return "", err
-		}
+	if err := premounts.Check(pod, params, spec); err != nil {
+		return "", err
 	}
 	name := spec.Name.String()
 	unlock, err := s.locks.Lock(ctx, name)
@@ -82,10 +79,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if id, ok := s.takePending(ctx, name, pod.ID(), c); ok {
 		return id, nil
 	}
-	if otherMounts && len(spec.Premounts) > 0 {
-		return "", fmt.Errorf("mount_options, and mounts that the Engine API cannot express, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
-	}
-	return s.create(ctx, docker, pod, params, spec)
+	return s.createAdjusted(ctx, docker, pod, given, attempt{request: c, params: params, spec: spec})
 }
 
 // readySandbox returns a sandbox in which containers can be created.
@@ -128,23 +122,33 @@ func (s *Service) removePending(ctx context.Context, id string, p pendingContain
 	return nil
 }
 
-// create creates the container of spec with its premounts and its log, or nothing. It goes on if the caller
+// An attempt is one creation of a container.
+type attempt struct {
+	request *runtimeapi.ContainerConfig // of the CRI
+	params  todocker.ContainerParams
+	spec    todocker.Spec
+	applied adjust.Change // by NRI plugins, which params and spec have already
+}
+
+// create creates the container of a with its premounts and its log, or nothing. It goes on if the caller
 // cancels, and removes the container then: a request that is aborted half-way leaves Docker with a container
 // whose ID nobody has been told.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, params todocker.ContainerParams, spec todocker.Spec) (_ string, err error) {
-	start, name := time.Now(), spec.Name.String()
+func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, a attempt) (_ string, err error) {
+	start, params, spec, name := time.Now(), a.params, a.spec, a.spec.Name.String()
+	var sync nri.SyncBlock
+	defer sync.Unblock() // once the container is not hidden any more
 	hidden := s.cache.Hide(name)
 	defer hidden.Reveal()
 	caller, stopWatching := pending.WatchCaller(ctx)
 	defer stopWatching()
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), createTimeout)
 	defer cancel()
-	defer s.protectPremounts(params.PremountName)()
+	defer s.premounts.Protect(params.PremountName)()
 	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
 	if len(spec.Premounts) > 0 {
-		steps.Push("unmount the premounts of the container", func(ctx context.Context) error { return s.removePremounts(ctx, docker, params.PremountName) })
-		if err := s.createPremounts(work, docker, params, spec.Premounts); err != nil {
+		steps.Push("unmount the premounts of the container", func(ctx context.Context) error { return s.premounts.RemoveAll(ctx, docker, params.PremountName) })
+		if err := s.premounts.CreateFor(work, docker, params, spec.Premounts); err != nil {
 			return "", err
 		}
 	}
@@ -168,6 +172,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 			_, err := s.cache.Refresh(work, id)
 			return err
 		},
+		func() error { return s.adjustCreated(work, docker, id, a.applied, &sync) },
 		func() error { return s.requireSandbox(work, pod.ID()) },
 	} {
 		if err := step(); err != nil {
@@ -177,9 +182,10 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 			return "", err
 		}
 	}
+	s.nri.PostCreateContainer(work, id)
 	s.log.Info("container created", changes.Container(id, name, pod.ID(), params.ImageName), changes.Took(start))
 	if caller.TimedOut() {
-		s.pending.Put(name, id, pendingContainer{sandboxID: pod.ID(), config: params.Config, hidden: hidden.Transfer()})
+		s.pending.Put(name, id, pendingContainer{sandboxID: pod.ID(), config: a.request, hidden: hidden.Transfer()})
 	}
 	return id, nil
 }
@@ -213,36 +219,26 @@ func jsonFile(docker *engine.Conn, id string) string {
 	return filepath.Join(docker.Features.RootDir, "containers", id, id+"-json.log")
 }
 
-// createHostPaths creates the directories of the node that are to be mounted and do not exist, as the kubelet
-// expects it of a runtime.
-func createHostPaths(mounts []*runtimeapi.Mount) error {
-	for _, m := range mounts {
-		if m.GetImage().GetImage() != "" {
-			continue
-		}
-		_, err := os.Stat(m.GetHostPath())
-		if errors.Is(err, fs.ErrNotExist) {
-			err = os.MkdirAll(m.GetHostPath(), 0o755)
-		}
-		if err != nil {
-			return fmt.Errorf("host_path of mount %q: %w", m.GetContainerPath(), err)
-		}
+// checkImageSubPaths fails if an image that Docker itself mounts does not have the sub-path that a mount asks
+// for. Docker 28.5 resolves sub-paths when it starts a container, and when it is asked for a file of one, but not
+// when it creates it.
+func checkImageSubPaths(ctx context.Context, docker *engine.Conn, id string, mounts []mount.Mount) error {
+	if !slices.ContainsFunc(mounts, func(m mount.Mount) bool { return m.ImageOptions != nil && m.ImageOptions.Subpath != "" }) {
+		return nil
 	}
-	return nil
-}
-
-// checkPropagation fails if a host path does not propagate mounts as its mount in the container asks for. Docker
-// checks it only when the container starts.
-func checkPropagation(mounts []*runtimeapi.Mount) error {
-	for _, m := range mounts {
-		if m.GetImage().GetImage() != "" {
-			continue
-		}
-		if err := premount.CheckPropagation(m.GetHostPath(), todocker.Propagation(m.GetPropagation())); err != nil {
-			return fmt.Errorf("propagation of mount %q: %w", m.GetContainerPath(), err)
-		}
+	const file = "/" // any file: Docker sets up all mounts to find it
+	short, cancel := docker.WithRequestTimeout(ctx)
+	defer cancel()
+	_, err := docker.ContainerStatPath(short, id, file)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// The response to HEAD has no body with the reason. The one to GET has.
+	content, _, reason := docker.CopyFromContainer(short, id, file)
+	if reason == nil {
+		return errors.Join(err, content.Close())
+	}
+	return fmt.Errorf("ImageVolumeMountFailed: image_sub_path: %w", daemonError{reason})
 }
 
 // createFreeingName creates the container. If its name is taken by an earlier attempt at the same container,

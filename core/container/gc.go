@@ -29,7 +29,7 @@ func (s *Service) gc(ctx context.Context, docker *engine.Conn) error {
 		}
 		return !errdefs.IsNotFound(err)
 	}
-	return errors.Join(s.gcCheckpoints(ctx, docker), s.gcRecords(ctx), s.oci.GC(ctx, docker, known, s.log), s.gcPremounts(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
+	return errors.Join(s.gcCheckpoints(ctx, docker), s.gcRecords(ctx), s.oci.GC(ctx, docker, known, s.log), s.premounts.GC(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
 		_, err := s.cache.Container(ctx, id)
 		return !errdefs.IsNotFound(err)
 	}))
@@ -37,10 +37,15 @@ func (s *Service) gc(ctx context.Context, docker *engine.Conn) error {
 
 // gcRecords deletes the records of containers that were removed without berth, as with docker rm.
 func (s *Service) gcRecords(ctx context.Context) error {
-	for _, bucket := range []interface {
+	type records interface {
 		Keys() ([]string, error)
 		Delete(key string) error
-	}{s.failures, s.updates} {
+	}
+	buckets := []records{s.failures, s.updates}
+	if s.nri != nil {
+		buckets = append(buckets, s.nri.Records)
+	}
+	for _, bucket := range buckets {
 		ids, err := bucket.Keys()
 		if err != nil {
 			return err

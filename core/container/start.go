@@ -54,6 +54,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID(), daemonError{err})
 	}
+	s.nri.PostStartContainer(work, c.ID())
 	s.log.Info("container started", described(c), changes.Took(start))
 	return nil
 }
@@ -87,6 +88,9 @@ func (s *Service) recordFailure(id string, failed tocri.FailedStart) {
 
 // startWithResources starts a container with all the settings that it asks for, or not at all.
 func (s *Service) startWithResources(ctx context.Context, docker *engine.Conn, c *cache.Container) error {
+	if err := s.nri.StartContainer(ctx, c.ID()); err != nil {
+		return err
+	}
 	settings, err := limits.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
 	if err != nil {
 		return err

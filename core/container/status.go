@@ -19,6 +19,7 @@ func (s *Service) Status(ctx context.Context, id string) (*cache.Container, erro
 // Verbose adds to facts what the status of c leaves out.
 func (s *Service) Verbose(ctx context.Context, c *cache.Container, facts map[string]any) {
 	verbose.Add(ctx, s.engine, c.ID(), c.Pid, facts)
+	s.nri.Facts(c.ID(), facts)
 }
 
 // List returns the containers that match filter; a nil filter matches all.

@@ -67,6 +67,7 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 	case inspected.State.Running:
 		return fmt.Errorf("container %s could not be killed: %w", c.ID(), errors.Join(context.DeadlineExceeded, stopErr))
 	}
+	s.nri.StopContainer(work, c.ID())
 	return nil
 }
 
@@ -122,7 +123,10 @@ func (s *Service) Kill(ctx context.Context, id string) error {
 	if err := docker.Kill(ctx, id); err != nil {
 		return err
 	}
-	if _, err := s.cache.Refresh(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+	_, err = s.cache.Refresh(ctx, id)
+	if err == nil {
+		s.nri.StopContainer(ctx, id)
+	} else if !errdefs.IsNotFound(err) {
 		return err
 	}
 	return nil
@@ -137,6 +141,11 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	}
 	if c, err := s.cache.Container(ctx, id); err == nil {
 		s.abortCheckpoint(c.ID())
+		if c.Running { // before it is locked: NRI plugins may change other containers when it stops
+			if err := s.Kill(context.WithoutCancel(ctx), c.ID()); err != nil {
+				return err
+			}
+		}
 	}
 	// Not while it is being started or updated: these would record, or set up, something for a container that is gone.
 	c, unlock, err := s.lock(ctx, id)
@@ -175,9 +184,11 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, l
 	if err := s.logs.Remove(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
 		s.log.Warn("log of a container could not be closed; its last lines may be missing", slog.String("container", id), slog.Any("err", err))
 	}
+	removed := s.nri.BeginRemove(ctx, id)
 	if err := docker.ForceRemove(ctx, id); err != nil {
 		return err
 	}
+	removed(ctx)
 	s.cache.Forget(id)
-	return errors.Join(s.removePremounts(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id), s.oci.Remove(id))
+	return errors.Join(s.premounts.RemoveAll(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id), s.nri.DeleteRecord(id), s.oci.Remove(id))
 }

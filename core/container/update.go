@@ -10,8 +10,10 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/cache"
 	"berth/core/changes"
 	"berth/core/limits"
+	"berth/core/nri/adjust"
 	"berth/core/rollback"
 	"berth/core/todocker"
 )
@@ -21,28 +23,60 @@ import (
 //
 // The error is of kind NotFound if there is no such container, FailedPrecondition if it has exited, and
 // InvalidArgument if the node does not have a setting.
-func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (err error) {
+func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) error {
+	if err := todocker.CheckUpdate(r); err != nil {
+		return err
+	}
+	c, err := s.cache.Container(ctx, r.GetContainerId())
+	if err != nil {
+		return err
+	}
+	if err := requireUpdatable(c); err != nil {
+		return err
+	}
+	resources, err := s.nri.UpdateContainer(ctx, c.ID(), r.GetLinux())
+	if err != nil {
+		return err
+	}
+	if err := s.ApplyUpdate(ctx, c.ID(), resources); err != nil {
+		return err
+	}
+	s.nri.PostUpdateContainer(context.WithoutCancel(ctx), c.ID())
+	return nil
+}
+
+// requireUpdatable fails if c has exited.
+func requireUpdatable(c *cache.Container) error {
+	state := c.Row.GetState()
+	if state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return fmt.Errorf("container %s is %v and cannot be updated: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// ApplyUpdate is Update for resources that NRI plugins have changed, or that they request by themselves.
+func (s *Service) ApplyUpdate(ctx context.Context, id string, resources adjust.Resources) (err error) {
 	start := time.Now()
 	docker, err := s.engine.Conn()
 	if err != nil {
 		return err
 	}
-	if err := todocker.CheckUpdate(r); err != nil {
+	if err := resources.CheckUpdate(); err != nil {
 		return err
 	}
-	c, unlock, err := s.lock(ctx, r.GetContainerId())
+	c, unlock, err := s.lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	state := c.Row.GetState()
-	if state != runtimeapi.ContainerState_CONTAINER_CREATED && state != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return fmt.Errorf("container %s is %v and cannot be updated: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
+	if err := requireUpdatable(c); err != nil {
+		return err
 	}
-	update, err := limits.UpdateContainer(c.Status.GetResources().GetLinux(), r.GetLinux(), docker.Features)
+	update, err := limits.UpdateContainer(c.Status.GetResources().GetLinux(), resources.CRI, docker.Features)
 	if err != nil {
 		return err
 	}
+	resources.AddTo(&update.Engine)
 	restore, err := s.resources.Snapshot(docker, c, update)
 	if err != nil {
 		return err

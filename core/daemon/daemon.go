@@ -32,6 +32,7 @@ import (
 	"berth/core/image/pullprogress"
 	"berth/core/image/verify"
 	"berth/core/logs"
+	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/oom"
 	"berth/core/podpolicy"
@@ -75,6 +76,8 @@ type Config struct {
 	PodOptions podpolicy.Options
 	// SpecFiles say what the operator changes in OCI specs.
 	SpecFiles specfiles.Config
+	// NRI says where NRI plugins are served.
+	NRI nri.Options
 	// RegistryMirrors are mirrors of registries, each as HOST=MIRROR.
 	RegistryMirrors []string
 	// ImageVerifiers are the programs that decide which images may be pulled; without Dir there are none.
@@ -172,18 +175,18 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals, Pin: cfg.Pin,
 		PullPolicy: sources, Aliases: records.imageAliases,
 	}, docker, log)
-	for _, p := range cfg.SpecFiles.Problems() {
-		log.Error("containers that a file of the operator is for cannot be created", slog.Any("err", p.Err))
-	}
+	logProblems(cfg.SpecFiles, log)
+	plugins := nri.New(nri.Config{Options: cfg.NRI, Version: cfg.Version, Engine: docker, Cache: objects, Records: records.nri, NetNS: podNetwork.NetNS, Log: log})
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, NRI: plugins, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
-		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles,
+		RunDir: cfg.RunDir, Bridge: cfg.Bridge, Checkpoints: checkpoint.Dir(filepath.Join(cfg.RootDir, "sandbox")), Tmpfs: premount.Tmpfs{}, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, NRI: plugins,
 	})
+	plugins.SetUpdater(containers)
 	execs := exec.New(docker, objects, podDialer(podNetwork), log)
 	streams, err := listenStreams(cfg.Streaming, execs, log)
 	if err != nil {
@@ -199,7 +202,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	return &Daemon{
 		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, images: images, traces: traces,
 		loops: []func(context.Context) error{
-			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run,
+			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run, plugins.Run,
 			images.MeasureDiskUsage, images.RunGC, images.RunForeign, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },
@@ -209,6 +212,13 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		exportStats:   func(ctx context.Context) error { return usage.RegisterMetrics(ctx, registry) },
 		listenMetrics: func(cri net.Addr) (runner, error) { return listenMetrics(cfg.Metrics, registry, objects, cri, log) },
 	}, nil
+}
+
+// logProblems logs which files of the operator keep containers from being created.
+func logProblems(files specfiles.Config, log *slog.Logger) {
+	for _, p := range files.Problems() {
+		log.Error("containers that a file of the operator is for cannot be created", slog.Any("err", p.Err))
+	}
 }
 
 // firstDialTimeout is how long an Engine that does not respond delays the first calls after a
@@ -272,6 +282,7 @@ type records struct {
 	node             *state.Bucket[string]
 	pulled           *state.Bucket[origin.Pulled]
 	imageAliases     *mirror.Aliases
+	nri              *nri.Records
 }
 
 func openRecords(rootDir string) (r records, err error) {
@@ -279,7 +290,7 @@ func openRecords(rootDir string) (r records, err error) {
 	if err != nil {
 		return r, err
 	}
-	var errs [8]error
+	var errs [9]error
 	r.sandboxes, errs[0] = sandbox.OpenState(store)
 	r.failedStarts, errs[1] = container.OpenFailedStarts(store)
 	r.containerUpdates, errs[2] = container.OpenUpdates(store)
@@ -288,6 +299,7 @@ func openRecords(rootDir string) (r records, err error) {
 	r.node, errs[5] = state.OpenBucket[string](store, "node")
 	r.pulled, errs[6] = origin.OpenPulled(store)
 	r.imageAliases, errs[7] = mirror.OpenAliases(store)
+	r.nri, errs[8] = nri.OpenRecords(store)
 	if err := errors.Join(errs[:]...); err != nil {
 		return r, fmt.Errorf("state directory %s: %w", rootDir, err)
 	}

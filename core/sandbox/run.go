@@ -20,6 +20,7 @@ import (
 	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/names"
+	"berth/core/nri"
 	"berth/core/pending"
 	"berth/core/rollback"
 	"berth/core/securityprofile"
@@ -64,6 +65,8 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		return id, err
 	}
 	suffix := fmt.Sprintf("%08x", rand.Uint32()) // used if the name is taken
+	var sync nri.SyncBlock
+	defer sync.Unblock() // once the sandbox is not hidden any more
 	hidden := s.cache.Hide(in.Name)
 	hidden.Add(withSuffix(in.Name, suffix))
 	defer hidden.Reveal()
@@ -99,10 +102,16 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if err := caller.Canceled(); err != nil {
 		return "", err
 	}
-	if err := s.state.intents.Delete(in.Name); err != nil {
+	if _, err := s.cache.Refresh(work, in.ID); err != nil {
 		return "", err
 	}
-	if _, err := s.cache.Refresh(work, in.ID); err != nil {
+	if err := s.announce(work, in.ID, &sync, &undo); err != nil {
+		return "", err
+	}
+	if err := caller.Canceled(); err != nil {
+		return "", err
+	}
+	if err := s.state.intents.Delete(in.Name); err != nil {
 		return "", err
 	}
 	s.log.Info("pod created", changes.Pod(in.ID, pod.GetMetadata()), changes.Addresses(addrs), changes.Took(start))
@@ -110,6 +119,20 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		s.pending.Put(in.Name, in.ID, pendingSandbox{config: pod, handler: handler, hidden: hidden.Transfer()})
 	}
 	return in.ID, nil
+}
+
+// announce sends NRI plugins the sandbox id, which is complete. If one of them refuses it, or it is rolled back after that, they are
+// sent its end.
+func (s *Service) announce(ctx context.Context, id string, sync *nri.SyncBlock, undo *rollback.Stack) error {
+	pod, err := s.cache.Sandbox(ctx, id)
+	if err != nil {
+		return err
+	}
+	if err := s.nri.BlockSync(ctx, sync); err != nil {
+		return err
+	}
+	undo.Push("end sandbox "+id+" for NRI plugins", func(ctx context.Context) error { s.nri.CancelPodSandbox(ctx, pod); return nil })
+	return s.nri.RunPodSandbox(ctx, pod)
 }
 
 // A pendingSandbox is a sandbox that waits for a retry of RunPodSandbox, and hidden until then.

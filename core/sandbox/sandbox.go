@@ -18,6 +18,7 @@ import (
 	"berth/core/checkpoint"
 	"berth/core/engine"
 	"berth/core/kmutex"
+	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/pending"
 	"berth/core/podpolicy"
@@ -25,7 +26,7 @@ import (
 	"berth/network"
 )
 
-// Config is what New needs. All fields but Bridge, OCI, Policy, SpecFiles and Tmpfs are required.
+// Config is what New needs. All fields but Bridge, OCI, NRI, Policy, SpecFiles and Tmpfs are required.
 type Config struct {
 	Docker     *engine.Engine
 	Cache      *cache.Cache
@@ -46,6 +47,8 @@ type Config struct {
 	Policy podpolicy.Policy
 	// OCI has the instructions for berth's OCI runtime; nil if there is no directory for them.
 	OCI *ociruntime.Store
+	// NRI sends the events of pods to plugins; nil without NRI.
+	NRI *nri.Runtime
 	// SpecFiles say what the operator changes in OCI specs.
 	SpecFiles specfiles.Config
 	// Tmpfs bounds what containers can write to the files of their pod. If it is nil,
@@ -79,6 +82,7 @@ type Service struct {
 	tmpfs       Tmpfs
 	policy      podpolicy.Policy
 	oci         *ociruntime.Store
+	nri         *nri.Runtime
 	specFiles   specfiles.Config
 
 	locks   kmutex.Mutex                   // by Docker name without a suffix
@@ -126,7 +130,7 @@ type Network interface {
 func New(cfg Config) *Service {
 	s := &Service{
 		docker: cfg.Docker, cache: cfg.Cache, images: cfg.Images, containers: cfg.Containers, network: cfg.Network,
-		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles,
+		state: cfg.State, log: cfg.Log, runDir: cfg.RunDir, bridge: cfg.Bridge, checkpoints: cfg.Checkpoints, tmpfs: cfg.Tmpfs, policy: cfg.Policy, oci: cfg.OCI, nri: cfg.NRI, specFiles: cfg.SpecFiles,
 		gcTrigger: make(chan struct{}, 1), detachGrace: detachGrace, detachFailures: map[string]detachFailures{},
 	}
 	s.pending = pending.New(pending.Config[pendingSandbox]{Kind: "sandbox", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})

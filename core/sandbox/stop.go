@@ -107,6 +107,9 @@ func (s *Service) stop(ctx context.Context, docker *engine.Conn, pod *cache.Sand
 			s.log.Warn("network namespace of a pod cannot be bound; plugins may fail to release its network", slog.String("sandbox", pod.ID()), slog.Any("err", err))
 		}
 	}
+	if changed {
+		s.nri.StopPodSandbox(ctx, pod)
+	}
 	group = panics.NewGroup(s.log)
 	if hasNetwork {
 		group.Go(func() error {
@@ -160,6 +163,7 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	if err := s.deleteSandbox(ctx, docker, pod.ID(), nil); err != nil {
 		return err
 	}
+	s.nri.RemovePodSandbox(ctx, pod)
 	in, err := s.unfinishedIntent(pod)
 	if err != nil {
 		return err

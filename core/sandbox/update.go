@@ -15,9 +15,15 @@ func (s *Service) Update(ctx context.Context, r *runtimeapi.UpdatePodSandboxReso
 		return err
 	}
 	defer unlock()
+	if err := s.nri.UpdatePodSandbox(ctx, pod, r); err != nil {
+		return err
+	}
 	if err := s.state.Updates.Put(pod.ID(), r); err != nil {
 		return err
 	}
-	_, err = s.cache.Refresh(context.WithoutCancel(ctx), pod.ID())
+	work := context.WithoutCancel(ctx)
+	if _, err = s.cache.Refresh(work, pod.ID()); err == nil {
+		s.nri.PostUpdatePodSandbox(work, pod.ID())
+	}
 	return err
 }

@@ -32,6 +32,7 @@ import (
 	"berth/core/daemon"
 	"berth/core/engine/enginetest"
 	"berth/core/logs"
+	"berth/core/nri"
 	"berth/core/server"
 	"berth/core/testdir"
 	"berth/core/testmain"
@@ -66,6 +67,7 @@ type testDaemon struct {
 	timeout  time.Duration // of short calls of Docker, 0 for the default
 	tracing  daemon.Tracing
 	log      *slog.Logger
+	nri      nri.Options
 }
 
 // newDaemon starts a daemon on a fake Engine of its own.
@@ -94,7 +96,7 @@ func (h *testDaemon) start() {
 	root := filepath.Join(dir, "root")
 	d, err := daemon.New(daemon.Config{
 		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.ModeCRI,
-		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry, Tracing: h.tracing,
+		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry, Tracing: h.tracing, NRI: h.nri,
 	}, h.log)
 	h.must(err)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))

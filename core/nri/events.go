@@ -1,0 +1,330 @@
+package nri
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/nri/pkg/adaptation"
+	"github.com/containerd/nri/pkg/api"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/cache"
+	"berth/core/nri/adjust"
+	"berth/core/panics"
+)
+
+// refused is the error of a plugin about an event.
+func refused(event string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("NRI %s: %w", event, err)
+}
+
+// warn logs the failure of an event that nothing depends on.
+func (r *Runtime) warn(event, id string, err error) {
+	if err != nil {
+		r.Log.Warn("NRI plugin has failed to handle an event", slog.String("event", event), slog.String("id", id), slog.Any("err", err))
+	}
+}
+
+// RunPodSandbox sends the event of a pod that is complete. If a plugin refuses it, the pod must be removed, after CancelPodSandbox.
+func (r *Runtime) RunPodSandbox(ctx context.Context, pod *cache.Sandbox) error {
+	a, err := r.ready(ctx)
+	if a == nil {
+		return err
+	}
+	return refused("RunPodSandbox", a.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: r.pod(pod)}))
+}
+
+// UpdatePodSandbox sends the event before the resources of a pod are stored.
+func (r *Runtime) UpdatePodSandbox(ctx context.Context, pod *cache.Sandbox, update *runtimeapi.UpdatePodSandboxResourcesRequest) error {
+	a, err := r.ready(ctx)
+	if a == nil {
+		return err
+	}
+	_, err = a.UpdatePodSandbox(ctx, &api.UpdatePodSandboxRequest{
+		Pod: r.pod(pod), OverheadLinuxResources: linuxResources(update.GetOverhead()), LinuxResources: linuxResources(update.GetResources()),
+	})
+	return refused("UpdatePodSandbox", err)
+}
+
+// PostUpdatePodSandbox sends the event after that.
+func (r *Runtime) PostUpdatePodSandbox(ctx context.Context, id string) {
+	a, err := r.ready(ctx)
+	if a == nil || err != nil {
+		return
+	}
+	pod, err := r.Cache.Sandbox(ctx, id)
+	if err == nil {
+		err = a.PostUpdatePodSandbox(ctx, &api.PostUpdatePodSandboxRequest{Pod: r.pod(pod)})
+	}
+	r.warn("PostUpdatePodSandbox", id, err)
+}
+
+// StopPodSandbox sends the event of a pod whose containers have been stopped, and whose network still exists.
+func (r *Runtime) StopPodSandbox(ctx context.Context, pod *cache.Sandbox) {
+	if a, err := r.ready(ctx); a != nil && err == nil && r.markStopped(pod.ID()) {
+		r.warn("StopPodSandbox", pod.ID(), a.StopPodSandbox(ctx, &api.StopPodSandboxRequest{Pod: r.pod(pod)}))
+	}
+}
+
+// RemovePodSandbox sends the event of a pod that has been removed.
+func (r *Runtime) RemovePodSandbox(ctx context.Context, pod *cache.Sandbox) {
+	if a, err := r.ready(ctx); a != nil && err == nil {
+		r.warn("RemovePodSandbox", pod.ID(), a.RemovePodSandbox(ctx, &api.RemovePodSandboxRequest{Pod: r.pod(pod)}))
+	}
+	r.forget(pod.ID())
+}
+
+// CancelPodSandbox sends the events that end a pod which could not be completed after RunPodSandbox.
+func (r *Runtime) CancelPodSandbox(ctx context.Context, pod *cache.Sandbox) {
+	r.StopPodSandbox(ctx, pod)
+	r.RemovePodSandbox(ctx, pod)
+}
+
+// markStopped notes that the stop of a pod or container is sent, and reports whether it is the first time.
+func (r *Runtime) markStopped(id string) (first bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first = !r.stopped[id]
+	r.stopped[id] = true
+	return first
+}
+
+// forget forgets a pod or container that has been removed.
+func (r *Runtime) forget(id string) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.stopped, id)
+}
+
+// A Created is the answer of the plugins to the creation of a container. The zero value is that of no plugins.
+type Created struct {
+	adjust.Change
+	updates []*api.ContainerUpdate
+}
+
+// CreateContainer sends the event of a container that exists in Docker, by which plugins learn its ID, and is not used yet. The
+// caller applies what they change, and then calls Finish.
+func (r *Runtime) CreateContainer(ctx context.Context, id string) (none Created, _ error) {
+	none.Change = adjust.New(nil, nil, false)
+	a, err := r.ready(ctx)
+	if err != nil {
+		return none, err
+	}
+	if a == nil {
+		if r != nil && r.failed != nil && r.Validator.Enable {
+			return none, fmt.Errorf("the NRI validator, which is on, does not run: %w: %w", r.failed, errdefs.ErrFailedPrecondition)
+		}
+		return none, nil
+	}
+	pod, c, err := r.objects(ctx, id)
+	if err != nil {
+		return none, err
+	}
+	unlock, err := r.requests.Lock(ctx, createKey) // one at a time, as in the library: for the recording
+	if err != nil {
+		return none, err
+	}
+	defer unlock()
+	found := &recording{}
+	r.setRecording(found)
+	defer r.setRecording(nil)
+	var response *api.CreateContainerResponse
+	err = panics.Try(r.Log, func() (err error) {
+		response, err = a.CreateContainer(ctx, &api.CreateContainerRequest{Pod: pod, Container: c})
+		return err
+	})
+	if err != nil {
+		return none, refused("CreateContainer", err)
+	}
+	return Created{adjust.New(response.GetAdjust(), found.plugins, found.unknown), response.GetUpdate()}, nil
+}
+
+// createKey is the key of requests for creations. IDs of containers have no slash.
+const createKey = "/create"
+
+func (r *Runtime) setRecording(found *recording) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.recording = found
+}
+
+// Finish applies what plugins change in other containers because of one that has been created as they want it, and records the latter.
+func (r *Runtime) Finish(ctx context.Context, id string, created Created) error {
+	if r == nil {
+		return nil
+	}
+	if err := r.updateOthers(ctx, created.updates); err != nil {
+		return err
+	}
+	if created.Empty() {
+		return nil
+	}
+	return r.Records.Put(id, Record{Plugins: created.Plugins(), Fields: created.Fields()})
+}
+
+// objects returns a container and its pod for plugins.
+func (r *Runtime) objects(ctx context.Context, id string) (*api.PodSandbox, *api.Container, error) {
+	c, err := r.Cache.Container(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	pod, err := r.Cache.Sandbox(ctx, c.Row.GetPodSandboxId())
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, nil, err
+	}
+	if pod == nil {
+		return &api.PodSandbox{Id: c.Row.GetPodSandboxId()}, r.container(ctx, c), nil
+	}
+	return r.pod(pod), r.container(ctx, c), nil
+}
+
+// event sends one event of a container that plugins can refuse.
+func (r *Runtime) event(ctx context.Context, name, id string, send func(*adaptation.Adaptation, *api.PodSandbox, *api.Container) error) error {
+	a, err := r.ready(ctx)
+	if a == nil {
+		return err
+	}
+	pod, c, err := r.objects(ctx, id)
+	if err != nil {
+		return err
+	}
+	return refused(name, panics.Try(r.Log, func() error { return send(a, pod, c) }))
+}
+
+// PostCreateContainer sends the event of a container that is complete.
+func (r *Runtime) PostCreateContainer(ctx context.Context, id string) {
+	r.warn("PostCreateContainer", id, r.event(ctx, "PostCreateContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+		return a.PostCreateContainer(ctx, &api.PostCreateContainerRequest{Pod: pod, Container: c})
+	}))
+}
+
+// StartContainer sends the event of a container that is about to start, unless a plugin refuses it.
+func (r *Runtime) StartContainer(ctx context.Context, id string) error {
+	return r.event(ctx, "StartContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+		return a.StartContainer(ctx, &api.StartContainerRequest{Pod: pod, Container: c})
+	})
+}
+
+// PostStartContainer sends the event of a container that has started.
+func (r *Runtime) PostStartContainer(ctx context.Context, id string) {
+	r.warn("PostStartContainer", id, r.event(ctx, "PostStartContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+		return a.PostStartContainer(ctx, &api.PostStartContainerRequest{Pod: pod, Container: c})
+	}))
+}
+
+// UpdateContainer sends the event of an update that is about to be applied, and returns what the plugins make of it. Updates of other
+// containers are applied before it returns, so that the caller must not hold the lock of a container.
+func (r *Runtime) UpdateContainer(ctx context.Context, id string, change *runtimeapi.LinuxContainerResources) (out adjust.Resources, err error) {
+	out.CRI = change
+	err = r.event(ctx, "UpdateContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+		response, err := a.UpdateContainer(ctx, &api.UpdateContainerRequest{Pod: pod, Container: c, LinuxResources: linuxResources(change)})
+		if err != nil {
+			return err
+		}
+		var others []*api.ContainerUpdate
+		for _, u := range response.GetUpdate() {
+			switch {
+			case u == nil:
+			case u.GetContainerId() == c.GetId():
+				if out, err = r.updated(u, change); err != nil {
+					return err
+				}
+			default:
+				others = append(others, u)
+			}
+		}
+		return r.updateOthers(ctx, others)
+	})
+	return out, err
+}
+
+// updated returns the update that plugins have made of change.
+func (r *Runtime) updated(u *api.ContainerUpdate, change *runtimeapi.LinuxContainerResources) (adjust.Resources, error) {
+	docker, err := r.Engine.Conn()
+	if err != nil {
+		return adjust.Resources{}, err
+	}
+	out, err := adjust.NewResources(u.GetLinux().GetResources(), docker.Features)
+	if err == nil {
+		out.CRI.OomScoreAdj = change.GetOomScoreAdj() // NRI has no field for it
+	}
+	return out, err
+}
+
+// PostUpdateContainer sends the event of a container that has been updated.
+func (r *Runtime) PostUpdateContainer(ctx context.Context, id string) {
+	r.warn("PostUpdateContainer", id, r.event(ctx, "PostUpdateContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+		return a.PostUpdateContainer(ctx, &api.PostUpdateContainerRequest{Pod: pod, Container: c})
+	}))
+}
+
+// StopContainer sends the event of a container that has stopped, once. Another call for it waits until it is sent.
+func (r *Runtime) StopContainer(ctx context.Context, id string) {
+	if a, err := r.ready(ctx); a == nil || err != nil {
+		return
+	}
+	unlock, err := r.requests.Lock(ctx, id)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if !r.markStopped(id) {
+		return
+	}
+	err = r.event(ctx, "StopContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+		response, err := a.StopContainer(ctx, &api.StopContainerRequest{Pod: pod, Container: c})
+		if err != nil {
+			return err
+		}
+		return r.updateOthers(ctx, slices.DeleteFunc(response.GetUpdate(), func(u *api.ContainerUpdate) bool { return u.GetContainerId() == id }))
+	})
+	if !errdefs.IsNotFound(err) {
+		r.warn("StopContainer", id, err)
+	}
+}
+
+// BeginRemove prepares the event of a container that is about to be removed; removed sends it, after that of its stop.
+func (r *Runtime) BeginRemove(ctx context.Context, id string) (removed func(context.Context)) {
+	a, err := r.ready(ctx)
+	if a == nil || err != nil {
+		return func(context.Context) { r.forget(id) }
+	}
+	c, err := r.Cache.Container(ctx, id)
+	if err != nil {
+		return func(context.Context) { r.forget(id) } // plugins do not know it
+	}
+	r.StopContainer(ctx, c.ID())
+	pod, sent, err := r.objects(ctx, id)
+	if err != nil {
+		r.warn("RemoveContainer", id, err)
+		return func(context.Context) { r.forget(id) }
+	}
+	return func(ctx context.Context) {
+		sent.State = api.ContainerState_CONTAINER_STOPPED
+		r.warn("RemoveContainer", id, panics.Try(r.Log, func() error {
+			return a.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: pod, Container: sent})
+		}))
+		r.forget(id)
+	}
+}
+
+// watchExits sends the stop of containers that exit by themselves, until ctx ends.
+func (r *Runtime) watchExits(ctx context.Context) error {
+	_ = r.Cache.Subscribe(ctx, func(e *runtimeapi.ContainerEventResponse) error {
+		if e.GetContainerEventType() == runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT && e.GetContainerId() != e.GetPodSandboxStatus().GetId() {
+			_ = panics.Try(r.Log, func() error { r.StopContainer(ctx, e.GetContainerId()); return nil })
+		}
+		return nil
+	})
+	<-ctx.Done()
+	return nil
+}

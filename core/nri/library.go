@@ -1,0 +1,83 @@
+package nri
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/nri/pkg/adaptation"
+	"github.com/containerd/nri/pkg/api"
+	nrilog "github.com/containerd/nri/pkg/log"
+	"google.golang.org/protobuf/proto"
+
+	"berth/core/nri/adjust"
+)
+
+// A recording is what the plugins have returned for one container that is being created.
+type recording struct {
+	plugins []string // those that have changed something
+	unknown bool     // one has sent a field that this version of NRI does not know
+}
+
+// metrics is what the library calls around each call of a plugin.
+type metrics struct{ *Runtime }
+
+func (metrics) RecordPluginInvocation(string, string, error)      {}
+func (metrics) RecordPluginLatency(string, string, time.Duration) {}
+
+// UpdatePluginCount is called whenever a plugin has been connected or disconnected.
+func (m metrics) UpdatePluginCount(n int) { m.plugins.Store(int32(n)) }
+
+// RecordPluginAdjustments is called with what one plugin returns: the library itself does not report which plugins have changed a container.
+func (m metrics) RecordPluginAdjustments(plugin, _ string, a *api.ContainerAdjustment, _, evictions int) {
+	if evictions > 0 {
+		m.Log.Warn("eviction of containers that an NRI plugin has requested is ignored: the NRI library does not pass it on", slog.String("plugin", plugin))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.recording == nil || a == nil {
+		return
+	}
+	unknown := adjust.HasUnknown(a.ProtoReflect())
+	m.recording.unknown = m.recording.unknown || unknown
+	if unknown || proto.CloneOf(a).Strip() != nil {
+		m.recording.plugins = append(m.recording.plugins, plugin)
+	}
+}
+
+// loggerOnce guards the logger of the library, which is one of the process.
+var loggerOnce sync.Once
+
+func setLogger(log *slog.Logger) { loggerOnce.Do(func() { nrilog.Set(logger{log}) }) }
+
+// logger passes what the library logs on. Its errors are about one plugin or connection.
+type logger struct{ log *slog.Logger }
+
+func (l logger) print(ctx context.Context, level slog.Level, format string, args ...any) {
+	if l.log.Enabled(ctx, level) {
+		l.log.Log(ctx, level, "NRI", slog.String("message", fmt.Sprintf(format, args...)))
+	}
+}
+
+func (l logger) Debugf(ctx context.Context, format string, args ...any) {
+	l.print(ctx, slog.LevelDebug, format, args...)
+}
+
+func (l logger) Infof(ctx context.Context, format string, args ...any) {
+	l.print(ctx, slog.LevelInfo, format, args...)
+}
+
+func (l logger) Warnf(ctx context.Context, format string, args ...any) {
+	l.print(ctx, slog.LevelWarn, format, args...)
+}
+
+func (l logger) Errorf(ctx context.Context, format string, args ...any) {
+	if slices.ContainsFunc(args, func(a any) bool { err, ok := a.(error); return ok && errors.Is(err, adaptation.ErrWasmDisabled) }) {
+		return // berthd is built with the tag nri_no_wasm
+	}
+	l.print(ctx, slog.LevelWarn, format, args...)
+}

@@ -1,0 +1,55 @@
+package nri
+
+import (
+	"os"
+	"path/filepath"
+
+	"berth/core/engine"
+	"berth/core/nri/adjust"
+	"berth/core/state"
+)
+
+// A Record is what plugins have changed in a container when it was created.
+type Record struct {
+	Plugins []string `json:"plugins"`
+	Fields  []string `json:"fields"` // as in api.proto of NRI: "env", "linux.resources"
+}
+
+// Records holds records by container ID.
+type Records = state.Bucket[Record]
+
+// OpenRecords opens the bucket of records in store.
+func OpenRecords(store *state.Store) (*Records, error) {
+	return state.OpenBucket[Record](store, "nri")
+}
+
+// Facts adds to facts what plugins have changed in a container, under the key nri.
+func (r *Runtime) Facts(id string, facts map[string]any) {
+	if r == nil {
+		return
+	}
+	record, ok, err := r.Records.Get(id)
+	switch {
+	case err != nil:
+		facts["nriError"] = err.Error()
+	case ok:
+		facts["nri"] = record
+	}
+}
+
+// DeleteRecord deletes the record of a container that was removed.
+func (r *Runtime) DeleteRecord(id string) error {
+	if r == nil {
+		return nil
+	}
+	return r.Records.Delete(id)
+}
+
+// Env returns what the node has for changes by plugins. dir is the directory of instructions for berth's OCI runtime, runtime the
+// HostConfig.Runtime of the sandbox.
+func Env(features engine.Features, dir, runtime string) adjust.Env {
+	return adjust.Env{Features: features, Dir: dir, Runtime: runtime, Node: HostNode, RdtClass: func(class string) bool {
+		st, err := os.Stat(filepath.Join("/sys/fs/resctrl", class, "schemata"))
+		return err == nil && st.Mode().IsRegular()
+	}}
+}
