@@ -86,6 +86,8 @@ type Config struct {
 
 	CDIAnnotations bool // annotations of containers request CDI devices
 	CDISpecDirs    []string
+
+	NRI NRI
 }
 
 // PodOptions returns what pods may have beyond the CRI.

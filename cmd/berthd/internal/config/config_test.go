@@ -87,6 +87,11 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 		KeepLocalImages: true,
 		PinnedImages:    []string{},
 		PinLabels:       "built",
+
+		NRI: NRI{
+			Enable: true, SocketPath: "/var/run/nri/nri.sock", PluginPath: "/opt/nri/plugins", PluginConfigPath: "/etc/nri/conf.d",
+			RegistrationTimeout: 5 * time.Second, RequestTimeout: 2 * time.Second,
+		},
 	}
 	if diff := cmp.Diff(want, o.Config); diff != "" {
 		t.Errorf("config (-want +got):\n%s", diff)

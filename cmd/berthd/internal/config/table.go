@@ -43,6 +43,7 @@ func configGroups(cfg *Config) []*Group {
 		}},
 		{Title: "What pods may have beyond the Kubernetes API", options: policyOptions(cfg)},
 		{Title: "Changes of OCI specs, with berthd runtime install", options: specOptions(cfg)},
+		{Title: "Node Resource Interface (NRI)", options: nriOptions(cfg)},
 		{Title: "Container logs", options: []*option{
 			{name: "container-logs", value: newEnum(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
 				usage: "how new containers get the log file that the kubelet reads: cri, written by berthd from Docker's json-file and rotated by the kubelet; symlink, a link to the json-file; or follow, written by berthd from Docker's log stream, with any log-driver in daemon.json"},

@@ -66,6 +66,7 @@ func Run(ctx context.Context, cfg Config) Report {
 	c.checkNetwork(ctx)
 	c.checkSocket(ctx)
 	c.checkDebugSocket()
+	c.checkNRI()
 	c.checkKubelet()
 	c.checkTracing(ctx)
 	c.checkKernel()
