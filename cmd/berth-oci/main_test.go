@@ -108,7 +108,7 @@ func TestCreateRefuses(t *testing.T) {
 		want   string
 	}{
 		"no instructions": {func(*bed) {}, "berth-oci: container " + id + " has no instructions of berthd in "},
-		"newer":           {func(b *bed) { b.write(ociedit.Instructions{}); b.instructions(`{"version":2}`) }, "upgrade berth-oci"},
+		"newer":           {func(b *bed) { b.write(ociedit.Instructions{}); b.instructions(`{"version":3}`) }, "upgrade berth-oci"},
 		"bad config":      {func(b *bed) { b.write(ociedit.Instructions{}); b.config("{") }, "config.json: is not JSON"},
 		"no config": {func(b *bed) {
 			b.write(ociedit.Instructions{})

@@ -3,9 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/docker/docker/api/types/system"
@@ -14,6 +12,7 @@ import (
 
 	"berth/core/hostprobe"
 	"berth/core/names"
+	"berth/core/ocifeatures"
 	"berth/core/premount"
 )
 
@@ -73,6 +72,7 @@ type Runtime struct {
 	RecursiveReadOnly bool
 	// RuncShim reports that containerd runs it, a program like runc, with its shim for runc.
 	RuncShim     bool
+	OCI          ocifeatures.Features
 	Instructions string // names.InstructionsDir; "" for runtimes other than berth's own
 }
 
@@ -163,8 +163,10 @@ func newFeatures(info system.Info, api string) Features {
 	f.Premounts = hostprobe.KernelAtLeast(info.KernelVersion, 5, 12) // mount_setattr(2)
 	recursive := since("1.44") && f.Premounts
 	for name, rt := range info.Runtimes {
+		oci := ocifeatures.Parse(rt.Status)
 		f.Runtimes[name] = Runtime{
-			RecursiveReadOnly: recursive && hasMountOption(rt.Status, "rro"),
+			RecursiveReadOnly: recursive && oci.RecursiveReadOnly,
+			OCI:               oci,
 			RuncShim:          rt.Type == names.RuncShim || rt.Type == "" && rt.Path != "",
 			Instructions:      names.InstructionsDir(rt.Path, rt.Args),
 		}
@@ -178,16 +180,6 @@ func newFeatures(info system.Info, api string) Features {
 // RuncShim reports whether containerd's shim for runc runs a HostConfig.Runtime, "" for the default.
 func (f Features) RuncShim(runtime string) bool {
 	return f.Runtimes[cmp.Or(runtime, f.DefaultRuntime)].RuncShim
-}
-
-// hasMountOption reports whether the status of a runtime, with the features structure of
-// the OCI runtime specification (runtime-spec features.md), lists the mount option.
-func hasMountOption(status map[string]string, option string) bool {
-	var features struct {
-		MountOptions []string `json:"mountOptions"`
-	}
-	text := status["org.opencontainers.runtime-spec.features"]
-	return json.Unmarshal([]byte(text), &features) == nil && slices.Contains(features.MountOptions, option)
 }
 
 // ImageFS returns a directory on the file system of images and writable layers.

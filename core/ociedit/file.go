@@ -23,7 +23,10 @@ func Write(dir string, i Instructions) error {
 	if !validID(i.ContainerID) {
 		return fmt.Errorf("instructions of container %q: not a container ID", i.ContainerID)
 	}
-	i.Version = Version
+	i.Version = 1
+	if len(i.Namespaces) > 0 {
+		i.Version = Version
+	}
 	if err := i.validate(); err != nil {
 		return fmt.Errorf("instructions of container %s: %w", i.ContainerID, err)
 	}

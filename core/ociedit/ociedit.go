@@ -21,9 +21,10 @@ import (
 )
 
 const (
-	// Version is the format that this package writes. It increases when a file has a field that older programs do not
-	// know: a program refuses files that are newer than itself, because it would leave out what it does not know.
-	Version = 1
+	// Version is the newest format of this package. It increases when a file has a field that older programs do not
+	// know: a program refuses files that are newer than itself, because it would leave out what it does not know. 2 has Namespaces; files
+	// without them are written as 1.
+	Version = 2
 	// DefaultDir is the directory of the files.
 	DefaultDir = "/run/berth/oci"
 	// MaxSize bounds a file, in bytes.
@@ -70,9 +71,21 @@ type Instructions struct {
 	// JoinNamespaces are the types of namespaces of Sandbox that the container joins, as the OCI specification names
 	// them. "uts" is the only one: Docker itself joins network, ipc and pid, and UserNamespace is for user.
 	JoinNamespaces []string `json:"joinNamespaces,omitempty"`
+	// Namespaces replace the namespaces of the same type, or else are appended.
+	Namespaces []Namespace `json:"namespaces,omitempty"`
 	// UserNamespace gives the container a user namespace and maps its root file system into it.
 	UserNamespace *UserNamespace `json:"userNamespace,omitempty"`
 }
+
+// Namespace is a namespace of a type of the OCI specification but "user": a new one without Path, that of the node with Remove.
+type Namespace struct {
+	Type   string `json:"type"`
+	Path   string `json:"path,omitempty"`
+	Remove bool   `json:"remove,omitempty"`
+}
+
+// NamespaceTypes are those that Namespaces can have.
+var NamespaceTypes = []string{"cgroup", "ipc", "mount", "network", "pid", "time", "uts"}
 
 // UserNamespace is the user namespace of a pod.
 type UserNamespace struct {
@@ -180,7 +193,7 @@ type MountOptions struct {
 
 // Changes reports whether i changes anything in a container.
 func (i *Instructions) Changes() bool {
-	lists := len(i.Patches) + len(i.Devices) + len(i.Rlimits) + len(i.MountOptions) + len(i.Unified) + len(i.AmbientCapabilities) + len(i.InheritableCapabilities) + len(i.JoinNamespaces)
+	lists := len(i.Patches) + len(i.Devices) + len(i.Rlimits) + len(i.MountOptions) + len(i.Unified) + len(i.AmbientCapabilities) + len(i.InheritableCapabilities) + len(i.JoinNamespaces) + len(i.Namespaces)
 	return lists > 0 || len(i.Hooks.all()) > 0 || i.HostDevices != nil || i.DeviceOwner != nil || i.UserNamespace != nil
 }
 
@@ -259,6 +272,11 @@ func (i *Instructions) validateNamespaces() error {
 		}
 		if i.Sandbox == nil {
 			return fmt.Errorf("namespace %s cannot be joined without a process of the sandbox", kind)
+		}
+	}
+	for _, n := range i.Namespaces {
+		if !slices.Contains(NamespaceTypes, n.Type) || n.Path != "" && (n.Remove || !absolute(n.Path)) {
+			return fmt.Errorf("namespace %q with path %q: must be one of %s, the path absolute or empty", n.Type, n.Path, strings.Join(NamespaceTypes, ", "))
 		}
 	}
 	u := i.UserNamespace

@@ -36,6 +36,7 @@ func example() Instructions {
 		InheritableCapabilities: []string{"CAP_CHOWN"},
 		Sandbox:                 &Process{PID: 1, StartTime: 1},
 		JoinNamespaces:          []string{"uts"},
+		Namespaces:              []Namespace{{Type: "ipc"}, {Type: "network", Path: "/run/netns/a"}, {Type: "cgroup", Remove: true}},
 		UserNamespace: &UserNamespace{
 			UIDMappings: mappings, GIDMappings: mappings, IDMapOthers: true,
 			Mounts: []MountMapping{{Destination: "/data", UIDMappings: mappings, GIDMappings: mappings}, {Destination: "/host"}},
@@ -111,7 +112,7 @@ func TestReadRefuses(t *testing.T) {
 		want   string
 		change func(t *testing.T, dir string)
 	}{
-		"newer":           {"knows versions up to 1: upgrade berth-oci", write(strings.Replace(good, "1", "2", 1))},
+		"newer":           {"knows versions up to 2: upgrade berth-oci", write(strings.Replace(good, `"version":1`, `"version":3`, 1))},
 		"newer, field":    {"has version 9", write(`{"version":9,"new":true}`)},
 		"no version":      {"has version 0", write(`{"containerID":"` + id + `"}`)},
 		"another":         {`has the instructions of container "other"`, write(`{"version":1,"containerID":"other"}`)},
@@ -233,6 +234,22 @@ func TestWriteRefuses(t *testing.T) {
 	}
 }
 
+// A berth-oci that was installed before Namespaces reads the files without them.
+func TestFilesHaveTheOldestVersionThatReadsThem(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "oci")
+	for want, i := range map[int]Instructions{1: {ContainerID: "a", AmbientCapabilities: []string{"CAP_CHOWN"}}, 2: {ContainerID: "b", Namespaces: []Namespace{{Type: "ipc"}}}} {
+		check(t, Write(dir, i))
+		if got, err := Read(dir, i.ContainerID); err != nil || got.Version != want {
+			t.Errorf("%+v, %v, want version %d", got, err, want)
+		}
+	}
+	for _, n := range []Namespace{{Type: "user"}, {Type: "ipc", Path: "relative"}, {Type: "ipc", Path: "/a", Remove: true}} {
+		if err := Write(dir, Instructions{ContainerID: "c", Namespaces: []Namespace{n}}); err == nil || !strings.Contains(err.Error(), "must be one of cgroup, ") {
+			t.Errorf("%+v: %v", n, err)
+		}
+	}
+}
+
 func TestProcessThatHasExitedIsNotTheSandbox(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "sleep", "1000")
 	check(t, cmd.Start())
@@ -260,7 +277,7 @@ func FuzzDecode(f *testing.F) {
 	text, _ := json.Marshal(whole)
 	f.Add(text)
 	f.Add([]byte(`{"version":1,"containerID":"a"}`))
-	f.Add([]byte(`{"version":2}`))
+	f.Add([]byte(`{"version":3}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		i, err := decode(text)
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"berth/core/engine"
 	"berth/core/names"
 	"berth/core/nri/adjust"
+	"berth/core/ocifeatures"
 	"berth/core/todocker"
 )
 
@@ -30,6 +31,8 @@ func env(cgroups int, ociRuntime bool) adjust.Env {
 		Runtimes: map[string]engine.Runtime{"runc": {RuncShim: true}},
 	}
 	if ociRuntime {
+		f.Runtimes["runc"] = engine.Runtime{RuncShim: true, OCI: ocifeatures.Parse(map[string]string{"org.opencontainers.runtime-spec.features": `{"ociVersionMax":"1.3.0",
+			"linux":{"intelRdt":{"enabled":true,"schemata":true,"monitoring":true},"netDevices":{"enabled":true},"memoryPolicy":{"modes":["MPOL_BIND","MPOL_PREFERRED"]}}}`})}
 		f.Runtimes[names.OCIRuntime("runc")] = engine.Runtime{RuncShim: true, Instructions: dir}
 	}
 	return adjust.Env{
@@ -70,6 +73,9 @@ var samples = map[protoreflect.FullName]proto.Message{
 	"nri.pkg.api.v1alpha1.LinuxDeviceCgroup": &api.LinuxDeviceCgroup{Allow: true, Type: "c", Access: "rw"},
 	"nri.pkg.api.v1alpha1.OptionalBool":      api.Bool(true),
 	"nri.pkg.api.v1alpha1.Hook":              &api.Hook{Path: "/hook"},
+	"nri.pkg.api.v1alpha1.LinuxNamespace":    &api.LinuxNamespace{Type: "ipc"},
+	"nri.pkg.api.v1alpha1.LinuxMemoryPolicy": &api.LinuxMemoryPolicy{Mode: api.MpolMode_MPOL_BIND, Nodes: "0"},
+	"nri.pkg.api.v1alpha1.LinuxRdt":          &api.LinuxRdt{ClosId: api.String("gold"), Schemata: api.RepeatedString([]string{"L3:0=f"}), EnableMonitoring: api.Bool(true)},
 	"nri.pkg.api.v1alpha1.Hooks":             &api.Hooks{Poststop: []*api.Hook{{Path: "/hook"}}},
 }
 
@@ -217,11 +223,21 @@ func TestAdjustments(t *testing.T) {
 			`"cpu_shares":512,"memory_limit_in_bytes":67108864,"cpuset_cpus":"0-1","unified":{"memory.high":"9"}`, ""},
 		"seccomp policy": {linux(&api.LinuxContainerAdjustment{SeccompPolicy: &api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", Syscalls: []*api.LinuxSyscall{{Names: []string{"reboot"}, Action: "SCMP_ACT_ERRNO"}}}}), v2,
 			`"SecurityOpt":["seccomp={\"defaultAction\":\"SCMP_ACT_ALLOW\",\"syscalls\":[{\"names\":[\"reboot\"],\"action\":\"SCMP_ACT_ERRNO\"}]}"]`, ""},
-		"seccomp flags": {linux(&api.LinuxContainerAdjustment{SeccompPolicy: &api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", Flags: []string{"SECCOMP_FILTER_FLAG_LOG"}}}), env(2, true), `"seccomp":{"architectures":null,`, ""},
-		"swappiness":    {linux(&api.LinuxContainerAdjustment{Resources: &api.LinuxResources{Memory: &api.LinuxMemory{Swappiness: api.UInt64(uint64(5))}}}), v2, "", "needs cgroup v1"},
-		"RDT class":     {linux(&api.LinuxContainerAdjustment{Resources: &api.LinuxResources{RdtClass: api.String("gold")}}), env(2, true), `"intelRdt":{"closID":"gold"}`, ""},
-		"no RDT class":  {linux(&api.LinuxContainerAdjustment{Resources: &api.LinuxResources{RdtClass: api.String("tin")}}), env(2, true), "", "/sys/fs/resctrl has no such class"},
-		"cgroup path":   {linux(&api.LinuxContainerAdjustment{CgroupsPath: "/x"}), v2, "", "Docker chooses the cgroup"},
+		"seccomp flags":                        {linux(&api.LinuxContainerAdjustment{SeccompPolicy: &api.LinuxSeccomp{DefaultAction: "SCMP_ACT_ALLOW", Flags: []string{"SECCOMP_FILTER_FLAG_LOG"}}}), env(2, true), `"seccomp":{"architectures":null,`, ""},
+		"swappiness":                           {linux(&api.LinuxContainerAdjustment{Resources: &api.LinuxResources{Memory: &api.LinuxMemory{Swappiness: api.UInt64(uint64(5))}}}), v2, "", "needs cgroup v1"},
+		"RDT class":                            {linux(&api.LinuxContainerAdjustment{Resources: &api.LinuxResources{RdtClass: api.String("gold")}}), env(2, true), `"intelRdt":{"closID":"gold"}`, ""},
+		"no RDT class":                         {linux(&api.LinuxContainerAdjustment{Resources: &api.LinuxResources{RdtClass: api.String("tin")}}), env(2, true), "", "/sys/fs/resctrl has no such class"},
+		"scheduler, old runtime":               {linux(&api.LinuxContainerAdjustment{Scheduler: &api.LinuxScheduler{Policy: api.LinuxSchedulerPolicy_SCHED_BATCH}}), v2, "", "does not report"},
+		"scheduler":                            {linux(&api.LinuxContainerAdjustment{Scheduler: &api.LinuxScheduler{Policy: api.LinuxSchedulerPolicy_SCHED_BATCH, Nice: 3}}), env(2, true), `{"process":{"scheduler":{"policy":"SCHED_BATCH","nice":3}}}`, ""},
+		"I/O priority":                         {linux(&api.LinuxContainerAdjustment{IoPriority: &api.LinuxIOPriority{Class: api.IOPrioClass_IOPRIO_CLASS_BE, Priority: 6}}), env(2, true), `{"process":{"ioPriority":{"class":"IOPRIO_CLASS_BE","priority":6}}}`, ""},
+		"memory policy":                        {linux(&api.LinuxContainerAdjustment{MemoryPolicy: &api.LinuxMemoryPolicy{Mode: api.MpolMode_MPOL_BIND, Nodes: "0"}}), env(2, true), `{"linux":{"memoryPolicy":{"mode":"MPOL_BIND","nodes":"0"}}}`, ""},
+		"memory policy that the runtime lacks": {linux(&api.LinuxContainerAdjustment{MemoryPolicy: &api.LinuxMemoryPolicy{Mode: api.MpolMode_MPOL_LOCAL}}), env(2, true), "", "does not report"},
+		"network device":                       {linux(&api.LinuxContainerAdjustment{NetDevices: map[string]*api.LinuxNetDevice{"ens7": {Name: "net1"}}}), env(2, true), `{"linux":{"netDevices":{"ens7":{"name":"net1"}}}}`, ""},
+		"namespaces": {linux(&api.LinuxContainerAdjustment{Namespaces: []*api.LinuxNamespace{{Type: "-ipc"}, {Type: "network", Path: "/n"}}}), env(2, true),
+			`"namespaces":[{"type":"ipc","remove":true},{"type":"network","path":"/n"}]`, ""},
+		"user namespace": {linux(&api.LinuxContainerAdjustment{Namespaces: []*api.LinuxNamespace{{Type: "user"}}}), env(2, true), "", "hostUsers: false"},
+		"RDT":            {linux(&api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{ClosId: api.String("x"), EnableMonitoring: api.Bool(true)}}), env(2, true), `{"linux":{"intelRdt":{"closID":"x","enableMonitoring":true}}}`, ""},
+		"cgroup path":    {linux(&api.LinuxContainerAdjustment{CgroupsPath: "/x"}), v2, "", "Docker chooses the cgroup"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, spec, err := apply(tt.adjustment, tt.env)

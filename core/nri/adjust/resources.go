@@ -314,5 +314,8 @@ func (out *change) rdtClass(class string) error {
 	case out.RdtClass == nil || !out.RdtClass(class):
 		return failed("linux.resources: rdt_class %q: /sys/fs/resctrl has no such class", class)
 	}
-	return out.patch("RDT classes", map[string]any{"linux": map[string]any{"intelRdt": map[string]any{"closID": class}}})
+	if err := out.require("linux.resources.rdt_class", out.reported().Rdt); err != nil {
+		return err
+	}
+	return out.patch("RDT classes", linuxPatch("intelRdt", map[string]any{"closID": class}))
 }

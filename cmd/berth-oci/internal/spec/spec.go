@@ -127,7 +127,7 @@ func (s *Spec) Edit(i *ociedit.Instructions) error {
 		}
 		mergePatch(s.fields, object)
 	}
-	steps := []func(*ociedit.Instructions) error{s.addHooks, s.boundHostDevices, s.addDevices, s.setDeviceOwner, s.setRlimits, s.addMountOptions, s.setUnified, s.addCapabilities, s.joinNamespaces}
+	steps := []func(*ociedit.Instructions) error{s.addHooks, s.boundHostDevices, s.addDevices, s.setDeviceOwner, s.setRlimits, s.addMountOptions, s.setUnified, s.addCapabilities, s.joinNamespaces, s.setNamespaces}
 	for _, step := range steps {
 		if err := step(i); err != nil {
 			return err
@@ -338,6 +338,27 @@ func (s *Spec) joinNamespaces(i *ociedit.Instructions) error {
 			delete(s.fields, "hostname")
 			delete(s.fields, "domainname")
 		}
+	}
+	return nil
+}
+
+func (s *Spec) setNamespaces(i *ociedit.Instructions) error {
+	for _, n := range i.Namespaces {
+		if !n.Remove {
+			if err := s.setNamespace(n.Type, n.Path); err != nil {
+				return err
+			}
+			continue
+		}
+		linux, err := s.object("linux")
+		if err != nil {
+			return err
+		}
+		all, err := list(linux, "namespaces")
+		if err != nil {
+			return fmt.Errorf("linux.%w", err)
+		}
+		linux["namespaces"] = slices.DeleteFunc(all, func(v any) bool { return text(v, "type") == n.Type })
 	}
 	return nil
 }

@@ -243,6 +243,16 @@ func TestEditRefuses(t *testing.T) {
 	}
 }
 
+func TestNamespacesAreReplaced(t *testing.T) {
+	s, err := Parse([]byte(`{"linux":{"namespaces":[{"type":"ipc","path":"/proc/7/ns/ipc"},{"type":"cgroup"},{"type":"mount"}]}}`))
+	check(t, err)
+	check(t, s.Edit(&ociedit.Instructions{Namespaces: []ociedit.Namespace{{Type: "ipc"}, {Type: "network", Path: "/n"}, {Type: "cgroup", Remove: true}, {Type: "time", Remove: true}}}))
+	want := `[{"type":"mount"},{"type":"ipc"},{"path":"/n","type":"network"}]`
+	if got, _ := json.Marshal(s.fields["linux"].(map[string]any)["namespaces"]); string(got) != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 func TestMountsGetTheirOwnMappings(t *testing.T) {
 	s, err := Parse([]byte(`{"mounts":[{"destination":"/a","type":"bind","source":"/1","options":["rbind"]},{"destination":"/b","source":"/2","options":["bind"]},` +
 		`{"destination":"/c","type":"bind","source":"/3"},{"destination":"/proc","type":"proc"}]}`))
