@@ -268,6 +268,9 @@ func (s *Service) createFreeingName(ctx context.Context, docker *engine.Conn, sp
 // that are not buffered, and a request cannot take the option away: then the container gets a large buffer.
 func (s *Service) createContainer(ctx context.Context, docker *engine.Conn, spec todocker.Spec) (string, error) {
 	created, err := docker.ContainerCreate(ctx, spec.Config, spec.Host, nil, nil, spec.Name.String())
+	if warning := engine.Discarded(created.Warnings); spec.Strict && warning != "" {
+		return "", errors.Join(fmt.Errorf("docker: %s: %w", warning, errdefs.ErrFailedPrecondition), docker.ForceRemove(ctx, created.ID))
+	}
 	if err == nil || !errdefs.IsInvalidArgument(err) || spec.Host.LogConfig.Config["mode"] == "" {
 		return created.ID, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -95,4 +96,12 @@ const unknownCommit = "N/A"
 func parseExitStatus(status string) (code int, ok bool) {
 	_, err := fmt.Sscanf(status, "Exited (%d)", &code)
 	return code, err == nil
+}
+
+// Discarded returns the first of the warnings about a new container that says that the Engine has left a setting out (verifyPlatformContainerResources in daemon/daemon_unix.go), or "".
+func Discarded(warnings []string) string {
+	if i := slices.IndexFunc(warnings, func(w string) bool { return strings.Contains(w, "discarded") }); i >= 0 {
+		return warnings[i]
+	}
+	return ""
 }

@@ -42,3 +42,13 @@ func TestFeaturesFromInfo(t *testing.T) {
 		t.Error("a rootless Engine is not reported as such")
 	}
 }
+
+func TestDiscarded(t *testing.T) {
+	const weight = "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."
+	if got := Discarded([]string{"other", weight}); got != weight {
+		t.Errorf("%q", got)
+	}
+	if got := Discarded([]string{"Memory limited without swap."}); got != "" {
+		t.Errorf("%q", got)
+	}
+}

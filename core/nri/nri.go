@@ -50,6 +50,8 @@ type Options struct {
 	SocketPath, PluginPath, PluginConfigPath string
 	// RegistrationTimeout bounds the registration of a plugin, RequestTimeout each call of one.
 	RegistrationTimeout, RequestTimeout time.Duration
+	// BlockIOFile has the block I/O classes (package blockio); "" for none.
+	BlockIOFile string
 	// Validator configures the validator of the library: what plugins may not change, and which plugins must be connected.
 	Validator validator.DefaultValidatorConfig
 }

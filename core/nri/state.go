@@ -4,6 +4,9 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/docker/docker/api/types/container"
+
+	"berth/core/blockio"
 	"berth/core/engine"
 	"berth/core/nri/adjust"
 	"berth/core/state"
@@ -47,9 +50,18 @@ func (r *Runtime) DeleteRecord(id string) error {
 
 // Env returns what the node has for changes by plugins. dir is the directory of instructions for berth's OCI runtime, runtime the
 // HostConfig.Runtime of the sandbox.
-func Env(features engine.Features, dir, runtime string) adjust.Env {
-	return adjust.Env{Features: features, Dir: dir, Runtime: runtime, Node: HostNode, RdtClass: func(class string) bool {
+func (r *Runtime) Env(features engine.Features, dir, runtime string) adjust.Env {
+	return adjust.Env{Features: features, Dir: dir, Runtime: runtime, Node: HostNode, BlockIO: r.blockIO, RdtClass: func(class string) bool {
 		st, err := os.Stat(filepath.Join("/sys/fs/resctrl", class, "schemata"))
 		return err == nil && st.Mode().IsRegular()
 	}}
+}
+
+// blockIO sets what a block I/O class has. The file is read each time: it is small, and needed only when a plugin names a class.
+func (r *Runtime) blockIO(class string, resources *container.Resources) error {
+	classes, err := blockio.Load(r.BlockIOFile)
+	if err != nil {
+		return err
+	}
+	return classes.Apply(class, resources)
 }

@@ -32,6 +32,8 @@ type Spec struct {
 	// Instructions are what berth's OCI runtime has to change, often nothing. They must be written after the
 	// container is created and before it is started (core/ociruntime).
 	Instructions ociedit.Instructions
+	// Strict fails the creation if the Engine would leave out a setting, with a warning.
+	Strict bool
 }
 
 // An Image is an image that a container runs or mounts.

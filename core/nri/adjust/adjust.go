@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
+	"github.com/docker/docker/api/types/container"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -114,6 +115,8 @@ type Env struct {
 	Runtime string
 	// Node returns the device node of the host at a path.
 	Node func(path string) (Node, bool)
+	// BlockIO sets what a block I/O class has; nil without classes.
+	BlockIO func(class string, r *container.Resources) error
 	// RdtClass reports whether resctrl has the class.
 	RdtClass func(class string) bool
 }
@@ -138,6 +141,7 @@ func (c Change) Spec(spec *todocker.Spec, config *runtimeapi.ContainerConfig, en
 	if err := c.apply(out); err != nil {
 		return err
 	}
+	spec.Strict = true
 	return c.named(out.useRuntime())
 }
 
@@ -146,7 +150,7 @@ func (c Change) apply(out *change) error {
 	if c.unknown {
 		return c.named(failed("a field of a newer version of NRI: this berthd does not know it"))
 	}
-	if err := each(c.adjustment.ProtoReflect(), func(name string) error { return out.container(name, c.adjustment) }); err != nil {
+	if err := each(c.adjustment.ProtoReflect(), func(name string) error { return out.general(name, c.adjustment) }); err != nil {
 		return c.named(err)
 	}
 	linux := c.adjustment.GetLinux()
@@ -176,8 +180,8 @@ func (c Change) named(err error) error {
 	return fmt.Errorf("adjustment by NRI plugin %s: %w", strings.Join(c.plugins, ", "), err)
 }
 
-// container applies a field of ContainerAdjustment.
-func (out *change) container(name string, a *api.ContainerAdjustment) error {
+// general applies a field of ContainerAdjustment.
+func (out *change) general(name string, a *api.ContainerAdjustment) error {
 	switch name {
 	case "annotations":
 		return out.annotations(a.GetAnnotations())

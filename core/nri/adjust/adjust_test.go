@@ -40,6 +40,10 @@ func env(cgroups int, ociRuntime bool) adjust.Env {
 		Node: func(path string) (adjust.Node, bool) {
 			return adjust.Node{Type: "c", Major: 1, Minor: 3, Mode: 0o666}, path == "/dev/null"
 		},
+		BlockIO: func(class string, r *container.Resources) error {
+			r.BlkioWeight = 20
+			return nil
+		},
 		RdtClass: func(class string) bool { return class == "gold" },
 	}
 }

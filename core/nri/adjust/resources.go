@@ -301,7 +301,13 @@ func (out *change) blockIO(class string) error {
 	if class == "" {
 		return nil
 	}
-	return failed("linux.resources: blockio_class %q: this berthd has no block I/O classes", class)
+	if out.BlockIO == nil {
+		return failed("linux.resources: blockio_class %q: this berthd has no block I/O classes, see blockio-config-file", class)
+	}
+	if err := out.BlockIO(class, &out.spec.Host.Resources); err != nil {
+		return failed("linux.resources: blockio_class %q: %v", class, err)
+	}
+	return nil
 }
 
 // rdtClass puts the container in a class of resctrl, a directory of /sys/fs/resctrl.

@@ -24,6 +24,7 @@ type NRI struct {
 	PluginConfigPath    string
 	RegistrationTimeout time.Duration
 	RequestTimeout      time.Duration
+	BlockIOFile         string   // of block I/O classes, or empty for none
 	Reject              []string // what plugins may not change, of nriValidations
 	RequiredPlugins     []string
 	ToleranceAnnotation string // of pods that do without RequiredPlugins
@@ -34,7 +35,7 @@ type NRI struct {
 func (c Config) NRIOptions() nri.Options {
 	o := nri.Options{
 		Enable: c.NRI.Enable, SocketPath: c.NRI.SocketPath, PluginPath: c.NRI.PluginPath, PluginConfigPath: c.NRI.PluginConfigPath,
-		RegistrationTimeout: c.NRI.RegistrationTimeout, RequestTimeout: c.NRI.RequestTimeout,
+		RegistrationTimeout: c.NRI.RegistrationTimeout, RequestTimeout: c.NRI.RequestTimeout, BlockIOFile: c.NRI.BlockIOFile,
 	}
 	if c.RunDir != DefaultRunDir && o.SocketPath == nri.DefaultSocketPath {
 		o.SocketPath = filepath.Join(c.RunDir, "nri", "nri.sock")
@@ -73,6 +74,8 @@ func nriOptions(cfg *Config) []*option {
 			usage: "how long a plugin may take to register"},
 		{name: "nri-request-timeout", value: newValue(&o.RequestTimeout, parsePositiveDuration), initial: adaptation.DefaultPluginRequestTimeout.String(),
 			usage: "how long a plugin may take for an event; one that takes longer is disconnected"},
+		{name: "blockio-config-file", value: newValue(&o.BlockIOFile, parseOptionalPath), initial: "",
+			usage: "`FILE` of the block I/O classes that plugins may put containers in, as blockio_config_file of containerd; empty for none"},
 		{name: "nri-reject", value: newValue(&o.Reject, parseNRIValidations), initial: "",
 			usage: "`CHANGES` that no plugin may make, separated by commas: " + strings.Join(slices.Sorted(maps.Keys(nriValidations)), ", ")},
 		{name: "nri-required-plugins", value: newValue(&o.RequiredPlugins, parseNRIPlugins), initial: "",
