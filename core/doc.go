@@ -27,6 +27,8 @@
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/stats/diskusage              the size of writable layers
 //	core/image/passwd                 users and groups of images
+//	core/nri        core/nri/adjust   NRI plugins; what they change in containers, pure
+//	core/premounts                    the life cycle of premounts, and the images that they need
 //	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
 //	core/image/origin                 which registries have an image
 //	core/image/foreign                containers outside of pods, and their images
@@ -54,6 +56,8 @@
 //	core/state      core/checkpoint   files that outlive the daemon
 //	core/premount                     mounts that the Engine API cannot express
 //	core/cdi                          CDI devices, and their specifications on the node
+//	core/blockio                      block I/O classes
+//	core/ocifeatures                  what low-level runtimes report about themselves
 //	core/pending                      creates that outlived their caller's deadline
 //	core/cgroup     core/systemd      cgroup files and scopes
 //	core/stats/cgroupstats            values of cgroup files and /proc
@@ -88,6 +92,7 @@
 //	core/engine/enginetest            a fake Docker Engine
 //	core/containerd/containerdtest    a fake containerd
 //	core/engine/enginelaws            rules that the fake and real Engines follow
+//	core/nri/nritest                  a fake NRI plugin
 //	core/protofuzz  core/testmain     random messages; flags of test binaries
 //	core/tracing/tracingtest          a collector of traces
 //	network/networktest               network namespaces for tests

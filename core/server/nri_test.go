@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/containerd/nri/pkg/api"
-	"github.com/containerd/nri/pkg/stub"
 	"github.com/docker/docker/api/types/container"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -23,6 +22,7 @@ import (
 
 	"berth/core/engine/enginetest"
 	"berth/core/nri"
+	"berth/core/nri/nritest"
 )
 
 // nriTimeout is the request timeout of plugins in these tests.
@@ -40,146 +40,19 @@ func (h *testDaemon) withNRI(change func(*nri.Options)) {
 	h.start()
 }
 
-// A fakePlugin records its events as "Event id", with the IDs that remember has names for.
-type fakePlugin struct {
-	h    *testDaemon
-	stub stub.Stub
-
-	mu     sync.Mutex // guards following
-	events []string
-	ids    []string // of containers in CreateContainer
-	synced []string // IDs of pods and containers at the start
-
-	create func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error)
-	update func(*api.Container, *api.LinuxResources) ([]*api.ContainerUpdate, error)
-	on     func(event string) error // called with each event
-}
-
-func (p *fakePlugin) event(name, id string) error {
-	p.mu.Lock()
-	p.events = append(p.events, name+" "+id)
-	on := p.on
-	p.mu.Unlock()
-	if on != nil {
-		return on(name)
-	}
-	return nil
-}
-
-// take returns the events since the last take. Each ID is replaced by its name.
-func (p *fakePlugin) take(names ...string) string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	text := strings.Join(p.events, "\n")
-	p.events = nil
-	return strings.NewReplacer(names...).Replace(text)
-}
-
-func (p *fakePlugin) created() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return slices.Clone(p.ids)
-}
-
-func (p *fakePlugin) Synchronize(_ context.Context, pods []*api.PodSandbox, containers []*api.Container) ([]*api.ContainerUpdate, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, pod := range pods {
-		p.synced = append(p.synced, pod.GetId())
-	}
-	for _, c := range containers {
-		p.synced = append(p.synced, c.GetId())
-	}
-	return nil, nil
-}
-
-func (p *fakePlugin) RunPodSandbox(_ context.Context, pod *api.PodSandbox) error {
-	return p.event("RunPodSandbox", pod.GetId())
-}
-
-func (p *fakePlugin) UpdatePodSandbox(_ context.Context, pod *api.PodSandbox, _, _ *api.LinuxResources) error {
-	return p.event("UpdatePodSandbox", pod.GetId())
-}
-
-func (p *fakePlugin) PostUpdatePodSandbox(_ context.Context, pod *api.PodSandbox) error {
-	return p.event("PostUpdatePodSandbox", pod.GetId())
-}
-
-func (p *fakePlugin) StopPodSandbox(_ context.Context, pod *api.PodSandbox) error {
-	return p.event("StopPodSandbox", pod.GetId())
-}
-
-func (p *fakePlugin) RemovePodSandbox(_ context.Context, pod *api.PodSandbox) error {
-	return p.event("RemovePodSandbox", pod.GetId())
-}
-
-func (p *fakePlugin) CreateContainer(ctx context.Context, pod *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
-	p.mu.Lock()
-	p.ids = append(p.ids, c.GetId())
-	p.mu.Unlock()
-	if err := p.event("CreateContainer", c.GetId()); err != nil || p.create == nil {
-		return nil, nil, err
-	}
-	return p.create(ctx, pod, c)
-}
-
-func (p *fakePlugin) PostCreateContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
-	return p.event("PostCreateContainer", c.GetId())
-}
-
-func (p *fakePlugin) StartContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
-	return p.event("StartContainer", c.GetId())
-}
-
-func (p *fakePlugin) PostStartContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
-	return p.event("PostStartContainer", c.GetId())
-}
-
-func (p *fakePlugin) UpdateContainer(_ context.Context, _ *api.PodSandbox, c *api.Container, r *api.LinuxResources) ([]*api.ContainerUpdate, error) {
-	if err := p.event("UpdateContainer", c.GetId()); err != nil || p.update == nil {
-		return nil, err
-	}
-	return p.update(c, r)
-}
-
-func (p *fakePlugin) PostUpdateContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
-	return p.event("PostUpdateContainer", c.GetId())
-}
-
-func (p *fakePlugin) StopContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) ([]*api.ContainerUpdate, error) {
-	return nil, p.event("StopContainer", c.GetId())
-}
-
-func (p *fakePlugin) RemoveContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
-	return p.event("RemoveContainer", c.GetId())
-}
-
-// quiet drops what the library of plugins logs.
-type quiet struct{}
-
-func (quiet) Debugf(context.Context, string, ...any) {}
-func (quiet) Infof(context.Context, string, ...any)  {}
-func (quiet) Warnf(context.Context, string, ...any)  {}
-func (quiet) Errorf(context.Context, string, ...any) {}
-
 // connect connects a plugin and waits until it gets events.
-func (h *testDaemon) connect(index string, p *fakePlugin) *fakePlugin {
+func (h *testDaemon) connect(index string, p *nritest.Plugin) *nritest.Plugin {
 	h.Helper()
-	p.h = h
 	h.until("no NRI socket", func() bool { _, ok := nri.SocketOwner(h.nri.SocketPath); return ok })
-	s, err := stub.New(p, stub.WithPluginName("test"), stub.WithPluginIdx(index), stub.WithSocketPath(h.nri.SocketPath), stub.WithOnClose(func() {}), stub.WithLogger(quiet{}))
-	h.must(err)
-	p.stub = s
-	h.must(s.Start(h.Context()))
-	h.Cleanup(s.Stop)
+	h.must(p.Connect(h, h.nri.SocketPath, index))
 	// It is among the plugins a moment after Synchronize: a pod shows it.
 	h.until("the plugin gets no events", func() bool {
 		ran, err := h.runtime.RunPodSandbox(h.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.pod("probe" + index)})
 		h.must(err)
 		h.removePod(ran.GetPodSandboxId())
-		return strings.Contains(p.take(), "RunPodSandbox")
+		return strings.Contains(p.Take(), "RunPodSandbox")
 	})
-	p.take()
+	p.Take()
 	return p
 }
 
@@ -202,7 +75,7 @@ func TestNRIEventsAreInOrder(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t)
 	h.withNRI(nil)
-	p := h.connect("10", &fakePlugin{})
+	p := h.connect("10", &nritest.Plugin{})
 	pod, id, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
 	second, err := h.createIn(pod, command("second", "sleep", "1000")) // processes of the fake Engine have no cgroup that could be updated
@@ -233,7 +106,7 @@ StopContainer C
 StopPodSandbox POD
 RemoveContainer C
 RemovePodSandbox POD`
-	if got := p.take(pod, "POD", id, "C", second, "SECOND"); got != want {
+	if got := p.Take(pod, "POD", id, "C", second, "SECOND"); got != want {
 		t.Errorf("events\n%s\nwant\n%s", got, want)
 	}
 }
@@ -243,16 +116,16 @@ func TestNRIStopIsSentOnExit(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t)
 	h.withNRI(nil)
-	p := h.connect("10", &fakePlugin{})
+	p := h.connect("10", &nritest.Plugin{})
 	pod, id, err := h.runPod(h.pod("web"), command("c", "sh", "-c", "exit 3"))
 	h.must(err)
 	var all string
 	h.until("no StopContainer", func() bool {
-		all += p.take(pod, "POD", id, "C") + "\n"
+		all += p.Take(pod, "POD", id, "C") + "\n"
 		return strings.Contains(all, "StopContainer C")
 	})
 	h.removePod(pod)
-	if got := p.take(pod, "POD", id, "C"); got != "StopPodSandbox POD\nRemoveContainer C\nRemovePodSandbox POD" {
+	if got := p.Take(pod, "POD", id, "C"); got != "StopPodSandbox POD\nRemoveContainer C\nRemovePodSandbox POD" {
 		t.Errorf("events after the exit\n%s", got)
 	}
 }
@@ -261,7 +134,7 @@ func TestNRIAdjustmentIsApplied(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t, enginetest.API("1.43"))
 	h.withNRI(nil)
-	p := h.connect("10", &fakePlugin{create: func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	p := h.connect("10", &nritest.Plugin{Create: func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		a := &api.ContainerAdjustment{}
 		if c.GetName() == "c" {
 			a.AddEnv("ADDED", "1")
@@ -292,11 +165,11 @@ func TestNRIAdjustmentIsApplied(t *testing.T) {
 		t.Errorf("status %v", s.GetStatus())
 	}
 	// Plugins have been sent the container that was replaced, and its end.
-	ids := p.created()
+	ids := p.Created()
 	if len(ids) != 2 || ids[1] != id {
 		t.Fatalf("created %v, want two, the last one %s", ids, id)
 	}
-	if got := p.take(pod, "POD", ids[0], "OLD", id, "NEW"); got != "RunPodSandbox POD\nCreateContainer OLD\nStopContainer OLD\nRemoveContainer OLD\nCreateContainer NEW\nPostCreateContainer NEW" {
+	if got := p.Take(pod, "POD", ids[0], "OLD", id, "NEW"); got != "RunPodSandbox POD\nCreateContainer OLD\nStopContainer OLD\nRemoveContainer OLD\nCreateContainer NEW\nPostCreateContainer NEW" {
 		t.Errorf("events\n%s", got)
 	}
 	// It survives an update.
@@ -315,14 +188,14 @@ func TestNRIResourcesAreAppliedByAnUpdate(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t)
 	h.withNRI(nil)
-	p := h.connect("10", &fakePlugin{create: func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	p := h.connect("10", &nritest.Plugin{Create: func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		return &api.ContainerAdjustment{Linux: &api.LinuxContainerAdjustment{Resources: cpus("0")}}, nil, nil
 	}})
 	ran, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.pod("web")})
 	h.must(err)
 	id, err := h.createIn(ran.GetPodSandboxId(), command("c", "sleep", "1000"))
 	h.must(err)
-	if ids := p.created(); len(ids) != 1 || ids[0] != id || h.inspect(id).HostConfig.CpusetCpus != "0" {
+	if ids := p.Created(); len(ids) != 1 || ids[0] != id || h.inspect(id).HostConfig.CpusetCpus != "0" {
 		t.Errorf("created %v, cpuset %q", ids, h.inspect(id).HostConfig.CpusetCpus)
 	}
 }
@@ -332,7 +205,7 @@ func TestNRIUpdatesOfOthers(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t)
 	h.withNRI(nil)
-	p := h.connect("10", &fakePlugin{})
+	p := h.connect("10", &nritest.Plugin{})
 	ran, err := h.runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: h.pod("web")})
 	h.must(err)
 	pod := ran.GetPodSandboxId()
@@ -347,13 +220,13 @@ func TestNRIUpdatesOfOthers(t *testing.T) {
 			t.Errorf("cpuset %q, want %q", got, want)
 		}
 	}
-	p.create = func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	p.Create = func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		return nil, []*api.ContainerUpdate{other("1")}, nil
 	}
 	second, err := h.createIn(pod, command("second", "sleep", "1000"))
 	h.must(err)
 	cpuset("1")
-	p.update = func(c *api.Container, _ *api.LinuxResources) ([]*api.ContainerUpdate, error) {
+	p.Update = func(c *api.Container, _ *api.LinuxResources) ([]*api.ContainerUpdate, error) {
 		own := &api.ContainerUpdate{ContainerId: c.GetId(), Linux: &api.LinuxContainerUpdate{Resources: cpus("3")}}
 		return []*api.ContainerUpdate{other("2"), own}, nil
 	}
@@ -363,7 +236,7 @@ func TestNRIUpdatesOfOthers(t *testing.T) {
 	if host := h.inspect(second).HostConfig; host.CpusetCpus != "3" || host.CPUShares != 99 {
 		t.Errorf("updated: cpuset %q, shares %d", host.CpusetCpus, host.CPUShares)
 	}
-	failed, err := p.stub.UpdateContainers([]*api.ContainerUpdate{other("0"), {ContainerId: "none", Linux: &api.LinuxContainerUpdate{Resources: cpus("0")}}})
+	failed, err := p.Stub.UpdateContainers([]*api.ContainerUpdate{other("0"), {ContainerId: "none", Linux: &api.LinuxContainerUpdate{Resources: cpus("0")}}})
 	if err != nil || len(failed) != 1 || failed[0].GetContainerId() != "none" {
 		t.Errorf("failed %v, %v, want the container that does not exist", failed, err)
 	}
@@ -379,8 +252,8 @@ func TestNRIPluginsThatConflictFailTheCreate(t *testing.T) {
 		a.AddEnv("SAME", "1")
 		return a, nil, nil
 	}
-	h.connect("10", &fakePlugin{create: set})
-	h.connect("20", &fakePlugin{create: set})
+	h.connect("10", &nritest.Plugin{Create: set})
+	h.connect("20", &nritest.Plugin{Create: set})
 	pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	if err == nil || !strings.Contains(err.Error(), "10-test") || !strings.Contains(err.Error(), "20-test") {
 		t.Errorf("%v, want an error with both plugins", err)
@@ -395,7 +268,7 @@ func TestNRIAdjustmentThatDependsOnTheID(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t)
 	h.withNRI(nil)
-	p := h.connect("10", &fakePlugin{create: func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+	p := h.connect("10", &nritest.Plugin{Create: func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		a := &api.ContainerAdjustment{}
 		a.AddEnv("ID", c.GetId())
 		return a, nil, nil
@@ -404,7 +277,7 @@ func TestNRIAdjustmentThatDependsOnTheID(t *testing.T) {
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "10-test changes env") {
 		t.Errorf("%v, want FailedPrecondition that names the plugin", err)
 	}
-	if n := len(p.created()); n != 3 {
+	if n := len(p.Created()); n != 3 {
 		t.Errorf("%d containers were created, want 3", n)
 	}
 	h.removePod(pod)
@@ -415,11 +288,11 @@ func TestNRIAdjustmentThatDependsOnTheID(t *testing.T) {
 // A plugin that refuses, hangs, disconnects or panics at an event leaves nothing behind and does not keep others from their pods.
 func TestNRIFaultyPlugins(t *testing.T) {
 	t.Parallel()
-	refuse := func(*fakePlugin) error { return errors.New("not this one") }
-	faults := map[string]func(*fakePlugin) error{
+	refuse := func(*nritest.Plugin) error { return errors.New("not this one") }
+	faults := map[string]func(*nritest.Plugin) error{
 		"refuses":     refuse,
-		"hangs":       func(*fakePlugin) error { time.Sleep(4 * nriTimeout); return nil },
-		"disconnects": func(p *fakePlugin) error { go p.stub.Stop(); time.Sleep(nriTimeout / 2); return nil },
+		"hangs":       func(*nritest.Plugin) error { time.Sleep(4 * nriTimeout); return nil },
+		"disconnects": func(p *nritest.Plugin) error { go p.Stub.Stop(); time.Sleep(nriTimeout / 2); return nil },
 	}
 	for fault, do := range faults {
 		for _, event := range []string{"RunPodSandbox", "CreateContainer", "PostCreateContainer", "StartContainer", "PostStartContainer", "StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox"} {
@@ -427,15 +300,13 @@ func TestNRIFaultyPlugins(t *testing.T) {
 				t.Parallel()
 				h := prepareDaemon(t)
 				h.withNRI(nil)
-				p := h.connect("10", &fakePlugin{})
-				p.mu.Lock()
-				p.on = func(e string) error {
+				p := h.connect("10", &nritest.Plugin{})
+				p.SetOn(func(e string) error {
 					if e == event {
 						return do(p)
 					}
 					return nil
-				}
-				p.mu.Unlock()
+				})
 				start := time.Now()
 				pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 				mustFail := fault == "refuses" && slices.Contains([]string{"RunPodSandbox", "CreateContainer", "StartContainer"}, event)
@@ -453,9 +324,7 @@ func TestNRIFaultyPlugins(t *testing.T) {
 				}
 				h.removeAllPods()
 				h.nothingLeft()
-				p.mu.Lock()
-				p.on = nil
-				p.mu.Unlock()
+				p.SetOn(nil)
 				pod, _, err = h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 				if err != nil {
 					t.Errorf("the pod again: %v", err)
@@ -482,8 +351,7 @@ func TestNRIGarbageOnTheSocket(t *testing.T) {
 	pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
 	h.removePod(pod)
-	p := h.connect("10", &fakePlugin{})
-	_ = p
+	h.connect("10", &nritest.Plugin{})
 }
 
 // A restarted plugin, and one after a restart of the daemon, is sent what runs.
@@ -495,13 +363,11 @@ func TestNRISynchronizeAfterRestarts(t *testing.T) {
 	h.must(err)
 	for range 2 {
 		for range 2 {
-			p := h.connect("10", &fakePlugin{})
-			p.mu.Lock()
-			if !slices.Contains(p.synced, pod) || !slices.Contains(p.synced, id) || len(p.synced) != 2 {
-				t.Errorf("synchronized %v, want %s and %s", p.synced, pod, id)
+			p := h.connect("10", &nritest.Plugin{})
+			if synced := p.Synced(); !slices.Contains(synced, pod) || !slices.Contains(synced, id) || len(synced) != 2 {
+				t.Errorf("synchronized %v, want %s and %s", synced, pod, id)
 			}
-			p.mu.Unlock()
-			p.stub.Stop()
+			p.Stub.Stop()
 		}
 		h.stop()
 		h.start()
@@ -552,7 +418,7 @@ func TestNRIRequiredPlugins(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "test") {
 		t.Errorf("%v, want an error that names the plugin", err)
 	}
-	h.connect("10", &fakePlugin{})
+	h.connect("10", &nritest.Plugin{})
 	if _, err := h.createIn(pod, command("c", "sleep", "1000")); err != nil {
 		t.Errorf("with the plugin: %v", err)
 	}
