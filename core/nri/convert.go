@@ -1,6 +1,7 @@
 package nri
 
 import (
+	"cmp"
 	"context"
 	"path"
 	"strings"
@@ -22,7 +23,7 @@ func (r *Runtime) pod(s *cache.Sandbox) *api.PodSandbox {
 		Labels: s.Row.GetLabels(), Annotations: s.Row.GetAnnotations(), RuntimeHandler: s.Row.GetRuntimeHandler(), Pid: uint32(s.Pid),
 		Linux: &api.LinuxPodSandbox{
 			PodOverhead: linuxResources(linux.GetOverhead()), PodResources: linuxResources(linux.GetResources()), Resources: linuxResources(linux.GetResources()),
-			CgroupParent: s.CgroupParent, CgroupsPath: r.cgroupsPath(s.CgroupParent, s.ID()), Namespaces: r.podNamespaces(s),
+			CgroupParent: cmp.Or(linux.GetCgroupParent(), s.CgroupParent), CgroupsPath: r.cgroupsPath(s.CgroupParent, s.ID()), Namespaces: r.podNamespaces(s),
 		},
 	}
 	if network := s.Status.GetNetwork(); network.GetIp() != "" {
@@ -186,9 +187,12 @@ func seccompProfile(host *container.HostConfig) *api.SecurityProfile {
 // namespaces returns the types of the namespaces of a container that are not the node's.
 func namespaces(host *container.HostConfig) []*api.LinuxNamespace {
 	out := []*api.LinuxNamespace{{Type: "mount"}}
-	for kind, ofHost := range map[string]bool{"ipc": host.IpcMode.IsHost(), "network": host.NetworkMode.IsHost(), "pid": host.PidMode.IsHost(), "uts": host.UTSMode.IsHost()} {
-		if !ofHost {
-			out = append(out, &api.LinuxNamespace{Type: kind})
+	for _, n := range []struct {
+		kind   string
+		ofHost bool
+	}{{"ipc", host.IpcMode.IsHost()}, {"network", host.NetworkMode.IsHost()}, {"pid", host.PidMode.IsHost()}, {"uts", host.UTSMode.IsHost()}} {
+		if !n.ofHost {
+			out = append(out, &api.LinuxNamespace{Type: n.kind})
 		}
 	}
 	return out

@@ -31,12 +31,13 @@ func (r *Runtime) warn(event, id string, err error) {
 	}
 }
 
-// RunPodSandbox sends the event of a pod that is complete. If a plugin refuses it, the pod must be removed, after CancelPodSandbox.
+// RunPodSandbox sends the event of a pod that is complete. If a plugin refuses it, the pod must be removed.
 func (r *Runtime) RunPodSandbox(ctx context.Context, pod *cache.Sandbox) error {
 	a, err := r.ready(ctx)
 	if a == nil {
 		return err
 	}
+	r.markKnown(pod.ID())
 	return refused("RunPodSandbox", a.RunPodSandbox(ctx, &api.RunPodSandboxRequest{Pod: r.pod(pod)}))
 }
 
@@ -72,27 +73,59 @@ func (r *Runtime) StopPodSandbox(ctx context.Context, pod *cache.Sandbox) {
 	}
 }
 
-// RemovePodSandbox sends the event of a pod that has been removed.
-func (r *Runtime) RemovePodSandbox(ctx context.Context, pod *cache.Sandbox) {
-	if a, err := r.ready(ctx); a != nil && err == nil {
-		r.warn("RemovePodSandbox", pod.ID(), a.RemovePodSandbox(ctx, &api.RemovePodSandboxRequest{Pod: r.pod(pod)}))
+// BeginRemovePod prepares the event of a pod that is about to be removed, whose network still exists if it was not stopped; removed sends
+// it.
+func (r *Runtime) BeginRemovePod(ctx context.Context, id string) (removed func(context.Context)) {
+	a, err := r.ready(ctx)
+	if a == nil || err != nil || r.phase(id) == unknown {
+		return func(context.Context) { r.forget(id) }
 	}
-	r.forget(pod.ID())
-}
-
-// CancelPodSandbox sends the events that end a pod which could not be completed after RunPodSandbox.
-func (r *Runtime) CancelPodSandbox(ctx context.Context, pod *cache.Sandbox) {
+	pod, err := r.Cache.Sandbox(ctx, id)
+	if err != nil {
+		r.warn("RemovePodSandbox", id, err)
+		return func(context.Context) { r.forget(id) }
+	}
 	r.StopPodSandbox(ctx, pod)
-	r.RemovePodSandbox(ctx, pod)
+	sent := r.pod(pod)
+	return func(ctx context.Context) {
+		r.warn("RemovePodSandbox", id, a.RemovePodSandbox(ctx, &api.RemovePodSandboxRequest{Pod: sent}))
+		r.forget(id)
+	}
 }
 
-// markStopped notes that the stop of a pod or container is sent, and reports whether it is the first time.
-func (r *Runtime) markStopped(id string) (first bool) {
+// markKnown notes that plugins know a pod or container.
+func (r *Runtime) markKnown(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	first = !r.stopped[id]
-	r.stopped[id] = true
+	r.phases[id] = max(r.phases[id], known)
+}
+
+// markStopped notes that the stop of a pod or container is sent. It reports whether it must be: plugins know it, and it is the first time.
+func (r *Runtime) markStopped(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	first := r.phases[id] == known
+	if first {
+		r.phases[id] = stopped
+	}
 	return first
+}
+
+// markRemoving notes that the removal of a container is going to be sent. It reports whether it must be.
+func (r *Runtime) markRemoving(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := r.phases[id]
+	if before != unknown {
+		r.phases[id] = removing
+	}
+	return before != unknown
+}
+
+func (r *Runtime) phase(id string) phase {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.phases[id]
 }
 
 // forget forgets a pod or container that has been removed.
@@ -102,7 +135,7 @@ func (r *Runtime) forget(id string) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.stopped, id)
+	delete(r.phases, id)
 }
 
 // A Created is the answer of the plugins to the creation of a container. The zero value is that of no plugins.
@@ -134,6 +167,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, id string) (none Created,
 		return none, err
 	}
 	defer unlock()
+	r.markKnown(id)
 	found := &recording{}
 	r.setRecording(found)
 	defer r.setRecording(nil)
@@ -294,37 +328,58 @@ func (r *Runtime) StopContainer(ctx context.Context, id string) {
 
 // BeginRemove prepares the event of a container that is about to be removed; removed sends it, after that of its stop.
 func (r *Runtime) BeginRemove(ctx context.Context, id string) (removed func(context.Context)) {
+	forget := func(context.Context) { r.forget(id) }
 	a, err := r.ready(ctx)
-	if a == nil || err != nil {
-		return func(context.Context) { r.forget(id) }
+	if a == nil || err != nil || r.phase(id) == unknown {
+		return forget
 	}
-	c, err := r.Cache.Container(ctx, id)
-	if err != nil {
-		return func(context.Context) { r.forget(id) } // plugins do not know it
-	}
-	r.StopContainer(ctx, c.ID())
+	r.StopContainer(ctx, id)
 	pod, sent, err := r.objects(ctx, id)
 	if err != nil {
 		r.warn("RemoveContainer", id, err)
-		return func(context.Context) { r.forget(id) }
+		return forget
 	}
-	return func(ctx context.Context) {
-		sent.State = api.ContainerState_CONTAINER_STOPPED
-		r.warn("RemoveContainer", id, panics.Try(r.Log, func() error {
-			return a.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: pod, Container: sent})
-		}))
-		r.forget(id)
+	if !r.markRemoving(id) {
+		return forget
 	}
+	return func(ctx context.Context) { r.sendRemoved(ctx, a, pod, sent) }
 }
 
-// watchExits sends the stop of containers that exit by themselves, until ctx ends.
-func (r *Runtime) watchExits(ctx context.Context) error {
+func (r *Runtime) sendRemoved(ctx context.Context, a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) {
+	c.State = api.ContainerState_CONTAINER_STOPPED
+	r.warn("RemoveContainer", c.GetId(), panics.Try(r.Log, func() error {
+		return a.RemoveContainer(ctx, &api.RemoveContainerRequest{Pod: pod, Container: c})
+	}))
+	r.forget(c.GetId())
+}
+
+// watch sends the stop of containers that exit by themselves, and the removal of those that are removed without berth, until ctx ends.
+func (r *Runtime) watch(ctx context.Context) error {
 	_ = r.Cache.Subscribe(ctx, func(e *runtimeapi.ContainerEventResponse) error {
-		if e.GetContainerEventType() == runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT && e.GetContainerId() != e.GetPodSandboxStatus().GetId() {
-			_ = panics.Try(r.Log, func() error { r.StopContainer(ctx, e.GetContainerId()); return nil })
+		if e.GetContainerId() != e.GetPodSandboxStatus().GetId() {
+			_ = panics.Try(r.Log, func() error { r.handle(ctx, e); return nil })
 		}
 		return nil
 	})
 	<-ctx.Done()
 	return nil
+}
+
+func (r *Runtime) handle(ctx context.Context, e *runtimeapi.ContainerEventResponse) {
+	id := e.GetContainerId()
+	switch e.GetContainerEventType() {
+	case runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT:
+		r.StopContainer(ctx, id)
+	case runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT:
+		a, err := r.ready(ctx)
+		if phase := r.phase(id); a == nil || err != nil || phase == removing || !r.markRemoving(id) {
+			return
+		}
+		pod := &api.PodSandbox{Id: e.GetPodSandboxStatus().GetId()}
+		if found, err := r.Cache.Sandbox(ctx, pod.GetId()); err == nil {
+			pod = r.pod(found)
+		}
+		r.sendRemoved(ctx, a, pod, &api.Container{Id: id, PodSandboxId: pod.GetId()})
+	default:
+	}
 }

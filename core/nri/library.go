@@ -30,7 +30,11 @@ func (metrics) RecordPluginInvocation(string, string, error)      {}
 func (metrics) RecordPluginLatency(string, string, time.Duration) {}
 
 // UpdatePluginCount is called whenever a plugin has been connected or disconnected.
-func (m metrics) UpdatePluginCount(n int) { m.plugins.Store(int32(n)) }
+func (m metrics) UpdatePluginCount(n int) {
+	if before := m.plugins.Swap(int32(n)); before != int32(n) {
+		m.Log.Info("NRI plugins have connected or disconnected", slog.Int("plugins", n), slog.Int("before", int(before)))
+	}
+}
 
 // RecordPluginAdjustments is called with what one plugin returns: the library itself does not report which plugins have changed a container.
 func (m metrics) RecordPluginAdjustments(plugin, _ string, a *api.ContainerAdjustment, _, evictions int) {
@@ -54,7 +58,7 @@ var loggerOnce sync.Once
 
 func setLogger(log *slog.Logger) { loggerOnce.Do(func() { nrilog.Set(logger{log}) }) }
 
-// logger passes what the library logs on. Its errors are about one plugin or connection.
+// logger passes what the library logs on. Its errors are about one plugin or connection, and its infos about each step of it.
 type logger struct{ log *slog.Logger }
 
 func (l logger) print(ctx context.Context, level slog.Level, format string, args ...any) {
@@ -68,7 +72,7 @@ func (l logger) Debugf(ctx context.Context, format string, args ...any) {
 }
 
 func (l logger) Infof(ctx context.Context, format string, args ...any) {
-	l.print(ctx, slog.LevelInfo, format, args...)
+	l.print(ctx, slog.LevelDebug, format, args...)
 }
 
 func (l logger) Warnf(ctx context.Context, format string, args ...any) {

@@ -88,17 +88,27 @@ type Runtime struct {
 	plugins  atomic.Int32 // number of plugins, with the built-in validator
 	requests kmutex.Mutex // held while an event is sent: of creations under createKey, of stops by ID
 
-	mu        sync.Mutex      // guards following
-	recording *recording      // of the creation that is with the plugins
-	stopped   map[string]bool // IDs of pods and containers whose stop has been sent
+	mu        sync.Mutex       // guards following
+	recording *recording       // of the creation that is with the plugins
+	phases    map[string]phase // of the pods and containers that plugins know, by ID
 }
+
+// A phase is what plugins have been sent of a pod or container.
+type phase int
+
+const (
+	unknown  phase = iota
+	known          // its creation, or in Synchronize
+	stopped        // its stop
+	removing       // it is being removed by a service, which sends its removal
+)
 
 // New returns the Runtime, nil if NRI is off. SetUpdater must be called before Run.
 func New(cfg Config) *Runtime {
 	if !cfg.Enable {
 		return nil
 	}
-	return &Runtime{Config: cfg, started: make(chan struct{}), stopped: map[string]bool{}}
+	return &Runtime{Config: cfg, started: make(chan struct{}), phases: map[string]phase{}}
 }
 
 // SetUpdater sets what changes containers for plugins.
@@ -134,7 +144,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	if err != nil {
 		return nil
 	}
-	return r.watchExits(ctx)
+	return r.watch(ctx)
 }
 
 // start starts the plugins and listens for others.
@@ -250,6 +260,7 @@ func (r *Runtime) synchronize(ctx context.Context, send adaptation.SyncCB) error
 		var sentPods []*api.PodSandbox
 		for _, pod := range pods {
 			sentPods = append(sentPods, r.pod(pod))
+			r.markKnown(pod.ID())
 		}
 		var sent []*api.Container
 		for _, c := range containers {
@@ -257,6 +268,7 @@ func (r *Runtime) synchronize(ctx context.Context, send adaptation.SyncCB) error
 				continue
 			}
 			sent = append(sent, r.container(ctx, c))
+			r.markKnown(c.ID())
 		}
 		updates, err := send(ctx, sentPods, sent)
 		if err != nil {

@@ -114,6 +114,7 @@ func (s *Service) mayHaveNetwork(id string) (bool, error) {
 // container, files and records. A nil plan stands for that of its checkpoint. If
 // the network cannot be released, the files and records stay for the next try.
 func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id string, plan *network.Plan) error {
+	removed := s.nri.BeginRemovePod(ctx, id)
 	var detachErr, removeErr error
 	group := panics.NewGroup(s.log)
 	hasNetwork := plan != nil
@@ -141,6 +142,7 @@ func (s *Service) deleteSandbox(ctx context.Context, docker *engine.Conn, id str
 	if err := errors.Join(removeErr, s.removeFiles(id), s.checkpoints.Remove(id), s.state.Updates.Delete(id), s.oci.Remove(id)); err != nil {
 		return err
 	}
+	removed(ctx)
 	s.cache.Forget(id)
 	s.countDetach(id, nil)
 	return nil

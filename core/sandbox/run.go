@@ -105,7 +105,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	if _, err := s.cache.Refresh(work, in.ID); err != nil {
 		return "", err
 	}
-	if err := s.announce(work, in.ID, &sync, &undo); err != nil {
+	if err := s.announce(work, in.ID, &sync); err != nil {
 		return "", err
 	}
 	if err := caller.Canceled(); err != nil {
@@ -121,9 +121,8 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	return in.ID, nil
 }
 
-// announce sends NRI plugins the sandbox id, which is complete. If one of them refuses it, or it is rolled back after that, they are
-// sent its end.
-func (s *Service) announce(ctx context.Context, id string, sync *nri.SyncBlock, undo *rollback.Stack) error {
+// announce sends NRI plugins the sandbox id, which is complete. If it is rolled back after that, they are sent its end.
+func (s *Service) announce(ctx context.Context, id string, sync *nri.SyncBlock) error {
 	pod, err := s.cache.Sandbox(ctx, id)
 	if err != nil {
 		return err
@@ -131,7 +130,6 @@ func (s *Service) announce(ctx context.Context, id string, sync *nri.SyncBlock, 
 	if err := s.nri.BlockSync(ctx, sync); err != nil {
 		return err
 	}
-	undo.Push("end sandbox "+id+" for NRI plugins", func(ctx context.Context) error { s.nri.CancelPodSandbox(ctx, pod); return nil })
 	return s.nri.RunPodSandbox(ctx, pod)
 }
 

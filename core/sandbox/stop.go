@@ -163,7 +163,6 @@ func (s *Service) remove(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	if err := s.deleteSandbox(ctx, docker, pod.ID(), nil); err != nil {
 		return err
 	}
-	s.nri.RemovePodSandbox(ctx, pod)
 	in, err := s.unfinishedIntent(pod)
 	if err != nil {
 		return err

@@ -437,3 +437,63 @@ func TestNRISocketIsPrivate(t *testing.T) {
 		t.Errorf("%v, %v, want mode 0700", st.Mode(), err)
 	}
 }
+
+// Plugins of the directory are started with their configuration.
+func TestNRIPluginOfTheDirectory(t *testing.T) {
+	t.Parallel()
+	h := prepareDaemon(t)
+	h.must(os.Mkdir(filepath.Join(h.dir, "plugins"), 0o755))
+	h.must(os.Mkdir(filepath.Join(h.dir, "conf.d"), 0o755))
+	self, err := os.Executable()
+	h.must(err)
+	program, err := os.ReadFile(self)
+	h.must(err)
+	h.must(os.WriteFile(filepath.Join(h.dir, "plugins", "10-launched"), program, 0o755))
+	h.must(os.WriteFile(filepath.Join(h.dir, "conf.d", "10-launched.conf"), []byte(filepath.Join(h.dir, "events")), 0o600))
+	h.withNRI(nil)
+	pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
+	h.must(err)
+	if text, err := os.ReadFile(filepath.Join(h.dir, "events")); err != nil || string(text) != "RunPodSandbox web" {
+		t.Errorf("events %q, %v", text, err)
+	}
+	h.removePod(pod)
+}
+
+// A container that is removed with docker is removed for plugins.
+func TestNRIRemovalWithDocker(t *testing.T) {
+	t.Parallel()
+	h := prepareDaemon(t)
+	h.withNRI(nil)
+	p := h.connect("10", &nritest.Plugin{})
+	pod, id, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
+	h.must(err)
+	h.must(h.engine.Client(t).ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}))
+	var all string
+	h.until("no RemoveContainer", func() bool {
+		all += p.Take(pod, "POD", id, "C") + "\n"
+		return strings.Contains(all, "RemoveContainer C")
+	})
+	h.removePod(pod)
+	if got := p.Take(pod, "POD", id, "C"); got != "StopPodSandbox POD\nRemovePodSandbox POD" {
+		t.Errorf("events after the removal\n%s", got)
+	}
+}
+
+// Without a plugin NRI makes no call of the Engine.
+func TestNRIWithoutAPluginMakesNoCalls(t *testing.T) {
+	t.Parallel()
+	calls := func(enable bool) int {
+		h := prepareDaemon(t)
+		h.withNRI(func(o *nri.Options) { o.Enable = enable })
+		_, _, err := h.runPod(h.pod("first"), command("c", "sleep", "1000"))
+		h.must(err)
+		h.engine.ResetCalls()
+		_, _, err = h.runPod(h.pod("web"), command("c", "sleep", "1000"))
+		h.must(err)
+		return h.engine.Calls()
+	}
+	// Events of the Engine are inspected in the background.
+	if on, off := calls(true), calls(false); on > off+2 || off > on+2 {
+		t.Errorf("%d calls with NRI, %d without", on, off)
+	}
+}

@@ -33,6 +33,7 @@ import (
 	"berth/core/engine/enginetest"
 	"berth/core/logs"
 	"berth/core/nri"
+	"berth/core/nri/nritest"
 	"berth/core/server"
 	"berth/core/testdir"
 	"berth/core/testmain"
@@ -46,6 +47,9 @@ var rounds = flag.Int("rounds", 8, "how many `rounds` TestListsNeverContradictTh
 
 // Most tests wait for an Engine that hangs or for time to pass, so many run in parallel.
 func TestMain(m *testing.M) {
+	if nritest.RunLaunched(context.Background()) {
+		return
+	}
 	server.LimitResponses(responseLimit)
 	testmain.M{M: m}.Run()
 }

@@ -3,6 +3,7 @@ package nritest
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -160,6 +161,34 @@ func (p *Plugin) Connect(t testing.TB, socket, index string) error {
 	}
 	t.Cleanup(p.Stub.Stop)
 	return nil
+}
+
+// RunLaunched is for TestMain of a test binary that a runtime starts as a plugin: it records events in the file that its configuration
+// names, and reports whether it was started as one.
+func RunLaunched(ctx context.Context) bool {
+	if os.Getenv(api.PluginNameEnvVar) == "" {
+		return false
+	}
+	p := &launched{}
+	s, err := stub.New(p, stub.WithOnClose(func() {}), stub.WithLogger(quiet{}))
+	if err == nil {
+		_ = s.Run(ctx)
+	}
+	return true
+}
+
+// launched is a plugin that was started by the runtime.
+type launched struct{ file string }
+
+// Configure takes the configuration, the path of a file.
+func (l *launched) Configure(_ context.Context, config, _, _ string) (api.EventMask, error) {
+	l.file = strings.TrimSpace(config)
+	return 0, nil
+}
+
+// RunPodSandbox records the event.
+func (l *launched) RunPodSandbox(_ context.Context, pod *api.PodSandbox) error {
+	return os.WriteFile(l.file, []byte("RunPodSandbox "+pod.GetName()), 0o600)
 }
 
 // SetOn sets On, also while events are sent.

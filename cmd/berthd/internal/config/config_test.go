@@ -353,3 +353,21 @@ func TestValuesAreParsedOrRejected(t *testing.T) {
 		})
 	}
 }
+
+// A second berthd of a node leaves the default socket of NRI to the first one.
+func TestNRISocketIsBelowAnotherRunDir(t *testing.T) {
+	const socket = "/var/run/nri/nri.sock"
+	for want, c := range map[string]Config{
+		socket:                    {RunDir: DefaultRunDir, NRI: NRI{SocketPath: socket}},
+		"/run/other/nri/nri.sock": {RunDir: "/run/other", NRI: NRI{SocketPath: socket}},
+		"/run/own.sock":           {RunDir: "/run/other", NRI: NRI{SocketPath: "/run/own.sock"}},
+	} {
+		if o := c.NRIOptions(); o.SocketPath != want || o.Validator.Enable {
+			t.Errorf("%s, validator %v, want %s", o.SocketPath, o.Validator.Enable, want)
+		}
+	}
+	o := Config{NRI: NRI{Reject: []string{"oci-hooks"}, RequiredPlugins: []string{"a"}}}.NRIOptions()
+	if v := o.Validator; !v.Enable || !v.RejectOCIHookAdjustment || v.RejectSysctlAdjustment || len(v.RequiredPlugins) != 1 {
+		t.Errorf("validator %+v", v)
+	}
+}
