@@ -52,7 +52,7 @@ func (s *Service) createAdjusted(ctx context.Context, docker *engine.Conn, pod *
 // adjusted returns the attempt to create the requested container with a change.
 func (s *Service) adjusted(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, given *runtimeapi.PodSandboxConfig, request *runtimeapi.ContainerConfig, change adjust.Change) (attempt, error) {
 	a := attempt{request: request, applied: change}
-	env := s.nri.Env(docker.Features, s.oci.Support().Dir, pod.Runtime)
+	env := s.nri.Env(docker, s.oci.Support().Dir, pod.Runtime)
 	config, err := change.Config(request, env)
 	if err != nil {
 		return a, err
@@ -83,7 +83,7 @@ func (s *Service) adjustCreated(ctx context.Context, docker *engine.Conn, id str
 	if created.Equal(applied) {
 		return s.nri.Finish(ctx, id, created)
 	}
-	resources, ok := created.UpdateOf(applied, docker.Features)
+	resources, ok := created.UpdateOf(applied, nri.Features(docker))
 	if !ok {
 		return &adjustedError{created.Change}
 	}

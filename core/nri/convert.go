@@ -124,7 +124,11 @@ func (r *Runtime) addInspected(out *api.Container, found container.InspectRespon
 	if found.Path != "" {
 		out.Args = append([]string{found.Path}, found.Args...)
 	}
-	out.Env = found.Config.Env
+	for _, variable := range found.Config.Env {
+		if strings.Contains(variable, "=") { // else it says that the image's variable is left out
+			out.Env = append(out.Env, variable)
+		}
+	}
 	for _, m := range found.Mounts {
 		options := []string{"rbind", "rw"}
 		if !m.RW {

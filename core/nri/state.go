@@ -50,11 +50,18 @@ func (r *Runtime) DeleteRecord(id string) error {
 
 // Env returns what the node has for changes by plugins. dir is the directory of instructions for berth's OCI runtime, runtime the
 // HostConfig.Runtime of the sandbox.
-func (r *Runtime) Env(features engine.Features, dir, runtime string) adjust.Env {
-	return adjust.Env{Features: features, Dir: dir, Runtime: runtime, Node: HostNode, BlockIO: r.blockIO, RdtClass: func(class string) bool {
+func (r *Runtime) Env(docker *engine.Conn, dir, runtime string) adjust.Env {
+	return adjust.Env{Features: Features(docker), Dir: dir, Runtime: runtime, Node: HostNode, BlockIO: r.blockIO, RdtClass: func(class string) bool {
 		st, err := os.Stat(filepath.Join("/sys/fs/resctrl", class, "schemata"))
 		return err == nil && st.Mode().IsRegular()
 	}}
+}
+
+// Features returns the features of Docker with the lowest oom_score_adj that has turned out to be possible.
+func Features(docker *engine.Conn) engine.Features {
+	f := docker.Features
+	f.LowestOOMScore = docker.OOMFloor()
+	return f
 }
 
 // blockIO sets what a block I/O class has. The file is read each time: it is small, and needed only when a plugin names a class.

@@ -204,11 +204,12 @@ func TestAdjustments(t *testing.T) {
 		want       string // in the JSON of the result
 		refused    string
 	}{
-		"replaced variable":         {&api.ContainerAdjustment{Env: []*api.KeyValue{{Key: "A", Value: "2"}}}, v2, `"envs":[{"key":"A","value":"2"}]`, ""},
-		"removed variable":          {&api.ContainerAdjustment{Env: []*api.KeyValue{{Key: "-PATH"}}}, v2, `"Env":["PATH"]`, ""},
-		"command line":              {&api.ContainerAdjustment{Args: []string{"run", "x"}}, v2, `"command":["run","x"]`, ""},
-		"annotation":                {&api.ContainerAdjustment{Annotations: map[string]string{"b": "2", "-a": ""}}, v2, `"Annotations":{"b":"2"}`, ""},
-		"annotation of the kubelet": {&api.ContainerAdjustment{Annotations: map[string]string{"-io.kubernetes.container.hash": ""}}, v2, "", "the kubelet needs it"},
+		"replaced variable":                  {&api.ContainerAdjustment{Env: []*api.KeyValue{{Key: "A", Value: "2"}}}, v2, `"envs":[{"key":"A","value":"2"}]`, ""},
+		"removed variable":                   {&api.ContainerAdjustment{Env: []*api.KeyValue{{Key: "-PATH"}}}, v2, `"Env":["PATH"]`, ""},
+		"oom_score_adj below that of Docker": {linux(&api.LinuxContainerAdjustment{OomScoreAdj: api.Int(-5)}), v2, "", "has not the privilege"},
+		"command line":                       {&api.ContainerAdjustment{Args: []string{"run", "x"}}, v2, `"command":["run","x"]`, ""},
+		"annotation":                         {&api.ContainerAdjustment{Annotations: map[string]string{"b": "2", "-a": ""}}, v2, `"Annotations":{"b":"2"}`, ""},
+		"annotation of the kubelet":          {&api.ContainerAdjustment{Annotations: map[string]string{"-io.kubernetes.container.hash": ""}}, v2, "", "the kubelet needs it"},
 		"read-only mount with options": {&api.ContainerAdjustment{Mounts: []*api.Mount{{Destination: "/data", Source: "/new", Type: "bind", Options: []string{"rbind", "ro", "rslave", "noexec"}}}}, v2,
 			`"mounts":[{"container_path":"/data","host_path":"/new","readonly":true,"propagation":1,"mount_options":["noexec"]}]`, ""},
 		"tmpfs":             {&api.ContainerAdjustment{Mounts: []*api.Mount{{Destination: "/t", Type: "tmpfs", Options: []string{"size=1m"}}}}, v2, `"Tmpfs":{"/t":"size=1m"}`, ""},

@@ -80,7 +80,7 @@ func bindMount(m *api.Mount) (*runtimeapi.Mount, error) {
 	out := &runtimeapi.Mount{ContainerPath: path.Clean(m.GetDestination()), HostPath: m.GetSource()}
 	for _, option := range m.GetOptions() {
 		switch option {
-		case "bind", "rbind", "rw", "private", "rprivate", "": // Docker mounts what is below the source, too
+		case "bind", "rbind", "rw", "private", "rprivate", "relatime", "": // what is below the source is mounted, too; relatime is Linux's default
 		case "ro":
 			out.Readonly = true
 		case "rro":

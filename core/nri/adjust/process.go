@@ -178,6 +178,9 @@ func ulimitValue(v uint64) int64 {
 }
 
 func (out *change) oomScore(score int64) error {
+	if score < int64(out.Features.LowestOOMScore) {
+		return failed("linux.oom_score_adj %d: Docker has not the privilege for less than %d", score, out.Features.LowestOOMScore)
+	}
 	if out.spec == nil {
 		out.config.Linux = linuxOf(out.config)
 		if out.config.Linux.Resources == nil {

@@ -206,7 +206,7 @@ func (c Change) UpdateOf(applied Change, features engine.Features) (_ Resources,
 	switch {
 	case c.unknown || applied.unknown || !proto.Equal(want, has) || !covers(wanted.ProtoReflect(), had.ProtoReflect()):
 		return Resources{}, false
-	case score != nil && score.GetValue() == 0, score == nil && applied.adjustment.GetLinux().GetOomScoreAdj() != nil:
+	case score.GetValue() < int64(features.LowestOOMScore), score != nil && score.GetValue() == 0, score == nil && applied.adjustment.GetLinux().GetOomScoreAdj() != nil:
 		return Resources{}, false // 0 is "as it is" in an update of the CRI
 	}
 	r, err := NewResources(wanted, features)
