@@ -45,16 +45,19 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	// Docker goes on with a start whose request is cancelled.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
-	err = s.startWithResources(work, docker, c)
+	ended, err := s.nri.BeginStart(work, c.ID())
+	if err == nil {
+		err = s.startWithResources(work, docker, c)
+	}
 	s.resources.TriggerReapply()
 	// If the outcome is unknown, an event will bring it into the cache; an Engine that does not reply is not asked again.
 	if !engine.OutcomeUnknown(err) {
 		err = s.finishStart(work, c, err)
 	}
+	ended(work, err == nil)
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID(), daemonError{err})
 	}
-	s.nri.PostStartContainer(work, c.ID())
 	s.log.Info("container started", described(c), changes.Took(start))
 	return nil
 }
@@ -88,9 +91,6 @@ func (s *Service) recordFailure(id string, failed tocri.FailedStart) {
 
 // startWithResources starts a container with all the settings that it asks for, or not at all.
 func (s *Service) startWithResources(ctx context.Context, docker *engine.Conn, c *cache.Container) error {
-	if err := s.nri.StartContainer(ctx, c.ID()); err != nil {
-		return err
-	}
 	settings, err := limits.CgroupSettings(c.Status.GetResources().GetLinux(), docker.Features)
 	if err != nil {
 		return err

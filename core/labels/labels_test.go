@@ -2,7 +2,9 @@ package labels_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
+	"strings"
 	"testing"
 
 	"github.com/docker/docker/api/types/container"
@@ -281,5 +283,27 @@ func TestReadKeepsHandlersOfShims(t *testing.T) {
 		if got, err := labels.Read(inspected("/k8s_POD_p_n_u_0", written, nil, host)); err != nil || got.Handler != want {
 			t.Errorf("runtime %s: handler %q, %v; want %q", runtime, got.Handler, err, want)
 		}
+	}
+}
+
+func TestPluginsFitIntoTheLabel(t *testing.T) {
+	label := func(plugins ...string) string {
+		return labels.Set{Kind: labels.Container, Plugins: plugins}.Encode()["berth.nri"]
+	}
+	if got := label("10-a", "20-b"); got != "10-a,20-b" {
+		t.Errorf("%q", got)
+	}
+	if got := label(); got != "" {
+		t.Errorf("%q", got)
+	}
+	var many []string
+	for i := range 2000 {
+		many = append(many, fmt.Sprintf("%02d-plugin", i))
+	}
+	if got := label(many...); len(got) > 4096 || !strings.HasSuffix(got, "-plugin,...") {
+		t.Errorf("%d bytes, ending in %q", len(got), got[len(got)-20:])
+	}
+	if got := label(strings.Repeat("x", 5000)); got != "..." {
+		t.Errorf("%d bytes", len(got))
 	}
 }

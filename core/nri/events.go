@@ -241,18 +241,32 @@ func (r *Runtime) PostCreateContainer(ctx context.Context, id string) {
 	}))
 }
 
-// StartContainer sends the event of a container that is about to start, unless a plugin refuses it.
-func (r *Runtime) StartContainer(ctx context.Context, id string) error {
-	return r.event(ctx, "StartContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+// BeginStart sends the event of a container that is about to start, unless a plugin refuses it. The caller calls ended after the start, which
+// sends PostStartContainer if it has started. Meanwhile the stop of the container is not sent, also if it exits at once.
+func (r *Runtime) BeginStart(ctx context.Context, id string) (ended func(ctx context.Context, started bool), err error) {
+	nothing := func(context.Context, bool) {}
+	if a, err := r.ready(ctx); a == nil {
+		return nothing, err
+	}
+	unlock, err := r.requests.Lock(ctx, id)
+	if err != nil {
+		return nothing, err
+	}
+	err = r.event(ctx, "StartContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
 		return a.StartContainer(ctx, &api.StartContainerRequest{Pod: pod, Container: c})
 	})
-}
-
-// PostStartContainer sends the event of a container that has started.
-func (r *Runtime) PostStartContainer(ctx context.Context, id string) {
-	r.warn("PostStartContainer", id, r.event(ctx, "PostStartContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
-		return a.PostStartContainer(ctx, &api.PostStartContainerRequest{Pod: pod, Container: c})
-	}))
+	if err != nil {
+		unlock()
+		return nothing, err
+	}
+	return func(ctx context.Context, started bool) {
+		defer unlock()
+		if started {
+			r.warn("PostStartContainer", id, r.event(ctx, "PostStartContainer", id, func(a *adaptation.Adaptation, pod *api.PodSandbox, c *api.Container) error {
+				return a.PostStartContainer(ctx, &api.PostStartContainerRequest{Pod: pod, Container: c})
+			}))
+		}
+	}, nil
 }
 
 // UpdateContainer sends the event of an update that is about to be applied, and returns what the plugins make of it. Updates of other

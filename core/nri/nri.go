@@ -86,7 +86,7 @@ type Runtime struct {
 	failed     error
 
 	plugins  atomic.Int32 // number of plugins, with the built-in validator
-	requests kmutex.Mutex // held while an event is sent: of creations under createKey, of stops by ID
+	requests kmutex.Mutex // held while events are sent: of creations under createKey, of starts and stops by ID
 
 	mu        sync.Mutex       // guards following
 	recording *recording       // of the creation that is with the plugins

@@ -196,7 +196,8 @@ func (out *change) general(name string, a *api.ContainerAdjustment) error {
 	case "rlimits":
 		return out.rlimits(a.GetRlimits())
 	case "CDI_devices":
-		return out.cdiDevices(a.GetCDIDevices())
+		out.cdiDevices(a.GetCDIDevices())
+		return nil
 	case "linux":
 		return nil // its fields follow
 	default:
@@ -222,7 +223,8 @@ func (out *change) linux(name string, a *api.LinuxContainerAdjustment) error {
 	case "namespaces":
 		return out.namespaces(a.GetNamespaces())
 	case "sysctl":
-		return out.sysctls(a.GetSysctl())
+		out.sysctls(a.GetSysctl())
+		return nil
 	case "net_devices":
 		return out.netDevices(a.GetNetDevices())
 	case "scheduler":

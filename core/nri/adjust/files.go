@@ -167,14 +167,13 @@ func device(d *api.LinuxDevice) ociedit.Device {
 	return out
 }
 
-func (out *change) cdiDevices(list []*api.CDIDevice) error {
+func (out *change) cdiDevices(list []*api.CDIDevice) {
 	if out.spec != nil {
-		return nil
+		return
 	}
 	for _, d := range list {
 		if !slices.ContainsFunc(out.config.CDIDevices, func(o *runtimeapi.CDIDevice) bool { return o.GetName() == d.GetName() }) {
 			out.config.CDIDevices = append(out.config.CDIDevices, &runtimeapi.CDIDevice{Name: d.GetName()})
 		}
 	}
-	return nil
 }

@@ -241,7 +241,7 @@ func seccompPolicy(p *api.LinuxSeccomp) map[string]any {
 	return out
 }
 
-func (out *change) sysctls(changes map[string]string) error {
+func (out *change) sysctls(changes map[string]string) {
 	for _, key := range slices.Sorted(maps.Keys(changes)) {
 		name, removed := api.IsMarkedForRemoval(key)
 		if removed {
@@ -254,5 +254,4 @@ func (out *change) sysctls(changes map[string]string) error {
 			out.spec.Host.Sysctls[name] = changes[key]
 		}
 	}
-	return nil
 }
