@@ -22,10 +22,10 @@ import (
 const maxAdjustments = 3
 
 // adjustedError is the error of a creation that NRI plugins want to be another one.
-type adjustedError struct{ change adjust.Change }
+type adjustedError struct{ nri.Created }
 
 func (e *adjustedError) Error() string {
-	return "NRI plugins change the container: " + strings.Join(e.change.Fields(), ", ")
+	return "NRI plugins change the container: " + strings.Join(e.Fields(), ", ")
 }
 
 // createAdjusted creates a container as NRI plugins adjust it.
@@ -34,23 +34,23 @@ func (e *adjustedError) Error() string {
 // the container is created as it was requested first. If plugins change more than an update can, it is removed, which plugins are sent as well, and
 // created again with the changes.
 func (s *Service) createAdjusted(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, given *runtimeapi.PodSandboxConfig, a attempt) (string, error) {
-	a.applied = adjust.New(nil, nil, false)
+	a.applied = nri.Created{Change: adjust.New(nil, nil, false)}
 	var again *adjustedError
 	for range maxAdjustments {
 		id, err := s.create(ctx, docker, pod, a)
 		if !errors.As(err, &again) {
 			return id, err
 		}
-		if a, err = s.adjusted(ctx, docker, pod, given, a.request, again.change); err != nil {
+		if a, err = s.adjusted(ctx, docker, pod, given, a.request, again.Created); err != nil {
 			return "", err
 		}
 	}
 	return "", fmt.Errorf("NRI plugin %s changes %s of a container in another way each time that it is created; what depends on the ID of the container is not possible with Docker: %w",
-		strings.Join(again.change.Plugins(), ", "), strings.Join(again.change.Fields(), ", "), errdefs.ErrFailedPrecondition)
+		strings.Join(again.Plugins(), ", "), strings.Join(again.Fields(), ", "), errdefs.ErrFailedPrecondition)
 }
 
 // adjusted returns the attempt to create the requested container with a change.
-func (s *Service) adjusted(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, given *runtimeapi.PodSandboxConfig, request *runtimeapi.ContainerConfig, change adjust.Change) (attempt, error) {
+func (s *Service) adjusted(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, given *runtimeapi.PodSandboxConfig, request *runtimeapi.ContainerConfig, change nri.Created) (attempt, error) {
 	a := attempt{request: request, applied: change}
 	env := s.nri.Env(docker, s.oci.Support().Dir, pod.Runtime)
 	config, err := change.Config(request, env)
@@ -72,20 +72,20 @@ func (s *Service) adjusted(ctx context.Context, docker *engine.Conn, pod *cache.
 
 // adjustCreated sends NRI plugins the container id, to which applied has been applied already, and applies what an update of it can apply. Anything
 // else is an adjustedError.
-func (s *Service) adjustCreated(ctx context.Context, docker *engine.Conn, id string, applied adjust.Change, sync *nri.SyncBlock) error {
+func (s *Service) adjustCreated(ctx context.Context, docker *engine.Conn, id string, applied nri.Created, sync *nri.SyncBlock) error {
 	if err := s.nri.BlockSync(ctx, sync); err != nil {
 		return err
 	}
-	created, err := s.nri.CreateContainer(ctx, id)
+	created, err := s.nri.CreateContainer(ctx, id, applied)
 	if err != nil {
 		return err
 	}
-	if created.Equal(applied) {
+	if created.Equal(applied.Change) {
 		return s.nri.Finish(ctx, id, created)
 	}
-	resources, ok := created.UpdateOf(applied, nri.Features(docker))
+	resources, ok := created.UpdateOf(applied.Change, nri.Features(docker))
 	if !ok {
-		return &adjustedError{created.Change}
+		return &adjustedError{created}
 	}
 	if err := s.ApplyUpdate(ctx, id, resources); err != nil {
 		return fmt.Errorf("adjustment by NRI plugin %s: %w", strings.Join(created.Plugins(), ", "), err)

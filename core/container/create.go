@@ -22,7 +22,6 @@ import (
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/nri"
-	"berth/core/nri/adjust"
 	"berth/core/pending"
 	"berth/core/premounts"
 	"berth/core/rollback"
@@ -127,7 +126,7 @@ type attempt struct {
 	request *runtimeapi.ContainerConfig // of the CRI
 	params  todocker.ContainerParams
 	spec    todocker.Spec
-	applied adjust.Change // by NRI plugins, which params and spec have already
+	applied nri.Created // what NRI plugins change, which params and spec have already
 }
 
 // create creates the container of a with its premounts and its log, or nothing. It goes on if the caller

@@ -46,6 +46,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	ended, err := s.nri.BeginStart(work, c.ID())
+	defer func() { ended(work, err == nil) }()
 	if err == nil {
 		err = s.startWithResources(work, docker, c)
 	}
@@ -54,7 +55,6 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	if !engine.OutcomeUnknown(err) {
 		err = s.finishStart(work, c, err)
 	}
-	ended(work, err == nil)
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", c.ID(), daemonError{err})
 	}

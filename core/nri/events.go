@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/adaptation"
 	"github.com/containerd/nri/pkg/api"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
@@ -141,12 +142,27 @@ func (r *Runtime) forget(id string) {
 // A Created is the answer of the plugins to the creation of a container. The zero value is that of no plugins.
 type Created struct {
 	adjust.Change
-	updates []*api.ContainerUpdate
+	updates   []*api.ContainerUpdate
+	requested *api.Container // as it was sent to plugins
+}
+
+// again returns the requested container for the event of another one with this ID. What plugins have changed in that one is not shown to them
+// as if it was requested: they would change it once more.
+func (c Created) again(now *api.Container) *api.Container {
+	if c.requested == nil {
+		return now
+	}
+	out := proto.CloneOf(c.requested)
+	out.Id, out.CreatedAt = now.GetId(), now.GetCreatedAt()
+	if out.Linux != nil {
+		out.Linux.CgroupsPath = now.GetLinux().GetCgroupsPath()
+	}
+	return out
 }
 
 // CreateContainer sends the event of a container that exists in Docker, by which plugins learn its ID, and is not used yet. The
-// caller applies what they change, and then calls Finish.
-func (r *Runtime) CreateContainer(ctx context.Context, id string) (none Created, _ error) {
+// caller applies what they change, and then calls Finish. before is what plugins have changed in the container that this one replaces, if it does.
+func (r *Runtime) CreateContainer(ctx context.Context, id string, before Created) (none Created, _ error) {
 	none.Change = adjust.New(nil, nil, false)
 	a, err := r.ready(ctx)
 	if err != nil {
@@ -162,6 +178,8 @@ func (r *Runtime) CreateContainer(ctx context.Context, id string) (none Created,
 	if err != nil {
 		return none, err
 	}
+	c = before.again(c)
+	requested := proto.CloneOf(c)                  // the library adds to c what each plugin changes
 	unlock, err := r.requests.Lock(ctx, createKey) // one at a time, as in the library: for the recording
 	if err != nil {
 		return none, err
@@ -179,7 +197,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, id string) (none Created,
 	if err != nil {
 		return none, refused("CreateContainer", err)
 	}
-	return Created{adjust.New(response.GetAdjust(), found.plugins, found.unknown), response.GetUpdate()}, nil
+	return Created{adjust.New(response.GetAdjust(), found.plugins, found.unknown), response.GetUpdate(), requested}, nil
 }
 
 // createKey is the key of requests for creations. IDs of containers have no slash.

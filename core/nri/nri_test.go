@@ -120,7 +120,7 @@ func TestWithoutNRI(t *testing.T) {
 			r.adaptation = &adaptation.Adaptation{}
 		}
 		ctx, pod := t.Context(), &cache.Sandbox{Row: &runtimeapi.PodSandbox{Id: "p"}}
-		created, err := r.CreateContainer(ctx, "c")
+		created, err := r.CreateContainer(ctx, "c", Created{})
 		if err != nil || !created.Empty() || r.Finish(ctx, "c", created) != nil {
 			t.Errorf("CreateContainer: %v, %v", created, err)
 		}

@@ -497,3 +497,23 @@ func TestNRIWithoutAPluginMakesNoCalls(t *testing.T) {
 		t.Errorf("%d calls with NRI, %d without", on, off)
 	}
 }
+
+// A plugin that adds to what is requested is shown what is requested, not what it has added before.
+func TestNRIPluginIsShownTheRequest(t *testing.T) {
+	t.Parallel()
+	h := prepareDaemon(t)
+	h.withNRI(nil)
+	p := h.connect("10", &nritest.Plugin{Create: func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		a := &api.ContainerAdjustment{}
+		a.SetArgs(append([]string{"env"}, c.GetArgs()...))
+		a.AddEnv("LEVEL", c.GetEnv()[len(c.GetEnv())-1]+"+")
+		return a, nil, nil
+	}})
+	c := command("c", "sleep", "1000")
+	c.Envs = []*runtimeapi.KeyValue{{Key: "LAST", Value: []byte("x")}}
+	_, id, err := h.runPod(h.pod("web"), c)
+	h.must(err)
+	if found := h.inspect(id); strings.Join(found.Config.Entrypoint, " ") != "env sleep 1000" || !slices.Contains(found.Config.Env, "LEVEL=LAST=x+") || len(p.Created()) != 2 {
+		t.Errorf("entrypoint %v, env %v, %d containers", found.Config.Entrypoint, found.Config.Env, len(p.Created()))
+	}
+}
