@@ -39,6 +39,9 @@ func (s *Service) createAdjusted(ctx context.Context, docker *engine.Conn, pod *
 	for range maxAdjustments {
 		id, err := s.create(ctx, docker, pod, a)
 		if !errors.As(err, &again) {
+			if err != nil && !a.applied.Empty() { // behind the error: the kubelet knows some by how they begin
+				err = fmt.Errorf("%w (NRI plugin %s changes %s of the container)", err, strings.Join(a.applied.Plugins(), ", "), strings.Join(a.applied.Fields(), ", "))
+			}
 			return id, err
 		}
 		if a, err = s.adjusted(ctx, docker, pod, given, a.request, again.Created); err != nil {

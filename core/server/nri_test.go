@@ -517,3 +517,28 @@ func TestNRIPluginIsShownTheRequest(t *testing.T) {
 		t.Errorf("entrypoint %v, env %v, %d containers", found.Config.Entrypoint, found.Config.Env, len(p.Created()))
 	}
 }
+
+// What the kernel of the node lacks, so that Docker leaves it out with a warning, is refused.
+func TestNRIChangeThatDockerDiscardsIsRefused(t *testing.T) {
+	t.Parallel()
+	h := prepareDaemon(t)
+	classes := filepath.Join(h.dir, "blockio.yaml")
+	h.must(os.WriteFile(classes, []byte("classes: {light: [{weight: 20}]}"), 0o600))
+	h.withNRI(func(o *nri.Options) { o.BlockIOFile = classes })
+	class := "light"
+	h.connect("10", &nritest.Plugin{Create: func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		a := &api.ContainerAdjustment{}
+		a.SetLinuxBlockIOClass(class)
+		return a, nil, nil
+	}})
+	for _, want := range []string{"Weight discarded.: failed precondition (NRI plugin 10-test changes linux.resources of the container)", `NRI plugin 10-test: linux.resources: blockio_class "other": there is no such class`} {
+		pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want FailedPrecondition with %q", err, want)
+		}
+		h.removePod(pod)
+		h.removeAllPods()
+		h.nothingLeft()
+		class = "other"
+	}
+}

@@ -54,6 +54,11 @@ func (e *Engine) create(c *call) error {
 	if request.HostConfig == nil {
 		request.HostConfig = &container.HostConfig{}
 	}
+	warnings := []string{}
+	if request.HostConfig.BlkioWeight > 0 { // as on a kernel without it
+		request.HostConfig.BlkioWeight = 0
+		warnings = append(warnings, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
+	}
 	e.mu.Lock()
 	b, err := e.newContainerLocked(c.query.Get("name"), request.Config, request.HostConfig)
 	if err == nil {
@@ -64,7 +69,7 @@ func (e *Engine) create(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.respond(http.StatusCreated, container.CreateResponse{ID: b.id, Warnings: []string{}})
+	return c.respond(http.StatusCreated, container.CreateResponse{ID: b.id, Warnings: warnings})
 }
 
 // newContainerLocked returns a new container, which the caller adds to e.containers.
