@@ -144,7 +144,33 @@ func (r *Runtime) Run(ctx context.Context) error {
 	if err != nil {
 		return nil
 	}
-	return r.watch(ctx)
+	g, ctx := panics.NewGroupWithContext(ctx, r.Log)
+	g.Go(func() error { return r.watch(ctx) })
+	g.Go(func() error { return r.watchSocket(ctx) })
+	_ = g.Wait() // a panic was logged: plugins are not worth the end of the daemon
+	return nil
+}
+
+// socketCheckInterval is how often it is checked whether the socket is still berthd's own.
+const socketCheckInterval = time.Minute
+
+// watchSocket logs if another process takes the socket away, as a containerd with its CRI plugin does that starts later. It returns when ctx ends.
+func (r *Runtime) watchSocket(ctx context.Context) error {
+	own, err := os.Stat(r.SocketPath)
+	for err == nil && sleep.WithContext(ctx, socketCheckInterval) == nil {
+		if !r.hasSocket(own) {
+			r.Log.Error("NRI socket was replaced or removed: plugins that connect now are not sent the pods of berthd; restart berthd once the other process does not use it", slog.String("socket", r.SocketPath))
+			break
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// hasSocket reports whether own is at the path of the socket.
+func (r *Runtime) hasSocket(own os.FileInfo) bool {
+	now, err := os.Stat(r.SocketPath)
+	return err == nil && os.SameFile(own, now)
 }
 
 // start starts the plugins and listens for others.

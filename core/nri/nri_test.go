@@ -175,3 +175,30 @@ func TestSocketOwner(t *testing.T) {
 		t.Errorf("a closed socket belongs to %d", pid)
 	}
 }
+
+func TestReplacedSocketIsNoticed(t *testing.T) {
+	r := &Runtime{Config: Config{Options: Options{SocketPath: filepath.Join(testdir.New(t), "s")}}}
+	first, err := net.Listen("unix", r.SocketPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	own, err := os.Stat(r.SocketPath)
+	if err != nil || !r.hasSocket(own) {
+		t.Fatalf("own socket: %v", err)
+	}
+	if err := os.Rename(r.SocketPath, r.SocketPath+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if r.hasSocket(own) {
+		t.Error("a socket that was removed is taken for the own one")
+	}
+	second, err := net.Listen("unix", r.SocketPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	if r.hasSocket(own) {
+		t.Error("the socket of another process is taken for the own one")
+	}
+}
