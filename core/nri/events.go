@@ -197,7 +197,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, id string, before Created
 	if err != nil {
 		return none, refused("CreateContainer", err)
 	}
-	return Created{adjust.New(response.GetAdjust(), found.plugins, found.unknown), response.GetUpdate(), requested}, nil
+	return Created{adjust.New(found.addRemovals(response.GetAdjust()), found.plugins, found.unknown), response.GetUpdate(), requested}, nil
 }
 
 // createKey is the key of requests for creations. IDs of containers have no slash.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,6 +22,27 @@ import (
 type recording struct {
 	plugins []string // those that have changed something
 	unknown bool     // one has sent a field that this version of NRI does not know
+	env     []string // names of the variables that one has removed
+	devices []string // paths of the devices that one has removed
+}
+
+// addRemovals adds the variables and devices that plugins have removed to what the library has put together of their adjustments: it
+// leaves these two out, and has them only removed in its request (nri 0.12.5, adjustEnv and adjustDevices in pkg/adaptation/result.go).
+func (r *recording) addRemovals(sum *api.ContainerAdjustment) *api.ContainerAdjustment {
+	if sum == nil {
+		sum = &api.ContainerAdjustment{}
+	}
+	for _, name := range r.env {
+		if !slices.ContainsFunc(sum.GetEnv(), func(e *api.KeyValue) bool { return strings.TrimPrefix(e.GetKey(), "-") == name }) {
+			sum.RemoveEnv(name)
+		}
+	}
+	for _, path := range r.devices {
+		if !slices.ContainsFunc(sum.GetLinux().GetDevices(), func(d *api.LinuxDevice) bool { return strings.TrimPrefix(d.GetPath(), "-") == path }) {
+			sum.RemoveDevice(path)
+		}
+	}
+	return sum
 }
 
 // metrics is what the library calls around each call of a plugin.
@@ -45,6 +67,16 @@ func (m metrics) RecordPluginAdjustments(plugin, _ string, a *api.ContainerAdjus
 	defer m.mu.Unlock()
 	if m.recording == nil || a == nil {
 		return
+	}
+	for _, e := range a.GetEnv() {
+		if name, removed := e.IsMarkedForRemoval(); removed {
+			m.recording.env = append(m.recording.env, name)
+		}
+	}
+	for _, d := range a.GetLinux().GetDevices() {
+		if path, removed := d.IsMarkedForRemoval(); removed {
+			m.recording.devices = append(m.recording.devices, path)
+		}
 	}
 	unknown := adjust.HasUnknown(a.ProtoReflect())
 	m.recording.unknown = m.recording.unknown || unknown

@@ -112,6 +112,32 @@ func TestLibraryRecordsPluginsThatChangeSomething(t *testing.T) {
 	}
 }
 
+// The library returns no variable or device that a plugin has removed.
+func TestRemovedVariablesAndDevicesAreKept(t *testing.T) {
+	r := newRuntime(t)
+	found := &recording{}
+	r.setRecording(found)
+	removes := &api.ContainerAdjustment{}
+	for range 2 {
+		removes.RemoveEnv("GONE")
+		removes.RemoveEnv("SET_BY_ANOTHER")
+		removes.RemoveDevice("/dev/gone")
+	}
+	metrics{r}.RecordPluginAdjustments("10-removes", "CreateContainer", removes, 0, 0)
+	sum := &api.ContainerAdjustment{}
+	sum.AddEnv("SET_BY_ANOTHER", "1")
+	want := &api.ContainerAdjustment{}
+	want.AddEnv("SET_BY_ANOTHER", "1")
+	want.RemoveEnv("GONE")
+	want.RemoveDevice("/dev/gone")
+	if diff := cmp.Diff(want, found.addRemovals(sum), protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	if sum := found.addRemovals(nil); len(sum.GetEnv()) != 2 {
+		t.Errorf("without other adjustments: %v", sum)
+	}
+}
+
 // Everything works on a nil Runtime, and without plugins nothing is sent.
 func TestWithoutNRI(t *testing.T) {
 	for _, r := range []*Runtime{New(Config{}), newRuntime(t)} {
