@@ -27,6 +27,7 @@
 //	core/securityprofile              seccomp and AppArmor profiles of the node
 //	core/stats/diskusage              the size of writable layers
 //	core/image/passwd                 users and groups of images
+//	core/relabel                      SELinux labels of volumes
 //	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
 //	core/image/origin                 which registries have an image
 //	core/image/foreign                containers outside of pods, and their images

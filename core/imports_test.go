@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},
-	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/tocri"},
+	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/relabel", "core/tocri"},
 	{"core/specedit"},
 	{"core/specfiles", "core/userns"},
 	{"core/todocker", "core/ociruntime"},

@@ -89,7 +89,7 @@ var featureAreas = []featureArea{
 		{"another default seccomp profile", "daemon.json", "yes", "yes", below, "`seccomp-profile` in daemon.json", ""},
 		{"seccomp notifications", "no", "by specification", "yes", no, "", ""},
 		{"AppArmor, with a check that the profile is loaded", "partly", "yes", "yes", yes, "", "todocker.TestSecurityOptions todocker.TestAppArmorLocalhostCannotBeUnconfined"},
-		{"SELinux labels, relabelling of volumes", "partly", "yes", "yes", part, "not tested on a node with SELinux", "container.TestSetLabelsRelabelsMarkedMounts"},
+		{"SELinux labels, relabelling of volumes", "partly", "yes", "yes", part, "not tested on a node with SELinux", "relabel.TestSetLabelsRelabelsMarkedMounts"},
 		{"capabilities as the CRI defines them", "partly", "yes", "yes", yes, "", "live.TestSecurityContextInTheContainer"},
 		{"ambient capabilities", "no", "no", "partly", yes, "with berth's OCI runtime", "live.TestAmbientCapabilities"},
 		{"procMount, masked paths", "partly", "yes", "yes", yes, "", "e2e.TestCRI"},

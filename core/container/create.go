@@ -23,6 +23,7 @@ import (
 	"berth/core/names"
 	"berth/core/pending"
 	"berth/core/premount"
+	"berth/core/relabel"
 	"berth/core/rollback"
 	"berth/core/todocker"
 	"berth/core/tracing"
@@ -162,7 +163,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		func() error { return nil }, // the caller may have left already
 		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
 		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
-		func() error { return s.relabel(work, docker, pod, id, mounts) },
+		func() error { return relabel.Mounts(work, docker, pod.MountLabel, id, mounts) },
 		func() error { return s.openLog(work, docker, id, log) },
 		func() error {
 			_, err := s.cache.Refresh(work, id)
