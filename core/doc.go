@@ -8,9 +8,10 @@
 //	                                  files; internal/doctor: checks of the node;
 //	                                  internal/pods: its pods
 //	                                  internal/pulls: the table of running pulls
-//	cmd/berth-oci                     the OCI runtime; of berth it imports core/ociedit only. internal/argv: the
-//	                                  arguments of runtimes; internal/spec: edits of config.json, no I/O;
-//	                                  internal/userns: mounts of containers with a user namespace
+//	cmd/berth-oci                     the OCI runtime; of berth it imports core/ociedit, core/rootdiff and core/trust
+//	                                  only. internal/argv: the arguments of runtimes; internal/spec: edits of
+//	                                  config.json, no I/O; internal/userns: mounts of containers with a user
+//	                                  namespace; internal/restore: containers that go on from a checkpoint
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //

@@ -40,7 +40,7 @@ var layers = [][]string{
 	{"cmd/berthd/internal/doctor", "cmd/berthd/internal/pods", "cmd/berthd/internal/pulls"},
 	{"cmd/berthd"},
 	{"cmd/berth-oci/internal/argv", "cmd/berth-oci/internal/spec"},
-	{"cmd/berth-oci/internal/userns"},
+	{"cmd/berth-oci/internal/userns", "cmd/berth-oci/internal/restore"},
 	{"cmd/berth-oci"},
 }
 

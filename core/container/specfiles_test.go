@@ -60,7 +60,7 @@ func TestContainerThatNeedsTheOCIRuntimeInAPodWithout(t *testing.T) {
 	}
 	owner := uint32(1000)
 	want := &ociedit.Instructions{
-		Version: ociedit.Version, ContainerID: id, AmbientCapabilities: []string{"CAP_NET_BIND_SERVICE"}, DeviceOwner: &ociedit.Owner{UID: &owner, Paths: []string{"/dev/thing"}},
+		Version: 1, ContainerID: id, AmbientCapabilities: []string{"CAP_NET_BIND_SERVICE"}, DeviceOwner: &ociedit.Owner{UID: &owner, Paths: []string{"/dev/thing"}},
 		Hooks: &ociedit.Hooks{Poststop: []ociedit.Hook{{Path: "/bin/sh"}}}, Patches: got.Patches,
 	}
 	if diff := cmp.Diff(want, got); diff != "" || len(got.Patches) != 1 || string(got.Patches[0]) != `{"linux":{"rootfsPropagation":"shared"}}` {

@@ -94,7 +94,7 @@ func TestContainerInAUserNamespaceFromCreateToRemove(t *testing.T) {
 		t.Fatal(err)
 	}
 	ids := []ociedit.IDMapping{{HostID: 131072, Size: 65536}}
-	want := &ociedit.Instructions{Version: ociedit.Version, ContainerID: id, Sandbox: &process, UserNamespace: &ociedit.UserNamespace{
+	want := &ociedit.Instructions{Version: 1, ContainerID: id, Sandbox: &process, UserNamespace: &ociedit.UserNamespace{
 		UIDMappings: ids, GIDMappings: ids, IDMapOthers: true,
 		Mounts: []ociedit.MountMapping{{Destination: "/data", UIDMappings: ids, GIDMappings: ids}, {Destination: "/node"}},
 	}}

@@ -59,7 +59,7 @@ func TestInstructionsLiveAsLongAsTheirContainer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(&ociedit.Instructions{Version: ociedit.Version, ContainerID: container, Sandbox: sandbox, UserNamespace: edit}, got); diff != "" {
+		if diff := cmp.Diff(&ociedit.Instructions{Version: 1, ContainerID: container, Sandbox: sandbox, UserNamespace: edit}, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
