@@ -71,7 +71,8 @@
 //	core/dockerconfig                 daemon.json and the flags of dockerd
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/criu                         checkpoints of containers: CRIU, archives
-//	core/rootdiff                     changed files of the root file systems of checkpoints
+//	core/restore    core/rootdiff     checkpoints that containers are restored from; changed files of their
+//	                                  root file systems
 //	core/ociedit                      what cmd/berth-oci changes in the OCI specs of containers
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz

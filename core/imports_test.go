@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/ociedit", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust", "core/rootdiff"},
 	{"core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/dockerconfig"},
 	{"core/image/mirror", "network/netns", "core/criu"},
-	{"network/cniconf"},
+	{"network/cniconf", "core/restore"},
 	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},

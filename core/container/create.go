@@ -24,6 +24,7 @@ import (
 	"berth/core/pending"
 	"berth/core/premount"
 	"berth/core/relabel"
+	"berth/core/restore"
 	"berth/core/rollback"
 	"berth/core/todocker"
 	"berth/core/tracing"
@@ -55,7 +56,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	params, err := s.params(ctx, docker, pod, c, given)
+	params, checkpoint, err := s.params(ctx, docker, pod, c, given)
 	if err != nil {
 		return "", err
 	}
@@ -86,7 +87,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if otherMounts && len(spec.Premounts) > 0 {
 		return "", fmt.Errorf("mount_options, and mounts that the Engine API cannot express, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
 	}
-	return s.create(ctx, docker, pod, params, spec)
+	return s.create(ctx, docker, pod, params, spec, checkpoint)
 }
 
 // readySandbox returns a sandbox in which containers can be created.
@@ -132,7 +133,7 @@ func (s *Service) removePending(ctx context.Context, id string, p pendingContain
 // create creates the container of spec with its premounts and its log, or nothing. It goes on if the caller
 // cancels, and removes the container then: a request that is aborted half-way leaves Docker with a container
 // whose ID nobody has been told.
-func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, params todocker.ContainerParams, spec todocker.Spec) (_ string, err error) {
+func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, params todocker.ContainerParams, spec todocker.Spec, checkpoint *restore.Checkpoint) (_ string, err error) {
 	start, name := time.Now(), spec.Name.String()
 	hidden := s.cache.Hide(name)
 	defer hidden.Reveal()
@@ -149,6 +150,12 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 			return "", err
 		}
 	}
+	files, err := s.restores.Unpack(work, checkpoint)
+	if err != nil {
+		return "", err
+	}
+	defer files.Release()
+	steps.Push("remove the files of the checkpoint", func(context.Context) error { return files.Remove() })
 	log := logFile{dir: params.Pod.GetLogDirectory()}
 	if log.path, err = todocker.LogPath(params.Pod, params.Config); err != nil {
 		return "", err
@@ -162,6 +169,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	for _, step := range []func() error{
 		func() error { return nil }, // the caller may have left already
 		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
+		func() error { return files.Bind(id) },
 		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
 		func() error { return relabel.Mounts(work, docker, pod.MountLabel, id, mounts) },
 		func() error { return s.openLog(work, docker, id, log) },

@@ -179,5 +179,5 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, l
 		return err
 	}
 	s.cache.Forget(id)
-	return errors.Join(s.removePremounts(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id), s.oci.Remove(id))
+	return errors.Join(s.removePremounts(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id), s.oci.Remove(id), s.restores.Remove(ctx, id))
 }

@@ -36,6 +36,7 @@ import (
 	"berth/core/oom"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/restore"
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/specfiles"
@@ -75,6 +76,8 @@ type Config struct {
 	PodOptions podpolicy.Options
 	// SpecFiles say what the operator changes in OCI specs.
 	SpecFiles specfiles.Config
+	// Restore says which checkpoints containers are restored from.
+	Restore restore.Config
 	// RegistryMirrors are mirrors of registries, each as HOST=MIRROR.
 	RegistryMirrors []string
 	// ImageVerifiers are the programs that decide which images may be pulled; without Dir there are none.
@@ -178,7 +181,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Restores: restore.New(cfg.Restore, filepath.Join(cfg.RootDir, "berth", "restores"), log), Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
