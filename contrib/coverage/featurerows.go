@@ -29,7 +29,7 @@ var featureAreas = []featureArea{
 		{"RuntimeConfig with the cgroup driver", "yes", "yes", "yes", yes, "", "e2e.TestCRI"},
 		{"UpdateRuntimeConfig with the pod CIDR", "yes", "yes", "no effect", yes, "", "network.TestAttachPassesDeclaredCapabilities"},
 		{"CheckpointContainer", "no", "yes", "yes", yes, "with CRIU on the node: [checkpoints.md](checkpoints.md)", "live.TestCheckpointLeavesTheContainerRunning"},
-		{"restore of a container from a checkpoint", "no", "experimental", "yes", no, "", ""},
+		{"restore of a container from a checkpoint", "no", "experimental", "yes", yes, "off by default; with CRIU, runc and the OCI runtime: [checkpoints.md](checkpoints.md#restore)", "live.TestRestoredContainerGoesOn live.TestRestoreFromAnImage live.TestRestoreIsRefused live.TestRestoreKilledAtEachStep"},
 		{"CheckpointPod, RestorePod (KEP-5823)", "no", "no", "no", no, "", ""},
 		{"ImageFsInfo", "no", "partly", "yes", yes, "Docker has one file system for images and containers", "image.TestFsInfoReturnsTheLastMeasurement"},
 		{"every field of the CRI is applied or refused", "no", "partly", "partly", yes, "[coverage.md](coverage.md)", "coverage.TestEveryFieldHasARow"},

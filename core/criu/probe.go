@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
-	"berth/core/bundle"
 	"berth/core/shorten"
 )
 
@@ -57,15 +56,15 @@ func (h host) probe(ctx context.Context) (version string, err error) {
 
 // ProbeRestore returns an error of kind FailedPrecondition if containers beside the container id, whose first process is pid, cannot be
 // restored: the OCI runtime must be runc, CRIU must work, and both must see dir, the directory of checkpoints.
-func ProbeRestore(ctx context.Context, pid int, id, dir string) error {
-	runtime, err := bundle.RuntimeOf(pid, id)
+func (c *Checkpointer) ProbeRestore(ctx context.Context, pid int, id, dir string) error {
+	runtime, err := c.runtimeOf(pid, id)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("only runc restores containers, and the pod has another OCI runtime: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return fmt.Errorf("OCI runtime of the pod: %w", err)
 	}
-	h := newHost(runtime.Shim)
+	h := c.hostOf(runtime.Shim)
 	probe, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	output, err := h.run(probe, "", runtime.Program, "--version")

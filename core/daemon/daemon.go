@@ -76,7 +76,7 @@ type Config struct {
 	PodOptions podpolicy.Options
 	// SpecFiles say what the operator changes in OCI specs.
 	SpecFiles specfiles.Config
-	// Restore says which checkpoints containers are restored from.
+	// Restore says which checkpoints containers are restored from. The daemon sets Probe.
 	Restore restore.Config
 	// RegistryMirrors are mirrors of registries, each as HOST=MIRROR.
 	RegistryMirrors []string
@@ -181,7 +181,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Restores: restore.New(cfg.Restore, filepath.Join(cfg.RootDir, "berth", "restores"), log), Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, Checkpoints: newCheckpointer(cfg, log), Restores: newRestores(cfg, log), Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
@@ -212,6 +212,17 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		exportStats:   func(ctx context.Context) error { return usage.RegisterMetrics(ctx, registry) },
 		listenMetrics: func(cri net.Addr) (runner, error) { return listenMetrics(cfg.Metrics, registry, objects, cri, log) },
 	}, nil
+}
+
+// newCheckpointer returns what takes checkpoints of containers.
+func newCheckpointer(cfg Config, log *slog.Logger) *criu.Checkpointer {
+	return criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log)
+}
+
+// newRestores returns what keeps the checkpoints that containers are restored from.
+func newRestores(cfg Config, log *slog.Logger) *restore.Store {
+	cfg.Restore.Probe = newCheckpointer(cfg, log).ProbeRestore
+	return restore.New(cfg.Restore, filepath.Join(cfg.RootDir, "berth", "restores"), log)
 }
 
 // firstDialTimeout is how long an Engine that does not respond delays the first calls after a

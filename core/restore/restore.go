@@ -49,7 +49,7 @@ const ownerFile = "container"
 type Config struct {
 	ArchiveDir string            // directory of archives; "" for none
 	Images     *pinning.Patterns // names of images; nil for none
-	// Probe is criu.ProbeRestore if it is nil.
+	// Probe is criu.Checkpointer.ProbeRestore.
 	Probe func(ctx context.Context, pid int, id, dir string) error
 }
 
@@ -66,9 +66,6 @@ type Store struct {
 
 // New returns a Store with a directory that does not have to exist.
 func New(cfg Config, dir string, log *slog.Logger) *Store {
-	if cfg.Probe == nil {
-		cfg.Probe = criu.ProbeRestore
-	}
 	return &Store{cfg: cfg, dir: dir, log: log, running: map[string]bool{}}
 }
 

@@ -208,7 +208,7 @@ func (s *Spec) RestoreFlags() []string {
 		if mount := text(linux, "mountLabel"); mount != "" {
 			flags = append(flags, "--lsm-mount-context", mount)
 		}
-	} else if profile := text(process, "apparmorProfile"); profile != "" {
+	} else if profile := text(process, "apparmorProfile"); profile != "" && profile != "unconfined" { // a confined checkpoint stays so
 		flags = append(flags, "--lsm-profile", "apparmor:"+profile)
 	}
 	return flags

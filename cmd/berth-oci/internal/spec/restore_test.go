@@ -109,6 +109,7 @@ func isSys(m ociedit.RestoredMount) bool { return m.Destination == "/sys" }
 func TestRestoreFlagsAreTheLabelsOfTheContainer(t *testing.T) {
 	for text, want := range map[string]string{
 		`{}`: "",
+		`{"process": {"apparmorProfile": "unconfined"}}`:                                       "",
 		`{"process": {"apparmorProfile": "docker-default"}}`:                                   "--lsm-profile apparmor:docker-default",
 		`{"process": {"selinuxLabel": "a:b:c:s0:c1"}, "linux": {"mountLabel": "a:b:d:s0:c1"}}`: "--lsm-profile selinux:a:b:c:s0:c1 --lsm-mount-context a:b:d:s0:c1",
 	} {
