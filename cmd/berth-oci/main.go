@@ -46,7 +46,7 @@ func main() {
 		userns.Hold()
 		return
 	}
-	runtime.LockOSThread() // for package userns
+	runtime.LockOSThread() // for packages userns and restore
 	call, err := run(os.Args)
 	report(call, err)
 	os.Exit(1)

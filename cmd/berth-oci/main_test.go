@@ -254,6 +254,11 @@ func BenchmarkCall(b *testing.B) {
 // checkpoint writes the files of a checkpoint, and instructions to restore it.
 func (b *bed) checkpoint() (dir, root string) {
 	b.t.Helper()
+	if os.Geteuid() != 0 {
+		b.t.Skip("needs root, for a mount namespace")
+	}
+	ns, err := os.Readlink("/proc/self/ns/mnt")
+	b.check(err)
 	dir, root = filepath.Join(b.dir, "files"), filepath.Join(b.dir, "root")
 	b.check(os.Mkdir(dir, 0o700))
 	b.check(os.Mkdir(root, 0o755))
@@ -265,7 +270,7 @@ func (b *bed) checkpoint() (dir, root string) {
 	b.check(w.WriteHeader(&tar.Header{Name: "new", Typeflag: tar.TypeReg, Mode: 0o600, Uid: os.Getuid(), Gid: os.Getgid()}))
 	b.check(w.Close())
 	b.check(f.Close())
-	b.check(os.WriteFile(b.below, []byte("#!/bin/sh\necho \"$0 $* $BERTH_RESTORE\"\n"), 0o755))
+	b.check(os.WriteFile(b.below, []byte("#!/bin/sh\necho \"$0 $* $BERTH_RESTORE\"\n[ \"$(/usr/bin/readlink /proc/self/ns/mnt)\" != '"+ns+"' ] || echo the mount namespace of its caller\n"), 0o755))
 	b.config(`{"root":{"path":"` + root + `"},"process":{"apparmorProfile":"docker-default"}}`)
 	b.write(ociedit.Instructions{Restore: &ociedit.Restore{Dir: dir}})
 	return dir, root

@@ -260,6 +260,7 @@ func TestRestoreIsRefused(t *testing.T) {
 		"less privileges": {func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
 		}, "capabilities that the container does not have: CAP_"},
+		"another user":     {func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.RunAsUser = runAs(1000) }, "the user of the container is 1000"},
 		"no new privilege": {func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.NoNewPrivs = true }, "may get new privileges"},
 		"read-only root":   {func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.ReadonlyRootfs = true }, "the root file system is read-only"},
 	} {
@@ -376,6 +377,11 @@ func TestRestoreKilledAtEachStep(t *testing.T) {
 	}
 	n.remove(pod)
 	n.noRestores()
+	for path := range n.mounts() {
+		if strings.HasSuffix(path, "/criu-root") {
+			t.Errorf("mount of runc left at %s", path)
+		}
+	}
 	n.removeLeftovers()
 }
 

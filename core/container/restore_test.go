@@ -18,7 +18,7 @@ import (
 func checkpointFiles() map[string]string {
 	return map[string]string{
 		"config.dump": `{"rootfsImage":"server"}`, "spec.dump": `{"process":{"args":["count","up"]},"linux":{"namespaces":[{"type":"mount"}]}}`,
-		"checkpoint/inventory.img": "i", "checkpoint/core-1.img": "\x19\x43\x56\x54\x47\x38\x05\x55\x0a\x00\x00\x00\x1a\x02\x08\x01\x2a\x04\x52\x00\x58\x02",
+		"checkpoint/inventory.img": "i", "checkpoint/descriptors.json": "[]", "checkpoint/core-1.img": "\x19\x43\x56\x54\x47\x38\x05\x55\x0a\x00\x00\x00\x1a\x02\x08\x01\x2a\x04\x52\x00\x58\x02",
 	}
 }
 

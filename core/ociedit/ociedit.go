@@ -105,6 +105,8 @@ type Restore struct {
 	Namespaces []Namespace     `json:"namespaces"`
 	// Capabilities are all that a process has in one of its sets: bit N is capability N of capabilities(7).
 	Capabilities uint64 `json:"capabilities"`
+	// Root says that a process has the user ID 0.
+	Root bool `json:"root"`
 	// Seccomp and NoNewPrivileges say that they are set for all processes.
 	Seccomp         bool `json:"seccomp"`
 	NoNewPrivileges bool `json:"noNewPrivileges"`

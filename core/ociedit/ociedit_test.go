@@ -107,7 +107,7 @@ func TestRestoreNeedsTheNewestFormat(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "oci")
 	want := Instructions{ContainerID: id, Restore: &Restore{
 		Dir: "/a/b", Mounts: []RestoredMount{{Destination: "/proc", Type: "proc", Options: []string{"ro"}}}, Namespaces: []Namespace{{Type: "network", Joined: true}},
-		Capabilities: 1 << 63, Seccomp: true, NoNewPrivileges: true, MaskedPaths: []string{"/a"}, ReadonlyPaths: []string{"/b"}, ReadonlyRoot: true,
+		Capabilities: 1 << 63, Root: true, Seccomp: true, NoNewPrivileges: true, MaskedPaths: []string{"/a"}, ReadonlyPaths: []string{"/b"}, ReadonlyRoot: true,
 	}}
 	check(t, Write(dir, want))
 	got, err := Read(dir, id)

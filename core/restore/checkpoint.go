@@ -274,6 +274,7 @@ func (s *Store) Unpack(ctx context.Context, c *Checkpoint) (_ *Files, err error)
 		return nil, err
 	}
 	c.Restore.Dir = files.path()
-	c.Restore.Capabilities, c.Restore.Seccomp, c.Restore.NoNewPrivileges = processes.capabilities, processes.seccomp, processes.noNewPrivileges
+	c.Restore.Capabilities, c.Restore.Root = processes.capabilities, processes.root
+	c.Restore.Seccomp, c.Restore.NoNewPrivileges = processes.seccomp, processes.noNewPrivileges
 	return files, nil
 }

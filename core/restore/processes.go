@@ -20,18 +20,22 @@ const (
 	// maxCore bounds such an image, in bytes. They have some kilobytes.
 	maxCore = 4 << 20
 
-	fieldTask, fieldThread                   = 3, 5   // of core_entry
-	fieldState                               = 1      // of task_core_entry
-	fieldCreds, fieldSeccomp                 = 10, 11 // of thread_core_entry
-	fieldFirstSet, fieldLastSet, fieldNoPriv = 9, 12, 18
+	fieldTask, fieldThread                   = 3, 5      // of core_entry
+	fieldState                               = 1         // of task_core_entry
+	fieldCreds, fieldSeccomp                 = 10, 11    // of thread_core_entry
+	fieldFirstSet, fieldLastSet, fieldNoPriv = 9, 12, 18 // of creds_entry
 	// stateDead and stateZombie are the task_state of a process that has exited and not been waited for, which has no thread
 	// (compel/include/uapi/task-state.h).
 	stateDead, stateZombie = 2, 6
 )
 
+// userFields are the real, effective, saved and file system user of a creds_entry.
+var userFields = []protowire.Number{1, 3, 5, 7}
+
 // processes is what CRIU gives to the processes of a checkpoint.
 type processes struct {
 	capabilities    uint64 // all that one of them has in one of its sets
+	root            bool   // one has the user ID 0
 	seccomp         bool   // all have a filter
 	noNewPrivileges bool   // all
 }
@@ -113,6 +117,13 @@ func (p *processes) add(entry []byte) error {
 	}
 	if err := p.addCapabilities(creds); err != nil {
 		return err
+	}
+	for _, field := range userFields {
+		id, err := number(creds, field)
+		if err != nil {
+			return err
+		}
+		p.root = p.root || id == 0
 	}
 	seccomp, err := number(thread, fieldSeccomp)
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
@@ -34,6 +35,7 @@ import (
 	"berth/core/criu"
 	"berth/core/image/pinning"
 	"berth/core/ociedit"
+	"berth/core/sleep"
 )
 
 // Names of the options, for messages.
@@ -171,9 +173,12 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 // end ends what works for the directory name, and the processes that CRIU has made for the container id if runc was killed before
 // it has written down that there is a container. id may be "" for none.
 func (s *Store) end(ctx context.Context, name, id string) error {
-	err := criu.EndRestore(ctx, name)
-	if err == nil && id != "" {
-		err = killAll(id)
+	var err error
+	if id != "" {
+		err = killAll(ctx, id) // CRIU is in the container's cgroup
+	}
+	if err == nil {
+		err = criu.EndRestore(ctx, name)
 	}
 	if err != nil {
 		return err // with the directory, so that it is tried again
@@ -181,11 +186,38 @@ func (s *Store) end(ctx context.Context, name, id string) error {
 	return os.RemoveAll(filepath.Join(s.dir, name))
 }
 
-// killAll kills the processes in the cgroup of the container id.
-func killAll(id string) error {
+const (
+	// killTimeout bounds the wait for the end of killed processes.
+	killTimeout      = 5 * time.Second
+	killPollInterval = 20 * time.Millisecond
+)
+
+// killAll kills the processes in the cgroup of the container id, and removes the cgroup if there were some.
+func killAll(ctx context.Context, id string) error {
+	var last cgroup.Group
+	for deadline := time.Now().Add(killTimeout); ; {
+		group, found, err := killOnce(id)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return last.Remove()
+		}
+		last = group
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes of container %s do not end", id)
+		}
+		if err := sleep.WithContext(ctx, killPollInterval); err != nil {
+			return err
+		}
+	}
+}
+
+// killOnce kills the processes that are in the cgroup of the container id now.
+func killOnce(id string) (group cgroup.Group, found bool, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return err
+		return group, false, err
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -199,12 +231,13 @@ func killAll(id string) error {
 		if err != nil {
 			continue
 		}
-		if _, err := cgroup.ForContainer(pid, id); err == nil {
+		if g, err := cgroup.ForContainer(pid, id); err == nil {
+			group, found = g, true
 			_ = process.Kill() // it may have ended
 		}
 		_ = process.Release()
 	}
-	return nil
+	return group, found, nil
 }
 
 // directories returns the names of the directories.
@@ -244,6 +277,16 @@ func (s *Store) owned(id string) (owned []string, err error) {
 	return owned, err
 }
 
+// abandonedAfter is how long after its begin a restore is over, also if the Engine has died and shows the container as if it had never
+// been started. It is longer than a start may take (core/container).
+const abandonedAfter = 10 * time.Minute
+
+// abandoned reports whether a restore has begun so long ago that it must have failed.
+func (s *Store) abandoned(name string) bool {
+	info, err := os.Stat(filepath.Join(s.dir, name, ociedit.RestoreWork))
+	return err == nil && time.Since(info.ModTime()) > abandonedAfter
+}
+
 // GC removes the files of containers that Docker does not have, or that have been started, and those that have no container.
 func (s *Store) GC(ctx context.Context, inspect func(ctx context.Context, id string) (container.InspectResponse, error)) error {
 	names, err := s.directories()
@@ -264,7 +307,7 @@ func (s *Store) GC(ctx context.Context, inspect func(ctx context.Context, id str
 			case errdefs.IsNotFound(err):
 				err = nil
 			case err == nil:
-				needed, alive = found.State.Status == container.StateCreated, found.State.Running
+				needed, alive = found.State.Status == container.StateCreated && !s.abandoned(name), found.State.Running
 			}
 		}
 		if err != nil {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
@@ -39,6 +40,7 @@ type thread struct {
 	packed    bool
 	seccomp   uint64
 	noNewPriv uint64
+	user      uint64 // saved one; the others are 1000
 	without   string // part that is left out
 	twice     bool
 	state     uint64
@@ -47,7 +49,11 @@ type thread struct {
 func (h thread) image() string {
 	var creds []byte
 	for field := protowire.Number(1); field <= 8; field++ {
-		creds = protowire.AppendVarint(protowire.AppendTag(creds, field, protowire.VarintType), 0)
+		user := uint64(1000)
+		if field == 5 {
+			user = h.user
+		}
+		creds = protowire.AppendVarint(protowire.AppendTag(creds, field, protowire.VarintType), user)
 	}
 	words := []uint64{h.effective & (1<<32 - 1), h.effective >> 32}
 	if h.packed {
@@ -94,7 +100,8 @@ func checkpointFiles() []entry {
 	return []entry{
 		{name: "config.dump", text: config}, {name: "spec.dump", text: spec}, {name: "status.dump", text: "{}"}, {name: "deleted.files", text: `["/etc/group"]`},
 		{name: "dump.log", text: "log"}, {name: "checkpoint/", kind: tar.TypeDir}, {name: "checkpoint/inventory.img", text: "i"},
-		{name: "checkpoint/core-1.img", text: thread{effective: 1 << 10, seccomp: 2, noNewPriv: 1}.image()},
+		{name: "checkpoint/descriptors.json", text: `["/dev/null","pipe:[1]","pipe:[2]"]`},
+		{name: "checkpoint/core-1.img", text: thread{effective: 1 << 10, seccomp: 2, noNewPriv: 1, user: 1000}.image()},
 		{name: "checkpoint/core-2.img", text: thread{effective: 1<<3 | 1<<39, packed: true, seccomp: 2, noNewPriv: 1}.image()},
 		{name: "checkpoint/core-3.img", text: thread{without: "thread", state: stateDead}.image()},
 		{name: "checkpoint/pages-1.img", text: strings.Repeat("memory", 1000)}, {name: "rootfs-diff.tar", text: diff.String()},
@@ -187,7 +194,7 @@ func TestCheckpointOfAnArchive(t *testing.T) {
 	want := &ociedit.Restore{
 		Dir: files.path(), Mounts: []ociedit.RestoredMount{{Destination: "/proc", Type: "proc", Options: []string{"nosuid"}}},
 		Namespaces: []ociedit.Namespace{{Type: "network", Joined: true}, {Type: "mount"}}, MaskedPaths: []string{"/proc/kcore"}, ReadonlyPaths: []string{"/proc/sys"}, ReadonlyRoot: true,
-		Capabilities: 1<<10 | 1<<3 | 1<<39, Seccomp: true, NoNewPrivileges: true, // of the images, not of the spec
+		Capabilities: 1<<10 | 1<<3 | 1<<39, Root: true, Seccomp: true, NoNewPrivileges: true, // of the images, not of the spec
 	}
 	if diff := cmp.Diff(want, c.Restore); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -208,7 +215,7 @@ func TestCheckpointOfAnArchive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(names, " "); got != ". checkpoint checkpoint/core-1.img checkpoint/core-2.img checkpoint/core-3.img checkpoint/inventory.img checkpoint/pages-1.img deleted.files rootfs-diff.tar" {
+	if got := strings.Join(names, " "); got != ". checkpoint checkpoint/core-1.img checkpoint/core-2.img checkpoint/core-3.img checkpoint/descriptors.json checkpoint/inventory.img checkpoint/pages-1.img deleted.files rootfs-diff.tar" {
 		t.Error(got)
 	}
 }
@@ -238,8 +245,8 @@ func TestHostileArchives(t *testing.T) {
 		"no arguments":          {set(entry{name: "spec.dump", text: "{}"}), "no command line"},
 		"terminal":              {set(entry{name: "spec.dump", text: `{"process":{"args":["a"],"terminal":true}}`}), "has a terminal"},
 		"user namespace":        {set(entry{name: "spec.dump", text: `{"process":{"args":["a"]},"linux":{"namespaces":[{"type":"user"}]}}`}), "has a user namespace"},
-		"no images of CRIU":     {func(files []entry) []entry { return slices.Concat(files[:5], files[11:]) }, "there are no images of CRIU"},
-		"no processes":          {func(files []entry) []entry { return slices.Concat(files[:7], files[10:]) }, "there are no images of processes"},
+		"no images of CRIU":     {func(files []entry) []entry { return slices.Concat(files[:5], files[12:]) }, "there are no images of CRIU"},
+		"no processes":          {func(files []entry) []entry { return slices.Concat(files[:8], files[11:]) }, "there are no images of processes"},
 		"parent":                {add(entry{name: "checkpoint/../../evil", text: "x"}), ""},
 		"parent in the middle":  {add(entry{name: "checkpoint/../checkpoint/../../x", text: "x"}), ""},
 		"nested":                {add(entry{name: "checkpoint/a/b", text: "x"}), "is not a name of CRIU's images"},
@@ -258,6 +265,8 @@ func TestHostileArchives(t *testing.T) {
 		"no thread":             {core(thread{without: "thread"}), "a process without a thread"},
 		"no credentials":        {core(thread{without: "creds"}), "a thread without credentials"},
 		"credentials twice":     {core(thread{twice: true}), "is there twice"},
+		"descriptors of runc":   {set(entry{name: "checkpoint/descriptors.json", text: `["","","","pipe:[1]"]`}), "more than three files"},
+		"no descriptors":        {set(entry{name: "checkpoint/descriptors.json", text: "{"}), "descriptors.json: "},
 		"bad deleted files":     {set(entry{name: "deleted.files", text: `["/../x"]`}), "not below the root directory"},
 		"bad changed files":     {set(entry{name: "rootfs-diff.tar", text: strings.Repeat("x", 2000)}), "no tar archive"},
 	} {
@@ -443,6 +452,21 @@ func TestGCRemovesWhatNoContainerNeeds(t *testing.T) {
 			t.Errorf("container %s: left %q", step.state, left)
 		}
 	}
+	begun := f.unpack(id)
+	begun.Release()
+	state[id] = container.StateCreated
+	work := filepath.Join(begun.path(), ociedit.RestoreWork)
+	if err := os.Mkdir(work, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, age := range []time.Duration{0, abandonedAfter + time.Minute} {
+		if err := errors.Join(os.Chtimes(work, time.Time{}, time.Now().Add(-age)), f.GC(t.Context(), inspect)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(work); (err == nil) != (age == 0) {
+			t.Errorf("a restore that has begun %v ago: %v", age, err)
+		}
+	}
 	creating.Release()
 	down := errors.New("docker is down")
 	bound := f.unpack(id)
@@ -491,6 +515,30 @@ func TestStarted(t *testing.T) {
 	f.unpack(id).Release()
 	if err := f.Store.Remove(t.Context(), id); err != nil || len(f.left()) > 0 {
 		t.Errorf("%v, left %q", err, f.left())
+	}
+}
+
+// What one process has is what the checkpoint has.
+func TestPrivilegesOfProcesses(t *testing.T) {
+	for name, test := range map[string]struct {
+		threads []thread
+		want    processes
+	}{
+		"none":              {[]thread{{seccomp: 2, noNewPriv: 1, user: 1}, {seccomp: 1, noNewPriv: 1, user: 1}}, processes{seccomp: true, noNewPrivileges: true}},
+		"root":              {[]thread{{seccomp: 2, noNewPriv: 1, user: 1}, {seccomp: 2, noNewPriv: 1}}, processes{root: true, seccomp: true, noNewPrivileges: true}},
+		"one without":       {[]thread{{seccomp: 2, noNewPriv: 1, user: 1}, {user: 1}}, processes{}},
+		"capabilities":      {[]thread{{effective: 1 << 63, user: 1}, {effective: 1, packed: true, user: 1}}, processes{capabilities: 1<<63 | 1}},
+		"exited and living": {[]thread{{without: "thread", state: stateZombie}, {user: 1, noNewPriv: 1}}, processes{noNewPrivileges: true}},
+	} {
+		dir := t.TempDir()
+		for i, h := range test.threads {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("core-%d.img", i)), []byte(h.image()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := readProcesses(dir); err != nil || got != test.want {
+			t.Errorf("%s: %+v, %v, want %+v", name, got, err, test.want)
+		}
 	}
 }
 

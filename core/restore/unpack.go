@@ -3,6 +3,7 @@ package restore
 import (
 	"archive/tar"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,8 +22,10 @@ const (
 	maxName = 128
 	// imageCharacters are those of their names.
 	imageCharacters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-"
-	// inventory is the image that CRIU reads first.
-	inventory = "inventory.img"
+	// inventory is the image that CRIU reads first, descriptors is runc's.
+	inventory, descriptors = "inventory.img", "descriptors.json"
+	// maxDescriptors bounds the latter, in bytes.
+	maxDescriptors = 64 << 10
 )
 
 // An unpacker writes the files of a checkpoint to a directory.
@@ -50,7 +53,35 @@ func unpack(ctx context.Context, c *Checkpoint, dir string) error {
 	if _, err := root.Lstat(filepath.Join(ociedit.RestoreImages, inventory)); err != nil {
 		return invalid("there are no images of CRIU: %w", err)
 	}
+	if err := u.checkDescriptors(); err != nil {
+		return invalid("%s: %w", descriptors, err)
+	}
 	return u.check()
+}
+
+// checkDescriptors checks the list of files that were the standard input, output and error. runc gives CRIU its own descriptor N in the place
+// of entry N, so that more entries would be descriptors of runc.
+func (u *unpacker) checkDescriptors() error {
+	name := filepath.Join(ociedit.RestoreImages, descriptors)
+	info, err := u.root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if info.Size() > maxDescriptors {
+		return fmt.Errorf("more than %d bytes", maxDescriptors)
+	}
+	text, err := u.root.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	var files []string
+	if err := json.Unmarshal(text, &files); err != nil {
+		return err
+	}
+	if len(files) > 3 {
+		return errors.New("more than three files")
+	}
+	return nil
 }
 
 // add writes a file.

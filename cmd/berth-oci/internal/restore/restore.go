@@ -23,7 +23,8 @@ import (
 )
 
 // Prepare applies the files of a checkpoint to the root file system of a container that is being created, and returns the
-// arguments of the verb restore, with which the runtime below creates it.
+// arguments of the verb restore, with which the runtime below creates it. The calling goroutine must be locked to its thread, which gets
+// a mount namespace of its own: only this thread may become the runtime below.
 func Prepare(call *argv.Invocation, s *spec.Spec, r *ociedit.Restore) (args []string, err error) {
 	if call.Verb != "create" {
 		return nil, fmt.Errorf("a container cannot be restored by %s", call.Verb)
@@ -54,6 +55,9 @@ func Prepare(call *argv.Invocation, s *spec.Spec, r *ociedit.Restore) (args []st
 	if err := applyFiles(dir, path); err != nil {
 		return nil, err
 	}
+	if err := enterMountNamespace(); err != nil {
+		return nil, fmt.Errorf("mount namespace of the runtime: %w", err)
+	}
 	args = []string{"restore", "--detach", "--no-subreaper", "--image-path", filepath.Join(r.Dir, ociedit.RestoreImages), "--work-path", filepath.Join(r.Dir, ociedit.RestoreWork), "--bundle", call.Bundle}
 	if call.PIDFile != "" {
 		args = append(args, "--pid-file", call.PIDFile)
@@ -62,6 +66,20 @@ func Prepare(call *argv.Invocation, s *spec.Spec, r *ociedit.Restore) (args []st
 		args = append(args, "--no-pivot")
 	}
 	return append(append(args, s.RestoreFlags()...), call.ID), nil
+}
+
+// enterMountNamespace gives the calling thread, which must be locked to its goroutine and is the one that becomes the runtime below, a
+// mount namespace of its own. "runc restore" mounts the root file system in its state directory, and volumes below the root file
+// system. If it is killed, nobody unmounts them, and "runc delete --force" removes everything below the state directory, also what is
+// mounted there. In a namespace of their own they end with the last process in it.
+func enterMountNamespace() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make / a slave: %w", err)
+	}
+	return nil
 }
 
 // open opens the directory of a checkpoint, which only root can enter or change.

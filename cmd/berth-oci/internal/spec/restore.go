@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -143,6 +144,10 @@ func (s *Spec) sameProtection(r *ociedit.Restore) error {
 	process, _ := s.fields["process"].(map[string]any)
 	linux, _ := s.fields["linux"].(map[string]any)
 	root, _ := s.fields["root"].(map[string]any)
+	user, _ := process["user"].(map[string]any)
+	if id, _ := user["uid"].(json.Number); r.Root && id != "" && id != "0" {
+		return fmt.Errorf("the user of the container is %s, and the checkpoint has processes of root", id)
+	}
 	if on, _ := process["noNewPrivileges"].(bool); on && !r.NoNewPrivileges {
 		return errors.New("the processes of the checkpoint may get new privileges, those of the container may not")
 	}

@@ -66,6 +66,9 @@ func TestFitsCheckpoint(t *testing.T) {
 				}
 			}, ""},
 			"capabilities":  {"{}", func(r *ociedit.Restore) { r.Capabilities |= 1<<21 | 1<<63 }, "capabilities that the container does not have: CAP_SYS_ADMIN, capability 63"},
+			"root":          {`{"process": {"user": {"uid": 1000}}}`, func(r *ociedit.Restore) { r.Root = true }, "the user of the container is 1000, and the checkpoint has processes of root"},
+			"no root":       {`{"process": {"user": {"uid": 1000}}}`, func(*ociedit.Restore) {}, ""},
+			"root as root":  {`{"process": {"user": {"uid": 0}}}`, func(r *ociedit.Restore) { r.Root = true }, ""},
 			"no seccomp":    {"{}", func(r *ociedit.Restore) { r.Seccomp = false }, "processes without"},
 			"may escalate":  {`{"process": {"noNewPrivileges": true}}`, func(r *ociedit.Restore) { r.NoNewPrivileges = false }, "may get new privileges"},
 			"writable root": {`{"root": {"readonly": true}}`, func(*ociedit.Restore) {}, "the root file system is read-only in the container"},
