@@ -90,6 +90,10 @@ const (
 	RestoreWork    = "work"            // CRIU's log. The program that makes it restores the checkpoint, no other one
 	RestoreLog     = "restore.log"     // CRIU's log, in RestoreWork
 
+	// RestoreCgroup has the path of the container's cgroup, unless it is systemd's. The runtime below makes the cgroup long before it has written
+	// down that there is a container.
+	RestoreCgroup = "cgroup"
+
 	// RestoreMarker is the variable in the environment of the runtime below, and so of CRIU, that says which checkpoint they restore:
 	// the name of its directory.
 	RestoreMarker = "BERTH_RESTORE"

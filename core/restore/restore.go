@@ -180,10 +180,32 @@ func (s *Store) end(ctx context.Context, name, id string) error {
 	if err == nil {
 		err = criu.EndRestore(ctx, name)
 	}
+	if err == nil && id != "" {
+		err = s.removeCgroup(name, id)
+	}
 	if err != nil {
 		return err // with the directory, so that it is tried again
 	}
 	return os.RemoveAll(filepath.Join(s.dir, name))
+}
+
+// removeCgroup removes the cgroup of the container id, which a runc that was killed has left.
+func (s *Store) removeCgroup(name, id string) error {
+	path, err := os.ReadFile(filepath.Join(s.dir, name, ociedit.RestoreCgroup))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if filepath.Base(string(path)) != id {
+		return fmt.Errorf("cgroup %.200q is not that of container %s", path, id)
+	}
+	group, err := cgroup.At(string(path))
+	if err != nil {
+		return err
+	}
+	return group.Remove()
 }
 
 const (
@@ -192,18 +214,13 @@ const (
 	killPollInterval = 20 * time.Millisecond
 )
 
-// killAll kills the processes in the cgroup of the container id, and removes the cgroup if there were some.
+// killAll kills the processes in the cgroup of the container id.
 func killAll(ctx context.Context, id string) error {
-	var last cgroup.Group
 	for deadline := time.Now().Add(killTimeout); ; {
-		group, found, err := killOnce(id)
-		if err != nil {
+		found, err := killOnce(id)
+		if err != nil || !found {
 			return err
 		}
-		if !found {
-			return last.Remove()
-		}
-		last = group
 		if time.Now().After(deadline) {
 			return fmt.Errorf("processes of container %s do not end", id)
 		}
@@ -213,11 +230,11 @@ func killAll(ctx context.Context, id string) error {
 	}
 }
 
-// killOnce kills the processes that are in the cgroup of the container id now.
-func killOnce(id string) (group cgroup.Group, found bool, err error) {
+// killOnce kills the processes that are in the cgroup of the container id now, and reports whether there were some.
+func killOnce(id string) (found bool, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return group, false, err
+		return false, err
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
@@ -231,13 +248,13 @@ func killOnce(id string) (group cgroup.Group, found bool, err error) {
 		if err != nil {
 			continue
 		}
-		if g, err := cgroup.ForContainer(pid, id); err == nil {
-			group, found = g, true
+		if _, err := cgroup.ForContainer(pid, id); err == nil {
+			found = true
 			_ = process.Kill() // it may have ended
 		}
 		_ = process.Release()
 	}
-	return group, found, nil
+	return found, nil
 }
 
 // directories returns the names of the directories.

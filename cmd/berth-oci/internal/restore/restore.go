@@ -55,6 +55,11 @@ func Prepare(call *argv.Invocation, s *spec.Spec, r *ociedit.Restore) (args []st
 	if err := applyFiles(dir, path); err != nil {
 		return nil, err
 	}
+	if cgroup := s.CgroupPath(); cgroup != "" {
+		if err := os.WriteFile(filepath.Join(r.Dir, ociedit.RestoreCgroup), []byte(cgroup), 0o600); err != nil {
+			return nil, err
+		}
+	}
 	if err := enterMountNamespace(); err != nil {
 		return nil, fmt.Errorf("mount namespace of the runtime: %w", err)
 	}
