@@ -88,13 +88,21 @@ func (c *Checkpointer) ProbeRestore(ctx context.Context, pid int, id, dir string
 	return nil
 }
 
-// RestoreErrors returns the last errors of the log that CRIU writes to the file path, as one line, "" if there are none.
+// RestoreErrors returns the last errors of the log that CRIU has written to the file path, as one line, "" if there are none, or if
+// it has restored the container nevertheless.
 func RestoreErrors(path string) string {
 	log, err := readTail(path)
-	if err != nil || strings.TrimSpace(log) == "" {
+	if err != nil || strings.Contains(log, "Restore finished successfully") {
 		return ""
 	}
-	return errorLines(log)
+	reasons := ""
+	for line := range strings.Lines(log) {
+		// These follow each error.
+		if strings.Contains(line, "Error (") && !strings.Contains(line, "Restoring FAILED") && !strings.Contains(line, "cgroupd: recv req error") {
+			reasons += line
+		}
+	}
+	return errorLines(reasons)
 }
 
 func kernelRelease() string {

@@ -501,7 +501,7 @@ func TestStarted(t *testing.T) {
 	}
 	failed := fmt.Errorf("task: %w", errdefs.ErrInvalidArgument)
 	err := f.Started(t.Context(), id, failed, []string{"/var/lib/volume", "/data"})
-	want := "CRIU cannot restore the container: Error (criu/mount.c:1): mnt: no /x and /data/secret; Error (criu/cr-restore.c:2): Restoring FAILED.: task: invalid argument"
+	want := "CRIU cannot restore the container: Error (criu/mount.c:1): mnt: no /x and /data/secret: task: invalid argument"
 	if err == nil || err.Error() != want || !errdefs.IsInvalidArgument(err) {
 		t.Errorf("%v, want %s", err, want)
 	}
