@@ -339,6 +339,9 @@ func TestRestoreKilledAtEachStep(t *testing.T) {
 		c.Metadata.Attempt = uint32(attempt)
 		c.LogPath = fmt.Sprintf("restored/%d.log", attempt)
 		id, err := n.restore(pod, config, c)
+		if id == "" {
+			t.Fatal(err)
+		}
 		if err != nil {
 			killed++
 			t.Logf("killed after %s s: %v", seconds, err)

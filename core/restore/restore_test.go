@@ -512,6 +512,18 @@ func TestStarted(t *testing.T) {
 	if err := f.Started(t.Context(), id, failed, nil); err == nil || err.Error() != failed.Error() {
 		t.Errorf("without a log: %v", err)
 	}
+	for path, want := range map[string]bool{"/docker/" + id: true, "/docker/other": false} {
+		files := f.unpack(id)
+		if err := os.WriteFile(filepath.Join(files.path(), ociedit.RestoreCgroup), []byte(path), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Store.Remove(t.Context(), id); (err == nil) != want {
+			t.Errorf("cgroup %s: %v", path, err)
+		}
+		if err := files.Remove(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	f.unpack(id).Release()
 	if err := f.Store.Remove(t.Context(), id); err != nil || len(f.left()) > 0 {
 		t.Errorf("%v, left %q", err, f.left())
