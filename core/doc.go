@@ -8,9 +8,10 @@
 //	                                  files; internal/doctor: checks of the node;
 //	                                  internal/pods: its pods
 //	                                  internal/pulls: the table of running pulls
-//	cmd/berth-oci                     the OCI runtime; of berth it imports core/ociedit only. internal/argv: the
-//	                                  arguments of runtimes; internal/spec: edits of config.json, no I/O;
-//	                                  internal/userns: mounts of containers with a user namespace
+//	cmd/berth-oci                     the OCI runtime; of berth it imports core/ociedit, core/rootdiff and core/trust
+//	                                  only. internal/argv: the arguments of runtimes; internal/spec: edits of
+//	                                  config.json, no I/O; internal/userns: mounts of containers with a user
+//	                                  namespace; internal/restore: containers that go on from a checkpoint
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
 //
@@ -29,6 +30,7 @@
 //	core/image/passwd                 users and groups of images
 //	core/nri        core/nri/adjust   NRI plugins; what they change in containers, pure
 //	core/premounts                    the life cycle of premounts, and the images that they need
+//	core/relabel                      SELinux labels of volumes
 //	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
 //	core/image/origin                 which registries have an image
 //	core/image/foreign                containers outside of pods, and their images
@@ -73,6 +75,8 @@
 //	core/dockerconfig                 daemon.json and the flags of dockerd
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
 //	core/criu                         checkpoints of containers: CRIU, archives
+//	core/restore    core/rootdiff     checkpoints that containers are restored from; changed files of their
+//	                                  root file systems
 //	core/ociedit                      what cmd/berth-oci changes in the OCI specs of containers
 //	core/pause                        the built-in pause image
 //	core/metrics                      the HTTP server of /metrics and /healthz

@@ -20,14 +20,14 @@ const module = "berth/"
 // together with that plan.
 var layers = [][]string{
 	{"core/sleep", "core/tracing", "core/httpserver"},
-	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/ociedit", "core/ocifeatures", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust"},
+	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/ociedit", "core/ocifeatures", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust", "core/rootdiff"},
 	{"core/blockio", "core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/dockerconfig"},
 	{"core/image/mirror", "network/netns", "core/criu"},
-	{"network/cniconf"},
+	{"network/cniconf", "core/restore"},
 	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},
-	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/tocri"},
+	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/relabel", "core/tocri"},
 	{"core/specedit"},
 	{"core/specfiles", "core/userns"},
 	{"core/todocker", "core/ociruntime"},
@@ -41,7 +41,7 @@ var layers = [][]string{
 	{"cmd/berthd/internal/doctor", "cmd/berthd/internal/pods", "cmd/berthd/internal/pulls"},
 	{"cmd/berthd"},
 	{"cmd/berth-oci/internal/argv", "cmd/berth-oci/internal/spec"},
-	{"cmd/berth-oci/internal/userns"},
+	{"cmd/berth-oci/internal/userns", "cmd/berth-oci/internal/restore"},
 	{"cmd/berth-oci"},
 }
 

@@ -7,8 +7,9 @@
 // Without --berth-runtime the program below is runc, or NAME if berth-oci is called by the name berth-oci-NAME, such as a
 // symbolic link berth-oci-crun: a runtime without arguments spares the shell that Docker otherwise puts before it.
 //
-// A container that has no instructions is refused: it would run with less isolation than its pod was given. Verbs other than create, run
-// and exec become the runtime below at once.
+// A container that has no instructions is refused: it would run with less isolation than its pod was given. One that is restored from a
+// checkpoint is created by the verb restore of the runtime below, and runs from then on, so that its start does nothing. Verbs other than
+// create, run, start and exec become the runtime below at once.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/cmd/berth-oci/internal/argv"
+	"berth/cmd/berth-oci/internal/restore"
 	"berth/cmd/berth-oci/internal/spec"
 	"berth/cmd/berth-oci/internal/userns"
 	"berth/core/ociedit"
@@ -43,7 +46,7 @@ func main() {
 		userns.Hold()
 		return
 	}
-	runtime.LockOSThread() // for package userns
+	runtime.LockOSThread() // for packages userns and restore
 	call, err := run(os.Args)
 	report(call, err)
 	os.Exit(1)
@@ -74,14 +77,22 @@ func run(args []string) (*argv.Invocation, error) {
 	if err != nil {
 		return call, err
 	}
-	flags := o.rest
+	flags, environ := o.rest, os.Environ()
 	switch {
 	case call.Creates() && !call.Help:
-		addFlags, err := create(call, o.instructions)
+		next, err := create(call, o.instructions)
 		if err != nil {
 			return call, err
 		}
-		flags = append(addFlags, flags...)
+		if next.verb != nil {
+			flags = slices.Concat(flags[:call.Global], next.verb)
+			environ = append(environ, next.environ)
+		}
+		flags = append(next.flags, flags...)
+	case call.Verb == "start" && call.ID != "":
+		if i, err := ociedit.Read(o.instructions, call.ID); err == nil && i.Restore != nil {
+			os.Exit(0) // the container runs since its create
+		}
 	case call.Process != "":
 		if err := editExec(call, o.instructions); err != nil {
 			return call, err
@@ -91,7 +102,7 @@ func run(args []string) (*argv.Invocation, error) {
 	if err != nil {
 		return call, err
 	}
-	err = syscall.Exec(path, append([]string{o.below}, flags...), os.Environ())
+	err = syscall.Exec(path, append([]string{o.below}, flags...), environ)
 	return call, fmt.Errorf("runtime %s: %w", path, err)
 }
 
@@ -151,38 +162,51 @@ func find(name string) (string, error) {
 	return "", fmt.Errorf("runtime %s is not in PATH", name)
 }
 
-// create applies the instructions of the container to its config.json. It returns flags that the runtime below needs before its own.
-func create(call *argv.Invocation, dir string) (flags []string, err error) {
+// A creation is what a create has changed in the arguments for the runtime below.
+type creation struct {
+	flags   []string // before all others
+	verb    []string // that takes the place of create, with its arguments; nil for none
+	environ string   // added to the environment with verb
+}
+
+// create applies the instructions of the container to its config.json.
+func create(call *argv.Invocation, dir string) (next creation, err error) {
 	i, err := ociedit.Read(dir, call.ID)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("container %.64s has no instructions of berthd in %s: it is not started, because it would have less isolation than its pod", call.ID, dir)
+		return next, fmt.Errorf("container %.64s has no instructions of berthd in %s: it is not started, because it would have less isolation than its pod", call.ID, dir)
 	}
 	if err != nil {
-		return nil, err
+		return next, err
 	}
 	path := filepath.Join(call.Bundle, "config.json")
 	text, err := readBounded(path)
 	if err != nil {
-		return nil, err
+		return next, err
 	}
 	s, err := spec.Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return next, fmt.Errorf("%s: %w", path, err)
 	}
 	if err := apply(s, i); err != nil {
-		return nil, fmt.Errorf("instructions of container %.64s: %w", call.ID, err)
+		return next, fmt.Errorf("instructions of container %.64s: %w", call.ID, err)
 	}
 	if text, err = s.Marshal(); err != nil {
-		return nil, err
+		return next, err
 	}
 	if err := replace(path, text); err != nil {
-		return nil, err
+		return next, err
 	}
 	if s.SystemdCgroup() && !call.SystemdCgroup {
 		// A shim that is found by its name gets no options, so that the runtime would take slice:prefix:name for a path.
-		flags = append(flags, "--systemd-cgroup")
+		next.flags = append(next.flags, "--systemd-cgroup")
 	}
-	return flags, nil
+	if i.Restore != nil {
+		next.environ = ociedit.RestoreMarker + "=" + filepath.Base(i.Restore.Dir)
+		if next.verb, err = restore.Prepare(call, s, i.Restore); err != nil {
+			return next, fmt.Errorf("restore container %.64s: %w", call.ID, err)
+		}
+	}
+	return next, nil
 }
 
 func apply(s *spec.Spec, i *ociedit.Instructions) error {

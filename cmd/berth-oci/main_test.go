@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
 	"encoding/json"
 	"os"
@@ -245,6 +246,107 @@ func BenchmarkCall(b *testing.B) {
 				if out, err := exec.CommandContext(b.Context(), test.args[0], test.args[1:]...).CombinedOutput(); err != nil {
 					b.Fatalf("%v\n%s", err, out)
 				}
+			}
+		})
+	}
+}
+
+// checkpoint writes the files of a checkpoint, and instructions to restore it.
+func (b *bed) checkpoint() (dir, root string) {
+	b.t.Helper()
+	if os.Geteuid() != 0 {
+		b.t.Skip("needs root, for a mount namespace")
+	}
+	ns, err := os.Readlink("/proc/self/ns/mnt")
+	b.check(err)
+	dir, root = filepath.Join(b.dir, "files"), filepath.Join(b.dir, "root")
+	b.check(os.Mkdir(dir, 0o700))
+	b.check(os.Mkdir(root, 0o755))
+	b.check(os.WriteFile(filepath.Join(root, "old"), nil, 0o600))
+	b.check(os.WriteFile(filepath.Join(dir, ociedit.RestoreDeleted), []byte(`["/old"]`), 0o600))
+	f, err := os.Create(filepath.Join(dir, ociedit.RestoreFiles))
+	b.check(err)
+	w := tar.NewWriter(f)
+	b.check(w.WriteHeader(&tar.Header{Name: "new", Typeflag: tar.TypeReg, Mode: 0o600, Uid: os.Getuid(), Gid: os.Getgid()}))
+	b.check(w.Close())
+	b.check(f.Close())
+	b.check(os.WriteFile(b.below, []byte("#!/bin/sh\necho \"$0 $* $BERTH_RESTORE\"\n[ \"$(/usr/bin/readlink /proc/self/ns/mnt)\" != '"+ns+"' ] || echo the mount namespace of its caller\n"), 0o755))
+	b.config(`{"root":{"path":"` + root + `"},"process":{"apparmorProfile":"docker-default"}}`)
+	b.write(ociedit.Instructions{Restore: &ociedit.Restore{Dir: dir}})
+	return dir, root
+}
+
+func TestCreateRestoresACheckpoint(t *testing.T) {
+	b := newBed(t)
+	dir, root := b.checkpoint()
+	out, err := b.create()
+	want := b.below + " --log " + b.log + " --log-format json restore --detach --no-subreaper --image-path " + dir + "/checkpoint --work-path " + dir + "/work --bundle " + b.bundle +
+		" --pid-file /p --lsm-profile apparmor:docker-default " + id + " files"
+	if err != nil || out != want {
+		t.Errorf("%v, the runtime got\n%s, want\n%s", err, out, want)
+	}
+	if names, _ := filepath.Glob(filepath.Join(root, "*")); len(names) != 1 || filepath.Base(names[0]) != "new" {
+		t.Errorf("the root file system has %q", names)
+	}
+	if out, err := b.call("start", id); err != nil || out != "" {
+		t.Errorf("start: %q, %v", out, err)
+	}
+	if out, err := b.call("kill", id); err != nil || !strings.HasPrefix(out, b.below+" kill "+id) {
+		t.Errorf("kill: %q, %v", out, err)
+	}
+	if out, err := b.create(); err == nil || !strings.Contains(out, "a checkpoint is restored once, and this one was: create a new container") {
+		t.Errorf("second create: %q, %v", out, err)
+	}
+	b.write(ociedit.Instructions{})
+	if out, err := b.call("start", id); err != nil || !strings.HasPrefix(out, b.below+" start "+id) {
+		t.Errorf("start of a container that is not restored: %q, %v", out, err)
+	}
+}
+
+func TestCreateRefusesACheckpoint(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(b *bed, dir, root string)
+		args   []string
+		want   string
+		work   bool // it has begun
+	}{
+		"gone":          {func(b *bed, dir, _ string) { b.check(os.RemoveAll(dir)) }, nil, "are not there any more: create a new container", false},
+		"open":          {func(b *bed, dir, _ string) { b.check(os.Chmod(dir, 0o755)) }, nil, "must have mode 0700", false},
+		"writable":      {func(b *bed, dir, _ string) { b.check(os.Chmod(dir, 0o702)) }, nil, "can be changed by others than root", false},
+		"linked":        {func(b *bed, dir, _ string) { b.check(os.Rename(dir, dir+"2")); b.check(os.Symlink(dir+"2", dir)) }, nil, "checkpoint: open", false},
+		"killed before": {func(b *bed, dir, _ string) { b.check(os.Mkdir(filepath.Join(dir, "work"), 0o700)) }, nil, "a checkpoint is restored once", true},
+		"does not fit": {func(b *bed, _, root string) {
+			b.config(`{"root":{"path":"` + root + `"},"mounts":[{"destination":"/data"}]}`)
+		}, nil, "only in the container: /data", false},
+		"no root":        {func(b *bed, _, root string) { b.check(os.RemoveAll(root)) }, nil, "root file system: open", true},
+		"root is a link": {func(b *bed, _, root string) { b.check(os.RemoveAll(root)); b.check(os.Symlink("/", root)) }, nil, "root file system: open", true},
+		"bad files": {func(b *bed, dir, _ string) {
+			b.check(os.WriteFile(filepath.Join(dir, ociedit.RestoreFiles), []byte("x"), 0o600))
+		}, nil, "no tar archive", true},
+		"bad deleted": {func(b *bed, dir, _ string) {
+			b.check(os.WriteFile(filepath.Join(dir, ociedit.RestoreDeleted), []byte(`["/.."]`), 0o600))
+		}, nil, "deleted files:", true},
+		"files are a link": {func(b *bed, dir, _ string) {
+			b.check(os.Remove(filepath.Join(dir, ociedit.RestoreFiles)))
+			b.check(os.Symlink("/etc/passwd", filepath.Join(dir, ociedit.RestoreFiles)))
+		}, nil, "too many levels of symbolic links", true},
+		"console": {func(*bed, string, string) {}, []string{"create", "--console-socket", "/c", "--bundle", ".", id}, "with a terminal", false},
+		"run":     {func(*bed, string, string) {}, []string{"run", "--bundle", ".", id}, "cannot be restored by run", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			dir, root := b.checkpoint()
+			test.change(b, dir, root)
+			args := test.args
+			if args == nil {
+				args = []string{"create", "--bundle", b.bundle, id}
+			}
+			out, err := b.call(args...)
+			if err == nil || !strings.Contains(out, test.want) || strings.Contains(out, b.below) {
+				t.Errorf("%q, %v, want %q", out, err, test.want)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "work")); (err == nil) != test.work {
+				t.Errorf("directory for the log: %v", err)
 			}
 		})
 	}

@@ -44,7 +44,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
-		PodOptions: cfg.PodOptions(), SpecFiles: cfg.SpecFiles(), NRI: cfg.NRIOptions(),
+		PodOptions: cfg.PodOptions(), SpecFiles: cfg.SpecFiles(), NRI: cfg.NRIOptions(), Restore: cfg.Restore(),
 		Pin:    image.PinConfig{Policy: pinPolicy(cfg)},
 		CDI:    cdi.Config{SpecDirs: cfg.CDISpecDirs, Annotations: cfg.CDIAnnotations},
 		Bridge: cfg.NetworkPlugin == config.NoCNI,

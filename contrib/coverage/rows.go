@@ -191,7 +191,7 @@ var messages = []message{
 		{"container_path", engine, "`Target` of `HostConfig.Mounts`; refused if it is empty; of several mounts at one path the last one is used", "todocker.TestMounts todocker.TestLastMountAtAPathIsUsed live.TestMounts live.TestUnusualPods"},
 		{"host_path", engine, "`Source` of `HostConfig.Mounts`; created as a directory if it does not exist, as containerd does", "todocker.TestMounts e2e.TestCRI"},
 		{"readonly", engine, "`ReadOnly`, and from 25 on `ReadOnlyNonRecursive`", "live.TestMounts"},
-		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; for an unconfined container, the pod's label", "container.TestSetLabelsRelabelsMarkedMounts"},
+		{"selinux_relabel", files, "on a node with SELinux the files get the container's label, not shared with other pods, as with `:Z`; for an unconfined container, the pod's label", "relabel.TestSetLabelsRelabelsMarkedMounts"},
 		{"propagation", engine, "`BindOptions.Propagation`, or the propagation of the premount; refused if the mount that contains the host path does not propagate", "live.TestMountPropagation todocker.TestMounts premount.TestRemoveKeepsTheMountsOfASharedSource premount.TestCheckPropagationRefusesMountsThatAreNotShared e2e.TestCRI"},
 		{"uidMappings", files, "in a pod with a user namespace: instructions for berth's OCI runtime; else refused. Mounts without mappings stay as they are", "container.TestContainerInAUserNamespaceFromCreateToRemove userns.TestMountsOfAContainer live.TestUserNamespaceOfAPod"},
 		{"gidMappings", files, "as `uidMappings`", "container.TestContainerInAUserNamespaceFromCreateToRemove userns.TestMountsOfAContainer"},

@@ -221,6 +221,28 @@ func createIn(root, name string, controllers []string, v2 bool) (g Group, err er
 	return g, nil
 }
 
+// At returns the cgroup with a path relative to the mount point of its hierarchy. It need not exist, on v1 in none of the hierarchies.
+func At(name string) (Group, error) {
+	own, err := ForPID(os.Getpid())
+	if err != nil {
+		return Group{}, err
+	}
+	return own.at(name), nil
+}
+
+func (g Group) at(name string) (other Group) {
+	if g.V2 != "" {
+		other.V2 = joinRoot(name)
+		return other
+	}
+	// systemd mounts v2 without controllers beside v1, and runc uses it.
+	other.V1 = map[string]string{"unified": joinRoot("unified", name)}
+	for controller := range g.V1 {
+		other.V1[controller] = joinRoot(strings.TrimPrefix(controller, "name="), name)
+	}
+	return other
+}
+
 // Remove removes an empty cgroup. One that does not exist is no error.
 func (g Group) Remove() error {
 	dirs := slices.Collect(maps.Values(g.V1))

@@ -115,6 +115,23 @@ func TestExitedReadsStateAndFlags(t *testing.T) {
 	}
 }
 
+func TestGroupAtAPath(t *testing.T) {
+	for name, tt := range map[string]struct {
+		own, want Group
+		path      string
+	}{
+		"v2": {Group{V2: "/sys/fs/cgroup/system.slice"}, Group{V2: "/sys/fs/cgroup/docker/abc"}, "/docker/abc"},
+		"v1": {Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory", "name=systemd": "/sys/fs/cgroup/systemd/x"}}, Group{V1: map[string]string{
+			"memory": "/sys/fs/cgroup/memory/docker/abc", "name=systemd": "/sys/fs/cgroup/systemd/docker/abc", "unified": "/sys/fs/cgroup/unified/docker/abc",
+		}}, "/docker/abc"},
+		"outside": {Group{V2: "/sys/fs/cgroup"}, Group{V2: "/sys/fs/cgroup/etc/abc"}, "/../../etc/abc"},
+	} {
+		if diff := cmp.Diff(tt.want, tt.own.at(tt.path)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
 func TestParent(t *testing.T) {
 	v1 := Group{V1: map[string]string{"memory": "/sys/fs/cgroup/memory/pod1/abc"}}
 	if dir, ok := v1.Parent().Dir("memory"); !ok || dir != "/sys/fs/cgroup/memory/pod1" {

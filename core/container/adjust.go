@@ -60,8 +60,13 @@ func (s *Service) adjusted(ctx context.Context, docker *engine.Conn, pod *cache.
 	if err != nil {
 		return a, err
 	}
-	if a.params, err = s.params(ctx, docker, pod, config, given); err != nil {
+	if a.params, a.checkpoint, err = s.params(ctx, docker, pod, config, given); err != nil {
 		return a, err
+	}
+	if a.checkpoint != nil {
+		if err := change.Restored(); err != nil {
+			return a, err
+		}
 	}
 	a.params.NRIPlugins = change.Plugins()
 	if a.spec, err = todocker.Container(a.params); err != nil {

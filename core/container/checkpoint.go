@@ -124,11 +124,24 @@ func (s *Service) abortCheckpoint(id string) {
 	}
 }
 
-// gcCheckpoints undoes the checkpoints that a berthd before this one has begun.
+// gcCheckpoints undoes the checkpoints that a berthd before this one has begun, and removes the files of those that have been restored.
 func (s *Service) gcCheckpoints(ctx context.Context, docker *engine.Conn) error {
-	return s.checkpoints.GC(ctx, func(ctx context.Context, id string) (container.InspectResponse, error) {
+	inspect := func(ctx context.Context, id string) (container.InspectResponse, error) {
 		ctx, cancel := docker.WithRequestTimeout(ctx)
 		defer cancel()
 		return docker.ContainerInspect(ctx, id)
-	})
+	}
+	return errors.Join(s.checkpoints.GC(ctx, inspect), s.restores.GC(ctx, inspect))
+}
+
+// endRestore ends the restore of c, if it was restored from a checkpoint by its start with the result startErr, to which the
+// errors of CRIU are added. The reader may not know where the node keeps volumes.
+func (s *Service) endRestore(ctx context.Context, c *cache.Container, startErr error) error {
+	var hide []string
+	for _, m := range c.Status.GetMounts() {
+		if len(m.GetHostPath()) > 1 {
+			hide = append(hide, m.GetHostPath(), m.GetContainerPath())
+		}
+	}
+	return s.restores.Started(ctx, c.ID(), startErr, hide)
 }

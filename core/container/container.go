@@ -3,12 +3,14 @@
 //
 // Service reads from the cache and writes to Docker. What its methods have changed is in the cache when
 // they return. Per container, Start, Update, Checkpoint and Remove run one at a time; so do creates of the same Docker
-// name. Settings that the Engine API cannot express are core/resources' subject, checkpoints core/criu's, mounts that it cannot
+// name. Settings that the Engine API cannot express are core/resources' subject, checkpoints core/criu's and core/restore's, mounts that it cannot
 // express core/premount's, and containers that are created after their caller's deadline core/pending's.
 package container
 
 import (
+	"archive/tar"
 	"context"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -30,11 +32,12 @@ import (
 	"berth/core/premount"
 	"berth/core/premounts"
 	"berth/core/resources"
+	"berth/core/restore"
 	"berth/core/specfiles"
 	"berth/core/todocker"
 )
 
-// A Config is what a Service needs; all fields but Policy, OCI, SpecFiles and NRI are required.
+// A Config is what a Service needs; all fields but Policy, OCI, SpecFiles, NRI and Restores are required.
 type Config struct {
 	Engine *engine.Engine
 	Cache  *cache.Cache
@@ -50,7 +53,8 @@ type Config struct {
 	SpecFiles   specfiles.Config  // what the operator changes in OCI specs
 	CDI         cdi.Config
 	Checkpoints *criu.Checkpointer
-	NRI         *nri.Runtime // nil without NRI
+	NRI         *nri.Runtime   // nil without NRI
+	Restores    *restore.Store // nil if no container is restored from a checkpoint
 	Log         *slog.Logger
 }
 
@@ -71,6 +75,7 @@ type Service struct {
 	specFiles   specfiles.Config
 	cdi         cdi.Config
 	checkpoints *criu.Checkpointer
+	restores    *restore.Store
 	resources   *resources.Manager
 	pending     *pending.Store[pendingContainer] // by Docker name
 	log         *slog.Logger
@@ -91,6 +96,8 @@ type images interface {
 	Resolve(ctx context.Context, ref, userRef string) (todocker.Image, error)
 	// PasswdFiles returns the users and groups of the image with the ID.
 	PasswdFiles(ctx context.Context, id string) (identity.PasswdFiles, error)
+	// Walk visits files of the image with the ID.
+	Walk(ctx context.Context, id string, names []string, visit func(header *tar.Header, content io.Reader) error) error
 }
 
 // logs is what a Service needs of core/logs.
@@ -126,7 +133,7 @@ func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
 		failures: cfg.Failures, updates: cfg.Updates, premounts: premounts.New(cfg.Premounts, cfg.Cache, cfg.Log), nri: cfg.NRI, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
-		checkpoints: cfg.Checkpoints, stops: map[string]int{}, checkpointing: map[string]context.CancelCauseFunc{},
+		checkpoints: cfg.Checkpoints, restores: cfg.Restores, stops: map[string]int{}, checkpointing: map[string]context.CancelCauseFunc{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})
 	s.pending = pending.New(pending.Config[pendingContainer]{Kind: "container", Lock: s.locks.Lock, Remove: s.removePending, Log: cfg.Log})

@@ -1,9 +1,11 @@
 package container_test
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -25,11 +27,13 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/identity"
+	"berth/core/image/pinning"
 	"berth/core/labels"
 	"berth/core/names"
 	"berth/core/ociruntime"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/restore"
 	"berth/core/specfiles"
 	"berth/core/state"
 	"berth/core/todocker"
@@ -43,6 +47,8 @@ func (fakeNetwork) InNetNS(string, int) bool                     { return true }
 
 // fakeServices stands for the other services: it has one image and no files, and records which logs are open.
 type fakeServices struct {
+	imageFiles map[string]string // of the image checkpoint
+
 	mu     sync.Mutex // guards following
 	open   map[string]string
 	broken error
@@ -77,10 +83,27 @@ func (*fakeServices) Observe(context.Context, *cache.Container) {}
 func (*fakeServices) Discard(string)                            {}
 func (*fakeServices) FilesOf(string) []todocker.File            { return nil }
 func (*fakeServices) Resolve(_ context.Context, ref, _ string) (todocker.Image, error) {
+	if ref == "checkpoint" {
+		return todocker.Image{ID: "checkpoint", Names: []string{"checkpoint:1"}, Size: 1 << 20}, nil
+	}
 	if ref != "server" {
 		return todocker.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
 	return todocker.Image{ID: "server", Ref: "server", HasCommand: true}, nil
+}
+
+func (s *fakeServices) Walk(_ context.Context, _ string, names []string, visit func(*tar.Header, io.Reader) error) error {
+	for _, name := range names {
+		for path, text := range s.imageFiles {
+			if top, _, _ := strings.Cut(path, "/"); top != name {
+				continue
+			}
+			if err := visit(&tar.Header{Name: path, Typeflag: tar.TypeReg, Size: int64(len(text))}, strings.NewReader(text)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func (*fakeServices) PasswdFiles(context.Context, string) (identity.PasswdFiles, error) {
@@ -99,6 +122,9 @@ type fixture struct {
 	pod    string
 	ociDir string
 	files  specfiles.Config
+
+	archives, restores string // directories
+	probe              error  // of a restore
 }
 
 func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
@@ -127,9 +153,15 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 		t.Fatal(err)
 	}
 	f.ociDir, f.files = filepath.Join(t.TempDir(), "oci"), specfiles.Config{SpecDir: t.TempDir(), HooksDirs: []string{t.TempDir()}}
+	patterns, err := pinning.ParsePatterns([]string{"checkpoint"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.archives, f.restores = t.TempDir(), filepath.Join(t.TempDir(), "restores")
+	restores := restore.New(restore.Config{ArchiveDir: f.archives, Images: patterns, Probe: func(context.Context, int, string, string) error { return f.probe }}, f.restores, log)
 	f.Service = container.New(container.Config{
 		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy, OCI: ociruntime.New(f.ociDir, func(engine.Features) error { return nil }),
-		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Checkpoints: criu.New(filepath.Join(t.TempDir(), "checkpoints"), log), Log: log,
+		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Checkpoints: criu.New(filepath.Join(t.TempDir(), "checkpoints"), log), Restores: restores, Log: log,
 	})
 
 	set := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}

@@ -24,6 +24,8 @@ import (
 	"berth/core/nri"
 	"berth/core/pending"
 	"berth/core/premounts"
+	"berth/core/relabel"
+	"berth/core/restore"
 	"berth/core/rollback"
 	"berth/core/todocker"
 	"berth/core/tracing"
@@ -55,7 +57,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if err != nil {
 		return "", err
 	}
-	params, err := s.params(ctx, docker, pod, c, given)
+	params, checkpoint, err := s.params(ctx, docker, pod, c, given)
 	if err != nil {
 		return "", err
 	}
@@ -78,7 +80,7 @@ func (s *Service) Create(ctx context.Context, sandboxID string, c *runtimeapi.Co
 	if id, ok := s.takePending(ctx, name, pod.ID(), c); ok {
 		return id, nil
 	}
-	return s.createAdjusted(ctx, docker, pod, given, attempt{request: c, params: params, spec: spec})
+	return s.createAdjusted(ctx, docker, pod, given, attempt{request: c, params: params, spec: spec, checkpoint: checkpoint})
 }
 
 // readySandbox returns a sandbox in which containers can be created.
@@ -127,6 +129,8 @@ type attempt struct {
 	params  todocker.ContainerParams
 	spec    todocker.Spec
 	applied nri.Created // what NRI plugins change, which params and spec have already
+
+	checkpoint *restore.Checkpoint // that the container is restored from, nil for none
 }
 
 // create creates the container of a with its premounts and its log, or nothing. It goes on if the caller
@@ -151,6 +155,12 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 			return "", err
 		}
 	}
+	files, err := s.restores.Unpack(work, a.checkpoint)
+	if err != nil {
+		return "", err
+	}
+	defer files.Release()
+	steps.Push("remove the files of the checkpoint", func(context.Context) error { return files.Remove() })
 	log := logFile{dir: params.Pod.GetLogDirectory()}
 	if log.path, err = todocker.LogPath(params.Pod, params.Config); err != nil {
 		return "", err
@@ -164,8 +174,9 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	for _, step := range []func() error{
 		func() error { return nil }, // the caller may have left already
 		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
+		func() error { return files.Bind(id) },
 		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
-		func() error { return s.relabel(work, docker, pod, id, mounts) },
+		func() error { return relabel.Mounts(work, docker, pod.MountLabel, id, mounts) },
 		func() error { return s.openLog(work, docker, id, log) },
 		func() error {
 			_, err := s.cache.Refresh(work, id)

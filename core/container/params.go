@@ -11,81 +11,105 @@ import (
 	"berth/core/cdi"
 	"berth/core/engine"
 	"berth/core/names"
+	"berth/core/restore"
 	"berth/core/securityprofile"
 	"berth/core/specedit"
 	"berth/core/specfiles"
 	"berth/core/todocker"
 )
 
-// params collects what the translation of a container needs to know.
-func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (todocker.ContainerParams, error) {
-	p := todocker.ContainerParams{
+// params collects what the translation of a container needs to know. The checkpoint is what the container is restored from, nil for nothing.
+func (s *Service) params(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, c *runtimeapi.ContainerConfig, given *runtimeapi.PodSandboxConfig) (p todocker.ContainerParams, checkpoint *restore.Checkpoint, err error) {
+	p = todocker.ContainerParams{
 		Pod: pod.Config, PodAnnotations: pod.Row.GetAnnotations(), Config: c, SandboxID: pod.ID(), SandboxLabel: pod.ProcessLabel, Runtime: pod.Runtime, Handler: pod.Row.GetRuntimeHandler(), CgroupParent: pod.CgroupParent, ShimGroup: pod.ShimGroup,
 		Files: s.files.FilesOf(pod.ID()), Volumes: map[string]todocker.Image{}, PremountName: names.NewPremount(), Premounts: s.premounts, Features: docker.Features, Policy: s.policy, UserNS: s.oci.Support(), Log: s.logs.LogConfig(),
 	}
 	if p.Log.Type == "" && docker.Features.LoggingDriver == "none" {
-		return p, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
+		return p, nil, fmt.Errorf("container-logs is follow, but the log driver of Docker is none and keeps nothing to follow: set another log-driver in daemon.json: %w", errdefs.ErrFailedPrecondition)
 	}
 	p.Features.LowestOOMScore = docker.OOMFloor()
 	if !pod.CreatedByBerth && given.GetMetadata().GetName() != "" {
 		p.Pod, p.PodAnnotations = given, given.GetAnnotations() // cri-dockerd has recorded less than is needed
 	}
-	var err error
-	if err = s.imageParams(ctx, &p); err != nil {
-		return p, err
+	if checkpoint, err = s.imageParams(ctx, pod, &p); err != nil {
+		return p, nil, err
 	}
 	if err = s.cdiParams(&p); err != nil {
-		return p, err
+		return p, checkpoint, err
 	}
-	if p.SpecFiles, err = s.specFiles.Container(p.Handler, specfiles.Container{PodAnnotations: p.PodAnnotations, Config: c, Program: program(c, p.Image)}); err != nil {
-		return p, err
+	if p.SpecFiles, err = s.specFiles.Container(p.Handler, specfiles.Container{PodAnnotations: p.PodAnnotations, Config: c, Program: program(c, p)}); err != nil {
+		return p, checkpoint, err
 	}
 	sc := c.GetLinux().GetSecurityContext()
 	if p.TargetID, err = s.pidTarget(ctx, pod, sc.GetNamespaceOptions()); err != nil {
-		return p, err
+		return p, checkpoint, err
 	}
 	p.Seccomp, err = securityprofile.Load(sc, sc.GetPrivileged())
-	return p, err
+	return p, checkpoint, err
 }
 
 // program returns the first word of the command of a container. As in Docker, a command of its own replaces that of the image, and
 // so do arguments if the image has no entrypoint.
-func program(c *runtimeapi.ContainerConfig, image todocker.Image) string {
+func program(c *runtimeapi.ContainerConfig, p todocker.ContainerParams) string {
 	switch {
+	case p.Restore != nil:
+		return p.RestoredArgs[0]
 	case len(c.GetCommand()) > 0:
 		return c.GetCommand()[0]
-	case len(c.GetArgs()) > 0 && !image.HasEntrypoint:
+	case len(c.GetArgs()) > 0 && !p.Image.HasEntrypoint:
 		return c.GetArgs()[0]
 	default:
-		return image.Program
+		return p.Image.Program
 	}
 }
 
 // imageParams adds the image of a container, and the images that it has as volumes. Errors about the latter
 // begin with a reason that the kubelet knows, ImageVolumeMountFailed.
-func (s *Service) imageParams(ctx context.Context, p *todocker.ContainerParams) error {
+func (s *Service) imageParams(ctx context.Context, pod *cache.Sandbox, p *todocker.ContainerParams) (checkpoint *restore.Checkpoint, err error) {
 	spec := p.Config.GetImage()
 	if spec.GetImage() == "" {
-		return fmt.Errorf("container without an image: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("container without an image: %w", errdefs.ErrInvalidArgument)
 	}
 	if p.ImageName = spec.GetUserSpecifiedImage(); p.ImageName == "" {
 		p.ImageName = spec.GetImage()
 	}
-	var err error
-	if p.Image, err = s.images.Resolve(ctx, spec.GetImage(), p.ImageName); err != nil {
-		return err
+	if restore.IsArchive(spec.GetImage()) {
+		checkpoint, err = s.restores.OpenArchive(ctx, spec.GetImage())
+	} else if p.Image, err = s.images.Resolve(ctx, spec.GetImage(), p.ImageName); err == nil {
+		checkpoint, err = s.restores.OpenImage(ctx, restore.Image{
+			ID: p.Image.ID, Names: p.Image.Names, Size: p.Image.Size, HasMark: p.Image.IsCheckpoint, HasCommand: p.Image.HasCommand, Walk: s.images.Walk,
+		})
+	}
+	if err == nil && checkpoint != nil {
+		err = s.checkpointParams(ctx, pod, p, checkpoint)
+	}
+	if err != nil {
+		return nil, err
 	}
 	if p.PasswdFiles, err = s.images.PasswdFiles(ctx, p.Image.ID); err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range p.Config.GetMounts() {
 		if ref := m.GetImage().GetImage(); ref != "" {
 			if p.Volumes[ref], err = s.images.Resolve(ctx, ref, ref); err != nil {
-				return fmt.Errorf("ImageVolumeMountFailed: %w", err)
+				return nil, fmt.Errorf("ImageVolumeMountFailed: %w", err)
 			}
 		}
 	}
-	return nil
+	return checkpoint, nil
+}
+
+// checkpointParams replaces the image of a container by the one of the checkpoint that it is restored from.
+func (s *Service) checkpointParams(ctx context.Context, pod *cache.Sandbox, p *todocker.ContainerParams, checkpoint *restore.Checkpoint) (err error) {
+	p.Image, err = s.images.Resolve(ctx, checkpoint.Image, checkpoint.Name)
+	if errdefs.IsNotFound(err) {
+		return fmt.Errorf("image %s of the checkpoint is not on the node: pull %s: %w", checkpoint.Image, checkpoint.Name, err)
+	}
+	if err != nil {
+		return err
+	}
+	p.ImageName, p.Restore, p.RestoredArgs = checkpoint.Name, checkpoint.Restore, checkpoint.Args
+	return s.restores.Probe(ctx, pod.Pid, pod.ID())
 }
 
 // cdiParams adds the CDI devices of a container.

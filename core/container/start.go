@@ -69,6 +69,7 @@ func (s *Service) finishStart(ctx context.Context, c *cache.Container, startErr 
 	if err := s.premounts.Remove(c.Premount); err != nil {
 		s.log.Warn("premounts of a started container could not be removed; it will be tried again", slog.String("container", c.ID()), slog.Any("err", err))
 	}
+	startErr = s.endRestore(ctx, c, startErr)
 	if startErr != nil {
 		// The kubelet's back-off counts from this time, and Docker does not record it.
 		if _, recorded, err := s.failures.Get(c.ID()); err == nil && !recorded {

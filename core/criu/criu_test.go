@@ -174,6 +174,21 @@ func TestCheckpointWritesTheArchive(t *testing.T) {
 	}
 }
 
+// Memory and files are of one moment: the container is frozen before CRIU begins and goes on when both are there.
+func TestContainerIsFrozenDuringItsCheckpoint(t *testing.T) {
+	f := newFixture(t, goodCRIU, goodDump)
+	if _, err := f.Checkpoint(t.Context(), f.target, f.location); err != nil {
+		t.Fatal(err)
+	}
+	if calls, err := os.ReadFile(f.log); err != nil || string(calls) != "pause\ncheckpoint\nstate\nresume\n" {
+		t.Errorf("calls of the runtime: %q, %v", calls, err)
+	}
+	f.program("runc", `case $3 in pause) echo container not running; exit 1 ;; esac`)
+	if _, err := f.Checkpoint(t.Context(), f.target, f.location); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "freeze the container: container not running") {
+		t.Errorf("a container that cannot be frozen: %v", err)
+	}
+}
+
 func TestFailedCheckpointLeavesNothing(t *testing.T) {
 	for name, c := range map[string]struct{ criu, dump, want string }{
 		"no version":  {"exit 1", goodDump, "install the package criu"},
@@ -253,4 +268,39 @@ func contextWithTimeout(t *testing.T, d time.Duration) (context.Context, context
 
 func inspectSelf(context.Context, string) (container.InspectResponse, error) {
 	return container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{State: &container.State{Running: true, Pid: os.Getpid()}}}, nil
+}
+
+func TestProbeRestore(t *testing.T) {
+	const runc = "echo 'runc version 1.3.6\ncommit: x'"
+	for name, test := range map[string]struct {
+		runc, criu string
+		runtime    error
+		want       string
+	}{
+		"all there":        {runc, goodCRIU, nil, ""},
+		"wrapped runc":     {"echo 'NVIDIA Container Runtime version 1.17'; " + runc, goodCRIU, nil, ""},
+		"crun":             {"echo 'crun version 1.8.1'", goodCRIU, nil, `only runc restores containers, and the OCI runtime of the pod is "crun version 1.8.1"`},
+		"failing":          {runc + "; exit 1", goodCRIU, nil, "only runc restores containers"},
+		"another shim":     {runc, goodCRIU, fs.ErrNotExist, "the pod has another OCI runtime"},
+		"CRIU of old days": {runc, "case $1 in --version) echo Version: 3.17 ;; *) echo 'Error (criu/x.c:1): old'; exit 1 ;; esac", nil, "CRIU 3.17 does not work with Linux"},
+	} {
+		f := newFixture(t, test.criu, goodDump)
+		f.program("runc", test.runc)
+		if test.runtime != nil {
+			f.runtimeOf = func(int, string) (bundle.Runtime, error) { return bundle.Runtime{}, test.runtime }
+		}
+		err := f.ProbeRestore(t.Context(), os.Getpid(), "pause", f.dir)
+		if test.want == "" && err != nil || test.want != "" && (!errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), test.want)) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+	f := newFixture(t, "", "")
+	if err := os.Remove(filepath.Join(f.programs, "criu")); err != nil {
+		t.Fatal(err)
+	}
+	f.program("runc", runc)
+	f.hostOf = func(pid int) host { return host{pid, f.programs} }
+	if err := f.ProbeRestore(t.Context(), os.Getpid(), "pause", f.dir); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "install the package criu") {
+		t.Errorf("without CRIU: %v", err)
+	}
 }

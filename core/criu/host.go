@@ -153,6 +153,9 @@ const (
 	pollInterval = 20 * time.Millisecond
 )
 
+// EndRestore ends what restores the checkpoint with a marker, a random word in the environment or the arguments of each such process.
+func EndRestore(ctx context.Context, marker string) error { return endProcesses(ctx, marker) }
+
 // endProcesses ends what works for the checkpoint marker. If CRIU has to be killed, its code in the container's processes lets them
 // go on (compel's parasite daemon, when its socket is closed).
 func endProcesses(ctx context.Context, marker string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"time"
 
@@ -51,6 +52,57 @@ func (h host) probe(ctx context.Context) (version string, err error) {
 		return version, fmt.Errorf("CRIU %s does not work with Linux %s: %s: %s: %w", version, kernelRelease(), errorLines(output), advice, errdefs.ErrFailedPrecondition)
 	}
 	return version, err
+}
+
+// ProbeRestore returns an error of kind FailedPrecondition if containers beside the container id, whose first process is pid, cannot be
+// restored: the OCI runtime must be runc, CRIU must work, and both must see dir, the directory of checkpoints.
+func (c *Checkpointer) ProbeRestore(ctx context.Context, pid int, id, dir string) error {
+	runtime, err := c.runtimeOf(pid, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("only runc restores containers, and the pod has another OCI runtime: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return fmt.Errorf("OCI runtime of the pod: %w", err)
+	}
+	h := c.hostOf(runtime.Shim)
+	probe, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	output, err := h.run(probe, "", runtime.Program, "--version")
+	if ctx.Err() != nil {
+		return err
+	}
+	if err != nil || !strings.HasPrefix(output, "runc version ") && !strings.Contains(output, "\nrunc version ") {
+		return fmt.Errorf("only runc restores containers, and the OCI runtime of the pod is %q: %w", oneLine(output), errdefs.ErrFailedPrecondition)
+	}
+	if _, err := h.probe(ctx); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if !isSeenBy(runtime.Shim, f) {
+		return fmt.Errorf("containers can only be restored by a Docker that sees %s: it has a mount namespace of its own without it: %w", dir, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// RestoreErrors returns the last errors of the log that CRIU has written to the file path, as one line, "" if there are none, or if
+// it has restored the container nevertheless.
+func RestoreErrors(path string) string {
+	log, err := readTail(path)
+	if err != nil || strings.Contains(log, "Restore finished successfully") {
+		return ""
+	}
+	reasons := ""
+	for line := range strings.Lines(log) {
+		// These follow each error.
+		if strings.Contains(line, "Error (") && !strings.Contains(line, "Restoring FAILED") && !strings.Contains(line, "cgroupd: recv req error") {
+			reasons += line
+		}
+	}
+	return errorLines(reasons)
 }
 
 func kernelRelease() string {

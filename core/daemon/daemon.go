@@ -37,6 +37,7 @@ import (
 	"berth/core/oom"
 	"berth/core/podpolicy"
 	"berth/core/premount"
+	"berth/core/restore"
 	"berth/core/sandbox"
 	"berth/core/server"
 	"berth/core/specfiles"
@@ -78,6 +79,8 @@ type Config struct {
 	SpecFiles specfiles.Config
 	// NRI says where NRI plugins are served.
 	NRI nri.Options
+	// Restore says which checkpoints containers are restored from. The daemon sets Probe.
+	Restore restore.Config
 	// RegistryMirrors are mirrors of registries, each as HOST=MIRROR.
 	RegistryMirrors []string
 	// ImageVerifiers are the programs that decide which images may be pulled; without Dir there are none.
@@ -180,7 +183,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, NRI: plugins, Checkpoints: criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log), Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, NRI: plugins, Checkpoints: newCheckpointer(cfg, log), Restores: newRestores(cfg, log), Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
@@ -219,6 +222,17 @@ func logProblems(files specfiles.Config, log *slog.Logger) {
 	for _, p := range files.Problems() {
 		log.Error("containers that a file of the operator is for cannot be created", slog.Any("err", p.Err))
 	}
+}
+
+// newCheckpointer returns what takes checkpoints of containers.
+func newCheckpointer(cfg Config, log *slog.Logger) *criu.Checkpointer {
+	return criu.New(filepath.Join(cfg.RootDir, "berth", "checkpoints"), log)
+}
+
+// newRestores returns what keeps the checkpoints that containers are restored from.
+func newRestores(cfg Config, log *slog.Logger) *restore.Store {
+	cfg.Restore.Probe = newCheckpointer(cfg, log).ProbeRestore
+	return restore.New(cfg.Restore, filepath.Join(cfg.RootDir, "berth", "restores"), log)
 }
 
 // firstDialTimeout is how long an Engine that does not respond delays the first calls after a

@@ -9,7 +9,7 @@
 //   - short, the default: Config.Timeout until the response is complete;
 //   - slow (container create, disk usage): 15 minutes;
 //   - stop and restart: the grace period of the call plus Config.Timeout;
-//   - stream (events, logs, stats, wait): Config.Timeout until the response begins;
+//   - stream (events, logs, stats, wait, files of a container): Config.Timeout until the response begins;
 //   - hijacked (attach, exec start): Config.Timeout until the Engine has answered; then the
 //     connection is the caller's to close;
 //   - pull, image save and load: none; core/image and core/imagecopy cancel them without

@@ -45,7 +45,7 @@ func deadlineFor(method, path string, query url.Values, timeout time.Duration) d
 		// The response does not begin before the registry answers, before the whole image is in Docker's
 		// temporary directory, or before it is unpacked.
 		return deadline{}
-	case "GET /events", "GET /containers/{id}/logs", "GET /containers/{id}/stats", "POST /containers/{id}/wait":
+	case "GET /events", "GET /containers/{id}/logs", "GET /containers/{id}/stats", "POST /containers/{id}/wait", "GET /containers/{id}/archive":
 		return deadline{timeout, true}
 	case "POST /containers/create", "GET /system/df":
 		return deadline{max(timeout, slowCallTimeout), false}

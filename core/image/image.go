@@ -9,8 +9,10 @@
 package image
 
 import (
+	"archive/tar"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -104,6 +106,11 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 // PasswdFiles returns /etc/passwd and /etc/group of the image with the ID.
 func (s *Service) PasswdFiles(ctx context.Context, id string) (identity.PasswdFiles, error) {
 	return s.passwd.Files(ctx, id)
+}
+
+// Walk visits files in the root directory of the image with the ID, see passwd.Reader.
+func (s *Service) Walk(ctx context.Context, id string, names []string, visit func(header *tar.Header, content io.Reader) error) error {
+	return s.passwd.Walk(ctx, id, names, visit)
 }
 
 // RunGC removes helper containers that were left behind. It returns nil when ctx is done.

@@ -11,6 +11,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/docker/docker/api/types/image"
 
+	"berth/core/restore"
 	"berth/core/todocker"
 )
 
@@ -31,8 +32,10 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Im
 	if err := checkConfig(found); err != nil {
 		return todocker.Image{}, err
 	}
-	out := todocker.Image{ID: found.ID, Ref: repoDigest(s.Aliases.Digests(found.RepoTags, found.RepoDigests), userRef, found.ID), User: defaultUser(found)}
+	digests := s.Aliases.Digests(found.RepoTags, found.RepoDigests)
+	out := todocker.Image{ID: found.ID, Ref: repoDigest(digests, userRef, found.ID), User: defaultUser(found), Names: slices.Concat(found.RepoTags, digests), Size: found.Size}
 	if found.Config != nil {
+		out.IsCheckpoint = restore.HasMark(found.Config.Labels)
 		if command := slices.Concat(found.Config.Entrypoint, found.Config.Cmd); len(command) > 0 {
 			out.HasCommand, out.HasEntrypoint, out.Program = true, len(found.Config.Entrypoint) > 0, command[0]
 		}

@@ -23,10 +23,7 @@ func Write(dir string, i Instructions) error {
 	if !validID(i.ContainerID) {
 		return fmt.Errorf("instructions of container %q: not a container ID", i.ContainerID)
 	}
-	i.Version = 1
-	if len(i.Namespaces) > 0 {
-		i.Version = Version
-	}
+	i.Version = i.version()
 	if err := i.validate(); err != nil {
 		return fmt.Errorf("instructions of container %s: %w", i.ContainerID, err)
 	}
@@ -161,6 +158,9 @@ func decode(text []byte) (*Instructions, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(i); err != nil {
 		return nil, fmt.Errorf("version %d: %w", format.Version, err)
+	}
+	if format.Version < i.version() {
+		return nil, fmt.Errorf("has version %d and fields of version %d", format.Version, i.version())
 	}
 	return i, i.validate()
 }

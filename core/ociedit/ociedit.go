@@ -16,14 +16,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 )
 
 const (
-	// Version is the newest format of this package. It increases when a file has a field that older programs do not
-	// know: a program refuses files that are newer than itself, because it would leave out what it does not know. 2 has Namespaces; files
-	// without them are written as 1.
+	// Version is the newest format. It increases when a file has a field that older programs do not
+	// know: a program refuses files that are newer than itself, because it would leave out what it does not know. Write uses the
+	// oldest format that has all fields of the file, so that the programs of containers that run need no upgrade. 2 has Restore and Namespaces.
 	Version = 2
 	// DefaultDir is the directory of the files.
 	DefaultDir = "/run/berth/oci"
@@ -75,6 +76,62 @@ type Instructions struct {
 	Namespaces []Namespace `json:"namespaces,omitempty"`
 	// UserNamespace gives the container a user namespace and maps its root file system into it.
 	UserNamespace *UserNamespace `json:"userNamespace,omitempty"`
+
+	// Restore has the container go on from a checkpoint, once, instead of starting its program. It needs runc below, and there can
+	// be no UserNamespace.
+	Restore *Restore `json:"restore,omitempty"`
+}
+
+// Names in the directory of a checkpoint.
+const (
+	RestoreImages  = "checkpoint"      // CRIU's images
+	RestoreFiles   = "rootfs-diff.tar" // changed files of the root file system; need not exist
+	RestoreDeleted = "deleted.files"   // files of the image that were deleted; need not exist
+	RestoreWork    = "work"            // CRIU's log. The program that makes it restores the checkpoint, no other one
+	RestoreLog     = "restore.log"     // CRIU's log, in RestoreWork
+
+	// RestoreCgroup has the path of the container's cgroup, unless it is systemd's. The runtime below makes the cgroup long before it has written
+	// down that there is a container.
+	RestoreCgroup = "cgroup"
+
+	// RestoreMarker is the variable in the environment of the runtime below, and so of CRIU, that says which checkpoint they restore:
+	// the name of its directory.
+	RestoreMarker = "BERTH_RESTORE"
+)
+
+// Restore is a checkpoint. The container is as its config.json says: what follows was found in the checkpoint, and a container
+// that it does not fit to is refused.
+type Restore struct {
+	// Dir is the directory of core/restore with the files of the checkpoint.
+	Dir string `json:"dir"`
+	// Mounts are all mounts. CRIU makes them as they were: it neither adds one nor leaves one out.
+	Mounts     []RestoredMount     `json:"mounts"`
+	Namespaces []RestoredNamespace `json:"namespaces"`
+	// Capabilities are all that a process has in one of its sets: bit N is capability N of capabilities(7).
+	Capabilities uint64 `json:"capabilities"`
+	// Root says that a process has the user ID 0.
+	Root bool `json:"root"`
+	// Seccomp and NoNewPrivileges say that they are set for all processes.
+	Seccomp         bool `json:"seccomp"`
+	NoNewPrivileges bool `json:"noNewPrivileges"`
+	// MaskedPaths and ReadonlyPaths are those of the container.
+	MaskedPaths   []string `json:"maskedPaths,omitempty"`
+	ReadonlyPaths []string `json:"readonlyPaths,omitempty"`
+	// ReadonlyRoot reports that the root file system is read-only.
+	ReadonlyRoot bool `json:"readonlyRoot"`
+}
+
+// RestoredMount is a mount of a checkpoint.
+type RestoredMount struct {
+	Destination string   `json:"destination"`
+	Type        string   `json:"type,omitempty"`
+	Options     []string `json:"options,omitempty"`
+}
+
+// RestoredNamespace is a namespace of a container, with a type of the OCI specification.
+type RestoredNamespace struct {
+	Type   string `json:"type"`
+	Joined bool   `json:"joined"` // it has a path
 }
 
 // Namespace is a namespace of a type of the OCI specification but "user": a new one without Path, that of the node with Remove.
@@ -194,7 +251,15 @@ type MountOptions struct {
 // Changes reports whether i changes anything in a container.
 func (i *Instructions) Changes() bool {
 	lists := len(i.Patches) + len(i.Devices) + len(i.Rlimits) + len(i.MountOptions) + len(i.Unified) + len(i.AmbientCapabilities) + len(i.InheritableCapabilities) + len(i.JoinNamespaces) + len(i.Namespaces)
-	return lists > 0 || len(i.Hooks.all()) > 0 || i.HostDevices != nil || i.DeviceOwner != nil || i.UserNamespace != nil
+	return lists > 0 || len(i.Hooks.all()) > 0 || i.HostDevices != nil || i.DeviceOwner != nil || i.UserNamespace != nil || i.Restore != nil
+}
+
+// version returns the oldest format that has all fields of i.
+func (i *Instructions) version() int {
+	if i.Restore == nil && len(i.Namespaces) == 0 {
+		return 1
+	}
+	return Version
 }
 
 // idCharacters are those of container IDs.
@@ -280,6 +345,14 @@ func (i *Instructions) validateNamespaces() error {
 		}
 	}
 	u := i.UserNamespace
+	if r := i.Restore; r != nil {
+		switch {
+		case !absolute(r.Dir) || path.Clean(r.Dir) != r.Dir:
+			return fmt.Errorf("checkpoint %q: must be an absolute path without . and .. elements", r.Dir)
+		case u != nil:
+			return errors.New("a container with a user namespace cannot be restored")
+		}
+	}
 	if u == nil {
 		return nil
 	}

@@ -104,6 +104,24 @@ func TestListFindsInterruptedWrites(t *testing.T) {
 	}
 }
 
+func TestRestoreNeedsTheNewestFormat(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "oci")
+	want := Instructions{ContainerID: id, Restore: &Restore{
+		Dir: "/a/b", Mounts: []RestoredMount{{Destination: "/proc", Type: "proc", Options: []string{"ro"}}}, Namespaces: []RestoredNamespace{{Type: "network", Joined: true}},
+		Capabilities: 1 << 63, Root: true, Seccomp: true, NoNewPrivileges: true, MaskedPaths: []string{"/a"}, ReadonlyPaths: []string{"/b"}, ReadonlyRoot: true,
+	}}
+	check(t, Write(dir, want))
+	got, err := Read(dir, id)
+	want.Version = Version
+	if diff := cmp.Diff(&want, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	want.UserNamespace = example().UserNamespace
+	if err := Write(dir, want); err == nil || !strings.Contains(err.Error(), "user namespace cannot be restored") {
+		t.Error(err)
+	}
+}
+
 // Each file that Read must not believe has an error of one line that says why.
 func TestReadRefuses(t *testing.T) {
 	good := `{"version":1,"containerID":"` + id + `"}`
@@ -113,6 +131,8 @@ func TestReadRefuses(t *testing.T) {
 		change func(t *testing.T, dir string)
 	}{
 		"newer":           {"knows versions up to 2: upgrade berth-oci", write(strings.Replace(good, `"version":1`, `"version":3`, 1))},
+		"older, field":    {"has version 1 and fields of version 2", write(strings.Replace(good, "}", `,"restore":{"dir":"/a"}}`, 1))},
+		"bad checkpoint":  {`checkpoint "/a/../b": must be an absolute path`, write(strings.Replace(strings.Replace(good, "1", "2", 1), "}", `,"restore":{"dir":"/a/../b"}}`, 1))},
 		"newer, field":    {"has version 9", write(`{"version":9,"new":true}`)},
 		"no version":      {"has version 0", write(`{"containerID":"` + id + `"}`)},
 		"another":         {`has the instructions of container "other"`, write(`{"version":1,"containerID":"other"}`)},

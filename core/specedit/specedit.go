@@ -103,6 +103,7 @@ const (
 	needDeviceOwner = "devices with another owner (" + podpolicy.DeviceOwnershipOption + ")"
 	needPodUTS      = "UTS namespaces of pods (" + podpolicy.PodUTSNamespaceOption + ")"
 	needNoDevices   = "privileged containers without the devices of the node (" + podpolicy.WithoutHostDevicesOption + ")"
+	needRestore     = "containers that are restored from a checkpoint"
 	needCDI         = "CDI devices with hooks or with nodes that differ from the host's"
 )
 
@@ -116,6 +117,7 @@ type Container struct {
 	Options podpolicy.Edits
 	CDI     cdi.Edits
 	UserNS  *ociedit.UserNamespace
+	Restore *ociedit.Restore // checkpoint; nil for none
 }
 
 // Instructions returns what to change in a container, and its HostConfig.Runtime.
@@ -127,6 +129,12 @@ func (c Container) Instructions(features engine.Features) (ociedit.Instructions,
 			needs = append(needs, what)
 		}
 		return needed
+	}
+	if need(needRestore, c.Restore != nil) {
+		if err := c.checkRestore(); err != nil {
+			return ociedit.Instructions{}, "", err
+		}
+		i.Restore = c.Restore
 	}
 	need(needUserNS, c.UserNS != nil)
 	need(needPatches, len(i.Patches) > 0)
@@ -167,6 +175,17 @@ func (c Container) Instructions(features engine.Features) (ociedit.Instructions,
 	}
 	name, err := Runtime(needs[0], below, c.Dir, features)
 	return i, name, err
+}
+
+// checkRestore refuses what no checkpoint can be restored with.
+func (c Container) checkRestore() error {
+	switch {
+	case c.UserNS != nil:
+		return failed("a container cannot be restored in a pod with a user namespace")
+	case c.Config.GetTty():
+		return failed("a container with a terminal cannot be restored")
+	}
+	return nil
 }
 
 // joinsUTS reports whether the container joins the UTS namespace of its pause container. Runtimes with a shim of their own isolate pods

@@ -93,6 +93,7 @@ func TestInstructionsOfContainers(t *testing.T) {
 		"the UTS namespace of the node": {container(podUTS, func(c *Container, _ security) {
 			c.Pod.Linux = &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}}}
 		}), ociedit.Instructions{}},
+		"a checkpoint":               {container(func(c *Container, _ security) { c.Restore = &ociedit.Restore{Dir: "/a"} }), ociedit.Instructions{Restore: &ociedit.Restore{Dir: "/a"}}},
 		"privileged without devices": {container(privileged), ociedit.Instructions{HostDevices: &ociedit.HostDevices{}}},
 		"privileged with its own devices": {container(privileged, device), ociedit.Instructions{
 			HostDevices: &ociedit.HostDevices{Allowed: []ociedit.DeviceAccess{{Path: "/dev/kvm", Access: "rwm"}, {Path: "/dev/sound", Access: "r"}}}}},
@@ -224,5 +225,23 @@ func TestCapabilities(t *testing.T) {
 	}
 	if _, _, _, err := Capabilities(&runtimeapi.Capability{AddAmbientCapabilities: []string{"all"}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("all ambient capabilities: %v", err)
+	}
+}
+
+func TestCheckpointsThatCannotBeRestored(t *testing.T) {
+	checkpoint := func(c *Container, _ security) { c.Restore = &ociedit.Restore{Dir: "/a"} }
+	for name, tt := range map[string]struct {
+		container Container
+		features  engine.Features
+		want      string
+	}{
+		"no OCI runtime": {container(checkpoint), withoutRuntime(), "containers that are restored from a checkpoint need the OCI runtime berth"},
+		"terminal":       {container(checkpoint, func(c *Container, _ security) { c.Config.Tty = true }), features(), "with a terminal"},
+		"user namespace": {container(checkpoint, func(c *Container, _ security) { c.UserNS = &ociedit.UserNamespace{} }), features(), "in a pod with a user namespace"},
+		"another shim":   {container(checkpoint, func(c *Container, _ security) { c.Runtime = "kata" }), features(), "has a containerd shim of its own"},
+	} {
+		if _, _, err := tt.container.Instructions(tt.features); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
 	}
 }

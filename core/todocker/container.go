@@ -59,6 +59,9 @@ type ContainerParams struct {
 	UserNS       userns.Support
 	SpecFiles    specedit.Files // that the operator has for this container
 	NRIPlugins   []string       // that have changed Config
+
+	Restore      *ociedit.Restore // checkpoint that the container goes on from; nil for none
+	RestoredArgs []string         // its command line, which takes the place of all others
 }
 
 // Premounts gives the paths of premounts.
@@ -133,7 +136,7 @@ func containerInstructions(p ContainerParams) (ociedit.Instructions, string, err
 		return ociedit.Instructions{}, "", err
 	}
 	return specedit.Container{
-		Pod: p.Pod, Config: p.Config, Runtime: p.Runtime, Dir: p.UserNS.Dir, Files: p.SpecFiles, Options: p.Policy.Edits(p.Handler), CDI: p.CDI, UserNS: users,
+		Pod: p.Pod, Config: p.Config, Runtime: p.Runtime, Dir: p.UserNS.Dir, Files: p.SpecFiles, Options: p.Policy.Edits(p.Handler), CDI: p.CDI, UserNS: users, Restore: p.Restore,
 	}.Instructions(p.Features)
 }
 
@@ -153,7 +156,7 @@ func checkContainer(p ContainerParams) error {
 	if sc.GetPrivileged() && !p.Pod.GetLinux().GetSecurityContext().GetPrivileged() {
 		return invalid("privileged container: not allowed in a sandbox that is not privileged")
 	}
-	if len(c.GetCommand()) == 0 && len(c.GetArgs()) == 0 && !p.Image.HasCommand {
+	if len(c.GetCommand()) == 0 && len(c.GetArgs()) == 0 && !p.Image.HasCommand && p.Restore == nil {
 		return invalid("no command specified: neither by the container nor by image %s", p.ImageName)
 	}
 	ns := sc.GetNamespaceOptions()
@@ -178,10 +181,14 @@ func containerConfig(p ContainerParams) (*container.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	entrypoint, cmd := c.GetCommand(), c.GetArgs()
+	if p.Restore != nil {
+		entrypoint, cmd = p.RestoredArgs, nil
+	}
 	return &container.Config{
 		Image:       p.Image.ID,
-		Entrypoint:  strslice.StrSlice(c.GetCommand()),
-		Cmd:         strslice.StrSlice(c.GetArgs()),
+		Entrypoint:  strslice.StrSlice(entrypoint),
+		Cmd:         strslice.StrSlice(cmd),
 		Env:         env,
 		WorkingDir:  c.GetWorkingDir(),
 		OpenStdin:   c.GetStdin(),

@@ -43,8 +43,11 @@ type Image struct {
 	HasCommand bool   // whether it has an entrypoint or a command
 	// HasEntrypoint reports whether arguments of a container do not replace Program.
 	HasEntrypoint bool
-	Program       string // the first word of its entrypoint or, if that is empty, of its command
-	User          string // Config.User: the default user, perhaps with a group
+	Program       string   // the first word of its entrypoint or, if that is empty, of its command
+	User          string   // Config.User: the default user, perhaps with a group
+	Names         []string // tags and digests
+	Size          int64    // bytes
+	IsCheckpoint  bool     // it has the mark of a checkpoint (restore.HasMark)
 	// Layers are the directories that hold its files, topmost first; empty if the
 	// Engine does not report them.
 	Layers []string

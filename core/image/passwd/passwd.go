@@ -71,15 +71,11 @@ func (r *Reader) Files(ctx context.Context, id string) (identity.PasswdFiles, er
 	if cached, ok := r.cached.get(id); ok {
 		return cached, nil
 	}
-	docker, err := r.docker.Conn()
-	if err != nil {
-		return identity.PasswdFiles{}, err
-	}
-	files, err := r.readFiles(ctx, docker, id)
+	files, err := r.readFiles(ctx, id)
 	if errdefs.IsNotFound(err) {
 		// Something else removed the helper, such as docker container prune, which
 		// removes every container that was never started.
-		files, err = r.readFiles(ctx, docker, id)
+		files, err = r.readFiles(ctx, id)
 	}
 	if err != nil {
 		return identity.PasswdFiles{}, fmt.Errorf("read users and groups of image %s: %w", id, err)
@@ -88,7 +84,25 @@ func (r *Reader) Files(ctx context.Context, id string) (identity.PasswdFiles, er
 	return files, nil
 }
 
-func (r *Reader) readFiles(ctx context.Context, docker *engine.Conn, id string) (files identity.PasswdFiles, err error) {
+func (r *Reader) readFiles(ctx context.Context, id string) (files identity.PasswdFiles, err error) {
+	err = r.withHelper(ctx, id, func(docker *engine.Conn, helper string) error {
+		bounded, cancel := docker.WithRequestTimeout(context.WithoutCancel(ctx))
+		defer cancel()
+		if files.Passwd, err = readFile(bounded, docker, helper, "/etc/passwd"); err != nil {
+			return err
+		}
+		files.Group, err = readFile(bounded, docker, helper, "/etc/group")
+		return err
+	})
+	return files, err
+}
+
+// withHelper calls use with a helper container of the image id, and removes it afterwards.
+func (r *Reader) withHelper(ctx context.Context, id string, use func(docker *engine.Conn, helper string) error) error {
+	docker, err := r.docker.Conn()
+	if err != nil {
+		return err
+	}
 	// The caller's cancellation does not apply: the helper must be removed.
 	detached := context.WithoutCancel(ctx)
 	bounded, cancel := docker.WithRequestTimeout(detached)
@@ -105,24 +119,20 @@ func (r *Reader) readFiles(ctx context.Context, docker *engine.Conn, id string) 
 	}()
 	helper, err := docker.CreateHelper(bounded, id, engine.ReadHelper, purpose)
 	if err != nil {
-		return files, err
+		return err
 	}
 	defer func() {
 		bounded, cancel := context.WithTimeout(detached, removeTimeout)
 		defer cancel()
 		if err := docker.ForceRemove(bounded, helper); err != nil {
-			r.log.Info("helper container for reading users of an image cannot be removed, will be retried", slog.String("container", helper), slog.Any("err", err))
+			r.log.Info("helper container for reading files of an image cannot be removed, will be retried", slog.String("container", helper), slog.Any("err", err))
 			select {
 			case r.gcTrigger <- struct{}{}:
 			default:
 			}
 		}
 	}()
-	if files.Passwd, err = readFile(bounded, docker, helper, "/etc/passwd"); err != nil {
-		return files, err
-	}
-	files.Group, err = readFile(bounded, docker, helper, "/etc/group")
-	return files, err
+	return use(docker, helper)
 }
 
 // readFile returns the content of a file of a container. A file that does not exist is

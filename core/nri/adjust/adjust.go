@@ -98,6 +98,19 @@ func (c Change) Fields() (names []string) {
 	return names
 }
 
+// ofProcess are the fields that a process which goes on from a checkpoint has from there.
+var ofProcess = []string{"args", "env", "linux.io_priority", "linux.memory_policy", "linux.oom_score_adj", "linux.scheduler", "linux.seccomp_policy", "rlimits"}
+
+// Restored returns an error if c changes what a container that is restored from a checkpoint has from there.
+func (c Change) Restored() error {
+	for _, field := range c.Fields() {
+		if slices.Contains(ofProcess, field) {
+			return fmt.Errorf("NRI plugin %s: %w", strings.Join(c.plugins, ", "), failed("%s: a container that is restored has it from its checkpoint", field))
+		}
+	}
+	return nil
+}
+
 // A Node is a device node of the host.
 type Node struct {
 	Type         string // b, c or p

@@ -22,10 +22,14 @@ type Invocation struct {
 	JSONLog bool
 	// SystemdCgroup is the value of --systemd-cgroup.
 	SystemdCgroup bool
-	// Bundle and ID are those of create and run. ID is also that of exec.
+	// Bundle and ID are those of create and run. ID is also that of exec and start.
 	Bundle, ID string
 	// Process is the file of exec --process.
 	Process string
+	// Global is how many arguments precede the verb. PIDFile, Console and NoPivot are flags of create.
+	Global           int
+	PIDFile, Console string
+	NoPivot          bool
 	// Help reports that the verb only prints its help.
 	Help bool
 }
@@ -127,12 +131,16 @@ func Parse(args []string) (*Invocation, error) {
 	if len(rest) == 0 {
 		return i, nil
 	}
-	i.Verb = rest[0]
+	i.Verb, i.Global = rest[0], len(args)-len(rest)
 	switch i.Verb {
 	case "create", "run":
 		return i, i.parseCreate(rest[1:])
 	case "exec":
 		i.parseExec(rest[1:])
+	case "start":
+		if rest, err := help.flags(rest[1:], func(string, string) error { i.Help = true; return nil }); err == nil && len(rest) == 1 && !i.Help {
+			i.ID = rest[0]
+		}
 	case "restore":
 		return i, errors.New("restore is not supported: the container would not get its instructions")
 	}
@@ -157,13 +165,18 @@ func (i *Invocation) parseCreate(args []string) error {
 			}
 		case "help", "h":
 			i.Help = true
+		case "pid-file":
+			i.PIDFile = value
+		case "console-socket":
+			i.Console = value
 		default:
 			needsValue, ok := create[name]
 			if !ok {
 				return unknown("--" + name) // crun's --config names another file than the bundle's
 			}
 			if !needsValue {
-				_, err := parseBool(name, value)
+				on, err := parseBool(name, value)
+				i.NoPivot = name == "no-pivot" && on || name != "no-pivot" && i.NoPivot
 				return err
 			}
 		}

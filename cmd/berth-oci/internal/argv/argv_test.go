@@ -16,9 +16,15 @@ func TestParse(t *testing.T) {
 		"":          {},
 		"--version": {},
 		// containerd's shim, by go-runc.
-		"--root /run/docker/runtime-runc/moby --log /b/log.json --log-format json create --bundle /b --pid-file /b/init.pid --console-socket /tmp/pty id": {Verb: "create", Log: "/b/log.json", JSONLog: true, Bundle: "/b", ID: "id"},
-		"--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p --no-pivot id":                                            {Verb: "create", Log: "/l", JSONLog: true, SystemdCgroup: true, Bundle: "/b", ID: "id"},
-		"--root /r exec --process /tmp/p --detach --pid-file /x id":                                                                                       {Verb: "exec", Process: "/tmp/p", ID: "id"},
+		"--root /run/docker/runtime-runc/moby --log /b/log.json --log-format json create --bundle /b --pid-file /b/init.pid --console-socket /tmp/pty id": {Verb: "create", Log: "/b/log.json", JSONLog: true, Bundle: "/b", ID: "id", PIDFile: "/b/init.pid", Console: "/tmp/pty"},
+		"--root /r --log /l --log-format json --systemd-cgroup create --bundle /b --pid-file /p --no-pivot id":                                            {Verb: "create", Log: "/l", JSONLog: true, SystemdCgroup: true, Bundle: "/b", ID: "id", PIDFile: "/p", NoPivot: true},
+		"--root /r start id":     {Verb: "start", ID: "id"},
+		"start -- id":            {Verb: "start", ID: "id"},
+		"start --help id":        {Verb: "start", Help: true},
+		"start a b":              {Verb: "start"},
+		"start --future id":      {Verb: "start"},
+		"create --no-pivot=0 id": {Verb: "create", Bundle: ".", ID: "id"},
+		"--root /r exec --process /tmp/p --detach --pid-file /x id":  {Verb: "exec", Process: "/tmp/p", ID: "id"},
 		"--root create kill id KILL":                                 {Verb: "kill"},
 		"--root=/r -log=/l --log-format=text -debug create -b=/b id": {Verb: "create", Log: "/l", Bundle: "/b", ID: "id"},
 		"create id":                              {Verb: "create", Bundle: ".", ID: "id"},
@@ -42,7 +48,12 @@ func TestParse(t *testing.T) {
 		"--rootless false --criu /c events id":   {Verb: "events"},
 		"--debug=true --log-format json list -q": {Verb: "list", JSONLog: true},
 	} {
-		got, err := argv.Parse(strings.Fields(line))
+		args := strings.Fields(line)
+		got, err := argv.Parse(args)
+		if got.Verb != "" && args[got.Global] != got.Verb {
+			t.Errorf("%q: %d arguments before the verb", line, got.Global)
+		}
+		got.Global = 0
 		if diff := cmp.Diff(&want, got); err != nil || diff != "" {
 			t.Errorf("%q: %v (-want +got):\n%s", line, err, diff)
 		}

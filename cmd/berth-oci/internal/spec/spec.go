@@ -106,6 +106,14 @@ func text(v any, name string) string {
 	return s
 }
 
+// CgroupPath returns the path of the cgroup, "" if it is not named by one.
+func (s *Spec) CgroupPath() string {
+	if path := text(s.fields["linux"], "cgroupsPath"); strings.HasPrefix(path, "/") {
+		return path
+	}
+	return ""
+}
+
 // SystemdCgroup reports whether the cgroup is named as for systemd: slice:prefix:name.
 func (s *Spec) SystemdCgroup() bool {
 	linux, _ := s.fields["linux"].(map[string]any)

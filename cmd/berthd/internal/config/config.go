@@ -17,6 +17,7 @@ import (
 	"berth/core/engine"
 	"berth/core/image/pinning"
 	"berth/core/podpolicy"
+	"berth/core/restore"
 	"berth/core/specfiles"
 	"berth/streaming"
 )
@@ -72,6 +73,8 @@ type Config struct {
 	WithoutHostDevices []string // handlers whose privileged containers do not get the devices of the node
 	SpecDir            string   // directory of patches of OCI specs, or empty for none
 	HooksDirs          []string // directories of OCI hooks
+	RestoreArchiveDir  string   // directory of checkpoints, or empty for none
+	RestoreImages      []string // globs of images that are checkpoints
 
 	NodeCredentials bool // use the node's registry credentials for pulls that bring none
 
@@ -103,11 +106,18 @@ func (c Config) SpecFiles() specfiles.Config {
 	return specfiles.Config{SpecDir: c.SpecDir, HooksDirs: c.HooksDirs}
 }
 
+// Restore returns which checkpoints containers are restored from.
+func (c Config) Restore() restore.Config {
+	return restore.Config{ArchiveDir: c.RestoreArchiveDir, Images: patternsOf(c.RestoreImages)}
+}
+
 // PinnedPatterns returns the compiled PinnedImages, which were checked when they were set.
-func (c Config) PinnedPatterns() *pinning.Patterns {
-	patterns, err := pinning.ParsePatterns(c.PinnedImages)
+func (c Config) PinnedPatterns() *pinning.Patterns { return patternsOf(c.PinnedImages) }
+
+func patternsOf(globs []string) *pinning.Patterns {
+	patterns, err := pinning.ParsePatterns(globs)
 	if err != nil {
-		return nil // only if PinnedImages was not set by Options
+		return nil // only if they were not set by Options
 	}
 	return patterns
 }

@@ -86,6 +86,7 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 
 		KeepLocalImages: true,
 		PinnedImages:    []string{},
+		RestoreImages:   []string{},
 		PinLabels:       "built",
 
 		NRI: NRI{
@@ -306,6 +307,12 @@ func TestValuesAreParsedOrRejected(t *testing.T) {
 		{"hooks-dirs", "", ""},
 		{"hooks-dirs", "/a, /b/", "/a,/b"},
 		{"hooks-dirs", "/a,", invalid},
+		{"restore-archive-dir", "", ""},
+		{"restore-archive-dir", "/a/", "/a"},
+		{"restore-archive-dir", "a", invalid},
+		{"restore-images", "", ""},
+		{"restore-images", "a, r.test/b/*", "a,r.test/b/*"},
+		{"restore-images", "true,", invalid},
 		{"keep-local-images", "false", "false"},
 		{"keep-local-images", "some", invalid},
 		{"pinned-images", "", ""},

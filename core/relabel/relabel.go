@@ -1,4 +1,5 @@
-package container
+// Package relabel gives volumes the SELinux label of a container.
+package relabel
 
 import (
 	"context"
@@ -10,14 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"berth/core/cache"
 	"berth/core/engine"
 )
 
-// relabel gives the files of mounts with selinux_relabel the SELinux label of the container id. Docker does this for
+// Mounts gives the files of mounts with selinux_relabel the SELinux label of the container id, whose pod has the label podLabel. Docker does this for
 // binds with the option Z, but has no such option for mounts of the Mounts API, which berth uses. Without SELinux
 // there is nothing to do.
-func (s *Service) relabel(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, id string, mounts []*runtimeapi.Mount) error {
+func Mounts(ctx context.Context, docker *engine.Conn, podLabel, id string, mounts []*runtimeapi.Mount) error {
 	if !docker.Features.SELinux || len(pathsToRelabel(mounts)) == 0 {
 		return nil
 	}
@@ -31,7 +31,7 @@ func (s *Service) relabel(ctx context.Context, docker *engine.Conn, pod *cache.S
 	if created.ProcessLabel == "" {
 		// The container is not confined and may read files with any label. Those containers of its pod that share
 		// the volume and are confined may not.
-		mountLabel = pod.MountLabel
+		mountLabel = podLabel
 	}
 	return setLabels(mounts, mountLabel, label.Relabel)
 }
