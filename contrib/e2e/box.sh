@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # box.sh COMMAND...: runs a command in separate mount, network and PID namespaces. Mounts,
 # network interfaces, processes and cgroups that it leaves are removed when it ends; its
-# loopback ports do not conflict with those of the machine.
+# loopback ports do not conflict with those of the machine. Before, it installs the Docker Engine that ENGINE selects.
 set -euo pipefail
 if [ "${1:-}" = --inside ]; then
 	shift
@@ -46,4 +46,6 @@ if [ "${1:-}" = --inside ]; then
 	done
 	exit "$code"
 fi
+# There is no network inside.
+[ -z "${ENGINE:-}" ] || (. "$(dirname "$0")/lib.sh" && install_engine)
 exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" --inside "$@"

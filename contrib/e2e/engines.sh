@@ -21,13 +21,12 @@ on() { # on NAME SUITE [dockerd flags]
 for version; do
 	case $version in
 	20.10) (unset ENGINE ENGINE_FLAGS; "$e2e/test.sh") || failed+=("Docker 20.10") ;;
-	26.1) engine_root trixie >/dev/null; on "Docker 26.1" trixie ;;
+	26.1) on "Docker 26.1" trixie ;;
 	28.5)
-		engine_root forky >/dev/null
 		on "Docker 28.5" forky
 		on "Docker 28.5 with the containerd image store" forky --feature containerd-snapshotter=true
 		;;
-	*) "$e2e/engine.sh" "$version"; on "Docker $version" "$version" ;;
+	*) on "Docker $version" "$version" ;;
 	esac
 done
 [ ${#failed[@]} = 0 ] || die "$(printf '%s; ' "${failed[@]}")"

@@ -84,11 +84,20 @@ add_criu() {
 		DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get install -y -qq --no-install-recommends criu >/dev/null' - "$1"
 }
 
+# install_engine: installs the Engine that ENGINE selects into the cache, if it is not that of this machine.
+install_engine() {
+	case ${ENGINE:-} in
+	'') ;;
+	trixie | forky) engine_root "$ENGINE" >/dev/null ;;
+	*) "$e2e/engine.sh" "$ENGINE" ;;
+	esac
+}
+
 # start_engine DIR [dockerd flags]: starts a private Docker Engine at
 # unix://DIR/docker.sock. Its process is $engine_pid. With ENGINE=SUITE it is
 # that of another Debian release, with ENGINE=VERSION the one that engine.sh builds: 23.0
 # and 24.0 use the containerd and runc of this machine, 25.0 and 27.5 those of
-# Debian 13, 29 its own. Engines other than this machine's run only in the
+# Debian 13, 29 its own, and its own client: that of 20.10 is too old for it. box.sh has installed it (install_engine). Engines other than this machine's run only in the
 # namespaces of box.sh. Unless the flags name a configuration file it is
 # DIR/daemon.json, which a test may change. With ENGINE_RESTARTS=1 the Engine is restarted
 # whenever it ends, until the file DIR/over exists.
@@ -98,7 +107,10 @@ start_engine() {
 	mkdir -p "$dir"
 	case ${ENGINE:-} in
 	'') ;;
-	23.0 | 24.0 | 29) export PATH=$cache/engine-$ENGINE:$PATH ;; # 29 has its own client: that of 20.10 is too old for it
+	23.0 | 24.0 | 29)
+		[ -e "$cache/engine-$ENGINE/.complete" ] || die "Docker $ENGINE is not in $cache"
+		export PATH=$cache/engine-$ENGINE:$PATH
+		;;
 	25.0 | 27.5) root=$cache/root-trixie ;;
 	*) root=$cache/root-$ENGINE ;;
 	esac
