@@ -236,13 +236,15 @@ second() {
 	cri rmp -f "$(head -c 64 story)" >/dev/null
 	cri rmp -f "$(head -c 64 mapped)" >/dev/null
 	want "the old pods are removed" is "$(docker ps -aq | wc -l)" 2
-	read -r story2 container2 < <(echo "$pod $container")
+	story2=$pod
 	run mapped2 "$mapped"
 	want "a new pod has a user namespace" is "$(cri exec "$container" cat /proc/self/uid_map | xargs)" "0 200000 65536"
 	cri rmp -f "$pod" >/dev/null
-	pod=$story2 container=$container2
+	want "the OCI runtime is not removed while a container needs it" not berthd runtime remove
+	cri rmp -f "$story2" >/dev/null
 	want "the OCI runtime is removed" berthd runtime remove
 	want "nothing is left of it" is "$(find /opt/berth -mindepth 1 2>/dev/null | wc -l) $(grep -c berth /etc/docker/daemon.json)" "0 0"
+	run story3
 	was=$(pid)
 
 	say "removal"
