@@ -95,14 +95,14 @@ func RestoreErrors(path string) string {
 	if err != nil || strings.Contains(log, "Restore finished successfully") {
 		return ""
 	}
-	reasons := ""
+	var reasons strings.Builder
 	for line := range strings.Lines(log) {
 		// These follow each error.
 		if strings.Contains(line, "Error (") && !strings.Contains(line, "Restoring FAILED") && !strings.Contains(line, "cgroupd: recv req error") {
-			reasons += line
+			reasons.WriteString(line)
 		}
 	}
-	return errorLines(reasons)
+	return errorLines(reasons.String())
 }
 
 func kernelRelease() string {

@@ -64,7 +64,7 @@ func (m *Manager) CreateFor(ctx context.Context, docker *engine.Conn, params tod
 		}
 		pinned[volume.ID] = true
 	}
-	err := m.Dir.Create(params.PremountName, mounts)
+	err := m.Create(params.PremountName, mounts)
 	if errors.Is(err, premount.ErrImageLayers) {
 		return fmt.Errorf("ImageVolumeMountFailed: %w", err)
 	}
@@ -95,13 +95,13 @@ func (m *Manager) removeWithHelpers(ctx context.Context, docker *engine.Conn, na
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return m.Dir.Remove(name)
+	return m.Remove(name)
 }
 
 // GC removes the premounts of containers that have been started or do not exist. A started container
 // has mounts of its own, but still needs its images.
 func (m *Manager) GC(ctx context.Context, docker *engine.Conn) error {
-	found, err := m.Dir.Names()
+	found, err := m.Names()
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (m *Manager) GC(ctx context.Context, docker *engine.Conn) error {
 		switch {
 		case creating[name], known && state == runtimeapi.ContainerState_CONTAINER_CREATED:
 		case known:
-			err = errors.Join(err, m.Dir.Remove(name))
+			err = errors.Join(err, m.Remove(name))
 		default:
 			m.log.Info("removing premounts of a container that does not exist", slog.String("premount", name.String()))
 			err = errors.Join(err, m.removeWithHelpers(ctx, docker, name, helpers))

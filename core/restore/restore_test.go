@@ -517,7 +517,7 @@ func TestStarted(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(files.path(), ociedit.RestoreCgroup), []byte(path), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Store.Remove(t.Context(), id); (err == nil) != want {
+		if err := f.Remove(t.Context(), id); (err == nil) != want {
 			t.Errorf("cgroup %s: %v", path, err)
 		}
 		if err := files.Remove(); err != nil {
@@ -525,7 +525,7 @@ func TestStarted(t *testing.T) {
 		}
 	}
 	f.unpack(id).Release()
-	if err := f.Store.Remove(t.Context(), id); err != nil || len(f.left()) > 0 {
+	if err := f.Remove(t.Context(), id); err != nil || len(f.left()) > 0 {
 		t.Errorf("%v, left %q", err, f.left())
 	}
 }

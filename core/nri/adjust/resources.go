@@ -270,7 +270,7 @@ func (out *change) resources(r *api.LinuxResources) error {
 		host.PidsLimit = res.Pids
 	}
 	if res.kernelTCP != nil {
-		host.KernelMemoryTCP = *res.kernelTCP
+		host.KernelMemoryTCP = *res.kernelTCP //nolint:staticcheck // cgroup v1 before Linux 6.12 has it
 	}
 	if res.swappiness != nil {
 		host.MemorySwappiness = res.swappiness
