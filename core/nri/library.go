@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/nri/pkg/adaptation"
@@ -85,17 +85,18 @@ func (m metrics) RecordPluginAdjustments(plugin, _ string, a *api.ContainerAdjus
 	}
 }
 
-// loggerOnce guards the logger of the library, which is one of the process.
-var loggerOnce sync.Once
+// current is the logger of the Runtime that has started last. The library has one logger per process, which it reads without a lock: so
+// it is set before anything runs, and what it logs to can change.
+var current atomic.Pointer[slog.Logger]
 
-func setLogger(log *slog.Logger) { loggerOnce.Do(func() { nrilog.Set(logger{log}) }) }
+func init() { nrilog.Set(logger{}) }
 
 // logger passes what the library logs on. Its errors are about one plugin or connection, and its infos about each step of it.
-type logger struct{ log *slog.Logger }
+type logger struct{}
 
-func (l logger) print(ctx context.Context, level slog.Level, format string, args ...any) {
-	if l.log.Enabled(ctx, level) {
-		l.log.Log(ctx, level, "NRI", slog.String("message", fmt.Sprintf(format, args...)))
+func (logger) print(ctx context.Context, level slog.Level, format string, args ...any) {
+	if log := current.Load(); log != nil && log.Enabled(ctx, level) {
+		log.Log(ctx, level, "NRI", slog.String("message", fmt.Sprintf(format, args...)))
 	}
 }
 

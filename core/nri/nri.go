@@ -184,7 +184,7 @@ func (r *Runtime) start() (_ *adaptation.Adaptation, err error) {
 	if err := trust.Check(r.PluginPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("nri-plugin-path: %w", err)
 	}
-	setLogger(r.Log)
+	current.Store(r.Log)
 	adaptation.SetPluginRegistrationTimeout(r.RegistrationTimeout)
 	adaptation.SetPluginRequestTimeout(r.RequestTimeout)
 	served, err := adaptation.New(runtimeName, r.Version, r.synchronize, r.updateContainers,
