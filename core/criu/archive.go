@@ -135,7 +135,7 @@ func addFile(ctx context.Context, archive *tar.Writer, root *os.Root, path strin
 	if err := archive.WriteHeader(header); err != nil {
 		return err
 	}
-	_, err = io.Copy(archive, &contextReader{ctx, f})
+	_, err = io.Copy(archive, WithContext(ctx, f))
 	return err
 }
 

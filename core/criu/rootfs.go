@@ -154,7 +154,7 @@ func (d *diff) addFile(dirfd int, entry, name string, header *tar.Header, st *un
 	if err := d.tar.WriteHeader(header); err != nil {
 		return err
 	}
-	if n, err := io.Copy(d.tar, &contextReader{d.ctx, io.LimitReader(f, opened.Size)}); err != nil {
+	if n, err := io.Copy(d.tar, WithContext(d.ctx, io.LimitReader(f, opened.Size))); err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	} else if n < opened.Size {
 		return fmt.Errorf("%s: %d of %d bytes could be read: %w", name, n, opened.Size, io.ErrUnexpectedEOF)
@@ -282,7 +282,9 @@ func getXattr(f *os.File, key string) (string, error) {
 
 func pathError(op, name string, err error) error { return &fs.PathError{Op: op, Path: name, Err: err} }
 
-// A contextReader reads until its context ends.
+// WithContext returns a Reader that reads from r until ctx ends, and fails with its error then.
+func WithContext(ctx context.Context, r io.Reader) io.Reader { return &contextReader{ctx, r} }
+
 type contextReader struct {
 	ctx context.Context
 	io.Reader

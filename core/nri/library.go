@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -86,10 +87,13 @@ func (m metrics) RecordPluginAdjustments(plugin, _ string, a *api.ContainerAdjus
 }
 
 // current is the logger of the Runtime that has started last. The library has one logger per process, which it reads without a lock: so
-// it is set before anything runs, and what it logs to can change.
-var current atomic.Pointer[slog.Logger]
+// New sets it once, before anything of a Runtime runs, and what it logs to can change.
+var (
+	current    atomic.Pointer[slog.Logger]
+	loggerOnce sync.Once
+)
 
-func init() { nrilog.Set(logger{}) }
+func setLogger() { loggerOnce.Do(func() { nrilog.Set(logger{}) }) }
 
 // logger passes what the library logs on. Its errors are about one plugin or connection, and its infos about each step of it.
 type logger struct{}

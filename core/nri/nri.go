@@ -108,6 +108,7 @@ func New(cfg Config) *Runtime {
 	if !cfg.Enable {
 		return nil
 	}
+	setLogger()
 	return &Runtime{Config: cfg, started: make(chan struct{}), phases: map[string]phase{}}
 }
 

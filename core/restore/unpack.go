@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"berth/core/criu"
 	"berth/core/ociedit"
 	"berth/core/rootdiff"
 )
@@ -110,7 +111,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(f, &contextReader{u.ctx, io.LimitReader(content, header.Size)})
+	n, err := io.Copy(f, criu.WithContext(u.ctx, io.LimitReader(content, header.Size)))
 	if err == nil && n < header.Size {
 		err = io.ErrUnexpectedEOF
 	}
@@ -141,21 +142,8 @@ func (u *unpacker) check() error {
 	if err != nil {
 		return err
 	}
-	if err := rootdiff.Check(&contextReader{u.ctx, f}, info.Size()); err != nil {
+	if err := rootdiff.Check(criu.WithContext(u.ctx, f), info.Size()); err != nil {
 		return errors.Join(u.ctx.Err(), invalid("%w", err))
 	}
 	return nil
-}
-
-// A contextReader reads until its context ends.
-type contextReader struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r *contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(p)
 }

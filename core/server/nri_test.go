@@ -111,6 +111,16 @@ RemovePodSandbox POD`
 	}
 }
 
+// untilSent waits until a plugin has been sent an event, with names for IDs as in Take.
+func (h *testDaemon) untilSent(p *nritest.Plugin, event string, names ...string) {
+	h.Helper()
+	var all string
+	h.until("no "+event, func() bool {
+		all += p.Take(names...) + "\n"
+		return strings.Contains(all, event)
+	})
+}
+
 // A container that exits by itself is stopped for plugins, once.
 func TestNRIStopIsSentOnExit(t *testing.T) {
 	t.Parallel()
@@ -119,11 +129,7 @@ func TestNRIStopIsSentOnExit(t *testing.T) {
 	p := h.connect("10", &nritest.Plugin{})
 	pod, id, err := h.runPod(h.pod("web"), command("c", "sh", "-c", "exit 3"))
 	h.must(err)
-	var all string
-	h.until("no StopContainer", func() bool {
-		all += p.Take(pod, "POD", id, "C") + "\n"
-		return strings.Contains(all, "StopContainer C")
-	})
+	h.untilSent(p, "StopContainer C", pod, "POD", id, "C")
 	h.removePod(pod)
 	if got := p.Take(pod, "POD", id, "C"); got != "StopPodSandbox POD\nRemoveContainer C\nRemovePodSandbox POD" {
 		t.Errorf("events after the exit\n%s", got)
@@ -468,11 +474,7 @@ func TestNRIRemovalWithDocker(t *testing.T) {
 	pod, id, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
 	h.must(err)
 	h.must(h.engine.Client(t).ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}))
-	var all string
-	h.until("no RemoveContainer", func() bool {
-		all += p.Take(pod, "POD", id, "C") + "\n"
-		return strings.Contains(all, "RemoveContainer C")
-	})
+	h.untilSent(p, "RemoveContainer C", pod, "POD", id, "C")
 	h.removePod(pod)
 	if got := p.Take(pod, "POD", id, "C"); got != "StopPodSandbox POD\nRemovePodSandbox POD" {
 		t.Errorf("events after the removal\n%s", got)
