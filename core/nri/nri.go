@@ -135,7 +135,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 	served, err := r.start()
 	if err != nil {
 		r.failed = err
-		r.Log.Error("NRI is off: no plugins are served until berthd is restarted", slog.Any("err", err))
+		r.Log.Warn("NRI is off: no plugins are served until berthd is restarted", slog.Any("err", err))
 	} else {
 		r.adaptation = served
 		r.Log.Info("serving NRI plugins", slog.String("socket", r.SocketPath), slog.Int("plugins", int(r.plugins.Load())))
