@@ -46,6 +46,6 @@ if [ "${1:-}" = --inside ]; then
 	done
 	exit "$code"
 fi
-# There is no network inside.
-[ -z "${ENGINE:-}" ] || (. "$(dirname "$0")/lib.sh" && install_engine)
+# There is no network inside. A box in a box (BOX_INNER) finds it installed.
+[ -z "${ENGINE:-}" ] || [ -n "${BOX_INNER:-}" ] || (. "$(dirname "$0")/lib.sh" && install_engine)
 exec unshare --mount --net --pid --fork --kill-child --mount-proc "$0" --inside "$@"

@@ -127,7 +127,13 @@ func (r *Runtime) Run(ctx context.Context) error {
 	if r == nil {
 		return nil
 	}
-	for r.Cache.Ready(ctx) != nil { // plugins are sent all containers first
+	for { // plugins are sent all containers first; calls that plugins are sent wait for it
+		if _, err := r.Engine.WaitConn(ctx); err != nil {
+			return nil // ctx has ended
+		}
+		if r.Cache.Ready(ctx) == nil {
+			break
+		}
 		if sleep.WithContext(ctx, retryInterval) != nil {
 			return nil
 		}
