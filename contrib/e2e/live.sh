@@ -9,7 +9,7 @@ if [ "${1:-}" = --shards ]; then
 	trap 'rm -rf "$w"' EXIT
 	parts=()
 	for i in $(seq "$LIVE_SHARDS"); do
-		BOX_INNER=1 LIVE_SHARDS=1 LIVE_SHARD=$i/$LIVE_SHARDS "$0" >"$w/$i" 2>&1 &
+		BOX_INNER=1 LIVE_SHARD=$i/$LIVE_SHARDS LIVE_SHARDS=1 "$0" >"$w/$i" 2>&1 &
 		parts+=($!)
 	done
 	code=0
