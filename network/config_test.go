@@ -3,6 +3,8 @@ package network
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -292,7 +294,8 @@ func TestConfigurationIsMadeOfThePodCIDR(t *testing.T) {
 		plan, err := n.Plan(Pod{ID: "aaaa"})
 		return err == nil && plan.Network == "cluster"
 	})
-	if _, err := os.Stat(filepath.Join(d.cfg.ConfDir, cnitemplate.FileName)); err == nil {
-		t.Error("the made file is still there")
-	}
+	networktest.Eventually(t, "the made file is removed", func() bool {
+		_, err := os.Stat(filepath.Join(d.cfg.ConfDir, cnitemplate.FileName))
+		return errors.Is(err, fs.ErrNotExist)
+	})
 }

@@ -3,8 +3,9 @@
 //
 // CRIU is run by the container's own OCI runtime, with the state that the runtime keeps for Docker: "runc checkpoint
 // --leave-running". So Docker needs no experimental features, and does not notice it; runc and CRIU are those that containerd's
-// shim of the container sees, in its mount namespace and PATH. The container is frozen while CRIU copies the memory and berth the
-// changed files, as in CRI-O and containerd.
+// shim of the container sees, in its mount namespace and PATH. CRIU freezes the container while it copies the memory; the changed files
+// are copied right after it, while the container goes on. CRI-O and containerd pause it for both,
+// which needs a record that outlives a crash of berthd at any moment, or the container stays paused.
 //
 // A checkpoint in progress has a directory of its own below that of the Checkpointer: with a record of what has to be undone, and
 // CRIU's files. It is on a disk because it holds the memory of the container. GC finds those of a berthd that was killed: it ends

@@ -174,21 +174,6 @@ func TestCheckpointWritesTheArchive(t *testing.T) {
 	}
 }
 
-// Memory and files are of one moment: the container is frozen before CRIU begins and goes on when both are there.
-func TestContainerIsFrozenDuringItsCheckpoint(t *testing.T) {
-	f := newFixture(t, goodCRIU, goodDump)
-	if _, err := f.Checkpoint(t.Context(), f.target, f.location); err != nil {
-		t.Fatal(err)
-	}
-	if calls, err := os.ReadFile(f.log); err != nil || string(calls) != "pause\ncheckpoint\nstate\nresume\n" {
-		t.Errorf("calls of the runtime: %q, %v", calls, err)
-	}
-	f.program("runc", `case $3 in pause) echo container not running; exit 1 ;; esac`)
-	if _, err := f.Checkpoint(t.Context(), f.target, f.location); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "freeze the container: container not running") {
-		t.Errorf("a container that cannot be frozen: %v", err)
-	}
-}
-
 func TestFailedCheckpointLeavesNothing(t *testing.T) {
 	for name, c := range map[string]struct{ criu, dump, want string }{
 		"no version":  {"exit 1", goodDump, "install the package criu"},

@@ -30,26 +30,17 @@ type job struct {
 	spec    json.RawMessage
 	name    string // of its directory, and the marker of its processes
 	dir     string
-	frozen  bool // the container may be frozen, and CRIU work
+	dumping bool // CRIU works, or was killed: the container may be frozen
 }
 
-// take has CRIU write the memory of the container, and writes the changes of its files, to the directory. The container is frozen
-// meanwhile, so that both are of one moment: CRIU leaves a frozen container as it was.
+// take has CRIU write the memory of the container, and writes the changes of its files, to the directory.
 func (j *job) take(ctx context.Context) error {
-	j.frozen = true
-	if output, err := j.callRuntime(ctx, "pause", j.target.ID); err != nil {
-		return errors.Join(context.Cause(ctx), fmt.Errorf("freeze the container: %s: %w", lastLine(output), errdefs.ErrFailedPrecondition))
-	}
 	if err := j.dump(ctx); err != nil {
 		return err
 	}
 	if err := j.writeRootfs(ctx); err != nil {
 		return fmt.Errorf("changed files of the container: %w", err)
 	}
-	if err := j.resume(ctx); err != nil {
-		return err
-	}
-	j.frozen = false
 	return nil
 }
 
@@ -74,9 +65,11 @@ func (j *job) dump(ctx context.Context) error {
 	if !isSeenBy(j.runtime.Shim, dir) {
 		path = filepath.Join("/proc", strconv.Itoa(os.Getpid()), "fd", strconv.Itoa(int(dir.Fd())))
 	}
+	j.dumping = true
 	output, err := j.callRuntime(ctx, "checkpoint", "--leave-running",
 		"--image-path", filepath.Join(path, metadata.CheckpointDirectory), "--work-path", path, j.target.ID)
 	if ctx.Err() == nil && err == nil {
+		j.dumping = false
 		return nil
 	}
 	log, readErr := readTail(filepath.Join(j.dir, metadata.DumpLogFile))
@@ -147,7 +140,7 @@ func (j *job) mounts() ([]ociMount, error) {
 	return spec.Mounts, err
 }
 
-// resume lets the container go on if it is frozen.
+// resume lets the container go on if it is frozen: CRIU does so, unless it is killed.
 func (j *job) resume(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, runtimeTimeout)
 	defer cancel()

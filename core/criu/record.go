@@ -55,7 +55,7 @@ func (c *Checkpointer) end(ctx context.Context, j *job) error {
 	}()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
-	if j.frozen {
+	if j.dumping {
 		if err := errors.Join(endProcesses(ctx, j.name), j.resume(ctx)); err != nil {
 			c.log.Error("a container may be frozen by its checkpoint; it will be tried again", slog.String("container", j.target.ID), slog.Any("err", err))
 			return err
