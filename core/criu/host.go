@@ -159,21 +159,30 @@ func EndRestore(ctx context.Context, marker string) error { return endProcesses(
 // endProcesses ends what works for the checkpoint marker. If CRIU has to be killed, its code in the container's processes lets them
 // go on (compel's parasite daemon, when its socket is closed).
 func endProcesses(ctx context.Context, marker string) error {
-	if left, err := killUntilGone(ctx, marker, releaseGrace, func(comm string) bool { return !strings.HasPrefix(comm, "criu") }); err != nil || len(left) == 0 {
+	match := func(pid int) bool { return hasMarker(pid, marker) }
+	if left, err := killUntilGone(ctx, match, releaseGrace, func(comm string) bool { return !strings.HasPrefix(comm, "criu") }); err != nil || len(left) == 0 {
 		return err
 	}
-	left, err := killUntilGone(ctx, marker, killTimeout, func(string) bool { return true })
+	if err := KillProcesses(ctx, match); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	return nil
+}
+
+// KillProcesses kills the processes that match accepts until there are none any more. It fails if some do not end within five seconds.
+func KillProcesses(ctx context.Context, match func(pid int) bool) error {
+	left, err := killUntilGone(ctx, match, killTimeout, func(string) bool { return true })
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("processes %v of a checkpoint do not end", left)
+		err = fmt.Errorf("processes %v do not end", left)
 	}
 	return err
 }
 
-// killUntilGone kills the processes with the marker whose name kill accepts until there is none with the marker, or the timeout has
-// passed. It returns those that are left.
-func killUntilGone(ctx context.Context, marker string, timeout time.Duration, kill func(comm string) bool) (left []int, err error) {
+// killUntilGone kills those of the processes that match accepts whose names kill accepts, until match accepts no process or the timeout
+// has passed. It returns those that are left.
+func killUntilGone(ctx context.Context, match func(pid int) bool, timeout time.Duration, kill func(comm string) bool) (left []int, err error) {
 	for end := time.Now().Add(timeout); time.Now().Before(end); {
-		if left, err = killMarked(marker, kill); err != nil || len(left) == 0 {
+		if left, err = killOnce(match, kill); err != nil || len(left) == 0 {
 			return nil, err
 		}
 		if err := sleep.WithContext(ctx, pollInterval); err != nil {
@@ -183,19 +192,19 @@ func killUntilGone(ctx context.Context, marker string, timeout time.Duration, ki
 	return left, nil
 }
 
-// killMarked kills the processes with the marker whose name kill accepts. It returns all with the marker.
-func killMarked(marker string, kill func(comm string) bool) (found []int, err error) {
+// killOnce kills those of the processes that match accepts whose names kill accepts. It returns all that match accepts.
+func killOnce(match func(pid int) bool, kill func(comm string) bool) (found []int, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
-		if err != nil || !hasMarker(pid, marker) {
+		if err != nil || !match(pid) {
 			continue
 		}
 		process, err := os.FindProcess(pid) // a pidfd: from here on the ID cannot become that of another process
-		if err != nil || !hasMarker(pid, marker) {
+		if err != nil || !match(pid) {
 			continue
 		}
 		found = append(found, pid)

@@ -22,7 +22,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -35,7 +34,6 @@ import (
 	"berth/core/criu"
 	"berth/core/image/pinning"
 	"berth/core/ociedit"
-	"berth/core/sleep"
 )
 
 // Names of the options, for messages.
@@ -208,53 +206,16 @@ func (s *Store) removeCgroup(name, id string) error {
 	return group.Remove()
 }
 
-const (
-	// killTimeout bounds the wait for the end of killed processes.
-	killTimeout      = 5 * time.Second
-	killPollInterval = 20 * time.Millisecond
-)
-
 // killAll kills the processes in the cgroup of the container id.
 func killAll(ctx context.Context, id string) error {
-	for deadline := time.Now().Add(killTimeout); ; {
-		found, err := killOnce(id)
-		if err != nil || !found {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("processes of container %s do not end", id)
-		}
-		if err := sleep.WithContext(ctx, killPollInterval); err != nil {
-			return err
-		}
-	}
-}
-
-// killOnce kills the processes that are in the cgroup of the container id now, and reports whether there were some.
-func killOnce(id string) (found bool, err error) {
-	entries, err := os.ReadDir("/proc")
+	err := criu.KillProcesses(ctx, func(pid int) bool {
+		_, err := cgroup.ForContainer(pid, id)
+		return err == nil
+	})
 	if err != nil {
-		return false, err
+		return fmt.Errorf("container %s: %w", id, err)
 	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if _, err := cgroup.ForContainer(pid, id); err != nil {
-			continue
-		}
-		process, err := os.FindProcess(pid) // a pidfd: from here on the ID cannot become that of another process
-		if err != nil {
-			continue
-		}
-		if _, err := cgroup.ForContainer(pid, id); err == nil {
-			found = true
-			_ = process.Kill() // it may have ended
-		}
-		_ = process.Release()
-	}
-	return found, nil
+	return nil
 }
 
 // directories returns the names of the directories.
