@@ -30,8 +30,7 @@ const (
 	// defaultPath is for shims without PATH, as in runc.
 	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// markerName is the variable in the environment of runc, and so of CRIU, that says which checkpoint they work for: after a crash
-	// they are children of no one. CRIU shows the directory of the checkpoint, whose name is the same, as its arguments in the place
-	// of its environment when it has begun (setproctitle).
+	// they are children of no one. See hasMarker for CRIU, which overwrites it.
 	markerName = "BERTH_CHECKPOINT"
 )
 
@@ -217,13 +216,17 @@ func killOnce(match func(pid int) bool, kill func(comm string) bool) (found []in
 	return found, nil
 }
 
-// hasMarker reports whether the process pid works for the checkpoint marker, a random word.
+// hasMarker reports whether the process pid works for the checkpoint marker, a random word. CRIU overwrites its environment and arguments
+// with a title that ends where their memory does, so that the marker may be in neither; but it works in the directory that the request
+// of runc names ("--work-path"), and enters it before it changes its title (criu/cr-service.c).
 func hasMarker(pid int, marker string) bool {
+	process := filepath.Join("/proc", strconv.Itoa(pid))
 	for _, name := range []string{"environ", "cmdline"} {
-		text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), name))
+		text, err := os.ReadFile(filepath.Join(process, name))
 		if err == nil && bytes.Contains(text, []byte(marker)) {
 			return true
 		}
 	}
-	return false
+	cwd, err := os.Readlink(filepath.Join(process, "cwd"))
+	return err == nil && strings.Contains(cwd, marker)
 }
