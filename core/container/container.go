@@ -54,6 +54,7 @@ type Config struct {
 	CDI         cdi.Config
 	Checkpoints *criu.Checkpointer
 	NRI         *nri.Runtime   // nil without NRI
+	NRIRecords  *nri.Records   // also without NRI: of containers that plugins have changed before
 	Restores    *restore.Store // nil if no container is restored from a checkpoint
 	Log         *slog.Logger
 }
@@ -71,6 +72,7 @@ type Service struct {
 	premounts   *premounts.Manager
 	policy      podpolicy.Policy
 	nri         *nri.Runtime
+	nriRecords  *nri.Records
 	oci         *ociruntime.Store
 	specFiles   specfiles.Config
 	cdi         cdi.Config
@@ -132,7 +134,7 @@ type pendingContainer struct {
 func New(cfg Config) *Service {
 	s := &Service{
 		engine: cfg.Engine, cache: cfg.Cache, images: cfg.Images, logs: cfg.Logs, files: cfg.Files,
-		failures: cfg.Failures, updates: cfg.Updates, premounts: premounts.New(cfg.Premounts, cfg.Cache, cfg.Log), nri: cfg.NRI, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
+		failures: cfg.Failures, updates: cfg.Updates, premounts: premounts.New(cfg.Premounts, cfg.Cache, cfg.Log), nri: cfg.NRI, nriRecords: cfg.NRIRecords, cdi: cfg.CDI, policy: cfg.Policy, oci: cfg.OCI, specFiles: cfg.SpecFiles, log: cfg.Log,
 		checkpoints: cfg.Checkpoints, restores: cfg.Restores, stops: map[string]int{}, checkpointing: map[string]context.CancelCauseFunc{},
 	}
 	s.resources = resources.New(resources.Config{Engine: cfg.Engine, Cache: cfg.Cache, Locks: &s.locks, Log: cfg.Log})

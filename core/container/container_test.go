@@ -30,6 +30,7 @@ import (
 	"berth/core/image/pinning"
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/podpolicy"
 	"berth/core/premount"
@@ -125,6 +126,8 @@ type fixture struct {
 
 	archives, restores string // directories
 	probe              error  // of a restore
+
+	nriRecords *nri.Records
 }
 
 func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
@@ -145,6 +148,9 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if f.nriRecords, err = nri.OpenRecords(store); err != nil {
+		t.Fatal(err)
+	}
 	log := slog.New(slog.DiscardHandler)
 	f.cache = cache.New(cache.Config{Network: fakeNetwork{}, FailedStarts: failures, ContainerUpdates: updates, Logs: f.logs}, docker, log)
 	enginetest.Background(t, f.cache.Run)
@@ -161,7 +167,7 @@ func newFixture(t *testing.T, options ...enginetest.Option) *fixture {
 	restores := restore.New(restore.Config{ArchiveDir: f.archives, Images: patterns, Probe: func(context.Context, int, string, string) error { return f.probe }}, f.restores, log)
 	f.Service = container.New(container.Config{
 		Engine: docker, Cache: f.cache, Images: f.logs, Logs: f.logs, Files: f.logs, Policy: policy, OCI: ociruntime.New(f.ociDir, func(engine.Features) error { return nil }),
-		Failures: failures, Updates: updates, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Checkpoints: criu.New(filepath.Join(t.TempDir(), "checkpoints"), log), Restores: restores, Log: log,
+		Failures: failures, Updates: updates, NRIRecords: f.nriRecords, Premounts: premount.New(filepath.Join(t.TempDir(), "mounts")), SpecFiles: f.files, Checkpoints: criu.New(filepath.Join(t.TempDir(), "checkpoints"), log), Restores: restores, Log: log,
 	})
 
 	set := labels.Set{Kind: labels.Sandbox, Config: `{"metadata":{"name":"web","namespace":"ns","uid":"u"},"log_directory":"/logs"}`}

@@ -41,11 +41,7 @@ func (s *Service) gcRecords(ctx context.Context) error {
 		Keys() ([]string, error)
 		Delete(key string) error
 	}
-	buckets := []records{s.failures, s.updates}
-	if s.nri != nil {
-		buckets = append(buckets, s.nri.Records)
-	}
-	for _, bucket := range buckets {
+	for _, bucket := range []records{s.failures, s.updates, s.nriRecords} {
 		ids, err := bucket.Keys()
 		if err != nil {
 			return err

@@ -3,6 +3,7 @@ package container_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine/enginetest"
+	"berth/core/nri"
 )
 
 // createBlocked starts a Create that blocks where it opens the log, and returns when Docker has the container. Unlocking
@@ -140,4 +142,31 @@ func TestStopsOfCallersThatLeftEnd(t *testing.T) {
 	if err := f.Stop(t.Context(), id, 0); err != nil {
 		t.Error(err)
 	}
+}
+
+// The containers were changed by plugins before NRI was switched off.
+func TestRecordsOfPluginsEndWithTheirContainersWithoutNRI(t *testing.T) {
+	f := newFixture(t)
+	removed, gone := f.run("serve"), strings.Repeat("0", 64)
+	for _, id := range []string{removed, gone} {
+		if err := f.nriRecords.Put(id, nri.Record{Plugins: []string{"10-logger"}, Fields: []string{"env"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, err := f.Status(t.Context(), removed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	facts := map[string]any{}
+	if f.Verbose(t.Context(), c, facts); facts["nri"] == nil {
+		t.Errorf("the verbose status is %v", facts)
+	}
+	if err := f.Remove(t.Context(), removed); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Background(t, f.RunGC)
+	enginetest.Until(t, "records stay", func() bool {
+		left, err := f.nriRecords.Keys()
+		return err == nil && len(left) == 0
+	})
 }

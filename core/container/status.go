@@ -8,6 +8,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/nri"
 	"berth/core/verbose"
 )
 
@@ -19,7 +20,7 @@ func (s *Service) Status(ctx context.Context, id string) (*cache.Container, erro
 // Verbose adds to facts what the status of c leaves out.
 func (s *Service) Verbose(ctx context.Context, c *cache.Container, facts map[string]any) {
 	verbose.Add(ctx, s.engine, c.ID(), c.Pid, facts)
-	s.nri.Facts(c.ID(), facts)
+	nri.AddFacts(s.nriRecords, c.ID(), facts)
 }
 
 // List returns the containers that match filter; a nil filter matches all.

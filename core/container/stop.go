@@ -190,5 +190,5 @@ func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, l
 	}
 	removed(ctx)
 	s.cache.Forget(id)
-	return errors.Join(s.premounts.RemoveAll(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id), s.nri.DeleteRecord(id), s.oci.Remove(id), s.restores.Remove(ctx, id))
+	return errors.Join(s.premounts.RemoveAll(ctx, docker, premounts), s.failures.Delete(id), s.updates.Delete(id), s.nriRecords.Delete(id), s.oci.Remove(id), s.restores.Remove(ctx, id))
 }

@@ -26,26 +26,15 @@ func OpenRecords(store *state.Store) (*Records, error) {
 	return state.OpenBucket[Record](store, "nri")
 }
 
-// Facts adds to facts what plugins have changed in a container, under the key nri.
-func (r *Runtime) Facts(id string, facts map[string]any) {
-	if r == nil {
-		return
-	}
-	record, ok, err := r.Records.Get(id)
+// AddFacts adds to facts what plugins have changed in a container, under the key nri.
+func AddFacts(records *Records, id string, facts map[string]any) {
+	record, ok, err := records.Get(id)
 	switch {
 	case err != nil:
 		facts["nriError"] = err.Error()
 	case ok:
 		facts["nri"] = record
 	}
-}
-
-// DeleteRecord deletes the record of a container that was removed.
-func (r *Runtime) DeleteRecord(id string) error {
-	if r == nil {
-		return nil
-	}
-	return r.Records.Delete(id)
 }
 
 // Env returns what the node has for changes by plugins. dir is the directory of instructions for berth's OCI runtime, runtime the
