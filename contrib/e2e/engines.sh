@@ -4,12 +4,12 @@
 # image stores), and those that engine.sh builds, of which 29 uses the containerd image store.
 # Arguments select versions.
 . "$(dirname "$0")/lib.sh"
-[ "$(id -u)" = 0 ] || die "tests on Docker Engines need root"
 all=(20.10 23.0 24.0 25.0 26.1 27.5 28.5 29)
 [ $# != 0 ] || set -- "${all[@]}"
 for version; do
 	[[ " ${all[*]} " = *" $version "* ]] || die "Docker $version: must be one of ${all[*]}"
 done
+prepare_engine_tests
 failed=()
 on() { # on NAME SUITE [dockerd flags]
 	local name=$1

@@ -128,7 +128,8 @@ start_engine() {
 	if ! may_lower_oom; then
 		m=$dir/runc-clamp
 		[ -z "$root" ] || m=/usr/local/bin/runc-clamp
-		install -D "$cache/bin/runc-clamp" "$root$m"
+		install -D "$cache/bin/runc-clamp" "$root$m.$$"
+		mv "$root$m.$$" "$root$m" # by a rename: the other part of LIVE_SHARDS may be here too, or run it
 		config='{"default-runtime": "clamp", "runtimes": {"clamp": {"path": "'$m'"}}}'
 		[[ " $* " != *" --config-file "* ]] || flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
 	fi
@@ -204,6 +205,18 @@ cri_dockerd() {
 
 build_berthd() {
 	make -s -C "$top" build
+}
+
+# prepare_engine_tests: installs and builds what the tests on a real Engine need.
+prepare_engine_tests() {
+	[ "$(id -u)" = 0 ] || die "tests on a real Docker Engine need root"
+	need_engine
+	need_cni
+	need docker-registry=docker-registry busybox=busybox-static nginx=nginx-light openssl=openssl curl=curl gcc=build-essential
+	"$e2e/busybox.sh"
+	say "building berthd and tools"
+	build_berthd
+	build_tools
 }
 
 # build_tools: builds the tools of this module into $cache/bin.

@@ -3,14 +3,7 @@
 # the tests with the flag -docker, and critest. Everything runs in separate namespaces (box.sh), so
 # that only installed packages and a cache are left on the machine.
 . "$(dirname "$0")/lib.sh"
-[ "$(id -u)" = 0 ] || die "tests on a real Docker Engine need root"
-need_engine
-need_cni
-need docker-registry=docker-registry busybox=busybox-static nginx=nginx-light openssl=openssl curl=curl gcc=build-essential
-"$e2e/busybox.sh"
-say "building berthd and tools"
-build_berthd
-build_tools
+prepare_engine_tests
 say "running tests on a real Docker Engine"
 "$e2e/live.sh"
 "$e2e/critest.sh"

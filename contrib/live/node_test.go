@@ -139,8 +139,9 @@ func prepareNode(t testing.TB, flags ...string) *node {
 	t.Cleanup(func() {
 		n.kill()
 		if t.Failed() {
-			lines := strings.Split(n.log.String(), "\n")
-			t.Logf("the end of berthd's log:\n%s", strings.Join(lines[max(0, len(lines)-30):], "\n"))
+			polled := func(line string) bool { return strings.Contains(line, "call=Status took=") }
+			lines := slices.DeleteFunc(strings.Split(n.log.String(), "\n"), polled)
+			t.Logf("the end of berthd's log:\n%s", strings.Join(lines[max(0, len(lines)-60):], "\n"))
 		}
 		// A test that failed half-way must not fail the next.
 		if list, err := docker.ContainerList(context.Background(), container.ListOptions{All: true}); err == nil {

@@ -30,7 +30,7 @@ const (
 	// defaultPath is for shims without PATH, as in runc.
 	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// markerName is the variable in the environment of runc, and so of CRIU, that says which checkpoint they work for: after a crash
-	// they are children of no one. See hasMarker for CRIU, which overwrites it.
+	// they are children of no one. See WorksFor for CRIU, which overwrites it.
 	markerName = "BERTH_CHECKPOINT"
 )
 
@@ -158,7 +158,7 @@ func EndRestore(ctx context.Context, marker string) error { return endProcesses(
 // endProcesses ends what works for the checkpoint marker. If CRIU has to be killed, its code in the container's processes lets them
 // go on (compel's parasite daemon, when its socket is closed).
 func endProcesses(ctx context.Context, marker string) error {
-	match := func(pid int) bool { return hasMarker(pid, marker) }
+	match := func(pid int) bool { return WorksFor(pid, marker) }
 	if left, err := killUntilGone(ctx, match, releaseGrace, func(comm string) bool { return !strings.HasPrefix(comm, "criu") }); err != nil || len(left) == 0 {
 		return err
 	}
@@ -216,10 +216,10 @@ func killOnce(match func(pid int) bool, kill func(comm string) bool) (found []in
 	return found, nil
 }
 
-// hasMarker reports whether the process pid works for the checkpoint marker, a random word. CRIU overwrites its environment and arguments
+// WorksFor reports whether the process pid works for the checkpoint marker, a random word. CRIU overwrites its environment and arguments
 // with a title that ends where their memory does, so that the marker may be in neither; but it works in the directory that the request
 // of runc names ("--work-path"), and enters it before it changes its title (criu/cr-service.c).
-func hasMarker(pid int, marker string) bool {
+func WorksFor(pid int, marker string) bool {
 	process := filepath.Join("/proc", strconv.Itoa(pid))
 	for _, name := range []string{"environ", "cmdline"} {
 		text, err := os.ReadFile(filepath.Join(process, name))

@@ -28,12 +28,14 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
+	"golang.org/x/sys/unix"
 
 	"berth/core/atomicfile"
 	"berth/core/cgroup"
 	"berth/core/criu"
 	"berth/core/image/pinning"
 	"berth/core/ociedit"
+	"berth/core/sleep"
 )
 
 // Names of the options, for messages.
@@ -154,6 +156,9 @@ func (s *Store) Started(ctx context.Context, id string, startErr error, hide []s
 	}
 	if err := s.Remove(ctx, id); err != nil {
 		s.log.Warn("files of a checkpoint that could not be restored are left; it will be tried again", slog.String("container", id), slog.Any("err", err))
+		for _, name := range owned {
+			s.abandon(name)
+		}
 	}
 	return startErr
 }
@@ -168,27 +173,40 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 	return err
 }
 
-// end ends what works for the directory name, and the processes that CRIU has made for the container id if runc was killed before
-// it has written down that there is a container. id may be "" for none.
+// end ends what works for the directory name, with the processes that CRIU has made for the container id, and removes the files. id
+// is "" if there is no container, or if it runs.
 func (s *Store) end(ctx context.Context, name, id string) error {
-	var err error
-	if id != "" {
-		err = killAll(ctx, id) // CRIU is in the container's cgroup
+	if id == "" {
+		if err := criu.EndRestore(ctx, name); err != nil {
+			return err // with the directory, so that it is tried again
+		}
+		return os.RemoveAll(filepath.Join(s.dir, name))
 	}
-	if err == nil {
-		err = criu.EndRestore(ctx, name)
-	}
-	if err == nil && id != "" {
-		err = s.removeCgroup(name, id)
-	}
+	// Both at the same time, because CRIU makes processes until it ends; those that are left have it in the container's cgroup.
+	err := criu.KillProcesses(ctx, func(pid int) bool {
+		if criu.WorksFor(pid, name) {
+			return true
+		}
+		_, err := cgroup.ForContainer(pid, id)
+		return err == nil
+	})
 	if err != nil {
-		return err // with the directory, so that it is tried again
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	if err := s.removeCgroup(ctx, name, id); err != nil {
+		return err
 	}
 	return os.RemoveAll(filepath.Join(s.dir, name))
 }
 
+const (
+	// cgroupTimeout bounds the wait for a cgroup whose last process has been killed; rmdir fails until the kernel has released it.
+	cgroupTimeout = 2 * time.Second
+	pollInterval  = 20 * time.Millisecond
+)
+
 // removeCgroup removes the cgroup of the container id, which a runc that was killed has left.
-func (s *Store) removeCgroup(name, id string) error {
+func (s *Store) removeCgroup(ctx context.Context, name, id string) error {
 	path, err := os.ReadFile(filepath.Join(s.dir, name, ociedit.RestoreCgroup))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -203,19 +221,15 @@ func (s *Store) removeCgroup(name, id string) error {
 	if err != nil {
 		return err
 	}
-	return group.Remove()
-}
-
-// killAll kills the processes in the cgroup of the container id.
-func killAll(ctx context.Context, id string) error {
-	err := criu.KillProcesses(ctx, func(pid int) bool {
-		_, err := cgroup.ForContainer(pid, id)
-		return err == nil
-	})
-	if err != nil {
-		return fmt.Errorf("container %s: %w", id, err)
+	for end := time.Now().Add(cgroupTimeout); ; {
+		err := group.Remove()
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		if sleep.WithContext(ctx, pollInterval) != nil {
+			return err
+		}
 	}
-	return nil
 }
 
 // directories returns the names of the directories.
@@ -263,6 +277,12 @@ const abandonedAfter = 10 * time.Minute
 func (s *Store) abandoned(name string) bool {
 	info, err := os.Stat(filepath.Join(s.dir, name, ociedit.RestoreWork))
 	return err == nil && time.Since(info.ModTime()) > abandonedAfter
+}
+
+// abandon has GC remove the files of a restore that has failed: Docker shows its container as one that was never started.
+func (s *Store) abandon(name string) {
+	longAgo := time.Unix(0, 0)
+	_ = os.Chtimes(filepath.Join(s.dir, name, ociedit.RestoreWork), longAgo, longAgo) // removed, or later by the clock
 }
 
 // GC removes the files of containers that Docker does not have, or that have been started, and those that have no container.

@@ -530,6 +530,29 @@ func TestStarted(t *testing.T) {
 	}
 }
 
+// After a failed start Docker shows the container as created, which is otherwise one whose restore is to come.
+func TestFilesThatAFailedStartCouldNotRemoveAreRemovedByGC(t *testing.T) {
+	f := newFixture(t)
+	files := f.unpack(id)
+	files.Release()
+	group := filepath.Join(files.path(), ociedit.RestoreCgroup)
+	if err := errors.Join(os.Mkdir(filepath.Join(files.path(), ociedit.RestoreWork), 0o700), os.WriteFile(group, []byte("/docker/other"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Started(t.Context(), id, errors.New("task"), nil); err == nil || len(f.left()) != 1 {
+		t.Fatalf("%v, left %q", err, f.left())
+	}
+	if err := os.WriteFile(group, []byte("/docker/"+id), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := f.GC(t.Context(), func(context.Context, string) (container.InspectResponse, error) {
+		return container.InspectResponse{ContainerJSONBase: &container.ContainerJSONBase{State: &container.State{Status: container.StateCreated}}}, nil
+	})
+	if left := f.left(); err != nil || len(left) > 0 {
+		t.Errorf("%v, left %q", err, left)
+	}
+}
+
 // What one process has is what the checkpoint has.
 func TestPrivilegesOfProcesses(t *testing.T) {
 	for name, test := range map[string]struct {
