@@ -102,6 +102,9 @@ func (n *node) register(name string, entry func(runc string) map[string]any) {
 		_, ok := info.Runtimes[name]
 		return err == nil && ok
 	})
+	if n.runtime == nil {
+		return
+	}
 	n.until(20*time.Second, "berthd does not know the runtime "+name, func() bool {
 		status, err := n.runtime.Status(n.t.Context(), &runtimeapi.StatusRequest{Verbose: true})
 		return err == nil && strings.Contains(status.GetInfo()["engine"], strconv.Quote(name))
