@@ -8,7 +8,8 @@ if [ "${1:-}" = --inside ]; then
 	# Mounts below /tmp propagate in both directions. The root mount must be
 	# private: pivot_root (pivot.sh, and every runc) refuses a shared one.
 	mount --make-rprivate /
-	mount --bind /tmp /tmp
+	# Once only: of two mounts at one path Docker 24 takes that below for the one that a volume is on.
+	[ -n "${BOX_INNER:-}" ] || mount --bind /tmp /tmp
 	mount --make-shared /tmp
 	ip link set lo up
 	# The kernel has the hugetlb controller, but not every machine mounts it.
