@@ -137,6 +137,7 @@ start_engine() {
 		echo "$config" >"$dir/daemon.json"
 		flags+=(--config-file "$dir/daemon.json")
 	fi
+	engine_enter=("${enter[@]}") # runs a command where the Engine runs
 	local engine=("${enter[@]}" dockerd --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid"
 		-H "unix://$dir/docker.sock" --bridge none --iptables=false --ip-masq=false "${flags[@]}" "$@")
 	if [ -n "${ENGINE_RESTARTS:-}" ]; then

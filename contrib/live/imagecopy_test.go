@@ -42,10 +42,19 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "native"
 `, n.path("containerd"), n.path("containerd-state"), socket)
+	n.runContainerd([]string{"containerd"}, config, text, socket)
+	return socket
+}
+
+// runContainerd runs containerd, by a command without arguments, with a configuration until the test ends, and waits until it serves
+// the CRI.
+func (n *node) runContainerd(command []string, config, text, socket string) {
+	n.t.Helper()
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.Command("containerd", "--config", config)
+	command = append(command, "--config", config)
+	cmd := exec.Command(command[0], command[1:]...)
 	var log lockedBuffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -63,7 +72,6 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 		_, err := n.criImages(socket)
 		return err == nil
 	})
-	return socket
 }
 
 // criImages returns the images that the CRI plugin of containerd lists, by their names.

@@ -37,6 +37,8 @@ var (
 	image   = flag.String("image", "berth-test:1", "an `image` with a busybox that the Engine has")
 	cniBin  = flag.String("cni", "/opt/cni/bin", "`directory` of the CNI plugins")
 	program = flag.String("berthd", "", "`path` of the berthd to test; without it one is built")
+	peerBin = flag.String("containerd", "", "`directory` of containerd 2.3 and its shim, to compare with")
+	enter   = flag.String("enter", "", "`command`, without quotes, before the path of a program that runs it where the Engine runs")
 	ociPath = flag.String("berth-oci", "", "`path` of the berth-oci to test; without it one is built")
 )
 

@@ -3,11 +3,13 @@ package restore
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -310,6 +312,55 @@ func TestTruncatedArchivesLeaveNothing(t *testing.T) {
 	for name, text := range map[string][]byte{"gzip": {0x1f, 0x8b, 8, 0, 0, 0, 0, 0}, "garbage": bytes.Repeat([]byte("garbage "), 500)} {
 		if _, err := f.OpenArchive(t.Context(), f.put("a.tar", text)); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// containerd 2.3 compresses the changed files.
+func TestCompressedChangesAreDecompressed(t *testing.T) {
+	f := newFixture(t)
+	entries := checkpointFiles()
+	changes := &entries[len(entries)-1]
+	plain := changes.text
+	compress := func(text string) string {
+		var b bytes.Buffer
+		w := gzip.NewWriter(&b)
+		_, _ = io.WriteString(w, text)
+		_ = w.Close()
+		return b.String()
+	}
+	unpack := func(text string) (string, error) {
+		changes.text = text
+		c, err := f.OpenArchive(t.Context(), f.put("a.tar", archive(t, entries)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := f.Unpack(t.Context(), c)
+		if err != nil {
+			return "", err
+		}
+		defer files.Release()
+		defer files.Remove()
+		if _, err := os.Stat(filepath.Join(files.path(), decompressed)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", decompressed, err)
+		}
+		got, err := os.ReadFile(filepath.Join(files.path(), ociedit.RestoreFiles))
+		return string(got), err
+	}
+	for name, text := range map[string]string{"plain": plain, "compressed": compress(plain)} {
+		if got, err := unpack(text); err != nil || got != plain {
+			t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(plain))
+		}
+	}
+	good := compress(plain)
+	for name, text := range map[string]string{
+		"truncated": good[:len(good)-9], "without data": good[:10], "only magic": good[:2], "twice compressed": compress(good), "no archive": compress("x"),
+	} {
+		if _, err := unpack(text); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v, want InvalidArgument", name, err)
+		}
+		if left := f.left(); len(left) > 0 {
+			t.Errorf("%s: left %q", name, left)
 		}
 	}
 }

@@ -57,6 +57,9 @@ func unpack(ctx context.Context, c *Checkpoint, dir string) error {
 	if err := u.checkDescriptors(); err != nil {
 		return invalid("%s: %w", descriptors, err)
 	}
+	if err := u.decompress(); err != nil {
+		return err
+	}
 	return u.check()
 }
 

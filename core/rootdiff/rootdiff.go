@@ -3,7 +3,7 @@
 //
 // Nothing in them is believed. Every name is resolved beneath the root directory, without symbolic links and without crossing into
 // another mount, and each file is made anew instead of being written through what is there. Device nodes are refused: the devices of a
-// container come from its pod. Sizes are bounded by that of the archive, which is not compressed.
+// container come from its pod. Sizes are bounded by that of the archive, which is not compressed (core/restore has decompressed it).
 //
 // The package is linked into berth-oci: it imports little.
 package rootdiff

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -69,17 +70,32 @@ func (s *Spec) sameMounts(r *ociedit.Restore) error {
 				options = append(options, o)
 			}
 		}
-		lost := slices.ContainsFunc(restrictions, func(o string) bool { return slices.Contains(options, o) && !slices.Contains(old.Options, o) })
-		if lost || mountType(text(m, "type"), options) != mountType(old.Type, old.Options) {
-			different = append(different, at)
+		var lost []string
+		for _, o := range restrictions {
+			if slices.Contains(options, o) && !slices.Contains(old.Options, o) && !(o == "rro" && slices.Contains(old.Options, "ro") && isFile(text(m, "source"))) {
+				lost = append(lost, "not "+o)
+			}
+		}
+		if kind := mountType(old.Type, old.Options); kind != mountType(text(m, "type"), options) {
+			lost = append(lost, "of type "+kind)
+		}
+		if len(lost) > 0 {
+			different = append(different, fmt.Sprintf("%s (%s)", at, strings.Join(lost, ", ")))
 		}
 	}
 	missing := slices.Sorted(maps.Keys(before))
 	if len(added)+len(different)+len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("the container must have the mounts of its checkpoint: only in the checkpoint: %s; only in the container: %s; with less restrictions or of another type in the checkpoint: %s",
+	return fmt.Errorf("the container must have the mounts of its checkpoint: only in the checkpoint: %s; only in the container: %s; different in the checkpoint: %s",
 		nameAll(missing), nameAll(added), nameAll(different))
+}
+
+// isFile reports whether the source of a mount is no directory, so that read-only is recursively read-only: Docker 25 and newer have
+// the latter for /etc/hosts, /etc/hostname and /etc/resolv.conf whatever they are asked for.
+func isFile(source string) bool {
+	info, err := os.Stat(source)
+	return err == nil && !info.IsDir()
 }
 
 // mountType returns the type of a mount, which bind mounts need not have.
@@ -126,6 +142,13 @@ func (s *Spec) sameNamespaces(r *ociedit.Restore) error {
 		now = append(now, describe(ociedit.RestoredNamespace{Type: text(e, "type"), Joined: text(e, "path") != ""}))
 	}
 	for _, n := range r.Namespaces {
+		// CRIU makes a UTS namespace anew with the hostname that it had, whoever had it in common. containerd has one in each pod.
+		if n.Type == "uts" && !slices.Contains(now, describe(n)) {
+			if !slices.Contains(now, "uts") && !slices.Contains(now, "uts of another container") {
+				continue
+			}
+			n.Joined = false
+		}
 		before = append(before, describe(n))
 	}
 	slices.Sort(now)

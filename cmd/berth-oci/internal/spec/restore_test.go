@@ -2,7 +2,9 @@ package spec
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -82,13 +84,22 @@ func TestFitsCheckpoint(t *testing.T) {
 			"tmpfs for a volume": {"{}", func(r *ociedit.Restore) {
 				i := slices.IndexFunc(r.Mounts, isSys)
 				r.Mounts[i].Type = "tmpfs"
-			}, "of another type in the checkpoint: /sys"},
+			}, "different in the checkpoint: /sys (of type tmpfs)"},
 			"own network": {"{}", func(r *ociedit.Restore) {
 				r.Namespaces[slices.IndexFunc(r.Namespaces, func(n ociedit.RestoredNamespace) bool { return n.Type == "network" })].Joined = false
 			}, "network of another container"},
 			"a namespace less": {"{}", func(r *ociedit.Restore) { r.Namespaces = r.Namespaces[1:] }, "must have the namespaces of its checkpoint"},
-			"user namespace":   {`{"linux": {"namespaces": [{"type": "user"}]}}`, func(*ociedit.Restore) {}, "a user namespace cannot be restored"},
-			"terminal":         {`{"process": {"terminal": true}}`, func(*ociedit.Restore) {}, "with a terminal"},
+			"the hostname of the node": {"{}", func(r *ociedit.Restore) {
+				r.Namespaces = slices.DeleteFunc(r.Namespaces, func(n ociedit.RestoredNamespace) bool { return n.Type == "uts" })
+			}, "must have the namespaces of its checkpoint"},
+			"a hostname per pod": {"{}", func(r *ociedit.Restore) {
+				r.Namespaces[slices.IndexFunc(r.Namespaces, func(n ociedit.RestoredNamespace) bool { return n.Type == "uts" })].Joined = true
+			}, ""},
+			"a hostname less": {`{"linux": {"namespaces": [{"type": "ipc", "path": "/proc/1/ns/ipc"}]}}`, func(r *ociedit.Restore) {
+				r.Namespaces = []ociedit.RestoredNamespace{{Type: "ipc", Joined: true}, {Type: "uts", Joined: true}}
+			}, ""},
+			"user namespace": {`{"linux": {"namespaces": [{"type": "user"}]}}`, func(*ociedit.Restore) {}, "a user namespace cannot be restored"},
+			"terminal":       {`{"process": {"terminal": true}}`, func(*ociedit.Restore) {}, "with a terminal"},
 		} {
 			s, err := Parse(written)
 			if err != nil {
@@ -103,6 +114,34 @@ func TestFitsCheckpoint(t *testing.T) {
 			if (err != nil) != (test.want != "") || err != nil && !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%s: %s: %v, want %q", engine, name, err, test.want)
 			}
+		}
+	}
+}
+
+// Docker 25 and newer mount some files recursively read-only, containerd never.
+func TestReadOnlyFilesFitWhetherRecursiveOrNot(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "hosts")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		source string
+		before []string
+		want   string
+	}{
+		"a file":          {file, []string{"bind", "ro"}, ""},
+		"a writable file": {file, []string{"bind", "rw"}, "/x (not rro)"},
+		"a directory":     {dir, []string{"bind", "ro"}, "/x (not rro)"},
+		"nothing":         {file + "x", []string{"bind", "ro"}, "/x (not rro)"},
+	} {
+		s, err := Parse(fmt.Appendf(nil, `{"mounts": [{"destination": "/x", "type": "bind", "source": %q, "options": ["rbind", "rro"]}]}`, test.source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = s.sameMounts(&ociedit.Restore{Mounts: []ociedit.RestoredMount{{Destination: "/x", Type: "bind", Options: test.before}}})
+		if (err != nil) != (test.want != "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
 	}
 }
