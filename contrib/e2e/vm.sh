@@ -25,11 +25,12 @@ if [ ! -e "$vm/root-qemu.complete" ]; then
 	debootstrap --variant=minbase --include=qemu-system-x86 trixie "$vm/root-qemu" >/dev/null
 	touch "$vm/root-qemu.complete"
 fi
-packages=systemd-sysv,dbus,udev,kmod,procps,linux-image-cloud-amd64,initramfs-tools,docker.io,docker-cli,iptables,iproute2,conntrack,ca-certificates,busybox-static,containernetworking-plugins,ethtool,socat,apparmor,docker-registry,openssl,curl,sudo
+packages=systemd-sysv,dbus,udev,kmod,procps,linux-image-cloud-amd64,initramfs-tools,docker.io,docker-cli,iptables,iproute2,conntrack,ca-certificates,busybox-static,containernetworking-plugins,ethtool,socat,apparmor,docker-registry,openssl,curl,sudo,criu
 if [ "$(cat "$vm/root.complete" 2>/dev/null)" != "$packages" ]; then
 	say "installing Debian trixie"
 	rm -rf "$vm/root" "$vm/root.complete" "$vm/base.img"
 	debootstrap --variant=minbase --include="$packages" trixie "$vm/root" >/dev/null
+	add_criu "$vm/root"
 	echo "$packages" >"$vm/root.complete"
 fi
 boot=$vm/root/usr/local/sbin/vm-boot
