@@ -454,6 +454,8 @@ func TestPauseProcessSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	pod := r.GetPodSandboxId()
+	// Docker's start returns a moment before the OCI runtime, which has capabilities, executes the program.
+	n.until(10*time.Second, "the pause process is not executed", func() bool { return n.word(pod, "Name") == "pause" })
 	for key, want := range map[string]string{
 		"Uid": "1234 1234 1234 1234", "Gid": "77 77 77 77", "Groups": "5 6 77", "Seccomp": "2", "CapEff": "0000000000000000",
 	} {
