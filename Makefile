@@ -84,7 +84,8 @@ fuzz: ## each fuzz target for FUZZ_TIME (1m); FUZZ=pattern
 vet-machines: ## go vet for each architecture that packages are built for
 	for a in amd64 arm64 arm ppc64le riscv64 s390x; do GOARCH=$$a GOARM=7 CGO_ENABLED=0 go vet ./... || exit 1; done
 
-lint: ## golangci-lint v2
+lint: ## golangci-lint v2; that the programs build for a machine of 32 bits
+	GOARCH=arm GOARM=7 CGO_ENABLED=0 go build -tags '$(TAGS)' -o /dev/null ./cmd/berthd ./cmd/berth-oci
 	CGO_ENABLED=0 go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.6.2 run ./...
 
 clean: ## what a build leaves here

@@ -124,7 +124,7 @@ func (n *node) nriTranscript() string {
 	_, err = n.runtime.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 99}})
 	step("UpdatePodSandboxResources", err)
 	var ids []string
-	for _, c := range []struct{ name, script string }{{"C", "exec sleep 1000"}, {"EXITS", "exit 3"}} {
+	for _, c := range []struct{ name, script string }{{"C", "exec sleep 1000"}, {"EXITS", "sleep 1; exit 3"}} {
 		made, err := n.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: hostNetwork(shell(strings.ToLower(c.name), c.script)), SandboxConfig: config})
 		id := made.GetContainerId()
 		ids, names = append(ids, id), append(names, id, c.name)

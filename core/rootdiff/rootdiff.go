@@ -36,7 +36,7 @@ const (
 	// xattrCapability and xattrUserPrefix are those that belong to the file and not to the node.
 	xattrCapability, xattrUserPrefix = "security.capability", "user."
 	// maxID is the greatest user or group ID.
-	maxID = 1<<32 - 2
+	maxID int64 = 1<<32 - 2
 	// permissions are those bits of a mode that are not its type.
 	permissions = 0o7777
 )
@@ -118,7 +118,7 @@ func checkHeader(name string, header *tar.Header) error {
 		return fmt.Errorf("has the type %q, which is not supported", header.Typeflag)
 	}
 	switch base := path.Base(name); {
-	case header.Uid < 0 || header.Gid < 0 || header.Uid > maxID || header.Gid > maxID:
+	case header.Uid < 0 || header.Gid < 0 || int64(header.Uid) > maxID || int64(header.Gid) > maxID:
 		return fmt.Errorf("belongs to %d:%d: must be from 0 to %d", header.Uid, header.Gid, maxID)
 	case base == opaque:
 		return errors.New("makes its directory opaque, which is not supported")

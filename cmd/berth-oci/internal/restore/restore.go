@@ -70,7 +70,23 @@ func Prepare(call *argv.Invocation, s *spec.Spec, r *ociedit.Restore) (args []st
 	if call.NoPivot {
 		args = append(args, "--no-pivot")
 	}
+	if unified, err := isUnified(); err != nil {
+		return nil, err
+	} else if unified {
+		// CRIU makes the processes in its own cgroup, in which runc has put it, and moves them to that of the checkpointed
+		// container then, with none of the new one's limits. With cgroup v1 runc says which cgroup takes its place (CgRoot).
+		args = append(args, "--manage-cgroups-mode", "ignore")
+	}
 	return append(append(args, s.RestoreFlags()...), call.ID), nil
+}
+
+// isUnified reports whether the node has cgroup v2.
+func isUnified() (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
+		return false, fmt.Errorf("/sys/fs/cgroup: %w", err)
+	}
+	return st.Type == unix.CGROUP2_SUPER_MAGIC, nil
 }
 
 // enterMountNamespace gives the calling thread, which must be locked to its goroutine and is the one that becomes the runtime below, a
