@@ -2,17 +2,14 @@ package cache
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
-	"github.com/docker/docker/api/types/mount"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cgroup"
@@ -42,6 +39,48 @@ func (c *Cache) Refresh(ctx context.Context, id string) (container.InspectRespon
 	return c.inspect(ctx, conn, id)
 }
 
+// RefreshUnless is Refresh, but without an inspect if the cache has what the caller has just changed in a container, as reflects reports.
+// Docker's event of the change usually has had it inspected; that is waited for.
+func (c *Cache) RefreshUnless(ctx context.Context, id string, reflects func(*Container) bool) error {
+	c.mu.RLock()
+	inspected := c.inspecting[id]
+	c.mu.RUnlock()
+	if inspected != nil {
+		select {
+		case <-inspected:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	c.mu.RLock()
+	e, ok := c.containers[id]
+	ok = ok && !e.fromList && reflects(e.value)
+	c.mu.RUnlock()
+	if ok {
+		return nil
+	}
+	_, err := c.Refresh(ctx, id)
+	return err
+}
+
+// startInspect returns the generation of an inspect of the container id that begins now, as startRead does.
+func (c *Cache) startInspect(id string) (generation uint64, endInspect func()) {
+	generation, endRead := c.startRead()
+	done := make(chan struct{})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.inspecting[id] = done
+	return generation, func() {
+		endRead()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		close(done)
+		if c.inspecting[id] == done {
+			delete(c.inspecting, id)
+		}
+	}
+}
+
 // startRead returns the generation of an inspect or list that begins now. endRead must be
 // called when its result has been applied.
 func (c *Cache) startRead() (generation uint64, endRead func()) {
@@ -62,8 +101,8 @@ func (c *Cache) startRead() (generation uint64, endRead func()) {
 func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (container.InspectResponse, error) {
 	ctx, cancel := conn.WithRequestTimeout(ctx)
 	defer cancel()
-	generation, endRead := c.startRead()
-	defer endRead()
+	generation, endInspect := c.startInspect(id)
+	defer endInspect()
 	result, err := conn.ContainerInspect(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err):
@@ -246,7 +285,7 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 	case s.HostNetwork:
 		network.Ready = true
 	case s.Bridged:
-		network = bridgeNetwork(result)
+		network = tocri.BridgeNetwork(result)
 	case s.Running:
 		if network.Addrs, network.Ready, err = c.network.Addresses(result.ID); err != nil {
 			return nil, fmt.Errorf("%w: %w", errNoRecords, err) // not a pod without a network, which the kubelet would create anew
@@ -258,22 +297,6 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 	}
 	s.Row, s.Status, err = tocri.Sandbox(result, network)
 	return s, err
-}
-
-// bridgeNetwork returns the addresses of a container on Docker's own networks.
-func bridgeNetwork(result container.InspectResponse) tocri.Network {
-	network := tocri.Network{Ready: true}
-	if result.NetworkSettings == nil {
-		return network
-	}
-	for _, n := range result.NetworkSettings.Networks {
-		for _, text := range []string{n.IPAddress, n.GlobalIPv6Address} {
-			if addr, err := netip.ParseAddr(text); err == nil {
-				network.Addrs = append(network.Addrs, addr)
-			}
-		}
-	}
-	return network
 }
 
 // newContainer returns the Container for an inspect result.
@@ -310,7 +333,7 @@ func (c *Cache) newContainer(result container.InspectResponse, set labels.Set) (
 
 		LogDirectory:  c.logDirectory(result.Name, set),
 		WritableLayer: result.GraphDriver.Data["UpperDir"],
-		Volumes:       anonymousVolumes(result.Mounts),
+		Volumes:       tocri.AnonymousVolumes(result.Mounts),
 	}, nil
 }
 
@@ -330,17 +353,4 @@ func (c *Cache) logDirectory(name string, set labels.Set) string {
 		return ""
 	}
 	return n.LogDirectory(set.LogPath)
-}
-
-// anonymousVolumes returns the directories of the volumes that the Engine has created and
-// named itself, by 64 hexadecimal digits.
-func anonymousVolumes(mounts []container.MountPoint) []string {
-	var dirs []string
-	for _, m := range mounts {
-		_, notHex := hex.DecodeString(m.Name)
-		if m.Type == mount.TypeVolume && m.Driver == "local" && len(m.Name) == 64 && notHex == nil {
-			dirs = append(dirs, m.Source)
-		}
-	}
-	return dirs
 }

@@ -164,8 +164,8 @@ type OOM interface {
 	ExpectCgroup(id string, parent cgroup.Group) (done func())
 	// Running is called with the first process of a running container.
 	Running(id string, pid int)
-	// Started, Slain and Died are called for Docker's events in their order: a start, a
-	// SIGKILL that Docker has sent, an exit. Deaf is called when events may have been lost.
+	// Started, KillSent and Exited are called for Docker's events in their order: a start, a
+	// SIGKILL that Docker has sent, an exit. EventsLost is called when some may have been lost.
 	Started(id string)
 	KillSent(id string)
 	Exited(id string)
@@ -194,9 +194,10 @@ type Cache struct {
 	lag        *eventlag.Lag
 	applyLocks kmutex.Mutex // held while the result of an inspect is applied, by container ID
 
-	mu          sync.RWMutex    // guards following
-	generation  uint64          // of the newest inspect or list
-	inflight    map[uint64]bool // generations of inspects and lists that have not been applied yet
+	mu          sync.RWMutex             // guards following
+	generation  uint64                   // of the newest inspect or list
+	inflight    map[uint64]bool          // generations of inspects and lists that have not been applied yet
+	inspecting  map[string]chan struct{} // by ID; closed when the newest inspect of the container has been applied
 	sandboxes   map[string]*entry[*Sandbox]
 	containers  map[string]*entry[*Container]
 	tombstones  map[string]uint64 // generations in which containers were found to be removed, by ID
@@ -232,6 +233,7 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Cache {
 		engine: docker, log: log, lag: eventlag.New(cfg.Metrics),
 
 		inflight:    map[uint64]bool{},
+		inspecting:  map[string]chan struct{}{},
 		sandboxes:   map[string]*entry[*Sandbox]{},
 		containers:  map[string]*entry[*Container]{},
 		tombstones:  map[string]uint64{},

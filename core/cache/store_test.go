@@ -863,3 +863,41 @@ func TestEventsOfHiddenSandboxAreSentWhenRevealed(t *testing.T) {
 		t.Errorf("events %v", got)
 	}
 }
+
+// Docker's event of a change has the container inspected, too: one inspect is enough for both.
+func TestRefreshUnlessWaitsForTheInspectOfAnEvent(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	started := func(c *cache.Container) bool { return c.State != container.StateCreated }
+	const inspect = "GET /containers/{id}/json"
+	release := n.engine.Hang("GET /containers/" + id + "/json")
+	defer release()
+	before := n.engine.Calls(inspect)
+	n.start(id)
+	enginetest.Until(t, "the event is not seen", func() bool { return n.engine.Calls(inspect) > before })
+	refreshed := make(chan error, 1)
+	go func() { refreshed <- n.cache.RefreshUnless(t.Context(), id, started) }()
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := n.cache.RefreshUnless(short, id, started); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a caller that leaves: %v", err)
+	}
+	release()
+	if err := <-refreshed; err != nil {
+		t.Fatal(err)
+	}
+	if state, calls := n.state(id), n.engine.Calls(inspect)-before; state != "RUNNING" || calls != 1 {
+		t.Errorf("%s after %d inspects, want RUNNING after one", state, calls)
+	}
+	if err := n.cache.RefreshUnless(t.Context(), id, func(*cache.Container) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	if calls := n.engine.Calls(inspect) - before; calls != 2 {
+		t.Errorf("%d inspects, want another one for what the cache does not have", calls)
+	}
+	if err := n.cache.RefreshUnless(t.Context(), strings.Repeat("0", 64), started); !errdefs.IsNotFound(err) {
+		t.Errorf("%v, want NotFound", err)
+	}
+}

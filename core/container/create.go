@@ -178,10 +178,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
 		func() error { return relabel.Mounts(work, docker, pod.MountLabel, id, mounts) },
 		func() error { return s.openLog(work, docker, id, log) },
-		func() error {
-			_, err := s.cache.Refresh(work, id)
-			return err
-		},
+		func() error { return s.cache.RefreshUnless(work, id, func(*cache.Container) bool { return true }) },
 		func() error { return s.adjustCreated(work, docker, id, a.applied, &sync) },
 		func() error { return s.requireSandbox(work, pod.ID()) },
 	} {

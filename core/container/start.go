@@ -76,11 +76,11 @@ func (s *Service) finishStart(ctx context.Context, c *cache.Container, startErr 
 			s.recordFailure(c.ID(), tocri.FailedStart{At: time.Now()})
 		}
 	}
-	_, err := s.cache.Refresh(ctx, c.ID())
 	if startErr != nil {
+		_, _ = s.cache.Refresh(ctx, c.ID()) // an event has it repeated
 		return startErr
 	}
-	return err
+	return s.cache.RefreshUnless(ctx, c.ID(), func(now *cache.Container) bool { return now.State != container.StateCreated })
 }
 
 // recordFailure records that the start of the container id failed.
