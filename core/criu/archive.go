@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"berth/core/rootdiff"
 )
 
 // tempPrefix begins the names of archives that are not complete. They are in the directory of the complete one, so that it appears
@@ -135,7 +137,7 @@ func addFile(ctx context.Context, archive *tar.Writer, root *os.Root, path strin
 	if err := archive.WriteHeader(header); err != nil {
 		return err
 	}
-	_, err = io.Copy(archive, WithContext(ctx, f))
+	_, err = io.Copy(archive, rootdiff.WithContext(ctx, f))
 	return err
 }
 
@@ -150,3 +152,5 @@ func removeTemp(path string) error {
 	}
 	return nil
 }
+
+func pathError(op, name string, err error) error { return &fs.PathError{Op: op, Path: name, Err: err} }

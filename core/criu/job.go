@@ -1,7 +1,6 @@
 package criu
 
 import (
-	"archive/tar"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -20,6 +19,7 @@ import (
 
 	"berth/core/bundle"
 	"berth/core/hostprobe"
+	"berth/core/rootdiff"
 )
 
 // A job is a checkpoint in progress.
@@ -186,9 +186,8 @@ func (j *job) writeRootfs(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	archive := tar.NewWriter(f)
-	d := &diff{ctx: ctx, tar: archive, skip: map[string]bool{}, links: map[inode]string{}}
-	d.lowers = func() ([]*os.File, error) {
+	layers := rootdiff.Layers{Upper: upper, Skip: map[string]bool{}}
+	layers.Lowers = func() ([]*os.File, error) {
 		for i := len(lowers); i < len(lowerPaths); i++ {
 			f, err := hostprobe.OpenAs(j.runtime.Shim, lowerPaths[i], unix.O_PATH|unix.O_DIRECTORY)
 			if err != nil {
@@ -206,16 +205,13 @@ func (j *job) writeRootfs(ctx context.Context) (err error) {
 		return err
 	}
 	for _, m := range mounts {
-		d.skip[filepath.Clean(m.Destination)] = true
+		layers.Skip[filepath.Clean(m.Destination)] = true
 	}
-	if err := errors.Join(d.add(upper, "/", 0, false), archive.Close()); err != nil {
+	deleted, err := rootdiff.Write(ctx, f, layers)
+	if err != nil || len(deleted) == 0 {
 		return err
 	}
-	if len(d.deleted) == 0 {
-		return nil
-	}
-	slices.Sort(d.deleted)
-	return j.writeJSON(metadata.DeletedFilesFile, d.deleted)
+	return j.writeJSON(metadata.DeletedFilesFile, deleted)
 }
 
 // writeMetadata writes what describes the container.

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"berth/core/criu"
 	"berth/core/ociedit"
 	"berth/core/rootdiff"
 )
@@ -114,7 +113,7 @@ func (u *unpacker) add(header *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(f, criu.WithContext(u.ctx, io.LimitReader(content, header.Size)))
+	n, err := io.Copy(f, rootdiff.WithContext(u.ctx, io.LimitReader(content, header.Size)))
 	if err == nil && n < header.Size {
 		err = io.ErrUnexpectedEOF
 	}
@@ -145,7 +144,7 @@ func (u *unpacker) check() error {
 	if err != nil {
 		return err
 	}
-	if err := rootdiff.Check(criu.WithContext(u.ctx, f), info.Size()); err != nil {
+	if err := rootdiff.Check(rootdiff.WithContext(u.ctx, f), info.Size()); err != nil {
 		return errors.Join(u.ctx.Err(), invalid("%w", err))
 	}
 	return nil

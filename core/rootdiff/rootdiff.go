@@ -1,7 +1,7 @@
-// Package rootdiff applies the changes that a checkpoint has of a root file system, rootfs-diff.tar and deleted.files, to that of a new
-// container.
+// Package rootdiff writes what a container has changed in its root file system, as CRI-O does for checkpoints (rootfs-diff.tar and
+// deleted.files), and applies it to that of a new container.
 //
-// Nothing in them is believed. Every name is resolved beneath the root directory, without symbolic links and without crossing into
+// Nothing that is applied is believed. Every name is resolved beneath the root directory, without symbolic links and without crossing into
 // another mount, and each file is made anew instead of being written through what is there. Device nodes are refused: the devices of a
 // container come from its pod. Sizes are bounded by that of the archive, which is not compressed (core/restore has decompressed it).
 //

@@ -1,4 +1,4 @@
-package criu
+package rootdiff
 
 import (
 	"archive/tar"
@@ -23,10 +23,26 @@ const (
 	maxXattr = 64 << 10
 
 	xattrOpaque, xattrRedirect, xattrMetacopy = "trusted.overlay.opaque", "trusted.overlay.redirect", "trusted.overlay.metacopy"
-	xattrCapability, xattrUserPrefix          = "security.capability", "user."
-	// paxXattr is before the name of an extended attribute in a tar header.
-	paxXattr = "SCHILY.xattr."
 )
+
+// Layers are the directories of an overlay. Closing them is the subject of their owner.
+type Layers struct {
+	Upper *os.File
+	// Lowers returns those of the image, the topmost first. It is called only if a directory of the image was replaced.
+	Lowers func() ([]*os.File, error)
+	// Skip are the mount points of the container, clean and absolute.
+	Skip map[string]bool
+}
+
+// Write writes what a container has changed in its root file system to an archive, and returns the paths that it has deleted, sorted.
+func Write(ctx context.Context, w io.Writer, layers Layers) (deleted []string, err error) {
+	d := &diff{ctx: ctx, tar: tar.NewWriter(w), skip: layers.Skip, links: map[inode]string{}, lowers: layers.Lowers}
+	if err := errors.Join(d.add(layers.Upper, "/", 0, false), d.tar.Close()); err != nil {
+		return nil, err
+	}
+	slices.Sort(d.deleted)
+	return d.deleted, nil
+}
 
 // A diff writes what a container has changed in its root file system: the files of the writable layer to a tar archive, and the paths
 // that are not there any more to deleted. Both are as CRI-O writes them: no whiteouts in the archive, no sockets, and nothing that is
@@ -262,7 +278,7 @@ func addXattrs(header *tar.Header, f *os.File, name string) error {
 		if header.PAXRecords == nil {
 			header.PAXRecords = map[string]string{}
 		}
-		header.PAXRecords[paxXattr+key] = value
+		header.PAXRecords[xattrPrefix+key] = value
 	}
 	return nil
 }
