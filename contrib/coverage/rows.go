@@ -586,7 +586,7 @@ var messages = []message{
 	}},
 	{"CheckpointContainerRequest", []row{
 		{"container_id", berth, "with CRIU; refused without", "live.TestCheckpointLeavesTheContainerRunning"},
-		{"location", berth, "an absolute path; no link or device", "criu.TestLocationMustBeAFile live.TestCheckpointLeavesTheContainerRunning"},
+		{"location", berth, "an absolute path; no link or device", "archive.TestLocationMustBeAFile live.TestCheckpointLeavesTheContainerRunning"},
 		{"timeout", berth, "two minutes if 0", "criu.TestTimeoutEndsCRIUAndResumesTheContainer"},
 	}},
 	{"CheckpointPodRequest", []row{

@@ -18,6 +18,8 @@ import (
 	"regexp"
 	"strings"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"berth/core/atomicfile"
 )
 
@@ -34,6 +36,19 @@ type Port struct {
 	ContainerPort int32
 	HostPort      int32
 	HostIP        string
+}
+
+// Of returns the checkpoint that cri-dockerd would write for a pod, which has the network of the node or one of its own.
+func Of(pod *runtimeapi.PodSandboxConfig, hostNetwork bool) Checkpoint {
+	c := Checkpoint{
+		Name: pod.GetMetadata().GetName(), Namespace: pod.GetMetadata().GetNamespace(), HostNetwork: hostNetwork,
+	}
+	for _, p := range pod.GetPortMappings() {
+		c.Ports = append(c.Ports, Port{
+			Protocol: strings.ToLower(p.GetProtocol().String()), ContainerPort: p.GetContainerPort(), HostPort: p.GetHostPort(), HostIP: p.GetHostIp(),
+		})
+	}
+	return c
 }
 
 // file is the format on disk.

@@ -43,34 +43,12 @@ func (s *Service) Checkpoint(ctx context.Context, id, location string, timeout t
 	}
 	work, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("timeout of %v: %w", timeout, engine.ErrCommandTimeout))
 	defer cancel()
-	c, unlock, err := s.lock(work, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if state := c.Row.GetState(); state != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		return fmt.Errorf("container %s is %v and cannot be checkpointed: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
-	}
-	if !strings.HasPrefix(docker.DaemonHost(), "unix://") {
-		return fmt.Errorf("docker is at %s: containers can only be checkpointed on its own node, through its Unix socket: %w", docker.DaemonHost(), errdefs.ErrFailedPrecondition)
-	}
-	short, cancelShort := docker.WithRequestTimeout(work)
-	found, err := docker.ContainerInspect(short, c.ID())
-	cancelShort()
-	if err != nil {
-		return fmt.Errorf("inspect %s: %w", c.ID(), err)
-	}
-	pod, err := s.cache.Sandbox(work, c.Row.GetPodSandboxId())
-	if err != nil {
-		return err
-	}
-	target, err := s.checkpointOf(docker, pod, c, found)
-	if err != nil {
-		return err
-	}
 	work, abort := context.WithCancelCause(work)
 	defer abort(nil)
-	done := s.beginCheckpoint(c.ID(), abort)
+	c, target, done, err := s.BeginCheckpoint(work, docker, id, abort)
+	if err != nil {
+		return err
+	}
 	defer done()
 	size, err := s.checkpoints.Checkpoint(work, target, location)
 	if err != nil {
@@ -83,10 +61,40 @@ func (s *Service) Checkpoint(ctx context.Context, id, location string, timeout t
 	return nil
 }
 
-// checkpointOf returns what a checkpoint of c, a container of pod, needs.
-func (s *Service) checkpointOf(docker *engine.Conn, pod *cache.Sandbox, c *cache.Container, found container.InspectResponse) (criu.Container, error) {
-	target, err := criu.ContainerOf(found, docker.Features.RootDir, docker.Features.ContainerdRoot)
+// BeginCheckpoint locks the running container id, and returns what a checkpoint of it needs. Until done is called, Stop, Kill and Remove call abort.
+func (s *Service) BeginCheckpoint(ctx context.Context, docker *engine.Conn, id string, abort context.CancelCauseFunc) (_ *cache.Container, target criu.Container, done func(), err error) {
+	c, unlock, err := s.lock(ctx, id)
 	if err != nil {
+		return nil, target, nil, err
+	}
+	s.setAbort(c.ID(), abort) // before it is inspected, so that a kill after that is noticed
+	end := func() { s.setAbort(c.ID(), nil); unlock() }
+	if target, err = s.checkpointOf(ctx, docker, c); err != nil {
+		end()
+		return nil, target, nil, err
+	}
+	return c, target, end, nil
+}
+
+// checkpointOf returns what a checkpoint of c needs.
+func (s *Service) checkpointOf(ctx context.Context, docker *engine.Conn, c *cache.Container) (target criu.Container, err error) {
+	if state := c.Row.GetState(); state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return target, fmt.Errorf("container %s is %v and cannot be checkpointed: %w", c.ID(), state, errdefs.ErrFailedPrecondition)
+	}
+	if !strings.HasPrefix(docker.DaemonHost(), "unix://") {
+		return target, fmt.Errorf("docker is at %s: containers can only be checkpointed on its own node, through its Unix socket: %w", docker.DaemonHost(), errdefs.ErrFailedPrecondition)
+	}
+	short, cancel := docker.WithRequestTimeout(ctx)
+	defer cancel()
+	found, err := docker.ContainerInspect(short, c.ID())
+	if err != nil {
+		return target, fmt.Errorf("inspect %s: %w", c.ID(), err)
+	}
+	pod, err := s.cache.Sandbox(ctx, c.Row.GetPodSandboxId())
+	if err != nil {
+		return target, err
+	}
+	if target, err = criu.ContainerOf(found, docker.Features.RootDir, docker.Features.ContainerdRoot); err != nil {
 		return target, err
 	}
 	image := c.Status.GetImage().GetUserSpecifiedImage()
@@ -103,14 +111,11 @@ func (s *Service) checkpointOf(docker *engine.Conn, pod *cache.Sandbox, c *cache
 	return target, nil
 }
 
-// beginCheckpoint registers a checkpoint of the container id, which abort ends, until done is called.
-func (s *Service) beginCheckpoint(id string, abort context.CancelCauseFunc) (done func()) {
+// setAbort says what ends the checkpoint of the container id; nil if there is none.
+func (s *Service) setAbort(id string, abort context.CancelCauseFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.checkpointing[id] = abort
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	if s.checkpointing[id] = abort; abort == nil {
 		delete(s.checkpointing, id)
 	}
 }

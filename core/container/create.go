@@ -8,11 +8,9 @@ import (
 	"maps"
 	"math/rand/v2"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/mount"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -173,7 +171,12 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	mounts := params.Config.GetMounts()
 	for _, step := range []func() error{
 		func() error { return nil }, // the caller may have left already
-		func() error { return checkImageSubPaths(work, docker, id, spec.Host.Mounts) },
+		func() error {
+			if err := premounts.CheckImageSubPaths(work, docker, id, spec.Host.Mounts); err != nil {
+				return fmt.Errorf("ImageVolumeMountFailed: image_sub_path: %w", daemonError{err})
+			}
+			return nil
+		},
 		func() error { return files.Bind(id) },
 		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
 		func() error { return relabel.Mounts(work, docker, pod.MountLabel, id, mounts) },
@@ -224,28 +227,6 @@ func (s *Service) requireSandbox(ctx context.Context, id string) error {
 // the path (LogPath) only once the container has been started.
 func jsonFile(docker *engine.Conn, id string) string {
 	return filepath.Join(docker.Features.RootDir, "containers", id, id+"-json.log")
-}
-
-// checkImageSubPaths fails if an image that Docker itself mounts does not have the sub-path that a mount asks
-// for. Docker 28.5 resolves sub-paths when it starts a container, and when it is asked for a file of one, but not
-// when it creates it.
-func checkImageSubPaths(ctx context.Context, docker *engine.Conn, id string, mounts []mount.Mount) error {
-	if !slices.ContainsFunc(mounts, func(m mount.Mount) bool { return m.ImageOptions != nil && m.ImageOptions.Subpath != "" }) {
-		return nil
-	}
-	const file = "/" // any file: Docker sets up all mounts to find it
-	short, cancel := docker.WithRequestTimeout(ctx)
-	defer cancel()
-	_, err := docker.ContainerStatPath(short, id, file)
-	if err == nil {
-		return nil
-	}
-	// The response to HEAD has no body with the reason. The one to GET has.
-	content, _, reason := docker.CopyFromContainer(short, id, file)
-	if reason == nil {
-		return errors.Join(err, content.Close())
-	}
-	return fmt.Errorf("ImageVolumeMountFailed: image_sub_path: %w", daemonError{reason})
 }
 
 // createFreeingName creates the container. If its name is taken by an earlier attempt at the same container,

@@ -28,6 +28,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"berth/core/bundle"
+	"berth/core/criu/archive"
 )
 
 const (
@@ -105,29 +106,20 @@ func New(dir string, log *slog.Logger) *Checkpointer {
 // The error is of kind InvalidArgument for a location where no archive can be, and FailedPrecondition if CRIU is missing or cannot
 // checkpoint the container.
 func (c *Checkpointer) Checkpoint(ctx context.Context, target Container, location string) (size int64, err error) {
-	out, err := openDestination(location)
+	out, err := archive.Open(location)
 	if err != nil {
 		return 0, err
 	}
-	defer out.close()
-	runtime, err := c.runtimeOf(target.PID, target.ID)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, fmt.Errorf("only containers of runc and runtimes like it have checkpoints: %w: %w", err, errdefs.ErrFailedPrecondition)
-	}
+	defer out.Close()
+	j, err := c.prepare(target)
 	if err != nil {
-		return 0, fmt.Errorf("OCI runtime of the container: %w", err)
-	}
-	spec, err := c.specOf(target.PID, target.ID)
-	if err != nil {
-		return 0, fmt.Errorf("OCI spec of the container: %w", err)
-	}
-	host := c.hostOf(runtime.Shim)
-	if _, err := host.probe(ctx); err != nil {
 		return 0, err
 	}
-	j := &job{target: target, runtime: runtime, host: host, spec: spec}
+	if _, err := j.host.probe(ctx); err != nil {
+		return 0, err
+	}
 	defer func() { err = errors.Join(err, c.end(ctx, j)) }()
-	if err := c.begin(j, out.tempPath()); err != nil {
+	if err := c.begin(j, out.TempPath()); err != nil {
 		return 0, err
 	}
 	if err := j.writeMetadata(); err != nil {
@@ -136,5 +128,21 @@ func (c *Checkpointer) Checkpoint(ctx context.Context, target Container, locatio
 	if err := j.take(ctx); err != nil {
 		return 0, err
 	}
-	return out.write(ctx, j.dir, archived)
+	return out.Write(ctx, j.dir, archived)
+}
+
+// prepare returns the job of a container, which needs a directory.
+func (c *Checkpointer) prepare(target Container) (*job, error) {
+	runtime, err := c.runtimeOf(target.PID, target.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("only containers of runc and runtimes like it have checkpoints: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("OCI runtime of the container: %w", err)
+	}
+	spec, err := c.specOf(target.PID, target.ID)
+	if err != nil {
+		return nil, fmt.Errorf("OCI spec of the container: %w", err)
+	}
+	return &job{target: target, runtime: runtime, host: c.hostOf(runtime.Shim), spec: spec}, nil
 }

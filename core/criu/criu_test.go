@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth/core/bundle"
+	"berth/core/criu/archive"
 )
 
 const spec = `{"ociVersion":"1.0.2","unknown":1,"annotations":{"own":"1"},"mounts":[
@@ -207,15 +208,15 @@ func TestTimeoutEndsCRIUAndResumesTheContainer(t *testing.T) {
 
 func TestGCUndoesTheCheckpointOfAnotherBerthd(t *testing.T) {
 	f := newFixture(t, goodCRIU, goodDump)
-	out, err := openDestination(f.location)
+	out, err := archive.Open(f.location)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer out.close()
-	if err := f.begin(&job{target: f.target}, out.tempPath()); err != nil {
+	defer out.Close()
+	if err := f.begin(&job{target: f.target}, out.TempPath()); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(out.tempPath(), []byte("half"), 0o600); err != nil {
+	if err := os.WriteFile(out.TempPath(), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.GC(t.Context(), nil); err != nil { // its own are in progress
@@ -226,25 +227,6 @@ func TestGCUndoesTheCheckpointOfAnotherBerthd(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.nothingLeft()
-}
-
-func TestLocationMustBeAFile(t *testing.T) {
-	dir := t.TempDir()
-	if err := errors.Join(os.Symlink("/etc/passwd", filepath.Join(dir, "link")), os.Mkdir(filepath.Join(dir, "dir"), 0o700), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	for location, ok := range map[string]bool{
-		"": false, "c.tar": false, "/": false, dir + "/a/../c": false, dir + "/": false, "/dev/null": false,
-		dir + "/link": false, dir + "/dir": false, dir + "/none/c": false, dir + "/file/c": false, dir + "/file": true, dir + "/new": true,
-	} {
-		d, err := openDestination(location)
-		if ok != (err == nil) || err != nil && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v, want valid: %v", location, err, ok)
-		}
-		if err == nil {
-			d.close()
-		}
-	}
 }
 
 func contextWithTimeout(t *testing.T, d time.Duration) (context.Context, context.CancelFunc) {

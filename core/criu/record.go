@@ -15,32 +15,49 @@ import (
 	"github.com/docker/docker/api/types/container"
 
 	"berth/core/atomicfile"
+	"berth/core/criu/archive"
 )
 
 // A record is what has to be undone after a crash.
 type record struct {
 	Container string `json:"container"`
 	Archive   string `json:"archive"` // path of the archive that is not complete
+	// Pod takes the place of the others for a checkpoint of a pod.
+	Pod *podRecord `json:"pod,omitempty"`
 }
 
 // begin creates the directory of a job with its record. archive is where the archive will be written.
 func (c *Checkpointer) begin(j *job, archive string) error {
-	text, err := json.Marshal(record{j.target.ID, archive})
-	if err != nil {
-		return err
-	}
+	var err error
 	j.name = rand.Text()
-	j.dir = filepath.Join(c.dir, j.name)
+	j.dir, err = c.makeDir(j.name, record{Container: j.target.ID, Archive: archive})
+	return err
+}
+
+// makeDir creates the directory name with a record. It is in progress until forget is called.
+func (c *Checkpointer) makeDir(name string, r record) (dir string, err error) {
+	dir = filepath.Join(c.dir, name)
+	text, err := json.Marshal(r)
+	if err != nil {
+		return "", err
+	}
 	c.mu.Lock()
-	c.running[j.name] = true
+	c.running[name] = true
 	c.mu.Unlock()
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
-		return err
+		return dir, err
 	}
-	if err := os.Mkdir(j.dir, 0o700); err != nil {
-		return err
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return dir, err
 	}
-	return atomicfile.Write(filepath.Join(j.dir, recordFile), text)
+	return dir, atomicfile.Write(filepath.Join(dir, recordFile), text)
+}
+
+// forget is called when the checkpoint with the directory name has ended: from then on it is the subject of GC.
+func (c *Checkpointer) forget(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.running, name)
 }
 
 // end ends everything that a job has begun. What fails is tried again by GC.
@@ -48,11 +65,7 @@ func (c *Checkpointer) end(ctx context.Context, j *job) error {
 	if j.dir == "" {
 		return nil
 	}
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.running, j.name)
-	}()
+	defer c.forget(j.name)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	if j.dumping {
@@ -64,11 +77,11 @@ func (c *Checkpointer) end(ctx context.Context, j *job) error {
 	return os.RemoveAll(j.dir)
 }
 
-// An inspector returns what Docker says of a container.
-type inspector func(ctx context.Context, id string) (container.InspectResponse, error)
+// An Inspector returns what Docker says of a container.
+type Inspector func(ctx context.Context, id string) (container.InspectResponse, error)
 
 // GC ends the checkpoints that a berthd before this one has begun.
-func (c *Checkpointer) GC(ctx context.Context, inspect inspector) error {
+func (c *Checkpointer) GC(ctx context.Context, inspect Inspector) error {
 	entries, err := os.ReadDir(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -92,7 +105,7 @@ func (c *Checkpointer) GC(ctx context.Context, inspect inspector) error {
 }
 
 // undo ends the checkpoint with the directory name.
-func (c *Checkpointer) undo(ctx context.Context, name string, inspect inspector) error {
+func (c *Checkpointer) undo(ctx context.Context, name string, inspect Inspector) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
 	defer cancel()
 	j := &job{name: name, dir: filepath.Join(c.dir, name)}
@@ -110,6 +123,9 @@ func (c *Checkpointer) undo(ctx context.Context, name string, inspect inspector)
 	if err := json.Unmarshal(text, &r); err != nil {
 		return fmt.Errorf("%s: %w", recordFile, err)
 	}
+	if r.Pod != nil {
+		return c.undoPod(ctx, name, *r.Pod, inspect)
+	}
 	c.log.Info("undoing a checkpoint that was interrupted", slog.String("container", r.Container))
 	found, err := inspect(ctx, r.Container)
 	if err != nil && !errdefs.IsNotFound(err) {
@@ -125,5 +141,5 @@ func (c *Checkpointer) undo(ctx context.Context, name string, inspect inspector)
 			return err
 		}
 	}
-	return errors.Join(removeTemp(r.Archive), os.RemoveAll(j.dir))
+	return errors.Join(archive.RemoveTemp(r.Archive), os.RemoveAll(j.dir))
 }

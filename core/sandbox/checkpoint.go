@@ -1,27 +1,6 @@
 package sandbox
 
-import (
-	"strings"
-
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"berth/core/checkpoint"
-	"berth/core/todocker"
-	"berth/network"
-)
-
-// checkpointOf returns the checkpoint that cri-dockerd would write for a pod.
-func checkpointOf(pod *runtimeapi.PodSandboxConfig) checkpoint.Checkpoint {
-	c := checkpoint.Checkpoint{
-		Name: pod.GetMetadata().GetName(), Namespace: pod.GetMetadata().GetNamespace(), HostNetwork: todocker.HostNetwork(pod),
-	}
-	for _, p := range pod.GetPortMappings() {
-		c.Ports = append(c.Ports, checkpoint.Port{
-			Protocol: strings.ToLower(p.GetProtocol().String()), ContainerPort: p.GetContainerPort(), HostPort: p.GetHostPort(), HostIP: p.GetHostIp(),
-		})
-	}
-	return c
-}
+import "berth/network"
 
 // planFromCheckpoint returns the plan to release the network of the sandbox id if libcni's
 // cache does not have it, as for a pod of cri-dockerd. The portmap plugin removes only

@@ -80,6 +80,9 @@ func (s *Service) cleanupIntent(ctx context.Context, docker *engine.Conn, in *in
 		}
 		id = found.ID
 	}
+	if err := s.removeContainers(ctx, id); err != nil { // see RunWith
+		return err
+	}
 	if err := s.deleteSandbox(ctx, docker, id, in.Plan); err != nil {
 		return err
 	}

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
-	"strings"
+	"net/netip"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -18,7 +16,9 @@ import (
 
 	"berth/core/cache"
 	"berth/core/changes"
+	"berth/core/checkpoint"
 	"berth/core/engine"
+	"berth/core/hostprobe"
 	"berth/core/names"
 	"berth/core/nri"
 	"berth/core/pending"
@@ -43,7 +43,19 @@ const (
 // On failure, or if the caller cancels, the step that is under way is finished and then
 // everything is rolled back. What cannot be rolled back is left to RunGC. If the caller's
 // deadline expires, the sandbox is hidden, kept for pending.TTL and returned to the retry.
-func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (_ string, err error) {
+func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string) (string, error) {
+	return s.run(ctx, pod, handler, nil)
+}
+
+// RunWith is Run for a pod that must not exist yet, and is complete when complete has succeeded with the ID of the sandbox, which is ready.
+// If it fails, or berthd is killed meanwhile, the sandbox is removed with all containers in it. complete must not call the Service.
+//
+// The error is of kind AlreadyExists if the pod exists. ctx must have no deadline: a caller that does not retry cancels.
+func (s *Service) RunWith(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string, complete func(id string) error) (string, error) {
+	return s.run(ctx, pod, handler, complete)
+}
+
+func (s *Service) run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, handler string, complete func(id string) error) (_ string, err error) {
 	start := time.Now()
 	docker, err := s.docker.Conn()
 	if err != nil {
@@ -62,7 +74,7 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 	}
 	defer unlock()
 	if id, err := s.takePending(ctx, in.Name, pod, handler); err != nil || id != "" {
-		return id, err
+		return existing(id, err, complete)
 	}
 	suffix := fmt.Sprintf("%08x", rand.Uint32()) // used if the name is taken
 	var sync nri.SyncBlock
@@ -83,30 +95,24 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 
 	ready, err := s.create(work, docker, pod, spec, in, suffix, &undo)
 	if err != nil || ready != "" {
-		return ready, err
+		return existing(ready, err, complete)
 	}
 	if err := s.start(work, docker, pod, spec, in); err != nil {
 		return "", err
 	}
-	if err := caller.Canceled(); err != nil {
-		return "", err
-	}
-	found, addrs, err := s.setupNetwork(work, docker, pod, in)
+	addrs, err := s.setUp(work, docker, pod, in, caller)
 	if err != nil {
-		return "", err
-	}
-	s.openSysfs(pod, in.ID, found.State.Pid)
-	if err := s.writeFiles(in.ID, pod, addrs, found); err != nil {
-		return "", err
-	}
-	if err := caller.Canceled(); err != nil {
-		return "", err
-	}
-	if _, err := s.cache.Refresh(work, in.ID); err != nil {
 		return "", err
 	}
 	if err := s.announce(work, in.ID, &sync); err != nil {
 		return "", err
+	}
+	if complete != nil && caller.Canceled() == nil {
+		hidden.Reveal() // before plugins can be synchronized, which containers wait for
+		sync.Unblock()
+		if err := complete(in.ID); err != nil {
+			return "", err
+		}
 	}
 	if err := caller.Canceled(); err != nil {
 		return "", err
@@ -119,6 +125,34 @@ func (s *Service) Run(ctx context.Context, pod *runtimeapi.PodSandboxConfig, han
 		s.pending.Put(in.Name, in.ID, pendingSandbox{config: pod, handler: handler, hidden: hidden.Transfer()})
 	}
 	return in.ID, nil
+}
+
+// existing is the result of a call that has found the sandbox id, or has failed.
+func existing(id string, err error, complete func(id string) error) (string, error) {
+	if err == nil && complete != nil {
+		return "", fmt.Errorf("sandbox %s of this pod exists: remove it first: %w", id, errdefs.ErrAlreadyExists)
+	}
+	return id, err
+}
+
+// setUp attaches the sandbox, which has been started, to the network, and writes its files.
+func (s *Service) setUp(ctx context.Context, docker *engine.Conn, pod *runtimeapi.PodSandboxConfig, in *intent, caller *pending.Caller) ([]netip.Addr, error) {
+	if err := caller.Canceled(); err != nil {
+		return nil, err
+	}
+	found, addrs, err := s.setupNetwork(ctx, docker, pod, in)
+	if err != nil {
+		return nil, err
+	}
+	s.openSysfs(pod, in.ID, found.State.Pid)
+	if err := s.writeFiles(in.ID, pod, addrs, found); err != nil {
+		return nil, err
+	}
+	if err := caller.Canceled(); err != nil {
+		return nil, err
+	}
+	_, err = s.cache.Refresh(ctx, in.ID)
+	return addrs, err
 }
 
 // announce sends NRI plugins the sandbox id, which is complete. If it is rolled back after that, they are sent its end.
@@ -191,22 +225,9 @@ func (s *Service) translate(docker *engine.Conn, pod *runtimeapi.PodSandboxConfi
 	}
 	return todocker.Sandbox(todocker.SandboxParams{
 		Pod: pod, Handler: handler, Features: docker.Features, Policy: s.policy, Seccomp: seccomp, Bridge: s.bridge,
-		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: nodeSysctls("/proc/sys"),
+		OOMScore: max(todocker.PauseOOMScore, docker.OOMFloor()), NodeSysctls: hostprobe.SysctlsOn("/proc/sys", todocker.NodeSysctls...),
 		ShimGroup: names.NewShimGroup(), UserNS: s.oci.Support(), Files: files,
 	})
-}
-
-// nodeSysctls returns the sysctls of todocker.NodeSysctls that are 1 on the node: pods
-// inherit these. dir is /proc/sys. A kernel without IPv6 has none of them.
-func nodeSysctls(dir string) map[string]string {
-	on := map[string]string{}
-	for _, name := range todocker.NodeSysctls {
-		text, err := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(name, ".", "/")))
-		if value := strings.TrimSpace(string(text)); err == nil && value == "1" {
-			on[name] = value
-		}
-	}
-	return on
 }
 
 // create creates the pause container, with suffix in its name if the name without one is
@@ -262,7 +283,7 @@ func (s *Service) createContainer(ctx context.Context, docker *engine.Conn, pod 
 	if err := s.oci.Write(in.ID, 0, spec.Instructions); err != nil {
 		return err
 	}
-	return s.checkpoints.Write(in.ID, checkpointOf(pod))
+	return s.checkpoints.Write(in.ID, checkpoint.Of(pod, todocker.HostNetwork(pod)))
 }
 
 // findReady returns the ID of a ready sandbox whose Docker name without a suffix is name,

@@ -1,4 +1,9 @@
-package criu
+// Package archive writes checkpoints to where their callers want them: that of a container to a file, and that of a pod to the files of a
+// directory.
+//
+// A file appears complete or not at all: until it is, it has another name in its directory. What a crash leaves can be removed by the
+// path (RemoveTemp) or the Place that the caller has recorded before.
+package archive
 
 import (
 	"archive/tar"
@@ -22,15 +27,15 @@ import (
 // there by a rename.
 const tempPrefix = ".berth-checkpoint-"
 
-// A destination is where an archive is written.
-type destination struct {
+// A Destination is where an archive is written.
+type Destination struct {
 	dir  *os.File // of the archive
 	name string
 	temp string // name beside it until it is complete
 }
 
-// openDestination checks the location of an archive. The error is of kind InvalidArgument if no archive may be written there.
-func openDestination(location string) (*destination, error) {
+// Open checks the location of an archive. The error is of kind InvalidArgument if no archive may be written there.
+func Open(location string) (*Destination, error) {
 	if !filepath.IsAbs(location) || filepath.Clean(location) != location || location == "/" || strings.ContainsRune(location, 0) {
 		return nil, fmt.Errorf("location %.200q: must be the absolute path of a file: %w", location, errdefs.ErrInvalidArgument)
 	}
@@ -51,44 +56,49 @@ func openDestination(location string) (*destination, error) {
 	case err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG:
 		err = fmt.Errorf("location %.200q: there is something that is not a regular file: %w", location, errdefs.ErrInvalidArgument)
 	default:
-		return &destination{parent, filepath.Base(location), tempPrefix + rand.Text()}, nil
+		return &Destination{parent, filepath.Base(location), tempPrefix + rand.Text()}, nil
 	}
 	return nil, errors.Join(err, parent.Close())
 }
 
-func (d *destination) close() error { return d.dir.Close() }
+func (d *Destination) Close() error { return d.dir.Close() }
 
-// tempPath returns the path of the archive while it is not complete.
-func (d *destination) tempPath() string { return filepath.Join(d.dir.Name(), d.temp) }
+// TempPath returns the path of the archive while it is not complete.
+func (d *Destination) TempPath() string { return filepath.Join(d.dir.Name(), d.temp) }
 
-// write makes an archive of the files in the directory work. On an error there is no archive, or the one that was there before.
-func (d *destination) write(ctx context.Context, work string, names []string) (size int64, err error) {
+// Write makes an archive of the files in the directory work. On an error there is no archive, or the one that was there before.
+func (d *Destination) Write(ctx context.Context, work string, names []string) (size int64, err error) {
+	return d.Create(ctx, func(f *os.File) error { return writeTar(ctx, f, work, names) })
+}
+
+// Create makes a file with what fill writes to it, and returns its size. On an error there is no file, or the one that was there before.
+func (d *Destination) Create(ctx context.Context, fill func(f *os.File) error) (size int64, err error) {
 	dirfd := int(d.dir.Fd())
 	fd, err := unix.Openat(dirfd, d.temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return 0, pathError("create", d.tempPath(), err)
+		return 0, pathError("create", d.TempPath(), err)
 	}
-	f := os.NewFile(uintptr(fd), d.tempPath())
+	f := os.NewFile(uintptr(fd), d.TempPath())
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, unix.Unlinkat(dirfd, d.temp, 0))
 		}
 	}()
-	err = writeTar(ctx, f, work, names)
+	err = fill(f)
 	if err == nil {
 		size, err = f.Seek(0, io.SeekCurrent)
 	}
 	if err == nil {
-		err = f.Sync() // an archive that is there is complete, also after a power failure
+		err = f.Sync() // a file that is there is complete, also after a power failure
 	}
 	if err := errors.Join(err, f.Close()); err != nil {
-		return 0, fmt.Errorf("write the archive: %w", err)
+		return 0, fmt.Errorf("write %s: %w", d.name, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
 	if err := unix.Renameat(dirfd, d.temp, dirfd, d.name); err != nil {
-		return 0, pathError("rename", d.tempPath(), err)
+		return 0, pathError("rename", d.TempPath(), err)
 	}
 	return size, nil
 }
@@ -141,9 +151,9 @@ func addFile(ctx context.Context, archive *tar.Writer, root *os.Root, path strin
 	return err
 }
 
-// removeTemp removes what a crash has left of an archive. The path is from the record of the checkpoint; nothing but a file that
-// write may have created is removed.
-func removeTemp(path string) error {
+// RemoveTemp removes what a crash has left of an archive. The path is from the record of the checkpoint; nothing but a file that
+// Create may have created is removed.
+func RemoveTemp(path string) error {
 	if !strings.HasPrefix(filepath.Base(path), tempPrefix) || !filepath.IsAbs(path) {
 		return nil
 	}
