@@ -35,6 +35,7 @@ var layers = [][]string{
 	{"core/image/foreign", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose", "core/premounts", "core/nri/adjust"},
 	{"core/nri"},
 	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats", "core/imagecopy"},
+	{"core/podcheckpoint"},
 	{"core/server"},
 	{"core/daemon"},
 	{"cmd/berthd/internal/config"},

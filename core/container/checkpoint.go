@@ -34,10 +34,6 @@ var errEnding = fmt.Errorf("the container is being stopped: %w", errdefs.ErrFail
 // InvalidArgument if there can be no archive at location.
 func (s *Service) Checkpoint(ctx context.Context, id, location string, timeout time.Duration) (err error) {
 	start := time.Now()
-	docker, err := s.engine.Conn()
-	if err != nil {
-		return err
-	}
 	if timeout <= 0 {
 		timeout = checkpointTimeout
 	}
@@ -45,7 +41,7 @@ func (s *Service) Checkpoint(ctx context.Context, id, location string, timeout t
 	defer cancel()
 	work, abort := context.WithCancelCause(work)
 	defer abort(nil)
-	c, target, done, err := s.BeginCheckpoint(work, docker, id, abort)
+	c, target, done, err := s.BeginCheckpoint(work, id, abort)
 	if err != nil {
 		return err
 	}
@@ -62,7 +58,11 @@ func (s *Service) Checkpoint(ctx context.Context, id, location string, timeout t
 }
 
 // BeginCheckpoint locks the running container id, and returns what a checkpoint of it needs. Until done is called, Stop, Kill and Remove call abort.
-func (s *Service) BeginCheckpoint(ctx context.Context, docker *engine.Conn, id string, abort context.CancelCauseFunc) (_ *cache.Container, target criu.Container, done func(), err error) {
+func (s *Service) BeginCheckpoint(ctx context.Context, id string, abort context.CancelCauseFunc) (_ *cache.Container, target criu.Container, done func(), err error) {
+	docker, err := s.engine.Conn()
+	if err != nil {
+		return nil, target, nil, err
+	}
 	c, unlock, err := s.lock(ctx, id)
 	if err != nil {
 		return nil, target, nil, err
@@ -130,13 +130,19 @@ func (s *Service) abortCheckpoint(id string) {
 }
 
 // gcCheckpoints undoes the checkpoints that a berthd before this one has begun, and removes the files of those that have been restored.
-func (s *Service) gcCheckpoints(ctx context.Context, docker *engine.Conn) error {
-	inspect := func(ctx context.Context, id string) (container.InspectResponse, error) {
-		ctx, cancel := docker.WithRequestTimeout(ctx)
-		defer cancel()
-		return docker.ContainerInspect(ctx, id)
+func (s *Service) gcCheckpoints(ctx context.Context) error {
+	return errors.Join(s.checkpoints.GC(ctx, s.Inspect), s.restores.GC(ctx, s.Inspect))
+}
+
+// Inspect returns what Docker says of the container id.
+func (s *Service) Inspect(ctx context.Context, id string) (container.InspectResponse, error) {
+	docker, err := s.engine.Conn()
+	if err != nil {
+		return container.InspectResponse{}, err
 	}
-	return errors.Join(s.checkpoints.GC(ctx, inspect), s.restores.GC(ctx, inspect))
+	ctx, cancel := docker.WithRequestTimeout(ctx)
+	defer cancel()
+	return docker.ContainerInspect(ctx, id)
 }
 
 // endRestore ends the restore of c, if it was restored from a checkpoint by its start with the result startErr, to which the

@@ -29,7 +29,7 @@ func (s *Service) gc(ctx context.Context, docker *engine.Conn) error {
 		}
 		return !errdefs.IsNotFound(err)
 	}
-	return errors.Join(s.gcCheckpoints(ctx, docker), s.gcRecords(ctx), s.oci.GC(ctx, docker, known, s.log), s.premounts.GC(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
+	return errors.Join(s.gcCheckpoints(ctx), s.gcRecords(ctx), s.oci.GC(ctx, docker, known, s.log), s.premounts.GC(ctx, docker), s.resources.Reapply(ctx, docker), s.logs.Prune(func(id string) bool {
 		_, err := s.cache.Container(ctx, id)
 		return !errdefs.IsNotFound(err)
 	}))

@@ -35,6 +35,7 @@ import (
 	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/oom"
+	"berth/core/podcheckpoint"
 	"berth/core/podpolicy"
 	"berth/core/premount"
 	"berth/core/restore"
@@ -181,9 +182,10 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	logProblems(cfg.SpecFiles, log)
 	plugins := nri.New(nri.Config{Options: cfg.NRI, Version: cfg.Version, Engine: docker, Cache: objects, Records: records.nri, NetNS: podNetwork.NetNS, Log: log})
 	ociRuntime := ociruntime.New(filepath.Join(cfg.RunDir, "oci"), ociruntime.NewProber().Probe)
+	checkpointer, restores := newCheckpointer(cfg, log), newRestores(cfg, log)
 	containers := container.New(container.Config{
 		Engine: docker, Cache: objects, Images: images, Logs: containerLogs, Files: sandbox.Files(cfg.RunDir),
-		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, NRI: plugins, NRIRecords: records.nri, Checkpoints: newCheckpointer(cfg, log), Restores: newRestores(cfg, log), Log: log,
+		Failures: records.failedStarts, Updates: records.containerUpdates, Premounts: premount.New(filepath.Join(cfg.RunDir, "mounts")), CDI: cfg.CDI, Policy: policy, OCI: ociRuntime, SpecFiles: cfg.SpecFiles, NRI: plugins, NRIRecords: records.nri, Checkpoints: checkpointer, Restores: restores, Log: log,
 	})
 	sandboxes := sandbox.New(sandbox.Config{
 		Docker: docker, Cache: objects, Images: images, Containers: containers, Network: podNetwork, State: records.sandboxes, Log: log,
@@ -192,16 +194,14 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	plugins.SetUpdater(containers)
 	execs := exec.New(docker, objects, podDialer(podNetwork), log)
 	streams, err := listenStreams(cfg.Streaming, execs, log)
-	if err != nil {
+	if err = errors.Join(err, containerLogs.Export(registry)); err != nil {
 		return nil, err
 	}
 	srv := server.New(server.Services{
 		Engine: docker, Cache: objects, Sandboxes: sandboxes, Containers: containers, Images: images,
+		Pods:  podcheckpoint.New(podcheckpoint.Config{Version: cfg.Version, Cache: objects, Sandboxes: sandboxes, Containers: containers, Images: images, Checkpoints: checkpointer, Restores: restores, Log: log}),
 		Execs: execs, Stats: usage, Streams: streams, Network: podNetwork,
 	}, server.Info{PauseImage: pauseImage.get, Policy: policy, UserNS: ociRuntime.Support(), Metrics: registry, Traces: provider, Config: map[string]any{"stateDir": cfg.RootDir, "runDir": cfg.RunDir}}, log)
-	if err := containerLogs.Export(registry); err != nil {
-		return nil, err
-	}
 	return &Daemon{
 		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, images: images, traces: traces,
 		loops: []func(context.Context) error{

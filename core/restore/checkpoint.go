@@ -36,14 +36,25 @@ type Checkpoint struct {
 	// Image refers to the image of the container: by its digest or ID, or by its name if the checkpoint has no more. Name is how a
 	// user calls it.
 	Image, Name string
-	// Args is the command line of the container.
-	Args []string
+	// Args is the command line of the container, and Process what else its OCI spec says of its first process.
+	Args    []string
+	Process Process
 	// Restore is what berth-oci needs to know. Unpack completes it.
 	Restore *ociedit.Restore
 
 	from   string // for messages
 	size   int64  // bound of all files together
 	source source
+}
+
+// A Process is the first process of a container. It is what spec.dump says, and not what CRIU restores.
+type Process struct {
+	Cwd  string
+	Env  []string
+	User struct {
+		UID, GID       uint32
+		AdditionalGIDs []uint32
+	}
 }
 
 // A source calls visit for the regular files and directories with these names in the root directory of a checkpoint, and for everything
@@ -216,6 +227,7 @@ func (c *Checkpoint) parseSpec(text []byte) error {
 		Process struct {
 			Terminal bool
 			Args     []string
+			Process
 		}
 		Root   struct{ Readonly bool }
 		Mounts []ociedit.RestoredMount
@@ -234,7 +246,7 @@ func (c *Checkpoint) parseSpec(text []byte) error {
 	if len(spec.Process.Args) == 0 {
 		return invalid("%s has no command line", metadata.SpecDumpFile)
 	}
-	c.Args = spec.Process.Args
+	c.Args, c.Process = spec.Process.Args, spec.Process.Process
 	c.Restore = &ociedit.Restore{
 		Mounts: spec.Mounts, MaskedPaths: spec.Linux.MaskedPaths, ReadonlyPaths: spec.Linux.ReadonlyPaths, ReadonlyRoot: spec.Root.Readonly,
 	}

@@ -145,6 +145,9 @@ func requestAttr(req any) slog.Attr {
 	case *runtimeapi.RunPodSandboxRequest:
 		m := r.GetConfig().GetMetadata()
 		return slog.Group("", slog.String("pod", m.GetName()), slog.String("namespace", m.GetNamespace()))
+	case *runtimeapi.RestorePodRequest:
+		m := r.GetConfig().GetMetadata()
+		return slog.Group("", slog.String("pod", m.GetName()), slog.String("namespace", m.GetNamespace()), slog.String("location", r.GetCheckpointPath()))
 	case *runtimeapi.CreateContainerRequest:
 		return slog.Group("", changes.Pod(r.GetPodSandboxId(), r.GetSandboxConfig().GetMetadata()),
 			slog.String("name", r.GetConfig().GetMetadata().GetName()), slog.String("image", r.GetConfig().GetImage().GetImage()))

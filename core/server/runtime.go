@@ -172,6 +172,19 @@ func (s *Server) CheckpointContainer(ctx context.Context, r *runtimeapi.Checkpoi
 	return &runtimeapi.CheckpointContainerResponse{}, nil
 }
 
+// CheckpointPod writes a checkpoint of running containers of a pod to a directory.
+func (s *Server) CheckpointPod(ctx context.Context, r *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
+	if err := s.Pods.Checkpoint(ctx, r); err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CheckpointPodResponse{}, nil
+}
+
+// RestorePod makes a pod whose containers go on from a checkpoint when they are started.
+func (s *Server) RestorePod(ctx context.Context, r *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
+	return s.Pods.Restore(ctx, r)
+}
+
 // execDeadlineMargin is how long before the caller's deadline an ExecSync that has not
 // finished returns, so that the response still arrives.
 const execDeadlineMargin = time.Second

@@ -24,6 +24,7 @@ import (
 	"berth/core/engine"
 	"berth/core/exec"
 	"berth/core/image"
+	"berth/core/podcheckpoint"
 	"berth/core/podpolicy"
 	"berth/core/sandbox"
 	"berth/core/stats"
@@ -48,6 +49,7 @@ type Services struct {
 	Cache      *cache.Cache
 	Sandboxes  *sandbox.Service
 	Containers *container.Service
+	Pods       *podcheckpoint.Service
 	Images     *image.Service
 	Execs      *exec.Service
 	Stats      *stats.Service

@@ -639,9 +639,7 @@ func TestConcurrentPullsShareOneDownload(t *testing.T) {
 }
 
 // unimplemented lists the methods that are not supported yet (contrib/docs/open.md).
-var unimplemented = []string{
-	"CheckpointPod", "RestorePod",
-}
+var unimplemented []string
 
 // TestNoRequestIsAnInternalError calls every method with an empty request: none may
 // panic, and no error is Internal, Unknown or Unavailable.

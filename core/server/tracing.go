@@ -44,6 +44,8 @@ func annotateSpan(ctx context.Context, req any) {
 	switch r := req.(type) {
 	case *runtimeapi.RunPodSandboxRequest:
 		pod(r.GetConfig())
+	case *runtimeapi.RestorePodRequest:
+		pod(r.GetConfig())
 	case *runtimeapi.CreateContainerRequest:
 		pod(r.GetSandboxConfig())
 		attributes = append(attributes, tracing.SandboxID(r.GetPodSandboxId()),
@@ -69,6 +71,8 @@ func annotateResult(ctx context.Context, resp any) {
 	}
 	switch r := resp.(type) {
 	case *runtimeapi.RunPodSandboxResponse:
+		span.SetAttributes(tracing.SandboxID(r.GetPodSandboxId()))
+	case *runtimeapi.RestorePodResponse:
 		span.SetAttributes(tracing.SandboxID(r.GetPodSandboxId()))
 	case *runtimeapi.CreateContainerResponse:
 		span.SetAttributes(tracing.ContainerID(r.GetContainerId()))
