@@ -171,7 +171,7 @@ func (j *job) freeze(ctx context.Context, inspect Inspector) error {
 	if found, inspectErr := inspect(clean, j.target.ID); inspectErr == nil {
 		j.dumping = !found.State.Paused
 	}
-	return errors.Join(context.Cause(ctx), err)
+	return err
 }
 
 // capture writes the memory and the changed files of the frozen container to its directory. CRIU thaws the cgroup when it has

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -92,6 +93,7 @@ func (s *Service) checkpoint(ctx context.Context, abort context.CancelCauseFunc,
 		defer done()
 		targets = append(targets, target)
 	}
+	slices.SortFunc(targets, func(a, b criu.Container) int { return strings.Compare(a.Config.Name, b.Config.Name) })
 	// A StopPodSandbox from now on aborts the checkpoint, because it kills the containers.
 	pod, err := s.Cache.Sandbox(ctx, sandbox)
 	if err != nil {
