@@ -1,9 +1,12 @@
 package server_test
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -96,6 +99,12 @@ var requests = map[string]func(h *testDaemon, s subject) any{
 	"CheckpointContainer": func(h *testDaemon, s subject) any {
 		return &runtimeapi.CheckpointContainerRequest{ContainerId: s.running, Location: filepath.Join(h.TempDir(), "checkpoint.tar")}
 	},
+	"CheckpointPod": func(h *testDaemon, s subject) any {
+		return &runtimeapi.CheckpointPodRequest{PodSandboxId: s.sandbox, ContainerIds: []string{s.running}, OutputPath: h.TempDir()}
+	},
+	"RestorePod": func(h *testDaemon, s subject) any {
+		return &runtimeapi.RestorePodRequest{CheckpointPath: h.podCheckpoint(), Config: h.pod(s.pod.GetMetadata().GetName() + "-restored"), ContainerConfigs: []*runtimeapi.ContainerConfig{command("c", "sleep", "1000")}}
+	},
 	"ReopenContainerLog": func(_ *testDaemon, s subject) any {
 		return &runtimeapi.ReopenContainerLogRequest{ContainerId: s.running}
 	},
@@ -123,6 +132,27 @@ var requests = map[string]func(h *testDaemon, s subject) any{
 	},
 	"RemoveImage": func(_ *testDaemon, s subject) any { return &runtimeapi.RemoveImageRequest{Image: s.image} },
 	"ImageFsInfo": func(*testDaemon, subject) any { return &runtimeapi.ImageFsInfoRequest{} },
+}
+
+// withRuntime are the calls that need the OCI runtime of a container, too.
+var withRuntime = []string{"CheckpointContainer", "CheckpointPod", "RestorePod"}
+
+// podCheckpoint writes a checkpoint of a pod, and returns its directory.
+func (h *testDaemon) podCheckpoint() string {
+	h.Helper()
+	dir := filepath.Join(h.dir, "archives", "pod")
+	h.must(os.MkdirAll(dir, 0o700))
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, text := range map[string]string{"config.dump": `{"rootfsImage":"` + busybox + `"}`, "spec.dump": `{"process":{"args":["sleep","1000"]}}`} {
+		h.must(w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(text))}))
+		_, err := w.Write([]byte(text))
+		h.must(err)
+	}
+	h.must(w.Close())
+	h.must(os.WriteFile(filepath.Join(dir, "c.tar"), b.Bytes(), 0o600))
+	h.must(os.WriteFile(filepath.Join(dir, "pod.json"), fmt.Appendf(nil, `{"version":1,"containers":[{"name":"c","archive":"c.tar","bytes":%d}]}`, b.Len()), 0o600))
+	return dir
 }
 
 // alone are the calls for which Docker need not be there once it has been.
@@ -183,7 +213,7 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 			}
 			request := fresh()
 			h.engine.ResetCalls()
-			if _, _, err := h.call(name, request); err != nil && name != "CheckpointContainer" { // the fake Engine's processes have no OCI runtime
+			if _, _, err := h.call(name, request); err != nil && !slices.Contains(withRuntime, name) { // the fake Engine's processes have no OCI runtime
 				t.Fatalf("it fails while Docker answers: %v", err)
 			}
 			needed := slices.DeleteFunc(h.engine.Called(), func(route string) bool {

@@ -34,6 +34,7 @@ import (
 	"berth/core/logs"
 	"berth/core/nri"
 	"berth/core/nri/nritest"
+	"berth/core/restore"
 	"berth/core/server"
 	"berth/core/testdir"
 	"berth/core/testmain"
@@ -101,6 +102,7 @@ func (h *testDaemon) start() {
 	d, err := daemon.New(daemon.Config{
 		RootDir: root, RunDir: filepath.Join(dir, "run"), DockerHost: h.engine.Host, RequestTimeout: h.timeout, ContainerLogs: logs.ModeCRI,
 		PauseImage: "berth.local/pause:1", PullProgress: 2 * time.Second, PodNetwork: h.network, Registry: h.registry, Tracing: h.tracing, NRI: h.nri,
+		Restore: restore.Config{ArchiveDir: filepath.Join(dir, "archives")},
 	}, h.log)
 	h.must(err)
 	l, err := net.Listen("unix", filepath.Join(dir, "cri.sock"))
