@@ -14,6 +14,7 @@
 //	                                  namespace; internal/restore: containers that go on from a checkpoint
 //	core/daemon                       the composition root: creates and runs all of it
 //	core/server                       the CRI's gRPC services and interceptors
+//	core/podcheckpoint                CheckpointPod and RestorePod, with the services below
 //
 // Services, one subject of the CRI each. They never import each other:
 //
@@ -74,7 +75,7 @@
 //	core/hostprobe                    what /proc says about Docker, containerd and the kernel
 //	core/dockerconfig                 daemon.json and the flags of dockerd
 //	core/bundle     core/changes      OCI specs of containers; log attributes of changes
-//	core/criu                         checkpoints of containers: CRIU, archives
+//	core/criu       core/criu/archive checkpoints of containers and pods: CRIU, archives
 //	core/restore    core/rootdiff     checkpoints that containers are restored from; changed files of their
 //	                                  root file systems
 //	core/ociedit                      what cmd/berth-oci changes in the OCI specs of containers

@@ -590,16 +590,25 @@ var messages = []message{
 		{"timeout", berth, "two minutes if 0", "criu.TestTimeoutEndsCRIUAndResumesTheContainer"},
 	}},
 	{"CheckpointPodRequest", []row{
-		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},
+		{"pod_sandbox_id", berth, "must be ready", "podcheckpoint.TestCheckpointRefusesRequests live.TestPodCheckpointIsRefused"},
+		{"output_path", berth, "the absolute path of an empty directory; no link", "archive.TestDirMustBeEmpty live.TestPodCheckpointIsRefused"},
+		{"container_ids", berth, "all are frozen before one is captured", "criu.TestPodIsFrozenUntilAllContainersAreCaptured podcheckpoint.TestCheckpointRefusesRequests live.TestPodCheckpointIsOfOneMoment"},
+		{"options", refused, "there are none", "podcheckpoint.TestCheckpointRefusesRequests"},
 	}},
 	{"RestorePodRequest", []row{
-		{"*", refused, "Unimplemented", "server.TestNoRequestIsAnInternalError"},
+		{"checkpoint_path", berth, "below `restore-archive-dir`; refused without", "podcheckpoint.TestRestoreRefusesRequests live.TestPodCheckpointRestoreIsUndone"},
+		{"config", berth, "as in RunPodSandbox, of a pod that does not exist", "podcheckpoint.TestRestoredContainersAreCreatedAndNotStarted live.TestPodCheckpointIsOfOneMoment"},
+		{"runtime_handler", berth, "must be that of the checkpoint", "podcheckpoint.TestRestoreRefusesRequests"},
+		{"options", refused, "there are none", "podcheckpoint.TestRestoreRefusesRequests"},
+		{"container_configs", berth, "as in CreateContainer; refused if they do not fit the checkpoint", "podcheckpoint.TestRestoreRefusesRequests live.TestPodCheckpointIsOfOneMoment"},
 	}},
 	{"RestorePodResponse", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"pod_sandbox_id", berth, "of the new pod", "podcheckpoint.TestRestoredContainersAreCreatedAndNotStarted live.TestPodCheckpointIsOfOneMoment"},
+		{"restored_containers", berth, "in the order of the request", "podcheckpoint.TestRestoredContainersAreCreatedAndNotStarted"},
 	}},
 	{"RestoredContainer", []row{
-		{"*", nothing, "the call is refused", ""},
+		{"name", berth, "that of the configuration", "podcheckpoint.TestRestoredContainersAreCreatedAndNotStarted"},
+		{"container_id", berth, "CREATED, nothing executed", "podcheckpoint.TestRestoredContainersAreCreatedAndNotStarted live.TestPodCheckpointIsOfOneMoment"},
 	}},
 	{"ContainerEventResponse", []row{
 		{"container_id", engine, "of a container, or of a pause container", "live.TestEventsFollowEveryChange"},

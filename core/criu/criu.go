@@ -7,6 +7,9 @@
 // are copied right after it, while the container goes on. CRI-O and containerd pause it for both,
 // which needs a record that outlives a crash of berthd at any moment, or the container stays paused.
 //
+// The containers of a pod are frozen by their runtimes before CRIU is called for the first, and until the last one is captured with its
+// changed files (CheckpointPod): "runc pause", of which Docker knows nothing.
+//
 // A checkpoint in progress has a directory of its own below that of the Checkpointer: with a record of what has to be undone, and
 // CRIU's files. It is on a disk because it holds the memory of the container. GC finds those of a berthd that was killed: it ends
 // their processes, lets the container go on if CRIU has left it frozen, and removes the files.

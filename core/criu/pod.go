@@ -108,8 +108,12 @@ func (c *Checkpointer) preparePod(ctx context.Context, p *podJob, targets []Cont
 			shims[j.runtime.Shim] = true
 		}
 		// Not one that was frozen by others: it would be resumed at the end.
-		if status, err := j.status(ctx); err != nil || status != "running" {
-			return "", errors.Join(fmt.Errorf("container %s is %q for its OCI runtime and cannot be checkpointed: %w", target.ID, status, errdefs.ErrFailedPrecondition), err)
+		status, err := j.status(ctx)
+		if err != nil {
+			return "", fmt.Errorf("container %s: %w", target.ID, err)
+		}
+		if status != "running" {
+			return "", fmt.Errorf("container %s is %q for its OCI runtime and cannot be checkpointed: %w", target.ID, status, errdefs.ErrFailedPrecondition)
 		}
 		p.jobs = append(p.jobs, j)
 	}

@@ -151,7 +151,7 @@ func specOptions(cfg *Config) []*option {
 		{name: specfiles.HooksDirsOption, value: newValue(&cfg.HooksDirs, parseOptionalDirs), initial: "",
 			usage: "`DIRS` of OCI hooks, separated by commas, in the format of oci-hooks(5) 1.0.0; they must exist, and only root may be able to write to them"},
 		{name: restore.ArchiveDirOption, value: newValue(&cfg.RestoreArchiveDir, parseOptionalDir), initial: "",
-			usage: "`DIR` of checkpoints: a container whose image is the path of an archive below it is restored from that. The archives can do what root can; only root may be able to write to it. Empty for none"},
+			usage: "`DIR` of checkpoints: a container whose image is the path of an archive below it is restored from that, and RestorePod takes checkpoints of pods from there. They can do what root can; only root may be able to write to it. Empty for none"},
 		{name: restore.ImagesOption, value: newValue(&cfg.RestoreImages, parsePinnedImages), initial: "",
 			usage: "names of `IMAGES` that are checkpoints, separated by commas, as for pinned-images: containers are restored from them. They can do what root can"},
 	}
