@@ -20,12 +20,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// pair returns two containers that count in lockstep: pong is at the number of ping or one behind. They use a volume without opening
+// pair returns two containers that count in lockstep, some hundred times a second: pong is at the number of ping or one behind. They use a volume without opening
 // files in it, so that it can be another one after a restore, and each writes its number to /n.
 func pair(volume string) []*runtimeapi.ContainerConfig {
 	both := []*runtimeapi.ContainerConfig{
-		shell("ping", "i=0; while :; do mkdir -p /shared/a$i; if [ -d /shared/b$i ]; then i=$((i+1)); echo $i >/m; mv /m /n; fi; sleep 0.01; done"),
-		shell("pong", "j=-1; while :; do if [ -d /shared/a$((j+1)) ]; then j=$((j+1)); echo $j >/m; mv /m /n; fi; [ $j -lt 0 ] || mkdir -p /shared/b$j; sleep 0.01; done"),
+		shell("ping", "i=0; while :; do [ -d /shared/a$i ] || mkdir /shared/a$i; if [ -d /shared/b$i ]; then i=$((i+1)); echo $i >/m; mv /m /n; fi; done"),
+		shell("pong", "j=-1; while :; do if [ -d /shared/a$((j+1)) ]; then j=$((j+1)); echo $j >/m; mv /m /n; fi; [ $j -lt 0 ] || [ -d /shared/b$j ] || mkdir /shared/b$j; done"),
 	}
 	for _, c := range both {
 		c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/shared", HostPath: volume}}
@@ -170,6 +170,7 @@ func TestPodCheckpointIsOfOneMoment(t *testing.T) {
 		}
 		at[c.Name] = number
 	}
+	t.Log("of one moment:", at)
 	// The number is written after it is counted.
 	if lead := at["ping"] - at["pong"]; lead < -1 || lead > 2 {
 		t.Errorf("the files are not of one moment: %v", at)
@@ -194,9 +195,6 @@ func TestPodCheckpointIsOfOneMoment(t *testing.T) {
 		}
 		// They wait for each other for ever if they are not of one moment.
 		n.counts(restored, max(at["ping"], at["pong"])+10)
-		if lead := n.count(restored[0]) - n.count(restored[1]); lead < -5 || lead > 5 {
-			t.Errorf("ping is ahead by %d", lead)
-		}
 		n.noRestores()
 		n.remove(made.GetPodSandboxId())
 	}
@@ -326,7 +324,7 @@ func TestPodCheckpointInterrupted(t *testing.T) {
 		n.allGoOn(ids)
 	}
 	killed := 0
-	for _, after := range []time.Duration{0, 30, 100, 200, 300, 500, 700, 900, 1200} {
+	for _, after := range []time.Duration{0, 25, 50, 75, 100, 150, 200, 250, 300, 400, 500, 700} {
 		ended := make(chan error, 1)
 		go func() { ended <- n.checkpointPod(context.Background(), pod, out, ids...) }()
 		n.until(20*time.Second, "the checkpoint does not begin", func() bool {

@@ -67,6 +67,17 @@ func (f *podFixture) setState(id, state string) {
 	}
 }
 
+// script returns a program without its first line.
+func (f *podFixture) script(name string) string {
+	f.t.Helper()
+	text, err := os.ReadFile(filepath.Join(f.programs, name))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\n")
+	return rest
+}
+
 // requireStates fails the test unless the containers are in these states.
 func (f *podFixture) requireStates(want string) {
 	f.t.Helper()
@@ -191,6 +202,18 @@ func TestFailedPodCheckpointResumesAllContainers(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		f.requireStates("running running")
+		f.requireFiles()
+	})
+	t.Run("archive", func(t *testing.T) {
+		f := newPodFixture(t, goodDump, "")
+		f.program("runc", strings.Replace(f.script("runc"), "case $3 in\n", "[ $3 != resume ] || mkdir -p "+filepath.Join(f.output, "pong.tar")+"\ncase $3 in\n", 1))
+		if _, err := f.take(t.Context()); err == nil || !strings.Contains(err.Error(), "container id-pong: rename") {
+			t.Errorf("%v", err)
+		}
+		f.requireStates("running running")
+		if err := os.Remove(filepath.Join(f.output, "pong.tar")); err != nil {
+			t.Fatal(err)
+		}
 		f.requireFiles()
 	})
 	t.Run("deadline", func(t *testing.T) {

@@ -113,7 +113,8 @@ func clearFiles(dir *os.File, names []string) error {
 		if filepath.Base(name) != name { // of a record that is not ours
 			continue
 		}
-		if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		err := unix.Unlinkat(int(dir.Fd()), name, 0)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EISDIR) { // a directory is not ours
 			errs = append(errs, pathError("remove", filepath.Join(dir.Name(), name), err))
 		}
 	}
