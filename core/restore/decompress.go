@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"berth/core/criu"
 	"berth/core/ociedit"
+	"berth/core/rootdiff"
 )
 
 // decompressed is the name of the changed files while they are decompressed.
@@ -28,7 +28,7 @@ func (u *unpacker) decompress() error {
 		return err
 	}
 	defer f.Close()
-	buffered := bufio.NewReader(criu.WithContext(u.ctx, f))
+	buffered := bufio.NewReader(rootdiff.WithContext(u.ctx, f))
 	if magic, err := buffered.Peek(2); err != nil || magic[0] != 0x1f || magic[1] != 0x8b {
 		return nil // whatever it is, the check of the archive says so
 	}
