@@ -30,6 +30,7 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/identity"
+	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/podcheckpoint"
 	"berth/core/podpolicy"
@@ -189,6 +190,8 @@ func newEnv(t *testing.T) *env {
 	e.must(err)
 	updates, err := container.OpenUpdates(store)
 	e.must(err)
+	changes, err := nri.OpenRecords(store)
+	e.must(err)
 	policy, err := podpolicy.New(podpolicy.Options{})
 	e.must(err)
 	log := slog.New(slog.DiscardHandler)
@@ -197,7 +200,7 @@ func newEnv(t *testing.T) *env {
 	oci := ociruntime.New(e.oci, func(engine.Features) error { return nil })
 	restores := restore.New(restore.Config{ArchiveDir: e.archives, Probe: func(context.Context, int, string, string) error { return e.probe }}, e.restores, log)
 	e.containers = container.New(container.Config{
-		Engine: e.docker, Cache: e.cache, Images: fakeServices{}, Logs: fakeServices{}, Files: fakeServices{}, Policy: policy, OCI: oci, Failures: failures, Updates: updates,
+		Engine: e.docker, Cache: e.cache, Images: fakeServices{}, Logs: fakeServices{}, Files: fakeServices{}, Policy: policy, OCI: oci, Failures: failures, Updates: updates, NRIRecords: changes,
 		Premounts: premount.New(filepath.Join(dir, "mounts")), Checkpoints: criu.New(filepath.Join(dir, "checkpoints"), log), Restores: restores, Log: log,
 	})
 	e.sandboxes = e.newSandboxes(oci, policy)
