@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -198,6 +199,44 @@ func TestNRIAdjustmentsWithTheOCIRuntime(t *testing.T) {
 	}
 	if text, err := os.ReadFile(n.path("hooked")); err != nil || !strings.Contains(string(text), id) {
 		t.Errorf("the hook got %s, %v, want the state of the container", text, err)
+	}
+	n.remove(pod)
+	n.removeLeftovers()
+}
+
+// TestNRINetworkDevice has a plugin move a network device of the node into a pod, as network-device-injector does. runc >= 1.4 can do that.
+func TestNRINetworkDevice(t *testing.T) {
+	n := newNode(t)
+	if out, err := exec.Command("ip", "link", "add", "nridev0", "type", "veth", "peer", "name", "nridev1").CombinedOutput(); err != nil {
+		t.Fatalf("ip link: %v: %s", err, out)
+	}
+	defer func() { _ = exec.Command("ip", "link", "del", "nridev1").Run() }()
+	n.plugin("10", answer("c", func(a *api.ContainerAdjustment, _ *api.Container) {
+		a.AddLinuxNetDevice("nridev0", &api.LinuxNetDevice{Name: "net1"})
+	}))
+	n.installOCI()
+	config := n.pod("nri-net")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: shell("c", "exec sleep 1000"), SandboxConfig: config})
+	if codeOf(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "NRI plugin 10-test") && strings.Contains(err.Error(), "linux.net_devices") {
+		t.Log("the runtime of this Engine cannot do it:", err)
+		n.remove(pod)
+		n.removeLeftovers()
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := made.GetContainerId()
+	if _, err := n.runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	n.outputs(id, map[string]string{"ip link show net1 >/dev/null && echo there": "there\n"})
+	if err := exec.Command("ip", "link", "show", "nridev0").Run(); err == nil {
+		t.Error("the node still has the device")
 	}
 	n.remove(pod)
 	n.removeLeftovers()
