@@ -47,7 +47,7 @@ var layers = [][]string{
 }
 
 // testSupport lists the packages that only tests import.
-var testSupport = []string{"core/containerd/containerdtest", "core/engine/enginelaws", "core/engine/enginetest", "core/nri/nritest", "core/protofuzz", "core/testdir", "core/testmain", "network/networktest", "core/tracing/tracingtest"}
+var testSupport = []string{"core/containerd/containerdtest", "core/engine/enginelaws", "core/engine/enginetest", "core/nri/nritest", "core/protofuzz", "core/tartest", "core/testdir", "core/testmain", "network/networktest", "core/tracing/tracingtest"}
 
 // forbiddenImports lists what may not be imported directly, by whom, and why.
 var forbiddenImports = []struct{ who, what, why string }{

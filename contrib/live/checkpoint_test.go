@@ -1,10 +1,8 @@
 package live
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/criu"
+	"berth/core/tartest"
 )
 
 // needsCRIU skips the test where Docker has no CRIU that works with this kernel.
@@ -104,21 +103,7 @@ func TestCheckpointLeavesTheContainerRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	found := map[string]string{}
-	for archive := tar.NewReader(f); ; {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(archive)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found[header.Name] = string(text)
-	}
+	found := tartest.Entries(t, f)
 	for name, want := range map[string]string{
 		"config.dump": id, "spec.dump": `"io.kubernetes.cri.sandbox-namespace": "live"`, "status.dump": id, "dump.log": "Dumping finished successfully", "stats-dump": "", "checkpoint/inventory.img": "",
 		"deleted.files": "/etc/group", "rootfs-diff.tar": "etc/new",

@@ -1,13 +1,11 @@
 package live
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +16,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/tartest"
 )
 
 // pair returns two containers that count in lockstep, some hundred times a second: pong is at the number of ping or one behind. They use a volume without opening
@@ -93,26 +93,6 @@ func (n *node) emptyDir(elem ...string) string {
 	return path
 }
 
-// textsIn returns the files in a tar archive.
-func textsIn(t *testing.T, r io.Reader) map[string]string {
-	t.Helper()
-	found := map[string]string{}
-	for archive := tar.NewReader(r); ; {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return found
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(archive)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found[header.Name] = string(text)
-	}
-}
-
 // filesIn returns what is in a directory, with the time of each file.
 func (n *node) filesIn(dir string) (texts map[string]string, all string) {
 	n.t.Helper()
@@ -162,8 +142,8 @@ func TestPodCheckpointIsOfOneMoment(t *testing.T) {
 	}
 	at := map[string]int{}
 	for _, c := range manifest.Containers {
-		found := textsIn(t, strings.NewReader(files[c.Archive]))
-		changed := textsIn(t, strings.NewReader(found["rootfs-diff.tar"]))
+		found := tartest.Entries(t, strings.NewReader(files[c.Archive]))
+		changed := tartest.Entries(t, strings.NewReader(found["rootfs-diff.tar"]))
 		number, err := strconv.Atoi(strings.TrimSpace(changed["n"]))
 		if err != nil || !strings.Contains(found["config.dump"], c.ID) || !strings.Contains(found["dump.log"], "Dumping finished successfully") {
 			t.Fatalf("%s: %v, %q", c.Name, err, changed)

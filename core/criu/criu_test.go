@@ -1,12 +1,9 @@
 package criu
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -24,6 +21,7 @@ import (
 
 	"berth/core/bundle"
 	"berth/core/criu/archive"
+	"berth/core/tartest"
 )
 
 const spec = `{"ociVersion":"1.0.2","unknown":1,"annotations":{"own":"1"},"mounts":[
@@ -100,29 +98,6 @@ const (
 	goodDump = `echo pages >$images/pages-1.img; echo log >$work/dump.log; echo stats >$work/stats-dump`
 )
 
-// entries returns the names in a tar archive, with the text of files.
-func entries(t *testing.T, r io.Reader) map[string]string {
-	t.Helper()
-	found := map[string]string{}
-	for archive := tar.NewReader(r); ; {
-		header, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return found
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(archive)
-		if err != nil {
-			t.Fatal(err)
-		}
-		found[header.Name] = string(text)
-		if header.Linkname != "" {
-			found[header.Name] = fmt.Sprintf("%c %s", header.Typeflag, header.Linkname)
-		}
-	}
-}
-
 func TestCheckpointWritesTheArchive(t *testing.T) {
 	f := newFixture(t, goodCRIU, goodDump)
 	layer := f.target.Upper
@@ -153,7 +128,7 @@ func TestCheckpointWritesTheArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer archive.Close()
-	got := entries(t, archive)
+	got := tartest.Entries(t, archive)
 	for name, want := range map[string]string{"checkpoint/pages-1.img": "pages\n", "dump.log": "log\n", "stats-dump": "stats\n"} {
 		if got[name] != want {
 			t.Errorf("%s: %q, want %q", name, got[name], want)
@@ -170,7 +145,7 @@ func TestCheckpointWritesTheArchive(t *testing.T) {
 		t.Errorf("deleted.files: %q, want %q", deleted, wantDeleted)
 	}
 	want := map[string]string{"a/": "", "a/file": "text", "b": "1 a/file", "l": "2 /etc/shadow"}
-	if d := cmp.Diff(want, entries(t, strings.NewReader(got["rootfs-diff.tar"]))); d != "" {
+	if d := cmp.Diff(want, tartest.Entries(t, strings.NewReader(got["rootfs-diff.tar"]))); d != "" {
 		t.Errorf("rootfs-diff.tar (-want +got):\n%s", d)
 	}
 }

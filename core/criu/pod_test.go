@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth/core/criu/archive"
+	"berth/core/tartest"
 )
 
 // A podFixture is a Checkpointer for two containers, whose runc keeps their states in files.
@@ -168,7 +169,7 @@ resume id-pong: running paused
 		if c := m.Containers[i]; err != nil || c != (ManifestContainer{Name: name, ID: "id-" + name, Archive: name + ".tar", Bytes: info.Size()}) {
 			t.Errorf("%v, %v", c, err)
 		}
-		got := entries(t, a)
+		got := tartest.Entries(t, a)
 		if !strings.Contains(got["config.dump"], "id-"+name) || got["checkpoint/pages-1.img"] != "pages\n" || got["rootfs-diff.tar"] == "" {
 			t.Errorf("%s: %q", name, slices.Sorted(maps.Keys(got)))
 		}
