@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -37,8 +38,10 @@ type Containers struct {
 	engine *engine.Engine
 	log    *slog.Logger
 
-	mu    sync.Mutex         // guards following
-	users map[string]usedFor // by container ID
+	mu       sync.Mutex         // guards following
+	users    map[string]usedFor // by container ID
+	byImage  map[string]string  // of ByImage, nil after a change
+	revision uint64
 }
 
 // A usedFor is what is known of a container.
@@ -49,17 +52,35 @@ func New(docker *engine.Engine, log *slog.Logger) *Containers {
 	return &Containers{engine: docker, log: log, users: map[string]usedFor{}}
 }
 
-// ByImage returns the name of one container for each image that is in use, by image ID.
+// ByImage returns the name of one container for each image that is in use, by image ID. The map must
+// not be changed.
 func (c *Containers) ByImage() map[string]string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.byImage != nil {
+		return c.byImage
+	}
 	names := make(map[string]string, len(c.users))
 	for _, user := range c.users {
 		if known, ok := names[user.image]; !ok || user.name < known {
 			names[user.image] = user.name
 		}
 	}
+	c.byImage = names
 	return names
+}
+
+// Revision returns a number that changes with the result of ByImage.
+func (c *Containers) Revision() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.revision
+}
+
+// changedLocked notes a change of users.
+func (c *Containers) changedLocked() {
+	c.byImage = nil
+	c.revision++
 }
 
 // Is reports whether row, an entry of the Engine's list, is a container outside of Kubernetes. The
@@ -143,7 +164,10 @@ func (c *Containers) list(ctx context.Context, conn *engine.Conn) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.users = users
+	if !maps.Equal(users, c.users) {
+		c.users = users
+		c.changedLocked()
+	}
 	return nil
 }
 
@@ -153,7 +177,10 @@ func (c *Containers) apply(ctx context.Context, conn *engine.Conn, m events.Mess
 	if m.Action == events.ActionDestroy {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		delete(c.users, id)
+		if _, ok := c.users[id]; ok { // else it is of a pod
+			delete(c.users, id)
+			c.changedLocked()
+		}
 		return nil
 	}
 	// An event has the labels of the container among its attributes, and its name.
@@ -174,5 +201,6 @@ func (c *Containers) apply(ctx context.Context, conn *engine.Conn, m events.Mess
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.users[id] = usedFor{strings.TrimPrefix(found.Name, "/"), found.Image}
+	c.changedLocked()
 	return nil
 }

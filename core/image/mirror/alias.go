@@ -137,6 +137,16 @@ func (a *Aliases) Digests(tags, digests []string) []string {
 	return out
 }
 
+// Revision returns a number that changes with the results of Digests.
+func (a *Aliases) Revision() int64 {
+	if a == nil {
+		return 0
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.changes
+}
+
 // Known returns all aliases for a later Retain.
 func (a *Aliases) Known() map[string]int64 {
 	if a == nil {
@@ -201,6 +211,7 @@ func (a *Aliases) forget(ctx context.Context, pulled string, match func(entry) b
 	e, ok := a.byPulled[pulled]
 	if ok = ok && match(e); ok {
 		delete(a.byPulled, pulled)
+		a.changes++
 	}
 	a.mu.Unlock()
 	if !ok {

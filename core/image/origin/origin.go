@@ -60,6 +60,7 @@ type Tracker struct {
 	identities  map[string][]string  // of the Engine, by image ID; those that it knows nothing of are there too
 	queried     time.Time            // when
 	queriedConn *engine.Conn         // by which connection
+	revision    uint64
 }
 
 // New returns a Tracker with the records in bucket. Without a bucket, which may be nil, records do
@@ -99,6 +100,7 @@ func (t *Tracker) Record(ctx context.Context, id, ref string) {
 	}
 	known = append(slices.Clone(known), repo)
 	t.pulled[id] = known
+	t.revision++
 	t.mu.Unlock()
 	if t.bucket == nil {
 		return
@@ -113,6 +115,13 @@ func (t *Tracker) Repositories(id string) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Concat(t.pulled[id], t.identities[id])
+}
+
+// Revision returns a number that changes with the results of Repositories.
+func (t *Tracker) Revision() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.revision
 }
 
 // Retain forgets the images that present does not have, which is from a list that was requested at
@@ -142,6 +151,7 @@ func (t *Tracker) forget(ctx context.Context, id string, before time.Time) {
 	if !pulledAgain {
 		delete(t.pulled, id)
 		delete(t.recorded, id)
+		t.revision++
 	}
 	t.mu.Unlock()
 	if pulledAgain || t.bucket == nil {
@@ -170,6 +180,8 @@ func (t *Tracker) Refresh(ctx context.Context, docker *engine.Conn, ids []string
 	if known || unsupported {
 		return
 	}
+	ctx, cancel := docker.WithRequestTimeout(ctx)
+	defer cancel()
 	identities, err := listIdentities(ctx, docker)
 	switch {
 	case ctx.Err() != nil:
@@ -186,6 +198,7 @@ func (t *Tracker) Refresh(ctx context.Context, docker *engine.Conn, ids []string
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.identities, t.queried, t.queriedConn = identities, time.Now(), docker
+	t.revision++
 }
 
 // listIdentities returns the repositories that each image was pulled from or pushed to, by image ID.
