@@ -33,6 +33,7 @@
 //	core/premounts                    the life cycle of premounts, and the images that they need
 //	core/relabel                      SELinux labels of volumes
 //	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
+//	core/image/imagecache             every image in memory
 //	core/image/origin                 which registries have an image
 //	core/image/foreign                containers outside of pods, and their images
 //	core/cache                        every sandbox and container in memory

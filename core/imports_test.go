@@ -32,7 +32,7 @@ var layers = [][]string{
 	{"core/specfiles", "core/userns"},
 	{"core/todocker", "core/ociruntime"},
 	{"core/cache", "core/securityprofile"},
-	{"core/image/foreign", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose", "core/premounts", "core/nri/adjust"},
+	{"core/image/foreign", "core/image/imagecache", "core/image/origin", "core/image/passwd", "core/resources", "core/stats/diskusage", "core/exitlog", "core/verbose", "core/premounts", "core/nri/adjust"},
 	{"core/nri"},
 	{"core/container", "core/exec", "core/image", "core/logs", "core/sandbox", "core/stats", "core/imagecopy"},
 	{"core/podcheckpoint"},

@@ -177,7 +177,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	images := image.New(image.Config{
 		Progress:   pulls,
 		PauseImage: pauseImage.get, PullProgressTimeout: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials, Policy: policy, ContainerUsage: usage.DiskUsageTotals, Pin: cfg.Pin,
-		PullPolicy: sources, Aliases: records.imageAliases,
+		PullPolicy: sources, Aliases: records.imageAliases, Metrics: registry,
 	}, docker, log)
 	logProblems(cfg.SpecFiles, log)
 	plugins := nri.New(nri.Config{Options: cfg.NRI, Version: cfg.Version, Engine: docker, Cache: objects, Records: records.nri, NetNS: podNetwork.NetNS, Log: log})
@@ -206,7 +206,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 		version: cfg.Version, endpoint: cfg.Endpoint, log: log, engine: docker, server: srv, pauseImage: pauseImage, images: images, traces: traces,
 		loops: []func(context.Context) error{
 			docker.Run, exits.Run, objects.Run, ooms.Run, podNetwork.Run, plugins.Run,
-			images.MeasureDiskUsage, images.RunGC, images.RunForeign, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
+			images.MeasureDiskUsage, images.RunGC, images.RunCache, images.RunForeign, sandboxes.RunGC, containers.RunGC, containers.RunReapply,
 			containerLogs.Run, usage.Run, usage.RunSampling, streams.Run,
 			func(ctx context.Context) error { return warnOfLimitations(ctx, docker, policy, log) },
 			func(ctx context.Context) error { return logUserNamespaces(ctx, docker, ociRuntime.Support(), log) },

@@ -64,7 +64,7 @@ func newServiceAndEngine(t *testing.T, pauseImage string, edits ...func(*system.
 }
 
 // newService returns a Service on e.
-func newService(t *testing.T, e *enginetest.Engine, cfg image.Config) *image.Service {
+func newService(t testing.TB, e *enginetest.Engine, cfg image.Config) *image.Service {
 	t.Helper()
 	cfg.PullProgressTimeout = cmp.Or(cfg.PullProgressTimeout, stall)
 	if cfg.PauseImage == nil {

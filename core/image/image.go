@@ -11,24 +11,22 @@ package image
 import (
 	"archive/tar"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
 	"berth/core/identity"
+	"berth/core/image/imagecache"
 	"berth/core/image/mirror"
 	"berth/core/image/passwd"
-	"berth/core/image/pinning"
 	"berth/core/image/pullprogress"
 	"berth/core/image/registryauth"
 	"berth/core/kmutex"
@@ -62,6 +60,8 @@ type Config struct {
 	// Aliases are the names of images that were pulled from mirrors. Nil is for a Service without
 	// mirrors.
 	Aliases *mirror.Aliases
+	// Metrics is where the metrics of the cache of images are registered. It may be nil.
+	Metrics prometheus.Registerer
 }
 
 // A Service manages the images of the node. Its methods may be called concurrently.
@@ -79,9 +79,8 @@ type Service struct {
 	pause       pauseImage
 	diskUsage   atomic.Uint64 // bytes of all images, as last measured
 	pins        *pins
-
-	usersMu sync.Mutex
-	users   map[string]string // Config.User by image ID; the map is replaced, never changed
+	cache       *imagecache.Cache
+	lastList    atomic.Pointer[criList]
 }
 
 // New returns a Service. None of its arguments may be nil.
@@ -97,8 +96,8 @@ func New(cfg Config, docker *engine.Engine, log *slog.Logger) *Service {
 		pulls:       singleflight.Group[string]{Log: log},
 		pause:       pauseImage{lookups: singleflight.Group[string]{Log: log}},
 		pins:        newPins(cfg.Pin, docker, log),
-		users:       map[string]string{},
 	}
+	s.cache = imagecache.New(imagecache.Config{Observe: s.observeList, Metrics: cfg.Metrics}, docker, log)
 	s.SetPullPolicy(cfg.PullPolicy)
 	return s
 }
@@ -116,12 +115,20 @@ func (s *Service) Walk(ctx context.Context, id string, names []string, visit fun
 // RunGC removes helper containers that were left behind. It returns nil when ctx is done.
 func (s *Service) RunGC(ctx context.Context) error { return s.passwd.RunGC(ctx) }
 
-// Status returns an image or, if there is none, nil. If verbose is set it also returns the
-// properties for which the CRI has no field.
+// RunCache keeps the images in memory current. It returns nil when ctx is done.
+func (s *Service) RunCache(ctx context.Context) error { return s.cache.Run(ctx) }
+
+// Status returns an image, which must not be changed, or, if there is none, nil. If verbose is set it
+// also returns the properties for which the CRI has no field.
 func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtimeapi.Image, map[string]string, error) {
 	docker, err := s.docker.Conn()
 	if err != nil {
 		return nil, nil, err
+	}
+	if !verbose {
+		if images, found := s.cache.Find(docker, ref); found != nil {
+			return s.list(ctx, docker, images, []string{found.ID}).statuses[found.ID], nil, nil
+		}
 	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
@@ -132,12 +139,9 @@ func (s *Service) Status(ctx context.Context, ref string, verbose bool) (*runtim
 	if err != nil {
 		return nil, nil, err
 	}
-	digests := s.Aliases.Digests(found.RepoTags, found.RepoDigests)
-	reason := s.pinReasonNow(ctx, docker, found)
-	out := tocri.Image(tocri.ImageInfo{
-		ID: found.ID, Tags: found.RepoTags, Digests: digests, Size: found.Size, User: defaultUser(found),
-		Pinned: reason != pinning.None,
-	})
+	facts := inspectFacts(found)
+	reason := s.pinReasonNow(ctx, docker, facts)
+	out := s.criImage(facts, defaultUser(found), reason)
 	if !verbose {
 		return out, nil, nil
 	}
@@ -151,73 +155,4 @@ func defaultUser(found image.InspectResponse) string {
 		return ""
 	}
 	return found.Config.User
-}
-
-// List returns the images that match filter; a nil filter matches all.
-func (s *Service) List(ctx context.Context, filter *runtimeapi.ImageFilter) ([]*runtimeapi.Image, error) {
-	if ref := filter.GetImage().GetImage(); ref != "" {
-		found, _, err := s.Status(ctx, ref, false)
-		if found == nil || err != nil {
-			return nil, err
-		}
-		return []*runtimeapi.Image{found}, nil
-	}
-	docker, err := s.docker.Conn()
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := docker.WithRequestTimeout(ctx)
-	defer cancel()
-	requested := time.Now()
-	aliases := s.Aliases.Known()
-	list, err := docker.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs()})
-	if err != nil {
-		return nil, fmt.Errorf("list images: %w", err)
-	}
-	s.forgetAliases(ctx, aliases, list)
-	users, err := s.usersOf(ctx, docker, list)
-	if err != nil {
-		return nil, err
-	}
-	reasons := s.pinReasons(ctx, docker, list, requested)
-	out := make([]*runtimeapi.Image, 0, len(list))
-	for _, row := range list {
-		digests := s.Aliases.Digests(row.RepoTags, row.RepoDigests)
-		out = append(out, tocri.Image(tocri.ImageInfo{
-			ID: row.ID, Tags: row.RepoTags, Digests: digests, Size: row.Size, User: users[row.ID],
-			Pinned: reasons[row.ID] != pinning.None,
-		}))
-	}
-	return out, nil
-}
-
-// usersOf returns Config.User of all images in list, by ID. Docker's list does not have it,
-// so each image is inspected once; what an ID stands for never changes.
-func (s *Service) usersOf(ctx context.Context, docker *engine.Conn, list []image.Summary) (map[string]string, error) {
-	s.usersMu.Lock()
-	known := s.users
-	s.usersMu.Unlock()
-	users := make(map[string]string, len(list))
-	for _, row := range list {
-		if user, ok := known[row.ID]; ok {
-			users[row.ID] = user
-			continue
-		}
-		found, err := docker.ImageInspect(ctx, row.ID)
-		switch {
-		case errdefs.IsNotFound(err): // removed since the list was made
-		case err != nil && (ctx.Err() != nil || engine.IsUnavailable(err)):
-			return nil, fmt.Errorf("inspect image %s: %w", row.ID, err)
-		case err != nil:
-			// A damaged or half removed image must not hide the others.
-			s.log.Info("image listed without its user: it cannot be inspected", slog.String("image", row.ID), slog.Any("err", err))
-		default:
-			users[row.ID] = defaultUser(found)
-		}
-	}
-	s.usersMu.Lock()
-	defer s.usersMu.Unlock()
-	s.passwd.Retain(users)
-	s.users = users
-	return users, nil
 }

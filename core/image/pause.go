@@ -146,6 +146,7 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn, ref string
 	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
+	defer s.cache.Invalidate(pause.Ref)
 	resp, err := docker.ImageLoad(ctx, bytes.NewReader(archive))
 	if err != nil {
 		return "", fmt.Errorf("load the built-in pause image: %w", err)
@@ -164,11 +165,16 @@ func (s *Service) loadPause(ctx context.Context, docker *engine.Conn, ref string
 	return found.ID, nil
 }
 
+// last returns the ID that Pause returned last.
+func (p *pauseImage) last() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.lastID
+}
+
 // isPause reports whether pause containers run an image.
 func (s *Service) isPause(id string, tags, digests []string) bool {
-	s.pause.mu.Lock()
-	lastID, ref := s.pause.lastID, s.PauseImage()
-	s.pause.mu.Unlock()
+	lastID, ref := s.pause.last(), s.PauseImage()
 	if id == lastID || isID(ref) && strings.TrimPrefix(id, algorithm) == strings.TrimPrefix(ref, algorithm) {
 		return true
 	}

@@ -16,6 +16,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/image/foreign"
+	"berth/core/image/imagecache"
 	"berth/core/image/origin"
 	"berth/core/image/pinning"
 	"berth/core/state"
@@ -88,34 +89,32 @@ func (s *Service) SetPinPolicy(policy pinning.Policy) { s.pins.policy.Store(&pol
 // RunForeign keeps track of the containers outside of Kubernetes. It returns nil when ctx is done.
 func (s *Service) RunForeign(ctx context.Context) error { return s.pins.containers.Run(ctx) }
 
-// An imageFacts is what list entries and inspect results tell of an image.
+// An imageFacts is what a list entry or an inspect result tells of an image.
 type imageFacts struct {
-	id            string
-	tags, digests []string
-	labels        map[string]string
+	id string
+	imagecache.Facts
 }
 
 func inspectFacts(found image.InspectResponse) imageFacts {
-	facts := imageFacts{id: found.ID, tags: found.RepoTags, digests: found.RepoDigests}
-	if found.Config != nil {
-		facts.labels = found.Config.Labels
-	}
-	return facts
+	return imageFacts{found.ID, *imagecache.InspectedFacts(found)}
 }
+
+// trustsDigests reports whether the digests of an image show which registries have it. Docker's own
+// store notes a digest when an image is pulled or pushed, and only then.
+func trustsDigests(docker *engine.Conn) bool { return !docker.Features.Snapshotter }
 
 // pinReason returns why an image is pinned; inUse are the images that containers outside of
 // Kubernetes use.
 func (s *Service) pinReason(docker *engine.Conn, i imageFacts, inUse map[string]string) pinning.Reason {
 	repos := s.pins.origins.Repositories(i.id)
-	if !docker.Features.Snapshotter {
-		// Docker's own store notes a digest when an image is pulled or pushed, and only then.
-		for _, digest := range i.digests {
+	if trustsDigests(docker) {
+		for _, digest := range i.Digests {
 			repos = append(repos, pinning.Repository(digest))
 		}
 	}
 	return s.pins.policy.Load().Reason(pinning.Image{
-		Tags: i.tags, Digests: i.digests, Labels: i.labels, Repositories: repos,
-		IsPause: s.isPause(i.id, i.tags, i.digests), InUse: inUse[i.id] != "",
+		Tags: i.Tags, Digests: i.Digests, Labels: i.Labels, Repositories: repos,
+		IsPause: s.isPause(i.id, i.Tags, i.Digests), InUse: inUse[i.id] != "",
 	})
 }
 
@@ -128,40 +127,14 @@ func pinDetails(reason pinning.Reason) map[string]string {
 }
 
 // pinReasonNow is pinReason for one image.
-func (s *Service) pinReasonNow(ctx context.Context, docker *engine.Conn, found image.InspectResponse) pinning.Reason {
-	s.pins.origins.Refresh(ctx, docker, []string{found.ID})
-	return s.pinReason(docker, inspectFacts(found), s.pins.containers.ByImage())
-}
-
-// pinReasons returns the reasons for all images in list, which was requested at the time requested, by
-// ID. It updates the metrics, and logs what is pinned if the disk is nearly full.
-func (s *Service) pinReasons(ctx context.Context, docker *engine.Conn, list []image.Summary, requested time.Time) map[string]pinning.Reason {
-	ids, present := make([]string, 0, len(list)), make(map[string]bool, len(list))
-	for _, row := range list {
-		ids = append(ids, row.ID)
-		present[row.ID] = true
-	}
-	s.pins.origins.Refresh(ctx, docker, ids)
-	s.pins.origins.Retain(ctx, present, requested)
-	inUse := s.pins.containers.ByImage()
-	reasons := make(map[string]pinning.Reason, len(list))
-	var report pinning.Report
-	for _, row := range list {
-		reason := s.pinReason(docker, imageFacts{row.ID, row.RepoTags, row.RepoDigests, row.Labels}, inUse)
-		if reason == pinning.None {
-			continue
-		}
-		reasons[row.ID] = reason
-		report = append(report, pinning.Held{ID: row.ID, Name: anyName(row), Size: row.Size, Reason: reason})
-	}
-	s.pins.setTotals(report)
-	s.logPressure(docker, report)
-	return reasons
+func (s *Service) pinReasonNow(ctx context.Context, docker *engine.Conn, i imageFacts) pinning.Reason {
+	s.pins.origins.Refresh(ctx, docker, []string{i.id})
+	return s.pinReason(docker, i, s.pins.containers.ByImage())
 }
 
 // anyName returns a name of an image, "" if it has none.
-func anyName(row image.Summary) string {
-	for _, name := range slices.Concat(row.RepoTags, row.RepoDigests) {
+func anyName(i imagecache.Facts) string {
+	for _, name := range slices.Concat(i.Tags, i.Digests) {
 		if !strings.Contains(name, "<none>") {
 			return name
 		}

@@ -106,6 +106,7 @@ func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header str
 	watchdog := time.AfterFunc(s.PullProgressTimeout, func() { cancel(errStalled) })
 	defer watchdog.Stop()
 
+	defer s.cache.Invalidate(ref)
 	attempt := pullprogress.FromContext(ctx).Begin(ref)
 	body, err := docker.ImagePull(ctx, ref, image.PullOptions{RegistryAuth: header})
 	if err == nil {

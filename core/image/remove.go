@@ -49,8 +49,9 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 		return err
 	}
 	defer unlock()
+	defer s.cache.Invalidate(found.ID)
 	start := time.Now()
-	reason, kept := s.pinReasonNow(ctx, docker, found), false
+	reason, kept := s.pinReasonNow(ctx, docker, inspectFacts(found)), false
 	switch {
 	case reason == pinning.None:
 		err = s.removeAll(ctx, docker, found.ID)

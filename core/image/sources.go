@@ -157,6 +157,7 @@ func (s *Service) nameAsRequested(ctx context.Context, docker *engine.Conn, requ
 		}
 	}
 	if _, ok := requested.(reference.Tagged); ok {
+		defer s.cache.Invalidate(found.ID)
 		if err := docker.ImageTag(ctx, found.ID, reference.FamiliarString(requested)); err != nil {
 			return "", fmt.Errorf("tag image %s as %q: %w", found.ID, requested, err)
 		}

@@ -61,7 +61,7 @@ func (h *testDaemon) runPods(begin, end int) {
 
 // maxIdleGoroutines bounds the goroutines of a daemon without pods: one per background loop and a few for
 // connections.
-const maxIdleGoroutines = 36
+const maxIdleGoroutines = 39
 
 // relist makes the calls that a kubelet makes every second, and those for the status of
 // every pod and container if whole is set. It returns the number of containers.

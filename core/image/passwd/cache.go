@@ -63,11 +63,11 @@ func (c *cache) put(image string, files identity.PasswdFiles) {
 }
 
 // retain removes the entries of images that are not keys of images.
-func (c *cache) retain(images map[string]string) {
+func (c *cache) retain(images map[string]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for image, element := range c.entries {
-		if _, ok := images[image]; !ok {
+		if !images[image] {
 			c.removeLocked(element)
 		}
 	}

@@ -57,7 +57,7 @@ func New(docker *engine.Engine, log *slog.Logger) *Reader {
 }
 
 // Retain removes the cached files of images whose IDs are not keys of images.
-func (r *Reader) Retain(images map[string]string) { r.cached.retain(images) }
+func (r *Reader) Retain(images map[string]bool) { r.cached.retain(images) }
 
 // Files returns /etc/passwd and /etc/group of the image with the ID. They are read from
 // a helper container that is never started, because Docker gives access to the files of an

@@ -213,7 +213,7 @@ func TestPasswdCacheIsBoundedAndEvictsTheLeastRecentlyUsed(t *testing.T) {
 		t.Errorf("%d bytes cached, want at most %d and at least half of that", r.cached.size, maxCache)
 	}
 	// Entries of removed images are removed.
-	r.Retain(map[string]string{large: ""})
+	r.Retain(map[string]bool{large: true})
 	if _, ok := r.cached.get(small); ok {
 		t.Error("cached for a removed image")
 	}
