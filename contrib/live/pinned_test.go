@@ -1,6 +1,7 @@
 package live
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,12 +26,17 @@ func (n *node) pinned(ref string) bool {
 	}
 	for _, i := range list.GetImages() {
 		if i.GetId() == got.GetImage().GetId() && i.GetPinned() != got.GetImage().GetPinned() {
-			// A container may have become known between the two.
-			got, err = n.images.ImageStatus(n.t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
-			if err == nil && got.GetImage().GetPinned() == i.GetPinned() {
-				continue
-			}
-			n.t.Errorf("%s: the status says pinned: %v, the list: %v", ref, got.GetImage().GetPinned(), i.GetPinned())
+			// A container or a name may have become known between the two.
+			n.until(5*time.Second, ref+" is pinned in the list or in the status alone", func() bool {
+				got, err = n.images.ImageStatus(n.t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+				if err != nil {
+					n.t.Fatal(err)
+				}
+				again, err := n.images.ListImages(n.t.Context(), &runtimeapi.ListImagesRequest{})
+				return err == nil && slices.ContainsFunc(again.GetImages(), func(i *runtimeapi.Image) bool {
+					return i.GetId() == got.GetImage().GetId() && i.GetPinned() == got.GetImage().GetPinned()
+				})
+			})
 		}
 	}
 	return got.GetImage().GetPinned()
@@ -71,7 +77,8 @@ func TestBuiltImagesArePinned(t *testing.T) {
 
 	// Another build under the name leaves the first image without one.
 	n.build("berth-app:1", "FROM "+*image+"\nLABEL for=second\n")
-	second := n.status("berth-app:1")
+	var second string
+	n.until(5*time.Second, "the second build is not seen", func() bool { second = n.status("berth-app:1"); return second != built })
 	if n.status(built) != "" {
 		if n.pinned(built) {
 			t.Error("what a later build has replaced is pinned")
@@ -94,9 +101,7 @@ func TestBuiltImagesArePinned(t *testing.T) {
 	if err := n.docker.ImageTag(t.Context(), pulled.GetImageRef(), "berth-mine:1"); err != nil {
 		t.Fatal(err)
 	}
-	if !n.pinned(ref) {
-		t.Error("a pulled image with a name of this node is not pinned")
-	}
+	n.until(5*time.Second, "a pulled image with a name of this node is not pinned", func() bool { return n.pinned(ref) })
 	if err := n.rmi("berth-mine:1"); err != nil || n.pinned(ref) {
 		t.Errorf("removal of that name: %v; the image is pinned: %v", err, n.pinned(ref))
 	}
