@@ -1,7 +1,7 @@
 // Package cgroup finds the cgroups of containers and processes and reads their files, on both cgroup versions.
 //
 // Group is the cgroup of a process: one directory on v2, one per controller on v1. Of finds it by the ID of a container and
-// its first process, Make creates one. Number, Numbers, Pressures and Devices read files; they are on the path of every stats
+// its first process, Make creates one. ReadUint, ReadNumbers, ReadPressure and ReadDeviceIO read files; they are on the path of every stats
 // request and faster than the cgroup libraries of the field (contrib/docs/decisions.md).
 package cgroup
 

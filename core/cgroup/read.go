@@ -5,12 +5,29 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
+
+// bufferSize is that of the buffers for files: memory.stat has less than 2 KiB.
+const bufferSize = 4096
+
+// buffers are for the contents of files, which are parsed at once.
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// withFile calls parse with the contents of a file, which are valid during the call only.
+func withFile(dir, file string, parse func(data []byte) error) error {
+	buffer := buffers.Get().(*[bufferSize]byte) //nolint:forcetypeassert // the pool has no others
+	defer buffers.Put(buffer)
+	data, err := read(dir+"/"+file, buffer[:])
+	if err != nil {
+		return err
+	}
+	return parse(data)
+}
 
 // read reads a file that the kernel returns with one read(2) if the buffer is large enough, as all cgroup files but the lists
 // of processes: a read that does not fill the buffer was the last one. Package os is not used because these files can be polled:
@@ -41,41 +58,58 @@ func read(name string, buffer []byte) ([]byte, error) {
 const Unlimited = ^uint64(0)
 
 // ReadUint reads a file with one number, or "max" for Unlimited.
-func ReadUint(dir, file string) (uint64, error) {
-	data, err := read(dir+"/"+file, make([]byte, 64))
-	if err != nil {
-		return 0, err
-	}
-	text := string(bytes.TrimSpace(data))
-	if text == "max" {
-		return Unlimited, nil
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s/%s: %w", dir, file, err)
-	}
-	return n, nil
+func ReadUint(dir, file string) (n uint64, err error) {
+	err = withFile(dir, file, func(data []byte) error {
+		data = bytes.TrimSpace(data)
+		if string(data) == "max" {
+			n = Unlimited
+			return nil
+		}
+		if n, err = strconv.ParseUint(string(data), 10, 64); err != nil {
+			return fmt.Errorf("%s/%s: %w", dir, file, err)
+		}
+		return nil
+	})
+	return n, err
 }
 
-// ReadKeyed reads a file with lines of a name and a number (flat keyed, as memory.stat), and returns the numbers of the given
-// names. Values that are not numbers are left out.
+// ReadKeyed is ReadNumbers with a map as its result.
 func ReadKeyed(dir, file string, names ...string) (map[string]uint64, error) {
-	data, err := read(dir+"/"+file, make([]byte, 4096))
+	values := make([]uint64, len(names))
+	found, err := ReadNumbers(dir, file, names, values)
 	if err != nil {
 		return nil, err
 	}
 	out := make(map[string]uint64, len(names))
-	for line := range bytes.Lines(data) {
-		name, number, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
-		i := slices.IndexFunc(names, func(s string) bool { return s == string(name) })
-		if i < 0 {
-			continue
-		}
-		if n, err := strconv.ParseUint(string(number), 10, 64); err == nil {
-			out[names[i]] = n
+	for i, name := range names {
+		if found&(1<<i) != 0 {
+			out[name] = values[i]
 		}
 	}
 	return out, nil
+}
+
+// ReadNumbers reads a file with lines of a name and a number (flat keyed, as memory.stat), and sets values to the numbers of the
+// names, at most 64, in their order. A value that is not in the file, or not a number, stays as it is. Bit i of found is set if
+// values[i] was.
+func ReadNumbers(dir, file string, names []string, values []uint64) (found uint64, err error) {
+	err = withFile(dir, file, func(data []byte) error {
+		for line := range bytes.Lines(data) {
+			name, number, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
+			for i := range names {
+				if names[i] != string(name) {
+					continue
+				}
+				if n, err := strconv.ParseUint(string(number), 10, 64); err == nil {
+					values[i] = n
+					found |= 1 << i
+				}
+				break
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 // A Pressure is how long tasks have waited for a resource (PSI, Documentation/accounting/psi.rst of Linux).
@@ -87,26 +121,25 @@ type Pressure struct {
 // ReadPressure reads the lines "some" and "full" of a pressure file of v2. Both are nil if the kernel does not have it, or has PSI
 // disabled.
 func ReadPressure(dir, file string) (some, full *Pressure, err error) {
-	data, err := read(dir+"/"+file, make([]byte, 256))
+	err = withFile(dir, file, func(data []byte) error {
+		for line := range bytes.Lines(data) {
+			kind, p, err := parsePressure(string(line))
+			if err != nil {
+				return fmt.Errorf("%s/%s: %w", dir, file, err)
+			}
+			switch kind {
+			case "some":
+				some = &p
+			case "full":
+				full = &p
+			}
+		}
+		return nil
+	})
 	if errors.Is(err, fs.ErrNotExist) || err != nil && isUnsupported(err) {
 		return nil, nil, nil
 	}
-	if err != nil {
-		return nil, nil, err
-	}
-	for line := range strings.Lines(string(data)) {
-		kind, p, err := parsePressure(line)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s/%s: %w", dir, file, err)
-		}
-		switch kind {
-		case "some":
-			some = &p
-		case "full":
-			full = &p
-		}
-	}
-	return some, full, nil
+	return some, full, err
 }
 
 // parsePressure parses a line: some avg10=0.00 avg60=0.12 avg300=1.50 total=42.

@@ -2,11 +2,15 @@ package netns
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
 )
 
 // Counters are the totals of a network interface since it was created.
@@ -22,11 +26,42 @@ type Counters struct {
 // It reads /proc/PID/net/dev and not netlink, which would have to enter the namespace: the
 // kubelet asks for the statistics of all pods every few seconds.
 func Traffic(pid int) ([]Counters, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/net/dev")
+	buffer := buffers.Get().(*[bufferSize]byte) //nolint:forcetypeassert // the pool has no others
+	defer buffers.Put(buffer)
+	data, err := readProc("/proc/"+strconv.Itoa(pid)+"/net/dev", buffer[:])
 	if err != nil {
 		return nil, err
 	}
 	return parseTraffic(data)
+}
+
+// bufferSize is enough for the counters of about 60 interfaces.
+const bufferSize = 8192
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// readProc reads a file until its end, into buffer if it fits. Unlike package os it does not add the file to the runtime's poller
+// and remove it again.
+func readProc(name string, buffer []byte) ([]byte, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	for size := 0; ; {
+		n, err := unix.Read(fd, buffer[size:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+		case n == 0:
+			return buffer[:size], nil
+		}
+		if size += n; size == len(buffer) {
+			buffer = append(buffer, make([]byte, size)...)
+		}
+	}
 }
 
 // parseTraffic parses the content of /proc/PID/net/dev (proc(5)). procfs.NetDev would parse
@@ -47,19 +82,26 @@ func parseTraffic(data []byte) ([]Counters, error) {
 			// Prometheus accept UTF-8 only.
 			c.Name = strings.Trim(strconv.Quote(c.Name), `"`)
 		}
-		fields := bytes.Fields(values)
-		if len(fields) < 12 {
-			return nil, fmt.Errorf("counters of %s: want at least 12 fields: %q", c.Name, values)
+		columns := [...]*uint64{
+			&c.RxBytes, &c.RxPackets, &c.RxErrors, &c.RxDropped, nil, nil, nil, nil,
+			&c.TxBytes, &c.TxPackets, &c.TxErrors, &c.TxDropped,
 		}
-		for i, counter := range map[int]*uint64{
-			0: &c.RxBytes, 1: &c.RxPackets, 2: &c.RxErrors, 3: &c.RxDropped,
-			8: &c.TxBytes, 9: &c.TxPackets, 10: &c.TxErrors, 11: &c.TxDropped,
-		} {
-			value, err := strconv.ParseUint(string(fields[i]), 10, 64)
-			if err != nil {
-				return nil, fmt.Errorf("counters of %s: %w", c.Name, err)
+		n := 0
+		for field := range bytes.FieldsSeq(values) {
+			if n == len(columns) {
+				break
 			}
-			*counter = value
+			if to := columns[n]; to != nil {
+				value, err := strconv.ParseUint(string(field), 10, 64)
+				if err != nil {
+					return nil, fmt.Errorf("counters of %s: %w", c.Name, err)
+				}
+				*to = value
+			}
+			n++
+		}
+		if n < len(columns) {
+			return nil, fmt.Errorf("counters of %s: want at least %d fields: %q", c.Name, len(columns), values)
 		}
 		all = append(all, c)
 	}
