@@ -8,24 +8,32 @@ import (
 
 	"berth/core/cache"
 	"berth/core/cgroup"
+	"berth/core/panics"
 	"berth/core/stats/cgroupstats"
 	"berth/core/stats/diskusage"
 	"berth/network/netns"
 )
 
-// containerStats reads the statistics of a running container.
-func (s *Service) containerStats(c *cache.Container) (*runtimeapi.ContainerStats, error) {
+// containerStats returns the statistics of a running container, which are no older than maxAge and must not be
+// changed.
+func (s *Service) containerStats(c *cache.Container, maxAge time.Duration) (*runtimeapi.ContainerStats, error) {
 	g, err := s.group(c.ID(), c.Pid)
 	if err != nil {
 		return nil, err
 	}
-	r, err := cgroupstats.Read(g, cgroupstats.Usage)
+	key := cgroupKey{procKey: procKey{c.ID(), c.Pid}}
+	kept, err := s.read(key, g, cgroupstats.Usage, maxAge)
 	if err != nil {
 		return nil, err
 	}
-	stats := s.exitedStats(c)
+	layer := s.disk.Last(c.ID())
+	if a := kept.container; a != nil && a.container == c && a.layer == layer {
+		return a.stats, nil
+	}
+	r, stats := kept.reading, s.exitedStats(c)
 	stats.Cpu = s.cpuUsage(r, c.ID())
 	stats.Memory, stats.Swap, stats.Io = memoryUsage(r), swapUsage(r), ioUsage(r)
+	s.keepContainer(key, r, &containerAnswer{c, layer, stats})
 	return stats, nil
 }
 
@@ -49,22 +57,33 @@ func (s *Service) writableLayer(id string) *runtimeapi.FilesystemUsage {
 	return filesystemUsage(s.disk.Last(id), docker.Features.ImageFS())
 }
 
-// podStats reads the statistics of a pod with the given running containers. Those of the
-// pod itself are of its cgroup, which also counts what the kubelet does for the pod. A pod
-// without a cgroup of its own has the sums over its pause process and containers.
-func (s *Service) podStats(pod *cache.Sandbox, containers []*cache.Container) (*runtimeapi.PodSandboxStats, error) {
+// podStats returns the statistics of a pod with the given running containers, which are no older than maxAge and
+// must not be changed. Those of the pod itself are of its cgroup, which also counts what the kubelet does for the
+// pod. A pod without a cgroup of its own has the sums over its pause process and containers.
+func (s *Service) podStats(pod *cache.Sandbox, containers []*cache.Container, maxAge time.Duration) (*runtimeapi.PodSandboxStats, error) {
 	g, err := s.group(pod.ID(), pod.Pid)
 	if err != nil {
 		return nil, err
 	}
-	stats := &runtimeapi.LinuxPodSandboxStats{Containers: s.containersStats(containers)}
-	if hasOwnCgroup(pod) {
-		err = s.addCgroupStats(stats, g.Parent(), pod)
-	} else {
-		err = s.addSummedStats(stats, g, pod, containers)
-	}
+	key := cgroupKey{procKey{pod.ID(), pod.Pid}, hasOwnCgroup(pod)}
+	kept, err := s.read(key, g, cgroupstats.PodUsage, maxAge)
 	if err != nil {
 		return nil, err
+	}
+	list := make([]*runtimeapi.ContainerStats, 0, len(containers))
+	for _, c := range containers {
+		_ = panics.Try(s.log, func() error { // Try logs a panic; the others are read
+			list = s.appendStats(list, c, maxAge)
+			return nil
+		})
+	}
+	if known := kept.pod.of(pod, list); known != nil {
+		return known, nil
+	}
+	stats := &runtimeapi.LinuxPodSandboxStats{Containers: list}
+	s.addCgroupStats(stats, kept.reading, pod)
+	if !hasOwnCgroup(pod) {
+		s.addSummedStats(stats, pod, containers)
 	}
 	if !pod.HostNetwork {
 		interfaces, err := podInterfaces(pod.Pid)
@@ -73,32 +92,21 @@ func (s *Service) podStats(pod *cache.Sandbox, containers []*cache.Container) (*
 		}
 		stats.Network = networkUsage(interfaces)
 	}
-	return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: stats}, nil
+	out := &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: stats}
+	s.keepPod(key, kept.reading, &podAnswer{pod, out})
+	return out, nil
 }
 
-// addCgroupStats adds to stats those of the cgroup g of a pod.
-func (s *Service) addCgroupStats(stats *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox) error {
-	r, err := cgroupstats.Read(g, cgroupstats.Usage)
-	if err != nil {
-		return err
-	}
-	threads, err := cgroupstats.Threads(g)
-	if err != nil {
-		return err
-	}
+// addCgroupStats adds to stats those of a reading of a pod's cgroup.
+func (s *Service) addCgroupStats(stats *runtimeapi.LinuxPodSandboxStats, r *cgroupstats.Reading, pod *cache.Sandbox) {
 	stats.Cpu, stats.Memory, stats.Io = s.cpuUsage(r, pod.ID()), memoryUsage(r), ioUsage(r)
-	stats.Process = &runtimeapi.ProcessUsage{Timestamp: time.Now().UnixNano(), ProcessCount: uint64Value(threads)}
-	return nil
+	stats.Process = &runtimeapi.ProcessUsage{Timestamp: r.At.UnixNano(), ProcessCount: uint64Value(r.Threads)}
 }
 
-// addSummedStats adds to stats the sums over the pause process of a pod, which is in the
-// cgroup g, and its containers. stats has the statistics of the containers already.
-func (s *Service) addSummedStats(stats *runtimeapi.LinuxPodSandboxStats, g cgroup.Group, pod *cache.Sandbox, containers []*cache.Container) error {
-	pause := &runtimeapi.LinuxPodSandboxStats{}
-	if err := s.addCgroupStats(pause, g, pod); err != nil {
-		return err
-	}
-	stats.Cpu, stats.Memory, stats.Process = pause.GetCpu(), pause.GetMemory(), pause.GetProcess()
+// addSummedStats adds to the statistics of the pause process of a pod, which stats has, those of its containers,
+// which stats has as well.
+func (s *Service) addSummedStats(stats *runtimeapi.LinuxPodSandboxStats, pod *cache.Sandbox, containers []*cache.Container) {
+	stats.Io = nil
 	stats.Memory.AvailableBytes = nil          // the pod has no limit
 	stats.Cpu.Psi, stats.Memory.Psi = nil, nil // pressure cannot be summed
 	for _, c := range stats.GetContainers() {
@@ -119,7 +127,6 @@ func (s *Service) addSummedStats(stats *runtimeapi.LinuxPodSandboxStats, g cgrou
 			stats.Process.ProcessCount.Value += n
 		}
 	}
-	return nil
 }
 
 func addTo(sum, n *runtimeapi.UInt64Value) {

@@ -172,8 +172,9 @@ func (s *Service) scrapePod(ctx context.Context, pod *cache.Sandbox, containers 
 	}
 	sc := &scrape{at: time.Now(), startedAt: pod.StartedAt}
 	if hasOwnCgroup(pod) {
-		g = g.Parent()
-		sc.cgroup, err = cgroupstats.Read(g, cgroupstats.All)
+		var kept keptReading
+		kept, err = s.read(cgroupKey{procKey{pod.ID(), pod.Pid}, true}, g, cgroupstats.All, readingTTL)
+		g, sc.cgroup = kept.group, kept.reading
 	}
 	if err == nil && !pod.HostNetwork {
 		sc.interfaces, err = podInterfaces(pod.Pid)
@@ -231,9 +232,11 @@ func (s *Service) scrapeContainer(ctx context.Context, c *cache.Container, share
 		return nil, "", err
 	}
 	sc := &scrape{at: time.Now(), startedAt: c.Status.GetStartedAt(), filesystem: shared.filesystem, resources: c.Status.GetResources().GetLinux()}
-	if sc.cgroup, err = cgroupstats.Read(g, cgroupstats.All); err != nil {
+	kept, err := s.read(cgroupKey{procKey: procKey{c.ID(), c.Pid}}, g, cgroupstats.All, readingTTL)
+	if err != nil {
 		return nil, "", err
 	}
+	sc.cgroup = kept.reading
 	if sc.openFileLimit, err = cgroupstats.OpenFileLimit(c.Pid); err != nil {
 		return nil, "", err
 	}

@@ -126,6 +126,7 @@ func (s *Service) prune(ctx context.Context) {
 		ids[p.ID()], ids[podSumKey(p.ID())], procs[procKey{p.ID(), p.Pid}] = true, true, true
 	}
 	s.fds.Prune(func(id string) bool { return ids[id] })
+	s.readings.prune(procs)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	maps.DeleteFunc(s.rates, func(id string, _ cpuRate) bool { return !ids[id] })

@@ -20,7 +20,7 @@ import (
 	containernames "berth/core/names"
 )
 
-func must(t *testing.T, errs ...error) {
+func must(t testing.TB, errs ...error) {
 	t.Helper()
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
@@ -52,9 +52,29 @@ func countMetrics(all []*podMetrics, name string) (counts []int) {
 }
 
 // newService returns a Service on a node with pods that run, each with a container.
-func newService(t *testing.T, pods int) *Service {
+func newService(t testing.TB, pods int) *Service {
+	t.Helper()
+	s := newServiceOf(t, pods, "", nil)
+	own, err := cgroup.ForPID(os.Getpid())
+	must(t, err)
+	list, containersOf, err := s.pods(t.Context(), nil)
+	must(t, err)
+	for _, p := range list {
+		s.groups[procKey{p.ID(), p.Pid}] = own // this process stands for all
+		for _, c := range containersOf[p.ID()] {
+			s.groups[procKey{c.ID(), c.Pid}] = own
+		}
+	}
+	return s
+}
+
+// newServiceOf is newService without the cgroups; parent is the cgroup parent of the pods, and pid is for Engine.PID.
+func newServiceOf(t testing.TB, pods int, parent string, pid func(string) int) *Service {
 	t.Helper()
 	e := enginetest.New(t)
+	if pid != nil {
+		e.PID = pid
+	}
 	e.AddImage(enginetest.Image{}, "server")
 	docker := e.Connect(t)
 	c := cache.New(cache.Config{Network: fakeNetwork{}, Logs: fakeNetwork{}}, docker, slog.New(slog.DiscardHandler))
@@ -62,7 +82,7 @@ func newService(t *testing.T, pods int) *Service {
 	client := e.Client(t)
 	run := func(name containernames.Name, set labels.Set) string {
 		created, err := client.ContainerCreate(t.Context(), &container.Config{Image: "server", Cmd: []string{"serve"}, Labels: set.Encode(), NetworkDisabled: true},
-			&container.HostConfig{NetworkMode: "none"}, nil, nil, name.String())
+			&container.HostConfig{NetworkMode: "none", Resources: container.Resources{CgroupParent: parent}}, nil, nil, name.String())
 		must(t, err)
 		must(t, client.ContainerStart(t.Context(), created.ID, container.StartOptions{}))
 		return created.ID
@@ -85,14 +105,32 @@ func newService(t *testing.T, pods int) *Service {
 		}
 		return err == nil && ready == pods
 	})
-	own, err := cgroup.ForPID(os.Getpid())
-	must(t, err)
+	return s
+}
+
+// newServiceInCgroups is newService with a cgroup for each pod and container, which are empty.
+func newServiceInCgroups(t testing.TB, pods int) *Service {
+	t.Helper()
+	s := newServiceOf(t, pods, "/pods", func(string) int { return os.Getpid() })
+	controllers := []string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}
+	parent := fmt.Sprintf("berth-stats-%d", os.Getpid())
+	create := func(path string) cgroup.Group {
+		g, err := cgroup.Create(parent+path, controllers)
+		if err != nil {
+			t.Skipf("needs root, for cgroups of its own: %v", err)
+		}
+		t.Cleanup(func() { _ = g.Remove() })
+		return g
+	}
+	create("")
 	list, containersOf, err := s.pods(t.Context(), nil)
 	must(t, err)
-	for _, p := range list {
-		s.groups[procKey{p.ID(), p.Pid}] = own // this process stands for all
+	for i, p := range list {
+		pod := fmt.Sprintf("/pod%d", i)
+		create(pod)
+		s.groups[procKey{p.ID(), p.Pid}] = create(pod + "/pause")
 		for _, c := range containersOf[p.ID()] {
-			s.groups[procKey{c.ID(), c.Pid}] = own
+			s.groups[procKey{c.ID(), c.Pid}] = create(pod + "/c")
 		}
 	}
 	return s

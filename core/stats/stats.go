@@ -3,8 +3,8 @@
 // ListMetricDescriptors and ListPodSandboxMetrics, and the same metrics on a Prometheus
 // registry.
 //
-// Service reads cgroup files and /proc during the call (core/stats/cgroupstats) and
-// encodes a Reading either as CRI statistics (cristats.go) or as CRI metrics (metrics.go,
+// Service reads cgroup files and /proc during the call (core/stats/cgroupstats), unless a
+// list has read them within the last second (readings.go), and encodes a Reading either as CRI statistics (cristats.go) or as CRI metrics (metrics.go,
 // families.go). It makes no Engine call. Two things are measured in the background: disk
 // usage (core/stats/diskusage, Run) and rates of CPU time (RunSampling).
 //
@@ -17,7 +17,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -40,6 +42,8 @@ type Service struct {
 
 	// fdBudget is how long one scrape counts open files, of all containers together.
 	fdBudget time.Duration
+
+	readings readings
 
 	mu     sync.Mutex // guards following
 	groups map[procKey]cgroup.Group
@@ -79,7 +83,7 @@ func (s *Service) Container(ctx context.Context, id string) (*runtimeapi.Contain
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.containerStats(c)
+	stats, err := s.containerStats(c, 0)
 	if cgroupstats.IsExited(err) {
 		return s.exitedStats(c), nil
 	}
@@ -96,21 +100,24 @@ func (s *Service) Containers(ctx context.Context, filter *runtimeapi.ContainerSt
 	if err != nil {
 		return nil, err
 	}
-	return s.containersStats(list), nil
+	return parallelMap(s.log, list, func(c *cache.Container) *runtimeapi.ContainerStats {
+		if stats := s.appendStats(nil, c, readingTTL); len(stats) > 0 {
+			return stats[0]
+		}
+		return nil
+	}), nil
 }
 
-// containersStats returns the statistics of those containers in list that still run.
-func (s *Service) containersStats(list []*cache.Container) []*runtimeapi.ContainerStats {
-	return parallelMap(s.log, list, func(c *cache.Container) *runtimeapi.ContainerStats {
-		stats, err := s.containerStats(c)
-		if err != nil {
-			if !cgroupstats.IsExited(err) {
-				s.log.Warn("statistics of a container cannot be read, container left out", slog.String("container", c.ID()), slog.Any("err", err))
-			}
-			return nil
-		}
-		return stats
-	})
+// appendStats appends the statistics of a container to list, unless it does not run any more.
+func (s *Service) appendStats(list []*runtimeapi.ContainerStats, c *cache.Container, maxAge time.Duration) []*runtimeapi.ContainerStats {
+	stats, err := s.containerStats(c, maxAge)
+	if err == nil {
+		return append(list, stats)
+	}
+	if !cgroupstats.IsExited(err) {
+		s.log.Warn("statistics of a container cannot be read, container left out", slog.String("container", c.ID()), slog.Any("err", err))
+	}
+	return list
 }
 
 // Sandbox returns the statistics of the pod with the sandbox id; the error is of kind
@@ -124,7 +131,7 @@ func (s *Service) Sandbox(ctx context.Context, id string) (*runtimeapi.PodSandbo
 	if err != nil {
 		return nil, err
 	}
-	stats, err := s.podStats(pod, list)
+	stats, err := s.podStats(pod, list, 0)
 	if cgroupstats.IsExited(err) {
 		return &runtimeapi.PodSandboxStats{Attributes: podAttributes(pod), Linux: &runtimeapi.LinuxPodSandboxStats{}}, nil
 	}
@@ -139,7 +146,7 @@ func (s *Service) Sandboxes(ctx context.Context, filter *runtimeapi.PodSandboxSt
 		return nil, err
 	}
 	return parallelMap(s.log, list, func(pod *cache.Sandbox) *runtimeapi.PodSandboxStats {
-		stats, err := s.podStats(pod, containersOf[pod.ID()])
+		stats, err := s.podStats(pod, containersOf[pod.ID()], readingTTL)
 		if err != nil {
 			if !cgroupstats.IsExited(err) {
 				s.log.Warn("statistics of a pod cannot be read, pod left out", slog.String("sandbox", pod.ID()), slog.Any("err", err))
@@ -160,9 +167,17 @@ func (s *Service) pods(ctx context.Context, filter *runtimeapi.PodSandboxFilter)
 	if err != nil {
 		return nil, nil, err
 	}
-	containersOf = map[string][]*cache.Container{}
-	for _, c := range all {
-		containersOf[c.Row.GetPodSandboxId()] = append(containersOf[c.Row.GetPodSandboxId()], c)
+	slices.SortStableFunc(all, func(a, b *cache.Container) int {
+		return strings.Compare(a.Row.GetPodSandboxId(), b.Row.GetPodSandboxId())
+	})
+	containersOf = make(map[string][]*cache.Container, len(list))
+	for begin := 0; begin < len(all); {
+		id, end := all[begin].Row.GetPodSandboxId(), begin
+		for end < len(all) && all[end].Row.GetPodSandboxId() == id {
+			end++
+		}
+		containersOf[id] = all[begin:end:end]
+		begin = end
 	}
 	return list, containersOf, nil
 }
@@ -175,15 +190,20 @@ const maxReaders = 2
 // without nils. An element for which read panics is left out.
 func parallelMap[T, R any](log *slog.Logger, list []T, read func(T) *R) []*R {
 	all := make([]*R, len(list))
+	var started atomic.Int64
 	g := panics.NewGroup(log)
-	g.SetLimit(maxReaders)
-	for i, e := range list {
+	for range min(maxReaders, len(list)) {
 		g.Go(func() error {
-			all[i] = read(e)
+			for i := started.Add(1) - 1; i < int64(len(list)); i = started.Add(1) - 1 {
+				_ = panics.Try(log, func() error { // Try logs a panic; the others are read
+					all[i] = read(list[i])
+					return nil
+				})
+			}
 			return nil
 		})
 	}
-	_ = g.Wait() // the group has logged the panics
+	_ = g.Wait()
 	return slices.DeleteFunc(all, func(r *R) bool { return r == nil })
 }
 

@@ -27,8 +27,10 @@ import (
 type Detail int
 
 const (
-	// Usage reads what CRI statistics carry.
+	// Usage reads what CRI statistics of containers carry.
 	Usage Detail = iota
+	// PodUsage reads what CRI statistics of pods carry: Threads as well.
+	PodUsage
 	// All reads also what only CRI metrics carry, about twice as many files.
 	All
 )
@@ -41,6 +43,8 @@ type Reading struct {
 	CPU      CPU
 	Memory   Memory
 	Pressure Pressure
+	// Threads counts processes and their threads, as the kernel limits them. It is not read with Usage.
+	Threads uint64
 
 	// The fields below are read with All only.
 
@@ -48,11 +52,13 @@ type Reading struct {
 	Devices []Device
 	// HugePages has one entry for each page size that the controller hugetlb counts.
 	HugePages []HugePages
-	// Threads counts processes and their threads, as the kernel limits them.
-	Threads, ThreadLimit uint64
+	// ThreadLimit is the limit of Threads.
+	ThreadLimit uint64
+
+	detail Detail
 }
 
-// CPU is CPU time. With Usage only Total is read on cgroup v1.
+// CPU is CPU time. Without All only Total is read on cgroup v1.
 type CPU struct {
 	Total, User, System uint64
 	// Periods are those in which a CPU limit was enforced.
@@ -106,38 +112,57 @@ func IsExited(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV)
 }
 
-// Read reads the cgroup g. The error is one for which IsGone is true if g does not exist.
+// Read reads the cgroup g. The error is one for which IsExited is true if g does not exist.
 func Read(g cgroup.Group, detail Detail) (*Reading, error) {
 	r := &Reading{At: time.Now()}
 	var err error
-	if r.CPU, err = readCPU(g, detail); err != nil {
+	if r.CPU, err = readCPU(g); err != nil {
 		return nil, err
 	}
-	if r.Memory, err = readMemory(g, detail); err != nil {
+	if r.Memory, err = readMemory(g); err != nil {
 		return nil, err
 	}
 	if r.Pressure, err = readPressure(g); err != nil {
 		return nil, err
 	}
-	if detail != All {
+	return r.Complete(g, detail)
+}
+
+// Complete returns r, a reading of g, with the given detail. It reads the files that have not been
+// read for r, and does not change r.
+func (r *Reading) Complete(g cgroup.Group, detail Detail) (_ *Reading, err error) {
+	if r.detail >= detail {
 		return r, nil
 	}
-	if r.Devices, err = readDevices(g); err != nil {
+	more := *r
+	more.detail = detail
+	if r.detail == Usage {
+		if more.Threads, err = Threads(g); err != nil {
+			return nil, err
+		}
+	}
+	if detail != All {
+		return &more, nil
+	}
+	if err = readCPUDetail(g, &more.CPU); err != nil {
 		return nil, err
 	}
-	if r.Threads, err = Threads(g); err != nil {
+	if err = readMemoryDetail(g, &more.Memory); err != nil {
 		return nil, err
 	}
-	if r.ThreadLimit, err = readThreadLimit(g); err != nil {
+	if more.Devices, err = readDevices(g); err != nil {
 		return nil, err
 	}
-	r.HugePages, err = readHugePages(g, ThisHost().PageSizes)
-	return r, err
+	if more.ThreadLimit, err = readThreadLimit(g); err != nil {
+		return nil, err
+	}
+	more.HugePages, err = readHugePages(g, ThisHost().PageSizes)
+	return &more, err
 }
 
 // CPUTime returns the CPU time that g has used, in nanoseconds.
 func CPUTime(g cgroup.Group) (uint64, error) {
-	cpu, err := readCPU(g, Usage)
+	cpu, err := readCPU(g)
 	return cpu.Total, err
 }
 
@@ -145,34 +170,61 @@ func CPUTime(g cgroup.Group) (uint64, error) {
 // architectures that Docker supports, independent of CONFIG_HZ (time(7)).
 const clockTick = 10_000_000
 
-func readCPU(g cgroup.Group, detail Detail) (c CPU, err error) {
+// The names in the files below, in the order of the values that are read.
+var (
+	cpuStatV2    = []string{"usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec"}
+	cpuStatV1    = []string{"nr_periods", "nr_throttled", "throttled_time"}
+	cpuacctStat  = []string{"user", "system"}
+	memoryStatV1 = []string{
+		"total_rss", "total_cache", "total_mapped_file", "total_active_file", "total_inactive_file",
+		"pgfault", "pgmajfault", "total_pgfault", "total_pgmajfault",
+	}
+	memoryStatV2 = []string{
+		"anon", "file", "kernel", "file_mapped", "active_file", "inactive_file", "pgfault", "pgmajfault",
+		"kernel_stack", "slab", "pagetables", "percpu", "sock",
+	}
+)
+
+// kernelV2 is the index of "kernel" in memoryStatV2, which Linux before 5.18 does not have.
+const kernelV2 = 2
+
+// readCPU reads the CPU time: on cgroup v1 the total, on v2 all of CPU, which is in one file.
+func readCPU(g cgroup.Group) (c CPU, err error) {
 	if g.V2 != "" {
-		stat, err := cgroup.ReadKeyed(g.V2, "cpu.stat", "usage_usec", "user_usec", "system_usec", "nr_periods", "nr_throttled", "throttled_usec")
+		var v [6]uint64
+		_, err := cgroup.ReadNumbers(g.V2, "cpu.stat", cpuStatV2, v[:])
 		return CPU{
-			Total: stat["usage_usec"] * 1000, User: stat["user_usec"] * 1000, System: stat["system_usec"] * 1000,
-			Periods: stat["nr_periods"], ThrottledPeriods: stat["nr_throttled"], ThrottledTime: stat["throttled_usec"] * 1000,
+			Total: v[0] * 1000, User: v[1] * 1000, System: v[2] * 1000,
+			Periods: v[3], ThrottledPeriods: v[4], ThrottledTime: v[5] * 1000,
 		}, err
 	}
 	dir, ok := g.Dir("cpuacct")
 	if !ok {
 		return c, errors.New("CPU time is not counted: the cgroup controller cpuacct is not mounted")
 	}
-	if c.Total, err = cgroup.ReadUint(dir, "cpuacct.usage"); err != nil || detail != All {
-		return c, err
+	c.Total, err = cgroup.ReadUint(dir, "cpuacct.usage")
+	return c, err
+}
+
+// readCPUDetail adds what readCPU has not read.
+func readCPUDetail(g cgroup.Group, c *CPU) error {
+	if g.V2 != "" {
+		return nil
 	}
-	times, err := cgroup.ReadKeyed(dir, "cpuacct.stat", "user", "system")
-	if err != nil {
-		return c, err
+	dir, _ := g.Dir("cpuacct")
+	var times [2]uint64
+	if _, err := cgroup.ReadNumbers(dir, "cpuacct.stat", cpuacctStat, times[:]); err != nil {
+		return err
 	}
-	c.User, c.System = times["user"]*clockTick, times["system"]*clockTick
-	if dir, ok := g.Dir("cpu"); ok {
-		stat, err := cgroup.ReadKeyed(dir, "cpu.stat", "nr_periods", "nr_throttled", "throttled_time")
-		if err != nil {
-			return c, err
-		}
-		c.Periods, c.ThrottledPeriods, c.ThrottledTime = stat["nr_periods"], stat["nr_throttled"], stat["throttled_time"]
+	c.User, c.System = times[0]*clockTick, times[1]*clockTick
+	dir, ok := g.Dir("cpu")
+	if !ok {
+		return nil
 	}
-	return c, nil
+	var v [3]uint64
+	_, err := cgroup.ReadNumbers(dir, "cpu.stat", cpuStatV1, v[:])
+	c.Periods, c.ThrottledPeriods, c.ThrottledTime = v[0], v[1], v[2]
+	return err
 }
 
 // isUnsupported reports whether err says that the kernel does not count something.
@@ -197,15 +249,24 @@ func satSub(a, b uint64) uint64 {
 	return a - b
 }
 
-func readMemory(g cgroup.Group, detail Detail) (Memory, error) {
+func readMemory(g cgroup.Group) (Memory, error) {
 	if g.V2 != "" {
-		return readMemoryV2(g.V2, detail)
+		return readMemoryV2(g.V2)
 	}
 	dir, ok := g.Dir("memory")
 	if !ok {
 		return Memory{}, errors.New("memory is not counted: the cgroup controller memory is not mounted")
 	}
-	return readMemoryV1(dir, detail)
+	return readMemoryV1(dir)
+}
+
+// readMemoryDetail adds what readMemory has not read.
+func readMemoryDetail(g cgroup.Group, m *Memory) error {
+	if g.V2 != "" {
+		return readMemoryDetailV2(g.V2, m)
+	}
+	dir, _ := g.Dir("memory")
+	return readMemoryDetailV1(dir, m)
 }
 
 // unlimitedV1 returns n, or cgroup.Unlimited for the value that cgroup v1 shows where there
@@ -217,19 +278,16 @@ func unlimitedV1(n uint64) uint64 {
 	return n
 }
 
-func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
+func readMemoryV1(dir string) (m Memory, err error) {
 	if m.Usage, err = cgroup.ReadUint(dir, "memory.usage_in_bytes"); err != nil {
 		return m, err
 	}
-	stat, err := cgroup.ReadKeyed(dir, "memory.stat", "total_rss", "total_cache", "total_mapped_file", "total_active_file", "total_inactive_file",
-		"pgfault", "pgmajfault", "total_pgfault", "total_pgmajfault")
-	if err != nil {
+	var v [9]uint64
+	if _, err = cgroup.ReadNumbers(dir, "memory.stat", memoryStatV1, v[:]); err != nil {
 		return m, err
 	}
-	m.RSS, m.Cache, m.MappedFile = stat["total_rss"], stat["total_cache"], stat["total_mapped_file"]
-	m.ActiveFile, m.InactiveFile = stat["total_active_file"], stat["total_inactive_file"]
-	m.OwnPageFaults, m.OwnMajorPageFaults = stat["pgfault"], stat["pgmajfault"]
-	m.PageFaults, m.MajorPageFaults = stat["total_pgfault"], stat["total_pgmajfault"]
+	m.RSS, m.Cache, m.MappedFile, m.ActiveFile, m.InactiveFile = v[0], v[1], v[2], v[3], v[4]
+	m.OwnPageFaults, m.OwnMajorPageFaults, m.PageFaults, m.MajorPageFaults = v[5], v[6], v[7], v[8]
 	if m.Limit, err = cgroup.ReadUint(dir, "memory.limit_in_bytes"); err != nil {
 		return m, err
 	}
@@ -239,9 +297,10 @@ func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
 		return m, err
 	}
 	m.Swap, m.SwapLimit, m.SwapHeadroom = satSub(used, m.Usage), unlimitedV1(limit), satSub(limit, used)
-	if detail != All {
-		return m, nil
-	}
+	return m, nil
+}
+
+func readMemoryDetailV1(dir string, m *Memory) (err error) {
 	for _, f := range []struct {
 		name string
 		to   *uint64
@@ -250,33 +309,32 @@ func readMemoryV1(dir string, detail Detail) (m Memory, err error) {
 		{"memory.kmem.usage_in_bytes", &m.Kernel}, {"memory.soft_limit_in_bytes", &m.Reservation},
 	} {
 		if *f.to, err = zeroIfUnsupported(cgroup.ReadUint(dir, f.name)); err != nil {
-			return m, err
+			return err
 		}
 	}
 	m.Reservation = unlimitedV1(m.Reservation)
 	control, err := cgroup.ReadKeyed(dir, "memory.oom_control", "oom_kill")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return m, err
+		return err
 	}
 	m.OOMKills = control["oom_kill"]
-	return m, nil
+	return nil
 }
 
-func readMemoryV2(dir string, detail Detail) (m Memory, err error) {
+func readMemoryV2(dir string) (m Memory, err error) {
 	if m.Usage, err = cgroup.ReadUint(dir, "memory.current"); err != nil {
 		return m, err
 	}
-	stat, err := cgroup.ReadKeyed(dir, "memory.stat", "anon", "file", "kernel", "file_mapped", "active_file", "inactive_file", "pgfault", "pgmajfault",
-		"kernel_stack", "slab", "pagetables", "percpu", "sock")
+	var v [13]uint64
+	found, err := cgroup.ReadNumbers(dir, "memory.stat", memoryStatV2, v[:])
 	if err != nil {
 		return m, err
 	}
-	m.RSS, m.Cache, m.Kernel, m.MappedFile = stat["anon"], stat["file"], stat["kernel"], stat["file_mapped"]
-	if _, ok := stat["kernel"]; !ok { // Linux < 5.18
-		m.Kernel = stat["kernel_stack"] + stat["slab"] + stat["pagetables"] + stat["percpu"] + stat["sock"]
+	m.RSS, m.Cache, m.Kernel, m.MappedFile, m.ActiveFile, m.InactiveFile = v[0], v[1], v[kernelV2], v[3], v[4], v[5]
+	m.PageFaults, m.MajorPageFaults = v[6], v[7]
+	if found&(1<<kernelV2) == 0 { // Linux < 5.18
+		m.Kernel = v[8] + v[9] + v[10] + v[11] + v[12]
 	}
-	m.ActiveFile, m.InactiveFile = stat["active_file"], stat["inactive_file"]
-	m.PageFaults, m.MajorPageFaults = stat["pgfault"], stat["pgmajfault"]
 	m.OwnPageFaults, m.OwnMajorPageFaults = m.PageFaults, m.MajorPageFaults
 	if m.Limit, err = cgroup.ReadUint(dir, "memory.max"); err != nil {
 		return m, err
@@ -285,19 +343,20 @@ func readMemoryV2(dir string, detail Detail) (m Memory, err error) {
 		return m, err
 	}
 	m.SwapHeadroom = satSub(m.SwapLimit, m.Swap)
-	if detail != All {
-		return m, nil
-	}
+	return m, nil
+}
+
+func readMemoryDetailV2(dir string, m *Memory) (err error) {
 	if m.Peak, err = zeroIfUnsupported(cgroup.ReadUint(dir, "memory.peak")); err != nil {
-		return m, err
+		return err
 	}
 	m.Peak = max(m.Peak, m.Usage) // Linux < 5.19 has no peak; current usage is a lower bound
 	if m.Reservation, err = zeroIfUnsupported(cgroup.ReadUint(dir, "memory.low")); err != nil {
-		return m, err
+		return err
 	}
 	events, err := cgroup.ReadKeyed(dir, "memory.events", "max", "oom_kill")
 	m.LimitReached, m.OOMKills = events["max"], events["oom_kill"]
-	return m, err
+	return err
 }
 
 // readSwap returns the values of a pair of swap files, both 0 if the kernel does not count

@@ -269,3 +269,47 @@ func TestReadFilesystem(t *testing.T) {
 		t.Errorf("directory that does not exist: %v", err)
 	}
 }
+
+// A reading is completed by the files that it lacks; those that were read are not read again.
+func TestCompleteReadsTheOtherFilesOnly(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{
+		"cpuacct.usage": "5", "cpuacct.stat": "user 1\nsystem 2\n", "cpu.stat": "nr_periods 3\n",
+		"memory.usage_in_bytes": "100", "memory.stat": "total_rss 50\n", "memory.limit_in_bytes": "200", "memory.max_usage_in_bytes": "150", "pids.current": "7",
+	} {
+		write(name, text)
+	}
+	g := cgroup.Group{V1: map[string]string{"cpuacct": dir, "cpu": dir, "memory": dir, "pids": dir}}
+	first, err := Read(g, Usage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("cpuacct.usage", "500")
+	write("memory.usage_in_bytes", "10000")
+	pod, err := first.Complete(g, PodUsage)
+	if err != nil || pod.Threads != 7 || pod.CPU.User != 0 || first.Threads != 0 {
+		t.Errorf("%+v, %v", pod, err)
+	}
+	write("pids.current", "700")
+	all, err := pod.Complete(g, All)
+	if err != nil || all.CPU.Total != 5 || all.Memory.Usage != 100 || all.Threads != 7 || all.CPU.User != 1e7 || all.CPU.Periods != 3 || all.Memory.Peak != 150 || all.At != first.At {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if same, err := all.Complete(g, Usage); same != all || err != nil {
+		t.Errorf("a complete reading was read again: %+v, %v", same, err)
+	}
+	for _, name := range []string{"cpuacct.stat", "pids.current"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := first.Complete(g, All); !IsExited(err) {
+		t.Errorf("of a cgroup that is being removed: %+v, %v", got, err)
+	}
+}
