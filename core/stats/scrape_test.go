@@ -5,8 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -108,7 +113,8 @@ func newServiceOf(t testing.TB, pods int, parent string, pid func(string) int) *
 	return s
 }
 
-// newServiceInCgroups is newService with a cgroup for each pod and container, which are empty.
+// newServiceInCgroups is newService with a cgroup for each pod and container, which has a process so that nothing else
+// on the machine removes it.
 func newServiceInCgroups(t testing.TB, pods int) *Service {
 	t.Helper()
 	s := newServiceOf(t, pods, "/pods", func(string) int { return os.Getpid() })
@@ -122,15 +128,26 @@ func newServiceInCgroups(t testing.TB, pods int) *Service {
 		t.Cleanup(func() { _ = g.Remove() })
 		return g
 	}
+	occupied := func(path string) cgroup.Group {
+		g, sleeper := create(path), exec.Command("sleep", "1000")
+		must(t, sleeper.Start())
+		t.Cleanup(func() { _ = sleeper.Process.Kill(); _ = sleeper.Wait() })
+		for _, dir := range append(slices.Collect(maps.Values(g.V1)), g.V2) {
+			if dir != "" {
+				must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(sleeper.Process.Pid), 10), 0))
+			}
+		}
+		return g
+	}
 	create("")
 	list, containersOf, err := s.pods(t.Context(), nil)
 	must(t, err)
 	for i, p := range list {
 		pod := fmt.Sprintf("/pod%d", i)
 		create(pod)
-		s.groups[procKey{p.ID(), p.Pid}] = create(pod + "/pause")
+		s.groups[procKey{p.ID(), p.Pid}] = occupied(pod + "/pause")
 		for _, c := range containersOf[p.ID()] {
-			s.groups[procKey{c.ID(), c.Pid}] = create(pod + "/c")
+			s.groups[procKey{c.ID(), c.Pid}] = occupied(pod + "/c")
 		}
 	}
 	return s

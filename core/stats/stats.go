@@ -3,13 +3,14 @@
 // ListMetricDescriptors and ListPodSandboxMetrics, and the same metrics on a Prometheus
 // registry.
 //
-// Service reads cgroup files and /proc during the call (core/stats/cgroupstats), unless a
-// list has read them within the last second (readings.go), and encodes a Reading either as CRI statistics (cristats.go) or as CRI metrics (metrics.go,
-// families.go). It makes no Engine call. Two things are measured in the background: disk
-// usage (core/stats/diskusage, Run) and rates of CPU time (RunSampling).
+// Service reads cgroup files and /proc during the call (core/stats/cgroupstats), unless they
+// were read for a list within the last second (readings.go), and encodes a Reading either as
+// CRI statistics (cristats.go) or as CRI metrics (metrics.go, families.go). It makes no Engine
+// call. Two things are measured in the background: disk usage (core/stats/diskusage, Run) and
+// rates of CPU time (RunSampling).
 //
-// A container or pod that ends during a list call is left out of it; one that cannot be
-// read is left out with a warning.
+// A container or pod that ends during a list call is left out of it, unless it was read within
+// the last second; one that cannot be read is left out with a warning.
 package stats
 
 import (
