@@ -50,7 +50,10 @@ state = %q
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
   enable_experimental_restore_via_create = true
-`, peer.path("root"), peer.path("state"), socket, peer.path("opt"), peer.nriSocket(), peer.path("empty"), peer.path("empty"), "docker.io/library/"+sandbox)
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    runtime_path = %q
+`, peer.path("root"), peer.path("state"), socket, peer.path("opt"), peer.nriSocket(), peer.path("empty"), peer.path("empty"), "docker.io/library/"+sandbox, filepath.Join(*peerBin, "containerd-shim-runc-v2"))
 	peer.runContainerd(append(strings.Fields(*enter), filepath.Join(*peerBin, "containerd")), peer.path("containerd.toml"), text, socket)
 	made, err := n.docker.ContainerCreate(n.t.Context(), &container.Config{Image: *image}, nil, nil, nil, "")
 	if err == nil {
