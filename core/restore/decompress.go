@@ -40,7 +40,7 @@ func (u *unpacker) decompress() error {
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
 		return fmt.Errorf("free space: %w", err)
 	}
-	limit := int64(fs.Bavail) * fs.Bsize / 2
+	limit := int64(fs.Bavail) * int64(fs.Bsize) / 2 //nolint:unconvert // its type depends on the machine
 	out, err := u.root.OpenFile(decompressed, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
