@@ -72,7 +72,8 @@ func (s *Spec) sameMounts(r *ociedit.Restore) error {
 		}
 		var lost []string
 		for _, o := range restrictions {
-			if slices.Contains(options, o) && !slices.Contains(old.Options, o) && !(o == "rro" && slices.Contains(old.Options, "ro") && isFile(text(m, "source"))) {
+			kept := slices.Contains(old.Options, o) || o == "rro" && slices.Contains(old.Options, "ro") && isFile(text(m, "source"))
+			if slices.Contains(options, o) && !kept {
 				lost = append(lost, "not "+o)
 			}
 		}
