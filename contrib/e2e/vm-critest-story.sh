@@ -30,6 +30,8 @@ if [ "$(cat run)" != none ]; then
 	docker rmi -f berth-test:1 >/dev/null
 fi
 
+[ "$(cat critest.run)" != none ] || exit $code
+
 say "running critest"
 echo '127.0.0.1 registry.k8s.io gcr.io k8s.gcr.io' >>/etc/hosts
 bash ./registry.sh "$w/cache/registry"
