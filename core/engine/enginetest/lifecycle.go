@@ -75,7 +75,11 @@ func (e *Engine) startLocked(b *fakeContainer) error {
 	}
 	b.process = p
 	e.emitLocked(b, events.ActionStart, nil)
-	e.processes.Go(func() { p.exit(program(p)) })
+	run := func() int { return program(p) }
+	if program == nil {
+		run = untilSignal(p)
+	}
+	e.processes.Go(func() { p.exit(run()) })
 	return nil
 }
 

@@ -201,7 +201,7 @@ func startFailures() map[string]StartFailure {
 }
 
 // programLocked returns the program of args, or why there is none. The command of a container may
-// be any: without a program of its own it runs until SIGTERM. An unknown exec is not found.
+// be any: without a program of its own, nil, it runs until a signal. An unknown exec is not found.
 func (e *Engine) programLocked(args []string, first bool) (Program, *StartFailure) {
 	for _, name := range []string{strings.Join(args, " "), args[0], path.Base(args[0])} {
 		if failure, ok := e.startFailures[name]; ok {
@@ -212,7 +212,7 @@ func (e *Engine) programLocked(args []string, first bool) (Program, *StartFailur
 		}
 	}
 	if first {
-		return runUntilSignal, nil
+		return nil, nil
 	}
 	return nil, StartFailure{Code: exitNotFound}.withDefaults(args[0])
 }

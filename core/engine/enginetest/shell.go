@@ -19,13 +19,17 @@ func programs() map[string]Program {
 	}
 }
 
-// runUntilSignal runs until SIGTERM, SIGINT or SIGQUIT.
-func runUntilSignal(p *Process) int {
-	select {
-	case <-p.Notify("TERM", "INT", "QUIT"):
-	case <-p.ctx.Done():
+// untilSignal returns a program that runs until SIGTERM, SIGINT or SIGQUIT. It handles them already before it runs: a first process
+// ignores a signal without a handler, and a test may stop the container as soon as it has started.
+func untilSignal(p *Process) func() int {
+	signalled := p.Notify("TERM", "INT", "QUIT")
+	return func() int {
+		select {
+		case <-signalled:
+		case <-p.ctx.Done():
+		}
+		return 0
 	}
-	return 0
 }
 
 // command runs one of the simple commands.
