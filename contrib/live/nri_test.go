@@ -210,7 +210,8 @@ func TestNRINetworkDevice(t *testing.T) {
 	if out, err := exec.Command("ip", "link", "add", "nridev0", "type", "veth", "peer", "name", "nridev1").CombinedOutput(); err != nil {
 		t.Fatalf("ip link: %v: %s", err, out)
 	}
-	defer func() { _ = exec.Command("ip", "link", "del", "nridev1").Run() }()
+	deleteDevice := func() { _ = exec.Command("ip", "link", "del", "nridev1").Run() } // it ends with a pod that has its other end
+	defer deleteDevice()
 	n.plugin("10", answer("c", func(a *api.ContainerAdjustment, _ *api.Container) {
 		a.AddLinuxNetDevice("nridev0", &api.LinuxNetDevice{Name: "net1"})
 	}))
@@ -223,6 +224,7 @@ func TestNRINetworkDevice(t *testing.T) {
 	made, err := n.runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: shell("c", "exec sleep 1000"), SandboxConfig: config})
 	if codeOf(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "NRI plugin 10-test") && strings.Contains(err.Error(), "linux.net_devices") {
 		t.Log("the runtime of this Engine cannot do it:", err)
+		deleteDevice()
 		n.remove(pod)
 		n.removeLeftovers()
 		return
