@@ -128,8 +128,11 @@ start_engine() {
 	if ! may_lower_oom; then
 		m=$dir/runc-clamp
 		[ -z "$root" ] || m=/usr/local/bin/runc-clamp
-		install -D "$cache/bin/runc-clamp" "$root$m.$$"
-		mv "$root$m.$$" "$root$m" # by a rename: the other part of LIVE_SHARDS may be here too, or run it
+		local new
+		mkdir -p "$root${m%/*}"
+		new=$(mktemp "$root$m.XXXXXX") # by a rename: the other part of LIVE_SHARDS may be here too, with the same PID, or run it
+		install "$cache/bin/runc-clamp" "$new"
+		mv "$new" "$root$m"
 		config='{"default-runtime": "clamp", "runtimes": {"clamp": {"path": "'$m'"}}}'
 		[[ " $* " != *" --config-file "* ]] || flags+=(--add-runtime "clamp=$m" --default-runtime clamp)
 	fi
