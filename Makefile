@@ -10,7 +10,7 @@ LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Without it berthd has 2.6 MB more, for NRI plugins that are WebAssembly.
 TAGS     = nri_no_wasm
 
-.PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-runtime-install test-faults soak fuzz bench lint clean
+.PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-runtime-install test-faults soak fuzz bench bench-check lint clean
 
 help: ## lists the goals
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,8 +75,11 @@ soak: ## an hour of pods under random faults on a private Docker Engine (root); 
 test-kubeadm: packages ## kubeadm init from the deb to a Deployment, and a reboot, in a virtual machine (root)
 	contrib/e2e/vm-kubeadm.sh
 
-bench: ## measures berthd beside direct calls to Docker, and PEER=unix:///... (root); BENCH_FLAGS=--help
+bench: ## measures berthd beside direct calls to Docker, containerd and cri-dockerd (root); PEERS, SHIMS, DENSITY, BENCH_FLAGS=--help
 	contrib/bench/bench.sh $(BENCH_FLAGS)
+
+bench-check: ## the same, and fails if a row got worse than in dist/bench/history.jsonl by more than its spread (root)
+	contrib/bench/bench.sh --check $(BENCH_FLAGS)
 
 fuzz: ## each fuzz target for FUZZ_TIME (1m); FUZZ=pattern
 	FUZZ='$(FUZZ)' contrib/e2e/fuzz.sh $(FUZZ_TIME)

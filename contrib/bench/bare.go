@@ -31,7 +31,8 @@ type bare struct {
 	pods   *network.CNI
 	image  string
 	netns  string // directory of network namespaces
-	engine []process
+	engine workers
+	host   bool // pods are in the network of the node
 
 	mu    sync.Mutex // guards plans
 	plans map[string]network.Plan
@@ -57,7 +58,11 @@ func newBare(ctx context.Context, p *plan, docker *client.Client, engine []proce
 	if _, err := docker.ImageInspect(ctx, p.Image); err != nil {
 		return nil, fmt.Errorf("the Engine must have the image %s; name another with --image: %w", p.Image, err)
 	}
-	b := &bare{docker: docker, image: p.Image, engine: engine, netns: filepath.Join(dir, "run", "netns"), plans: map[string]network.Plan{}}
+	working, err := newWorkers(engine...)
+	if err != nil {
+		return nil, err
+	}
+	b := &bare{docker: docker, image: p.Image, engine: working, host: p.HostNetwork, netns: filepath.Join(dir, "run", "netns"), plans: map[string]network.Plan{}}
 	b.pods = network.New(network.Config{
 		ConfDir: p.CNIConf, BinDirs: []string{p.CNIBin}, CacheDir: filepath.Join(dir, "cni-cache"), RunDir: filepath.Join(dir, "run"),
 	}, slog.New(slog.DiscardHandler))
@@ -99,8 +104,8 @@ func (b *bare) close() {
 	_ = unix.Unmount(b.netns, unix.MNT_DETACH) // it is not mounted if no pod was run
 }
 
-func (b *bare) name() string    { return "bare" }
-func (b *bare) cost() []process { return b.engine }
+func (b *bare) name() string  { return "bare" }
+func (b *bare) cost() workers { return b.engine }
 
 // benchLabel marks containers of the bare calls.
 const benchLabel = "berth.bench"
@@ -108,12 +113,16 @@ const benchLabel = "berth.bench"
 func (b *bare) run(ctx context.Context, pod string) (string, error) {
 	// As in berthd, the sandbox is created without the Engine's network code, which is
 	// slower.
-	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: pause.Ref, Hostname: pod, NetworkDisabled: true, Labels: map[string]string{benchLabel: pod}},
-		&container.HostConfig{NetworkMode: "none", IpcMode: container.IPCModeShareable, LogConfig: container.LogConfig{Type: "none"}}, nil, nil, "bare-"+pod)
+	config := &container.Config{Image: pause.Ref, Hostname: pod, NetworkDisabled: true, Labels: map[string]string{benchLabel: pod}}
+	host := &container.HostConfig{NetworkMode: "none", IpcMode: container.IPCModeShareable, LogConfig: container.LogConfig{Type: "none"}}
+	if b.host {
+		config.Hostname, config.NetworkDisabled, host.NetworkMode = "", false, "host"
+	}
+	made, err := b.docker.ContainerCreate(ctx, config, host, nil, nil, "bare-"+pod)
 	if err != nil {
 		return "", err
 	}
-	if err := b.docker.ContainerStart(ctx, made.ID, container.StartOptions{}); err != nil {
+	if err := b.docker.ContainerStart(ctx, made.ID, container.StartOptions{}); err != nil || b.host {
 		return made.ID, err
 	}
 	seen, err := b.docker.ContainerInspect(ctx, made.ID)

@@ -1,35 +1,74 @@
 #!/usr/bin/env bash
 # bench.sh [flags of contrib/bench]: measures bin/berthd on a private Docker Engine, in
 # separate namespaces (box.sh). ENGINE and ENGINE_FLAGS are as for critest.sh; BERTHD_FLAGS are
-# further flags of berthd.
+# further flags of berthd. contrib/docs/bench.md describes all modes.
 #
-# SHIMS=1,2,4 measures only containerd's shims of pods of so many containers, with shim-per-pod
-# on and off, and prints the figures.
-#
-# PEER=unix:///SOCKET measures another CRI runtime in the same run. PEER_CMD is a command
-# that starts such a runtime: it gets a second Engine, with all images, at
+# PEERS="containerd cri-dockerd" are runtimes that are built and measured in the same run: both
+# by default, as far as they can be built; PEERS= for none.
+# PEER=[NAME=]unix:///SOCKET measures a runtime that runs already. PEER_CMD is a command
+# that starts one: it gets a second Engine, with all images, at
 # $DOCKER_HOST, CNI in $CNI_CONF and $CNI_BIN, and a private directory in
 # $PEER_DIR, and must listen on $PEER_DIR/cri.sock.
+#
+# SHIMS=1,2,4 measures instead the shims of pods of so many containers, with shim-per-pod on and off.
+# DENSITY=110,250,500 measures instead nodes with so many pods, DENSITY_NETWORK=host for
+# pods in the network of the node.
+#
+# Each run is compared with the last one like it in HISTORY (dist/bench/history.jsonl).
 . "$(dirname "$0")/../e2e/lib.sh"
+. "$(dirname "$0")/peers.sh"
+out=$top/dist/bench
+history=(--history "${HISTORY:-$out/history.jsonl}")
+if [[ " $* " == *" --again"[\ =]* ]]; then
+	cd "$top"
+	exec go run ./contrib/bench "${history[@]}" "$@"
+fi
+
+# choose_peers builds the peers, as far as they can be built unless PEERS demands them.
+choose_peers() {
+	local chosen name program optional=''
+	if [ -z "${PEERS+set}" ]; then
+		optional=1 PEERS='containerd cri-dockerd'
+		[ -z "${PEER:-}${PEER_CMD:-}" ] || PEERS=''
+		[ -z "${SHIMS:-}${DENSITY:-}" ] || PEERS=containerd
+	fi
+	read -ra chosen <<<"$PEERS"
+	BENCH_PEERS=''
+	for name in "${chosen[@]}"; do
+		if program=$(peer_program "$name"); then
+			BENCH_PEERS+=" $name=$program"
+		elif [ -n "$optional" ]; then
+			say "skipped: $name, for the reason above"
+		else
+			exit 1
+		fi
+	done
+	export BENCH_PEERS
+}
+
 if [ "${1:-}" != --boxed ]; then
 	[ "$(id -u)" = 0 ] || die "the benchmark sets up networks and needs root: sudo make bench"
 	need_engine
 	need_cni
 	need busybox=busybox-static
 	build_berthd
-	mkdir -p "$cache/bin" "$top/dist/bench"
+	mkdir -p "$cache/bin" "$out"
 	(cd "$e2e" && CGO_ENABLED=0 go build -o "$cache/bin/" ./runc-clamp)
-	(cd "$top" && go build -o "$cache/bin/bench" ./contrib/bench)
+	choose_peers
 	w=$(mktemp -d /tmp/berth-bench.XXXXXX)
 	trap 'rm -rf "$w"' EXIT # after box.sh has removed its mounts
-	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed "$@"
-	exit
+	trap : INT TERM         # the bench removes its pods then, which takes a moment
+	(cd "$top" && go build -o "$w/bench" ./contrib/bench)
+	code=0
+	TMPDIR=$w BERTH_E2E_WORK=$w "$e2e/box.sh" "$0" --boxed "$@" || code=$?
+	exit "$code"
 fi
 shift
 w=$BERTH_E2E_WORK
+bench=$w/bench
 pids=()
 finish() { # removes all containers, then ends the processes in reverse order of their start
-	for s in "$w"/engine/docker.sock "$w"/peer-engine/docker.sock; do
+	for s in "$w"/engine/docker.sock "$w"/*/engine/docker.sock; do
 		[ ! -S "$s" ] || docker -H "unix://$s" ps -aq 2>/dev/null | xargs -r docker -H "unix://$s" rm -fv >/dev/null 2>&1 || true
 	done
 	for ((i = ${#pids[@]} - 1; i >= 0; i--)); do
@@ -38,6 +77,7 @@ finish() { # removes all containers, then ends the processes in reverse order of
 	done
 }
 trap finish EXIT
+trap : INT TERM
 
 mkdir -p "$w/bb/bin" "$w/bb/etc" "$w/bb/tmp"
 busybox=$(command -v busybox)
@@ -52,51 +92,64 @@ engine() { # engine DIR: starts an Engine and imports the image
 }
 read -ra engine_flags <<<"${ENGINE_FLAGS:-}"
 read -ra berthd_flags <<<"${BERTHD_FLAGS:-}"
+berthd() { # berthd DIR ENGINE [FLAG...]: starts it
+	local dir=$1 engine=$2
+	shift 2
+	"$top/bin/berthd" --container-runtime-endpoint "unix://$dir/cri.sock" --docker-endpoint "unix://$engine/docker.sock" \
+		--cni-conf-dir "$dir/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$dir/cni-cache" --streaming-bind-addr 127.0.0.1:0 \
+		--cri-dockerd-root-directory "$dir/root" --run-dir "$dir/run" --pod-infra-container-image berth.local/pause:1 "${berthd_flags[@]}" "$@" >>"$dir/log" 2>&1 &
+	pids+=($!)
+	wait_for "$dir/cri.sock"
+}
+set -m # the processes below are in groups of their own: Ctrl-C must not end them before the pods are removed
 say "starting a private Docker Engine and berthd"
 engine "$w/engine"
-cni_conf "$w/net.d" 10.88.0.0/16
-berthd() { # berthd [FLAG...]: starts it
-	rm -f "$w/cri.sock"
-	"$top/bin/berthd" --container-runtime-endpoint "unix://$w/cri.sock" --docker-endpoint "unix://$w/engine/docker.sock" \
-		--cni-conf-dir "$w/net.d" --cni-bin-dir "$(cni_dir)" --cni-cache-dir "$w/cni-cache" \
-		--cri-dockerd-root-directory "$w/root" --run-dir "$w/run" --pod-infra-container-image berth.local/pause:1 "${berthd_flags[@]}" "$@" >>"$w/berthd.log" 2>&1 &
-	pids+=($!)
-	wait_for "$w/cri.sock"
-}
-if [ -n "${SHIMS:-}" ]; then
-	for each in true false true false; do
-		say "shim-per-pod: $each"
-		berthd "--shim-per-pod=$each"
-		"$cache/bin/bench" --docker "unix://$w/engine/docker.sock" --berthd "unix://$w/cri.sock" --image berth.local/bench:1 --shims "$SHIMS" "$@" ||
-			{ tail -n 20 "$w/berthd.log" >&2; exit 1; }
-		kill "${pids[-1]}"
-		wait "${pids[-1]}" || true
-		unset 'pids[-1]'
-	done
-	exit
-fi
-berthd
+cni_conf "$w/berth/net.d" 10.88.0.0/16
+berthd "$w/berth" "$w/engine"
 cni_conf "$w/bare/net.d" 10.89.0.0/16 e2e1
-peer=()
+version=$("$top/bin/berthd" --version)
+peer=(--about "berth=$version") name=bench mode=()
+if [ -n "${SHIMS:-}" ]; then
+	name=shims mode=(--shims "$SHIMS")
+	say "starting a second Engine and a berthd without shim-per-pod"
+	engine "$w/off/engine"
+	cni_conf "$w/off/net.d" 10.92.0.0/16 e2e4
+	berthd "$w/off" "$w/off/engine" --shim-per-pod=false
+	peer+=(--peer "shims-off=unix://$w/off/cri.sock" --peer-engine "shims-off=unix://$w/off/engine/docker.sock" --about "shims-off=$version with shim-per-pod=false, on an Engine of its own")
+elif [ -n "${DENSITY:-}" ]; then
+	name=density mode=(--density "$DENSITY")
+	case ${DENSITY_NETWORK:-cni} in
+	cni) ;;
+	host) mode+=(--host-network) ;;
+	*) die "DENSITY_NETWORK=$DENSITY_NETWORK: must be cni or host" ;;
+	esac
+fi
+for each in ${BENCH_PEERS:-}; do
+	say "starting ${each%%=*}"
+	case $each in
+	containerd=*) start_containerd "${each#*=}" "$w/containerd" "$w/engine/docker.sock" ;;
+	cri-dockerd=*) start_cri_dockerd "${each#*=}" "$w/cri-dockerd" ;;
+	esac
+done
 if [ -n "${PEER_CMD:-}" ]; then
 	say "starting a second Engine and the peer"
-	engine "$w/peer-engine"
-	mkdir -p "$w/peer"
-	cni_conf "$w/peer/net.d" 10.90.0.0/16 e2e2
-	DOCKER_HOST=unix://$w/peer-engine/docker.sock CNI_CONF=$w/peer/net.d CNI_BIN=$(cni_dir) PEER_DIR=$w/peer \
-		bash -c "$PEER_CMD" >"$w/peer.log" 2>&1 &
+	engine "$w/peer/engine"
+	cni_conf "$w/peer/net.d" 10.93.0.0/16 e2e5
+	DOCKER_HOST=unix://$w/peer/engine/docker.sock CNI_CONF=$w/peer/net.d CNI_BIN=$(cni_dir) PEER_DIR=$w/peer \
+		bash -c "$PEER_CMD" >"$w/peer/log" 2>&1 &
 	pids+=($!)
-	PEER=unix://$w/peer/cri.sock
 	wait_for "$w/peer/cri.sock"
-	peer=(--peer-engine "unix://$w/peer-engine/docker.sock")
+	peer+=(--peer "peer=unix://$w/peer/cri.sock" --peer-engine "peer=unix://$w/peer/engine/docker.sock")
+elif [ -n "${PEER:-}" ]; then
+	peer+=(--peer "$PEER")
 fi
-[ -z "${PEER:-}" ] || peer+=(--peer "$PEER")
-out=$top/dist/bench
+set +m
 code=0
-"$cache/bin/bench" --docker "unix://$w/engine/docker.sock" --berthd "unix://$w/cri.sock" --image berth.local/bench:1 \
-	--cni-conf "$w/bare/net.d" --cni-bin "$(cni_dir)" "${peer[@]}" --json "$out/bench.json" --svg "$out/bench.svg" "$@" || code=$?
-if [ "$code" != 0 ]; then
-	tail -n 20 "$w"/berthd.log "$w"/peer.log >&2 2>/dev/null || true
-	exit "$code"
-fi
-say "all samples are in $out/bench.json, a chart in $out/bench.svg"
+"$bench" --docker "unix://$w/engine/docker.sock" --berthd "unix://$w/berth/cri.sock" --image berth.local/bench:1 \
+	--cni-conf "$w/bare/net.d" --cni-bin "$(cni_dir)" --berthd-flags "${BERTHD_FLAGS:-}" "${peer[@]}" "${mode[@]}" "${history[@]}" \
+	--json "$out/$name.json" --svg "$out/$name.svg" "$@" || code=$?
+case $code in
+0 | 2) say "all samples are in $out/$name.json, a chart in $out/$name.svg, and the history is ${history[1]}" ;;
+*) tail -n 20 "$w"/*/log >&2 2>/dev/null || true ;;
+esac
+exit "$code"

@@ -14,13 +14,23 @@ var chart string
 
 // Dimensions of the chart, in pixels.
 const (
-	chartWidth = 860
-	barsX      = 300
-	barsWidth  = 400
-	barHeight  = 13
-	rowGap     = 14
-	chartTop   = 66
+	chartWidth   = 900
+	barsX        = 320
+	barsWidth    = 400
+	barHeight    = 13
+	rowGap       = 14
+	legendY      = 56
+	legendHeight = 15
 )
+
+// sideColors are the colors of the sides, in the order of the table.
+var sideColors = []string{"#b8bec6", "#1f6feb", "#e3a008", "#8250df", "#1a7f37", "#bf3989"}
+
+// A legend is a line that says what a side is.
+type legend struct {
+	Side, Name, Color string
+	Y, Text           int
+}
 
 // A group is the bars of one row, scaled to the longest.
 type group struct {
@@ -32,10 +42,10 @@ type group struct {
 }
 
 type bar struct {
-	Side, Value string
-	Y, Text     int
-	Width       int
-	ValueX      int
+	Color, Value string
+	Y, Text      int
+	Width        int
+	ValueX       int
 }
 
 // draw draws the chart.
@@ -44,20 +54,31 @@ func (r *Report) draw(out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	groups, bottom := r.groups()
+	var legends []legend
+	y := legendY
+	for i, side := range r.columns() {
+		legends = append(legends, legend{side, r.Sides[side], color(i), y - 9, y})
+		y += legendHeight
+	}
+	groups, bottom := r.groups(y + rowGap)
 	return t.Execute(out, map[string]any{
 		"Width": chartWidth, "Height": bottom + 10, "Left": barsX, "BarHeight": barHeight,
-		"Machine": r.Machine + "; " + r.Engine, "Pods": r.Pods, "Sides": r.columns(), "Names": r.Sides, "Groups": groups,
+		"Machine": r.Machine + "; " + r.Engine, "Date": r.Date, "Pods": r.Pods, "Legends": legends, "TargetY": y - 9, "TargetText": y, "Groups": groups,
 	})
 }
 
-func (r *Report) groups() (groups []group, y int) {
-	y = chartTop
+func color(side int) string { return sideColors[side%len(sideColors)] }
+
+// groups returns the bars of all rows, from y on.
+func (r *Report) groups(y int) (groups []group, bottom int) {
 	for _, row := range r.Rows {
 		if _, p := part(row.Name); p != "" || row.Unit == "" || len(row.Samples) == 0 {
 			continue
 		}
 		g := group{Title: r.title(row), Unit: row.Unit, Y: y}
+		if higherIsBetter(row.Unit) {
+			g.Unit += ", longer is better"
+		}
 		most := 0.0
 		for _, side := range r.columns() {
 			m, _ := row.median(side)
@@ -68,13 +89,17 @@ func (r *Report) groups() (groups []group, y int) {
 			most = max(most, v.scaled)
 			g.Target = barsX + width(v.scaled, most)
 		}
-		for _, side := range r.columns() {
+		for i, side := range r.columns() {
 			m, ok := row.median(side)
 			if !ok {
 				continue
 			}
 			w := width(m, most)
-			g.Bars = append(g.Bars, bar{Side: side, Value: number(m), Y: y, Text: y + barHeight - 3, Width: w, ValueX: barsX + w + 5})
+			value := number(m)
+			if c, ok := row.compare(side); ok && side != "berth" {
+				value += " (berth: " + c.text() + " x)"
+			}
+			g.Bars = append(g.Bars, bar{Color: color(i), Value: value, Y: y, Text: y + barHeight - 3, Width: w, ValueX: barsX + w + 5})
 			y += barHeight + 1
 		}
 		g.Bottom, g.Middle = y, (g.Y+y)/2+4

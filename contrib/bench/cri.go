@@ -28,38 +28,62 @@ type cri struct {
 	dir     string // directory of logs
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
+	socket  string
+	conn    *grpc.ClientConn
 	own     process   // the process of the runtime
 	engine  []process // processes of its Engine
+	working workers   // all of these
+	host    bool      // pods are in the network of the node
 }
 
 // dial connects to a runtime and waits until it is ready.
-func dial(ctx context.Context, label, socket, image, dir string, engine []process) (*cri, error) {
-	if err := checkSocket(socket); err != nil {
-		return nil, fmt.Errorf("%s: %w", label, err)
+func dial(ctx context.Context, r runtimePlan, dir string, engine []process) (*cri, error) {
+	if err := checkSocket(r.Socket); err != nil {
+		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}
-	conn, err := grpc.NewClient("unix:"+strings.TrimPrefix(socket, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as the kubelet does
+	conn, err := connect(r.Socket)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", label, err)
+		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}
-	c := &cri{
-		label: label, image: image, dir: filepath.Join(dir, label), engine: engine,
-		runtime: runtimeapi.NewRuntimeServiceClient(conn), images: runtimeapi.NewImageServiceClient(conn),
-	}
-	if c.own, err = listeningProcess(label, socket); err != nil {
+	c := &cri{label: r.Name, image: r.Image, socket: r.Socket, dir: filepath.Join(dir, r.Name), engine: engine, host: r.HostNetwork}
+	c.use(conn)
+	if err := c.findProcesses(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, firstResponseTimeout)
 	defer cancel()
 	v, err := c.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
-		return nil, fmt.Errorf("%s at %s does not serve CRI v1: %w", label, socket, err)
+		return nil, fmt.Errorf("%s at %s does not serve CRI v1: %w", r.Name, r.Socket, err)
 	}
-	c.version = v.GetRuntimeName() + " " + v.GetRuntimeVersion()
+	c.version = r.About
+	if c.version == "" {
+		c.version = v.GetRuntimeName() + " " + v.GetRuntimeVersion()
+	}
 	if err := c.ready(ctx); err != nil {
-		return nil, fmt.Errorf("%s is not ready: %w", label, err)
+		return nil, fmt.Errorf("%s is not ready: %w", r.Name, err)
 	}
 	return c, c.fetch(ctx)
+}
+
+// connect returns a connection to a CRI socket.
+func connect(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix:"+strings.TrimPrefix(socket, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20))) // as the kubelet does
+}
+
+// use makes all calls on a connection.
+func (c *cri) use(conn *grpc.ClientConn) {
+	c.conn, c.runtime, c.images = conn, runtimeapi.NewRuntimeServiceClient(conn), runtimeapi.NewImageServiceClient(conn)
+}
+
+// findProcesses finds the process of the runtime.
+func (c *cri) findProcesses() (err error) {
+	if c.own, err = listeningProcess(c.label, c.socket); err != nil {
+		return err
+	}
+	c.working, err = newWorkers(append([]process{c.own}, c.engine...)...)
+	return err
 }
 
 // ready waits until RuntimeReady and NetworkReady are true.
@@ -100,12 +124,20 @@ func (c *cri) fetch(ctx context.Context) error {
 	return nil
 }
 
-func (c *cri) name() string    { return c.label }
-func (c *cri) cost() []process { return append([]process{c.own}, c.engine...) }
+func (c *cri) name() string  { return c.label }
+func (c *cri) cost() workers { return c.working }
+
+// network returns the mode of the network namespace of pods.
+func (c *cri) network() runtimeapi.NamespaceMode {
+	if c.host {
+		return runtimeapi.NamespaceMode_NODE
+	}
+	return runtimeapi.NamespaceMode_POD
+}
 
 // config returns the config of the pod with a name.
 func (c *cri) config(name string) *runtimeapi.PodSandboxConfig {
-	return &runtimeapi.PodSandboxConfig{
+	config := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: "uid-" + name},
 		Hostname:     name,
 		LogDirectory: filepath.Join(c.dir, name),
@@ -113,8 +145,12 @@ func (c *cri) config(name string) *runtimeapi.PodSandboxConfig {
 		Annotations:  map[string]string{"note": "an annotation"},
 		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"bench.local"}},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
-			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, Network: c.network()}}},
 	}
+	if c.host {
+		config.Hostname = ""
+	}
+	return config
 }
 
 func (c *cri) run(ctx context.Context, pod string) (string, error) {
@@ -136,7 +172,7 @@ func (c *cri) create(ctx context.Context, sandbox, pod, container, script string
 			LogPath:  container + ".log",
 			Labels:   map[string]string{"container": container},
 			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
+				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, Network: c.network()}}},
 		},
 	})
 	return r.GetContainerId(), err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -88,7 +90,7 @@ func (b *bench) densityOf(ctx context.Context, c *cri) (err error) {
 		if err := wait(ctx, measureDelay); err != nil {
 			return err
 		}
-		if err := b.memory(rowMemory(n), c); err != nil {
+		if err := b.memory(ctx, rowMemory(n), c); err != nil {
 			return err
 		}
 		if level > 0 {
@@ -100,10 +102,8 @@ func (b *bench) densityOf(ctx context.Context, c *cri) (err error) {
 		if err := b.lists(ctx, n, with...); err != nil {
 			return err
 		}
-		for _, s := range with {
-			if err := b.relists(ctx, s); err != nil {
-				return err
-			}
+		if err := b.relists(ctx, rowRelist, with...); err != nil {
+			return err
 		}
 		if err := b.probes(ctx, c, pods); err != nil {
 			return err
@@ -115,29 +115,28 @@ func (b *bench) densityOf(ctx context.Context, c *cri) (err error) {
 	return b.removeAll(ctx, c, pods)
 }
 
-// lists measures the list calls.
+// lists measures the list calls of the sides, in alternation.
 func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
-	for _, s := range sides {
-		for _, q := range s.lists() {
-			row := q.row
-			if pods != b.Pods[0] {
-				row = at(row, pods)
+	for _, row := range []string{rowPods, rowContainers, rowStatuses, rowStats, rowPodStats} {
+		var calls []sideCall
+		most := 0
+		for _, s := range sides {
+			for _, q := range s.lists() {
+				if q.row == row {
+					calls, most = append(calls, sideCall{s, q}), max(most, q.times)
+				}
 			}
-			for i := range q.times + 1 {
-				begin := time.Now()
-				n, err := q.call(ctx)
-				took := time.Since(begin)
-				if errors.Is(err, errNotImplemented) {
-					break
+		}
+		if pods != b.Pods[0] {
+			row = at(row, pods)
+		}
+		for i := range most + 1 { // the first call may have to fill caches
+			for _, c := range calls {
+				if i > c.times {
+					continue
 				}
-				if err == nil && n < pods {
-					err = fmt.Errorf("found %d, want %d", n, pods)
-				}
-				if err != nil {
-					return fmt.Errorf("%s of %s: %w", row, s.name(), err)
-				}
-				if i > 0 { // the first call may have to fill caches
-					b.report.add(row, s.name(), float64(took)/float64(time.Millisecond))
+				if err := b.list(ctx, row, pods, c, i > 0); err != nil {
+					return err
 				}
 			}
 		}
@@ -145,20 +144,59 @@ func (b *bench) lists(ctx context.Context, pods int, sides ...side) error {
 	return nil
 }
 
-// relists makes a kubelet's calls every second and measures the CPU; then
+// A sideCall is a list call of a side.
+type sideCall struct {
+	side
+	listCall
+}
+
+// list measures one list call.
+func (b *bench) list(ctx context.Context, row string, pods int, c sideCall, counts bool) error {
+	begin := time.Now()
+	n, err := c.call(ctx)
+	took := time.Since(begin)
+	if errors.Is(err, errNotImplemented) {
+		return nil
+	}
+	if err == nil && n < pods {
+		err = fmt.Errorf("found %d, want %d", n, pods)
+	}
+	if err != nil {
+		return fmt.Errorf("%s of %s: %w", row, c.name(), err)
+	}
+	if counts {
+		b.report.add(row, c.name(), float64(took)/float64(time.Millisecond))
+	}
+	return nil
+}
+
+// relists makes a kubelet's calls every second and measures the CPU of the sides, in alternation; then
 // the same number of calls without work, which is the lower bound.
-func (b *bench) relists(ctx context.Context, s side) error {
+func (b *bench) relists(ctx context.Context, row string, sides ...side) error {
 	if b.Relist == 0 {
 		return nil
 	}
-	b.say("relist calls of a kubelet to %s, for %v", s.name(), b.Relist)
-	if err := b.measureEverySecond(ctx, s, rowRelist, s.relist); err != nil {
-		return err
+	for round := range b.RelistRounds {
+		for _, s := range sides {
+			b.say("relist calls of a kubelet to %s, for %v (%d of %d)", s.name(), b.Relist, round+1, b.RelistRounds)
+			if err := b.measureEverySecond(ctx, s, row, s.relist); err != nil {
+				return err
+			}
+		}
 	}
-	b.say("the same number of empty calls to %s", s.name())
-	return b.measureEverySecond(ctx, s, rowEmpty, func(ctx context.Context, _ int) error {
-		return errors.Join(s.noop(ctx), s.noop(ctx), s.noop(ctx))
-	})
+	if row != rowRelist {
+		return nil
+	}
+	for _, s := range sides {
+		b.say("the same number of empty calls to %s", s.name())
+		err := b.measureEverySecond(ctx, s, rowEmpty, func(ctx context.Context, _ int) error {
+			return errors.Join(s.noop(ctx), s.noop(ctx), s.noop(ctx))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *bench) measureEverySecond(ctx context.Context, s side, row string, call func(ctx context.Context, second int) error) error {
@@ -182,7 +220,7 @@ func (b *bench) measureEverySecond(ctx context.Context, s side, row string, call
 // measureCPU measures the CPU that a side uses while do runs, in percent of a
 // core: in total and for each process.
 func (b *bench) measureCPU(s side, row string, do func() error) error {
-	before, err := cpuSeconds(s.cost())
+	m, err := newMeter(s.cost(), false)
 	if err != nil {
 		return err
 	}
@@ -191,22 +229,28 @@ func (b *bench) measureCPU(s side, row string, do func() error) error {
 		return err
 	}
 	took := time.Since(begin).Seconds()
-	after, err := cpuSeconds(s.cost())
-	if err != nil {
+	if err := m.read(); err != nil {
 		return err
 	}
-	each, sum := difference(before, after)
-	if len(each) < len(s.cost()) {
-		return nil // without a process of the side the sum would be too low
-	}
-	b.report.add(row, s.name(), 100*sum/took)
-	for name, seconds := range each {
-		if name == s.name() {
-			name = "itself"
-		}
-		b.report.add(of(row, name), s.name(), 100*seconds/took)
-	}
+	b.addCPU(s, row, m, 100/took)
 	return nil
+}
+
+// addCPU adds what a meter shows, multiplied by factor: the sum, and the part of each process. Without the
+// process of the side itself the sum would be too low.
+func (b *bench) addCPU(s side, row string, m *meter, factor float64) {
+	each, sum := m.used()
+	if _, known := each[s.name()]; !known && s != side(b.bare) {
+		return
+	}
+	b.report.add(row, s.name(), factor*sum)
+	for _, name := range slices.Sorted(maps.Keys(each)) {
+		called := name
+		if name == s.name() {
+			called = "itself"
+		}
+		b.report.add(of(row, called), s.name(), factor*each[name])
+	}
 }
 
 // idle measures the CPU of idle containers without any request.
@@ -292,10 +336,11 @@ func (b *bench) probe(ctx context.Context, c *cri, ids []string) error {
 // left counts the processes, exec sessions and open files that probes could leave behind.
 func (b *bench) left(ctx context.Context, c *cri, ids []string) (map[string]int, error) {
 	found := map[string]int{}
-	var err error
-	if found[rowLeftProcesses], err = processesIn(ids); err != nil {
+	inside, err := processesIn(ids)
+	if err != nil {
 		return nil, err
 	}
+	found[rowLeftProcesses] = len(inside)
 	if c.own.pid != 0 {
 		if found[rowLeftFiles], err = c.own.descriptors(); err != nil {
 			return nil, err

@@ -43,7 +43,7 @@ func (b *bench) logCost(ctx context.Context, s side, name, script string) (err e
 	if p.sandbox, err = s.run(ctx, name); err != nil {
 		return err
 	}
-	before, err := cpuSeconds(s.cost())
+	m, err := newMeter(s.cost(), false)
 	if err != nil {
 		return err
 	}
@@ -54,6 +54,9 @@ func (b *bench) logCost(ctx context.Context, s side, name, script string) (err e
 	limited, cancel := context.WithTimeout(ctx, outputTimeout)
 	defer cancel()
 	for done := false; !done; {
+		if err := m.read(); err != nil { // repeatedly: the shim may end with the container
+			return err
+		}
 		if done, err = s.ended(ctx, id); err != nil {
 			return err
 		}
@@ -61,23 +64,13 @@ func (b *bench) logCost(ctx context.Context, s side, name, script string) (err e
 			return fmt.Errorf("a container of %s that prints has not ended after %v: %w", s.name(), outputTimeout, err)
 		}
 	}
-	after, err := cpuSeconds(s.cost())
-	if err != nil {
+	if err := m.read(); err != nil {
 		return err
 	}
 	if err := b.waitForLog(ctx, s, id, name); err != nil {
 		return err
 	}
-	each, sum := difference(before, after)
-	if len(each) == len(s.cost()) {
-		b.report.add(rowLogs, s.name(), sum)
-		for process, seconds := range each {
-			if process == s.name() {
-				process = "itself"
-			}
-			b.report.add(of(rowLogs, process), s.name(), seconds)
-		}
-	}
+	b.addCPU(s, rowLogs, m, 1)
 	return removePod(ctx, s, p)
 }
 

@@ -7,10 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/docker/docker/client"
+	"github.com/prometheus/procfs"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,6 +40,12 @@ type bench struct {
 // measureDelay is how long a side is idle before its memory and open files are measured.
 const measureDelay = 3 * time.Second
 
+// Memory is read so many times, because garbage collection changes it.
+const (
+	memorySamples  = 5
+	memoryInterval = 200 * time.Millisecond
+)
+
 // measure makes one run.
 func measure(ctx context.Context, p *plan, progress io.Writer) (_ *Report, err error) {
 	if os.Getuid() != 0 {
@@ -57,28 +66,29 @@ func measure(ctx context.Context, p *plan, progress io.Writer) (_ *Report, err e
 		return nil, err
 	}
 	defer b.bare.close()
-	berth, err := dial(ctx, "berth", p.Berthd, p.Image, dir, engine)
-	if err != nil {
-		return nil, err
-	}
-	b.sides = []side{b.bare, berth}
-	runtimes := []*cri{berth}
-	if p.Peer != "" {
-		peer, err := b.peer(ctx, dir)
+	b.sides = []side{b.bare}
+	var runtimes []*cri
+	for _, r := range p.runtimes() {
+		c, err := connectRuntime(ctx, *r, dir)
 		if err != nil {
 			return nil, err
 		}
-		b.sides, runtimes = append(b.sides, peer), append(runtimes, peer)
+		if n, err := c.listSandboxes(ctx); err != nil || n > 0 {
+			return nil, errors.Join(err, fmt.Errorf("%s has %d pods: measure on a node without pods", c.label, n))
+		}
+		b.sides, runtimes = append(b.sides, c), append(runtimes, c)
 	}
 	if err := b.describeRun(ctx, runtimes); err != nil {
 		return nil, err
 	}
-	for _, c := range runtimes {
-		if n, err := c.listSandboxes(ctx); err != nil || n > 0 {
-			return nil, errors.Join(err, fmt.Errorf("%s has %d pods: measure on a node without pods", c.label, n))
-		}
+	phases := []func(context.Context, []*cri) error{b.baseline, b.lifecycles, b.bursts, b.density, b.logs}
+	switch {
+	case len(p.Shims) > 0:
+		phases = []func(context.Context, []*cri) error{b.shims}
+	case len(p.Density) > 0:
+		phases = []func(context.Context, []*cri) error{b.scales}
 	}
-	for _, phase := range []func(context.Context, []*cri) error{b.baseline, b.lifecycles, b.bursts, b.density, b.logs} {
+	for _, phase := range phases {
 		if err := phase(ctx, runtimes); err != nil {
 			return nil, err
 		}
@@ -86,13 +96,13 @@ func measure(ctx context.Context, p *plan, progress io.Writer) (_ *Report, err e
 	return b.report, nil
 }
 
-// peer connects to the other runtime.
-func (b *bench) peer(ctx context.Context, dir string) (*cri, error) {
+// connectRuntime connects to berthd or a peer, and to its Engine.
+func connectRuntime(ctx context.Context, r runtimePlan, dir string) (*cri, error) {
 	var engine []process
-	if b.PeerEngine != "" {
-		docker, found, err := connectEngine(ctx, b.PeerEngine)
+	if r.Engine != "" {
+		docker, found, err := connectEngine(ctx, r.Engine)
 		if err != nil {
-			return nil, fmt.Errorf("the Docker Engine of the peer: %w", err)
+			return nil, fmt.Errorf("%s: %w", r.Name, err)
 		}
 		defer docker.Close()
 		if err := loadPause(ctx, docker); err != nil {
@@ -100,7 +110,7 @@ func (b *bench) peer(ctx context.Context, dir string) (*cri, error) {
 		}
 		engine = found
 	}
-	return dial(ctx, "peer", b.Peer, b.PeerImage, dir, engine)
+	return dial(ctx, r, dir, engine)
 }
 
 // describeRun adds the machine, the Engine and the sides to the report.
@@ -113,22 +123,29 @@ func (b *bench) describeRun(ctx context.Context, runtimes []*cri) error {
 	if err := unix.Uname(&uts); err != nil {
 		return err
 	}
-	b.report.Machine = fmt.Sprintf("%d CPUs, Linux %s", cpus(), unix.ByteSliceToString(uts.Release[:]))
+	b.report.Kind = machineKind()
+	b.report.Machine = fmt.Sprintf("%s, Linux %s", b.report.Kind, unix.ByteSliceToString(uts.Release[:]))
 	b.report.Engine = engine
+	b.report.Order = []string{"bare"}
 	b.report.Sides = map[string]string{"bare": "calls to the Engine and the CNI plugins"}
 	for _, c := range runtimes {
 		b.report.Sides[c.label] = c.version
+		b.report.Order = append(b.report.Order, c.label)
 	}
 	return nil
 }
 
-// cpus counts the processors.
-func cpus() int {
-	data, err := os.ReadFile("/proc/cpuinfo")
+// machineKind describes the processors. Runs on different ones are not compared.
+func machineKind() string {
+	fs, err := procfs.NewDefaultFS()
 	if err != nil {
-		return 0
+		return "unknown CPUs"
 	}
-	return strings.Count("\n"+string(data), "\nprocessor")
+	cpus, err := fs.CPUInfo()
+	if err != nil || len(cpus) == 0 {
+		return fmt.Sprintf("%d CPUs", runtime.NumCPU())
+	}
+	return strings.TrimSpace(fmt.Sprintf("%d CPUs %s", len(cpus), cpus[0].ModelName))
 }
 
 func (b *bench) say(format string, args ...any) {
@@ -167,22 +184,28 @@ func (b *bench) baseline(ctx context.Context, runtimes []*cri) error {
 			return err
 		}
 		b.report.add(rowBinary, c.label, size)
-		if err := b.memory(rowMemoryIdle, c); err != nil {
+		if err := b.memory(ctx, rowMemoryIdle, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b *bench) memory(row string, c *cri) error {
+// memory measures the resident memory of a runtime.
+func (b *bench) memory(ctx context.Context, row string, c *cri) error {
 	if c.own.pid == 0 {
 		return nil
 	}
-	mib, err := c.own.resident()
-	if err != nil {
-		return err
+	for range memorySamples {
+		size, err := c.own.resident()
+		if err != nil {
+			return err
+		}
+		b.report.add(row, c.label, size)
+		if err := wait(ctx, memoryInterval); err != nil {
+			return err
+		}
 	}
-	b.report.add(row, c.label, mib)
 	return nil
 }
 
@@ -248,11 +271,22 @@ func (b *bench) cleanUp(ctx context.Context, s side, err *error, pods ...*pod) {
 	if *err == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute+time.Duration(len(pods))*time.Second)
 	defer cancel()
-	for _, p := range pods {
-		if left := removePod(ctx, s, *p); left != nil {
-			*err = errors.Join(*err, fmt.Errorf("pod %s is left behind: %w", p.name, left))
+	left := make([]error, len(pods))
+	var g errgroup.Group
+	g.SetLimit(removeParallel)
+	for i, p := range pods {
+		g.Go(func() error {
+			left[i] = removePod(ctx, s, *p)
+			return nil
+		})
+	}
+	_ = g.Wait() // the errors are in left
+	for i, p := range pods {
+		if left[i] != nil {
+			*err = errors.Join(*err, fmt.Errorf("pod %s of %s is left behind: %w", p.name, s.name(), left[i]))
+			return // one line is enough
 		}
 	}
 }

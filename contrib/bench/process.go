@@ -1,16 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/prometheus/procfs"
 )
 
 // A process is measured for its CPU and memory.
@@ -82,104 +82,69 @@ func engineProcesses(socket string) ([]process, error) {
 
 // processByName finds a process by its name, among the children of parent unless that is 0.
 func processByName(name string, parent int) int {
-	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	all, err := procfs.AllProcs()
 	if err != nil {
 		return 0
 	}
-	for _, file := range stats {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue // it has ended
-		}
-		s, err := parseStat(data)
-		if err == nil && s.name == name && (parent == 0 || s.parent == parent) {
-			return s.pid
+	for _, p := range all {
+		s, err := p.Stat()
+		if err == nil && s.Comm == name && (parent == 0 || s.PPID == parent) { // an error: it has ended
+			return p.PID
 		}
 	}
 	return 0
 }
 
-// A stat is the content of /proc/PID/stat.
-type stat struct {
-	pid, parent int
-	name        string
-	cpu         float64 // seconds
-}
-
 // ticks is the number of clock ticks per second in /proc (USER_HZ).
 const ticks = 100
 
-func parseStat(data []byte) (s stat, err error) {
-	begin, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')')
-	if begin < 0 || end < begin {
-		return s, fmt.Errorf("parse /proc/PID/stat: no name in parentheses: %.80q", data)
+// cpu returns the seconds of CPU that a process has used, and its children that have ended if they count too.
+func (p process) cpu(withChildren bool) (float64, error) {
+	s, err := p.stat()
+	sum := s.UTime + s.STime
+	if withChildren {
+		sum += uint(max(0, s.CUTime) + max(0, s.CSTime))
 	}
-	s.name = string(data[begin+1 : end])
-	fields := strings.Fields(string(data[end+1:]))
-	if len(fields) < 13 {
-		return s, fmt.Errorf("parse /proc/PID/stat: too few fields: %.80q", data)
-	}
-	var errs [4]error
-	s.pid, errs[0] = strconv.Atoi(strings.TrimSpace(string(data[:begin])))
-	s.parent, errs[1] = strconv.Atoi(fields[1])
-	user, err := strconv.ParseFloat(fields[11], 64)
-	errs[2] = err
-	system, err := strconv.ParseFloat(fields[12], 64)
-	errs[3] = err
-	s.cpu = (user + system) / ticks
-	return s, errors.Join(errs[:]...)
+	return float64(sum) / ticks, err
 }
 
-// cpu returns the seconds of CPU that a process has used.
-func (p process) cpu() (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+func (p process) stat() (procfs.ProcStat, error) {
+	proc, err := procfs.NewProc(p.pid)
 	if err != nil {
-		return 0, fmt.Errorf("CPU of %s: %w", p.name, err)
+		return procfs.ProcStat{}, fmt.Errorf("%s has ended: %w", p.name, err)
 	}
-	s, err := parseStat(data)
-	return s.cpu, err
+	s, err := proc.Stat()
+	if err != nil {
+		return s, fmt.Errorf("%s: %w", p.name, err)
+	}
+	return s, nil
 }
 
-// cpuSeconds returns the seconds of CPU that processes have used, without processes that
-// could not be determined.
-func cpuSeconds(all []process) (map[string]float64, error) {
-	sum := map[string]float64{}
-	for _, p := range all {
-		if p.pid == 0 {
-			continue
-		}
-		seconds, err := p.cpu()
-		if err != nil {
-			return nil, err
-		}
-		sum[p.name] += seconds
-	}
-	return sum, nil
+// threads returns the number of threads of a process.
+func (p process) threads() (int, error) {
+	s, err := p.stat()
+	return s.NumThreads, err
 }
 
-// difference returns after minus before, for each process and in total.
-func difference(before, after map[string]float64) (each map[string]float64, sum float64) {
-	each = map[string]float64{}
-	for name, s := range after {
-		each[name] = s - before[name]
-		sum += each[name]
-	}
-	return each, sum
-}
+const mib = 1 << 20
 
 // resident returns the resident memory of a process, in MiB.
 func (p process) resident() (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	s, err := p.stat()
+	return float64(s.ResidentMemory()) / mib, err
+}
+
+// pss returns the memory of a process in MiB, with its share of pages that others use too.
+func (p process) pss() (float64, error) {
+	proc, err := procfs.NewProc(p.pid)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("%s has ended: %w", p.name, err)
 	}
-	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
-			return kib / 1024, err
-		}
+	maps, err := proc.ProcSMapsRollup()
+	if err != nil {
+		return 0, fmt.Errorf("memory of %s: %w", p.name, err)
 	}
-	return 0, fmt.Errorf("/proc has no VmRSS of %s", p.name)
+	return float64(maps.Pss) / mib, nil
 }
 
 // binary returns the size of a process's program, in MB.
@@ -197,36 +162,23 @@ func (p process) descriptors() (int, error) {
 	return len(all), err
 }
 
-// processesIn counts the processes in containers, by the names of their cgroups.
-func processesIn(ids []string) (int, error) {
+// processesIn returns the processes in containers, by the names of their cgroups.
+func processesIn(ids []string) (found []process, err error) {
 	wanted := map[string]bool{}
 	for _, id := range ids {
 		wanted[id] = true
 	}
-	files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+	all, err := procfs.AllProcs()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	n := 0
-	for _, file := range files {
-		data, err := os.ReadFile(file)
-		if err != nil {
-			continue // it has ended
-		}
-		if containsAny(containerIDs(string(data)), wanted) {
-			n++
+	for _, p := range all {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID))
+		if err == nil && slices.ContainsFunc(containerIDs(string(data)), func(id string) bool { return wanted[id] }) { // an error: it has ended
+			found = append(found, process{"container", p.PID})
 		}
 	}
-	return n, nil
-}
-
-func containsAny(words []string, wanted map[string]bool) bool {
-	for _, w := range words {
-		if wanted[w] {
-			return true
-		}
-	}
-	return false
+	return found, nil
 }
 
 // containerIDs returns the possible container IDs in paths of cgroups:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -15,13 +16,16 @@ import (
 
 // A Report is the result of one run, in the form of the file of --json.
 type Report struct {
-	Date    string            `json:"date"`
-	Machine string            `json:"machine"`
-	Engine  string            `json:"engine"`
-	Sides   map[string]string `json:"sides"` // their descriptions
-	Burst   string            `json:"burst"`
-	Pods    int               `json:"pods"` // in rows without a number of pods
-	Rows    []*Row            `json:"rows"` // in the order they were first measured
+	Date     string            `json:"date"`
+	Machine  string            `json:"machine"`
+	Kind     string            `json:"kind"` // of machine
+	Engine   string            `json:"engine"`
+	Settings string            `json:"settings"` // runs with others are not compared
+	Sides    map[string]string `json:"sides"`    // their descriptions
+	Order    []string          `json:"order"`    // of the sides
+	Burst    string            `json:"burst"`
+	Pods     int               `json:"pods"` // in rows without a number of pods
+	Rows     []*Row            `json:"rows"` // in the order they were first measured
 }
 
 // A Row has the samples of one measurement on each side.
@@ -36,7 +40,27 @@ func newReport(p *plan) *Report {
 	if len(p.Pods) > 0 {
 		r.Pods = p.Pods[0]
 	}
+	r.Settings = p.settings()
 	return r
+}
+
+// settings describes what of a plan changes the values.
+func (p *plan) settings() string {
+	parts := []string{fmt.Sprintf("%d rounds, %d bursts of %d pods, %d at a time, %v pods, relist %v x %d, idle %v of %d, probes %v of %d, logs %d x %d",
+		p.Rounds, p.Bursts, p.Burst, p.Parallel, p.Pods, p.Relist, p.RelistRounds, p.Idle, p.IdleContainers, p.Probing, p.ProbesEach, p.LogRounds, p.LogLines)}
+	switch {
+	case len(p.Shims) > 0:
+		parts = []string{fmt.Sprintf("shims of %d pods of %v containers", p.Rounds, p.Shims)}
+	case len(p.Density) > 0:
+		parts = []string{fmt.Sprintf("density %v, %d restarts, relist %v x %d", p.Density, p.Restarts, p.Relist, p.RelistRounds)}
+	}
+	if p.HostNetwork {
+		parts = append(parts, "host network")
+	}
+	if p.Flags != "" {
+		parts = append(parts, p.Flags)
+	}
+	return strings.Join(parts, "; ")
 }
 
 // add adds one sample.
@@ -77,16 +101,8 @@ func (r *Report) median(row, side string) (float64, bool) {
 }
 
 func (r *Row) median(side string) (float64, bool) {
-	samples := slices.Sorted(slices.Values(r.Samples[side]))
-	n := len(samples)
-	switch {
-	case n == 0:
-		return 0, false
-	case n%2 == 1:
-		return samples[n/2], true
-	default:
-		return (samples[n/2-1] + samples[n/2]) / 2, true
-	}
+	c, ok := compared(r.Samples[side])
+	return c.Value, ok
 }
 
 // A result is a target and whether it is met.
@@ -138,19 +154,29 @@ func (r *Report) differs(row string) bool {
 
 // number formats a number with its significant digits.
 func number(v float64) string {
+	size := math.Abs(v)
 	digits := 2
 	switch {
-	case v >= 100 || v <= -100:
+	case size >= 100:
 		return strconv.FormatFloat(v, 'f', 0, 64)
-	case v >= 10 || v <= -10:
+	case size >= 10:
 		digits = 1
+	case size > 0 && size < 0.1:
+		digits = min(1-int(math.Floor(math.Log10(size))), 6)
 	}
-	return strings.TrimSuffix(strings.TrimRight(strconv.FormatFloat(v, 'f', digits, 64), "0"), ".")
+	text := strings.TrimSuffix(strings.TrimRight(strconv.FormatFloat(v, 'f', digits, 64), "0"), ".")
+	if text == "-0" {
+		return "0"
+	}
+	return text
 }
 
 // columns returns the measured sides, in the order of the table.
 func (r *Report) columns() []string {
-	sides := []string{"bare", "berth"}
+	if len(r.Order) > 0 {
+		return r.Order
+	}
+	sides := []string{"bare", "berth"} // a file of an earlier version
 	if _, ok := r.Sides["peer"]; ok {
 		sides = append(sides, "peer")
 	}
@@ -170,6 +196,16 @@ func (r *Report) title(row *Row) string {
 	}
 }
 
+// others returns the sides with which berth is compared.
+func (r *Report) others() (sides []string) {
+	for _, side := range r.columns() {
+		if side != "berth" {
+			sides = append(sides, side)
+		}
+	}
+	return sides
+}
+
 // write prints the table.
 func (r *Report) write(out io.Writer) error {
 	fmt.Fprintf(out, "%s\n%s; %s\n", r.Date, r.Machine, r.Engine)
@@ -177,11 +213,14 @@ func (r *Report) write(out io.Writer) error {
 	for _, side := range sides {
 		fmt.Fprintf(out, "  %-6s %s\n", side, r.Sides[side])
 	}
-	fmt.Fprintf(out, "Medians; lists and relist with %d pods of one container.\n\n", r.Pods)
+	if r.Settings != "" {
+		fmt.Fprintf(out, "%s\n", r.Settings)
+	}
+	fmt.Fprintf(out, "Medians; lists and relist with %d pods of one container. Ratios are medians of pairs with their spread (contrib/docs/bench.md);\n±? is for fewer than %d pairs.\n\n", r.Pods, minPairs)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "\t\t%s\tberth/bare", strings.Join(sides, "\t"))
-	if len(sides) > 2 {
-		fmt.Fprint(w, "\tberth/peer")
+	fmt.Fprintf(w, "\t\t%s", strings.Join(sides, "\t"))
+	for _, side := range r.others() {
+		fmt.Fprint(w, "\tberth/"+side)
 	}
 	fmt.Fprint(w, "\ttarget\tscaled\tmet\n")
 	met, all := 0, 0
@@ -189,19 +228,7 @@ func (r *Report) write(out io.Writer) error {
 		if len(row.Samples) == 0 {
 			continue
 		}
-		fmt.Fprintf(w, "%s\t%s", r.title(row), row.Unit)
-		for _, side := range sides {
-			text := "-"
-			if m, ok := row.median(side); ok {
-				text = number(m)
-			}
-			fmt.Fprint(w, "\t"+text)
-		}
-		for _, side := range []string{"bare", "peer"} {
-			if slices.Contains(sides, side) {
-				fmt.Fprint(w, "\t"+row.ratio(side))
-			}
-		}
+		r.writeRow(w, row)
 		v, hasTarget := r.evaluate(row)
 		switch {
 		case !hasTarget:
@@ -221,6 +248,9 @@ func (r *Report) write(out io.Writer) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	if all == 0 {
+		return nil
+	}
 	fmt.Fprintf(out, "\n%d of %d targets are met.", met, all)
 	if r.slowdown(processBound) > 0 {
 		fmt.Fprintf(out, " Bare calls that start processes take %s x as long as on the reference machine,\nan inspect %s x; the column \"scaled\" is the target multiplied by that.",
@@ -230,14 +260,23 @@ func (r *Report) write(out io.Writer) error {
 	return err
 }
 
-// ratio returns the median of berth divided by that of another side.
-func (r *Row) ratio(side string) string {
-	ours, ok := r.median("berth")
-	theirs, there := r.median(side)
-	if !ok || !there || theirs == 0 {
-		return ""
+// writeRow prints the medians and ratios of a row.
+func (r *Report) writeRow(w io.Writer, row *Row) {
+	fmt.Fprintf(w, "%s\t%s", r.title(row), row.Unit)
+	for _, side := range r.columns() {
+		text := "-"
+		if m, ok := row.median(side); ok {
+			text = number(m)
+		}
+		fmt.Fprint(w, "\t"+text)
 	}
-	return number(ours / theirs)
+	for _, side := range r.others() {
+		text := ""
+		if c, ok := row.compare(side); ok {
+			text = c.text()
+		}
+		fmt.Fprint(w, "\t"+text)
+	}
 }
 
 // writeAll writes the table, and the files that p names.

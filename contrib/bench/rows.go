@@ -36,11 +36,41 @@ const (
 	rowBinary          = "size of the program"
 )
 
+// Names of the rows of runs with --shims, for pods of a number of containers.
+const (
+	rowShims       = "shims of a pod"
+	rowShimMemory  = "PSS of the shims of a pod"
+	rowShimThreads = "threads of the shims of a pod"
+	rowPodStart    = "start of a pod"
+	rowPodCPU      = "CPU of the start of a pod"
+)
+
+// Names of the rows of runs with --density, for a number of pods.
+const (
+	rowRestart    = "restart to the first correct list"
+	rowRestartCPU = "CPU of a restart"
+	rowNode       = "PSS of the node"
+	rowNodePod    = "PSS of the node per pod"
+)
+
 func rowMemory(pods int) string      { return fmt.Sprintf("resident memory, %d pods", pods) }
 func at(row string, pods int) string { return fmt.Sprintf("%s, %d pods", row, pods) }
 func of(row, process string) string  { return row + " / " + process }
 func part(row string) (of, p string) { of, p, _ = strings.Cut(row, " / "); return of, p }
-func isMemory(row string) bool       { return strings.HasPrefix(row, "resident memory") }
+func isMemory(row string) bool {
+	return strings.HasPrefix(row, "resident memory") || strings.HasPrefix(row, "PSS")
+}
+
+// each returns the name of a row for pods of a number of containers.
+func each(row string, containers int) string {
+	if containers == 1 {
+		return row + " of 1 container"
+	}
+	return fmt.Sprintf("%s of %d containers", row, containers)
+}
+
+// higherIsBetter reports whether more is better in rows with a unit.
+func higherIsBetter(unit string) bool { return unit == "MB/s" }
 
 // unitOf returns the unit of a row.
 func unitOf(row string) string {
@@ -48,9 +78,13 @@ func unitOf(row string) string {
 	switch {
 	case whole == rowBurst:
 		return "s"
+	case strings.HasPrefix(whole, rowRestartCPU), strings.HasPrefix(whole, rowPodCPU):
+		return "CPU ms"
+	case strings.HasPrefix(whole, rowShims), strings.HasPrefix(whole, rowShimThreads):
+		return ""
 	case whole == rowLogs:
 		return "CPU s"
-	case whole == rowRelist, whole == rowEmpty, whole == rowIdle, whole == rowProbes:
+	case strings.HasPrefix(whole, rowRelist), whole == rowEmpty, whole == rowIdle, whole == rowProbes:
 		return "% of a core"
 	case isMemory(row):
 		return "MiB"

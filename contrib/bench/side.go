@@ -26,7 +26,7 @@ type side interface {
 	// noop makes a call without work.
 	noop(ctx context.Context) error
 	// cost returns the processes that work for the side.
-	cost() []process
+	cost() workers
 }
 
 // A listCall is a call that returns a list, with the number of measurements.

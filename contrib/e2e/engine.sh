@@ -33,17 +33,12 @@ mkdir -p "$out"
 
 # latest builds 29 with its containerd and runc.
 latest() {
-	local moby=github.com/moby/moby/v2 c root
-	need pkg-config=pkg-config
-	pkg-config --exists libseccomp || need no-such-program=libseccomp-dev
+	local moby=github.com/moby/moby/v2 root
+	build_containerd "$out"
 	export GOBIN=$out
 	cd / # outside of this module
 	# The module does not contain its release number.
 	go install -ldflags "-s -w -X $moby/dockerversion.Version=29.0.0-e2e" "$moby/cmd/dockerd@v2.0.0-beta.24"
-	for c in containerd containerd-shim-runc-v2; do
-		go install -ldflags '-s -w' "github.com/containerd/containerd/v2/cmd/$c@v2.3.4"
-	done
-	CGO_ENABLED=1 go install -ldflags '-s -w' -tags seccomp github.com/opencontainers/runc@v1.4.0
 	# The client of Debian 13 works with it; that of Debian 12 is too old.
 	root=$(engine_root trixie)
 	cat >"$out/docker" <<-E

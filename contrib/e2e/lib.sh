@@ -207,6 +207,31 @@ cri_dockerd() {
 	echo "$program"
 }
 
+# containerd_programs prints the directory of containerd 2.3.4, its shim and runc: that of Docker 29 if engine.sh has built it,
+# else one for them alone.
+containerd_programs() {
+	local out=$cache/engine-29
+	if [ ! -e "$out/.complete" ]; then
+		out=$cache/containerd-2.3.4
+		if [ ! -e "$out/.complete" ]; then
+			say "building containerd 2.3.4 into $out" >&2
+			mkdir -p "$out"
+			build_containerd "$out" >&2 && touch "$out/.complete"
+		fi
+	fi
+	echo "$out"
+}
+
+# build_containerd DIR: builds containerd, its shim and runc from their modules, outside of this one.
+build_containerd() (
+	need gcc=build-essential pkg-config=pkg-config
+	pkg-config --exists libseccomp || need no-such-program=libseccomp-dev
+	export GOBIN=$1
+	cd /
+	go install -ldflags '-s -w' github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2}@v2.3.4 &&
+		CGO_ENABLED=1 go install -ldflags '-s -w' -tags seccomp github.com/opencontainers/runc@v1.4.0
+)
+
 build_berthd() {
 	make -s -C "$top" build
 }
