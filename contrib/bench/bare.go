@@ -149,11 +149,15 @@ func jsonFile() container.LogConfig {
 }
 
 func (b *bare) create(ctx context.Context, sandbox, pod, name, script string) (string, error) {
+	return b.createContainer(ctx, sandbox, pod, name, script, false)
+}
+
+func (b *bare) createContainer(ctx context.Context, sandbox, pod, name, script string, stdin bool) (string, error) {
 	host := &container.HostConfig{LogConfig: jsonFile()}
 	host.NetworkMode = container.NetworkMode("container:" + sandbox)
 	host.IpcMode = container.IpcMode("container:" + sandbox)
-	made, err := b.docker.ContainerCreate(ctx, &container.Config{Image: b.image, Entrypoint: []string{"sh", "-c", script}, Labels: map[string]string{benchLabel: pod}},
-		host, nil, nil, "bare-"+pod+"-"+name)
+	config := &container.Config{Image: b.image, Entrypoint: []string{"sh", "-c", script}, Labels: map[string]string{benchLabel: pod}, OpenStdin: stdin}
+	made, err := b.docker.ContainerCreate(ctx, config, host, nil, nil, "bare-"+pod+"-"+name)
 	return made.ID, err
 }
 

@@ -13,6 +13,7 @@
 # SHIMS=1,2,4 measures instead the shims of pods of so many containers, with shim-per-pod on and off.
 # DENSITY=110,250,500 measures instead nodes with so many pods, DENSITY_NETWORK=host for
 # pods in the network of the node.
+# STREAMS=256 measures instead exec, attach and port-forward with so many MB.
 #
 # Each run is compared with the last one like it in HISTORY (dist/bench/history.jsonl).
 . "$(dirname "$0")/../e2e/lib.sh"
@@ -30,10 +31,12 @@ choose_peers() {
 	if [ -z "${PEERS+set}" ]; then
 		optional=1 PEERS='containerd cri-dockerd'
 		[ -z "${PEER:-}${PEER_CMD:-}" ] || PEERS=''
-		[ -z "${SHIMS:-}${DENSITY:-}" ] || PEERS=containerd
+		[ -z "${SHIMS:-}${DENSITY:-}${STREAMS:-}" ] || PEERS=containerd
 	fi
 	read -ra chosen <<<"$PEERS"
 	BENCH_PEERS=''
+	# cri-dockerd forwards ports with it.
+	[[ -z ${STREAMS:-} || " $PEERS " != *" cri-dockerd "* ]] || need socat=socat
 	for name in "${chosen[@]}"; do
 		if program=$(peer_program "$name"); then
 			BENCH_PEERS+=" $name=$program"
@@ -116,6 +119,8 @@ if [ -n "${SHIMS:-}" ]; then
 	cni_conf "$w/off/net.d" 10.92.0.0/16 e2e4
 	berthd "$w/off" "$w/off/engine" --shim-per-pod=false
 	peer+=(--peer "shims-off=unix://$w/off/cri.sock" --peer-engine "shims-off=unix://$w/off/engine/docker.sock" --about "shims-off=$version with shim-per-pod=false, on an Engine of its own")
+elif [ -n "${STREAMS:-}" ]; then
+	name=streams mode=(--streams "$STREAMS")
 elif [ -n "${DENSITY:-}" ]; then
 	name=density mode=(--density "$DENSITY")
 	case ${DENSITY_NETWORK:-cni} in

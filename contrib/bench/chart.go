@@ -2,6 +2,7 @@ package main
 
 import (
 	_ "embed"
+	"fmt"
 	"html"
 	"io"
 	"text/template"
@@ -14,7 +15,7 @@ var chart string
 
 // Dimensions of the chart, in pixels.
 const (
-	chartWidth   = 900
+	chartWidth   = 1000
 	barsX        = 320
 	barsWidth    = 400
 	barHeight    = 13
@@ -60,10 +61,14 @@ func (r *Report) draw(out io.Writer) error {
 		legends = append(legends, legend{side, r.Sides[side], color(i), y - 9, y})
 		y += legendHeight
 	}
+	pods := ""
+	if r.mode() == "bench" {
+		pods = fmt.Sprintf("; %d pods in rows that depend on the number of pods", r.Pods)
+	}
 	groups, bottom := r.groups(y + rowGap)
 	return t.Execute(out, map[string]any{
 		"Width": chartWidth, "Height": bottom + 10, "Left": barsX, "BarHeight": barHeight,
-		"Machine": r.Machine + "; " + r.Engine, "Date": r.Date, "Pods": r.Pods, "Legends": legends, "TargetY": y - 9, "TargetText": y, "Groups": groups,
+		"Machine": r.Machine + "; " + r.Engine, "Date": r.Date, "Pods": pods, "Legends": legends, "TargetY": y - 9, "TargetText": y, "Groups": groups,
 	})
 }
 

@@ -163,6 +163,10 @@ func (c *cri) run(ctx context.Context, pod string) (string, error) {
 }
 
 func (c *cri) create(ctx context.Context, sandbox, pod, container, script string) (string, error) {
+	return c.createContainer(ctx, sandbox, pod, container, script, false)
+}
+
+func (c *cri) createContainer(ctx context.Context, sandbox, pod, container, script string, stdin bool) (string, error) {
 	r, err := c.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: sandbox, SandboxConfig: c.config(pod),
 		Config: &runtimeapi.ContainerConfig{
@@ -170,6 +174,7 @@ func (c *cri) create(ctx context.Context, sandbox, pod, container, script string
 			Image:    &runtimeapi.ImageSpec{Image: c.image},
 			Command:  []string{"sh", "-c", script},
 			LogPath:  container + ".log",
+			Stdin:    stdin,
 			Labels:   map[string]string{"container": container},
 			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, Network: c.network()}}},
@@ -260,6 +265,9 @@ func (c *cri) containerStats(ctx context.Context) (int, error) {
 func (c *cri) podStats(ctx context.Context) (int, error) {
 	r, err := c.runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
 	if status.Code(err) == codes.Unimplemented || status.Code(err) == codes.Unknown && strings.Contains(err.Error(), "not implemented") {
+		return 0, errNotImplemented
+	}
+	if err != nil && strings.Contains(err.Error(), "cgroupPath is empty") { // containerd 2.3 has these only for pods below a cgroup of the kubelet
 		return 0, errNotImplemented
 	}
 	return len(r.GetStats()), err

@@ -220,7 +220,7 @@ func (b *bench) measureEverySecond(ctx context.Context, s side, row string, call
 // measureCPU measures the CPU that a side uses while do runs, in percent of a
 // core: in total and for each process.
 func (b *bench) measureCPU(s side, row string, do func() error) error {
-	m, err := newMeter(s.cost(), false)
+	m, err := newMeter(s.cost(), noChildren)
 	if err != nil {
 		return err
 	}

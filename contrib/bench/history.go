@@ -59,7 +59,7 @@ func (r *Report) record() *record {
 // Smallest spreads of values that do not depend on the speed of the machine.
 const (
 	// memorySpread is a part of the memory: garbage collection and the number of threads change it from run to run.
-	memorySpread = 0.1
+	memorySpread = 0.05
 	// fileSpread is for open files after probes: the connections to Docker that are kept for reuse.
 	fileSpread = 3
 )

@@ -43,7 +43,7 @@ func (b *bench) logCost(ctx context.Context, s side, name, script string) (err e
 	if p.sandbox, err = s.run(ctx, name); err != nil {
 		return err
 	}
-	m, err := newMeter(s.cost(), false)
+	m, err := newMeter(s.cost(), noChildren)
 	if err != nil {
 		return err
 	}

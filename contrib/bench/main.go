@@ -36,11 +36,13 @@ type plan struct {
 	Pods                       []int // for lists and relist
 	Shims                      []int // containers of the pods whose shims are measured, and nothing else
 	Density                    []int // pods of the nodes that are measured, and nothing else
+	Streams                    int   // MB of the transfers that are measured, and nothing else
 	Restarts                   int   // of a runtime with so many pods
 	Relist, Idle, Probing      time.Duration
 	RelistRounds               int
 	LogRounds, LogLines        int
-	JSON, SVG, Load, History   string // files
+	JSON, SVG, Load            string // files
+	Page, History              string
 	Check                      bool
 	OnlyLoadPause              bool
 	Flags                      string // further flags of berthd
@@ -58,6 +60,7 @@ type runtimePlan struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process without removing pods
 	err := run(ctx, os.Args[1:], os.Stdout)
 	stop()
 	switch {
@@ -126,7 +129,8 @@ func parse(args []string) (*plan, error) {
 	f.StringVar(&pods, "pods", "50", "numbers of pods for lists and relist, for example 50,110; 0 for none")
 	f.StringVar(&shims, "shims", "0", "measure only the shims of pods with these numbers of containers, for example 1,2,4, with --rounds pods of each")
 	f.StringVar(&density, "density", "0", "measure only nodes with these numbers of pods, for example 110,250,500; restarts the runtimes, so only for private ones")
-	f.BoolVar(&p.HostNetwork, "host-network", false, "pods are in the network of the node; --shims implies it")
+	f.IntVar(&p.Streams, "streams", 0, "measure only exec, attach and port-forward with so many MB each, --rounds times")
+	f.BoolVar(&p.HostNetwork, "host-network", false, "pods are in the network of the node; --shims and --streams imply it")
 	f.IntVar(&p.Restarts, "restarts", 5, "restarts of each runtime with --density")
 	f.DurationVar(&p.Relist, "relist", 30*time.Second, "duration of a kubelet's relist calls, 0 to skip them")
 	f.IntVar(&p.RelistRounds, "relist-rounds", 3, "number of measurements of that duration")
@@ -138,6 +142,7 @@ func parse(args []string) (*plan, error) {
 	f.IntVar(&p.LogLines, "log-lines", 1_000_000, "lines of 100 bytes that each of these prints")
 	f.StringVar(&p.JSON, "json", "", "file to write all samples to")
 	f.StringVar(&p.SVG, "svg", "", "file to write a chart to")
+	f.StringVar(&p.Page, "page", "", "Markdown page that has a place for the report, such as contrib/docs/bench.md; the chart is written beside it")
 	f.StringVar(&p.Load, "again", "", "file written by --json to report again, without measuring")
 	f.StringVar(&p.History, "history", "", "file with one line per run; the run is compared with the last one of the same machine, Engine and settings, and added")
 	f.BoolVar(&p.Check, "check", false, "fail, and do not add the run to the history, if a row is worse than in the history by more than both spreads")
@@ -162,7 +167,7 @@ func parse(args []string) (*plan, error) {
 
 // complete adds the peers.
 func (p *plan) complete(n named) (err error) {
-	p.HostNetwork = p.HostNetwork || len(p.Shims) > 0
+	p.HostNetwork = p.HostNetwork || len(p.Shims) > 0 || p.Streams > 0
 	p.Berth.Image, p.Berth.Engine, p.Berth.HostNetwork = p.Image, p.Docker, p.HostNetwork
 	for _, text := range n.peers {
 		name, socket, ok := strings.Cut(text, "=")
@@ -227,13 +232,21 @@ func (p *plan) verify() error {
 			return fmt.Errorf("--%s %q: want unix:///path", name, socket)
 		}
 	}
+	modes := 0
+	for _, chosen := range []bool{len(p.Shims) > 0, len(p.Density) > 0, p.Streams > 0} {
+		if chosen {
+			modes++
+		}
+	}
 	switch {
 	case p.Check && p.History == "":
 		return errors.New("--check needs --history FILE")
-	case len(p.Shims) > 0 && len(p.Density) > 0:
-		return errors.New("--shims and --density are runs of their own: give one of them")
-	case len(p.Shims) > 0 && p.Rounds == 0:
-		return errors.New("--shims needs --rounds of at least 1")
+	case modes > 1:
+		return errors.New("--shims, --density and --streams are runs of their own: give one of them")
+	case (len(p.Shims) > 0 || p.Streams > 0) && p.Rounds == 0:
+		return errors.New("--shims and --streams need --rounds of at least 1")
+	case p.Streams < 0:
+		return fmt.Errorf("--streams %d: want at least 0", p.Streams)
 	}
 	return nil
 }

@@ -87,6 +87,8 @@ func measure(ctx context.Context, p *plan, progress io.Writer) (_ *Report, err e
 		phases = []func(context.Context, []*cri) error{b.shims}
 	case len(p.Density) > 0:
 		phases = []func(context.Context, []*cri) error{b.scales}
+	case p.Streams > 0:
+		phases = []func(context.Context, []*cri) error{b.streams}
 	}
 	for _, phase := range phases {
 		if err := phase(ctx, runtimes); err != nil {
@@ -268,9 +270,10 @@ func (b *bench) lifecycle(ctx context.Context, s side, name string) (err error) 
 
 // cleanUp removes pods after a failure, also if ctx has ended.
 func (b *bench) cleanUp(ctx context.Context, s side, err *error, pods ...*pod) {
-	if *err == nil {
+	if *err == nil || len(pods) == 0 {
 		return
 	}
+	b.say("removing %d pods of %s after an error or signal", len(pods), s.name())
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute+time.Duration(len(pods))*time.Second)
 	defer cancel()
 	left := make([]error, len(pods))

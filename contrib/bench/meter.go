@@ -101,13 +101,22 @@ func isShimOf(line, addresses []string) bool {
 // A meter adds up the CPU of workers, also of shims that begin or end between its readings.
 type meter struct {
 	workers
-	withChildren bool // count children that have ended, such as the low-level runtime
-	first, last  map[process]float64
+	children    children
+	first, last map[process]float64
 }
 
+// children are those whose CPU counts once they have ended.
+type children int
+
+const (
+	noChildren    children = iota
+	helpers                // of the adapter, dockerd and containerd, such as CNI plugins and socat
+	allOfTheStart          // also of shims: the low-level runtime, and processes of containers that have ended
+)
+
 // newMeter makes the first reading.
-func newMeter(w workers, withChildren bool) (*meter, error) {
-	m := &meter{workers: w, withChildren: withChildren, last: map[process]float64{}}
+func newMeter(w workers, c children) (*meter, error) {
+	m := &meter{workers: w, children: c, last: map[process]float64{}}
 	err := m.read()
 	m.first = maps.Clone(m.last)
 	return m, err
@@ -115,7 +124,7 @@ func newMeter(w workers, withChildren bool) (*meter, error) {
 
 func (m *meter) read() error {
 	for _, p := range m.named {
-		seconds, err := p.cpu(m.withChildren)
+		seconds, err := p.cpu(m.children >= helpers)
 		if err != nil {
 			return fmt.Errorf("CPU: %w", err)
 		}
@@ -126,7 +135,7 @@ func (m *meter) read() error {
 		return err
 	}
 	for _, p := range shims {
-		if seconds, err := p.cpu(m.withChildren); err == nil { // an error: it has ended
+		if seconds, err := p.cpu(m.children == allOfTheStart); err == nil { // an error: it has ended
 			m.last[p] = seconds
 		}
 	}

@@ -20,6 +20,7 @@ type Report struct {
 	Machine  string            `json:"machine"`
 	Kind     string            `json:"kind"` // of machine
 	Engine   string            `json:"engine"`
+	Mode     string            `json:"mode"`     // bench, shims, density or streams
 	Settings string            `json:"settings"` // runs with others are not compared
 	Sides    map[string]string `json:"sides"`    // their descriptions
 	Order    []string          `json:"order"`    // of the sides
@@ -40,19 +41,23 @@ func newReport(p *plan) *Report {
 	if len(p.Pods) > 0 {
 		r.Pods = p.Pods[0]
 	}
-	r.Settings = p.settings()
+	r.Mode, r.Settings = p.settings()
 	return r
 }
 
 // settings describes what of a plan changes the values.
-func (p *plan) settings() string {
-	parts := []string{fmt.Sprintf("%d rounds, %d bursts of %d pods, %d at a time, %v pods, relist %v x %d, idle %v of %d, probes %v of %d, logs %d x %d",
-		p.Rounds, p.Bursts, p.Burst, p.Parallel, p.Pods, p.Relist, p.RelistRounds, p.Idle, p.IdleContainers, p.Probing, p.ProbesEach, p.LogRounds, p.LogLines)}
+func (p *plan) settings() (mode, settings string) {
+	var parts []string
 	switch {
 	case len(p.Shims) > 0:
-		parts = []string{fmt.Sprintf("shims of %d pods of %v containers", p.Rounds, p.Shims)}
+		mode, parts = "shims", []string{fmt.Sprintf("shims of %d pods of %v containers", p.Rounds, p.Shims)}
 	case len(p.Density) > 0:
-		parts = []string{fmt.Sprintf("density %v, %d restarts, relist %v x %d", p.Density, p.Restarts, p.Relist, p.RelistRounds)}
+		mode, parts = "density", []string{fmt.Sprintf("density %v, %d restarts, relist %v x %d", p.Density, p.Restarts, p.Relist, p.RelistRounds)}
+	case p.Streams > 0:
+		mode, parts = "streams", []string{fmt.Sprintf("streams of %d MB, %d rounds", p.Streams, p.Rounds)}
+	default:
+		mode, parts = "bench", []string{fmt.Sprintf("%d rounds, %d bursts of %d pods, %d at a time, %v pods, relist %v x %d, idle %v of %d, probes %v of %d, logs %d x %d",
+			p.Rounds, p.Bursts, p.Burst, p.Parallel, p.Pods, p.Relist, p.RelistRounds, p.Idle, p.IdleContainers, p.Probing, p.ProbesEach, p.LogRounds, p.LogLines)}
 	}
 	if p.HostNetwork {
 		parts = append(parts, "host network")
@@ -60,7 +65,7 @@ func (p *plan) settings() string {
 	if p.Flags != "" {
 		parts = append(parts, p.Flags)
 	}
-	return strings.Join(parts, "; ")
+	return mode, strings.Join(parts, "; ")
 }
 
 // add adds one sample.
@@ -216,7 +221,10 @@ func (r *Report) write(out io.Writer) error {
 	if r.Settings != "" {
 		fmt.Fprintf(out, "%s\n", r.Settings)
 	}
-	fmt.Fprintf(out, "Medians; lists and relist with %d pods of one container. Ratios are medians of pairs with their spread (contrib/docs/bench.md);\n±? is for fewer than %d pairs.\n\n", r.Pods, minPairs)
+	if r.mode() == "bench" {
+		fmt.Fprintf(out, "Lists and relist are with %d pods of one container. ", r.Pods)
+	}
+	fmt.Fprintf(out, "Values are medians, ratios are medians of pairs\nwith their spread (contrib/docs/bench.md); ±? is for fewer than %d pairs.\n\n", minPairs)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\t\t%s", strings.Join(sides, "\t"))
 	for _, side := range r.others() {
@@ -262,21 +270,26 @@ func (r *Report) write(out io.Writer) error {
 
 // writeRow prints the medians and ratios of a row.
 func (r *Report) writeRow(w io.Writer, row *Row) {
-	fmt.Fprintf(w, "%s\t%s", r.title(row), row.Unit)
+	fmt.Fprintf(w, "%s\t%s\t%s", r.title(row), row.Unit, strings.Join(r.cells(row), "\t"))
+}
+
+// cells returns the medians of a row and then the ratios.
+func (r *Report) cells(row *Row) (cells []string) {
 	for _, side := range r.columns() {
 		text := "-"
 		if m, ok := row.median(side); ok {
 			text = number(m)
 		}
-		fmt.Fprint(w, "\t"+text)
+		cells = append(cells, text)
 	}
 	for _, side := range r.others() {
 		text := ""
 		if c, ok := row.compare(side); ok {
 			text = c.text()
 		}
-		fmt.Fprint(w, "\t"+text)
+		cells = append(cells, text)
 	}
+	return cells
 }
 
 // writeAll writes the table, and the files that p names.
@@ -290,6 +303,11 @@ func (r *Report) writeAll(p *plan, out io.Writer) error {
 			return err
 		}
 		if err := os.WriteFile(p.JSON, append(data, '\n'), 0o644); err != nil {
+			return err
+		}
+	}
+	if p.Page != "" {
+		if err := r.writePage(p.Page); err != nil {
 			return err
 		}
 	}

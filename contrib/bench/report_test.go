@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -133,5 +135,50 @@ func TestCgroupsAreParsed(t *testing.T) {
 	text := "5:pids:/docker/" + id + "\n0::/system.slice/docker-" + id + ".scope\n1:name=systemd:/\n"
 	if got := containerIDs(text); !cmp.Equal(got, []string{id, id}) {
 		t.Errorf("got %v", got)
+	}
+}
+
+func TestPageGetsTableAndChart(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "bench.md")
+	const begin, end = "<!-- results of bench, written by contrib/bench --page -->", "<!-- end of the results of bench -->"
+	if err := os.WriteFile(page, []byte("# Before\n"+begin+"old\n"+end+"\nafter\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := sample()
+	for range 2 { // the second time replaces the first
+		if err := r.writePage(page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"# Before\n" + begin, "containerd is another & more. ", "Settings: 20 rounds.", "| " + rowRun + " | ms | 250 | 270 | 600 | 540 | 1 ±0.3 |", "![bench](bench-bench.svg)\n\n" + end + "\nafter\n"} {
+		if strings.Count(string(text), want) != 1 {
+			t.Errorf("%q is not there once in\n%s", want, text)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(page), "bench-bench.svg")); err != nil {
+		t.Error(err)
+	}
+	r.Mode = "density"
+	if err := r.writePage(page); err == nil || !strings.Contains(err.Error(), "has no place for the results of density") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The documentation has a place for the results of each mode.
+func TestDocumentationHasPlacesForResults(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "docs", "bench.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []string{"bench", "shims", "density", "streams"} {
+		for _, mark := range []string{beginMark, endMark} {
+			if want := fmt.Sprintf(mark, mode); !strings.Contains(string(text), want) {
+				t.Errorf("no line %q", want)
+			}
+		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -53,6 +54,19 @@ const (
 	rowNodePod    = "PSS of the node per pod"
 )
 
+// Names of the rows of runs with --streams.
+const (
+	rowStdout  = "exec, stdout"
+	rowStdin   = "exec, stdin"
+	rowAttach  = "attach, stdout"
+	rowForward = "port-forward, from the pod"
+)
+
+var streamRows = []string{rowStdout, rowStdin, rowAttach, rowForward}
+
+// cpuOf is the row with the CPU of a row with a throughput.
+func cpuOf(row string) string { return "CPU of " + row }
+
 func rowMemory(pods int) string      { return fmt.Sprintf("resident memory, %d pods", pods) }
 func at(row string, pods int) string { return fmt.Sprintf("%s, %d pods", row, pods) }
 func of(row, process string) string  { return row + " / " + process }
@@ -84,6 +98,10 @@ func unitOf(row string) string {
 		return ""
 	case whole == rowLogs:
 		return "CPU s"
+	case slices.Contains(streamRows, whole):
+		return "MB/s"
+	case slices.ContainsFunc(streamRows, func(row string) bool { return whole == cpuOf(row) }):
+		return "CPU s/GB"
 	case strings.HasPrefix(whole, rowRelist), whole == rowEmpty, whole == rowIdle, whole == rowProbes:
 		return "% of a core"
 	case isMemory(row):

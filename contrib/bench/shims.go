@@ -11,58 +11,50 @@ import (
 // CNI plugins do not differ between the sides.
 func (b *bench) shims(ctx context.Context, _ []*cri) error {
 	for _, n := range b.Shims {
-		b.say("%d pods of %d containers on each side, one after the other", b.Rounds, n)
-		if err := b.shimsOf(ctx, n); err != nil {
-			return err
+		b.say("%d pods on each side, one after the other; containers of each: %d", b.Rounds, n)
+		for round := range b.Rounds + 1 { // the first is not counted, as it includes one-time work
+			for _, s := range b.rotated(round) {
+				if err := b.startOnce(ctx, s, n, round); err != nil {
+					return err
+				}
+			}
 		}
-	}
-	return nil
-}
-
-// shimsOf measures pods of n containers.
-func (b *bench) shimsOf(ctx context.Context, n int) (err error) {
-	pods := map[side][]*pod{}
-	defer func() {
-		for s, all := range pods {
-			b.cleanUp(ctx, s, &err, all...)
-		}
-	}()
-	for _, s := range b.sides { // a pod that is not measured, as the first one includes one-time work
-		if err := b.startMany(ctx, s, pods, n, "warm", false); err != nil {
-			return err
-		}
-	}
-	for round := range b.Rounds {
-		for _, s := range b.rotated(round) {
-			if err := b.startMany(ctx, s, pods, n, fmt.Sprint(round), true); err != nil {
+		// Shims share the pages of their program, so no other side may have any.
+		for _, s := range b.sides {
+			if err := b.shimsOf(ctx, s, n); err != nil {
 				return err
 			}
 		}
 	}
-	if err := wait(ctx, measureDelay); err != nil {
-		return err
-	}
-	for _, s := range b.sides {
-		if err := b.countShims(s, n, pods[s]); err != nil {
-			return err
-		}
-		if err := b.removeAll(ctx, s, pods[s]); err != nil {
-			return err
-		}
-		delete(pods, s)
-	}
 	return nil
 }
 
-// startMany starts a pod of n containers.
-func (b *bench) startMany(ctx context.Context, s side, pods map[side][]*pod, n int, name string, counts bool) error {
-	p := &pod{name: fmt.Sprintf("shims-%d-%s", n, name)}
-	pods[s] = append(pods[s], p)
-	m, err := newMeter(s.cost(), true)
+// startOnce measures the start of a pod of n containers.
+func (b *bench) startOnce(ctx context.Context, s side, n, round int) (err error) {
+	p := &pod{name: fmt.Sprintf("start-%d-%d", n, round)}
+	defer func() { b.cleanUp(ctx, s, &err, p) }()
+	m, err := newMeter(s.cost(), allOfTheStart)
 	if err != nil {
 		return err
 	}
 	begin := time.Now()
+	if err := startMany(ctx, s, p, n); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	if err := m.read(); err != nil {
+		return err
+	}
+	if round > 0 {
+		b.report.add(each(rowPodStart, n), s.name(), float64(took)/float64(time.Millisecond))
+		_, sum := m.used()
+		b.report.add(each(rowPodCPU, n), s.name(), sum*1000)
+	}
+	return removePod(ctx, s, *p)
+}
+
+// startMany starts a pod of n containers.
+func startMany(ctx context.Context, s side, p *pod, n int) (err error) {
 	if p.sandbox, err = s.run(ctx, p.name); err != nil {
 		return fmt.Errorf("start a pod of %s: %w", s.name(), err)
 	}
@@ -71,19 +63,32 @@ func (b *bench) startMany(ctx context.Context, s side, pods map[side][]*pod, n i
 			return fmt.Errorf("start a container of %s: %w", s.name(), err)
 		}
 	}
-	took := time.Since(begin)
-	if err := m.read(); err != nil || !counts {
+	return nil
+}
+
+// shimsOf measures the shims of as many pods of n containers as there are rounds.
+func (b *bench) shimsOf(ctx context.Context, s side, n int) (err error) {
+	var pods []*pod
+	defer func() { b.cleanUp(ctx, s, &err, pods...) }()
+	for i := range b.Rounds {
+		p := &pod{name: fmt.Sprintf("shims-%d-%d", n, i)}
+		pods = append(pods, p)
+		if err := startMany(ctx, s, p, n); err != nil {
+			return err
+		}
+	}
+	if err := wait(ctx, measureDelay); err != nil {
 		return err
 	}
-	b.report.add(each(rowPodStart, n), s.name(), float64(took)/float64(time.Millisecond))
-	_, sum := m.used()
-	b.report.add(each(rowPodCPU, n), s.name(), sum*1000)
-	return nil
+	if err := b.countShims(s, n, pods); err != nil {
+		return err
+	}
+	return b.removeAll(ctx, s, pods)
 }
 
 // countShims adds the shims of each pod of a side, their memory and threads.
 func (b *bench) countShims(s side, n int, pods []*pod) error {
-	for _, p := range pods[1:] { // without that which is not measured
+	for _, p := range pods {
 		inside, err := processesIn(append([]string{p.sandbox}, p.containers...))
 		if err != nil {
 			return err
