@@ -155,6 +155,7 @@ code=0
 	--json "$out/$name.json" --svg "$out/$name.svg" "$@" || code=$?
 case $code in
 0 | 2) say "all samples are in $out/$name.json, a chart in $out/$name.svg, and the history is ${history[1]}" ;;
+130) ;;
 *) tail -n 20 "$w"/*/log >&2 2>/dev/null || true ;;
 esac
 exit "$code"

@@ -68,6 +68,9 @@ func main() {
 	case errors.Is(err, errWorse):
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(2)
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(os.Stderr, "bench: interrupted:", err)
+		os.Exit(130) // as a shell reports Ctrl-C
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

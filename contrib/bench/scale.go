@@ -58,15 +58,9 @@ func (b *bench) scale(ctx context.Context, c *cri) (err error) {
 		if err := b.memory(ctx, rowMemory(n), c); err != nil {
 			return err
 		}
-		parts, sum, err := node(c, pods)
-		if err != nil {
+		if err := b.nodeMemory(ctx, c, pods, empty); err != nil {
 			return err
 		}
-		b.report.add(at(rowNode, n), c.label, sum)
-		for _, name := range slices.Sorted(maps.Keys(parts)) {
-			b.report.add(of(at(rowNode, n), name), c.label, parts[name])
-		}
-		b.report.add(at(rowNodePod, n), c.label, (sum-empty)/float64(n))
 		if err := b.relists(ctx, at(rowRelist, n), c); err != nil {
 			return err
 		}
@@ -78,6 +72,26 @@ func (b *bench) scale(ctx context.Context, c *cri) (err error) {
 		}
 	}
 	return b.removeAll(ctx, c, pods)
+}
+
+// nodeMemory measures the memory of a node with pods, and how much of it is for one of them: without them it was empty.
+func (b *bench) nodeMemory(ctx context.Context, c *cri, pods []*pod, empty float64) error {
+	n := len(pods)
+	for range memorySamples {
+		parts, sum, err := node(c, pods)
+		if err != nil {
+			return err
+		}
+		b.report.add(at(rowNode, n), c.label, sum)
+		for _, name := range slices.Sorted(maps.Keys(parts)) {
+			b.report.add(of(at(rowNode, n), name), c.label, parts[name])
+		}
+		b.report.add(at(rowNodePod, n), c.label, (sum-empty)/float64(n))
+		if err := wait(ctx, memoryInterval); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // node returns the memory of a node in MiB: of the processes of a side, its shims, and the first processes of its sandboxes. That of
