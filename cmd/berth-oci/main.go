@@ -190,6 +190,11 @@ func create(call *argv.Invocation, dir string) (next creation, err error) {
 	if err := apply(s, i); err != nil {
 		return next, fmt.Errorf("instructions of container %.64s: %w", call.ID, err)
 	}
+	if i.Restore != nil {
+		if err := restore.Configure(s, i.Restore); err != nil {
+			return next, fmt.Errorf("restore container %.64s: %w", call.ID, err)
+		}
+	}
 	if text, err = s.Marshal(); err != nil {
 		return next, err
 	}

@@ -70,14 +70,43 @@ func Prepare(call *argv.Invocation, s *spec.Spec, r *ociedit.Restore) (args []st
 	if call.NoPivot {
 		args = append(args, "--no-pivot")
 	}
-	if unified, err := isUnified(); err != nil {
-		return nil, err
-	} else if unified {
-		// CRIU makes the processes in its own cgroup, in which runc has put it, and moves them to that of the checkpointed
-		// container then, with none of the new one's limits. With cgroup v1 runc says which cgroup takes its place (CgRoot).
-		args = append(args, "--manage-cgroups-mode", "ignore")
-	}
 	return append(append(args, s.RestoreFlags()...), call.ID), nil
+}
+
+const (
+	// configFile is what CRIU reads besides its arguments, and runcConfig what it would read without the annotation.
+	configFile, runcConfig = "criu.conf", "/etc/criu/runc.conf"
+	// configAnnotation names it (handleCriuConfigurationFile in runc's libcontainer).
+	configAnnotation = "org.criu.config"
+	// ignoreCgroups keeps the processes in the cgroup of CRIU.
+	ignoreCgroups = "manage-cgroups=ignore\n"
+)
+
+// Configure has CRIU leave the processes in its own cgroup, in which runc has put it. It would move them to that of the checkpointed
+// container, with none of the new one's limits. With cgroup v1 runc says which cgroup takes its place (CgRoot); with cgroup v2 it
+// does not, and before 1.3 it does not pass the mode "ignore" on. So CRIU gets it by a file, which the annotations of s name.
+func Configure(s *spec.Spec, r *ociedit.Restore) error {
+	unified, err := isUnified()
+	if err != nil || !unified {
+		return err
+	}
+	dir, err := open(r.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // as Prepare says
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	text, err := os.ReadFile(runcConfig)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	path := filepath.Join(r.Dir, configFile)
+	if err := os.WriteFile(path, append(append(text, '\n'), ignoreCgroups...), 0o600); err != nil {
+		return err
+	}
+	return s.Annotate(configAnnotation, path)
 }
 
 // isUnified reports whether the node has cgroup v2.

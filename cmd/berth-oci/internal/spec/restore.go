@@ -23,6 +23,16 @@ var capabilities = strings.Fields(`CAP_CHOWN CAP_DAC_OVERRIDE CAP_DAC_READ_SEARC
 // restrictions are the options of mounts that take something away. CRIU gives a mount those of the checkpoint.
 var restrictions = []string{"ro", "rro", "nosuid", "nodev", "noexec", "rnosuid", "rnodev", "rnoexec"}
 
+// Annotate sets an annotation.
+func (s *Spec) Annotate(name, value string) error {
+	annotations, err := s.object("annotations")
+	if err != nil {
+		return err
+	}
+	annotations[name] = value
+	return nil
+}
+
 // FitsCheckpoint returns an error if the container of a checkpoint would get something else from CRIU than s says: more privileges, or
 // other mounts and namespaces.
 func (s *Spec) FitsCheckpoint(r *ociedit.Restore) error {
