@@ -84,7 +84,7 @@ const (
 
 // Configure has CRIU leave the processes in its own cgroup, in which runc has put it. It would move them to that of the checkpointed
 // container, with none of the new one's limits. With cgroup v1 runc says which cgroup takes its place (CgRoot); with cgroup v2 it
-// does not, and before 1.3 it does not pass the mode "ignore" on. So CRIU gets it by a file, which the annotations of s name.
+// does not, and 1.2 and older do not pass the mode "ignore" on. So CRIU gets it by a file, which the annotations of s name.
 func Configure(s *spec.Spec, r *ociedit.Restore) error {
 	unified, err := isUnified()
 	if err != nil || !unified {
