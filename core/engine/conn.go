@@ -20,17 +20,15 @@ const MinAPI = "1.41"
 const (
 	dialTimeout = 10 * time.Second
 	pingTimeout = 2 * time.Second
-	// livenessWindow is how long an Engine that has answered a call is taken to be alive.
-	// The kubelet and berthd itself ask all the time, and a ping costs both sides more than
-	// most of berthd's own answers.
+	// livenessWindow is how long an Engine that has answered a call is taken to be alive. The kubelet and berthd itself ask all the time,
+	// and a ping costs both sides more than most of berthd's own answers.
 	livenessWindow = 3 * time.Second
 )
 
 // A Conn is one connection to one Engine: a client with a negotiated API version, and the
 // Features of that Engine. After a break there is a new one.
 //
-// All calls of the client go through the package's transport and have a deadline; do not
-// create other clients.
+// All calls of the client go through the package's transport and have a deadline; do not create other clients.
 type Conn struct {
 	*client.Client
 	Features Features
@@ -89,15 +87,13 @@ func (c *Conn) OOMFloor() int { return int(c.oomFloor.Load()) }
 // RaiseOOMFloor sets OOMFloor, after a start with a lower oom_score_adj has failed.
 func (c *Conn) RaiseOOMFloor(score int) { c.oomFloor.Store(int64(score)) }
 
-// WithRequestTimeout returns ctx with the timeout of short calls, for several calls that
-// are to be short together.
+// WithRequestTimeout returns ctx with the timeout of short calls, for several calls that are to be short together.
 func (c *Conn) WithRequestTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, c.timeout)
 }
 
-// Get makes the call GET path, which begins with an API version, for what the client has no method,
-// to an Engine at a Unix socket.
-// The caller closes the body.
+// Get makes the call GET path, which begins with an API version, for what the client has no method, to an Engine at a Unix socket. The
+// caller closes the body.
 func (c *Conn) Get(ctx context.Context, path string) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker"+path, http.NoBody)
 	if err != nil {
@@ -106,8 +102,7 @@ func (c *Conn) Get(ctx context.Context, path string) (*http.Response, error) {
 	return c.HTTPClient().Do(r)
 }
 
-// Alive returns nil if the Engine has answered a call within the last three seconds or
-// answers a ping now, and else the error of the ping.
+// Alive returns nil if the Engine has answered a call within the last three seconds or answers a ping now, and else the error of the ping.
 func (c *Conn) Alive(ctx context.Context) error {
 	if c.transport != nil && time.Since(time.Unix(0, c.transport.lastResponse.Load())) < livenessWindow {
 		return nil

@@ -1,10 +1,9 @@
 // Package engine connects to the Docker Engine: it dials, negotiates an API version, finds
 // out the Engine's features, and notices when the Engine goes away and comes back.
 //
-// Its main types are Engine, which Run keeps connected, and Conn, one connection. A Conn
-// embeds the client of github.com/docker/docker/client; other packages call its methods and
-// never create a client of their own. So every call goes through one transport (see
-// transport.go), which gives it a deadline by its class besides the caller's:
+// Its main types are Engine, which Run keeps connected, and Conn, one connection. A Conn embeds the client of
+// github.com/docker/docker/client; other packages call its methods and never create a client of their own. So every call goes through one
+// transport (see transport.go), which gives it a deadline by its class besides the caller's:
 //
 //   - short, the default: Config.Timeout until the response is complete;
 //   - slow (container create, disk usage): 15 minutes;
@@ -116,9 +115,8 @@ func New(cfg Config, log *slog.Logger) (*Engine, error) {
 	return e, nil
 }
 
-// hostOption sets the host, or takes it from the environment if it is empty. For a host on
-// the network it takes the TLS certificates from the environment. It takes nothing else
-// from there: a DOCKER_API_VERSION must not override the negotiation.
+// hostOption sets the host, or takes it from the environment if it is empty. For a host on the network it takes the TLS certificates from
+// the environment. It takes nothing else from there: a DOCKER_API_VERSION must not override the negotiation.
 func hostOption(host string) client.Opt {
 	return func(c *client.Client) error {
 		var opts []client.Opt

@@ -122,6 +122,29 @@ func TestFeaturesThatAreOlderThanAReloadAreReadAgain(t *testing.T) {
 	})
 }
 
+// Docker 23 and newer read their configuration first, and the time some milliseconds later.
+func TestFeaturesOfTheMomentOfAReloadAreReadAgain(t *testing.T) {
+	t.Parallel()
+	e := enginetest.New(t)
+	docker := e.Connect(t)
+	stale := 1
+	e.Reload(func(i *system.Info) {
+		if stale--; stale >= 0 {
+			i.SystemTime = time.Now().UTC().Format(time.RFC3339Nano)
+			return
+		}
+		i.Runtimes["new"] = system.RuntimeWithStatus{}
+	})
+	enginetest.Until(t, "the runtime is not in the features", func() bool {
+		conn, err := docker.Conn()
+		if err != nil {
+			t.Fatalf("no connection: %v", err)
+		}
+		_, ok := conn.Features.Runtimes["new"]
+		return ok
+	})
+}
+
 func TestReloadWhileFeaturesAreReadIsNotMissed(t *testing.T) {
 	t.Parallel()
 	e := enginetest.New(t)

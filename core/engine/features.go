@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/api/types/versions"
@@ -60,15 +61,13 @@ type Features struct {
 	Premounts    bool
 	OtherMountNS int // PID of the Engine if it is known to run in another mount namespace than berthd
 
-	// LowestOOMScore is the lowest oom_score_adj that the Engine can give a container, as
-	// far as can be found out without a start.
+	// LowestOOMScore is the lowest oom_score_adj that the Engine can give a container, as far as can be found out without a start.
 	LowestOOMScore int
 }
 
 // A Runtime is one of the Engine's OCI runtimes.
 type Runtime struct {
-	// RecursiveReadOnly reports that the runtime, the Engine and the kernel can make a mount
-	// read-only with all mounts below it.
+	// RecursiveReadOnly reports that the runtime, the Engine and the kernel can make a mount read-only with all mounts below it.
 	RecursiveReadOnly bool
 	// RuncShim reports that containerd runs it, a program like runc, with its shim for runc.
 	RuncShim     bool
@@ -76,9 +75,9 @@ type Runtime struct {
 	Instructions string // names.InstructionsDir; "" for runtimes other than berth's own
 }
 
-// probeFeatures reads the features of the Engine behind c, which listens at host. readAt is
-// the time of that by the Engine's own clock.
+// probeFeatures reads the features of the Engine behind c, which listens at host. readAt is a time before that by the Engine's own clock.
 func probeFeatures(ctx context.Context, c *client.Client, host string) (f Features, readAt string, err error) {
+	start := time.Now()
 	info, err := c.Info(ctx)
 	if err != nil {
 		return Features{}, "", fmt.Errorf("docker info: %w", err)
@@ -101,11 +100,15 @@ func probeFeatures(ctx context.Context, c *client.Client, host string) (f Featur
 			f.Premounts, f.OtherMountNS = false, pid
 		}
 	}
-	return f, info.SystemTime, nil
+	readAt = info.SystemTime
+	// The configuration was read before that: Docker >= 23 counts its images in between (SystemInfo in daemon/info.go).
+	if at, err := time.Parse(time.RFC3339Nano, readAt); err == nil {
+		readAt = at.Add(-2*time.Since(start) - 100*time.Millisecond).Format(time.RFC3339Nano)
+	}
+	return f, readAt, nil
 }
 
-// newFeatures derives the features of an Engine from its GET /info and the negotiated API
-// version.
+// newFeatures derives the features of an Engine from its GET /info and the negotiated API version.
 func newFeatures(info system.Info, api string) Features {
 	since := func(v string) bool { return versions.GreaterThanOrEqualTo(api, v) }
 	f := Features{
@@ -171,8 +174,7 @@ func newFeatures(info system.Info, api string) Features {
 			Instructions:      names.InstructionsDir(rt.Path, rt.Args),
 		}
 	}
-	// CDI is on by default since API 1.50 (Docker 28.2). Before, the Engine reports its
-	// directories only with features.cdi in daemon.json.
+	// CDI is on by default since API 1.50 (Docker 28.2). Before, the Engine reports its directories only with features.cdi in daemon.json.
 	f.CDI, f.CDISpecDirs = len(info.CDISpecDirs) > 0, info.CDISpecDirs
 	return f
 }
