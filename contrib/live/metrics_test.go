@@ -73,7 +73,7 @@ func TestMetricsMatchTheKernel(t *testing.T) {
 		awk 'BEGIN { s = sprintf("%33554432s", ""); while (1) system("sleep 1000") }' &
 		(while :; do echo x | nc -l -p 9999 >/dev/null; done) &
 		while :; do i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; sleep 0.05; done`)
-	order.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 256 * mib, MemorySwapLimitInBytes: 256 * mib}
+	order.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 512, MemoryLimitInBytes: 256 * mib, MemorySwapLimitInBytes: 256 * mib}
 	began := time.Now()
 	id := n.create(pod, config, order)
 	n.exec(id, "sh", "-c", "ping -c 50 -i 0.01 -s 10000 10.87.0.1 >/dev/null")
@@ -95,7 +95,7 @@ func TestMetricsMatchTheKernel(t *testing.T) {
 		"container_memory_working_set_bytes" + inside + "}":                                      {used.GetMemory().GetWorkingSetBytes().GetValue(), mib},
 		"container_memory_rss" + inside + "}":                                                    {used.GetMemory().GetRssBytes().GetValue(), mib},
 		"container_spec_memory_limit_bytes" + inside + "}":                                       {256 * mib, 0},
-		"container_spec_cpu_quota" + inside + "}":                                                {50000, 0},
+		"container_spec_cpu_quota" + inside + "}":                                                {20000, 0},
 		"container_spec_cpu_shares" + inside + "}":                                               {512, 0},
 		"container_start_time_seconds" + inside + "}":                                            {uint64(began.Unix()), 10},
 		"container_last_seen" + inside + "}":                                                     {uint64(time.Now().Unix()), 3},

@@ -168,7 +168,7 @@ func (p *pair) build(img enginetest.Image, tag string) {
 	p.engine.Event(events.Message{Type: events.ImageEventType, Action: events.ActionTag, Actor: events.Actor{ID: id, Attributes: map[string]string{"name": tag}}})
 }
 
-var operations = flag.Int("operations", 100, "number of operations of TestImagesFromMemoryEqualThoseOfTheEngine")
+var operations = flag.Int("operations", 30, "number of operations of TestImagesFromMemoryEqualThoseOfTheEngine")
 
 // Random operations change the images of an Engine through the service, with Docker's client, and without
 // any event that arrives. What the service has done is in its next answer; what others have done is soon.
