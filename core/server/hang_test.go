@@ -213,7 +213,8 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 			}
 			request := fresh()
 			h.engine.ResetCalls()
-			if _, _, err := h.call(name, request); err != nil && !slices.Contains(withRuntime, name) { // the fake Engine's processes have no OCI runtime
+			usual, _, err := h.call(name, request)
+			if err != nil && !slices.Contains(withRuntime, name) { // the fake Engine's processes have no OCI runtime
 				t.Fatalf("it fails while Docker answers: %v", err)
 			}
 			needed := slices.DeleteFunc(h.engine.Called(), func(route string) bool {
@@ -235,6 +236,7 @@ func TestHungDockerIsUnavailable(t *testing.T) {
 				code, took, err := h.callWithin(timeout, name, request)
 				switch {
 				case code == codes.OK && took < callTimeout, code == codes.Unavailable && took < callTimeout:
+				case code == usual && took < callTimeout && len(routes) == 1: // this time it did not need the call: images may be in memory
 				case code == codes.DeadlineExceeded && mayOutlastCaller(name, routes):
 				case name == "PullImage" && strings.Contains(err.Error(), "RegistryUnavailable"): // for all that is known
 				default:
