@@ -180,10 +180,6 @@ func (e *Engine) Client(t testing.TB) *client.Client {
 		}
 	})
 	c.NegotiateAPIVersion(t.Context())
-	// A connection that is kept may be closed by Stop in the moment of the next request, which is not repeated if it is no GET.
-	if transport, ok := c.HTTPClient().Transport.(*http.Transport); ok {
-		transport.DisableKeepAlives = true
-	}
 	return c
 }
 
