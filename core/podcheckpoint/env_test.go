@@ -233,7 +233,7 @@ func pod(name string) *runtimeapi.PodSandboxConfig {
 
 func ctr(name string) *runtimeapi.ContainerConfig {
 	return &runtimeapi.ContainerConfig{
-		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "server"}, Args: []string{"up"}, WorkingDir: "/work/",
+		Metadata: &runtimeapi.ContainerMetadata{Name: name}, Image: &runtimeapi.ImageSpec{Image: "server"}, Args: []string{"up"}, WorkingDir: "/srv/",
 		Envs: []*runtimeapi.KeyValue{{Key: "A", Value: []byte("1")}}, Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}, RunAsUser: &runtimeapi.Int64Value{Value: 1000}, RunAsGroup: &runtimeapi.Int64Value{Value: 1001}, SupplementalGroups: []int64{1002},
 		}},
