@@ -255,7 +255,7 @@ func (e *env) run(name string, containers ...string) (id string, ids []string) {
 }
 
 // spec is that of a container that ctr describes.
-const spec = `{"process":{"args":["count","up"],"cwd":"/work","env":["PATH=/bin","A=1"],"user":{"uid":1000,"gid":1001,"additionalGids":[1001,1002]}},"linux":{"namespaces":[{"type":"mount"}]}}`
+const spec = `{"process":{"args":["count","up"],"cwd":"/srv","env":["PATH=/bin","A=1"],"user":{"uid":1000,"gid":1001,"additionalGids":[1001,1002]}},"linux":{"namespaces":[{"type":"mount"}]}}`
 
 // files are those of an archive, of one process without capabilities.
 func files() map[string]string {
