@@ -140,23 +140,37 @@ func (j *job) mounts() ([]ociMount, error) {
 	return spec.Mounts, err
 }
 
-// resume lets the container go on if it is frozen: CRIU does so, unless it is killed.
-func (j *job) resume(ctx context.Context) error {
+// errRemoved is the error of status for a container that the OCI runtime does not know any more.
+var errRemoved = errors.New("the container has been removed")
+
+// status returns what the OCI runtime says of the container.
+func (j *job) status(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, runtimeTimeout)
 	defer cancel()
 	var state struct{ Status string }
 	output, err := j.callRuntime(ctx, "state", j.target.ID)
-	if strings.Contains(output, "does not exist") { // the container has been removed
-		return nil
+	switch {
+	case err != nil && strings.Contains(output, "does not exist"):
+		err = fmt.Errorf("%w: %w", errRemoved, err)
+	case err == nil:
+		err = json.Unmarshal([]byte(output), &state)
 	}
 	if err != nil {
-		return fmt.Errorf("state of the container: %w: %s", err, lastLine(output))
+		return "", fmt.Errorf("state of the container: %w: %s", err, lastLine(output))
 	}
-	if err := json.Unmarshal([]byte(output), &state); err != nil {
-		return fmt.Errorf("state of the container: %w", err)
-	}
-	if state.Status != "paused" {
+	return state.Status, nil
+}
+
+// resume lets the container go on if it is frozen: CRIU does so, unless it is killed.
+func (j *job) resume(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, runtimeTimeout)
+	defer cancel()
+	status, err := j.status(ctx)
+	if errors.Is(err, errRemoved) {
 		return nil
+	}
+	if err != nil || status != "paused" {
+		return err
 	}
 	if output, err := j.callRuntime(ctx, "resume", j.target.ID); err != nil {
 		return fmt.Errorf("resume the container: %w: %s", err, lastLine(output))

@@ -144,21 +144,6 @@ func (c *Checkpointer) beginPod(p *podJob) error {
 	return nil
 }
 
-// status returns what the OCI runtime says of the container.
-func (j *job) status(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, runtimeTimeout)
-	defer cancel()
-	var state struct{ Status string }
-	output, err := j.callRuntime(ctx, "state", j.target.ID)
-	if err == nil {
-		err = json.Unmarshal([]byte(output), &state)
-	}
-	if err != nil {
-		return "", fmt.Errorf("state of the container: %w: %s", err, lastLine(output))
-	}
-	return state.Status, nil
-}
-
 // freeze has the OCI runtime freeze the container. Docker does not notice it.
 func (j *job) freeze(ctx context.Context, inspect Inspector) error {
 	short, cancel := context.WithTimeout(ctx, runtimeTimeout)
@@ -289,20 +274,14 @@ func (c *Checkpointer) undoPod(ctx context.Context, name string, r podRecord, in
 	c.log.Info("undoing a checkpoint of a pod that was interrupted", slog.Any("containers", r.Containers), slog.String("location", r.Output.Path))
 	var errs []error
 	for _, id := range r.Containers {
-		found, err := inspect(ctx, id)
-		if errdefs.IsNotFound(err) || err == nil && (!found.State.Running || found.State.Paused) { // one that was paused with Docker stays paused
-			continue
-		}
-		j := &job{target: Container{ID: id}, name: name, dir: p.dir, dumping: true}
-		if err == nil {
-			j.runtime, err = c.runtimeOf(found.State.Pid, id)
-		}
-		if err != nil {
+		j, err := c.interrupted(ctx, name, id, inspect)
+		switch {
+		case err != nil:
 			errs = append(errs, fmt.Errorf("container %s: %w", id, err)) // the others go on
-			continue
+		case j != nil:
+			j.dumping = true
+			p.jobs = append(p.jobs, j)
 		}
-		j.host = c.hostOf(j.runtime.Shim)
-		p.jobs = append(p.jobs, j)
 	}
 	if err := errors.Join(append(errs, p.resumeInterrupted(ctx), r.Output.Clear())...); err != nil {
 		return err // with the record, so that it is tried again

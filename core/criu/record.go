@@ -108,13 +108,13 @@ func (c *Checkpointer) GC(ctx context.Context, inspect Inspector) error {
 func (c *Checkpointer) undo(ctx context.Context, name string, inspect Inspector) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanTimeout)
 	defer cancel()
-	j := &job{name: name, dir: filepath.Join(c.dir, name)}
+	dir := filepath.Join(c.dir, name)
 	if err := endProcesses(ctx, name); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(filepath.Join(j.dir, recordFile))
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
 	if errors.Is(err, fs.ErrNotExist) { // killed before it was written, and so before CRIU was started
-		return os.RemoveAll(j.dir)
+		return os.RemoveAll(dir)
 	}
 	if err != nil {
 		return err
@@ -127,19 +127,31 @@ func (c *Checkpointer) undo(ctx context.Context, name string, inspect Inspector)
 		return c.undoPod(ctx, name, *r.Pod, inspect)
 	}
 	c.log.Info("undoing a checkpoint that was interrupted", slog.String("container", r.Container))
-	found, err := inspect(ctx, r.Container)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("inspect %s: %w", r.Container, err)
+	j, err := c.interrupted(ctx, name, r.Container, inspect)
+	if err != nil {
+		return err
 	}
-	if err == nil && found.State.Running && !found.State.Paused { // one that was paused with Docker stays paused
-		j.target.ID = r.Container
-		if j.runtime, err = c.runtimeOf(found.State.Pid, r.Container); err != nil {
-			return err
-		}
-		j.host = c.hostOf(j.runtime.Shim)
+	if j != nil {
 		if err := j.resume(ctx); err != nil {
 			return err
 		}
 	}
-	return errors.Join(archive.RemoveTemp(r.Archive), os.RemoveAll(j.dir))
+	return errors.Join(archive.RemoveTemp(r.Archive), os.RemoveAll(dir))
+}
+
+// interrupted returns the job of a container in the checkpoint with the directory name, which a berthd before this one has begun. It is
+// nil for a container that cannot be frozen by it any more.
+func (c *Checkpointer) interrupted(ctx context.Context, name, id string, inspect Inspector) (*job, error) {
+	found, err := inspect(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err), err == nil && (!found.State.Running || found.State.Paused): // one that was paused with Docker stays paused
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("inspect %s: %w", id, err)
+	}
+	runtime, err := c.runtimeOf(found.State.Pid, id)
+	if err != nil {
+		return nil, err
+	}
+	return &job{target: Container{ID: id}, name: name, runtime: runtime, host: c.hostOf(runtime.Shim)}, nil
 }
