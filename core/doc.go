@@ -35,6 +35,7 @@
 //	core/exitlog    core/verbose      log lines of exits; what verbose statuses add
 //	core/image/imagecache             every image in memory
 //	core/image/origin                 which registries have an image
+//	core/image/eventstream            following events over one connection after the other
 //	core/image/foreign                containers outside of pods, and their images
 //	core/cache                        every sandbox and container in memory
 //	core/todocker   core/tocri        pure translation, no I/O; core/limits, core/identity and
@@ -89,6 +90,7 @@
 //	core/broadcast  core/sleep        queues of subscribers; sleep that a context ends
 //	core/quantity                     quantities as Kubernetes writes them
 //	core/atomicfile                   files that are replaced as a whole
+//	core/kernelfile                   small files of the kernel
 //	core/trust                        files that only root can change
 //	core/shorten    core/eventlag     bounded texts of errors; how far the cache is behind events
 //	core/containerd                   the gRPC API of a containerd

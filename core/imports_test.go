@@ -19,7 +19,7 @@ const module = "berth/"
 // the layers below its own. core/doc.go describes them; move a package here only
 // together with that plan.
 var layers = [][]string{
-	{"core/sleep", "core/tracing", "core/httpserver"},
+	{"core/kernelfile", "core/sleep", "core/tracing", "core/httpserver"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/ociedit", "core/ocifeatures", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust", "core/rootdiff"},
 	{"core/blockio", "core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/criu/archive", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/dockerconfig"},
 	{"core/image/mirror", "network/netns", "core/criu"},
@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"network/cnitemplate"},
 	{"core/oom", "network", "streaming"},
 	{"core/engine"},
-	{"core/bandwidth", "core/identity", "core/limits", "core/ociinstall", "core/podpolicy", "core/relabel", "core/tocri"},
+	{"core/bandwidth", "core/identity", "core/image/eventstream", "core/limits", "core/ociinstall", "core/podpolicy", "core/relabel", "core/tocri"},
 	{"core/specedit"},
 	{"core/specfiles", "core/userns"},
 	{"core/todocker", "core/ociruntime"},
@@ -72,7 +72,7 @@ var (
 
 // leafUtilities know nothing of Docker or the CRI, so that network and streaming may
 // import them.
-var leafUtilities = []string{module + "core/atomicfile", module + "core/kmutex", module + "core/sleep", module + "core/tracing"}
+var leafUtilities = []string{module + "core/atomicfile", module + "core/kernelfile", module + "core/kmutex", module + "core/sleep", module + "core/tracing"}
 
 type file struct {
 	pkg, path string

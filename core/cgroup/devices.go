@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"strconv"
 	"strings"
+
+	"berth/core/kernelfile"
 )
 
 // A DeviceIO is the I/O of a cgroup on one block device.
@@ -18,7 +20,7 @@ type DeviceIO struct {
 // ReadDeviceIO returns the I/O of g on block devices, in the order of the kernel. It is empty if the kernel does not count it.
 func ReadDeviceIO(g Group) ([]DeviceIO, error) {
 	if g.V2 != "" {
-		data, err := read(g.V2+"/io.stat", make([]byte, 4096))
+		data, err := kernelfile.ReadOnce(g.V2+"/io.stat", make([]byte, 4096))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
@@ -34,9 +36,9 @@ func ReadDeviceIO(g Group) ([]DeviceIO, error) {
 		"blkio.throttle.io_serviced":      func(d *DeviceIO) map[string]uint64 { return d.Requests },
 	} {
 		// Includes cgroups below. Older kernels have counters of the cgroup alone.
-		data, err := read(dir+"/"+file+"_recursive", make([]byte, 4096))
+		data, err := kernelfile.ReadOnce(dir+"/"+file+"_recursive", make([]byte, 4096))
 		if errors.Is(err, fs.ErrNotExist) {
-			data, err = read(dir+"/"+file, make([]byte, 4096))
+			data, err = kernelfile.ReadOnce(dir+"/"+file, make([]byte, 4096))
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

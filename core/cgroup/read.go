@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"berth/core/kernelfile"
 )
 
 // bufferSize is that of the buffers for files: memory.stat has less than 2 KiB.
@@ -22,36 +24,11 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 func withFile(dir, file string, parse func(data []byte) error) error {
 	buffer := buffers.Get().(*[bufferSize]byte) //nolint:forcetypeassert // the pool has no others
 	defer buffers.Put(buffer)
-	data, err := read(dir+"/"+file, buffer[:])
+	data, err := kernelfile.ReadOnce(dir+"/"+file, buffer[:])
 	if err != nil {
 		return err
 	}
 	return parse(data)
-}
-
-// read reads a file that the kernel returns with one read(2) if the buffer is large enough, as all cgroup files but the lists
-// of processes: a read that does not fill the buffer was the last one. Package os is not used because these files can be polled:
-// it would add each to the runtime's poller and remove it again, which costs three times what the reading does, and the kubelet
-// asks for hundreds of files at a time. The contents are put into buffer if they fit.
-func read(name string, buffer []byte) ([]byte, error) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	defer unix.Close(fd)
-	for size := 0; ; {
-		n, err := unix.Read(fd, buffer[size:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-		}
-		if size += n; size < len(buffer) {
-			return buffer[:size], nil
-		}
-		buffer = append(buffer, make([]byte, size)...)
-	}
 }
 
 // Unlimited is the value of a limit of "max".

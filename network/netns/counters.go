@@ -2,15 +2,13 @@ package netns
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
 	"strconv"
 	"strings"
 	"sync"
 	"unicode/utf8"
 
-	"golang.org/x/sys/unix"
+	"berth/core/kernelfile"
 )
 
 // Counters are the totals of a network interface since it was created.
@@ -28,7 +26,7 @@ type Counters struct {
 func Traffic(pid int) ([]Counters, error) {
 	buffer := buffers.Get().(*[bufferSize]byte) //nolint:forcetypeassert // the pool has no others
 	defer buffers.Put(buffer)
-	data, err := readProc("/proc/"+strconv.Itoa(pid)+"/net/dev", buffer[:])
+	data, err := kernelfile.Read("/proc/"+strconv.Itoa(pid)+"/net/dev", buffer[:])
 	if err != nil {
 		return nil, err
 	}
@@ -39,30 +37,6 @@ func Traffic(pid int) ([]Counters, error) {
 const bufferSize = 8192
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
-
-// readProc reads a file until its end, into buffer if it fits. Unlike package os it does not add the file to the runtime's poller
-// and remove it again.
-func readProc(name string, buffer []byte) ([]byte, error) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	defer unix.Close(fd)
-	for size := 0; ; {
-		n, err := unix.Read(fd, buffer[size:])
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-		case n == 0:
-			return buffer[:size], nil
-		}
-		if size += n; size == len(buffer) {
-			buffer = append(buffer, make([]byte, size)...)
-		}
-	}
-}
 
 // parseTraffic parses the content of /proc/PID/net/dev (proc(5)). procfs.NetDev would parse
 // all 16 columns into a map, for each pod and every few seconds.

@@ -22,16 +22,12 @@ import (
 	"github.com/docker/docker/api/types/filters"
 
 	"berth/core/engine"
+	"berth/core/image/eventstream"
 	"berth/core/labels"
-	"berth/core/panics"
 )
 
-const (
-	// listInterval is how often all containers are listed.
-	listInterval = 10 * time.Minute
-	// retryInterval is the pause after an error, unless the connection is replaced earlier.
-	retryInterval = 5 * time.Second
-)
+// listInterval is how often all containers are listed.
+const listInterval = 10 * time.Minute
 
 // Containers are the containers outside of Kubernetes.
 type Containers struct {
@@ -95,27 +91,10 @@ func Is(row container.Summary) bool {
 
 // Run keeps c current until ctx ends, and returns nil.
 func (c *Containers) Run(ctx context.Context) error {
-	for {
-		conn, err := c.engine.WaitConn(ctx)
-		if err != nil {
-			return nil // ctx has ended
-		}
-		err = panics.Try(c.log, func() error { return c.follow(ctx, conn) })
-		if ctx.Err() != nil {
-			return nil
-		}
-		level := slog.LevelWarn
-		if engine.IsUnavailable(err) || errors.Is(err, errStreamEnded) { // core/cache logs it
-			level = slog.LevelDebug
-		}
+	return eventstream.Run(ctx, c.engine, c.log, func(level slog.Level, err error) {
 		c.log.Log(ctx, level, "cannot follow the containers outside of kubernetes, will retry", slog.Any("err", err))
-		bounded, cancel := context.WithTimeout(ctx, retryInterval)
-		c.engine.WaitReplaced(bounded, conn, nil)
-		cancel()
-	}
+	}, c.follow)
 }
-
-var errStreamEnded = errors.New("the event stream ended")
 
 // follow lists the containers and applies events until the stream breaks.
 func (c *Containers) follow(ctx context.Context, conn *engine.Conn) error {
@@ -139,7 +118,7 @@ func (c *Containers) follow(ctx context.Context, conn *engine.Conn) error {
 				return err
 			}
 		case err := <-errs:
-			return errors.Join(errStreamEnded, err)
+			return errors.Join(eventstream.ErrEnded, err)
 		case <-again.C:
 			if err := c.list(ctx, conn); err != nil {
 				return err

@@ -10,6 +10,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 
 	"berth/core/engine"
+	"berth/core/image/eventstream"
 	"berth/core/panics"
 	"berth/core/sleep"
 )
@@ -25,38 +26,13 @@ const (
 	// eventPause is how long a read waits after a change for further ones: a docker system prune
 	// causes hundreds of events.
 	eventPause = 100 * time.Millisecond
-	// retryInterval is the pause after an error, unless the connection is replaced earlier.
-	retryInterval = 5 * time.Second
-)
-
-var (
-	errStreamEnded = errors.New("the event stream ended")
-	errReplaced    = errors.New("the connection to docker has been replaced")
 )
 
 // Run keeps the cache current until ctx ends, and returns nil.
 func (c *Cache) Run(ctx context.Context) error {
-	for {
-		conn, err := c.engine.WaitConn(ctx)
-		if err != nil {
-			return nil // ctx has ended
-		}
-		err = c.follow(ctx, conn)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, errReplaced) {
-			continue
-		}
-		level := slog.LevelWarn
-		if engine.IsUnavailable(err) || errors.Is(err, errStreamEnded) { // core/cache logs it
-			level = slog.LevelDebug
-		}
+	return eventstream.Run(ctx, c.engine, c.log, func(level slog.Level, err error) {
 		c.log.Log(ctx, level, "cannot follow the images of docker, will retry; until then each request for images is passed on to docker", slog.Any("err", err))
-		bounded, cancel := context.WithTimeout(ctx, retryInterval)
-		c.engine.WaitReplaced(bounded, conn, nil)
-		cancel()
-	}
+	}, c.follow)
 }
 
 // follow keeps the cache current over one connection. It returns when the event stream breaks, a
@@ -76,7 +52,7 @@ func (c *Cache) follow(ctx context.Context, conn *engine.Conn) error {
 			case m := <-messages:
 				c.Invalidate(m.Actor.ID)
 			case err := <-errs:
-				cancel(errors.Join(errStreamEnded, err))
+				cancel(errors.Join(eventstream.ErrEnded, err))
 				return
 			}
 		}
@@ -107,7 +83,7 @@ func (c *Cache) readLoop(ctx context.Context, conn *engine.Conn) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case err != nil || current != conn:
-			return errReplaced
+			return eventstream.ErrReplaced
 		case !audit:
 			if err := sleep.WithContext(ctx, eventPause); err != nil {
 				return err
