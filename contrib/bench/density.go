@@ -47,6 +47,20 @@ func (b *bench) fill(ctx context.Context, s side, name string, begin, end, paral
 	return pods, g.Wait()
 }
 
+// grow starts pods until there are n, which it returns also after an error, and measures the memory then.
+func (b *bench) grow(ctx context.Context, c *cri, pods []*pod, n int) ([]*pod, error) {
+	b.say("%d pods on %s", n, c.label)
+	more, err := b.fill(ctx, c, "dense", len(pods), n, removeParallel)
+	if err != nil {
+		return pods, err // fill has removed its own
+	}
+	pods = append(pods, more...)
+	if err := wait(ctx, measureDelay); err != nil {
+		return pods, err
+	}
+	return pods, b.memory(ctx, rowMemory(n), c)
+}
+
 // removeAll removes pods.
 func (b *bench) removeAll(ctx context.Context, s side, pods []*pod) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -81,16 +95,7 @@ func (b *bench) densityOf(ctx context.Context, c *cri) (err error) {
 		with = append(with, b.bare)
 	}
 	for level, n := range b.Pods {
-		b.say("%d pods on %s", n, c.label)
-		more, err := b.fill(ctx, c, "dense", len(pods), n, removeParallel)
-		if err != nil {
-			return err
-		}
-		pods = append(pods, more...)
-		if err := wait(ctx, measureDelay); err != nil {
-			return err
-		}
-		if err := b.memory(ctx, rowMemory(n), c); err != nil {
+		if pods, err = b.grow(ctx, c, pods, n); err != nil {
 			return err
 		}
 		if level > 0 {

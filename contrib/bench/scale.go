@@ -46,16 +46,7 @@ func (b *bench) scale(ctx context.Context, c *cri) (err error) {
 		return err
 	}
 	for _, n := range b.Density {
-		b.say("%d pods on %s", n, c.label)
-		more, err := b.fill(ctx, c, "dense", len(pods), n, removeParallel)
-		if err != nil {
-			return err
-		}
-		pods = append(pods, more...)
-		if err := wait(ctx, measureDelay); err != nil {
-			return err
-		}
-		if err := b.memory(ctx, rowMemory(n), c); err != nil {
+		if pods, err = b.grow(ctx, c, pods, n); err != nil {
 			return err
 		}
 		if err := b.nodeMemory(ctx, c, pods, empty); err != nil {

@@ -93,21 +93,9 @@ func hostNetwork(c *runtimeapi.ContainerConfig) *runtimeapi.ContainerConfig {
 func (n *node) nriTranscript() string {
 	n.t.Helper()
 	ctx := n.t.Context()
-	p := &nritest.Plugin{}
-	if err := p.Connect(n.t, n.nriSocket(), "10"); err != nil {
-		n.t.Fatal(err)
-	}
+	p := n.connectPlugin("10", &nritest.Plugin{}, n.hostPod)
 	defer p.Stub.Stop()
 	config := n.hostPod("transcript")
-	n.until(20*time.Second, "the plugin gets no events", func() bool { // after its registration
-		probe := n.hostPod("probe")
-		id, err := n.run(ctx, probe)
-		if err != nil {
-			n.t.Fatal(err)
-		}
-		n.remove(id)
-		return strings.Contains(p.Take(), "RunPodSandbox")
-	})
 	var seen []string
 	names := []string{}
 	step := func(what string, err error) {
@@ -120,7 +108,6 @@ func (n *node) nriTranscript() string {
 			seen = append(seen, "  "+strings.TrimSpace(line))
 		}
 	}
-	p.Take()
 	pod, err := n.run(ctx, config)
 	names = append(names, pod, "POD")
 	step("RunPodSandbox", err)

@@ -25,12 +25,18 @@ func (n *node) nriSocket() string { return n.path("run", "nri", "nri.sock") }
 // plugin connects an NRI plugin and waits until it is sent events.
 func (n *node) plugin(index string, p *nritest.Plugin) *nritest.Plugin {
 	n.t.Helper()
+	return n.connectPlugin(index, p, n.pod)
+}
+
+// connectPlugin is plugin with pods of another kind.
+func (n *node) connectPlugin(index string, p *nritest.Plugin, pod func(name string) *runtimeapi.PodSandboxConfig) *nritest.Plugin {
+	n.t.Helper()
 	n.until(20*time.Second, "no NRI socket", func() bool { _, ok := nri.SocketOwner(n.nriSocket()); return ok })
 	if err := p.Connect(n.t, n.nriSocket(), index); err != nil {
 		n.t.Fatal(err)
 	}
 	n.until(20*time.Second, "the plugin gets no events", func() bool {
-		id, err := n.run(n.t.Context(), n.pod("probe"+index))
+		id, err := n.run(n.t.Context(), pod("probe"+index))
 		if err != nil {
 			n.t.Fatal(err)
 		}

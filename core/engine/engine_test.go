@@ -68,6 +68,19 @@ func TestReconnectsAfterRestartAndUpgrade(t *testing.T) {
 	}
 }
 
+// untilKnown waits until a runtime is in the features. There must be a connection all the time.
+func untilKnown(t *testing.T, docker *engine.Engine, runtime string) {
+	t.Helper()
+	enginetest.Until(t, "runtime "+runtime+" is not in the features", func() bool {
+		conn, err := docker.Conn()
+		if err != nil {
+			t.Fatalf("no connection: %v", err)
+		}
+		_, ok := conn.Features.Runtimes[runtime]
+		return ok
+	})
+}
+
 // A runtime that is added to daemon.json is known after the reload, without an interruption
 // of the connection.
 func TestReloadUpdatesFeatures(t *testing.T) {
@@ -80,14 +93,7 @@ func TestReloadUpdatesFeatures(t *testing.T) {
 			t.Fatal(err)
 		}
 		e.Reload(func(i *system.Info) { i.Runtimes[name] = system.RuntimeWithStatus{} })
-		enginetest.Until(t, "runtime "+name+" is not in the features", func() bool {
-			conn, err := docker.Conn()
-			if err != nil {
-				t.Fatalf("no connection: %v", err)
-			}
-			_, ok := conn.Features.Runtimes[name]
-			return ok
-		})
+		untilKnown(t, docker, name)
 		if _, ok := before.Features.Runtimes[name]; ok {
 			t.Errorf("the features of the old connection have runtime %s", name)
 		}
@@ -112,14 +118,7 @@ func TestFeaturesThatAreOlderThanAReloadAreReadAgain(t *testing.T) {
 		}
 		i.Runtimes["new"] = system.RuntimeWithStatus{}
 	})
-	enginetest.Until(t, "the runtime is not in the features", func() bool {
-		conn, err := docker.Conn()
-		if err != nil {
-			t.Fatalf("no connection: %v", err)
-		}
-		_, ok := conn.Features.Runtimes["new"]
-		return ok
-	})
+	untilKnown(t, docker, "new")
 }
 
 // Docker 23 and newer read their configuration first, and the time some milliseconds later.
@@ -135,14 +134,7 @@ func TestFeaturesOfTheMomentOfAReloadAreReadAgain(t *testing.T) {
 		}
 		i.Runtimes["new"] = system.RuntimeWithStatus{}
 	})
-	enginetest.Until(t, "the runtime is not in the features", func() bool {
-		conn, err := docker.Conn()
-		if err != nil {
-			t.Fatalf("no connection: %v", err)
-		}
-		_, ok := conn.Features.Runtimes["new"]
-		return ok
-	})
+	untilKnown(t, docker, "new")
 }
 
 func TestReloadWhileFeaturesAreReadIsNotMissed(t *testing.T) {
@@ -153,14 +145,7 @@ func TestReloadWhileFeaturesAreReadIsNotMissed(t *testing.T) {
 		once.Do(func() { e.Reload(func(i *system.Info) { i.Runtimes["new"] = system.RuntimeWithStatus{} }) })
 	})
 	docker := e.Connect(t)
-	enginetest.Until(t, "the runtime is not in the features", func() bool {
-		conn, err := docker.Conn()
-		if err != nil {
-			t.Fatalf("no connection: %v", err)
-		}
-		_, ok := conn.Features.Runtimes["new"]
-		return ok
-	})
+	untilKnown(t, docker, "new")
 }
 
 func TestHungCallDoesNotBreakTheConnection(t *testing.T) {

@@ -1,6 +1,7 @@
 package podcheckpoint
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -21,10 +22,7 @@ func (s *Service) fits(ctx context.Context, c *runtimeapi.ContainerConfig, check
 	if spec.GetImage() == "" {
 		return fmt.Errorf("container without an image: %w", errdefs.ErrInvalidArgument)
 	}
-	user := spec.GetUserSpecifiedImage()
-	if user == "" {
-		user = spec.GetImage()
-	}
+	user := cmp.Or(spec.GetUserSpecifiedImage(), spec.GetImage())
 	image, err := s.Images.Resolve(ctx, spec.GetImage(), user)
 	if err != nil {
 		return err

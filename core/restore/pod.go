@@ -72,7 +72,7 @@ func (p *Pod) parse(text []byte) error {
 	return nil
 }
 
-// ArchiveOf returns the path of the archive of the container name, "" if there is none.
+// ArchiveOf returns the path of the archive of the container name, "" for an unknown container.
 func (p *Pod) ArchiveOf(name string) string {
 	for _, c := range p.Containers {
 		if c.Name == name {

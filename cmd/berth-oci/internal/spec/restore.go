@@ -153,7 +153,7 @@ func (s *Spec) sameNamespaces(r *ociedit.Restore) error {
 		now = append(now, describe(ociedit.RestoredNamespace{Type: text(e, "type"), Joined: text(e, "path") != ""}))
 	}
 	for _, n := range r.Namespaces {
-		// CRIU makes a UTS namespace anew with the hostname that it had, whoever had it in common. containerd has one in each pod.
+		// CRIU makes a new UTS namespace with the old hostname, also for one that containers shared. containerd has one in each pod.
 		if n.Type == "uts" && !slices.Contains(now, describe(n)) {
 			if !slices.Contains(now, "uts") && !slices.Contains(now, "uts of another container") {
 				continue
