@@ -63,36 +63,23 @@ func (c *Cache) RefreshUnless(ctx context.Context, id string, reflects func(*Con
 	return err
 }
 
-// startInspect returns the generation of an inspect of the container id that begins now, as startRead does.
-func (c *Cache) startInspect(id string) (generation uint64, endInspect func()) {
-	generation, endRead := c.startRead()
+// startRead returns the generation of an inspect of the container id that begins now, or of a list, for which id is empty. endRead
+// must be called when its result has been applied.
+func (c *Cache) startRead(id string) (generation uint64, endRead func()) {
 	done := make(chan struct{})
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.inspecting[id] = done
-	return generation, func() {
-		endRead()
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		close(done)
-		if c.inspecting[id] == done {
-			delete(c.inspecting, id)
-		}
-	}
-}
-
-// startRead returns the generation of an inspect or list that begins now. endRead must be
-// called when its result has been applied.
-func (c *Cache) startRead() (generation uint64, endRead func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.generation++
 	generation = c.generation
-	c.inflight[generation] = true
+	c.inflight[generation], c.inspecting[id] = true, done
 	return generation, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		delete(c.inflight, generation)
+		if c.inspecting[id] == done {
+			delete(c.inspecting, id)
+		}
+		close(done)
 	}
 }
 
@@ -101,8 +88,8 @@ func (c *Cache) startRead() (generation uint64, endRead func()) {
 func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (container.InspectResponse, error) {
 	ctx, cancel := conn.WithRequestTimeout(ctx)
 	defer cancel()
-	generation, endInspect := c.startInspect(id)
-	defer endInspect()
+	generation, endRead := c.startRead(id)
+	defer endRead()
 	result, err := conn.ContainerInspect(ctx, id)
 	switch {
 	case errdefs.IsNotFound(err):
@@ -121,8 +108,12 @@ func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (cont
 	// A panic about one container must not end the daemon, again and again after each
 	// restart.
 	err = panics.Try(c.log, func() error {
-		c.correctOOMKilled(ctx, result)
-		return c.apply(result, generation, func(ctr *Container) { c.logs.Observe(ctx, ctr) })
+		set, err := c.readLabels(result)
+		if err != nil {
+			return err
+		}
+		c.correctOOMKilled(ctx, result, set)
+		return c.apply(result, set, generation, func(ctr *Container) { c.logs.Observe(ctx, ctr) })
 	})
 	c.mu.RLock()
 	removed := c.tombstones[id] > generation
@@ -140,11 +131,8 @@ func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (cont
 }
 
 // correctOOMKilled sets State.OOMKilled of an inspect result to what OOM has found out.
-func (c *Cache) correctOOMKilled(ctx context.Context, result container.InspectResponse) {
-	if c.oom == nil {
-		return
-	}
-	if set, err := labels.Read(result); err != nil || set.Kind != labels.Container || result.State == nil {
+func (c *Cache) correctOOMKilled(ctx context.Context, result container.InspectResponse, set labels.Set) {
+	if c.oom == nil || set.Kind != labels.Container || result.State == nil {
 		return
 	}
 	if result.State.Running {
@@ -174,18 +162,19 @@ func (c *Cache) ExpectStart(ctx context.Context, ctr *Container) (done func()) {
 	return c.oom.ExpectCgroup(ctr.ID(), group.Parent())
 }
 
-// apply puts an inspect result into the cache. For a container it calls observe first; a
-// nil observe means that the result was made from a list entry.
-func (c *Cache) apply(result container.InspectResponse, generation uint64, observe func(*Container)) error {
-	if result.ContainerJSONBase == nil || result.Config == nil {
-		return errors.New("inspect result is incomplete")
-	}
+// readLabels returns the metadata of an inspect result, of no kind if it belongs to no pod.
+func (c *Cache) readLabels(result container.InspectResponse) (labels.Set, error) {
 	set, err := labels.Read(result)
 	if errors.Is(err, labels.ErrMismatch) {
 		c.warnIgnored(result.ID, err)
-	} else if err != nil {
-		return err
+		err = nil
 	}
+	return set, err
+}
+
+// apply puts an inspect result with its metadata into the cache. For a container it calls observe first; a
+// nil observe means that the result was made from a list entry.
+func (c *Cache) apply(result container.InspectResponse, set labels.Set, generation uint64, observe func(*Container)) error {
 	switch set.Kind {
 	case labels.Sandbox:
 		s, err := c.newSandbox(result, set)
@@ -242,7 +231,7 @@ func (c *Cache) warnIgnored(id string, reason error) {
 
 // newSandbox returns the Sandbox for the inspect result of a pause container.
 func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*Sandbox, error) {
-	config, err := tocri.SandboxConfig(result)
+	config, err := tocri.SandboxConfig(result, set)
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +284,7 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 	if network.Ready && s.Running && s.Pid != 0 && !s.HostNetwork && !s.Bridged { // a list entry has no PID
 		network.Ready = c.network.InNetNS(result.ID, s.Pid)
 	}
-	s.Row, s.Status, err = tocri.Sandbox(result, network)
+	s.Row, s.Status, err = tocri.Sandbox(result, set, config, network)
 	return s, err
 }
 
@@ -308,7 +297,7 @@ func (c *Cache) newContainer(result container.InspectResponse, set labels.Set) (
 			return nil, fmt.Errorf("%w: %w", errNoRecords, err)
 		}
 	}
-	row, status, err := tocri.Container(result, failed)
+	row, status, err := tocri.Container(result, set, failed)
 	if err != nil {
 		return nil, err
 	}

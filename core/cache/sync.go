@@ -142,7 +142,7 @@ func (s *syncer) handleEvent(ctx context.Context, m events.Message) {
 	s.notifyOOM(m)
 	switch {
 	case m.Action == events.ActionDestroy:
-		generation, endRead := s.startRead()
+		generation, endRead := s.startRead("")
 		removed := s.markRemoved(id, generation)
 		endRead()
 		if removed {
@@ -255,7 +255,7 @@ func (c *Cache) warnSkipped(id string, err error) {
 // sync inspects all containers of pods and removes those from the cache that the Engine
 // does not have any more.
 func (s *syncer) sync(ctx context.Context) error {
-	generation, endRead := s.startRead()
+	generation, endRead := s.startRead("")
 	defer endRead()
 	list, err := s.list(ctx)
 	if err != nil {
@@ -318,7 +318,7 @@ func (s *syncer) inspectAll(ctx context.Context, rows []container.Summary, gener
 
 // audit compares the Engine's list with the cache and inspects what differs.
 func (s *syncer) audit(ctx context.Context) error {
-	generation, endRead := s.startRead()
+	generation, endRead := s.startRead("")
 	defer endRead()
 	list, err := s.list(ctx)
 	if err != nil {
@@ -405,5 +405,10 @@ func (c *Cache) applySummary(row container.Summary, generation uint64) error {
 	if times.started != 0 && times.stopped == 0 {
 		runningSince = time.Unix(0, times.started)
 	}
-	return c.apply(engine.InspectFromSummary(row, runningSince), generation, nil)
+	result := engine.InspectFromSummary(row, runningSince)
+	set, err := c.readLabels(result)
+	if err != nil {
+		return err
+	}
+	return c.apply(result, set, generation, nil)
 }

@@ -29,7 +29,7 @@ func TestInspectFromSummary(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			set := labels.Set{Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`}
 			c := engine.InspectFromSummary(container.Summary{Names: []string{"/k8s_c_p_n_u_0"}, ID: "c", Created: 1, State: tt.state, Status: tt.status, Labels: set.Encode()}, time.Time{})
-			_, status, err := tocri.Container(c, tocri.FailedStart{})
+			_, status, err := tocri.Container(c, set, tocri.FailedStart{})
 			if err != nil {
 				t.Fatal(err)
 			}

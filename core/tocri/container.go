@@ -57,16 +57,12 @@ func (f *FailedStart) UnmarshalJSON(text []byte) error {
 	return json.Unmarshal(text, (*fields)(f))
 }
 
-// Container translates an inspected container to a row of a list and to a status. failed is
+// Container translates an inspected container with its metadata to a row of a list and to a status. failed is
 // the record of its failed start, if there is one. The kubelet's back-off counts from
 // finished_at, so without a record it is the time of creation.
-func Container(c container.InspectResponse, failed FailedStart) (*runtimeapi.Container, *runtimeapi.ContainerStatus, error) {
+func Container(c container.InspectResponse, set labels.Set, failed FailedStart) (*runtimeapi.Container, *runtimeapi.ContainerStatus, error) {
 	if err := checkComplete(c); err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", id(c), err)
-	}
-	set, err := labels.Read(c)
-	if err != nil {
-		return nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	config, err := containerConfig(c, set)
 	if err != nil {

@@ -21,11 +21,11 @@ func FuzzInspect(f *testing.F) {
 				Running: flags&1 > 0, Paused: flags&2 > 0, Dead: flags&4 > 0, OOMKilled: flags&8 > 0,
 			}, labels.Set{Kind: kind, Config: config, User: user}, name)
 			c.Config.StopSignal = signal
-			row, status, err := Container(c, FailedStart{})
+			row, status, err := containerOf(c, FailedStart{})
 			if err == nil && (row.GetId() != c.ID || status.GetId() != c.ID) {
 				t.Errorf("row %v, status %v", row, status)
 			}
-			pod, podStatus, err := Sandbox(c, Network{Ready: true})
+			pod, podStatus, err := sandboxOf(c, Network{Ready: true})
 			if err == nil && (pod.GetId() != c.ID || podStatus.GetLinux().GetNamespaces().GetOptions() == nil) {
 				t.Errorf("pod %v, status %v", pod, podStatus)
 			}

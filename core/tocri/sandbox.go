@@ -21,19 +21,9 @@ type Network struct {
 	Addrs []netip.Addr
 }
 
-// Sandbox translates an inspected pause container to a row of a list and to a status.
-func Sandbox(c container.InspectResponse, network Network) (*runtimeapi.PodSandbox, *runtimeapi.PodSandboxStatus, error) {
-	if err := checkComplete(c); err != nil {
-		return nil, nil, fmt.Errorf("sandbox %s: %w", id(c), err)
-	}
-	set, err := labels.Read(c)
-	if err != nil {
-		return nil, nil, fmt.Errorf("sandbox %s: %w", c.ID, err)
-	}
-	config, err := sandboxConfig(c, set)
-	if err != nil {
-		return nil, nil, err
-	}
+// Sandbox translates an inspected pause container, with its metadata and the config that SandboxConfig has returned, to a row of a
+// list and to a status.
+func Sandbox(c container.InspectResponse, set labels.Set, config *runtimeapi.PodSandboxConfig, network Network) (*runtimeapi.PodSandbox, *runtimeapi.PodSandboxStatus, error) {
 	at, err := parseTimestamps(c)
 	if err != nil {
 		return nil, nil, fmt.Errorf("timestamps of sandbox %s: %w", c.ID, err)
@@ -83,17 +73,12 @@ func setAddresses(status *runtimeapi.PodSandboxNetworkStatus, addrs []netip.Addr
 	}
 }
 
-// SandboxConfig returns the config of a sandbox without its labels and annotations: from its
+// SandboxConfig returns the config of a sandbox with the given metadata, without its labels and annotations: from its
 // label or, if cri-dockerd has created it, restored from what Docker knows.
-func SandboxConfig(c container.InspectResponse) (*runtimeapi.PodSandboxConfig, error) {
-	set, err := labels.Read(c)
-	if err != nil {
-		return nil, fmt.Errorf("sandbox %s: %w", c.ID, err)
+func SandboxConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.PodSandboxConfig, error) {
+	if err := checkComplete(c); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", id(c), err)
 	}
-	return sandboxConfig(c, set)
-}
-
-func sandboxConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.PodSandboxConfig, error) {
 	config := &runtimeapi.PodSandboxConfig{}
 	if set.CreatedByBerth() {
 		return config, unmarshalLabel(c.ID, set.Config, config)

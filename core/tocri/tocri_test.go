@@ -58,19 +58,41 @@ func inspected(state container.State, set labels.Set, name string) container.Ins
 	}
 }
 
+// containerOf reads the labels of c and translates it.
+func containerOf(c container.InspectResponse, failed FailedStart) (*runtimeapi.Container, *runtimeapi.ContainerStatus, error) {
+	set, err := labels.Read(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	return Container(c, set, failed)
+}
+
+// sandboxOf is containerOf for a sandbox.
+func sandboxOf(c container.InspectResponse, network Network) (*runtimeapi.PodSandbox, *runtimeapi.PodSandboxStatus, error) {
+	set, err := labels.Read(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	config, err := SandboxConfig(c, set)
+	if err != nil {
+		return nil, nil, err
+	}
+	return Sandbox(c, set, config, network)
+}
+
 func TestFailedStartFinishesWhenItFailed(t *testing.T) {
 	c := inspected(container.State{StartedAt: unsetTimestamp, FinishedAt: unsetTimestamp, Error: "no"}, labels.Set{
 		Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox",
 	}, "/k8s_c_p_n_u_0")
 	at := time.Unix(1_800_000_000, 5)
-	_, s, err := Container(c, FailedStart{At: at})
+	_, s, err := containerOf(c, FailedStart{At: at})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s.GetFinishedAt() != at.UnixNano() || s.GetExitCode() != 128 || s.GetStartedAt() != 0 || s.GetCreatedAt()%1e9 != 123456789 {
 		t.Errorf("got %v", s)
 	}
-	if _, s, _ = Container(c, FailedStart{}); s.GetFinishedAt() != s.GetCreatedAt() {
+	if _, s, _ = containerOf(c, FailedStart{}); s.GetFinishedAt() != s.GetCreatedAt() {
 		t.Errorf("without a record: finished %d, created %d", s.GetFinishedAt(), s.GetCreatedAt())
 	}
 	if s.GetImage().GetImage() != "busybox" || s.GetImageId() != "sha256:1" || s.GetImageRef() == "" {
@@ -82,7 +104,7 @@ func TestContainerOfCRIDockerd(t *testing.T) {
 	c := inspected(container.State{Running: true, StartedAt: "2026-11-23T06:00:00Z"}, labels.Set{
 		Kind: labels.Container, SandboxID: "s1", Labels: map[string]string{"a": "b"},
 	}, "/k8s_nginx_web-0_default_u1_3")
-	row, s, err := Container(c, FailedStart{})
+	row, s, err := containerOf(c, FailedStart{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +112,7 @@ func TestContainerOfCRIDockerd(t *testing.T) {
 		t.Errorf("row %v\nstatus %v", row, s)
 	}
 	c.Name = "/other"
-	if _, _, err := Container(c, FailedStart{}); err == nil {
+	if _, _, err := containerOf(c, FailedStart{}); err == nil {
 		t.Error("no error for a name that is not of cri-dockerd's form")
 	}
 }
@@ -112,7 +134,7 @@ func TestSandbox(t *testing.T) {
 		"the node's network":   {running, Network{Ready: true}, runtimeapi.PodSandboxState_SANDBOX_READY, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			row, s, err := Sandbox(inspected(tt.state, set, "/k8s_POD_web_d_u_2"), tt.network)
+			row, s, err := sandboxOf(inspected(tt.state, set, "/k8s_POD_web_d_u_2"), tt.network)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -203,7 +225,7 @@ func TestContainerImage(t *testing.T) {
 		Kind: labels.Container, Image: "registry.test/web:1", ImageRef: "registry.test/web@sha256:2",
 		Config: `{"metadata":{"name":"c"},"image":{"image":"sha256:1","annotations":{"a":"b"},"runtimeHandler":"runc"}}`,
 	}, "/k8s_c_p_n_u_0")
-	row, s, err := Container(c, FailedStart{})
+	row, s, err := containerOf(c, FailedStart{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +250,7 @@ func TestRecordedFailedStartIsAStartError(t *testing.T) {
 	}
 	set := labels.Set{Kind: labels.Container, Config: `{"metadata":{"name":"c"}}`, Image: "busybox"}
 	c := inspected(container.State{StartedAt: "2026-11-23T06:00:00Z", FinishedAt: "2026-11-23T06:00:01Z", ExitCode: 137}, set, "/k8s_c_p_n_u_0")
-	_, s, err := Container(c, failed)
+	_, s, err := containerOf(c, failed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +258,7 @@ func TestRecordedFailedStartIsAStartError(t *testing.T) {
 		t.Errorf("%v", s)
 	}
 	c.State.Running = true
-	if _, s, err := Container(c, failed); err != nil || s.GetReason() != "" || s.GetMessage() != "" {
+	if _, s, err := containerOf(c, failed); err != nil || s.GetReason() != "" || s.GetMessage() != "" {
 		t.Errorf("while it runs: %v, %v", s, err)
 	}
 	// As recorded by berth 1.0.
