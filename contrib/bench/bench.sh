@@ -11,6 +11,7 @@
 # $PEER_DIR, and must listen on $PEER_DIR/cri.sock.
 #
 # SHIMS=1,2,4 measures instead the shims of pods of so many containers, with shim-per-pod on and off.
+# USERNS=1 SHIMS=1,2,4 measures such pods with and without user namespaces.
 # DENSITY=110,250,500 measures instead nodes with so many pods, DENSITY_NETWORK=host for
 # pods in the network of the node.
 # STREAMS=256 measures instead exec, attach and port-forward with so many MB.
@@ -59,6 +60,7 @@ if [ "${1:-}" != --boxed ]; then
 	(cd "$e2e" && CGO_ENABLED=0 go build -o "$cache/bin/" ./runc-clamp)
 	choose_peers
 	w=$(mktemp -d /tmp/berth-bench.XXXXXX)
+	chmod 711 "$w" # for containers of containerd with user namespaces
 	trap 'rm -rf "$w"' EXIT # after box.sh has removed its mounts
 	trap : INT TERM         # the bench removes its pods then, which takes a moment
 	(cd "$top" && go build -o "$w/bench" ./contrib/bench)
@@ -112,7 +114,14 @@ berthd "$w/berth" "$w/engine"
 cni_conf "$w/bare/net.d" 10.89.0.0/16 e2e1
 version=$("$top/bin/berthd" --version)
 peer=(--about "berth=$version") name=bench mode=()
-if [ -n "${SHIMS:-}" ]; then
+if [ -n "${SHIMS:-}" ] && [ -n "${USERNS:-}" ]; then
+	name=userns mode=(--shims "$SHIMS")
+	say "installing the OCI runtime"
+	"$top/bin/berthd" runtime install --docker-endpoint "unix://$w/engine/docker.sock" --docker-config "$w/engine/daemon.json" \
+		--run-dir "$w/berth/run" --runtime-program "$top/bin/berth-oci" --runtime-dir "$w/oci"
+	peer+=(--peer "userns=unix://$w/berth/cri.sock" --peer-engine "userns=unix://$w/engine/docker.sock"
+		--user-namespaces userns --about "userns=the same, pods with user namespaces")
+elif [ -n "${SHIMS:-}" ]; then
 	name=shims mode=(--shims "$SHIMS")
 	say "starting a second Engine and a berthd without shim-per-pod"
 	engine "$w/off/engine"
@@ -132,7 +141,11 @@ fi
 for each in ${BENCH_PEERS:-}; do
 	say "starting ${each%%=*}"
 	case $each in
-	containerd=*) start_containerd "${each#*=}" "$w/containerd" "$w/engine/docker.sock" ;;
+	containerd=*)
+		start_containerd "${each#*=}" "$w/containerd" "$w/engine/docker.sock"
+		[ "$name" != userns ] || peer+=(--peer "containerd-userns=unix://$w/containerd/containerd.sock"
+			--user-namespaces containerd-userns --about "containerd-userns=the same, pods with user namespaces")
+		;;
 	cri-dockerd=*) start_cri_dockerd "${each#*=}" "$w/cri-dockerd" ;;
 	esac
 done

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
@@ -34,6 +35,7 @@ type cri struct {
 	engine  []process // processes of its Engine
 	working workers   // all of these
 	host    bool      // pods are in the network of the node
+	userNS  bool      // pods have user namespaces
 }
 
 // dial connects to a runtime and waits until it is ready.
@@ -45,7 +47,7 @@ func dial(ctx context.Context, r runtimePlan, dir string, engine []process) (*cr
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", r.Name, err)
 	}
-	c := &cri{label: r.Name, image: r.Image, socket: r.Socket, dir: filepath.Join(dir, r.Name), engine: engine, host: r.HostNetwork}
+	c := &cri{label: r.Name, image: r.Image, socket: r.Socket, dir: filepath.Join(dir, r.Name), engine: engine, host: r.HostNetwork, userNS: r.UserNS}
 	c.use(conn)
 	if err := c.findProcesses(); err != nil {
 		return nil, err
@@ -135,6 +137,24 @@ func (c *cri) network() runtimeapi.NamespaceMode {
 	return runtimeapi.NamespaceMode_POD
 }
 
+// namespaces returns the namespaces of a pod and of its containers.
+func (c *cri) namespaces(pod string) *runtimeapi.NamespaceOption {
+	options := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, Network: c.network()}
+	if c.userNS {
+		options.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: idRange(pod), Gids: idRange(pod)}
+	}
+	return options
+}
+
+// idRange returns the IDs of a pod with a user namespace: as those of a kubelet they are multiples of their number, and differ
+// between pods.
+func idRange(pod string) []*runtimeapi.IDMapping {
+	const length, ranges = 1 << 16, 1 << 14
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, pod)
+	return []*runtimeapi.IDMapping{{HostId: length * (1 + h.Sum32()%ranges), Length: length}}
+}
+
 // config returns the config of the pod with a name.
 func (c *cri) config(name string) *runtimeapi.PodSandboxConfig {
 	config := &runtimeapi.PodSandboxConfig{
@@ -145,7 +165,7 @@ func (c *cri) config(name string) *runtimeapi.PodSandboxConfig {
 		Annotations:  map[string]string{"note": "an annotation"},
 		DnsConfig:    &runtimeapi.DNSConfig{Servers: []string{"10.0.0.10"}, Searches: []string{"bench.local"}},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
-			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, Network: c.network()}}},
+			NamespaceOptions: c.namespaces(name)}},
 	}
 	if c.host {
 		config.Hostname = ""
@@ -177,7 +197,7 @@ func (c *cri) createContainer(ctx context.Context, sandbox, pod, container, scri
 			Stdin:    stdin,
 			Labels:   map[string]string{"container": container},
 			Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
-				NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER, Network: c.network()}}},
+				NamespaceOptions: c.namespaces(pod)}},
 		},
 	})
 	return r.GetContainerId(), err

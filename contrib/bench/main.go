@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,6 +57,7 @@ type runtimePlan struct {
 	Image        string // with a busybox in it
 	About        string // what it is, with its version; empty for what it reports
 	HostNetwork  bool
+	UserNS       bool // its pods have user namespaces
 }
 
 func main() {
@@ -107,7 +109,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 // named are the values of flags that are given for each runtime: NAME=VALUE, or VALUE for all.
 type named struct {
-	peers, engines, images, about []string
+	peers, engines, images, about, userNS []string
 }
 
 func parse(args []string) (*plan, error) {
@@ -122,6 +124,7 @@ func parse(args []string) (*plan, error) {
 	f.StringVar(&p.Image, "image", "busybox:latest", "image with a busybox; the Engine must have it")
 	f.StringArrayVar(&n.images, "peer-image", nil, "the same for a peer, as NAME=IMAGE or for all; it pulls it if it is missing (default that of --image)")
 	f.StringArrayVar(&n.about, "about", nil, "what the report has as description of berth or a peer, as NAME=TEXT (default what it reports)")
+	f.StringArrayVar(&n.userNS, "user-namespaces", nil, "name of a peer whose pods get user namespaces; it may have the socket of another one")
 	f.StringVar(&p.Flags, "berthd-flags", "", "flags of berthd, for the report: runs with others are not compared")
 	f.StringVar(&p.CNIConf, "cni-conf", "/etc/cni/net.d", "CNI configuration for the bare calls")
 	f.StringVar(&p.CNIBin, "cni-bin", "/opt/cni/bin", "CNI plugins for the bare calls")
@@ -133,7 +136,7 @@ func parse(args []string) (*plan, error) {
 	f.StringVar(&shims, "shims", "0", "measure only the shims of pods with these numbers of containers, for example 1,2,4, with --rounds pods of each")
 	f.StringVar(&density, "density", "0", "measure only nodes with these numbers of pods, for example 110,250,500; restarts the runtimes, so only for private ones")
 	f.IntVar(&p.Streams, "streams", 0, "measure only exec, attach and port-forward with so many MB each, --rounds times")
-	f.BoolVar(&p.HostNetwork, "host-network", false, "pods are in the network of the node; --shims and --streams imply it")
+	f.BoolVar(&p.HostNetwork, "host-network", false, "pods are in the network of the node; --streams implies it, and --shims without --user-namespaces")
 	f.IntVar(&p.Restarts, "restarts", 5, "restarts of each runtime with --density")
 	f.DurationVar(&p.Relist, "relist", 30*time.Second, "duration of a kubelet's relist calls, 0 to skip them")
 	f.IntVar(&p.RelistRounds, "relist-rounds", 3, "number of measurements of that duration")
@@ -170,7 +173,7 @@ func parse(args []string) (*plan, error) {
 
 // complete adds the peers.
 func (p *plan) complete(n named) (err error) {
-	p.HostNetwork = p.HostNetwork || len(p.Shims) > 0 || p.Streams > 0
+	p.HostNetwork = p.HostNetwork || len(p.Shims) > 0 && len(n.userNS) == 0 || p.Streams > 0
 	p.Berth.Image, p.Berth.Engine, p.Berth.HostNetwork = p.Image, p.Docker, p.HostNetwork
 	for _, text := range n.peers {
 		name, socket, ok := strings.Cut(text, "=")
@@ -199,6 +202,13 @@ func (p *plan) complete(n named) (err error) {
 	set("peer-engine", n.engines, false, func(r *runtimePlan) *string { return &r.Engine })
 	set("peer-image", n.images, true, func(r *runtimePlan) *string { return &r.Image })
 	set("about", n.about, false, func(r *runtimePlan) *string { return &r.About })
+	for _, name := range n.userNS {
+		i := slices.IndexFunc(p.Peers, func(r runtimePlan) bool { return r.Name == name })
+		if i < 0 {
+			return errors.Join(err, fmt.Errorf("--user-namespaces %q: no runtime of that name is given with --peer", name))
+		}
+		p.Peers[i].UserNS = true
+	}
 	return err
 }
 
@@ -209,6 +219,11 @@ func (p *plan) runtimes() []*runtimePlan {
 		all = append(all, &p.Peers[i])
 	}
 	return all
+}
+
+// userNS reports whether pods of a peer get user namespaces.
+func (p *plan) userNS() bool {
+	return slices.ContainsFunc(p.Peers, func(r runtimePlan) bool { return r.UserNS })
 }
 
 // peerName matches names of peers. They are words in the table and in the chart.
@@ -248,6 +263,8 @@ func (p *plan) verify() error {
 		return errors.New("--shims, --density and --streams are runs of their own: give one of them")
 	case (len(p.Shims) > 0 || p.Streams > 0) && p.Rounds == 0:
 		return errors.New("--shims and --streams need --rounds of at least 1")
+	case p.HostNetwork && p.userNS():
+		return errors.New("--user-namespaces needs pods with a network of their own: not with --host-network or --streams")
 	case p.Streams < 0:
 		return fmt.Errorf("--streams %d: want at least 0", p.Streams)
 	}

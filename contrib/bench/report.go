@@ -20,7 +20,7 @@ type Report struct {
 	Machine  string            `json:"machine"`
 	Kind     string            `json:"kind"` // of machine
 	Engine   string            `json:"engine"`
-	Mode     string            `json:"mode"`     // bench, shims, density or streams
+	Mode     string            `json:"mode"`     // bench, shims, userns, density or streams
 	Settings string            `json:"settings"` // runs with others are not compared
 	Sides    map[string]string `json:"sides"`    // their descriptions
 	Order    []string          `json:"order"`    // of the sides
@@ -51,6 +51,9 @@ func (p *plan) settings() (mode, settings string) {
 	switch {
 	case len(p.Shims) > 0:
 		mode, parts = "shims", []string{fmt.Sprintf("shims of %d pods of %v containers", p.Rounds, p.Shims)}
+		if p.userNS() {
+			mode, parts = "userns", []string{fmt.Sprintf("%d pods of %v containers", p.Rounds, p.Shims)}
+		}
 	case len(p.Density) > 0:
 		mode, parts = "density", []string{fmt.Sprintf("density %v, %d restarts, relist %v x %d", p.Density, p.Restarts, p.Relist, p.RelistRounds)}
 	case p.Streams > 0:
