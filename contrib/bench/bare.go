@@ -293,6 +293,11 @@ func (b *bare) containerStats(ctx context.Context) (int, error) {
 	return len(list), g.Wait()
 }
 
+func (b *bare) listImages(ctx context.Context) (int, error) {
+	list, err := b.docker.ImageList(ctx, image.ListOptions{})
+	return len(list), err
+}
+
 func (b *bare) statuses(ctx context.Context) (int, error) {
 	n := 0
 	for _, what := range []string{"podsandbox", "container"} {
@@ -313,7 +318,7 @@ func (b *bare) statuses(ctx context.Context) (int, error) {
 func (b *bare) lists() []listCall {
 	return []listCall{
 		{rowPods, 20, b.count("podsandbox")}, {rowContainers, 20, b.count("container")}, {rowStatuses, 5, b.statuses},
-		{rowStats, 3, b.containerStats},
+		{rowStats, 3, b.containerStats}, {rowImages, 20, b.listImages},
 	}
 }
 

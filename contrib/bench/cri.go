@@ -293,6 +293,11 @@ func (c *cri) podStats(ctx context.Context) (int, error) {
 	return len(r.GetStats()), err
 }
 
+func (c *cri) listImages(ctx context.Context) (int, error) {
+	r, err := c.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	return len(r.GetImages()), err
+}
+
 // statuses requests the status of each sandbox and container, one by one.
 func (c *cri) statuses(ctx context.Context) (int, error) {
 	pods, err := c.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
@@ -319,7 +324,7 @@ func (c *cri) statuses(ctx context.Context) (int, error) {
 func (c *cri) lists() []listCall {
 	return []listCall{
 		{rowPods, 100, c.listSandboxes}, {rowContainers, 100, c.listContainers}, {rowStatuses, 10, c.statuses},
-		{rowStats, 10, c.containerStats}, {rowPodStats, 10, c.podStats},
+		{rowStats, 10, c.containerStats}, {rowPodStats, 10, c.podStats}, {rowImages, 100, c.listImages},
 	}
 }
 

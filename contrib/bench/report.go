@@ -126,7 +126,8 @@ type result struct {
 func (r *Report) evaluate(row *Row) (v result, ok bool) {
 	m, ok := targetOf(row.Name)
 	ours, measured := row.median("berth")
-	if !ok || !measured || r.differs(row.Name) {
+	containerd, isPeer := row.median("containerd")
+	if !ok || !measured || r.differs(row.Name) || m.kind == beside && !isPeer {
 		return v, false
 	}
 	v.target = number(m.most)
@@ -136,6 +137,8 @@ func (r *Report) evaluate(row *Row) (v result, ok bool) {
 	case ratio:
 		bare, there := row.median("bare")
 		v.target, v.scaled, v.known = v.target+" x bare", m.most*bare, there
+	case beside:
+		v.target, v.scaled, v.known = v.target+" x containerd", m.most*containerd, true
 	case processBound, queryBound:
 		factor := r.slowdown(m.kind)
 		v.scaled, v.known = m.most*factor, factor > 0

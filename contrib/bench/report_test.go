@@ -27,6 +27,7 @@ func sample() *Report {
 	}
 	r.add(rowRun, "containerd", 600)
 	r.add(rowRun, "cri-dockerd", 540)
+	r.add(rowCreate, "berth", 23)
 	r.add(rowStart, "berth", 200)
 	r.add(rowPods, "berth", 1.5)
 	r.add(rowMemory(50), "berth", 29)
@@ -36,9 +37,11 @@ func sample() *Report {
 
 func TestTargetsAreScaledToTheMachine(t *testing.T) {
 	r := sample()
+	r.add(rowStop, "berth", 150)
 	for row, want := range map[string]result{
-		rowRun:        {target: "140", scaled: 280, known: true, met: true},
-		rowStart:      {target: "1.05 x bare", scaled: 199.5, known: true},
+		rowRun:        {target: "1 x containerd", scaled: 600, known: true, met: true},
+		rowCreate:     {target: "1.1 x bare", scaled: 22, known: true},
+		rowStop:       {target: "100", scaled: 200, known: true, met: true},
 		rowPods:       {target: "0.7", scaled: 1.4, known: true},
 		rowMemory(50): {target: "30", scaled: 30, known: true, met: true},
 	} {
@@ -51,6 +54,9 @@ func TestTargetsAreScaledToTheMachine(t *testing.T) {
 	r.Pods = 10
 	if v, ok := r.evaluate(r.row(rowPods)); ok {
 		t.Errorf("a list of 10 pods is compared with the target for 50: %v", v)
+	}
+	if v, ok := r.evaluate(r.row(rowStart)); ok {
+		t.Errorf("a row that containerd does not have is compared with it: %v", v)
 	}
 }
 
@@ -66,7 +72,7 @@ func TestTableShowsMediansRatiosAndTargets(t *testing.T) {
 	}
 	for line := range strings.Lines(out.String()) {
 		if strings.HasPrefix(line, rowRun) {
-			want := []string{"ms", "250", "270", "600", "540", "1", "±0.3", "0.5", "±?", "0.56", "±?", "140", "280", "yes"}
+			want := []string{"ms", "250", "270", "600", "540", "1", "±0.3", "0.5", "±?", "0.56", "±?", "1", "x", "containerd", "600", "yes"}
 			if got := strings.Fields(strings.TrimPrefix(line, rowRun)); !cmp.Equal(got, want) {
 				t.Errorf("got %v, want %v", got, want)
 			}
