@@ -56,3 +56,17 @@ func BenchmarkStatus(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkResolve(b *testing.B) {
+	for name, fromMemory := range sources {
+		b.Run(name, func(b *testing.B) {
+			images := newBenchmarkService(b, fromMemory)
+			b.ReportAllocs()
+			for b.Loop() {
+				if found, err := images.Resolve(b.Context(), "registry.example.com/team/app7:1", "registry.example.com/team/app7:1"); err != nil || found.User != "1000" {
+					b.Fatal(found, err)
+				}
+			}
+		})
+	}
+}

@@ -109,6 +109,13 @@ func (p *pair) diff() string {
 		if d := gocmp.Diff(want, got, protocmp.Transform()); d != "" || (err != nil) != (wantErr != nil) {
 			return fmt.Sprintf("status of %s: %v, %v (-docker +cache):\n%s", ref, wantErr, err, d)
 		}
+		for range 2 { // what the first one has kept is in the second
+			want, wantErr := p.direct.Resolve(p.Context(), ref, ref)
+			got, err := p.cached.Resolve(p.Context(), ref, ref)
+			if d := gocmp.Diff(want, got); d != "" || (err != nil) != (wantErr != nil) {
+				return fmt.Sprintf("%s for a container: %v, %v (-docker +cache):\n%s", ref, wantErr, err, d)
+			}
+		}
 	}
 	return ""
 }
@@ -166,6 +173,48 @@ func (p *pair) build(img enginetest.Image, tag string) {
 	}
 	id := p.engine.AddImage(img, tag)
 	p.engine.Event(events.Message{Type: events.ImageEventType, Action: events.ActionTag, Actor: events.Actor{ID: id, Attributes: map[string]string{"name": tag}}})
+}
+
+func TestImageOfAContainerIsResolvedFromMemory(t *testing.T) {
+	t.Parallel()
+	p := newPair(t, "1.51", false)
+	const ref = "r.test/app:1"
+	p.engine.Registry(ref, enginetest.Remote{Image: enginetest.Image{Config: container.Config{User: "7"}}})
+	inspects := func() int {
+		t.Helper()
+		before := p.engine.Calls("GET /images/{name}/json")
+		found, err := p.cached.Resolve(t.Context(), ref, ref)
+		if err != nil || found.User != "7" || len(found.Layers) == 0 || found.Names[0] != ref {
+			t.Fatalf("resolved to %+v, %v", found, err)
+		}
+		return p.engine.Calls("GET /images/{name}/json") - before
+	}
+	p.dockerPull(ref)
+	p.untilEqual("pull")
+	inspects()
+	if n := inspects(); n != 0 {
+		t.Errorf("image was inspected %d times, want it from memory", n)
+	}
+	// The same image has other directories once it was removed and pulled again.
+	if _, err := p.client.ImageRemove(t.Context(), ref, dockerimage.RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	p.untilEqual("removal")
+	p.dockerPull(ref)
+	p.untilListed(ref)
+	untilFromMemory(t, p.cached, p.engine)
+	if n := inspects(); n != 1 {
+		t.Errorf("image that was pulled again was inspected %d times, want 1", n)
+	}
+}
+
+// untilListed waits until the cache has an image.
+func (p *pair) untilListed(ref string) {
+	p.Helper()
+	enginetest.Until(p, ref+" is not listed", func() bool {
+		list, err := p.cached.List(p.Context(), nil)
+		return err == nil && slices.ContainsFunc(list, func(i *runtimeapi.Image) bool { return slices.Contains(i.GetRepoTags(), ref) })
+	})
 }
 
 var operations = flag.Int("operations", 30, "number of operations of TestImagesFromMemoryEqualThoseOfTheEngine")
@@ -377,7 +426,7 @@ func TestPinsInAnswersFromMemoryAreCurrent(t *testing.T) {
 		for _, i := range list {
 			got[i.GetId()] = i.GetPinned()
 			if status, _, err := images.Status(t.Context(), i.GetId(), false); err != nil || status.GetPinned() != i.GetPinned() {
-				t.Errorf("status %v, %v; list %v", status, err, i)
+				return fmt.Sprintf("status %v, %v; list %v", status, err, i) // or it has changed in between
 			}
 		}
 		return fmt.Sprint(got[ids[0]], got[ids[1]])

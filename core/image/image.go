@@ -33,6 +33,7 @@ import (
 	"berth/core/podpolicy"
 	"berth/core/singleflight"
 	"berth/core/tocri"
+	"berth/core/todocker"
 )
 
 // Config is the configuration of a Service.
@@ -81,6 +82,7 @@ type Service struct {
 	pins        *pins
 	cache       *imagecache.Cache
 	lastList    atomic.Pointer[criList]
+	contents    imagecache.PerImage[todocker.Image] // what of an image a container needs, but for its names
 }
 
 // New returns a Service. None of its arguments may be nil.

@@ -23,6 +23,10 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Im
 	if err != nil {
 		return todocker.Image{}, err
 	}
+	images, known := s.cache.Find(docker, ref)
+	if out, ok := s.contents.Get(known); ok {
+		return s.withNames(out, known.Inspected.Tags, known.Inspected.Digests, userRef), nil
+	}
 	ctx, cancel := docker.WithRequestTimeout(ctx)
 	defer cancel()
 	found, err := s.find(ctx, docker, ref, byHexPrefix)
@@ -32,8 +36,23 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Im
 	if err := checkConfig(found); err != nil {
 		return todocker.Image{}, err
 	}
-	digests := s.Aliases.Digests(found.RepoTags, found.RepoDigests)
-	out := todocker.Image{ID: found.ID, Ref: repoDigest(digests, userRef, found.ID), User: defaultUser(found), Names: slices.Concat(found.RepoTags, digests), Size: found.Size}
+	out := content(found)
+	if known != nil && known.ID == out.ID {
+		s.contents.Put(images, known, out)
+	}
+	return s.withNames(out, found.RepoTags, found.RepoDigests, userRef), nil
+}
+
+// withNames returns an image with its names, tags and digests, and with the one that the user has asked for.
+func (s *Service) withNames(out todocker.Image, tags, digests []string, userRef string) todocker.Image {
+	digests = s.Aliases.Digests(tags, digests)
+	out.Ref, out.Names = repoDigest(digests, userRef, out.ID), slices.Concat(tags, digests)
+	return out
+}
+
+// content returns what an inspect says of an image, but for its names.
+func content(found image.InspectResponse) todocker.Image {
+	out := todocker.Image{ID: found.ID, User: defaultUser(found), Size: found.Size}
 	if found.Config != nil {
 		out.IsCheckpoint = restore.HasMark(found.Config.Labels)
 		if command := slices.Concat(found.Config.Entrypoint, found.Config.Cmd); len(command) > 0 {
@@ -47,7 +66,7 @@ func (s *Service) Resolve(ctx context.Context, ref, userRef string) (todocker.Im
 			out.Layers = append(out.Layers, strings.Split(data["LowerDir"], ":")...)
 		}
 	}
-	return out, nil
+	return out
 }
 
 const (
