@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"math"
 	"runtime"
 	"runtime/pprof"
 	"strings"
@@ -133,10 +134,10 @@ func TestCostOfAListGrowsNoFasterThanItsPods(t *testing.T) {
 	few := pods / 5
 	h.runPods(0, few)
 	h.waitGoroutines(empty, fmt.Sprintf("with %d pods", few))
-	cheap := testing.AllocsPerRun(5, func() { h.relist(false) })
+	cheap := h.relistAllocs()
 	h.runPods(few, pods)
 	h.waitGoroutines(empty, fmt.Sprintf("with %d pods", pods))
-	dear := testing.AllocsPerRun(5, func() { h.relist(false) })
+	dear := h.relistAllocs()
 	if dear > cheap*5*1.1 {
 		t.Errorf("a relist of %d pods takes %.0f allocations, of %d pods %.0f: more than so many times as many", few, cheap, pods, dear)
 	}
@@ -163,6 +164,16 @@ func TestCostOfAListGrowsNoFasterThanItsPods(t *testing.T) {
 		t.Errorf("%d goroutines after a restart, want at most %d", goroutines, empty)
 	}
 	h.start()
+}
+
+// relistAllocs returns how many objects a relist allocates, with the client. What runs in the background counts too, so it is the
+// least of several measurements.
+func (h *testDaemon) relistAllocs() float64 {
+	least := math.Inf(1)
+	for range 3 {
+		least = min(least, testing.AllocsPerRun(5, func() { h.relist(false) }))
+	}
+	return least
 }
 
 // restart restarts the daemon and waits until it knows all pods.
