@@ -104,7 +104,7 @@ func (s *Service) checkpointOf(ctx context.Context, docker *engine.Conn, c *cach
 	annotations := podpolicy.StandardAnnotations(&runtimeapi.PodSandboxConfig{Metadata: pod.Row.GetMetadata()}, pod.ID(), c.Status.GetMetadata().GetName(), image)
 	maps.Copy(annotations, criu.CRIOAnnotations(c.Row, image))
 	target.Config = metadata.ContainerConfig{
-		ID: c.ID(), Name: c.Status.GetMetadata().GetName(), RootfsImage: image, RootfsImageRef: c.Status.GetImageRef(), RootfsImageName: image,
+		ID: c.ID(), Name: c.Status.GetMetadata().GetName(), RootfsImage: image, RootfsImageRef: criu.FullName(c.Status.GetImageRef()), RootfsImageName: criu.FullName(image),
 		OCIRuntime: found.HostConfig.Runtime, CreatedTime: time.Unix(0, c.Status.GetCreatedAt()), CheckpointedAt: time.Now(),
 	}
 	target.Status, target.Annotations = c.Status, annotations

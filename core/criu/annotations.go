@@ -2,7 +2,9 @@ package criu
 
 import (
 	"encoding/json"
+	"strings"
 
+	"github.com/distribution/reference"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -15,6 +17,19 @@ func CRIOAnnotations(c *runtimeapi.Container, image string) map[string]string {
 		"io.kubernetes.cri-o.SandboxID":   c.GetPodSandboxId(),
 		"io.kubernetes.cri-o.ImageName":   image,
 	}
+}
+
+// FullName returns the name of an image with its registry, as containerd needs it: Docker abbreviates names, also those of digests
+// (busybox@sha256:...). An ID stays as it is, and so does what is no name.
+func FullName(ref string) string {
+	if strings.HasPrefix(ref, "sha256:") {
+		return ref
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.TagNameOnly(named).String()
 }
 
 // jsonText returns a map as JSON.

@@ -249,23 +249,29 @@ func (c *Checkpointer) endPod(ctx context.Context, p *podJob, failed error) erro
 		return nil
 	}
 	defer c.forget(p.name)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
-	defer cancel()
-	var err error
+	var err, late error
 	if failed == nil {
-		if err = os.RemoveAll(p.dir); err == nil {
-			return nil
+		for _, j := range p.jobs {
+			err = errors.Join(err, os.RemoveAll(j.dir)) // it may take a while
+		}
+		late = ctx.Err() // the caller must not find files of a call that has failed for it
+		if err == nil && late == nil {
+			if err = os.RemoveAll(p.dir); err == nil {
+				return nil
+			}
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
+	defer cancel()
 	if !p.ended {
 		err = endProcesses(ctx, p.name)
 	}
 	err = errors.Join(err, p.resumeInterrupted(ctx), p.out.Clear())
 	if err != nil {
 		c.log.Error("containers may be frozen by the checkpoint of their pod, or files left; it will be tried again", slog.String("location", p.out.Place.Path), slog.Any("err", err))
-		return err
+		return errors.Join(err, late)
 	}
-	return os.RemoveAll(p.dir)
+	return errors.Join(os.RemoveAll(p.dir), late)
 }
 
 // undoPod ends the checkpoint of a pod that a berthd before this one has begun. Its processes have ended.

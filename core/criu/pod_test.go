@@ -229,6 +229,28 @@ func TestFailedPodCheckpointResumesAllContainers(t *testing.T) {
 	})
 }
 
+// A lateContext ends once the manifest has been written.
+type lateContext struct {
+	context.Context
+	manifest string
+}
+
+func (c lateContext) Err() error {
+	if _, err := os.Stat(c.manifest); err == nil {
+		return context.DeadlineExceeded
+	}
+	return c.Context.Err()
+}
+
+func TestPodCheckpointThatEndsAfterItsCallerLeavesNoFiles(t *testing.T) {
+	f := newPodFixture(t, goodDump, "")
+	if _, err := f.take(lateContext{t.Context(), filepath.Join(f.output, ManifestFile)}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want the error of the context", err)
+	}
+	f.requireStates("running running")
+	f.requireFiles()
+}
+
 func TestPodCheckpointLeavesContainersPausedByOthers(t *testing.T) {
 	f := newPodFixture(t, goodDump, "")
 	f.setState("id-pong", "paused") // runc pause

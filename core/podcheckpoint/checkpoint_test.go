@@ -30,7 +30,7 @@ func TestCheckpointDescribesThePod(t *testing.T) {
 	if got := e.checkpoints.manifest; got.Berth != want.Berth || got.Pod != want.Pod || got.RuntimeHandler != "" || e.checkpoints.path != "/out" {
 		t.Errorf("%+v, %s", got, e.checkpoints.path)
 	}
-	if got := e.checkpoints.targets; len(got) != 2 || got[0].Config.Name != "a" || got[0].ID != ids[1] || got[1].Config.Name != "b" || got[0].PID == 0 || got[0].Config.RootfsImage != "server" {
+	if got := e.checkpoints.targets; len(got) != 2 || got[0].Config.Name != "a" || got[0].ID != ids[1] || got[1].Config.Name != "b" || got[0].PID == 0 || got[0].Config.RootfsImage != "server" || got[0].Config.RootfsImageName != "docker.io/library/server:latest" {
 		t.Errorf("%+v", got)
 	}
 	if log := e.log.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, `msg="pod checkpointed" pod=web namespace=ns sandbox=`+id+" containers=2 location=/out") {
