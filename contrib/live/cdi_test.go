@@ -59,10 +59,10 @@ func TestCDIDevicesAreInTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	inspect := func(c *runtimeapi.ContainerConfig) string {
-		return n.exec(n.create(pod, config, c), "sh", "-c", `tr '\0' '\n' </proc/1/environ | grep THING | sort; stat -c %t:%T /dev/thing 2>/dev/null; head -c 1 /dev/thing 2>/dev/null | wc -c
+		return n.exec(n.create(pod, config, c), "sh", "-c", `tr '\0' '\n' </proc/1/environ | grep THING | sort; echo $THINGS $THING; stat -c %t:%T /dev/thing 2>/dev/null; head -c 1 /dev/thing 2>/dev/null | wc -c
 			touch /thing/x 2>/dev/null || echo not writable; grep ' /thing ' /proc/mounts | grep -o nosuid; grep -o 4242 /proc/1/status; true`)
 	}
-	with, without := "THING=one\nTHINGS=all\n1:5\n1\nnot writable\n"+nosuid+"4242\n", "0\nnot writable\n"
+	with, without := "THING=one\nTHINGS=all\nall one\n1:5\n1\nnot writable\n"+nosuid+"4242\n", "\n0\nnot writable\n"
 	field, annotation, both := shell("field", "exec sleep 1000"), shell("annotation", "exec sleep 1000"), shell("both", "exec sleep 1000")
 	field.CDIDevices = []*runtimeapi.CDIDevice{{Name: name}}
 	annotation.Annotations = map[string]string{key: name}

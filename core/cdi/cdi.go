@@ -104,9 +104,10 @@ func (cfg Config) Resolve(names []string, ociRuntime bool) (Edits, error) {
 	return out, nil
 }
 
-// Groups returns the additional groups of the devices with these names, as far as they can be found. It is for Engines
-// that resolve devices themselves: 28.5 leaves these groups out.
-func (cfg Config) Groups(names []string) Edits {
+// Process returns the variables and the additional groups that the devices with these names give a process, as far as they can be
+// found. It is for Engines that resolve devices themselves: they give the variables to the container's own process but not to commands
+// that are executed in it, and 28.5 leaves the groups out.
+func (cfg Config) Process(names []string) Edits {
 	if len(names) == 0 {
 		return Edits{}
 	}
@@ -120,9 +121,9 @@ func (cfg Config) Groups(names []string) Edits {
 		}
 		if spec := d.GetSpec(); !added[spec] {
 			added[spec] = true
-			all.addGroups(spec.ContainerEdits.AdditionalGIDs)
+			all.addProcess(spec.ContainerEdits)
 		}
-		all.addGroups(d.ContainerEdits.AdditionalGIDs)
+		all.addProcess(d.ContainerEdits)
 	}
 	return all
 }

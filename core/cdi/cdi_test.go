@@ -110,16 +110,17 @@ devices:
 	}
 }
 
-// Docker 28.5 resolves devices itself, and leaves the groups out.
-func TestGroupsAreFoundAlsoBesideWhatIsRefused(t *testing.T) {
+// Engines that resolve devices themselves leave the variables out of commands in the container; 28.5 leaves the groups out, too.
+func TestProcessIsFoundAlsoBesideWhatIsRefused(t *testing.T) {
 	t.Parallel()
-	cfg := specDirs(t, map[string]string{"low/a.json": `!{"cdiVersion": "0.7.0", "kind": "a.test/x", "containerEdits": {"additionalGids": [4]}, "devices": [
+	cfg := specDirs(t, map[string]string{"low/a.json": `!{"cdiVersion": "0.7.0", "kind": "a.test/x", "containerEdits": {"additionalGids": [4], "env": ["ALL=1"]}, "devices": [
 		{"name": "one", "containerEdits": {"additionalGids": [5, 0], "hooks": [{"hookName": "createContainer", "path": "/bin/true"}]}}, {"name": "two", "containerEdits": {"env": ["A=b"]}}]}`})
-	if got := cfg.Groups([]string{"a.test/x=one", "a.test/x=absent", "a.test/x=two"}).GIDs; !slices.Equal(got, []int64{4, 5}) {
-		t.Errorf("groups %v", got)
+	got := cfg.Process([]string{"a.test/x=one", "a.test/x=absent", "a.test/x=two"})
+	if !slices.Equal(got.GIDs, []int64{4, 5}) || !slices.Equal(got.Env, []string{"ALL=1", "A=b"}) || got.Hooks != nil {
+		t.Errorf("groups, variables and hooks %+v", got)
 	}
-	if got := cfg.Groups(nil).GIDs; got != nil {
-		t.Errorf("groups of no device: %v", got)
+	if got := cfg.Process(nil); got.GIDs != nil || got.Env != nil {
+		t.Errorf("of no device: %+v", got)
 	}
 }
 

@@ -99,13 +99,14 @@ func (e *Edits) add(edits specs.ContainerEdits) error {
 		}
 		e.Mounts = append(e.Mounts, bind)
 	}
-	e.addGroups(edits.AdditionalGIDs)
-	e.Env = append(e.Env, edits.Env...)
+	e.addProcess(edits)
 	return nil
 }
 
-func (e *Edits) addGroups(gids []uint32) {
-	for _, gid := range gids {
+// addProcess appends what edits say of processes.
+func (e *Edits) addProcess(edits specs.ContainerEdits) {
+	e.Env = append(e.Env, edits.Env...)
+	for _, gid := range edits.AdditionalGIDs {
 		if gid != 0 { // as in the CDI library, 0 adds no group
 			e.GIDs = append(e.GIDs, int64(gid))
 		}

@@ -120,7 +120,7 @@ func (s *Service) cdiParams(p *todocker.ContainerParams) error {
 	}
 	if p.Features.CDI {
 		p.CDINames = names
-		p.CDI = cdi.Config{SpecDirs: p.Features.CDISpecDirs}.Groups(names)
+		p.CDI = cdi.Config{SpecDirs: p.Features.CDISpecDirs}.Process(names)
 		return nil
 	}
 	p.CDI, err = s.cdi.Resolve(names, specedit.Installed(p.Runtime, p.UserNS.Dir, p.Features))
