@@ -361,16 +361,40 @@ func TestValuesAreParsedOrRejected(t *testing.T) {
 	}
 }
 
-// A second berthd of a node leaves the default socket of NRI to the first one.
+// A second berthd of a node leaves the default socket of NRI to the first one, unless the option names it.
 func TestNRISocketIsBelowAnotherRunDir(t *testing.T) {
 	const socket = "/var/run/nri/nri.sock"
-	for want, c := range map[string]Config{
-		socket:                    {RunDir: DefaultRunDir, NRI: NRI{SocketPath: socket}},
-		"/run/other/nri/nri.sock": {RunDir: "/run/other", NRI: NRI{SocketPath: socket}},
-		"/run/own.sock":           {RunDir: "/run/other", NRI: NRI{SocketPath: "/run/own.sock"}},
+	for args, want := range map[string]string{
+		"":                                socket,
+		"--run-dir=/run/other":            "/run/other/nri/nri.sock",
+		"--nri-socket-path=/run/own.sock": "/run/own.sock",
+		"--run-dir=/run/berth":            socket,
+		"--run-dir=/run/other --nri-socket-path=/run/own.sock": "/run/own.sock",
+		"--run-dir=/run/other --nri-socket-path=" + socket:     socket,
 	} {
-		if o := c.NRIOptions(); o.SocketPath != want || o.Validator.Enable {
-			t.Errorf("%s, validator %v, want %s", o.SocketPath, o.Validator.Enable, want)
+		o := newOptions(t)
+		for arg := range strings.FieldsSeq(args) {
+			name, value, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+			for _, g := range o.Groups() {
+				if g.Flags.Lookup(name) == nil {
+					continue
+				}
+				if err := g.Flags.Set(name, value); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := o.Load(); err != nil {
+			t.Fatal(err)
+		}
+		next, err := o.Reload()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, got := range []*Options{o, next} {
+			if nri := got.NRIOptions(); nri.SocketPath != want || nri.Validator.Enable || got.Values()["nri-socket-path"] != want {
+				t.Errorf("%s: %s, validator %v, want %s", args, nri.SocketPath, nri.Validator.Enable, want)
+			}
 		}
 	}
 	o := Config{NRI: NRI{Reject: []string{"oci-hooks"}, RequiredPlugins: []string{"a"}}}.NRIOptions()

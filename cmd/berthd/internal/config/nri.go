@@ -19,7 +19,7 @@ import (
 // NRI has the options of the Node Resource Interface.
 type NRI struct {
 	Enable              bool
-	SocketPath          string // see NRIOptions
+	SocketPath          string
 	PluginPath          string
 	PluginConfigPath    string
 	RegistrationTimeout time.Duration
@@ -30,15 +30,11 @@ type NRI struct {
 	ToleranceAnnotation string // of pods that do without RequiredPlugins
 }
 
-// NRIOptions returns the options of the Node Resource Interface. A second berthd of a node, which has another run-dir, leaves the default socket
-// to the first one.
+// NRIOptions returns the options of the Node Resource Interface.
 func (c Config) NRIOptions() nri.Options {
 	o := nri.Options{
 		Enable: c.NRI.Enable, SocketPath: c.NRI.SocketPath, PluginPath: c.NRI.PluginPath, PluginConfigPath: c.NRI.PluginConfigPath,
 		RegistrationTimeout: c.NRI.RegistrationTimeout, RequestTimeout: c.NRI.RequestTimeout, BlockIOFile: c.NRI.BlockIOFile,
-	}
-	if c.RunDir != DefaultRunDir && o.SocketPath == nri.DefaultSocketPath {
-		o.SocketPath = filepath.Join(c.RunDir, "nri", "nri.sock")
 	}
 	o.Validator.Enable = len(c.NRI.Reject)+len(c.NRI.RequiredPlugins) > 0
 	o.Validator.RequiredPlugins, o.Validator.TolerateMissingAnnotation = c.NRI.RequiredPlugins, c.NRI.ToleranceAnnotation
@@ -46,6 +42,15 @@ func (c Config) NRIOptions() nri.Options {
 		nriValidations[name](&o.Validator)
 	}
 	return o
+}
+
+// defaultNRISocket sets the default of nri-socket-path. A second berthd of a node, which has another run-dir, leaves the socket where
+// plugins expect it to the first one, unless the option is given.
+func (o *Options) defaultNRISocket() {
+	given := func(opt *option) bool { return opt.name == "nri-socket-path" && opt.source != "" }
+	if o.RunDir != DefaultRunDir && !slices.ContainsFunc(o.options, given) {
+		o.NRI.SocketPath = filepath.Join(o.RunDir, "nri", "nri.sock")
+	}
 }
 
 // nriValidations are the changes that the validator of the NRI library can refuse. Its own names of them are reject_..._adjustment.

@@ -110,6 +110,7 @@ func (o *Options) Load() error {
 		}
 		opt.source = "command line"
 	}
+	o.defaultNRISocket()
 	return o.validate()
 }
 
