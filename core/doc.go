@@ -66,8 +66,8 @@
 //	core/pending                      creates that outlived their caller's deadline
 //	core/cgroup     core/systemd      cgroup files and scopes
 //	core/stats/cgroupstats            values of cgroup files and /proc
-//	core/logs/...                     Docker's log files (jsonfile) and log stream (logstream),
-//	                                  CRI log files (crifile)
+//	core/logs/...                     Docker's log files (logfile, in the formats jsonfile and
+//	                                  localfile) and log stream (logstream), CRI log files (crifile)
 //	core/image/registryauth           credentials for registries
 //	core/image/pullprogress           how far pulls are
 //	core/image/pinning                which images the kubelet must not remove, pure

@@ -21,7 +21,7 @@ const module = "berth/"
 var layers = [][]string{
 	{"core/kernelfile", "core/sleep", "core/tracing", "core/httpserver"},
 	{"core/atomicfile", "core/broadcast", "core/cgroup", "core/eventlag", "core/hostprobe", "core/kmutex", "core/metrics", "core/names", "core/panics", "core/pause", "core/pending", "core/rollback", "core/shorten", "core/systemd", "core/logs/dockerlog", "core/ociedit", "core/ocifeatures", "core/containerd", "core/quantity", "core/tracing/otlp", "core/trust", "core/rootdiff"},
-	{"core/blockio", "core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/logstream", "core/premount", "core/criu/archive", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/dockerconfig"},
+	{"core/blockio", "core/cdi", "core/checkpoint", "core/image/registryauth", "core/image/pullerror", "core/image/verify", "core/labels", "core/logs/crifile", "core/logs/jsonfile", "core/logs/localfile", "core/logs/logfile", "core/logs/logstream", "core/premount", "core/criu/archive", "core/singleflight", "core/state", "core/stats/cgroupstats", "core/bundle", "core/changes", "core/image/pullprogress", "core/image/pinning", "core/dockerconfig"},
 	{"core/image/mirror", "network/netns", "core/criu"},
 	{"network/cniconf", "core/restore"},
 	{"network/cnitemplate"},

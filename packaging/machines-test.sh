@@ -53,7 +53,7 @@ for goarch in arm s390x; do
 	say "unit tests for $goarch"
 	(
 		cd "$top"
-		GOARCH=$goarch GOARM=7 CGO_ENABLED=0 go test -count=1 -exec "qemu-$goarch" ./core/labels ./core/limits ./core/logs/jsonfile ./core/todocker
+		GOARCH=$goarch GOARM=7 CGO_ENABLED=0 go test -count=1 -exec "qemu-$goarch" ./core/labels ./core/limits ./core/logs/jsonfile ./core/logs/localfile ./core/todocker
 	)
 done
 say "all machines passed"

@@ -41,7 +41,7 @@ func daemonConfig(cfg config.Config) (daemon.Config, error) {
 	}
 	return daemon.Config{
 		Version: version, Commit: commit, Endpoint: cfg.Endpoint, RootDir: cfg.RootDir, RunDir: cfg.RunDir,
-		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs),
+		DockerHost: cfg.DockerEndpoint, RequestTimeout: cfg.RequestTimeout, ContainerLogs: logs.Mode(cfg.ContainerLogs), LogBuffer: logs.Buffer(cfg.LogBuffer),
 		PauseImage: cfg.PauseImage, PullProgress: cfg.PullProgress, NodeCredentials: cfg.NodeCredentials,
 		RegistryMirrors: cfg.RegistryMirrors, ImageVerifiers: imageVerifiers(cfg),
 		PodOptions: cfg.PodOptions(), SpecFiles: cfg.SpecFiles(), NRI: cfg.NRIOptions(), Restore: cfg.Restore(),

@@ -18,6 +18,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// logModes are the flags for each way in which berthd writes logs; logBuffers for those with Docker's files.
+var (
+	logModes   = map[string]string{"json-file": "--container-logs=cri", "local": "--log-buffer=local", "follow": "--container-logs=follow"}
+	logBuffers = map[string]string{"json-file": "--log-buffer=json-file", "local": "--log-buffer=local"}
+)
+
 // records reads the log at path: stream, tag and text of each record.
 func (n *node) records(path string) (list [][3]string) {
 	n.t.Helper()
@@ -66,9 +72,9 @@ func (n *node) exited(id string) {
 
 // TestLastLineWithoutLineBreakIsFull: once a container has ended no line of its log is waited for.
 func TestLastLineWithoutLineBreakIsFull(t *testing.T) {
-	for _, mode := range []string{"cri", "follow"} {
+	for mode, flags := range logModes {
 		t.Run(mode, func(t *testing.T) {
-			n := newNode(t, "--container-logs="+mode)
+			n := newNode(t, flags)
 			config := n.pod("last")
 			pod, err := n.run(t.Context(), config)
 			if err != nil {
@@ -143,9 +149,9 @@ func TestLastLineWithoutLineBreakIsFull(t *testing.T) {
 
 // TestLogIsRotatedBetweenLines: what reads rotated files one by one finds whole lines.
 func TestLogIsRotatedBetweenLines(t *testing.T) {
-	for _, mode := range []string{"cri", "follow"} {
+	for mode, flags := range logModes {
 		t.Run(mode, func(t *testing.T) {
-			n := newNode(t, "--container-logs="+mode)
+			n := newNode(t, flags)
 			config := n.pod("between")
 			pod, err := n.run(t.Context(), config)
 			if err != nil {
@@ -188,10 +194,15 @@ func TestLogIsRotatedBetweenLines(t *testing.T) {
 	}
 }
 
-// TestFollowedTerminalKeepsAllBytes: the log of a terminal goes on whatever is printed, and has the bytes that
+// TestLogKeepsBytesOfDriver: a log goes on whatever is printed, also by a terminal, and has the bytes that
 // the log driver keeps: json-file those of text, but for characters at each 16 KiB, local all.
-func TestFollowedTerminalKeepsAllBytes(t *testing.T) {
-	n := newNode(t, "--container-logs=follow")
+func TestLogKeepsBytesOfDriver(t *testing.T) {
+	for mode, flag := range logModes {
+		t.Run(mode, func(t *testing.T) { logKeepsBytes(t, mode, newNode(t, flag)) })
+	}
+}
+
+func logKeepsBytes(t *testing.T, mode string, n *node) {
 	config := n.pod("terminal")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {
@@ -202,6 +213,7 @@ func TestFollowedTerminalKeepsAllBytes(t *testing.T) {
 		"three": {`awk 'BEGIN{printf "a"; for(i=0;i<20000;i++) printf "\342\202\254"; print ""}'`, "a" + strings.Repeat("€", 20000)},
 		"four":  {`awk 'BEGIN{printf "ab"; for(i=0;i<20000;i++) printf "\360\237\230\200"; print ""}'`, "ab" + strings.Repeat("😀", 20000)},
 		"bytes": {`head -c 40000 /dev/zero | tr '\000' '\377'; echo`, strings.Repeat("\xff", 40000)},
+		"every": {`awk 'BEGIN{for(i=1;i<256;i++) if(i!=10) printf "%c", i; print ""}'`, everyByte()},
 		"times": {`awk 'BEGIN{for(i=0;i<2000;i++) printf "2026-11-23T14:26:30.123456789Z "; print ""}'`, strings.Repeat("2026-11-23T14:26:30.123456789Z ", 2000)},
 	}
 	ids := map[string]string{}
@@ -223,8 +235,11 @@ func TestFollowedTerminalKeepsAllBytes(t *testing.T) {
 		if c.Config.Tty {
 			end = "\r"
 		}
-		if c.HostConfig.LogConfig.Type == "json-file" {
+		switch driver := c.HostConfig.LogConfig.Type; {
+		case driver == "json-file":
 			long = damaged(long)
+		case mode != "follow" && driver != mode:
+			t.Errorf("%s: log driver %s", name, driver)
 		}
 		got := n.lines(n.path("logs", "terminal", name, "0.log"))["stdout"]
 		if want := []string{"before" + end, long + end, "after" + end, "end"}; !slices.Equal(got, want) {
@@ -237,6 +252,17 @@ func TestFollowedTerminalKeepsAllBytes(t *testing.T) {
 	n.remove(pod)
 	os.RemoveAll(n.path("logs"))
 	n.clean()
+}
+
+// everyByte is each byte but zero, which not every awk prints, and the line break.
+func everyByte() string {
+	var text []byte
+	for i := 1; i < 256; i++ {
+		if i != '\n' {
+			text = append(text, byte(i))
+		}
+	}
+	return string(text)
 }
 
 // damaged is what a json-file makes of a line: Docker cuts it at each 16 KiB, and for what is not
@@ -254,9 +280,9 @@ func damaged(line string) string {
 // TestLogPathMustBeARegularFile: a named pipe, directory or link at the log path is an error, in time, of the call that needs
 // the log, and delays neither other calls nor the end of berthd.
 func TestLogPathMustBeARegularFile(t *testing.T) {
-	for _, mode := range []string{"cri", "follow"} {
+	for mode, flags := range logModes {
 		t.Run(mode, func(t *testing.T) {
-			n := newNode(t, "--container-logs="+mode)
+			n := newNode(t, flags)
 			config := n.pod("odd")
 			pod, err := n.run(t.Context(), config)
 			if err != nil {
@@ -376,6 +402,48 @@ func TestImageCannotChooseTheLogPath(t *testing.T) {
 	for _, id := range ids {
 		if err := n.docker.ContainerRemove(t.Context(), id, container.RemoveOptions{Force: true}); err != nil {
 			t.Error(err)
+		}
+	}
+	n.remove(pod)
+	os.RemoveAll(n.path("logs"))
+	n.clean()
+}
+
+// TestLogBuffersAtTheSameTime: the option is for new containers, and each container keeps its log driver.
+func TestLogBuffersAtTheSameTime(t *testing.T) {
+	n := newNode(t)
+	config := n.pod("buffers")
+	pod, err := n.run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const lines = 300
+	script := fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i; sleep 0.02; done", lines)
+	buffers := []string{"json-file", "local", "json-file"}
+	var ids []string
+	for i, buffer := range buffers {
+		if i > 0 {
+			n.flags = append(n.flags, "--log-buffer="+buffer)
+			n.kill()
+			n.start()
+		}
+		ids = append(ids, n.create(pod, config, shell(fmt.Sprintf("c%d", i), script)))
+	}
+	var want []string
+	for i := range lines {
+		want = append(want, fmt.Sprintf("line %d", i+1))
+	}
+	for i, id := range ids {
+		n.exited(id)
+		seen, err := n.docker.ContainerInspect(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := seen.HostConfig.LogConfig; got.Type != buffers[i] || got.Config["max-size"] != "32m" || got.Config["max-file"] != "3" {
+			t.Errorf("container %d: log driver %+v, want %s", i, got, buffers[i])
+		}
+		if got := n.lines(n.path("logs", "buffers", fmt.Sprintf("c%d", i), "0.log"))["stdout"]; !slices.Equal(got, want) {
+			t.Errorf("container %d: got %d lines, want %d", i, len(got), len(want))
 		}
 	}
 	n.remove(pod)

@@ -50,71 +50,75 @@ func (n *node) create(pod string, config *runtimeapi.PodSandboxConfig, c *runtim
 // seconds: no line may be missing or out of order, and none twice but where
 // berthd was killed.
 func TestLogsAreExactAcrossKillsAndRotations(t *testing.T) {
-	n := newNode(t)
-	const containers = 10
-	config := n.pod("torture")
-	pod, err := n.run(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ids [containers]string
-	for i := range ids {
-		pad := 60
-		if i == 0 {
-			pad = 500 // so that the Engine rotates even if there are few
-		}
-		ids[i] = n.create(pod, config, shell(fmt.Sprintf("c%d", i), printer(*tortureLines, pad)))
-	}
-	log := func(i int) string { return n.path("logs", "torture", fmt.Sprintf("c%d", i), "0.log") }
-	var rotated [containers]int
-	lastKill, kills := time.Now(), 0
-	for running := true; running; time.Sleep(time.Second) {
-		for i, id := range ids {
-			older := fmt.Sprintf("%s.%05d", log(i), rotated[i])
-			if err := os.Rename(log(i), older); err != nil {
-				continue
+	for buffer, flag := range logBuffers {
+		t.Run(buffer, func(t *testing.T) {
+			n := newNode(t, flag)
+			const containers = 10
+			config := n.pod("torture")
+			pod, err := n.run(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
 			}
-			// As the kubelet does: what cannot be reopened is as it was.
-			if _, err := n.runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
-				if err := os.Rename(older, log(i)); err != nil {
+			var ids [containers]string
+			for i := range ids {
+				pad := 60
+				if i == 0 {
+					pad = 500 // so that the Engine rotates even if there are few
+				}
+				ids[i] = n.create(pod, config, shell(fmt.Sprintf("c%d", i), printer(*tortureLines, pad)))
+			}
+			log := func(i int) string { return n.path("logs", "torture", fmt.Sprintf("c%d", i), "0.log") }
+			var rotated [containers]int
+			lastKill, kills := time.Now(), 0
+			for running := true; running; time.Sleep(time.Second) {
+				for i, id := range ids {
+					older := fmt.Sprintf("%s.%05d", log(i), rotated[i])
+					if err := os.Rename(log(i), older); err != nil {
+						continue
+					}
+					// As the kubelet does: what cannot be reopened is as it was.
+					if _, err := n.runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: id}); err != nil {
+						if err := os.Rename(older, log(i)); err != nil {
+							t.Fatal(err)
+						}
+						continue
+					}
+					rotated[i]++
+				}
+				if time.Since(lastKill) > 3*time.Second {
+					n.kill()
+					n.start()
+					lastKill = time.Now()
+					kills++
+				}
+				list, err := n.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
+					State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
+				if err != nil {
 					t.Fatal(err)
 				}
-				continue
+				running = len(list.GetContainers()) > 0
 			}
-			rotated[i]++
-		}
-		if time.Since(lastKill) > 3*time.Second {
-			n.kill()
-			n.start()
-			lastKill = time.Now()
-			kills++
-		}
-		list, err := n.runtime.ListContainers(t.Context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
-			State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		running = len(list.GetContainers()) > 0
+			twice := 0
+			for i := range ids {
+				files, err := filepath.Glob(log(i) + ".*")
+				if err != nil {
+					t.Fatal(err)
+				}
+				n, err := inOrder(append(files, log(i)), *tortureLines)
+				if err != nil {
+					t.Errorf("container %d, %d files: %v", i, len(files)+1, err)
+				}
+				twice += n
+			}
+			t.Logf("%d containers of %d lines, berthd killed %d times, %d rotations of the first log: %d lines twice", containers, *tortureLines, kills, rotated[0], twice)
+			if strings.Contains(n.log.String(), "has a gap") {
+				t.Error("berthd logs a gap")
+			}
+			n.remove(pod)
+			os.RemoveAll(n.path("logs"))
+			n.clean()
+		})
 	}
-	twice := 0
-	for i := range ids {
-		files, err := filepath.Glob(log(i) + ".*")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n, err := inOrder(append(files, log(i)), *tortureLines)
-		if err != nil {
-			t.Errorf("container %d, %d files: %v", i, len(files)+1, err)
-		}
-		twice += n
-	}
-	t.Logf("%d containers of %d lines, berthd killed %d times, %d rotations of the first log: %d lines twice", containers, *tortureLines, kills, rotated[0], twice)
-	if strings.Contains(n.log.String(), "has a gap") {
-		t.Error("berthd logs a gap")
-	}
-	n.remove(pod)
-	os.RemoveAll(n.path("logs"))
-	n.clean()
 }
 
 // inOrder reads the files of a log that printer has written and returns how
@@ -171,56 +175,64 @@ func inOrder(files []string, lines int) (twice int, err error) {
 // TestLogIsCompleteWhenContainerEnds looks at the log in the moment a container is first
 // said to have ended.
 func TestLogIsCompleteWhenContainerEnds(t *testing.T) {
-	n := newNode(t)
-	config := n.pod("short")
-	pod, err := n.run(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const lines = 5000
-	for i := range 5 {
-		name := fmt.Sprintf("c%d", i)
-		id := n.create(pod, config, shell(name, printer(lines, 60)))
-		for {
-			seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	for buffer, flag := range logBuffers {
+		t.Run(buffer, func(t *testing.T) {
+			n := newNode(t, flag)
+			config := n.pod("short")
+			pod, err := n.run(t.Context(), config)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if seen.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_EXITED {
-				break
+			const lines = 5000
+			for i := range 5 {
+				name := fmt.Sprintf("c%d", i)
+				id := n.create(pod, config, shell(name, printer(lines, 60)))
+				for {
+					seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+					if err != nil {
+						t.Fatal(err)
+					}
+					if seen.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_EXITED {
+						break
+					}
+					time.Sleep(time.Millisecond)
+				}
+				if twice, err := inOrder([]string{n.path("logs", "short", name, "0.log")}, lines); err != nil || twice > 0 {
+					t.Errorf("%d lines twice, %v", twice, err)
+				}
 			}
-			time.Sleep(time.Millisecond)
-		}
-		if twice, err := inOrder([]string{n.path("logs", "short", name, "0.log")}, lines); err != nil || twice > 0 {
-			t.Errorf("%d lines twice, %v", twice, err)
-		}
+			n.remove(pod)
+		})
 	}
-	n.remove(pod)
 }
 
 // docker logs goes on working beside the kubelet's file.
 func TestDockerLogsKeepWorking(t *testing.T) {
-	n := newNode(t)
-	config := n.pod("both")
-	pod, err := n.run(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
+	for buffer, flag := range logBuffers {
+		t.Run(buffer, func(t *testing.T) {
+			n := newNode(t, flag)
+			config := n.pod("both")
+			pod, err := n.run(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := n.create(pod, config, shell("c", "echo out; echo err >&2"))
+			n.until(5*time.Second, "no end", func() bool {
+				seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+				return err == nil && seen.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
+			})
+			body, err := n.docker.ContainerLogs(t.Context(), id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer body.Close()
+			var out, errs bytes.Buffer
+			if _, err := stdcopy.StdCopy(&out, &errs, body); err != nil || out.String() != "out\n" || errs.String() != "err\n" {
+				t.Errorf("docker logs: %q, %q, %v", out.String(), errs.String(), err)
+			}
+			n.remove(pod)
+		})
 	}
-	id := n.create(pod, config, shell("c", "echo out; echo err >&2"))
-	n.until(5*time.Second, "no end", func() bool {
-		seen, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
-		return err == nil && seen.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_EXITED
-	})
-	body, err := n.docker.ContainerLogs(t.Context(), id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer body.Close()
-	var out, errs bytes.Buffer
-	if _, err := stdcopy.StdCopy(&out, &errs, body); err != nil || out.String() != "out\n" || errs.String() != "err\n" {
-		t.Errorf("docker logs: %q, %q, %v", out.String(), errs.String(), err)
-	}
-	n.remove(pod)
 }
 
 // TestFollowModeLogs has berthd read the Engine's log stream, whatever its log

@@ -15,6 +15,7 @@ import (
 	"berth/core/cgroup"
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/logs/dockerlog"
 	"berth/core/names"
 	"berth/core/panics"
 	"berth/core/podpolicy"
@@ -98,8 +99,7 @@ func (c *Cache) inspect(ctx context.Context, conn *engine.Conn, id string) (cont
 	case err != nil:
 		return result, fmt.Errorf("inspect %s: %w", id, err)
 	}
-	// Logs must see the states of a container in order, and the cache the same state as
-	// Logs: so one result at a time is applied.
+	// Logs must see the states of a container in order, and the cache the same state as Logs: so one result at a time is applied.
 	unlock, err := c.applyLocks.Lock(ctx, id)
 	if err != nil {
 		return result, fmt.Errorf("inspect %s: %w", id, err)
@@ -290,9 +290,12 @@ func (c *Cache) newSandbox(result container.InspectResponse, set labels.Set) (*S
 
 // newContainer returns the Container for an inspect result.
 func (c *Cache) newContainer(result container.InspectResponse, set labels.Set) (*Container, error) {
+	conn, err := c.engine.LastConn()
+	if err != nil {
+		return nil, err
+	}
 	var failed tocri.FailedStart
 	if result.State.StartedAt == "" || result.State.ExitCode != 0 || result.State.Error != "" {
-		var err error
 		if failed, _, err = c.failures.Get(result.ID); err != nil {
 			return nil, fmt.Errorf("%w: %w", errNoRecords, err)
 		}
@@ -316,13 +319,12 @@ func (c *Cache) newContainer(result container.InspectResponse, set labels.Set) (
 		Pid:            result.State.Pid,
 		Running:        result.State.Running,
 		TTY:            result.Config.Tty,
-		JSONPath:       result.LogPath,
+		LogFile:        dockerlog.FileOfInspected(conn.Features.RootDir, result),
 		Premount:       set.Premount,
 		CreatedByBerth: set.CreatedByBerth(),
-
-		LogDirectory:  c.logDirectory(result.Name, set),
-		WritableLayer: result.GraphDriver.Data["UpperDir"],
-		Volumes:       tocri.AnonymousVolumes(result.Mounts),
+		LogDirectory:   c.logDirectory(result.Name, set),
+		WritableLayer:  result.GraphDriver.Data["UpperDir"],
+		Volumes:        tocri.AnonymousVolumes(result.Mounts),
 	}, nil
 }
 

@@ -36,6 +36,7 @@ import (
 	"berth/core/engine"
 	"berth/core/eventlag"
 	"berth/core/kmutex"
+	"berth/core/logs/dockerlog"
 	"berth/core/names"
 	"berth/core/state"
 	"berth/core/tocri"
@@ -96,12 +97,12 @@ type Container struct {
 	Row    *runtimeapi.Container
 	Status *runtimeapi.ContainerStatus
 
-	Name     string // in Docker
-	State    string // State.Status of the Engine API
-	Pid      int    // of its first process; 0 if it does not run, or if only a list entry is known
-	Running  bool
-	TTY      bool
-	JSONPath string // file of Docker's log driver json-file
+	Name    string // in Docker
+	State   string // State.Status of the Engine API
+	Pid     int    // of its first process; 0 if it does not run, or if only a list entry is known
+	Running bool
+	TTY     bool
+	LogFile dockerlog.File // of Docker
 	// LogDirectory is the only directory below which the log file of the CRI may be, ""
 	// if it is not known.
 	LogDirectory   string

@@ -25,6 +25,7 @@ import (
 	"berth/core/engine"
 	"berth/core/identity"
 	"berth/core/kmutex"
+	"berth/core/logs/dockerlog"
 	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/pending"
@@ -106,10 +107,10 @@ type images interface {
 type logs interface {
 	// Create makes path, which must be below dir, the log of the container id. source is Docker's own file
 	// with its output.
-	Create(id, source, dir, path string) error
+	Create(id string, source dockerlog.File, dir, path string) error
 	// Reopen begins a new file at the path of the log of a running container.
 	Reopen(ctx context.Context, id string) error
-	// Remove ends the log of a container that is being removed.
+	// Remove ends the log of a container that is being removed. source is where its json-file would be.
 	Remove(ctx context.Context, id, source, dir, path string) error
 	// Prune drops the state of containers for which known returns false.
 	Prune(known func(id string) bool) error

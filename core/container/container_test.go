@@ -29,6 +29,7 @@ import (
 	"berth/core/identity"
 	"berth/core/image/pinning"
 	"berth/core/labels"
+	"berth/core/logs/dockerlog"
 	"berth/core/names"
 	"berth/core/nri"
 	"berth/core/ociruntime"
@@ -55,7 +56,7 @@ type fakeServices struct {
 	broken error
 }
 
-func (s *fakeServices) Create(id, _, _, path string) error {
+func (s *fakeServices) Create(id string, _ dockerlog.File, _, path string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.open[id] = path

@@ -7,10 +7,10 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/docker/api/types/container"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -18,6 +18,7 @@ import (
 	"berth/core/changes"
 	"berth/core/engine"
 	"berth/core/labels"
+	"berth/core/logs/dockerlog"
 	"berth/core/names"
 	"berth/core/nri"
 	"berth/core/pending"
@@ -180,7 +181,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		func() error { return files.Bind(id) },
 		func() error { return s.oci.Write(id, pod.Pid, spec.Instructions) },
 		func() error { return relabel.Mounts(work, docker, pod.MountLabel, id, mounts) },
-		func() error { return s.openLog(work, docker, id, log) },
+		func() error { return s.openLog(work, docker, id, spec.Host.LogConfig, log) },
 		func() error { return s.cache.RefreshUnless(work, id, func(*cache.Container) bool { return true }) },
 		func() error { return s.adjustCreated(work, docker, id, a.applied, &sync) },
 		func() error { return s.requireSandbox(work, pod.ID()) },
@@ -200,14 +201,15 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 	return id, nil
 }
 
-// openLog begins the log of the container id, if it has one.
-func (s *Service) openLog(ctx context.Context, docker *engine.Conn, id string, log logFile) (err error) {
+// openLog begins the log of the container id, if it has one. config is the log driver of the container.
+func (s *Service) openLog(ctx context.Context, docker *engine.Conn, id string, config container.LogConfig, log logFile) (err error) {
 	if log.path == "" {
 		return nil
 	}
 	_, span := tracing.Start(ctx, "open container log", tracing.ContainerID(id))
 	defer func() { span.End(err) }()
-	if err := s.logs.Create(id, jsonFile(docker, id), log.dir, log.path); err != nil {
+	source := dockerlog.FileOf(docker.Features.RootDir, id, config)
+	if err := s.logs.Create(id, source, log.dir, log.path); err != nil {
 		return fmt.Errorf("log of container %s: %w", id, err)
 	}
 	return nil
@@ -221,12 +223,6 @@ func (s *Service) requireSandbox(ctx context.Context, id string) error {
 		return fmt.Errorf("sandbox %s was removed meanwhile: %w", id, errdefs.ErrFailedPrecondition)
 	}
 	return err
-}
-
-// jsonFile is the file that Docker writes the output of a container to (log driver json-file). The API reports
-// the path (LogPath) only once the container has been started.
-func jsonFile(docker *engine.Conn, id string) string {
-	return filepath.Join(docker.Features.RootDir, "containers", id, id+"-json.log")
 }
 
 // createFreeingName creates the container. If its name is taken by an earlier attempt at the same container,

@@ -12,6 +12,7 @@ import (
 
 	"berth/core/changes"
 	"berth/core/engine"
+	"berth/core/logs/dockerlog"
 	"berth/core/names"
 )
 
@@ -181,7 +182,7 @@ type logFile struct {
 // any.
 func (s *Service) discard(ctx context.Context, docker *engine.Conn, id string, log logFile, premounts names.Premount) error {
 	// Before the removal of the container, which deletes Docker's own file.
-	if err := s.logs.Remove(ctx, id, jsonFile(docker, id), log.dir, log.path); err != nil {
+	if err := s.logs.Remove(ctx, id, dockerlog.JSONPath(docker.Features.RootDir, id), log.dir, log.path); err != nil {
 		s.log.Warn("log of a container could not be closed; its last lines may be missing", slog.String("container", id), slog.Any("err", err))
 	}
 	removed := s.nri.BeginRemove(ctx, id)

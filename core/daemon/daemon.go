@@ -64,6 +64,8 @@ type Config struct {
 	RequestTimeout time.Duration
 	// ContainerLogs says how log files of containers are written.
 	ContainerLogs logs.Mode
+	// LogBuffer is the log driver of new containers with logs.ModeCRI; "" means json-file.
+	LogBuffer logs.Buffer
 	// PauseImage is the image of sandboxes.
 	PauseImage string
 	// PullProgress is how long a pull may make no progress.
@@ -160,7 +162,7 @@ func New(cfg Config, log *slog.Logger) (*Daemon, error) {
 	}
 	podNetwork := newPodNetwork(cfg, records.node, log)
 	ooms := oom.New(records.oomVerdicts, log)
-	containerLogs := logs.New(cfg.ContainerLogs, docker, records.logOffsets, log)
+	containerLogs := logs.New(cfg.ContainerLogs, cfg.LogBuffer, docker, records.logOffsets, log)
 	objects := cache.New(cache.Config{
 		Network: podNetwork, FailedStarts: records.failedStarts, ContainerUpdates: records.containerUpdates, SandboxUpdates: records.sandboxes.Updates,
 		Logs: containerLogs, OOM: ooms, Metrics: registry,

@@ -2,7 +2,7 @@ package logs
 
 import (
 	"berth/core/logs/crifile"
-	"berth/core/logs/jsonfile"
+	"berth/core/logs/logfile"
 	"berth/core/logs/logstream"
 	"berth/core/state"
 )
@@ -10,10 +10,10 @@ import (
 // A Checkpoint is how far the log of a container was written, as stored in the state
 // directory. After a crash copying continues there.
 type Checkpoint struct {
-	Source jsonfile.Position `json:"source,omitzero"` // how far Docker's json-file was read
-	File   crifile.Position  `json:"file,omitzero"`   // how long the CRI log file was then
+	Source logfile.Position `json:"source,omitzero"` // how far Docker's log files were read
+	File   crifile.Position `json:"file,omitzero"`   // how long the CRI log file was then
 
-	// Follow is set if Docker's log stream is read, not its json-file. Then Source is
+	// Follow is set if Docker's log stream is read, not its log files. Then Source is
 	// zero and the embedded Position is used.
 	Follow bool `json:"follow,omitempty"`
 	logstream.Position

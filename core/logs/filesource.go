@@ -1,7 +1,6 @@
 package logs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -9,24 +8,35 @@ import (
 	"sync"
 
 	"berth/core/logs/crifile"
+	"berth/core/logs/dockerlog"
 	"berth/core/logs/jsonfile"
+	"berth/core/logs/localfile"
+	"berth/core/logs/logfile"
 )
 
 const (
-	// readSize holds the longest line that Docker writes without attributes: a piece of
-	// 16 KiB of which every byte is escaped.
+	// readSize holds the longest entry that Docker writes without attributes: a piece of
+	// 16 KiB of which every byte is escaped in a json-file.
 	readSize = 256 << 10
-	// maxLine bounds a line with the attributes that log-opts in daemon.json add.
+	// maxLine bounds a line of a json-file with the attributes that log-opts in daemon.json add.
 	maxLine = 16 << 20
 )
 
-// A fileSource is a json-file of Docker's. It exists also when Docker is stopped, and can be
-// watched.
+// A fileSource is the files of a log driver of Docker's. They exist also when Docker is stopped,
+// and can be watched.
 type fileSource struct {
-	path             string
-	reader           *jsonfile.Reader
-	decoder          jsonfile.Decoder
-	reportedBadLines bool // that a line cannot be decoded was logged
+	path               string
+	reader             *logfile.Reader
+	decoder            decoder
+	reportedBadEntries bool // that an entry cannot be decoded was logged
+}
+
+// A decoder decodes the files of a log driver.
+type decoder interface {
+	// Next returns the first entry in b, and how many bytes of b it has; 0 if b does not contain all
+	// of it. ok is false if there is no entry in these bytes. An entry without a time has to be
+	// skipped. Its byte slices are valid until the next call and as long as b is not changed.
+	Next(b []byte) (entry dockerlog.Entry, length int, ok bool)
 }
 
 // buffers are used by a fileSource while it copies.
@@ -34,8 +44,16 @@ type buffers struct{ in, out []byte }
 
 var bufferPool = sync.Pool{New: func() any { return &buffers{in: make([]byte, readSize)} }}
 
-func newFileSource(path string, pos jsonfile.Position) *fileSource {
-	return &fileSource{path: path, reader: jsonfile.NewReader(path, pos)}
+func newFileSource(file dockerlog.File, pos logfile.Position) *fileSource {
+	f := &fileSource{path: file.Path, decoder: &jsonfile.Decoder{}}
+	if file.Driver == dockerlog.Local {
+		f.decoder = &localfile.Decoder{}
+	}
+	f.reader = logfile.NewReader(file.Path, pos, func(b []byte) bool {
+		_, length, _ := f.decoder.Next(b)
+		return length > 0
+	})
+	return f
 }
 
 // copy copies until the end of the newest file.
@@ -43,7 +61,7 @@ func (f *fileSource) copy(ctx context.Context, p *pump, _ *round) (copyResult, e
 	switch err := f.reader.Open(); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nothingCopied, nil // nothing was printed yet
-	case errors.Is(err, jsonfile.ErrGap):
+	case errors.Is(err, logfile.ErrGap):
 		p.logGap()
 	case err != nil:
 		return nothingCopied, err
@@ -87,38 +105,36 @@ func (f *fileSource) copy(ctx context.Context, p *pump, _ *round) (copyResult, e
 // same file or in the next one.
 func (f *fileSource) nextFile(p *pump) (bool, error) {
 	next, err := f.reader.Continue()
-	if errors.Is(err, jsonfile.ErrGap) {
+	if errors.Is(err, logfile.ErrGap) {
 		p.logGap()
 		err = nil
 	}
-	if next == jsonfile.NextFile {
+	if next == logfile.NextFile {
 		p.saveCheckpoint()
 	}
-	return next != jsonfile.NothingYet, err
+	return next != logfile.NothingYet, err
 }
 
-// convert sets b.out to the CRI records of the lines in the first n bytes of b.in, and returns how
-// many bytes these lines have. While a reopen command waits it stops at the end of a CRI line.
+// convert sets b.out to the CRI records of the entries in the first n bytes of b.in, and returns how
+// many bytes these entries have. While a reopen command waits it stops at the end of a CRI line.
 func (f *fileSource) convert(p *pump, b *buffers, n int) (used int) {
 	b.out = b.out[:0]
 	in := b.in[:n]
 	for {
-		end := bytes.IndexByte(in[used:], '\n')
-		if end < 0 {
+		entry, length, ok := f.decoder.Next(in[used:])
+		if length == 0 {
 			break
 		}
-		var ok bool
-		if b.out, ok = appendLine(b.out, in[used:used+end], &f.decoder, &p.checkpoint.Open); !ok && !f.reportedBadLines {
-			f.reportedBadLines = true
+		if ok {
+			b.out = appendEntry(b.out, entry, &p.checkpoint.Open)
+		} else if !f.reportedBadEntries {
+			f.reportedBadEntries = true
 			p.service.log.Warn("docker has written a log line that cannot be read, left out", slog.String("container", p.id), slog.String("file", f.path), slog.Int64("offset", f.reader.Offset()+int64(used)))
 		}
-		used += end + 1
+		used += length
 		if len(p.reopens) > 0 && !p.checkpoint.Open.Any() {
 			break
 		}
-	}
-	if used == 0 && n > 0 && len(bytes.TrimLeft(in, "\x00")) == 0 {
-		return n // the hole that truncating a file leaves
 	}
 	if used == 0 && n >= maxLine {
 		return n
@@ -126,14 +142,12 @@ func (f *fileSource) convert(p *pump, b *buffers, n int) (used int) {
 	return used
 }
 
-// appendLine appends the CRI records of a line of a json-file, given without its line break. It
-// reports whether line could be decoded.
-func appendLine(dst, line []byte, decoder *jsonfile.Decoder, open *crifile.OpenLines) ([]byte, bool) {
-	entry, ok := decoder.Decode(line)
-	if !ok || len(entry.Text) == 0 {
-		return dst, ok
+// appendEntry appends the CRI records of an entry of a log file.
+func appendEntry(dst []byte, e dockerlog.Entry, open *crifile.OpenLines) []byte {
+	if len(e.Time) == 0 {
+		return dst
 	}
-	return open.AppendEntry(open.AppendInterrupted(dst, entry), entry), true
+	return open.AppendEntry(open.AppendInterrupted(dst, e), e)
 }
 
 func (f *fileSource) savePosition(cp *Checkpoint) (err error) {
@@ -154,5 +168,5 @@ func (f *fileSource) close() error { return f.reader.Close() }
 
 // logGap logs that output is missing from the log.
 func (p *pump) logGap() {
-	p.service.log.Error("the log of a container has a gap", slog.String("container", p.id), slog.Any("file", p.path), slog.Any("err", jsonfile.ErrGap))
+	p.service.log.Error("the log of a container has a gap", slog.String("container", p.id), slog.Any("file", p.path), slog.Any("err", logfile.ErrGap))
 }

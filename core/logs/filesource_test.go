@@ -1,8 +1,10 @@
 package logs
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,12 +12,22 @@ import (
 	"berth/core/logs/crifile"
 	"berth/core/logs/dockerlog"
 	"berth/core/logs/jsonfile"
+	"berth/core/logs/localfile"
 )
 
 // convertLine appends the records of the only line of a log to prefix.
 func convertLine(prefix, line string) (string, bool) {
-	records, ok := appendLine([]byte(prefix), []byte(line), &jsonfile.Decoder{}, &crifile.OpenLines{})
+	records, ok := appendLine([]byte(prefix), line, &jsonfile.Decoder{}, &crifile.OpenLines{})
 	return string(records), ok
+}
+
+// appendLine appends the records of a line of a json-file, given without its line break.
+func appendLine(dst []byte, line string, d *jsonfile.Decoder, open *crifile.OpenLines) ([]byte, bool) {
+	entry, length, ok := d.Next([]byte(line + "\n"))
+	if !ok {
+		return dst, length != len(line)+1
+	}
+	return appendEntry(dst, entry, open), length == len(line)+1
 }
 
 func TestAppendLine(t *testing.T) {
@@ -89,7 +101,7 @@ func TestAppendLineEndsInterruptedLines(t *testing.T) {
 			var got []byte
 			for _, l := range tt.lines {
 				var ok bool
-				if got, ok = appendLine(got, []byte(l), &decoder, &open); !ok {
+				if got, ok = appendLine(got, l, &decoder, &open); !ok {
 					t.Errorf("cannot be decoded: %.100q", l)
 				}
 			}
@@ -128,13 +140,31 @@ func FuzzAppendLine(f *testing.F) {
 	})
 }
 
-func BenchmarkAppendLine(b *testing.B) {
-	line := []byte(`{"log":"` + strings.Repeat("x", 100) + `\n","stream":"stdout","time":"2026-11-23T14:26:30.123456789Z"}`)
-	var out []byte
-	var open crifile.OpenLines
-	var decoder jsonfile.Decoder
-	b.ReportAllocs()
-	for b.Loop() {
-		out, _ = appendLine(out[:0], line, &decoder, &open)
+// BenchmarkConvert is the work for each line between reading Docker's file and writing the kubelet's.
+func BenchmarkConvert(b *testing.B) {
+	const stamp = 1700000000123456789
+	text := strings.Repeat("x", 100)
+	local := []byte("\x0a\x06stdout\x10")
+	local = append(binary.AppendUvarint(local, stamp), 0x1a, byte(len(text)))
+	local = append(local, text...)
+	length := binary.BigEndian.AppendUint32(nil, uint32(len(local)))
+	for name, bm := range map[string]struct {
+		entry   []byte
+		decoder decoder
+	}{
+		"json-file": {[]byte(`{"log":"` + text + `\n","stream":"stdout","time":"2023-11-14T22:13:20.123456789Z"}` + "\n"), &jsonfile.Decoder{}},
+		"local":     {slices.Concat(length, local, length), &localfile.Decoder{}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var out []byte
+			var open crifile.OpenLines
+			b.ReportAllocs()
+			for b.Loop() {
+				entry, n, ok := bm.decoder.Next(bm.entry)
+				if out = appendEntry(out[:0], entry, &open); !ok || n != len(bm.entry) || len(out) != 141 {
+					b.Fatalf("%v, %d bytes: %q", ok, n, out)
+				}
+			}
+		})
 	}
 }

@@ -93,7 +93,7 @@ func TestCreateRefusesNonLogFiles(t *testing.T) {
 				if err := put(n, n.path); err != nil {
 					t.Fatal(err)
 				}
-				checkRefused(t, "open", kind, withTimeout(t, "open", func() error { return n.logs.Create("c1", n.source, n.logDir(), n.path) }))
+				checkRefused(t, "open", kind, withTimeout(t, "open", func() error { return n.logs.Create("c1", n.file(), n.logDir(), n.path) }))
 				err := withTimeout(t, "close", func() error { return n.logs.Remove(t.Context(), "c1", n.source, n.logDir(), n.path) })
 				if err != nil {
 					t.Errorf("close: %v", err)
@@ -195,7 +195,7 @@ func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 		if err := os.Symlink(tt.target, tt.link); err != nil {
 			t.Fatal(err)
 		}
-		if err := n.logs.Create("c1", n.source, tt.dir, tt.path); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.link) {
+		if err := n.logs.Create("c1", n.file(), tt.dir, tt.path); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.link) {
 			t.Errorf("%s: %v, want FailedPrecondition that names %s", name, err, tt.link)
 		}
 	}
@@ -209,7 +209,7 @@ func TestSymlinksBelowLogDirectoryAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(above, "ns_pod_uid")
-	if err := n.logs.Create("c2", n.source, dir, filepath.Join(dir, "web", "0.log")); err != nil {
+	if err := n.logs.Create("c2", n.file(), dir, filepath.Join(dir, "web", "0.log")); err != nil {
 		t.Errorf("a link above the log directory: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(elsewhere, "ns_pod_uid", "web", "0.log")); err != nil {
@@ -265,7 +265,7 @@ func TestPathsOutsideLogDirectoryAreIgnored(t *testing.T) {
 				if dir != "" {
 					dir = n.dir + dir
 				}
-				if err := n.logs.Create("c1", n.source, dir, path); !errdefs.IsFailedPrecondition(err) {
+				if err := n.logs.Create("c1", n.file(), dir, path); !errdefs.IsFailedPrecondition(err) {
 					t.Errorf("open: %v, want FailedPrecondition", err)
 				}
 				n.printLines(3)

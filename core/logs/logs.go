@@ -1,7 +1,7 @@
 // Package logs writes the log files of containers that the kubelet reads.
 //
-// Docker writes the output of a container to a json-file of its own, which serves as a
-// buffer while berthd is stopped. A pump copies it from there, line by line and exactly once,
+// Docker writes the output of a container to files of its own, with the log driver json-file or
+// local. They serve as a buffer while berthd is stopped. A pump copies it from there, line by line and exactly once,
 // to the CRI log file, which the kubelet rotates. How far it has got is stored as a
 // Checkpoint, so that after a crash no line is missing and none is repeated.
 //
@@ -13,6 +13,7 @@
 package logs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,7 @@ import (
 	"berth/core/cache"
 	"berth/core/engine"
 	"berth/core/logs/crifile"
+	"berth/core/logs/dockerlog"
 	"berth/core/panics"
 	"berth/core/tracing"
 )
@@ -39,9 +41,18 @@ type Mode string
 
 // The values of Mode.
 const (
-	ModeCRI     Mode = "cri"     // copied from Docker's json-file
+	ModeCRI     Mode = "cri"     // copied from Docker's log files
 	ModeSymlink Mode = "symlink" // a symbolic link to Docker's json-file
 	ModeFollow  Mode = "follow"  // copied from Docker's log stream, with any log driver
+)
+
+// A Buffer is the log driver of new containers with ModeCRI. Existing containers keep theirs.
+type Buffer string
+
+// The values of Buffer.
+const (
+	BufferJSONFile Buffer = dockerlog.JSONFile // the default
+	BufferLocal    Buffer = dockerlog.Local    // keeps all bytes and costs Docker less
 )
 
 // drainTimeout is how long the exit of a container is held back while its last lines are
@@ -51,6 +62,7 @@ const drainTimeout = 2 * time.Second
 // A Service writes the log files of all containers. Run does the work.
 type Service struct {
 	mode        Mode
+	buffer      Buffer
 	docker      *engine.Engine
 	checkpoints *Checkpoints
 	log         *slog.Logger
@@ -66,10 +78,10 @@ type Service struct {
 }
 
 // New returns a Service that creates logs in the given mode and stores its checkpoints
-// in checkpoints. docker is used for log streams only.
-func New(mode Mode, docker *engine.Engine, checkpoints *Checkpoints, log *slog.Logger) *Service {
+// in checkpoints. buffer is for ModeCRI; "" is BufferJSONFile. docker is used for log streams only.
+func New(mode Mode, buffer Buffer, docker *engine.Engine, checkpoints *Checkpoints, log *slog.Logger) *Service {
 	return &Service{
-		mode: mode, docker: docker, checkpoints: checkpoints, log: log,
+		mode: mode, buffer: cmp.Or(buffer, BufferJSONFile), docker: docker, checkpoints: checkpoints, log: log,
 		queued: make(chan struct{}, 1), stopped: make(chan struct{}),
 		loggedErrors: map[string]string{}, pumps: map[string]*pump{}, watched: map[string]*pump{},
 	}
@@ -81,16 +93,13 @@ func (s *Service) LogConfig() container.LogConfig {
 	switch s.mode {
 	case ModeCRI:
 		// What Docker keeps is what can be copied later, when berthd was stopped meanwhile.
-		return container.LogConfig{Type: jsonFileDriver, Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false", "mode": "blocking"}}
+		return container.LogConfig{Type: string(s.buffer), Config: map[string]string{"max-size": "32m", "max-file": "3", "compress": "false", "mode": "blocking"}}
 	case ModeSymlink:
-		return container.LogConfig{Type: jsonFileDriver}
+		return container.LogConfig{Type: dockerlog.JSONFile}
 	default:
 		return container.LogConfig{}
 	}
 }
-
-// jsonFileDriver is Docker's name of the log driver of which the files are read.
-const jsonFileDriver = "json-file"
 
 // Run writes logs until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
@@ -187,18 +196,18 @@ func (s *Service) handlePanic(p *pump, err error) {
 }
 
 // Create creates the log of the container id at path. The container is about to be created or was
-// created just now; source is its json-file, which need not exist yet. dir is the log
+// created just now; source is Docker's log file of it, which need not exist yet. dir is the log
 // directory of the pod.
 //
 // The error is of kind FailedPrecondition if path is not below dir, or if there is something
 // at path that cannot be a log.
-func (s *Service) Create(id, source, dir, path string) error {
+func (s *Service) Create(id string, source dockerlog.File, dir, path string) error {
 	logPath, err := crifile.NewPath(dir, path)
 	if err != nil {
 		return err
 	}
 	if s.mode == ModeSymlink {
-		return logPath.Symlink(source)
+		return logPath.Symlink(source.Path)
 	}
 	if err := logPath.Create(); err != nil {
 		return err
@@ -207,12 +216,12 @@ func (s *Service) Create(id, source, dir, path string) error {
 	return err
 }
 
-// errNoSource is why a log that was copied from a json-file cannot be continued: a pump
+// errNoSource is why a log that was copied from Docker's files cannot be continued: a pump
 // keeps its kind of source.
-var errNoSource = errors.New("docker does not report the path of its json-file")
+var errNoSource = errors.New("the log file of docker is not known")
 
 // pumpOf returns the pump of a container, and creates it if necessary.
-func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error) {
+func (s *Service) pumpOf(id string, source dockerlog.File, path crifile.Path) (*pump, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if p, ok := s.pumps[id]; ok {
@@ -223,7 +232,7 @@ func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error
 		return nil, err // a copy from the beginning would write everything again
 	}
 	if !stored {
-		cp = Checkpoint{Dir: path.Dir(), Follow: s.mode == ModeFollow || sourcePath == ""}
+		cp = Checkpoint{Dir: path.Dir(), Follow: s.mode == ModeFollow || source.Path == ""}
 		// From now on also the next daemon knows that a pump writes this file.
 		if err := s.checkpoints.Put(id, cp); err != nil {
 			return nil, err
@@ -236,10 +245,10 @@ func (s *Service) pumpOf(id, sourcePath string, path crifile.Path) (*pump, error
 	switch {
 	case cp.Follow:
 		p.source = streamSource{}
-	case sourcePath == "":
+	case source.Path == "":
 		return nil, errNoSource
 	default:
-		p.sourcePath, p.source = sourcePath, newFileSource(sourcePath, cp.Source)
+		p.sourcePath, p.source = source.Path, newFileSource(source, cp.Source)
 	}
 	if cp.Complete {
 		p.output = outputComplete
@@ -318,7 +327,7 @@ func (s *Service) observedPump(c *cache.Container) (*pump, error) {
 	if err != nil || s.isSymlink(c, path) {
 		return nil, err
 	}
-	return s.pumpOf(c.ID(), c.JSONPath, path)
+	return s.pumpOf(c.ID(), c.LogFile, path)
 }
 
 // logOnce logs why the log of a container is not written, if that is not what it has logged last.
@@ -336,11 +345,11 @@ func (s *Service) logOnce(id string, err error) {
 // restores the link of a running container of cri-dockerd.
 func (s *Service) isSymlink(c *cache.Container, path crifile.Path) bool {
 	switch {
-	case c.JSONPath == "":
+	case c.LogFile.Driver != dockerlog.JSONFile:
 		// An existing link leads to a file of Docker's, to which nothing may be written.
 		return path.LinkTarget() != ""
 	case c.CreatedByBerth:
-		return path.LinkTarget() == c.JSONPath
+		return path.LinkTarget() == c.LogFile.Path
 	}
 	// A container of cri-dockerd keeps its link: its json-file has no max-size, and the
 	// kubelet may have read it for days. The link of one that has exited is not created
@@ -348,7 +357,7 @@ func (s *Service) isSymlink(c *cache.Container, path crifile.Path) bool {
 	if !c.Running {
 		return true
 	}
-	if err := path.Symlink(c.JSONPath); err != nil {
+	if err := path.Symlink(c.LogFile.Path); err != nil {
 		s.log.Warn("the log of a container cannot be linked", slog.String("container", c.ID()), slog.Any("err", err))
 	}
 	return true

@@ -1,7 +1,6 @@
 package logs_test
 
 import (
-	"encoding/json"
 	"os"
 	"strings"
 	"testing"
@@ -17,7 +16,7 @@ func (n *node) printText(stream string, i int, text string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	if err := json.NewEncoder(f).Encode(map[string]string{"log": text, "stream": stream, "time": timeOf(i)}); err != nil {
+	if _, err := f.Write(n.entry(i, stream, text)); err != nil {
 		n.t.Fatal(err)
 	}
 	if err := f.Close(); err != nil {
@@ -143,30 +142,31 @@ func emptyEndRecord(text string) string {
 // Log collectors read each file separately.
 func TestReopenWaitsForEndOfLine(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, logs.ModeCRI)
-	n.create()
-	n.observeStart()
-	n.printText("stdout", 2, piece)
-	n.printText("stderr", 3, piece)
-	n.waitForContent(n.path, recordOf(2, "stdout", "P", piece)+recordOf(3, "stderr", "P", piece))
-	older := n.path + ".1"
-	if err := os.Rename(n.path, older); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- n.logs.Reopen(t.Context(), "c1") }()
-	time.Sleep(100 * time.Millisecond) // Reopen has to be called before the lines continue
-	n.printText("stdout", 2, piece)
-	n.printText("stdout", 2, "end\n")
-	n.printText("stdout", 5, "next\n") // the other stream has an open line
-	n.printText("stderr", 3, "end\n")
-	n.printText("stdout", 6, "in the new file\n")
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	n.waitForContent(older, recordOf(2, "stdout", "P", piece)+recordOf(3, "stderr", "P", piece)+recordOf(2, "stdout", "P", piece)+recordOf(2, "stdout", "F", "end")+
-		recordOf(5, "stdout", "F", "next")+recordOf(3, "stderr", "F", "end"))
-	n.waitForContent(n.path, recordOf(6, "stdout", "F", "in the new file"))
+	forEachDriver(t, func(t *testing.T, n *node) {
+		n.create()
+		n.observeStart()
+		n.printText("stdout", 2, piece)
+		n.printText("stderr", 3, piece)
+		n.waitForContent(n.path, recordOf(2, "stdout", "P", piece)+recordOf(3, "stderr", "P", piece))
+		older := n.path + ".1"
+		if err := os.Rename(n.path, older); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- n.logs.Reopen(t.Context(), "c1") }()
+		time.Sleep(100 * time.Millisecond) // Reopen has to be called before the lines continue
+		n.printText("stdout", 2, piece)
+		n.printText("stdout", 2, "end\n")
+		n.printText("stdout", 5, "next\n") // the other stream has an open line
+		n.printText("stderr", 3, "end\n")
+		n.printText("stdout", 6, "in the new file\n")
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		n.waitForContent(older, recordOf(2, "stdout", "P", piece)+recordOf(3, "stderr", "P", piece)+recordOf(2, "stdout", "P", piece)+recordOf(2, "stdout", "F", "end")+
+			recordOf(5, "stdout", "F", "next")+recordOf(3, "stderr", "F", "end"))
+		n.waitForContent(n.path, recordOf(6, "stdout", "F", "in the new file"))
+	})
 }
 
 // newNodeInOpenLine returns a node with a container that has printed a piece of a line, and

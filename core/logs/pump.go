@@ -71,7 +71,7 @@ type pump struct {
 	service    *Service
 	id         string
 	path       crifile.Path // of the CRI log file
-	sourcePath string       // of Docker's json-file; "" for a log stream
+	sourcePath string       // of Docker's newest log file; "" for a log stream
 	source     source
 	wakeup     chan struct{} // interrupts sleep; has a buffer of one
 

@@ -17,6 +17,7 @@ import (
 	"berth/core/cache"
 	"berth/core/engine/enginetest"
 	"berth/core/logs"
+	"berth/core/logs/dockerlog"
 	"berth/core/state"
 )
 
@@ -50,7 +51,7 @@ func newStreamNode(t *testing.T, tty bool, driver string, program enginetest.Pro
 	f.id = made.ID
 	bucket := newBucket(t)
 	f.start = func() {
-		f.logs = logs.New(logs.ModeFollow, docker, bucket, slog.New(slog.DiscardHandler))
+		f.logs = logs.New(logs.ModeFollow, "", docker, bucket, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- f.logs.Run(ctx) }()
@@ -64,7 +65,7 @@ func newStreamNode(t *testing.T, tty bool, driver string, program enginetest.Pro
 	}
 	f.start()
 	t.Cleanup(func() { f.stop() })
-	if err := f.logs.Create(made.ID, "", filepath.Dir(f.path), f.path); err != nil {
+	if err := f.logs.Create(made.ID, dockerlog.File{}, filepath.Dir(f.path), f.path); err != nil {
 		t.Fatal(err)
 	}
 	f.observe(true)
@@ -299,9 +300,9 @@ func TestFollowReopenBeforeStreamIsOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	bucket := newBucket(t)
-	s := logs.New(logs.ModeFollow, docker, bucket, slog.New(slog.DiscardHandler))
+	s := logs.New(logs.ModeFollow, "", docker, bucket, slog.New(slog.DiscardHandler))
 	path := filepath.Join(t.TempDir(), "pods", "0.log")
-	if err := s.Create(made.ID, "", filepath.Dir(path), path); err != nil {
+	if err := s.Create(made.ID, dockerlog.File{}, filepath.Dir(path), path); err != nil {
 		t.Fatal(err)
 	}
 	s.Observe(t.Context(), &cache.Container{

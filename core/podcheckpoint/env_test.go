@@ -30,6 +30,7 @@ import (
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
 	"berth/core/identity"
+	"berth/core/logs/dockerlog"
 	"berth/core/nri"
 	"berth/core/ociruntime"
 	"berth/core/podcheckpoint"
@@ -107,7 +108,7 @@ func (fakeServices) PasswdFiles(context.Context, string) (identity.PasswdFiles, 
 func (fakeServices) Walk(context.Context, string, []string, func(*tar.Header, io.Reader) error) error {
 	return nil
 }
-func (fakeServices) Create(string, string, string, string) error                  { return nil }
+func (fakeServices) Create(string, dockerlog.File, string, string) error          { return nil }
 func (fakeServices) Remove(context.Context, string, string, string, string) error { return nil }
 func (fakeServices) Reopen(context.Context, string) error                         { return nil }
 func (fakeServices) Prune(func(string) bool) error                                { return nil }

@@ -1,6 +1,6 @@
 // Package dockerlog defines an entry of a container's output as Docker's log drivers
-// keep it, whichever way it is read: from json-file log files (core/logs/jsonfile) or
-// from the log stream of the Engine API (core/logs/logstream).
+// keep it, whichever way it is read: from its log files (core/logs/logfile) or from the
+// log stream of the Engine API (core/logs/logstream). It also knows where the files are.
 package dockerlog
 
 // The names of a container's output streams, in Docker's logs and in CRI logs.

@@ -1,3 +1,5 @@
+// Package jsonfile decodes the log files that Docker's log driver json-file writes: lines of
+// JSON. core/logs/logfile reads them.
 package jsonfile
 
 import (
@@ -26,6 +28,20 @@ const maxTrailer = 96
 // A Decoder decodes lines of a json-file log.
 type Decoder struct {
 	text []byte // of the last entry
+}
+
+// Next returns the first entry in b and its length in the file; 0 if b contains no complete
+// line. ok is false if the line cannot be decoded. An entry without a time is none: zero bytes
+// that have to be skipped. The byte slices of the entry are valid as those of Decode.
+func (d *Decoder) Next(b []byte) (entry dockerlog.Entry, length int, ok bool) {
+	if end := bytes.IndexByte(b, '\n'); end >= 0 {
+		entry, ok = d.Decode(b[:end])
+		return entry, end + 1, ok
+	}
+	if len(bytes.TrimLeft(b, "\x00")) == 0 {
+		return dockerlog.Entry{}, len(b), true // the hole that truncating a file leaves
+	}
+	return dockerlog.Entry{}, 0, false
 }
 
 // Decode returns the entry in line, which has no line break at its end, and reports

@@ -16,6 +16,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/engine/enginetest"
+	"berth/core/logs/dockerlog"
 )
 
 // newTracker returns a Tracker on a Docker Engine with one running container, that
@@ -186,11 +187,11 @@ func TestUsageIncludesDockerLogsAndOwnVolumesOnly(t *testing.T) {
 	logs := filepath.Join(e.RootDir, "containers", c.ID())
 	volume := filepath.Join(e.RootDir, "volumes", "v", "_data")
 	foreign := t.TempDir()
-	c.JSONPath = filepath.Join(logs, c.ID()+"-json.log")
+	c.LogFile = dockerlog.File{Driver: dockerlog.JSONFile, Path: filepath.Join(logs, c.ID()+"-json.log")}
 	c.Volumes = []string{volume, foreign}
 	must(t, os.MkdirAll(volume, 0o700), os.MkdirAll(filepath.Join(logs, "local-logs"), 0o700),
 		os.WriteFile(filepath.Join(volume, "data"), make([]byte, 3*mib), 0o600), os.WriteFile(filepath.Join(foreign, "data"), make([]byte, 30*mib), 0o600),
-		os.WriteFile(c.JSONPath, make([]byte, 5*mib), 0o600), os.WriteFile(c.JSONPath+".1", make([]byte, 7*mib), 0o600),
+		os.WriteFile(c.LogFile.Path, make([]byte, 5*mib), 0o600), os.WriteFile(c.LogFile.Path+".1", make([]byte, 7*mib), 0o600),
 		os.WriteFile(filepath.Join(logs, "local-logs", "container.log"), make([]byte, 11*mib), 0o600))
 	must(t, tracker.measure(c))
 	const want = (1 + 3 + 5 + 7 + 11) * mib

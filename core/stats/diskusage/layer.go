@@ -9,6 +9,7 @@ import (
 
 	"berth/core/cache"
 	"berth/core/engine"
+	"berth/core/logs/dockerlog"
 )
 
 // layerDir returns the directory of a container's writable layer, "" if it cannot be
@@ -69,11 +70,11 @@ func isBelow(root, path string) bool {
 }
 
 // addLogs adds to w the log files that Docker keeps in dir, the container's directory
-// below its data root. jsonPath is the newest file of the log driver json-file, "" with
-// other drivers; the driver local has a directory of its own.
-func addLogs(w *walk, dir, jsonPath string) {
+// below its data root. The driver local has a directory of its own, also with compressed
+// files, for which file is zero.
+func addLogs(w *walk, dir string, file dockerlog.File) {
 	w.roots = append(w.roots, filepath.Join(dir, "local-logs"))
-	if jsonPath == "" || filepath.Dir(jsonPath) != dir {
+	if file.Driver != dockerlog.JSONFile || filepath.Dir(file.Path) != dir {
 		return
 	}
 	entries, err := os.ReadDir(dir)
@@ -81,7 +82,7 @@ func addLogs(w *walk, dir, jsonPath string) {
 		return
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), filepath.Base(jsonPath)) { // rotated files have a suffix
+		if strings.HasPrefix(e.Name(), filepath.Base(file.Path)) { // rotated files have a suffix
 			w.countFile(filepath.Join(dir, e.Name()))
 		}
 	}

@@ -87,7 +87,7 @@ func (t *Tracker) newMeasurement(docker *engine.Conn, c *cache.Container, run ru
 			m.other.roots = append(m.other.roots, dir)
 		}
 	}
-	addLogs(m.other, filepath.Join(docker.Features.RootDir, "containers", c.ID()), c.JSONPath)
+	addLogs(m.other, filepath.Join(docker.Features.RootDir, "containers", c.ID()), c.LogFile)
 	return m
 }
 

@@ -122,6 +122,9 @@ func (o *Options) validate() error {
 	if o.StreamingTLS.ClientCA != "" && o.StreamingTLS.Cert == "" {
 		return UsageErrorf("streaming-tls-client-ca-file needs streaming-tls-cert-file: clients show certificates over TLS only")
 	}
+	if o.LogBuffer != "json-file" && o.ContainerLogs != "cri" {
+		return UsageErrorf("log-buffer %s needs container-logs cri: with %s the log files are not written from Docker's", o.LogBuffer, o.ContainerLogs)
+	}
 	if o.NetworkPlugin == NoCNI && o.CNIConfTemplate+o.CNIDefaultNetwork != "" {
 		return UsageErrorf("cni-conf-template and cni-default-network need network-plugin cni: with Docker's own bridge there is no CNI network")
 	}

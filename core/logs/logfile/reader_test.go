@@ -1,6 +1,7 @@
-package jsonfile
+package logfile
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -40,6 +41,8 @@ func (l *log) rotate() {
 		}
 	}
 }
+
+func hasLine(b []byte) bool { return bytes.IndexByte(b, '\n') >= 0 }
 
 // readAll returns everything that r can read, and whether there was a gap.
 func readAll(t *testing.T, r *Reader) (text string, gap bool) {
@@ -96,7 +99,7 @@ func TestReaderContinuesAfterRotations(t *testing.T) {
 		for _, restarted := range []bool{false, true} {
 			t.Run(name+map[bool]string{true: ", by another reader"}[restarted], func(t *testing.T) {
 				l := newLog(t)
-				r := NewReader(l.path, Position{})
+				r := NewReader(l.path, Position{}, hasLine)
 				if err := r.Open(); !errors.Is(err, fs.ErrNotExist) || r.IsOpen() {
 					t.Fatalf("open: %v, want that the file does not exist", err)
 				}
@@ -111,7 +114,7 @@ func TestReaderContinuesAfterRotations(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					r = NewReader(l.path, pos)
+					r = NewReader(l.path, pos, hasLine)
 					if name == "truncated" || name == "truncated only" {
 						gap = true // a new reader cannot distinguish it from a new file
 					}
@@ -131,7 +134,7 @@ func TestReaderContinuesAfterRotations(t *testing.T) {
 func TestReaderRecognisesFilesByContent(t *testing.T) {
 	l := newLog(t)
 	l.print("line 1\n")
-	r := NewReader(l.path, Position{})
+	r := NewReader(l.path, Position{}, hasLine)
 	readAll(t, r)
 	pos, err := r.Position()
 	if err != nil {
@@ -140,7 +143,56 @@ func TestReaderRecognisesFilesByContent(t *testing.T) {
 	if err := os.WriteFile(l.path, []byte("another line\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if text, gap := readAll(t, NewReader(l.path, pos)); text != "another line\n" || !gap {
+	if text, gap := readAll(t, NewReader(l.path, pos, hasLine)); text != "another line\n" || !gap {
 		t.Errorf("read %q, gap %v; want all of the file after a gap", text, gap)
+	}
+}
+
+// The rest of an incomplete line is waited for: no change must be reported until it has come.
+func TestReaderReportsChangesAfterIncompleteLine(t *testing.T) {
+	l := newLog(t)
+	l.print("line 1\nline")
+	r := NewReader(l.path, Position{}, hasLine)
+	changed := func() bool {
+		t.Helper()
+		changed, err := r.Changed()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return changed
+	}
+	read := func(want string) {
+		t.Helper()
+		buf := make([]byte, 100)
+		n, err := r.Read(buf)
+		if err != nil || string(buf[:n]) != want {
+			t.Fatalf("read %q, %v; want %q", buf[:n], err, want)
+		}
+	}
+	if err := r.Open(); err != nil {
+		t.Fatal(err)
+	}
+	read("line 1\nline")
+	r.Advance(len("line 1\n"))
+	read("line")
+	if next, err := r.Continue(); next != NothingYet || err != nil || changed() {
+		t.Errorf("after an incomplete line: continuation %v, %v, changed %v", next, err, changed())
+	}
+	l.print(" 2\n")
+	if !changed() {
+		t.Error("the rest of the line is no change")
+	}
+	read("line 2\n")
+	r.Advance(len("line 2\n"))
+	if changed() {
+		t.Error("a change is reported after everything was read")
+	}
+	l.rotate()
+	l.print("line 3\n")
+	if !changed() {
+		t.Error("a rotation is no change")
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
 	}
 }

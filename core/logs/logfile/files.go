@@ -1,4 +1,4 @@
-package jsonfile
+package logfile
 
 import (
 	"errors"
@@ -131,7 +131,7 @@ func inodeOf(info fs.FileInfo) uint64 {
 	return 0
 }
 
-// fingerprintSize is how much of a file distinguishes it from any other one: every line
+// fingerprintSize is how much of a file distinguishes it from any other one: every entry
 // contains its time.
 const fingerprintSize = 1024
 

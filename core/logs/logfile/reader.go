@@ -1,15 +1,14 @@
-// Package jsonfile reads the log files that Docker's log driver json-file writes for a
-// container. It owns what berth knows about them: the names of rotated files and the
-// format of a line.
+// Package logfile reads the log files that Docker's log drivers json-file and local write for
+// a container. It owns what berth knows of them besides their formats: how they are named,
+// rotated and removed, which is the same for both drivers.
 //
 // A Reader reads the bytes of all files of a log in order and continues at the Position of an
-// earlier Reader, although Docker renames and removes files meanwhile. A Decoder makes a
-// dockerlog.Entry of each line. Docker does not document the files: see rotate in
+// earlier Reader, although Docker renames and removes files meanwhile. The formats are those of
+// core/logs/jsonfile and core/logs/localfile. Docker does not document the files: see rotate in
 // moby's daemon/logger/loggerutils/logfile.go. Compressed files are not read; berth configures none.
-package jsonfile
+package logfile
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -29,22 +28,27 @@ type Position struct {
 
 // A Reader reads the files of one log. It is not safe for concurrent use.
 type Reader struct {
-	path string
-	file *os.File // nil if not open
-	pos  Position
+	path     string
+	hasEntry func(b []byte) bool
+	file     *os.File // nil if not open
+	pos      Position
+	end      int64 // offset up to which file was read; beyond pos if the last entry is not complete
 }
 
 // NewReader returns a Reader of the log with its current file at path. It starts at pos;
-// the zero Position is the oldest line that Docker has kept.
-func NewReader(path string, pos Position) *Reader { return &Reader{path: path, pos: pos} }
+// the zero Position is the oldest entry that Docker has kept. hasEntry reports whether b begins
+// with bytes that the caller can use, for instance a complete entry.
+func NewReader(path string, pos Position, hasEntry func(b []byte) bool) *Reader {
+	return &Reader{path: path, pos: pos, hasEntry: hasEntry}
+}
 
 // IsOpen reports whether Open has opened a file, and Close has not been called since.
 func (r *Reader) IsOpen() bool { return r.file != nil }
 
 // Open opens the file in which the position is, unless it is open. The error is
 // fs.ErrNotExist if there is no file, for instance because the container has not printed
-// anything yet. With ErrGap the reader is open and has moved to the oldest line that Docker
-// has kept.
+// anything yet. With ErrGap the reader is open and has moved to the oldest entry that
+// Docker has kept.
 func (r *Reader) Open() error {
 	if r.file != nil {
 		return nil
@@ -72,6 +76,7 @@ func (r *Reader) enter(f *os.File) error {
 	if r.pos.Inode != inodeOf(info) {
 		r.pos = Position{Inode: inodeOf(info)}
 	}
+	r.end = r.pos.Offset
 	previous := r.file
 	r.file = f
 	return closeFile(&previous)
@@ -87,6 +92,7 @@ func (r *Reader) Read(buf []byte) (int, error) {
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
+	r.end = r.pos.Offset + int64(n)
 	return n, err
 }
 
@@ -106,13 +112,13 @@ func (r *Reader) Position() (Position, error) {
 // Offset returns the offset of the position in its file.
 func (r *Reader) Offset() int64 { return r.pos.Offset }
 
-// Changed reports whether the log has changed since the end of its current file was read.
+// Changed reports whether the log has changed since Read has reached the end of its current file.
 func (r *Reader) Changed() (bool, error) {
 	info, err := os.Stat(r.path)
 	if err != nil {
 		return false, err
 	}
-	return inodeOf(info) != r.pos.Inode || info.Size() != r.pos.Offset, nil
+	return inodeOf(info) != r.pos.Inode || info.Size() != r.end, nil
 }
 
 // A Continuation is what follows the end of a file.
@@ -121,11 +127,11 @@ type Continuation int
 // The values of Continuation.
 const (
 	NothingYet Continuation = iota // the container has not printed more
-	SameFile                       // the file has more lines now
+	SameFile                       // the file has more entries now
 	NextFile                       // the reader has moved to the next file
 )
 
-// Continue is called when Read returns no further complete line. It checks whether Docker
+// Continue is called when Read returns no further complete entry. It checks whether Docker
 // has rotated the file, or it was truncated, and moves the position if so. With ErrGap the
 // reader has moved to the oldest file that Docker has kept.
 func (r *Reader) Continue() (Continuation, error) {
@@ -134,7 +140,7 @@ func (r *Reader) Continue() (Continuation, error) {
 		return NothingYet, err
 	}
 	if info.Size() < r.pos.Offset {
-		r.pos = Position{Inode: inodeOf(info)}
+		r.pos, r.end = Position{Inode: inodeOf(info)}, 0
 		if info.Size() > 0 {
 			return SameFile, nil
 		}
@@ -150,7 +156,7 @@ func (r *Reader) Continue() (Continuation, error) {
 	}
 	// Docker writes no more to a file that it has renamed, but may have done so between
 	// the last Read and the rename.
-	more, err := r.hasLine()
+	more, err := r.hasMore()
 	if err != nil || more {
 		err = errors.Join(err, newer.Close())
 		if err != nil {
@@ -167,13 +173,13 @@ func (r *Reader) Continue() (Continuation, error) {
 	return NextFile, nil
 }
 
-// hasLine reports whether a line with its line break follows the position in the open file.
-func (r *Reader) hasLine() (bool, error) {
+// hasMore reports whether an entry follows the position in the open file.
+func (r *Reader) hasMore() (bool, error) {
 	info, err := r.file.Stat()
 	if err != nil || info.Size() <= r.pos.Offset {
 		return false, nil
 	}
 	rest := make([]byte, info.Size()-r.pos.Offset)
 	n, err := r.Read(rest)
-	return bytes.IndexByte(rest[:n], '\n') >= 0, err
+	return r.hasEntry(rest[:n]), err
 }
