@@ -30,6 +30,8 @@ import (
 	"github.com/docker/docker/client"
 	"github.com/docker/docker/pkg/stdcopy"
 
+	"berth/core/logs/dockerlog"
+	"berth/core/logs/localfile"
 	"berth/core/pause"
 )
 
@@ -71,6 +73,7 @@ func Run(t *testing.T, docker *client.Client, ref string) {
 		{"the log is complete when the container has exited", logIsCompleteAtExit},
 		{"a log file consists of lines of JSON", logFileIsJSONLines},
 		{"a long line is split into entries of the same time", longLineIsSplit},
+		{"the log driver local keeps entries between two lengths", localLogFileHasEntries},
 		{"a pause container without a network can be joined", namespacesCanBeJoined},
 		{"a container that has exited cannot be joined", stoppedCannotBeJoined},
 		{"a PID namespace ends with its first process", pidNamespaceEndsWithInit},
@@ -646,6 +649,42 @@ func logFileIsJSONLines(c *lawTest) {
 	slices.Sort(got) // there is no order between the streams
 	if want := []string{"stderr err\n", "stdout out\n"}; !slices.Equal(got, want) {
 		c.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// localLogFileHasEntries: Docker keeps the path and the format of these files private, so that it can change them. A piece of a
+// line is marked as the last one if a line break follows it.
+func localLogFileHasEntries(c *lawTest) {
+	long := strings.Repeat("x", 20000)
+	id := c.create(func(_ *container.Config, host *container.HostConfig) {
+		host.LogConfig = container.LogConfig{Type: "local", Config: map[string]string{"compress": "false", "max-size": "32m", "max-file": "3"}}
+	}, "sh", "-c", "echo out; echo "+long+"; echo "+long[:16<<10]+"; printf "+long)
+	c.must(c.docker.ContainerStart(c.ctx, id, container.StartOptions{}))
+	c.waitExit(id)
+	info, err := c.docker.Info(c.ctx)
+	c.must(err)
+	inspected := c.inspect(id)
+	file := dockerlog.FileOfInspected(info.DockerRootDir, inspected)
+	if inspected.LogPath != "" || file.Driver != dockerlog.Local {
+		c.Errorf("LogPath %q, file %+v", inspected.LogPath, file)
+	}
+	text, err := os.ReadFile(file.Path)
+	c.must(err)
+	var decoder localfile.Decoder
+	var got, times []string
+	for len(text) > 0 {
+		e, length, ok := decoder.Next(text)
+		if !ok || length == 0 {
+			c.Fatalf("not an entry: %.300q", text)
+		}
+		got = append(got, string(e.Text))
+		times = append(times, string(e.Time))
+		text = text[length:]
+	}
+	if want := []string{"out\n", long[:16<<10], long[16<<10:] + "\n", long[:16<<10], "\n", long[:16<<10], long[16<<10:]}; !slices.Equal(got, want) {
+		c.Errorf("got %d entries, %.100q, want %d", len(got), got, len(want))
+	} else if times[1] != times[2] || times[3] != times[4] || times[5] != times[6] {
+		c.Errorf("pieces of a line have different times: %q", times)
 	}
 }
 

@@ -63,7 +63,11 @@ func (e *Engine) startLocked(b *fakeContainer) error {
 	b.state = container.State{
 		Status: container.StateRunning, Running: true, Pid: e.PID(b.id), StartedAt: formatTime(time.Now()), FinishedAt: b.state.FinishedAt,
 	}
-	if err := b.output.open(b.logPath); err != nil {
+	logFile, local := b.logPath, b.host.LogConfig.Type == "local"
+	if local {
+		logFile = filepath.Join(e.containerDir(b.id), "local-logs", "container.log")
+	}
+	if err := b.output.open(logFile, local); err != nil {
 		e.t.Error(err)
 	}
 	p := e.newProcess(b, b.stdin, b.command(), b.config.Env, b.config.Tty)

@@ -2,10 +2,12 @@ package enginetest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/docker/docker/pkg/stdcopy"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 const (
@@ -27,7 +30,8 @@ type output struct {
 	tty bool
 
 	mu      sync.Mutex // guards following; held while writing to attached clients
-	file    *os.File   // of json-file; nil with another driver
+	file    *os.File   // of json-file or local; nil with another driver
+	local   bool       // file is that of local
 	lines   []logLine
 	partial map[string]*partial // by stream
 	changed chan struct{}       // closed and replaced at every change
@@ -61,13 +65,17 @@ func newOutput(tty bool) *output {
 	return &output{tty: tty, partial: map[string]*partial{stdout: {}, stderr: {}}, changed: make(chan struct{})}
 }
 
-// open begins the log of a process, and the log file at path unless that is "".
-func (o *output) open(path string) (err error) {
+// open begins the log of a process, and the log file at path unless that is "". local is whether it is that of the
+// driver local.
+func (o *output) open(path string, local bool) (err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.running = true
+	o.running, o.local = true, local
 	o.notifyLocked()
-	if path != "" {
+	if local {
+		err = os.MkdirAll(filepath.Dir(path), 0o700)
+	}
+	if path != "" && err == nil {
 		o.file, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	}
 	return err
@@ -175,8 +183,11 @@ func (o *output) flushLocked(stream string) {
 		buf.since = time.Time{} // else the next entry is of the same line
 	}
 	buf.Reset()
+	if o.local {
+		_, _ = o.file.Write(localEntry(line, continued))
+	}
 	switch {
-	case o.file != nil:
+	case o.file != nil && !o.local:
 		line.Log = asJSON(line.Log)
 		_ = json.NewEncoder(o.file).Encode(line)
 	case continued:
@@ -184,6 +195,27 @@ func (o *output) flushLocked(stream string) {
 		line.Log = strings.TrimSuffix(line.Log, "\n")
 	}
 	o.lines = append(o.lines, line)
+}
+
+// localEntry returns line as the driver local writes it. continued is whether it is not the first entry of its line.
+func localEntry(line logLine, continued bool) []byte {
+	text, ended := strings.CutSuffix(line.Log, "\n")
+	var m []byte
+	m = protowire.AppendString(protowire.AppendTag(m, 1, protowire.BytesType), line.Stream)
+	m = protowire.AppendVarint(protowire.AppendTag(m, 2, protowire.VarintType), uint64(line.Time.UnixNano()))
+	if text != "" {
+		m = protowire.AppendString(protowire.AppendTag(m, 3, protowire.BytesType), text)
+	}
+	if continued || !ended {
+		var metadata []byte
+		if ended {
+			metadata = protowire.AppendVarint(protowire.AppendTag(metadata, 1, protowire.VarintType), 1)
+		}
+		m = protowire.AppendVarint(protowire.AppendTag(m, 4, protowire.VarintType), 1)
+		m = protowire.AppendBytes(protowire.AppendTag(m, 5, protowire.BytesType), metadata)
+	}
+	length := binary.BigEndian.AppendUint32(nil, uint32(len(m)))
+	return slices.Concat(length, m, length)
 }
 
 // asJSON returns text as it is after encoding to JSON: with U+FFFD for each invalid byte.
