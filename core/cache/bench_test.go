@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"berth/core/engine/enginetest"
 	"berth/core/labels"
 	"berth/core/names"
 )
@@ -56,12 +57,16 @@ func BenchmarkInspectResult(b *testing.B) {
 			Resources: &runtimeapi.LinuxContainerResources{CpuShares: 512, MemoryLimitInBytes: 1 << 28},
 		},
 	})}
+	docker := enginetest.New(b).Connect(b)
+	if _, err := docker.WaitConn(b.Context()); err != nil {
+		b.Fatal(err)
+	}
 	for name, set := range map[names.Name]labels.Set{
 		{Container: names.Pod, Pod: "p", Namespace: "n", UID: "u"}: sandbox,
 		{Container: "c", Pod: "p", Namespace: "n", UID: "u"}:       app,
 	} {
 		b.Run(string(set.Kind), func(b *testing.B) {
-			c := New(Config{Network: noNetwork{}}, nil, slog.New(slog.DiscardHandler))
+			c := New(Config{Network: noNetwork{}}, docker, slog.New(slog.DiscardHandler))
 			result := container.InspectResponse{
 				ContainerJSONBase: &container.ContainerJSONBase{
 					ID: "c1", Name: name.String(), Image: "sha256:1", Created: "2026-11-23T05:00:00.123456789Z",

@@ -44,11 +44,9 @@ func (c Config) NRIOptions() nri.Options {
 	return o
 }
 
-// defaultNRISocket sets the default of nri-socket-path. A second berthd of a node, which has another run-dir, leaves the socket where
-// plugins expect it to the first one, unless the option is given.
+// defaultNRISocket sets the default of nri-socket-path: a second berthd of a node, with another run-dir, leaves the usual one to the first.
 func (o *Options) defaultNRISocket() {
-	given := func(opt *option) bool { return opt.name == "nri-socket-path" && opt.source != "" }
-	if o.RunDir != DefaultRunDir && !slices.ContainsFunc(o.options, given) {
+	if o.RunDir != DefaultRunDir && !slices.ContainsFunc(o.options, func(opt *option) bool { return opt.name == "nri-socket-path" && opt.source != "" }) {
 		o.NRI.SocketPath = filepath.Join(o.RunDir, "nri", "nri.sock")
 	}
 }
