@@ -277,20 +277,22 @@ func testFaultsOfDocker(t *testing.T) {
 	for _, disruption := range []struct {
 		name  string
 		apply func(t *testing.T, n *node)
+		flags []string
 	}{
 		{"STOP under churn", func(t *testing.T, n *node) {
 			engine(t, syscall.SIGSTOP)
 			time.Sleep(2*time.Second + rand.N(9*time.Second))
 			engine(t, syscall.SIGCONT)
-		}},
-		{"TERM under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGTERM) }},
-		{"KILL under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }},
+		}, nil},
+		{"TERM under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGTERM) }, nil},
+		{"KILL under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }, nil},
+		{"KILL under churn, log driver local", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }, []string{"--log-buffer=local"}},
 		{"containerd killed under churn", func(t *testing.T, n *node) {
 			_ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL)
-		}},
+		}, nil},
 	} {
 		t.Run(disruption.name, func(t *testing.T) {
-			tr := newTrial(t, false, direct...)
+			tr := newTrial(t, false, append(disruption.flags, direct...)...)
 			tr.dockerForgets = disruption.name != "STOP under churn"
 			tr.ch.dockerForgets = tr.dockerForgets
 			times := 0

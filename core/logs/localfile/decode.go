@@ -77,6 +77,7 @@ func (d *Decoder) Next(b []byte) (entry dockerlog.Entry, length int, ok bool) {
 		// The rest never comes if another entry follows.
 		next, _ := findEntry(b)
 		return dockerlog.Entry{}, next, false
+	case corrupt:
 	}
 	next, candidate := findEntry(b)
 	if next == 0 {
