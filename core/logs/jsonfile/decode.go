@@ -31,8 +31,8 @@ type Decoder struct {
 }
 
 // Next returns the first entry in b and its length in the file; 0 if b contains no complete
-// line. ok is false if the line cannot be decoded. An entry without a time is none: zero bytes
-// that have to be skipped. The byte slices of the entry are valid as those of Decode.
+// line. ok is false if the line cannot be decoded. An entry without a time stands for zero
+// bytes that have to be skipped. The byte slices of the entry are valid as those of Decode.
 func (d *Decoder) Next(b []byte) (entry dockerlog.Entry, length int, ok bool) {
 	if end := bytes.IndexByte(b, '\n'); end >= 0 {
 		entry, ok = d.Decode(b[:end])

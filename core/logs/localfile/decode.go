@@ -63,7 +63,7 @@ type Decoder struct {
 
 // Next returns the first entry in b and its length in the file; 0 if b may contain the beginning of one only.
 // ok is false if there is no entry in the bytes of that length; they end where the next entry may begin. An entry
-// without a time is none: zero bytes that have to be skipped. The text has its line break, which Docker does not
+// without a time stands for zero bytes that have to be skipped. The text has its line break, which Docker does not
 // store. The byte slices are valid until the next call.
 func (d *Decoder) Next(b []byte) (entry dockerlog.Entry, length int, ok bool) {
 	m, length, state := parseEntry(b)
