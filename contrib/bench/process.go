@@ -120,6 +120,12 @@ func (p process) stat() (procfs.ProcStat, error) {
 	return s, nil
 }
 
+// ended reports whether a process has ended, waited for or not.
+func (p process) ended() bool {
+	s, err := p.stat()
+	return err != nil || s.State == "Z"
+}
+
 // threads returns the number of threads of a process.
 func (p process) threads() (int, error) {
 	s, err := p.stat()

@@ -209,9 +209,17 @@ func (c *cri) correct(ctx context.Context, pods []*pod) error {
 
 // commandOf returns the command that starts a process again.
 func commandOf(p process) (*exec.Cmd, error) {
+	cmd, err := readCommand(p)
+	if p.ended() { // at any of the reads, which then fail or find nothing
+		return nil, fmt.Errorf("%s has ended", p.name)
+	}
+	return cmd, err
+}
+
+func readCommand(p process) (*exec.Cmd, error) {
 	proc, err := procfs.NewProc(p.pid)
 	if err != nil {
-		return nil, fmt.Errorf("%s has ended: %w", p.name, err)
+		return nil, err
 	}
 	s, err := proc.Stat()
 	if err != nil {
@@ -249,7 +257,7 @@ func end(p process) error {
 		return fmt.Errorf("end %s: %w", p.name, err)
 	}
 	for limit := time.Now().Add(shutdownTimeout); time.Now().Before(limit); <-time.After(connectInterval) {
-		if s, err := p.stat(); err != nil || s.State == "Z" {
+		if p.ended() {
 			return nil
 		}
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"strings"
@@ -50,13 +51,21 @@ func TestListsAreCorrectWithAllPodsAndContainers(t *testing.T) {
 }
 
 func TestProcessIsStartedAgainWithItsCommand(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "/bin/sleep", "1000")
+	cmd := exec.CommandContext(t.Context(), "/bin/cat", "-u")
 	cmd.Env = append(os.Environ(), "BENCH=again")
-	if err := cmd.Start(); err != nil {
-		t.Skip("needs sleep:", err)
+	stdin, inErr := cmd.StdinPipe()
+	stdout, outErr := cmd.StdoutPipe()
+	if err := errors.Join(inErr, outErr, cmd.Start()); err != nil {
+		t.Skip("needs cat:", err)
+	}
+	// Start may return before Linux has put the arguments in place: wait for a byte of the program itself.
+	_, inErr = stdin.Write([]byte("x"))
+	_, outErr = stdout.Read(make([]byte, 1))
+	if err := errors.Join(inErr, outErr); err != nil {
+		t.Fatal(err)
 	}
 	go func() { _ = cmd.Wait() }()
-	p := process{"sleep", cmd.Process.Pid}
+	p := process{"cat", cmd.Process.Pid}
 	again, err := commandOf(p)
 	if err != nil {
 		t.Fatal(err)
@@ -64,10 +73,10 @@ func TestProcessIsStartedAgainWithItsCommand(t *testing.T) {
 	if err := end(p); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(again.Args, " "); got != "/bin/sleep 1000" || !strings.Contains(strings.Join(again.Env, " "), "BENCH=again") {
+	if got := strings.Join(again.Args, " "); got != "/bin/cat -u" || !strings.Contains(strings.Join(again.Env, " "), "BENCH=again") {
 		t.Errorf("got %s, %q", got, again.Env)
 	}
-	if _, err := commandOf(p); err == nil || !strings.Contains(err.Error(), "sleep has ended") {
+	if _, err := commandOf(p); err == nil || !strings.Contains(err.Error(), "cat has ended") {
 		t.Errorf("got %v", err)
 	}
 }
