@@ -131,7 +131,7 @@ var featureAreas = []featureArea{
 		{"no pause container", "no", "partly", "yes", no, "not with Docker; the built-in image has a few KB", ""},
 		{"a slow create is kept for the retry", "no", "no", "timeouts", yes, "", "server.TestCreateSlowerThanItsCallerIsKeptForTheRetry"},
 		{"Windows", "yes", "yes", "no", no, "", ""},
-		{"NRI plugins", "no", "yes", "yes", yes, "all events; [nri.md](nri.md) lists what they can change", "live.TestNRIEventsOfAPod live.TestNRIAdjustments live.TestNRIAdjustmentsWithTheOCIRuntime"},
+		{"NRI plugins", "no", "yes", "yes", yes, "all events; [nri.md](nri.md) lists what they can change", "live.TestNRIEventsOfAPod live.TestNRIAdjustments live.TestNRIAdjustmentsWithTheOCIRuntime live.TestNRIMountsNamedByTheContainer"},
 		{"NRI's default validator", "no", "yes", "yes", yes, "`nri-reject`, `nri-required-plugins`", "server.TestNRIRequiredPlugins"},
 	}},
 	{"Network", []feature{

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/premount"
 )
 
 // volume makes an image called name of a layer for each of the given files.
@@ -102,6 +104,17 @@ func (n *node) options(id, dir string) map[string]string {
 // unstaged reports whether err says that mounts cannot be staged for this Docker.
 func unstaged(err error) bool {
 	return codeOf(err) == codes.FailedPrecondition && strings.Contains(err.Error(), "mount namespace of its own")
+}
+
+// stages reports whether berthd can stage mounts for this Docker.
+func (n *node) stages() bool {
+	n.t.Helper()
+	pod, err := n.run(context.Background(), n.pod("stages"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer n.remove(pod)
+	return !premount.InOtherMountNS(n.shim(pod))
 }
 
 // TestMounts has every kind of mount in one container, and reads in it what they are.

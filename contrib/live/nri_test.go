@@ -153,6 +153,58 @@ func TestNRIAdjustments(t *testing.T) {
 	n.removeLeftovers()
 }
 
+// statePlugin is a plugin that mounts a directory of each container, named by the container's ID, as balloons and topology-aware do. The directory
+// exists from CreateContainer to RemoveContainer.
+func (n *node) statePlugin() *nritest.Plugin {
+	return &nritest.Plugin{
+		Create: func(_ context.Context, _ *api.PodSandbox, c *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			dir := n.path("state", c.GetId())
+			if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "id"), []byte(c.GetId()), 0o644)); err != nil {
+				return nil, nil, err
+			}
+			a := &api.ContainerAdjustment{}
+			a.AddMount(&api.Mount{Destination: "/.state", Type: "bind", Source: dir, Options: []string{"bind", "ro", "rslave"}})
+			a.AddMount(&api.Mount{Destination: "/etc/id", Type: "bind", Source: filepath.Join(dir, "id")})
+			return a, nil, nil
+		},
+		Removed: func(c *api.Container) error { return os.RemoveAll(n.path("state", c.GetId())) },
+	}
+}
+
+// TestNRIMountsNamedByTheContainer: the source of a mount can contain the ID, which Docker chooses when it creates the container.
+func TestNRIMountsNamedByTheContainer(t *testing.T) {
+	n := newNode(t)
+	n.plugin("10", n.statePlugin())
+	if !n.stages() {
+		pod, err := n.run(t.Context(), n.pod("refused"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.refused(pod, n.pod("refused"), shell("c", "true")); !unstaged(err) {
+			t.Errorf("Docker has a mount namespace of its own: %v", err)
+		}
+		n.remove(pod)
+		n.removeLeftovers()
+		return
+	}
+	pod, id := n.begin(n.pod("named"), shell("c", "exec sleep 1000"))
+	n.outputs(id, map[string]string{
+		"cat /.state/id; touch /.state/x 2>/dev/null || echo ' read-only'": id + " read-only\n",
+		"cat /etc/id; test -w /etc/id && echo ' writable'":                 id + " writable\n",
+	})
+	s, err := n.runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil || !slices.ContainsFunc(s.GetStatus().GetMounts(), func(m *runtimeapi.Mount) bool { return m.GetHostPath() == n.path("state", id) }) {
+		t.Errorf("mounts %v, %v", s.GetStatus().GetMounts(), err)
+	}
+	n.put(n.path("state", id, "later"), "later", 0o644)
+	n.outputs(id, map[string]string{"cat /.state/later": "later"})
+	n.remove(pod)
+	if left, err := os.ReadDir(n.path("state")); err != nil || len(left) > 0 {
+		t.Errorf("plugins were not sent the end of %v, %v", left, err)
+	}
+	n.removeLeftovers()
+}
+
 // TestNRIUpdates changes running containers: by the plugin itself, and with the creation of another one.
 func TestNRIUpdates(t *testing.T) {
 	n := newNode(t)
@@ -259,7 +311,11 @@ func TestNRIKilledAtEachEvent(t *testing.T) {
 		for _, event := range nriEvents {
 			t.Run(event+" kills "+who, func(t *testing.T) {
 				n := newNode(t)
-				p := n.plugin("10", &nritest.Plugin{})
+				p := &nritest.Plugin{}
+				if n.stages() {
+					p = n.statePlugin()
+				}
+				n.plugin("10", p)
 				cmd := n.cmd
 				p.SetOn(func(e string) error {
 					switch {

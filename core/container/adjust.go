@@ -18,7 +18,7 @@ import (
 )
 
 // maxAdjustments is how often a container is created because NRI plugins change it. They get another container, with another ID, each
-// time; plugins that do not put the ID into what they change are content with the second one.
+// time; those that change each of them in the same way, but for its ID, are content with the second one.
 const maxAdjustments = 3
 
 // adjustedError is the error of a creation that NRI plugins want to be another one.
@@ -34,7 +34,7 @@ func (e *adjustedError) Error() string {
 // the container is created as it was requested first. If plugins change more than an update can, it is removed, which plugins are sent as well, and
 // created again with the changes.
 func (s *Service) createAdjusted(ctx context.Context, docker *engine.Conn, pod *cache.Sandbox, given *runtimeapi.PodSandboxConfig, a attempt) (string, error) {
-	a.applied = nri.Created{Change: adjust.New(nil, nil, false)}
+	a.applied = nri.Created{Change: adjust.New(nil, "", nil, false)}
 	var again *adjustedError
 	for range maxAdjustments {
 		id, err := s.create(ctx, docker, pod, a)
@@ -48,7 +48,7 @@ func (s *Service) createAdjusted(ctx context.Context, docker *engine.Conn, pod *
 			return "", err
 		}
 	}
-	return "", fmt.Errorf("NRI plugin %s changes %s of a container in another way each time that it is created; what depends on the ID of the container is not possible with Docker: %w",
+	return "", fmt.Errorf("NRI plugin %s changes %s of a container in another way each time that it is created: %w",
 		strings.Join(again.Plugins(), ", "), strings.Join(again.Fields(), ", "), errdefs.ErrFailedPrecondition)
 }
 

@@ -184,6 +184,7 @@ func (s *Service) create(ctx context.Context, docker *engine.Conn, pod *cache.Sa
 		func() error { return s.openLog(work, docker, id, spec.Host.LogConfig, log) },
 		func() error { return s.cache.RefreshUnless(work, id, func(*cache.Container) bool { return true }) },
 		func() error { return s.adjustCreated(work, docker, id, a.applied, &sync) },
+		func() error { return s.premounts.Complete(params.PremountName, id, spec.Premounts) },
 		func() error { return s.requireSandbox(work, pod.ID()) },
 	} {
 		if err := step(); err != nil {

@@ -84,6 +84,10 @@ type Set struct {
 // CreatedByBerth reports whether berth has created the container.
 func (s Set) CreatedByBerth() bool { return s.Config != "" }
 
+// OwnID stands for the ID of the container itself in the host paths of mounts of Set.Config, which is written before Docker chooses it. No path can
+// contain a NUL.
+const OwnID = "\x00"
+
 // Encode returns s as Docker labels. All keys that Read reads are written, also with empty
 // values: a label that is set when a container is created overrides the label of its
 // image with the same key.

@@ -30,6 +30,9 @@ type Name struct {
 	Suffix string
 }
 
+// UnknownID stands for the ID of a container that does not exist yet in what is prepared for it. Only this process knows it.
+var UnknownID = "unknown-" + rand.Text()
+
 // String returns the Docker name.
 func (n Name) String() string {
 	s := fmt.Sprintf("k8s_%s_%s_%s_%s_%d", n.Container, n.Pod, n.Namespace, n.UID, n.Attempt)

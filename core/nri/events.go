@@ -163,7 +163,7 @@ func (c Created) again(now *api.Container) *api.Container {
 // CreateContainer sends the event of a container that exists in Docker, by which plugins learn its ID, and is not used yet. The
 // caller applies what they change, and then calls Finish. before is what plugins have changed in the container that this one replaces, if it does.
 func (r *Runtime) CreateContainer(ctx context.Context, id string, before Created) (none Created, _ error) {
-	none.Change = adjust.New(nil, nil, false)
+	none.Change = adjust.New(nil, "", nil, false)
 	a, err := r.ready(ctx)
 	if err != nil {
 		return none, err
@@ -197,7 +197,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, id string, before Created
 	if err != nil {
 		return none, refused("CreateContainer", err)
 	}
-	return Created{adjust.New(found.addRemovals(response.GetAdjust()), found.plugins, found.unknown), response.GetUpdate(), requested}, nil
+	return Created{adjust.New(found.addRemovals(response.GetAdjust()), id, found.plugins, found.unknown), response.GetUpdate(), requested}, nil
 }
 
 // createKey is the key of requests for creations. IDs of containers have no slash.

@@ -4,7 +4,9 @@
 package ociruntime
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"berth/core/engine"
+	"berth/core/names"
 	"berth/core/ociedit"
 	"berth/core/userns"
 )
@@ -44,7 +47,20 @@ func (s *Store) Write(id string, sandboxPID int, instructions ociedit.Instructio
 		}
 		instructions.Sandbox = &process
 	}
-	return ociedit.Write(s.dir, instructions)
+	complete, err := withID(instructions, id)
+	if err != nil {
+		return fmt.Errorf("instructions of container %s: %w", id, err)
+	}
+	return ociedit.Write(s.dir, complete)
+}
+
+// withID returns instructions with the ID of the container in place of names.UnknownID.
+func withID(instructions ociedit.Instructions, id string) (out ociedit.Instructions, err error) {
+	text, err := json.Marshal(instructions)
+	if err != nil || !bytes.Contains(text, []byte(names.UnknownID)) {
+		return instructions, err
+	}
+	return out, json.Unmarshal(bytes.ReplaceAll(text, []byte(names.UnknownID), []byte(id)), &out)
 }
 
 // Remove removes the instructions of a container that does not exist any more, if it had any.

@@ -21,6 +21,7 @@ import (
 
 	"berth/core/engine"
 	"berth/core/engine/enginetest"
+	"berth/core/names"
 	"berth/core/ociedit"
 )
 
@@ -90,6 +91,21 @@ func TestNothingIsWrittenWithoutAnEdit(t *testing.T) {
 	}
 	if err := none.Write(id("a"), 0, instructions); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a directory: %v", err)
+	}
+}
+
+func TestInstructionsGetTheIDOfTheirContainer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "oci")
+	hooks := ociedit.Instructions{Hooks: &ociedit.Hooks{Poststop: []ociedit.Hook{{Path: "/hook", Args: []string{"hook", "/srv/" + names.UnknownID}}}}}
+	if err := New(dir, nil).Write(id("a"), 0, hooks); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ociedit.Read(dir, id("a"))
+	if err != nil || got.Hooks.Poststop[0].Args[1] != "/srv/"+id("a") {
+		t.Errorf("%v, %v", got.Hooks, err)
+	}
+	if hooks.Hooks.Poststop[0].Args[1] != "/srv/"+names.UnknownID {
+		t.Error("the instructions of the next container have changed")
 	}
 }
 

@@ -31,3 +31,11 @@ func ParentPID(pid int) int {
 	}
 	return stat.PPID
 }
+
+// Lacks says what a node lacks on which no premounts are possible. otherMountNS reports that Docker is in another mount namespace.
+func Lacks(otherMountNS bool) string {
+	if otherMountNS {
+		return "a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit)"
+	}
+	return "Linux 5.12 or newer"
+}

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -38,7 +39,8 @@ type Dir struct {
 
 // A Mount describes one premount. It has either a Source or Layers.
 type Mount struct {
-	// Source is the path on the node whose mounts are cloned.
+	// Source is the path on the node whose mounts are cloned. With names.UnknownID in it Create only makes an empty directory, which
+	// Complete replaces by the mount.
 	Source string
 	// NonRecursive clones only the mount of Source, without those below.
 	NonRecursive bool
@@ -84,6 +86,35 @@ func (d *Dir) Create(name names.Premount, mounts []Mount) (err error) {
 		}
 	}()
 	for i, m := range mounts {
+		if m.incomplete() {
+			err = os.Mkdir(d.Path(name, i), 0o700)
+		} else {
+			err = create(m, d.Path(name, i))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// incomplete reports whether the source depends on the ID of a container that does not exist yet.
+func (m Mount) incomplete() bool { return strings.Contains(m.Source, names.UnknownID) }
+
+// Complete mounts those of the mounts of Create whose source depends on the ID of the container, now that it is known. Docker looks at what it
+// mounts when the container starts. Sources must propagate mounts as their Mount says.
+func (d *Dir) Complete(name names.Premount, id string, mounts []Mount) error {
+	for i, m := range mounts {
+		if !m.incomplete() {
+			continue
+		}
+		m.Source = strings.ReplaceAll(m.Source, names.UnknownID, id)
+		if err := CheckPropagation(m.Source, m.Propagation); err != nil {
+			return fmt.Errorf("propagation of mount of %s: %w", m.Source, err)
+		}
+		if err := os.Remove(d.Path(name, i)); err != nil {
+			return err
+		}
 		if err := create(m, d.Path(name, i)); err != nil {
 			return err
 		}

@@ -522,3 +522,41 @@ func TestNamesListsOnlyWhatCreateMakes(t *testing.T) {
 		t.Errorf("%v, %v", got, err)
 	}
 }
+
+// TestCompleteMountsWhatDependsOnTheID has a directory and a file whose paths are known only once a container has an ID.
+func TestCompleteMountsWhatDependsOnTheID(t *testing.T) {
+	inMountNS(t, func(t *testing.T) {
+		dir := New(filepath.Join(t.TempDir(), "premounts"))
+		state := mountTree(t)
+		mounts := []Mount{{Source: filepath.Join(state, names.UnknownID)}, {Source: state}, {Source: filepath.Join(state, names.UnknownID, "file"), Options: []string{"ro"}}}
+		for _, name := range []names.Premount{nameC, nameD} {
+			if err := dir.Create(name, mounts); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := dir.Remove(name); err != nil {
+					t.Error(err)
+				}
+			}()
+		}
+		if _, err := os.Stat(dir.Path(nameC, 2)); err != nil {
+			t.Errorf("Docker refuses a mount whose source does not exist: %v", err)
+		}
+		if err := dir.Complete(nameD, "abc", mounts); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), filepath.Join(state, "abc")) {
+			t.Errorf("without the source: %v", err)
+		}
+		write(t, filepath.Join(state, "abc", "file"), "of abc")
+		if err := dir.Complete(nameC, "abc", mounts); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(dir.Path(nameC, 2)); err != nil || string(text) != "of abc" {
+			t.Errorf("%q, %v", text, err)
+		}
+		if err := os.WriteFile(dir.Path(nameC, 2), nil, 0); !errors.Is(err, unix.EROFS) {
+			t.Errorf("write: %v", err)
+		}
+		if err := os.WriteFile(filepath.Join(dir.Path(nameC, 0), "other"), nil, 0o644); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/cache"
+	"berth/core/names"
 	"berth/core/premount"
 	"berth/core/todocker"
 )
@@ -22,7 +24,7 @@ func Check(pod *cache.Sandbox, params todocker.ContainerParams, spec todocker.Sp
 		return checkPropagation(params.CDI.MergeMounts(params.Config.GetMounts()))
 	}
 	if len(spec.Premounts) > 0 {
-		return fmt.Errorf("mount_options, and mounts that the Engine API cannot express, need a Docker without a mount namespace of its own (PrivateMounts, MountFlags and the like in its unit): %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("mount_options, and mounts that the Engine API cannot express, need %s: %w", premount.Lacks(true), errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
@@ -49,8 +51,8 @@ func CreateHostPaths(mounts []*runtimeapi.Mount) error {
 // checks it only when the container starts.
 func checkPropagation(mounts []*runtimeapi.Mount) error {
 	for _, m := range mounts {
-		if m.GetImage().GetImage() != "" {
-			continue
+		if m.GetImage().GetImage() != "" || strings.Contains(m.GetHostPath(), names.UnknownID) {
+			continue // the latter: see premount.Dir.Complete
 		}
 		if err := premount.CheckPropagation(m.GetHostPath(), todocker.Propagation(m.GetPropagation())); err != nil {
 			return fmt.Errorf("propagation of mount %q: %w", m.GetContainerPath(), err)

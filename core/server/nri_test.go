@@ -269,7 +269,7 @@ func TestNRIPluginsThatConflictFailTheCreate(t *testing.T) {
 	h.nothingLeft()
 }
 
-// What depends on the ID, which Docker chooses, cannot be applied: the error says so, and nothing stays.
+// The ID, which Docker chooses, cannot be in what Docker must be sent: the error says so, and nothing stays.
 func TestNRIAdjustmentThatDependsOnTheID(t *testing.T) {
 	t.Parallel()
 	h := prepareDaemon(t)
@@ -280,11 +280,11 @@ func TestNRIAdjustmentThatDependsOnTheID(t *testing.T) {
 		return a, nil, nil
 	}})
 	pod, _, err := h.runPod(h.pod("web"), command("c", "sleep", "1000"))
-	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "10-test changes env") {
+	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "NRI plugin 10-test: env: the ID of the container can only be") {
 		t.Errorf("%v, want FailedPrecondition that names the plugin", err)
 	}
-	if n := len(p.Created()); n != 3 {
-		t.Errorf("%d containers were created, want 3", n)
+	if n := len(p.Created()); n != 1 {
+		t.Errorf("%d containers were created, want 1", n)
 	}
 	h.removePod(pod)
 	h.removeAllPods()

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/docker/docker/api/types/container"
@@ -143,7 +144,11 @@ func id(c container.InspectResponse) string {
 func containerConfig(c container.InspectResponse, set labels.Set) (*runtimeapi.ContainerConfig, error) {
 	config := &runtimeapi.ContainerConfig{}
 	if set.CreatedByBerth() {
-		return config, unmarshalLabel(c.ID, set.Config, config)
+		err := unmarshalLabel(c.ID, set.Config, config)
+		for _, m := range config.GetMounts() {
+			m.HostPath = strings.ReplaceAll(m.GetHostPath(), labels.OwnID, c.ID)
+		}
+		return config, err
 	}
 	name, err := names.Parse(c.Name)
 	if err != nil {

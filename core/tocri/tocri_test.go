@@ -242,6 +242,16 @@ func TestContainerImage(t *testing.T) {
 	}
 }
 
+// A mount of an NRI plugin can have the ID of the container in its path, which its label cannot have.
+func TestMountNamedByTheContainer(t *testing.T) {
+	set := labels.Set{Kind: labels.Container, Config: `{"metadata":{"name":"c"},"mounts":[{"containerPath":"/a","hostPath":"/srv/\u0000/a"}]}`}
+	c := inspected(container.State{}, set, "/k8s_c_p_n_u_0")
+	_, s, err := containerOf(c, FailedStart{})
+	if err != nil || s.GetMounts()[0].GetHostPath() != "/srv/"+c.ID+"/a" {
+		t.Errorf("%v, %v", s.GetMounts(), err)
+	}
+}
+
 // berth records a start that fails after Docker has started the container.
 func TestRecordedFailedStartIsAStartError(t *testing.T) {
 	var failed FailedStart

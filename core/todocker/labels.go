@@ -2,10 +2,14 @@ package todocker
 
 import (
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"berth/core/labels"
+	"berth/core/names"
 )
 
 // sandboxJSON returns the config of a pod that is stored in one label, without the fields
@@ -23,6 +27,7 @@ func sandboxJSON(pod *runtimeapi.PodSandboxConfig) (string, error) {
 func containerJSON(c *runtimeapi.ContainerConfig, volumes map[string]Image) (string, error) {
 	stored := proto.CloneOf(c)
 	for _, m := range stored.GetMounts() {
+		m.HostPath = strings.ReplaceAll(m.GetHostPath(), names.UnknownID, labels.OwnID)
 		if volume, ok := volumes[m.GetImage().GetImage()]; ok && m.GetImage() != nil {
 			m.Image.ImageRef, m.Readonly = volume.Ref, true
 		}

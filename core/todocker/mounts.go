@@ -9,6 +9,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/names"
 	"berth/core/premount"
 )
 
@@ -125,9 +126,9 @@ func bindMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *pr
 	out = mount.Mount{
 		Type: mount.TypeBind, Source: path.Clean(m.GetHostPath()), BindOptions: &mount.BindOptions{Propagation: propagation.docker},
 	}
-	if len(m.GetMountOptions()) > 0 || m.GetRecursiveReadOnly() && !supportsRecursiveReadOnly(p.Runtime, p.Features) {
+	if len(m.GetMountOptions()) > 0 || strings.Contains(out.Source, names.UnknownID) || m.GetRecursiveReadOnly() && !supportsRecursiveReadOnly(p.Runtime, p.Features) {
 		if !p.Features.Premounts {
-			return out, nil, failed("mount %q: mount_options, and recursive_read_only before Docker 25, need Linux 5.12 or newer", m.GetContainerPath())
+			return out, nil, failed("mount %q: mount_options, recursive_read_only before Docker 25, and the container's ID in host_path need %s", m.GetContainerPath(), premount.Lacks(p.Features.OtherMountNS != 0))
 		}
 		pre = &premount.Mount{Source: out.Source, Propagation: propagation.premount, Options: slices.Clone(m.GetMountOptions())}
 		// The premount is read-only itself. ReadOnly of Docker would remount it, and the
@@ -183,7 +184,7 @@ func imageMount(m *runtimeapi.Mount, p ContainerParams) (out mount.Mount, pre *p
 	case len(volume.Layers) == 0:
 		return out, nil, failed("image volume %q: before Docker 28 they need the storage driver overlay2, and Docker has %s", m.GetContainerPath(), p.Features.StorageDriver)
 	case !p.Features.Premounts:
-		return out, nil, failed("image volume %q: before Docker 28 they need Linux 5.12 or newer", m.GetContainerPath())
+		return out, nil, failed("image volume %q: before Docker 28 they need %s", m.GetContainerPath(), premount.Lacks(p.Features.OtherMountNS != 0))
 	}
 	out = mount.Mount{Type: mount.TypeBind, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRPrivate}}
 	return out, &premount.Mount{Layers: volume.Layers, SubPath: subPath}, nil

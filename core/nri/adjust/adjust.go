@@ -11,6 +11,8 @@
 package adjust
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -24,6 +26,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"berth/core/engine"
+	"berth/core/names"
 	"berth/core/todocker"
 )
 
@@ -34,9 +37,11 @@ type Change struct {
 	unknown    bool // a plugin has sent a field that this version of NRI does not know
 }
 
-// New returns the change of an adjustment that these plugins have returned together. unknown reports that one of them has sent a field
-// that this version of NRI does not know.
-func New(adjustment *api.ContainerAdjustment, plugins []string, unknown bool) Change {
+// New returns the change of an adjustment of the container id that these plugins have returned together. unknown reports that one of them
+// has sent a field that this version of NRI does not know.
+//
+// The Change is one of the same container with another ID, too: where the ID is in it, names.UnknownID takes its place.
+func New(adjustment *api.ContainerAdjustment, id string, plugins []string, unknown bool) Change {
 	var own *api.ContainerAdjustment
 	if adjustment != nil {
 		own = proto.CloneOf(adjustment).Strip()
@@ -44,7 +49,40 @@ func New(adjustment *api.ContainerAdjustment, plugins []string, unknown bool) Ch
 	if own == nil {
 		own = &api.ContainerAdjustment{}
 	}
+	if id != "" {
+		replaceStrings(own.ProtoReflect(), strings.NewReplacer(id, names.UnknownID))
+	}
 	return Change{own, plugins, unknown}
+}
+
+// replaceStrings replaces in every string of m, but for keys of maps.
+func replaceStrings(m protoreflect.Message, r *strings.Replacer) {
+	replaced := func(field protoreflect.FieldDescriptor, v protoreflect.Value) protoreflect.Value {
+		switch field.Kind() {
+		case protoreflect.MessageKind:
+			replaceStrings(v.Message(), r)
+		case protoreflect.StringKind:
+			return protoreflect.ValueOfString(r.Replace(v.String()))
+		default:
+		}
+		return v
+	}
+	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch {
+		case field.IsMap():
+			v.Map().Range(func(key protoreflect.MapKey, value protoreflect.Value) bool {
+				v.Map().Set(key, replaced(field.MapValue(), value))
+				return true
+			})
+		case field.IsList():
+			for i := range v.List().Len() {
+				v.List().Set(i, replaced(field, v.List().Get(i)))
+			}
+		default:
+			m.Set(field, replaced(field, v))
+		}
+		return true
+	})
 }
 
 // HasUnknown reports whether m has a field that this version of NRI does not know.
@@ -155,7 +193,31 @@ func (c Change) Spec(spec *todocker.Spec, config *runtimeapi.ContainerConfig, en
 		return err
 	}
 	spec.Strict = true
+	if err := checkID(c.adjustment, spec); err != nil {
+		return c.named(err)
+	}
 	return c.named(out.useRuntime())
+}
+
+// checkID fails if Docker would have to be sent the ID of a container that it has not created.
+func checkID(a *api.ContainerAdjustment, spec *todocker.Spec) error {
+	request, err := json.Marshal([]any{spec.Config, spec.Host})
+	if err != nil || !bytes.Contains(request, []byte(names.UnknownID)) {
+		return err
+	}
+	var fields []string
+	for _, m := range []protoreflect.Message{a.ProtoReflect(), a.GetLinux().ProtoReflect()} {
+		m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			only := m.New()
+			only.Set(field, v)
+			if text, err := proto.Marshal(only.Interface()); field.Name() != "linux" && (err != nil || bytes.Contains(text, []byte(names.UnknownID))) {
+				fields = append(fields, string(field.Name()))
+			}
+			return true
+		})
+	}
+	slices.Sort(fields)
+	return failed("%s: the ID of the container can only be in sources of bind mounts and in hooks, for Docker chooses it when it creates the container", strings.Join(fields, ", "))
 }
 
 // apply applies each field, in the order of its number.

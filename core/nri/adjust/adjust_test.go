@@ -24,6 +24,9 @@ import (
 
 const dir = "/run/berth/oci"
 
+// testID is the ID of the container.
+const testID = "4242424242424242424242424242424242424242424242424242424242424242"
+
 // env is a node with these cgroups. With ociRuntime Docker has berth's OCI runtime.
 func env(cgroups int, ociRuntime bool) adjust.Env {
 	f := engine.Features{
@@ -61,7 +64,7 @@ func request() *runtimeapi.ContainerConfig {
 // apply applies an adjustment to request().
 func apply(a *api.ContainerAdjustment, e adjust.Env) (*runtimeapi.ContainerConfig, todocker.Spec, error) {
 	spec := todocker.Spec{Config: &container.Config{}, Host: &container.HostConfig{Runtime: "runc", SecurityOpt: []string{"seccomp=unconfined"}}}
-	c := adjust.New(a, []string{"10-test"}, false)
+	c := adjust.New(a, testID, []string{"10-test"}, false)
 	config, err := c.Config(request(), e)
 	if err == nil {
 		err = c.Spec(&spec, config, e)
@@ -171,7 +174,7 @@ func TestEachFieldIsAppliedOrRefused(t *testing.T) {
 }
 
 func checkEffect(t *testing.T, field string, a *api.ContainerAdjustment, e adjust.Env) {
-	if adjust.New(a, nil, false).Empty() {
+	if adjust.New(a, testID, nil, false).Empty() {
 		t.Fatalf("the sample of %s is empty: %v", field, a)
 	}
 	config, spec, err := apply(a, e)
@@ -289,7 +292,7 @@ func TestUpdateOf(t *testing.T) {
 		"resources that were set":         {&api.ContainerAdjustment{}, cpus("1"), false},
 		"a class":                         {block, nil, false},
 	} {
-		resources, ok := adjust.New(tt.change, nil, false).UpdateOf(adjust.New(tt.applied, nil, false), env(2, false).Features)
+		resources, ok := adjust.New(tt.change, testID, nil, false).UpdateOf(adjust.New(tt.applied, testID, nil, false), env(2, false).Features)
 		if ok != tt.want || ok && resources.CRI.GetCpusetCpus() != "1" {
 			t.Errorf("%s: %v, %v, want %v", name, resources.CRI, ok, tt.want)
 		}
@@ -303,8 +306,46 @@ func TestUnknownFieldsAreRefused(t *testing.T) {
 	if !adjust.HasUnknown(a.ProtoReflect()) || adjust.HasUnknown((&api.ContainerAdjustment{}).ProtoReflect()) {
 		t.Error("HasUnknown does not report the field")
 	}
-	c := adjust.New(&api.ContainerAdjustment{}, []string{"10-new"}, true)
+	c := adjust.New(&api.ContainerAdjustment{}, testID, []string{"10-new"}, true)
 	if _, err := c.Config(request(), env(2, true)); c.Empty() || err == nil || !strings.Contains(err.Error(), "10-new") {
 		t.Errorf("Empty %v, %v, want an error that names the plugin", c.Empty(), err)
+	}
+}
+
+// TestIDOfTheContainer: what differs between two containers only by their IDs is the same change, and where the ID is can be completed later, or is refused.
+func TestIDOfTheContainer(t *testing.T) {
+	const other = "5656565656565656565656565656565656565656565656565656565656565656"
+	of := func(id string, hasID bool) *api.ContainerAdjustment {
+		a := &api.ContainerAdjustment{
+			Mounts: []*api.Mount{{Destination: "/state", Type: "bind", Source: "/srv/" + id + "/a", Options: []string{"ro"}}},
+			Hooks:  &api.Hooks{Poststop: []*api.Hook{{Path: "/hook", Args: []string{"hook", id}}}},
+			Linux:  &api.LinuxContainerAdjustment{Sysctl: map[string]string{"net.x": "1"}},
+		}
+		if hasID {
+			a.Linux.Sysctl["net.x"] = id
+			a.Env = []*api.KeyValue{{Key: "ID", Value: id}}
+		}
+		return a
+	}
+	for _, hasID := range []bool{false, true} {
+		if !adjust.New(of(testID, hasID), testID, nil, false).Equal(adjust.New(of(other, hasID), other, nil, false)) {
+			t.Error("the changes of two containers differ")
+		}
+		if adjust.New(of(testID, hasID), testID, nil, false).Equal(adjust.New(of(testID, hasID), other, nil, false)) {
+			t.Error("a change with the ID of another container is the same")
+		}
+	}
+	config, spec, err := apply(of(testID, false), env(2, true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if source := config.GetMounts()[1].GetHostPath(); source != "/srv/"+names.UnknownID+"/a" {
+		t.Errorf("source %s", source)
+	}
+	if args := spec.Instructions.Hooks.Poststop[0].Args; args[1] != names.UnknownID {
+		t.Errorf("arguments of the hook %q", args)
+	}
+	if _, _, err := apply(of(testID, true), env(2, true)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "env, hooks, mounts, sysctl: the ID of the container can only be") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -20,6 +20,8 @@ type Plugin struct {
 	// Create and Update answer CreateContainer and UpdateContainer.
 	Create func(context.Context, *api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error)
 	Update func(*api.Container, *api.LinuxResources) ([]*api.ContainerUpdate, error)
+	// Removed is called with RemoveContainer.
+	Removed func(*api.Container) error
 
 	mu     sync.Mutex               // guards following
 	On     func(event string) error // called with each event; an error refuses it
@@ -139,7 +141,10 @@ func (p *Plugin) StopContainer(_ context.Context, _ *api.PodSandbox, c *api.Cont
 
 // RemoveContainer records the event.
 func (p *Plugin) RemoveContainer(_ context.Context, _ *api.PodSandbox, c *api.Container) error {
-	return p.event("RemoveContainer", c.GetId())
+	if err := p.event("RemoveContainer", c.GetId()); err != nil || p.Removed == nil {
+		return err
+	}
+	return p.Removed(c)
 }
 
 // quiet drops what the library of plugins logs.
