@@ -286,7 +286,7 @@ func testFaultsOfDocker(t *testing.T) {
 		}, nil},
 		{"TERM under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGTERM) }, nil},
 		{"KILL under churn", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }, nil},
-		{"KILL under churn, log driver local", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }, []string{"--log-buffer=local"}},
+		{"KILL under churn, log driver json-file", func(t *testing.T, n *node) { n.engineEnds(t, syscall.SIGKILL) }, []string{"--log-buffer=json-file"}},
 		{"containerd killed under churn", func(t *testing.T, n *node) {
 			_ = syscall.Kill(pidIn(t, "exec", "containerd", "containerd.pid"), syscall.SIGKILL)
 		}, nil},

@@ -16,7 +16,14 @@ import (
 // TestDaemonJSONDefaultsDoNotReachPods reads that pods are as the CRI has them, whatever daemon.json
 // (contrib/e2e/hostile.json) and the image say of health checks and the like.
 func TestDaemonJSONDefaultsDoNotReachPods(t *testing.T) {
+	for buffer, flag := range logBuffers {
+		t.Run(buffer, func(t *testing.T) { testDaemonJSONDefaults(t, buffer, flag) })
+	}
+}
+
+func testDaemonJSONDefaults(t *testing.T, buffer, flag string) {
 	n := newNode(t)
+	n.withFlags(flag)
 	n.build("berth-hostile:1", "FROM "+*image+"\n"+`HEALTHCHECK --interval=1s CMD touch /checked
 VOLUME /volume
 ENV WORD=image
@@ -48,7 +55,7 @@ CMD ["exit 1"]
 	logs := seen.HostConfig.LogConfig
 	_, buffered := logs.Config["max-buffer-size"]
 	switch {
-	case logs.Type != "json-file" || logs.Config["max-size"] != "32m" || logs.Config["max-file"] != "3":
+	case logs.Type != buffer || logs.Config["max-size"] != "32m" || logs.Config["max-file"] != "3":
 		t.Errorf("logs %+v", logs)
 	case buffered && (logs.Config["max-buffer-size"] != "64m" || logs.Config["mode"] != "non-blocking"):
 		t.Errorf("logs that are buffered in any case: %+v", logs)

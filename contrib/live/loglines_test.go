@@ -20,7 +20,7 @@ import (
 
 // logModes are the flags for each way in which berthd writes logs; logBuffers for those with Docker's files.
 var (
-	logModes   = map[string]string{"json-file": "--container-logs=cri", "local": "--log-buffer=local", "follow": "--container-logs=follow"}
+	logModes   = map[string]string{"json-file": "--log-buffer=json-file", "local": "--container-logs=cri", "follow": "--container-logs=follow"}
 	logBuffers = map[string]string{"json-file": "--log-buffer=json-file", "local": "--log-buffer=local"}
 )
 
@@ -412,6 +412,7 @@ func TestImageCannotChooseTheLogPath(t *testing.T) {
 // TestLogBuffersAtTheSameTime: the option is for new containers, and each container keeps its log driver.
 func TestLogBuffersAtTheSameTime(t *testing.T) {
 	n := newNode(t)
+	n.withFlags("--log-buffer=json-file")
 	config := n.pod("buffers")
 	pod, err := n.run(t.Context(), config)
 	if err != nil {

@@ -53,7 +53,7 @@ type Config struct {
 	DebugSocket     string        // path, relative to RunDir; empty for none
 	PullProgress    time.Duration // a pull without progress for so long is cancelled
 	ContainerLogs   string        // cri, symlink or follow
-	LogBuffer       string        // json-file or local; local with cri only
+	LogBuffer       string        // local or json-file, for ContainerLogs cri
 	RequestTimeout  time.Duration // of short Engine calls
 	StreamingAddr   string        // host and port; port 0 for any
 	StreamingTLS    streaming.TLSFiles

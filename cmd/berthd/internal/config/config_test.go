@@ -73,7 +73,7 @@ func TestLoadWithoutFilesGivesDefaults(t *testing.T) {
 		ShimPerPod:      true,
 		SpecDir:         "/etc/berth/spec.d",
 		ContainerLogs:   "cri",
-		LogBuffer:       "json-file",
+		LogBuffer:       "local",
 		RootDir:         "/var/lib/cri-dockerd",
 		RunDir:          "/run/berth",
 		DebugSocket:     "debug.sock",

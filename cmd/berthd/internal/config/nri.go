@@ -46,7 +46,7 @@ func (c Config) NRIOptions() nri.Options {
 
 // defaultNRISocket sets the default of nri-socket-path: a second berthd of a node, with another run-dir, leaves the usual one to the first.
 func (o *Options) defaultNRISocket() {
-	if o.RunDir != DefaultRunDir && !slices.ContainsFunc(o.options, func(opt *option) bool { return opt.name == "nri-socket-path" && opt.source != "" }) {
+	if o.RunDir != DefaultRunDir && !o.given("nri-socket-path") {
 		o.NRI.SocketPath = filepath.Join(o.RunDir, "nri", "nri.sock")
 	}
 }

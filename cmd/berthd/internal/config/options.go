@@ -122,7 +122,7 @@ func (o *Options) validate() error {
 	if o.StreamingTLS.ClientCA != "" && o.StreamingTLS.Cert == "" {
 		return UsageErrorf("streaming-tls-client-ca-file needs streaming-tls-cert-file: clients show certificates over TLS only")
 	}
-	if o.LogBuffer != "json-file" && o.ContainerLogs != "cri" {
+	if o.given("log-buffer") && o.ContainerLogs != "cri" {
 		return UsageErrorf("log-buffer %s needs container-logs cri: with %s the log files are not written from Docker's", o.LogBuffer, o.ContainerLogs)
 	}
 	if o.NetworkPlugin == NoCNI && o.CNIConfTemplate+o.CNIDefaultNetwork != "" {
@@ -199,12 +199,12 @@ func (o *Options) CommandFlags(commands []string) *pflag.FlagSet {
 
 // changed reports whether a flag was given on the command line.
 func (o *Options) changed(name string) bool {
-	for _, g := range o.groups {
-		if g.Flags.Changed(name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(o.groups, func(g *Group) bool { return g.Flags.Changed(name) })
+}
+
+// given reports whether an option was given, on the command line or in a file.
+func (o *Options) given(name string) bool {
+	return slices.ContainsFunc(o.options, func(opt *option) bool { return opt.name == name && opt.source != "" })
 }
 
 // Warnings returns the options that were given and have no effect.

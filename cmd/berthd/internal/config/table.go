@@ -48,8 +48,8 @@ func configGroups(cfg *Config) []*Group {
 		{Title: "Container logs", options: []*option{
 			{name: "container-logs", value: newEnum(&cfg.ContainerLogs, "cri", "symlink", "follow"), initial: "cri",
 				usage: "how new containers get the log file that the kubelet reads: cri, written by berthd from Docker's log files and rotated by the kubelet; symlink, a link to the json-file; or follow, written by berthd from Docker's log stream, with any log-driver in daemon.json"},
-			{name: "log-buffer", value: newEnum(&cfg.LogBuffer, "json-file", "local"), initial: "json-file",
-				usage: "Docker's log driver of new containers with container-logs cri, whose files berthd reads: json-file; or local, which keeps bytes that are not UTF-8 and needs less CPU and disk"},
+			{name: "log-buffer", value: newEnum(&cfg.LogBuffer, "local", "json-file"), initial: "local",
+				usage: "Docker's log driver of new containers with container-logs cri, whose files berthd reads: local, which keeps all bytes and needs less CPU and disk; or json-file, for other programs that read Docker's files"},
 		}},
 		{Title: "Network", options: networkOptions(cfg)},
 		{Title: "Files and log", options: []*option{
