@@ -273,6 +273,6 @@ ok "pods can be deleted" delete
 ok "no container remains" soon left
 . "$e2e/kubelet-images.sh"
 ok "the kubelet has not crashed" kill -0 "$kubelet"
-ok "the kubelet logged no error about the runtime" is "$(grep -cE '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" 0
+ok "the kubelet logged no error about the runtime" is "$(grep -E '^E.*(StreamingServer|ReopenContainerLog|rpc error: code = (Unimplemented|Internal|Unknown))' "$w/kubelet.log")" ""
 . "$e2e/kubelet-userns.sh"
 passed

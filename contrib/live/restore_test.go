@@ -235,7 +235,7 @@ func TestRestoreIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := filepath.Join(dir, "other.tar")
-	missing := rewritten(t, text, "config.dump", func(s string) string { return strings.ReplaceAll(s, *image, "live/none:1") })
+	missing := rewritten(t, text, "config.dump", func(s string) string { return strings.ReplaceAll(s, *image, "none:1") })
 	missing = rewritten(t, missing, "config.dump", func(s string) string {
 		return strings.ReplaceAll(s, `"rootfsImageRef"`, `"unused"`)
 	})
@@ -252,7 +252,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	}{
 		"elsewhere":  {func(c *runtimeapi.ContainerConfig) { c.Image.Image = n.path("c.tar") }, "must be a path below"},
 		"no archive": {func(c *runtimeapi.ContainerConfig) { c.Image.Image += "x" }, "no such file"},
-		"no image":   {func(c *runtimeapi.ContainerConfig) { c.Image.Image = other }, "image live/none:1 of the checkpoint is not on the node: pull live/none:1"},
+		"no image":   {func(c *runtimeapi.ContainerConfig) { c.Image.Image = other }, "image docker.io/library/none:1 of the checkpoint is not on the node: pull docker.io/library/none:1"},
 		"terminal":   {func(c *runtimeapi.ContainerConfig) { c.Tty = true }, "with a terminal cannot be restored"},
 		"another mount": {func(c *runtimeapi.ContainerConfig) {
 			c.Mounts = []*runtimeapi.Mount{{HostPath: volume, ContainerPath: "/data"}}
