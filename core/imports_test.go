@@ -2,9 +2,6 @@ package core
 
 import (
 	"go/ast"
-	"go/parser"
-	"go/token"
-	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -79,26 +76,20 @@ type file struct {
 	ast       *ast.File
 }
 
-// parseAll parses every Go file of the module but tests and contrib.
+// parseAll returns every Go file of the module but tests and contrib.
 func parseAll(t *testing.T) (files []file) {
 	t.Helper()
-	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && (path == filepath.Join("..", "contrib") || path == filepath.Join("..", "packaging")) {
-			return fs.SkipDir // modules of their own
-		}
-		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
-			return err
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments|parser.SkipObjectResolution)
-		if err != nil {
-			return err
-		}
+	sources := parseModule(t)
+	for _, path := range slices.Sorted(maps.Keys(sources)) {
 		rel, err := filepath.Rel("..", path)
-		files = append(files, file{filepath.ToSlash(filepath.Dir(rel)), rel, f})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rel = filepath.ToSlash(rel)
+		if strings.HasSuffix(rel, "_test.go") || within(rel, "contrib") || within(rel, "packaging") {
+			continue // contrib and packaging are modules of their own
+		}
+		files = append(files, file{filepath.ToSlash(filepath.Dir(rel)), rel, sources[path].ast})
 	}
 	return files
 }

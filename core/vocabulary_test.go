@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"unicode"
 )
@@ -82,9 +83,18 @@ type parsed struct {
 	ast  *ast.File
 }
 
-// parseModule parses every Go file of the module, tests too.
+// parseModule returns every Go file of the module, tests too, by path.
 func parseModule(t *testing.T) map[string]parsed {
 	t.Helper()
+	files, err := sources()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+// sources parses the module once for all tests, which only read it.
+var sources = sync.OnceValues(func() (map[string]parsed, error) {
 	files := map[string]parsed{}
 	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") {
@@ -95,11 +105,8 @@ func parseModule(t *testing.T) map[string]parsed {
 		files[path] = parsed{fset, f}
 		return err
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return files
-}
+	return files, err
+})
 
 // declared yields the identifiers that f declares.
 func declared(f *ast.File) func(yield func(*ast.Ident) bool) {
