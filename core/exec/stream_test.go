@@ -299,28 +299,56 @@ func TestServerStopTerminatesCommands(t *testing.T) {
 	}
 }
 
-// stacks counts the goroutines in which a function is being called.
-func stacks(function string) int {
-	text := make([]byte, 16<<20)
-	return strings.Count(string(text[:runtime.Stack(text, true)]), function+"(")
+// stacks counts the goroutines in which each of the functions is being called, and returns the sum.
+func stacks(functions ...string) (n int) {
+	text := make([]byte, 1<<20)
+	for {
+		size := runtime.Stack(text, true)
+		if size < len(text) {
+			text = text[:size]
+			break
+		}
+		text = make([]byte, 2*len(text))
+	}
+	for _, function := range functions {
+		n += bytes.Count(text, []byte(function+"("))
+	}
+	return n
+}
+
+// attachOnce is a service that closes ended when its only Attach returns.
+type attachOnce struct {
+	*exec.Service
+	ended chan struct{}
+}
+
+func (s attachOnce) Attach(ctx context.Context, id string, in io.Reader, out, errs io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+	defer close(s.ended)
+	return s.Service.Attach(ctx, id, in, out, errs, tty, resize)
 }
 
 // A client that has stopped reading blocks neither the container nor a goroutine here.
 func TestStalledAttachIsDisconnected(t *testing.T) {
 	// Not parallel to other tests, because it counts goroutines of the whole process.
 	for _, dial := range []func(t *testing.T, at string, stdin, tty bool) streamClient{dialSPDY, dialWebSocket} {
+		ended := make(chan struct{})
 		service, _, _, id := newService(t, func(p *enginetest.Process) int {
 			line := bytes.Repeat([]byte("x"), 16<<10)
 			for range 4096 {
 				if _, err := p.Stdout.Write(line); err != nil || p.Context().Err() != nil {
 					return 1
 				}
-				time.Sleep(50 * time.Microsecond)
+				select {
+				case <-ended: // more output would show nothing and costs CPU
+					<-p.Context().Done()
+					return 0
+				case <-time.After(50 * time.Microsecond):
+				}
 			}
 			<-p.Context().Done()
 			return 0
 		})
-		server, err := streaming.Listen("", streaming.TLSFiles{}, service)
+		server, err := streaming.Listen("", streaming.TLSFiles{}, attachOnce{service, ended})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -336,11 +364,9 @@ func TestStalledAttachIsDisconnected(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	functions := []string{"remotecommand.ServeAttach", "streaming.(*Buffer).flushLoop", "streaming.translator.serveV5"}
 	for limit := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		left := 0
-		for _, function := range []string{"remotecommand.ServeAttach", "streaming.(*Buffer).flushLoop", "streaming.translator.serveV5"} {
-			left += stacks(function)
-		}
+		left := stacks(functions...)
 		if left == 0 {
 			return
 		}
