@@ -189,7 +189,7 @@ func (r release) compile(program string, m machine) error {
 
 // goBuild builds the program of the package into path.
 func (r release) goBuild(pkg, path string, environ []string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "nri_no_wasm",
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-tags", "nri_no_wasm,grpcnotrace",
 		"-ldflags", fmt.Sprintf("-s -w -buildid= -X main.version=%s -X main.commit=%s", r.version, r.commit), "-o", path, pkg)
 	cmd.Dir = ".."
 	cmd.Env = environ
