@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -173,7 +174,7 @@ func (d Dir) Remove(id string) error {
 
 // fileName matches the checkpoint of a sandbox and the temporary files of Write, this
 // release's and earlier ones'.
-var fileName = regexp.MustCompile(`^(?:([0-9a-f]{64})|\.([0-9a-f]{64})(?:\.[0-9]+)?)$`)
+var fileName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(?:([0-9a-f]{64})|\.([0-9a-f]{64})(?:\.[0-9]+)?)$`) })
 
 // IDs returns the IDs of all sandboxes with a checkpoint or a temporary file of an
 // interrupted Write. Other files are ignored, for example the temporary files of
@@ -184,7 +185,7 @@ func (d Dir) IDs() (ids []string, err error) {
 		return nil, fmt.Errorf("checkpoints: %w", err)
 	}
 	for _, e := range entries {
-		if m := fileName.FindStringSubmatch(e.Name()); m != nil {
+		if m := fileName().FindStringSubmatch(e.Name()); m != nil {
 			ids = append(ids, m[1]+m[2]) // one of them is empty
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -66,21 +67,23 @@ func OutcomeUnknown(err error) bool { return IsUnavailable(err) || IsUnanswered(
 //
 // It matches a message as a whole and is strict about each part: words that a pod can choose, such as the name of a user that
 // does not exist, are in other errors (TestContainerdLostIgnoresTextsOfPods).
-var containerdLost = regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = )?(?:` + // with the gRPC status, docker >= 29
-	`(?:closing transport due to: )?connection error: desc = "(?:transport: (?:[Ee]rror while dialing|failed to write|preface mismatch)|error reading (?:server preface|from server)|initial http2 frame from server|received goaway|no active streams left|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
-	`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
-	`|transport is closing` + // the same, before grpc 1.36
-	`|connection closed(?: before server preface received)?|timed out waiting for server handshake|failed to receive server preface within timeout` + // it died while the connection was made; the first two before grpc 1.41, as in docker 20.10
-	`|SubConn shutting down|the stream is rejected because server is draining the connection` +
-	`|the connection is (?:closing(?: due to channel idleness)?|drained)` +
-	`|(?:the connection is draining|keepalive ping failed to receive ACK within timeout)` + // containerd shuts down, or hangs
-	`|the client connection is closing` + // the Engine shuts down, as in the next line: libnetwork has closed its store
-	`|failed to update store for object type \*libnetwork\.\w+: (?:open : no such file or directory|database not open)` +
-	`)(?:: unavailable|: unknown|: context canceled)*$`)
+var containerdLost = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(?:[\w .'=-]+: )*(?:code = \w+ desc = )?(?:` + // with the gRPC status, docker >= 29
+		`(?:closing transport due to: )?connection error: desc = "(?:transport: (?:[Ee]rror while dialing|failed to write|preface mismatch)|error reading (?:server preface|from server)|initial http2 frame from server|received goaway|no active streams left|keepalive ping failed)[^"]*"(?:, received prior goaway: .*)?` + // containerd does not listen, or died while the connection was made or closed
+		`|error reading from server: (?:(?:read unix [^ ]+: )?(?:read: )?[a-z ]+|(?:unexpected )?EOF)` + // it died during the call
+		`|transport is closing` + // the same, before grpc 1.36
+		`|connection closed(?: before server preface received)?|timed out waiting for server handshake|failed to receive server preface within timeout` + // it died while the connection was made; the first two before grpc 1.41, as in docker 20.10
+		`|SubConn shutting down|the stream is rejected because server is draining the connection` +
+		`|the connection is (?:closing(?: due to channel idleness)?|drained)` +
+		`|(?:the connection is draining|keepalive ping failed to receive ACK within timeout)` + // containerd shuts down, or hangs
+		`|the client connection is closing` + // the Engine shuts down, as in the next line: libnetwork has closed its store
+		`|failed to update store for object type \*libnetwork\.\w+: (?:open : no such file or directory|database not open)` +
+		`)(?:: unavailable|: unknown|: context canceled)*$`)
+})
 
 // ContainerdLost reports whether text, the message of an Engine's error, says that the Engine has no connection to its
 // containerd. The failure has nothing to do with the call, which can be repeated.
-func ContainerdLost(text string) bool { return containerdLost.MatchString(strings.TrimSpace(text)) }
+func ContainerdLost(text string) bool { return containerdLost().MatchString(strings.TrimSpace(text)) }
 
 // exitUnseen ends the error of a stop, kill or removal whose SIGKILL Docker has sent ten seconds before (daemon/kill.go in
 // docker 20.10 to 29): the process cannot end, or Docker has missed its end because containerd was killed.

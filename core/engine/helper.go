@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/docker/docker/api/types/container"
@@ -29,10 +30,10 @@ const (
 
 // helperName matches the Docker name of a helper: kind, purpose and a random part. An image
 // cannot set the name of its containers, so the name proves that berth created the container.
-var helperName = regexp.MustCompile(`^/berth_(read|hold)_([A-Z2-7]{16,26})_[A-Z2-7]{8}$`)
+var helperName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^/berth_(read|hold)_([A-Z2-7]{16,26})_[A-Z2-7]{8}$`) })
 
 // IsHelper reports whether row, an entry of the Engine's list, is a helper container.
-func IsHelper(row container.Summary) bool { return helperName.MatchString(labels.Name(row)) }
+func IsHelper(row container.Summary) bool { return helperName().MatchString(labels.Name(row)) }
 
 // legacyHelperKeys are the labels by which berth before 1.1 recognised its helpers, which had
 // random names of Docker's. They are still set, so that after a downgrade an older berth
@@ -43,7 +44,7 @@ var legacyHelperKeys = map[HelperKind]string{ReadHelper: "berth.look", PinHelper
 // Helpers returns, must be 16 to 26 characters of crypto/rand.Text.
 func (c *Conn) CreateHelper(ctx context.Context, image string, kind HelperKind, purpose string) (string, error) {
 	name := fmt.Sprintf("berth_%s_%s_%s", kind, purpose, rand.Text()[:8])
-	if !helperName.MatchString("/" + name) {
+	if !helperName().MatchString("/" + name) {
 		return "", fmt.Errorf("helper container %q: invalid name: %w", name, errdefs.ErrInvalidArgument)
 	}
 	created, err := c.ContainerCreate(ctx, &container.Config{
@@ -69,7 +70,7 @@ func (c *Conn) Helpers(ctx context.Context, kind HelperKind) (map[string]string,
 	}
 	found := map[string]string{}
 	for _, row := range list {
-		if name := helperName.FindStringSubmatch(labels.Name(row)); name != nil {
+		if name := helperName().FindStringSubmatch(labels.Name(row)); name != nil {
 			if name[1] == string(kind) && row.State != container.StateRunning {
 				found[row.ID] = name[2]
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -161,14 +162,16 @@ func (x *session) waitLateStart(caller context.Context, state container.ExecInsp
 // runtimeEnded matches the message of an exec whose OCI runtime has ended without giving a reason, for example because it was
 // killed (runtimeError in containerd's process package and Runc.Exec of go-runc, with docker 20.10 to 29). A runtime
 // that cannot run the command gives the reason in its place.
-var runtimeEnded = regexp.MustCompile(`^OCI runtime exec failed: (?:unable to retrieve OCI runtime error \(.*\): )?[^ :]+ did not terminate successfully: (?:exit status \d+|signal: [a-z ]+)(?:: .*)?$`)
+var runtimeEnded = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^OCI runtime exec failed: (?:unable to retrieve OCI runtime error \(.*\): )?[^ :]+ did not terminate successfully: (?:exit status \d+|signal: [a-z ]+)(?:: .*)?$`)
+})
 
 // checkExitCode returns an error of kind Unavailable if the exit code stands for a containerd that Docker has lost, or for an
 // OCI runtime that was ended, which the last line of its output says: both say nothing about the command. The output of a
 // command that has been run is not taken for a message of Docker.
 func (x *session) checkExitCode(ctx context.Context, exitCode int, output string) error {
 	message := lastLine(output)
-	if exitCode < exitCodeNotRunnable || exitCode > exitCodeNoExec || !engine.ContainerdLost(message) && !runtimeEnded.MatchString(message) {
+	if exitCode < exitCodeNotRunnable || exitCode > exitCodeNoExec || !engine.ContainerdLost(message) && !runtimeEnded().MatchString(message) {
 		return nil
 	}
 	if state, err := x.inspect(ctx); err == nil && state.Pid != 0 {

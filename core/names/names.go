@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 )
@@ -120,7 +121,7 @@ func Parse(s string) (Name, error) {
 type Premount struct{ word string }
 
 // premountWord matches the names that NewStage returns.
-var premountWord = regexp.MustCompile(`^[A-Z2-7]{16}$`)
+var premountWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Z2-7]{16}$`) })
 
 // NewPremount returns a unique name.
 func NewPremount() Premount { return Premount{rand.Text()[:16]} }
@@ -128,7 +129,7 @@ func NewPremount() Premount { return Premount{rand.Text()[:16]} }
 // ParsePremount parses the String of a Premount, "" for the zero one. The error is of kind
 // InvalidArgument for any other text.
 func ParsePremount(s string) (Premount, error) {
-	if s != "" && !premountWord.MatchString(s) {
+	if s != "" && !premountWord().MatchString(s) {
 		return Premount{}, fmt.Errorf("%q is not the name of premounts: %w", s, errdefs.ErrInvalidArgument)
 	}
 	return Premount{s}, nil
@@ -141,24 +142,26 @@ func (s Premount) String() string { return s.word }
 func (s Premount) IsZero() bool { return s.word == "" }
 
 // shimGroup matches the names that NewShimGroup returns.
-var shimGroup = regexp.MustCompile(`^[A-Z2-7]{26}$`)
+var shimGroup = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Z2-7]{26}$`) })
 
 // NewShimGroup returns a name for the containers that share one process of containerd's shim.
 // It is never used again: not for a pod of the same name, and by no other Docker on the node.
 func NewShimGroup() string { return rand.Text() }
 
 // IsShimGroup reports whether NewShimGroup can have returned name.
-func IsShimGroup(name string) bool { return shimGroup.MatchString(name) }
+func IsShimGroup(name string) bool { return shimGroup().MatchString(name) }
 
 // shim matches the names of containerd shims that berth accepts. The name becomes that of a
 // program, containerd-shim-NAME-VERSION, which containerd runs as root (BinaryName in
 // pkg/shim/util.go of containerd).
-var shim = regexp.MustCompile(`^io\.containerd\.[a-z0-9]+(-[a-z0-9]+)*\.v[0-9]{1,3}$`)
+var shim = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^io\.containerd\.[a-z0-9]+(-[a-z0-9]+)*\.v[0-9]{1,3}$`)
+})
 
 // IsShim reports whether name is that of a containerd shim, such as io.containerd.runsc.v1.
 func IsShim(name string) bool {
 	const maxLength = 128 // of a name that is stored in labels and shown in messages
-	return len(name) <= maxLength && shim.MatchString(name)
+	return len(name) <= maxLength && shim().MatchString(name)
 }
 
 // ShimProgram returns the name of the program of a shim, "" if name is not that of a shim.

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"berth/core/dockerconfig"
 	"berth/core/names"
@@ -29,7 +30,7 @@ func isOurs(r dockerconfig.Runtime) bool { return names.IsOCIProgram(r.Path) }
 
 // plainWord matches what a shell leaves as it is: Docker writes path and runtimeArgs into a shell script without quotes
 // (wrapRuntime in daemon/runtime_unix.go of moby).
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9/_.,:=@%+-]+$`)
+var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9/_.,:=@%+-]+$`) })
 
 // entry returns the runtime of berth for the one below.
 //
@@ -85,7 +86,7 @@ func (c Config) wantedRuntimes(doc *dockerconfig.Document) ([]dockerconfig.Runti
 	for _, b := range below {
 		r := c.entry(b)
 		for _, word := range append(slices.Clone(r.Args), r.Path) {
-			if !plainWord.MatchString(word) {
+			if !plainWord().MatchString(word) {
 				return nil, fmt.Errorf("the runtime %q: Docker cannot pass %q: only letters, digits and /_.,:=@%%+- are supported", b.Name, word)
 			}
 		}

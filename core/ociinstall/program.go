@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,7 @@ type Program struct {
 }
 
 // unfit matches what may not be in a file name made of a version.
-var unfit = regexp.MustCompile(`[^A-Za-z0-9.+~_-]+`)
+var unfit = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`[^A-Za-z0-9.+~_-]+`) })
 
 // versionPrefix is before the versions of the program in its directory.
 const versionPrefix = "version-"
@@ -39,7 +40,7 @@ const hashLength = 12
 
 // fileName returns the name under which p is installed.
 func (p *Program) fileName(version string) string {
-	return versionPrefix + unfit.ReplaceAllString(version, "_") + "-" + p.SHA256[:hashLength]
+	return versionPrefix + unfit().ReplaceAllString(version, "_") + "-" + p.SHA256[:hashLength]
 }
 
 // versionOf returns the version in a name that fileName has returned.

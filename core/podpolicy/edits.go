@@ -3,6 +3,7 @@ package podpolicy
 import (
 	"regexp"
 	"slices"
+	"sync"
 )
 
 // Edits are what containers get with berth's OCI runtime because an option has it so.
@@ -24,7 +25,7 @@ const DefaultHandlerName = "default"
 
 // handlerName matches the names of runtime handlers that options and files can have. Those of RuntimeClasses
 // are DNS labels; names in daemon.json are not bounded.
-var handlerName = regexp.MustCompile(`^[a-zA-Z0-9][-a-zA-Z0-9_.]{0,127}$`)
+var handlerName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-zA-Z0-9][-a-zA-Z0-9_.]{0,127}$`) })
 
 // HandlerName returns the name of a runtime handler in options and files: DefaultHandlerName for Docker's default runtime,
 // and "" for a handler that no option and no file can name.
@@ -32,7 +33,7 @@ func HandlerName(handler string) string {
 	switch {
 	case handler == "" || handler == defaultHandler:
 		return DefaultHandlerName
-	case !handlerName.MatchString(handler):
+	case !handlerName().MatchString(handler):
 		return ""
 	default:
 		return handler

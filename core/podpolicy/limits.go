@@ -50,7 +50,7 @@ func (p Policy) CheckPod(pod *runtimeapi.PodSandboxConfig, features engine.Featu
 		if !slices.Contains(limitAnnotations, annotation) {
 			continue
 		}
-		if forOne && (annotation == ShmSize || !label.MatchString(name)) {
+		if forOne && (annotation == ShmSize || !label().MatchString(name)) {
 			return Limits{}, invalid("annotation %s: must be %s or, but for %s, end in the name of a container", key, annotation, ShmSize)
 		}
 		if _, err := p.limits(pod, map[string]string{key: all[key]}, name, features); err != nil {

@@ -17,6 +17,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -96,7 +97,7 @@ func New(o Options) (p Policy, err error) {
 		}
 	}
 	for _, handler := range o.WithoutHostDevices {
-		if !handlerName.MatchString(handler) {
+		if !handlerName().MatchString(handler) {
 			return Policy{}, fmt.Errorf("%q must be the handler of a RuntimeClass, or %s", handler, DefaultHandlerName)
 		}
 		p.noDevices = append(p.noDevices, handler)
@@ -125,7 +126,7 @@ func (p *Policy) addPassthrough(entry string) error {
 
 func (p *Policy) addNamespace(entry string) error {
 	annotation, namespace, ok := strings.Cut(entry, "=")
-	if !ok || !slices.Contains(limitAnnotations, annotation) || namespace != "*" && !label.MatchString(namespace) {
+	if !ok || !slices.Contains(limitAnnotations, annotation) || namespace != "*" && !label().MatchString(namespace) {
 		return fmt.Errorf("%q must be ANNOTATION=NAMESPACE with one of the annotations %s and a namespace or *, like %s=*", entry, strings.Join(limitAnnotations, ", "), Ulimits)
 	}
 	if p.namespaces == nil {
@@ -137,14 +138,14 @@ func (p *Policy) addNamespace(entry string) error {
 
 // label matches a DNS label (RFC 1123). Namespaces and the handlers of RuntimeClasses are
 // such labels.
-var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+var label = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`) })
 
 func (p *Policy) addShim(entry string) error {
 	handler, shim, named := strings.Cut(entry, "=")
 	if !named {
 		shim = handler
 	}
-	if !names.IsShim(shim) || named && !label.MatchString(handler) {
+	if !names.IsShim(shim) || named && !label().MatchString(handler) {
 		return fmt.Errorf("%q must be a shim like io.containerd.runsc.v1, or HANDLER=SHIM like gvisor=io.containerd.runsc.v1 with the handler of a RuntimeClass", entry)
 	}
 	if other, taken := p.shims[handler]; taken {

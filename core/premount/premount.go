@@ -198,7 +198,7 @@ func (d *Dir) remove(name names.Premount) error {
 		return err
 	}
 	for _, e := range entries {
-		if !mountName.MatchString(e) {
+		if !mountName().MatchString(e) {
 			continue // rmdir will fail then, and its error is returned
 		}
 		if err := unmountAndRemove(dir, e); err != nil {
@@ -223,7 +223,7 @@ func (d *Dir) remove(name names.Premount) error {
 }
 
 // mountName matches the entries that Create makes in the directory of a name.
-var mountName = regexp.MustCompile(`^[0-9]+(\.image)?$`)
+var mountName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]+(\.image)?$`) })
 
 // unmountAndRemove unmounts everything that is mounted at an entry of dir, and removes the entry, which must be an empty
 // directory or a file then: the files of a mount are never touched. An entry that does not exist is no error.

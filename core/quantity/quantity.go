@@ -5,11 +5,14 @@ import (
 	"math/big"
 	"regexp"
 	"strconv"
+	"sync"
 )
 
 // grammar is the grammar of resource.Quantity in k8s.io/apimachinery: a decimal number,
 // and a binary or decimal suffix or an exponent.
-var grammar = regexp.MustCompile(`^([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))(?:(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E)|[eE]([+-]?[0-9]{1,3}))?$`)
+var grammar = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))(?:(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E)|[eE]([+-]?[0-9]{1,3}))?$`)
+})
 
 // suffixes maps the suffixes of quantities to what they multiply by.
 var suffixes = map[string]struct{ base, exponent int64 }{
@@ -22,7 +25,7 @@ var suffixes = map[string]struct{ base, exponent int64 }{
 // rounds up to a whole number.
 func Parse(text string, lowest, highest int64) (int64, bool) {
 	const maxLength = 64 // more than any quantity needs; bounds the work below
-	parts := grammar.FindStringSubmatch(text)
+	parts := grammar().FindStringSubmatch(text)
 	if parts == nil || len(text) > maxLength {
 		return 0, false
 	}

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	metadata "github.com/checkpoint-restore/checkpointctl/lib"
 	"github.com/containerd/errdefs"
@@ -195,7 +196,7 @@ func (c *Checkpoint) readMetadata(ctx context.Context) error {
 }
 
 // exact matches what stands for one image and no other one.
-var exact = regexp.MustCompile(`^([^@]+@)?sha256:[0-9a-f]{64}$|^[0-9a-f]{64}$`)
+var exact = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([^@]+@)?sha256:[0-9a-f]{64}$|^[0-9a-f]{64}$`) })
 
 // parseConfig reads config.dump.
 func (c *Checkpoint) parseConfig(text []byte) error {
@@ -204,14 +205,14 @@ func (c *Checkpoint) parseConfig(text []byte) error {
 		return invalid("%s is missing or not JSON: %w", metadata.ConfigDumpFile, err)
 	}
 	c.Image, c.Name = config.RootfsImageRef, cmp.Or(config.RootfsImageName, config.RootfsImage)
-	if !exact.MatchString(c.Image) {
+	if !exact().MatchString(c.Image) {
 		c.Image = c.Name
 	}
 	if c.Name == "" {
 		c.Name = c.Image
 	}
 	for _, ref := range []string{c.Image, c.Name} {
-		if exact.MatchString(ref) {
+		if exact().MatchString(ref) {
 			continue
 		}
 		if _, err := reference.ParseNormalizedNamed(ref); err != nil {

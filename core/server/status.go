@@ -8,6 +8,7 @@ import (
 	"maps"
 	"regexp"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -50,18 +51,18 @@ func (s *Server) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*ru
 }
 
 var (
-	semver  = regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]*)?$`)
-	numbers = regexp.MustCompile(`^\d+\.\d+(\.\d+)?`)
+	semver  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\d+\.\d+\.\d+([-+][0-9A-Za-z.+-]*)?$`) })
+	numbers = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\d+\.\d+(\.\d+)?`) })
 )
 
 // version returns the Engine's version in a form that the kubelet can parse as a
 // semantic version: distributions append suffixes, and builds from source report
 // "dev". If no number can be found it returns 0.0.0.
 func version(v string) string {
-	if semver.MatchString(v) {
+	if semver().MatchString(v) {
 		return v
 	}
-	if n := numbers.FindString(v); n != "" {
+	if n := numbers().FindString(v); n != "" {
 		return n
 	}
 	return "0.0.0"

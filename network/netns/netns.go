@@ -33,7 +33,7 @@ func FileName(id string) string { return filePrefix + id }
 
 // sandboxIDPattern matches the ID of a sandbox. Other files may have the prefix too:
 // "ip netns add berth-test" creates one.
-var sandboxIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+var sandboxIDPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{64}$`) })
 
 // Config says where a Store keeps its mounts. All paths are absolute.
 type Config struct {
@@ -93,7 +93,7 @@ func (s *Store) Path(id string) (path string, bound bool) {
 // Names reports whether path is where the store binds, or would bind, the network namespace of a pod.
 func (s *Store) Names(path string) bool {
 	id, ok := strings.CutPrefix(filepath.Base(path), filePrefix)
-	return ok && sandboxIDPattern.MatchString(id) && slices.Contains(s.dirs, filepath.Dir(path))
+	return ok && sandboxIDPattern().MatchString(id) && slices.Contains(s.dirs, filepath.Dir(path))
 }
 
 // PathOrProcess returns a path of the network namespace of the pod id, in which the
@@ -199,7 +199,7 @@ func (s *Store) List() (ids []string, err error) {
 			return nil, fmt.Errorf("bound network namespaces: %w", err)
 		}
 		for _, e := range entries {
-			if id, ok := strings.CutPrefix(e.Name(), filePrefix); ok && sandboxIDPattern.MatchString(id) {
+			if id, ok := strings.CutPrefix(e.Name(), filePrefix); ok && sandboxIDPattern().MatchString(id) {
 				ids = append(ids, id)
 			}
 		}

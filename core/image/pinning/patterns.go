@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -23,7 +24,7 @@ const (
 type Patterns struct{ globs []*regexp.Regexp }
 
 // validPattern has the characters of names, tags and digests and those of globs.
-var validPattern = regexp.MustCompile(`^[A-Za-z0-9._/:@*?-]+$`)
+var validPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9._/:@*?-]+$`) })
 
 // ParsePatterns checks and compiles globs.
 func ParsePatterns(globs []string) (*Patterns, error) {
@@ -35,7 +36,7 @@ func ParsePatterns(globs []string) (*Patterns, error) {
 		switch {
 		case len(glob) > maxPattern:
 			return nil, fmt.Errorf("a pattern of %d bytes: at most %d are supported: %w", len(glob), maxPattern, errdefs.ErrInvalidArgument)
-		case !validPattern.MatchString(glob):
+		case !validPattern().MatchString(glob):
 			return nil, fmt.Errorf("pattern %q: must be the name of an image, like registry.example.com/app:1, in which * stands for any characters and ? for one: %w", glob, errdefs.ErrInvalidArgument)
 		}
 		text := regexp.QuoteMeta(glob)
