@@ -8,7 +8,7 @@ DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null
 TEST_FLAGS = -p 4 -parallel 8 -vet=off -ldflags=-w
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Without nri_no_wasm berthd has 2.6 MB more, for NRI plugins that are WebAssembly. Without grpcnotrace gRPC imports
-# golang.org/x/net/trace, whose templates make the linker keep every exported method.
+# golang.org/x/net/trace, whose templates make the linker keep every exported method (network/cnitemplate).
 TAGS     = nri_no_wasm,grpcnotrace
 
 .PHONY: help build packages vet-machines test-packages test-vm test-kubeadm demo test test-unit test-race test-engine test-engines test-kubelet test-conformance test-kubeadm test-vm-critest test-changeover test-runtime-install test-faults soak fuzz bench bench-check lint clean

@@ -2,19 +2,17 @@
 // template and the node's pod CIDR.
 //
 // A [Template] is a Go template with the values that the templates of containerd have
-// (conf_template), or the built-in one. A [Generator] keeps the file of the configuration:
+// (conf_template), or the built-in one. It has a part of the language of text/template. A [Generator] keeps the file of the configuration:
 // it exists exactly while there is a template, the pod CIDR is known and nothing else has
 // configured a network. A file that the Generator did not write is never replaced or removed.
 package cnitemplate
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"text/template"
 
 	"berth/network/cniconf"
 )
@@ -60,7 +58,7 @@ type values struct {
 
 // A Template makes configurations.
 type Template struct {
-	text *template.Template
+	program *program
 }
 
 // Load returns the template with that source: Bridge, or the path of a file. A template
@@ -74,7 +72,7 @@ func Load(source string) (*Template, error) {
 		}
 		name, text = filepath.Base(source), string(data)
 	}
-	parsed, err := template.New(name).Parse(text)
+	parsed, err := parseProgram(name, text)
 	if err != nil {
 		return nil, fmt.Errorf("template %s: %w", source, err)
 	}
@@ -112,16 +110,16 @@ func (t *Template) Render(subnets []netip.Prefix) (data []byte, network string, 
 	if has6 {
 		v.Routes = append(v.Routes, "::/0")
 	}
-	var out bytes.Buffer
-	if err := t.text.Execute(&out, v); err != nil {
+	data, err = t.program.execute(v)
+	if err != nil {
 		return nil, "", err
 	}
-	list, err := cniconf.Parse(out.Bytes())
+	list, err := cniconf.Parse(data)
 	if err != nil {
 		return nil, "", err
 	}
 	if len(list.Plugins) == 0 {
 		return nil, "", errors.New("it names no plugins (a list of plugins is expected, as in a .conflist file)")
 	}
-	return out.Bytes(), list.Name, nil
+	return data, list.Name, nil
 }

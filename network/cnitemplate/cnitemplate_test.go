@@ -105,7 +105,7 @@ func compact(t *testing.T, text json.RawMessage) string {
 func TestLoadRefusesTemplatesWithoutValidConfiguration(t *testing.T) {
 	for name, tt := range map[string]struct{ text, want string }{
 		"syntax":        {`{"name": "{{.PodCIDR`, "unclosed action"},
-		"unknown value": {`{"name": "{{.PodCidr}}"}`, "can't evaluate field PodCidr"},
+		"unknown value": {`{"name": "{{.PodCidr}}"}`, "there is no field PodCidr"},
 		"not JSON":      {`{"name": "a", {{.PodCIDR}}`, "invalid character"},
 		"single plugin": {`{"name": "a", "cniVersion": "1.0.0", "type": "bridge"}`, "names no plugins"},
 		"no name":       {`{"cniVersion": "1.0.0", "plugins": [{"type": "bridge"}]}`, "name"},
