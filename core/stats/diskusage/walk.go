@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,9 @@ type level struct {
 	pending    []string
 }
 
+// buffers are for what run reads, as *[readSize]byte: most walks are short, and there is one per container and minute.
+var buffers = sync.Pool{New: func() any { return new([readSize]byte) }}
+
 func newWalk(roots ...string) *walk { return &walk{roots: roots} }
 
 // total returns what has been counted so far.
@@ -73,9 +77,12 @@ func (w *walk) total() (bytes, inodes uint64) {
 
 // run continues the walk until the given time and reports whether it is complete.
 func (w *walk) run(until time.Time) (done bool) {
-	if w.buffer == nil {
-		w.buffer = make([]byte, readSize)
-	}
+	buffer := buffers.Get().(*[readSize]byte)
+	w.buffer = buffer[:]
+	defer func() {
+		w.buffer = nil
+		buffers.Put(buffer)
+	}()
 	// Each pass makes progress, however short the time is.
 	for {
 		switch {
@@ -86,11 +93,9 @@ func (w *walk) run(until time.Time) (done bool) {
 			w.roots = w.roots[1:]
 			w.enterRoot(root)
 		default:
-			w.buffer = nil
 			return true
 		}
 		if !time.Now().Before(until) {
-			w.buffer = nil // the next slice may be a long time from now
 			return len(w.levels) == 0 && len(w.roots) == 0
 		}
 	}
@@ -110,7 +115,7 @@ func (w *walk) close() {
 	for _, fd := range w.baseFDs {
 		unix.Close(fd)
 	}
-	w.roots, w.levels, w.baseFDs, w.path, w.buffer = nil, nil, nil, nil, nil
+	w.roots, w.levels, w.baseFDs, w.path = nil, nil, nil, nil
 }
 
 // enterRoot begins with a root.
