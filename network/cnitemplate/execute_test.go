@@ -2,6 +2,7 @@ package cnitemplate
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"text/template"
 )
@@ -12,7 +13,7 @@ var supported = []string{
 	"{{range .Routes}}a{{break}}b{{end}}", `{{range .Routes}}{{if eq . "::/0"}}{{continue}}{{end}}{{.}}{{end}}`, "{{range .Routes}}{{range $.Routes}}{{break}}{{end}}x{{end}}",
 	"{{$x := 1}}{{range .PodCIDRRanges}}{{$x = .}}{{end}}{{$x}}", "{{$x := 1}}{{if true}}{{$x := 2}}{{$x}}{{end}}{{$x}}",
 	"{{with .PodCIDR}}{{.}}{{end}}", `{{with ""}}a{{else with .Routes}}{{len .}}{{else}}c{{end}}`, "{{with $x := 5}}{{$x}}{{.}}{{end}}",
-	"{{if .Routes}}a{{else if true}}b{{end}}", "{{if false}}a{{else if 0}}b{{else}}c{{end}}", "{{if .}}a{{end}}", "{{.}}{{true}}", "{{print .Routes 1 2 true}}",
+	"{{if .Routes}}a{{else if true}}b{{end}}", "{{if false}}a{{else if 0}}b{{else}}c{{end}}", "{{if .}}a{{end}}", "{{.}}{{true}}",
 	"{{len .Routes}}{{len .PodCIDR}}", "{{.Routes | len}}", `{{.PodCIDR | printf "%q-%s" "x"}}`, "{{index .Routes 0}}{{(index .Routes 1)}}",
 	"{{and 1 0}}{{or 0 .PodCIDR}}{{0 | or 0}}{{not .Routes}}", `{{eq 1 1}}{{ne 1 2}}{{eq "a" .PodCIDR}}{{eq true false}}`, "{{$x := .}}{{$x.PodCIDR}}",
 }
@@ -21,7 +22,7 @@ var notSupported = []string{
 	"", "{{", "{{end}}", "{{break}}", "{{.Nothing}}", "{{.PodCIDR.X}}", "{{.PodCIDR 1}}", "{{1 2}}", "{{nil}}", "{{1.5}}", "{{0x10}}", "{{'a'}}", "{{range 3}}{{end}}", "{{range .PodCIDR}}{{end}}",
 	"{{$x := 1}}{{range $x = .Routes}}{{end}}", "{{$x = 1}}", `{{define "t"}}{{end}}x`, `{{template "none"}}`, `{{block "b" .}}{{end}}x`, "{{html .PodCIDR}}", "{{call 1}}", "{{(.).PodCIDR}}",
 	"{{index .Routes 9}}", "{{index .Routes -1}}", "{{index .PodCIDR 0}}", "{{index .Routes}}", "{{len 1}}", "{{len}}", "{{and}}", "{{not 1 2}}", `{{eq 1 "a"}}`, "{{eq .Routes .Routes}}", "{{eq 1}}",
-	"{{printf 3}}", "{{printf}}", "{{print len}}", "{{1 | .PodCIDR}}",
+	"{{printf 3}}", "{{printf}}", "{{not len}}", "{{print 1}}", "{{1 | .PodCIDR}}",
 }
 
 // outputs returns what a template makes, and what text/template makes of it.
@@ -58,7 +59,7 @@ func FuzzTemplates(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if len(text) > 1000 {
+		if strings.Count(text, "range") > 8 {
 			t.Skip("ranges in ranges take too long")
 		}
 		if got, err, want, wantErr := outputs(text); err == nil && (wantErr != nil || !bytes.Equal(got, want)) {

@@ -14,7 +14,6 @@ var functions = map[string]func(args []any) (any, error){
 	"ne":     func(args []any) (any, error) { return equal(args, false) },
 	"len":    length,
 	"index":  index,
-	"print":  func(args []any) (any, error) { return fmt.Sprint(args...), nil },
 	"printf": printf,
 }
 
