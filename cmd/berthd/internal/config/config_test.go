@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -401,5 +402,42 @@ func TestNRISocketIsBelowAnotherRunDir(t *testing.T) {
 	o := Config{NRI: NRI{Reject: []string{"oci-hooks"}, RequiredPlugins: []string{"a"}}}.NRIOptions()
 	if v := o.Validator; !v.Enable || !v.RejectOCIHookAdjustment || v.RejectSysctlAdjustment || len(v.RequiredPlugins) != 1 {
 		t.Errorf("validator %+v", v)
+	}
+}
+
+// What Print writes is a configuration that sets the same, whichever of its choices an option has.
+func TestPrintedChoicesCanBeLoaded(t *testing.T) {
+	for _, opt := range newOptions(t).options {
+		choices, ok := opt.value.(interface{ Choices() []string })
+		if !ok || opt.ignored != "" {
+			continue
+		}
+		for _, choice := range choices.Choices() {
+			o := newOptions(t)
+			if err := o.option(opt.name).flag.Value.Set(choice); err != nil {
+				t.Fatal(err)
+			}
+			if err := o.Load(); err != nil {
+				t.Fatal(err)
+			}
+			var text bytes.Buffer
+			if err := o.Print(&text); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(t.TempDir(), "config.yaml")
+			if err := os.WriteFile(file, text.Bytes(), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			again, err := New(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := again.Load(); err != nil {
+				t.Errorf("--%s=%s: %v", opt.name, choice, err)
+			}
+			if diff := cmp.Diff(o.Values(), again.Values()); diff != "" {
+				t.Errorf("--%s=%s (-first +again):\n%s", opt.name, choice, diff)
+			}
+		}
 	}
 }

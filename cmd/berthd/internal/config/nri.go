@@ -46,7 +46,7 @@ func (c Config) NRIOptions() nri.Options {
 
 // defaultNRISocket sets the default of nri-socket-path: a second berthd of a node, with another run-dir, leaves the usual one to the first.
 func (o *Options) defaultNRISocket() {
-	if o.RunDir != DefaultRunDir && !o.given("nri-socket-path") {
+	if o.RunDir != DefaultRunDir && o.option("nri-socket-path").source == "" {
 		o.NRI.SocketPath = filepath.Join(o.RunDir, "nri", "nri.sock")
 	}
 }

@@ -101,7 +101,7 @@ func (o *Options) Load() error {
 			given[opt] = opt.value.String()
 		}
 	}
-	if err := o.readFiles(o.ConfigFile, o.changed("config")); err != nil {
+	if err := o.readFiles(o.ConfigFile, slices.ContainsFunc(o.groups, func(g *Group) bool { return g.Flags.Changed("config") })); err != nil {
 		return err
 	}
 	for opt, text := range given {
@@ -122,8 +122,12 @@ func (o *Options) validate() error {
 	if o.StreamingTLS.ClientCA != "" && o.StreamingTLS.Cert == "" {
 		return UsageErrorf("streaming-tls-client-ca-file needs streaming-tls-cert-file: clients show certificates over TLS only")
 	}
-	if o.given("log-buffer") && o.ContainerLogs != "cri" {
-		return UsageErrorf("log-buffer %s needs container-logs cri: with %s the log files are not written from Docker's", o.LogBuffer, o.ContainerLogs)
+	if o.ContainerLogs != "cri" {
+		buffer := o.option("log-buffer")
+		if buffer.source != "" {
+			return UsageErrorf("log-buffer %s needs container-logs cri: with %s the log files are not written from Docker's", o.LogBuffer, o.ContainerLogs)
+		}
+		buffer.ignored = "it is for container-logs cri"
 	}
 	if o.NetworkPlugin == NoCNI && o.CNIConfTemplate+o.CNIDefaultNetwork != "" {
 		return UsageErrorf("cni-conf-template and cni-default-network need network-plugin cni: with Docker's own bridge there is no CNI network")
@@ -197,14 +201,9 @@ func (o *Options) CommandFlags(commands []string) *pflag.FlagSet {
 	return flags
 }
 
-// changed reports whether a flag was given on the command line.
-func (o *Options) changed(name string) bool {
-	return slices.ContainsFunc(o.groups, func(g *Group) bool { return g.Flags.Changed(name) })
-}
-
-// given reports whether an option was given, on the command line or in a file.
-func (o *Options) given(name string) bool {
-	return slices.ContainsFunc(o.options, func(opt *option) bool { return opt.name == name && opt.source != "" })
+// option returns the option of a name.
+func (o *Options) option(name string) *option {
+	return o.options[slices.IndexFunc(o.options, func(opt *option) bool { return opt.name == name })]
 }
 
 // Warnings returns the options that were given and have no effect.
