@@ -129,7 +129,10 @@ func (e *evaluator) repeat(dot any, n *parse.BranchNode) error {
 		return e.failed(n.Pipe, "range needs a list, and new variables if any")
 	}
 	if len(list) == 0 {
-		return e.walk(dot, n.ElseList)
+		if err := e.walk(dot, n.ElseList); !errors.Is(err, errBreak) {
+			return err
+		}
+		return nil // as in text/template, it is this range that a break in else ends
 	}
 	for i, item := range list {
 		end := e.scope()

@@ -10,7 +10,7 @@ import (
 var supported = []string{
 	bridgeText, containerdTemplate, "text", "{{/* comment */}}x", "{{.PodCIDR}} {{$.PodCIDR}}", "{{range .Routes}}<{{.}}>{{end}}", "{{- 1 -}} x",
 	"{{range $i, $r := .PodCIDRRanges}}{{if $i}}, {{end}}{{$i}}={{$r}}{{end}}", "{{range $r := .Routes}}{{$r}}{{$.PodCIDR}}{{else}}no{{end}}",
-	"{{range .Routes}}a{{break}}b{{end}}", `{{range .Routes}}{{if eq . "::/0"}}{{continue}}{{end}}{{.}}{{end}}`, "{{range .Routes}}{{range $.Routes}}{{break}}{{end}}x{{end}}",
+	"{{range .Routes}}a{{break}}b{{end}}", "{{range .PodCIDRRanges}}{{range $.Routes}}x{{else}}{{break}}{{end}}y{{end}}", "{{range .PodCIDRRanges}}{{range $.Routes}}x{{else}}{{continue}}{{end}}y{{end}}", `{{range .Routes}}{{if eq . "::/0"}}{{continue}}{{end}}{{.}}{{end}}`, "{{range .Routes}}{{range $.Routes}}{{break}}{{end}}x{{end}}",
 	"{{$x := 1}}{{range .PodCIDRRanges}}{{$x = .}}{{end}}{{$x}}", "{{$x := 1}}{{if true}}{{$x := 2}}{{$x}}{{end}}{{$x}}",
 	"{{with .PodCIDR}}{{.}}{{end}}", `{{with ""}}a{{else with .Routes}}{{len .}}{{else}}c{{end}}`, "{{with $x := 5}}{{$x}}{{.}}{{end}}",
 	"{{if .Routes}}a{{else if true}}b{{end}}", "{{if false}}a{{else if 0}}b{{else}}c{{end}}", "{{if .}}a{{end}}", "{{.}}{{true}}",
@@ -25,9 +25,14 @@ var notSupported = []string{
 	"{{printf 3}}", "{{printf}}", "{{not len}}", "{{print 1}}", "{{1 | .PodCIDR}}",
 }
 
-// outputs returns what a template makes, and what text/template makes of it.
-func outputs(text string) (got []byte, err error, want []byte, wantErr error) {
-	v := values{PodCIDR: "10.1.0.0/24", PodCIDRRanges: []string{"10.1.0.0/24", "fd00::/64"}, Routes: []string{"0.0.0.0/0", "::/0"}}
+// inputs are values with and without elements in their lists.
+var inputs = []values{
+	{PodCIDR: "10.1.0.0/24", PodCIDRRanges: []string{"10.1.0.0/24", "fd00::/64"}, Routes: []string{"0.0.0.0/0", "::/0"}},
+	{PodCIDR: "10.1.0.0/24", PodCIDRRanges: []string{"10.1.0.0/24"}},
+}
+
+// outputs returns what a template makes of v, and what text/template makes of it.
+func outputs(text string, v values) (got []byte, err error, want []byte, wantErr error) {
 	p, err := parseProgram("name", text)
 	if err == nil {
 		got, err = p.execute(v)
@@ -41,13 +46,16 @@ func outputs(text string) (got []byte, err error, want []byte, wantErr error) {
 }
 
 func TestTemplatesMakeWhatTextTemplateMakes(t *testing.T) {
-	for _, text := range supported {
-		if got, err, want, wantErr := outputs(text); err != nil || wantErr != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s:\n%s, %v; text/template:\n%s, %v", text, got, err, want, wantErr)
+	for i, v := range inputs {
+		for _, text := range supported {
+			got, err, want, wantErr := outputs(text, v)
+			if (err == nil) != (wantErr == nil) || i == 0 && err != nil || !bytes.Equal(got, want) && err == nil {
+				t.Errorf("%s:\n%s, %v; text/template:\n%s, %v", text, got, err, want, wantErr)
+			}
 		}
 	}
 	for _, text := range notSupported {
-		if got, err, _, _ := outputs(text); err == nil {
+		if got, err, _, _ := outputs(text, inputs[0]); err == nil {
 			t.Errorf("%s: is not supported, and makes %s", text, got)
 		}
 	}
@@ -62,8 +70,10 @@ func FuzzTemplates(f *testing.F) {
 		if strings.Count(text, "range") > 8 {
 			t.Skip("ranges in ranges take too long")
 		}
-		if got, err, want, wantErr := outputs(text); err == nil && (wantErr != nil || !bytes.Equal(got, want)) {
-			t.Errorf("%s:\n%s; text/template:\n%s, %v", text, got, want, wantErr)
+		for _, v := range inputs {
+			if got, err, want, wantErr := outputs(text, v); err == nil && (wantErr != nil || !bytes.Equal(got, want)) {
+				t.Errorf("%s:\n%s; text/template:\n%s, %v", text, got, want, wantErr)
+			}
 		}
 	})
 }

@@ -121,10 +121,15 @@ func (c Change) Equal(other Change) bool {
 }
 
 // Fields returns the names of the fields that are changed, as in api.proto of NRI: "env", "linux.resources".
-func (c Change) Fields() (names []string) {
+func (c Change) Fields() []string {
+	return c.fieldsThat(func(protoreflect.Message, protoreflect.FieldDescriptor, protoreflect.Value) bool { return true })
+}
+
+// fieldsThat returns the names of those fields, with their messages and values, that match.
+func (c Change) fieldsThat(match func(protoreflect.Message, protoreflect.FieldDescriptor, protoreflect.Value) bool) (names []string) {
 	add := func(prefix string, m protoreflect.Message) {
-		m.Range(func(field protoreflect.FieldDescriptor, _ protoreflect.Value) bool {
-			if prefix != "" || field.Name() != "linux" {
+		m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			if (prefix != "" || field.Name() != "linux") && match(m, field, v) {
 				names = append(names, prefix+string(field.Name()))
 			}
 			return true
@@ -193,30 +198,24 @@ func (c Change) Spec(spec *todocker.Spec, config *runtimeapi.ContainerConfig, en
 		return err
 	}
 	spec.Strict = true
-	if err := checkID(c.adjustment, spec); err != nil {
+	if err := c.checkID(spec); err != nil {
 		return c.named(err)
 	}
 	return c.named(out.useRuntime())
 }
 
 // checkID fails if Docker would have to be sent the ID of a container that it has not created.
-func checkID(a *api.ContainerAdjustment, spec *todocker.Spec) error {
+func (c Change) checkID(spec *todocker.Spec) error {
 	request, err := json.Marshal([]any{spec.Config, spec.Host})
 	if err != nil || !bytes.Contains(request, []byte(names.UnknownID)) {
 		return err
 	}
-	var fields []string
-	for _, m := range []protoreflect.Message{a.ProtoReflect(), a.GetLinux().ProtoReflect()} {
-		m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-			only := m.New()
-			only.Set(field, v)
-			if text, err := proto.Marshal(only.Interface()); field.Name() != "linux" && (err != nil || bytes.Contains(text, []byte(names.UnknownID))) {
-				fields = append(fields, string(field.Name()))
-			}
-			return true
-		})
-	}
-	slices.Sort(fields)
+	fields := c.fieldsThat(func(m protoreflect.Message, field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		only := m.New()
+		only.Set(field, v)
+		text, err := proto.Marshal(only.Interface())
+		return err != nil || bytes.Contains(text, []byte(names.UnknownID))
+	})
 	return failed("%s: the ID of the container can only be in sources of bind mounts and in hooks, for Docker chooses it when it creates the container", strings.Join(fields, ", "))
 }
 

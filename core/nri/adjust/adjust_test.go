@@ -345,7 +345,7 @@ func TestIDOfTheContainer(t *testing.T) {
 	if args := spec.Instructions.Hooks.Poststop[0].Args; args[1] != names.UnknownID {
 		t.Errorf("arguments of the hook %q", args)
 	}
-	if _, _, err := apply(of(testID, true), env(2, true)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "env, hooks, mounts, sysctl: the ID of the container can only be") {
+	if _, _, err := apply(of(testID, true), env(2, true)); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "env, hooks, linux.sysctl, mounts: the ID of the container can only be") {
 		t.Errorf("got %v", err)
 	}
 }
