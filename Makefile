@@ -5,9 +5,10 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 DATE    ?= $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct 2>/dev/null || echo 0))
 # Most tests wait for timeouts rather than compute, so more of them run at once than there are processors. They are vetted
 # before that, and linking them without debug information takes half the time.
-TEST_FLAGS = -p 4 -parallel 8 -vet=off -ldflags=-w
+TEST_FLAGS = -p 6 -parallel 8 -vet=off -ldflags=-w
 # go test begins with what it is given first: the packages that take longest do not run alone at the end.
-TESTS = ./core/server ./core/exec ./core/criu ./core/cache ./core/image ./core/sandbox ./...
+TESTS = ./core/server ./core/exec ./core/criu ./core/cache ./core/image ./core/sandbox ./cmd/berthd ./core/engine/... ./core/logs \
+	./core/image/... ./core/stats/diskusage ./network ./streaming ./...
 LDFLAGS  = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 # Without nri_no_wasm berthd has 2.6 MB more, for NRI plugins that are WebAssembly. Without grpcnotrace gRPC imports
 # golang.org/x/net/trace, whose templates make the linker keep every exported method (network/cnitemplate).

@@ -120,10 +120,10 @@ func (p process) stat() (procfs.ProcStat, error) {
 	return s, nil
 }
 
-// ended reports whether a process has ended, waited for or not.
+// ended reports whether a process has ended, waited for or not, or just being waited for.
 func (p process) ended() bool {
 	s, err := p.stat()
-	return err != nil || s.State == "Z"
+	return err != nil || s.State == "Z" || s.State == "X"
 }
 
 // threads returns the number of threads of a process.

@@ -108,20 +108,28 @@ func TestFailedRunLeavesNothing(t *testing.T) {
 		return func(e *env, cancel func()) { e.network.before(step, cancel) }
 	}
 	for name, inject := range map[string]func(e *env, cancel func()){
-		"create refused":           refuse("POST /containers/create"),
-		"create has no response":   lose("POST /containers/create"),
-		"cancelled in create":      cancelAt("POST /containers/create"),
-		"start refused":            refuse("POST /containers/{id}/start"),
-		"start has no response":    lose("POST /containers/{id}/start"),
-		"cancelled in start":       cancelAt("POST /containers/{id}/start"),
-		"inspect refused":          func(e *env, _ func()) { e.engine.Fail("GET /containers/{id}/json", http.StatusInternalServerError) },
-		"cancelled in inspect":     cancelAt("GET /containers/{id}/json"),
-		"no plan":                  cut("plan"),
-		"no namespace":             cut("bind"),
-		"no network":               cut("attach"),
-		"cancelled in attach":      cancelIn("attach"),
-		"cancelled before":         func(_ *env, cancel func()) { cancel() },
-		"pause process exits":      func(e *env, _ func()) { e.engine.Program("pause", func(*enginetest.Process) int { return 1 }) },
+		"create refused":         refuse("POST /containers/create"),
+		"create has no response": lose("POST /containers/create"),
+		"cancelled in create":    cancelAt("POST /containers/create"),
+		"start refused":          refuse("POST /containers/{id}/start"),
+		"start has no response":  lose("POST /containers/{id}/start"),
+		"cancelled in start":     cancelAt("POST /containers/{id}/start"),
+		"inspect refused":        func(e *env, _ func()) { e.engine.Fail("GET /containers/{id}/json", http.StatusInternalServerError) },
+		"cancelled in inspect":   cancelAt("GET /containers/{id}/json"),
+		"no plan":                cut("plan"),
+		"no namespace":           cut("bind"),
+		"no network":             cut("attach"),
+		"cancelled in attach":    cancelIn("attach"),
+		"cancelled before":       func(_ *env, cancel func()) { cancel() },
+		"pause process exits": func(e *env, _ func()) {
+			e.engine.Program("pause", func(*enginetest.Process) int { return 1 })
+			e.engine.On("GET /containers/{id}/json", func() {
+				enginetest.Until(e.T, "the pause process has not exited", func() bool {
+					found, ok := e.engine.Container("k8s_POD_web_ns_u_0")
+					return !ok || !found.State.Running
+				})
+			})
+		},
 		"pause cannot be executed": func(e *env, _ func()) { e.engine.FailStart("pause", enginetest.StartFailure{Code: 127}) },
 		blockedRunDir:              func(e *env, _ func()) { block(e.T, filepath.Join(e.dir, "run")) },
 	} {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -489,12 +490,15 @@ func TestNRIWithoutAPluginMakesNoCalls(t *testing.T) {
 		h.withNRI(func(o *nri.Options) { o.Enable = enable })
 		_, _, err := h.runPod(h.pod("first"), command("c", "sleep", "1000"))
 		h.must(err)
-		h.engine.ResetCalls()
-		_, _, err = h.runPod(h.pod("web"), command("c", "sleep", "1000"))
-		h.must(err)
-		return h.engine.Calls()
+		least := math.MaxInt
+		for i := range 5 { // events of the Engine are inspected in the background, some of them by the next pod's
+			h.engine.ResetCalls()
+			_, _, err = h.runPod(h.pod(fmt.Sprint("web", i)), command("c", "sleep", "1000"))
+			h.must(err)
+			least = min(least, h.engine.Calls())
+		}
+		return least
 	}
-	// Events of the Engine are inspected in the background.
 	if on, off := calls(true), calls(false); on > off+2 || off > on+2 {
 		t.Errorf("%d calls with NRI, %d without", on, off)
 	}
