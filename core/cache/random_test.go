@@ -13,9 +13,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth/core/engine/enginetest"
+	"berth/core/testmain"
 )
 
-var operations = flag.Int("operations", 2000, "number of operations of TestRandomOperationsConverge")
+var operations = flag.Int("operations", testmain.Times(2000), "number of operations of TestRandomOperationsConverge")
 
 // Random operations change the Engine through its API, directly, and break its connections.
 // Between them the cache must become equal to the Engine.

@@ -18,6 +18,7 @@ import (
 
 	"berth/core/labels"
 	"berth/core/names"
+	"berth/core/testmain"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 	mostHeap = 20 << 10
 )
 
-var scale = flag.Int("scale", 100, "how many `pods` TestCostOfAListGrowsNoFasterThanItsPods has")
+var scale = flag.Int("scale", testmain.Times(100), "how many `pods` TestCostOfAListGrowsNoFasterThanItsPods has")
 
 // crowded is a container with as much to it as those that a kubelet orders.
 func (h *testDaemon) crowded() *runtimeapi.ContainerConfig {

@@ -30,3 +30,11 @@ func (m M) Run() int {
 	}
 	return m.M.Run()
 }
+
+// Times returns n, or with the race detector a fifth of it, at least 1: how often a test repeats something.
+func Times(n int) int {
+	if race {
+		return max(1, n/5)
+	}
+	return n
+}
