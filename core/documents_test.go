@@ -86,3 +86,67 @@ func inFormat(code, message string) bool {
 	}
 	return strings.Contains(code, strings.Join(words, " "))
 }
+
+// TestArchitectureNamesPlacesThatExist: what the table of contrib/docs/architecture.md sends a newcomer to is there, and so is the word to search it for.
+func TestArchitectureNamesPlacesThatExist(t *testing.T) {
+	path := filepath.Join("..", "contrib", "docs", "architecture.md")
+	text := documents(t)[path]
+	_, table, _ := strings.Cut(text, "| question | place | word |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	rows := 0
+	for row := range strings.Lines(table) {
+		cells := strings.Split(row, "|")
+		if len(cells) < 4 || !strings.Contains(cells[2], "`") {
+			continue
+		}
+		rows++
+		word := ""
+		if parts := strings.Split(cells[3], "`"); len(parts) == 3 {
+			word = parts[1]
+		}
+		for _, place := range quoted(cells[2]) {
+			if !strings.Contains(sourceOf(t, filepath.Join("..", place)), word) {
+				t.Errorf("%s: %s does not contain %q", path, place, word)
+			}
+		}
+	}
+	if rows < 10 {
+		t.Errorf("%s has %d rows with a place, want its table", path, rows)
+	}
+	for _, name := range quoted(text) { // files that the text names
+		if strings.HasSuffix(name, ".go") {
+			sourceOf(t, filepath.Join("..", name))
+		}
+	}
+}
+
+// quoted returns what stands between backquotes.
+func quoted(text string) (parts []string) {
+	for i, part := range strings.Split(text, "`") {
+		if i%2 == 1 {
+			parts = append(parts, part)
+		}
+	}
+	return parts
+}
+
+// sourceOf returns the text of a file, or of the product's Go files of a directory.
+func sourceOf(t *testing.T, path string) string {
+	t.Helper()
+	files := []string{path}
+	if filepath.Ext(path) == "" {
+		var err error
+		if files, err = filepath.Glob(filepath.Join(path, "*.go")); err != nil || len(files) == 0 {
+			t.Errorf("%s: no Go files, %v", path, err)
+		}
+	}
+	all := ""
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Error(err)
+		}
+		all += string(text)
+	}
+	return all
+}

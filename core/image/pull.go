@@ -98,7 +98,7 @@ func pullResult(ctx context.Context, err error) pullprogress.Result {
 var errStalled = errors.New("no progress")
 
 // pull makes the Engine pull ref, and cancels that when the registry sends nothing for
-// Config.PullProgress.
+// Config.PullProgressTimeout, the option image-pull-progress-deadline.
 func (s *Service) pull(ctx context.Context, docker *engine.Conn, ref, header string) (string, error) {
 	start, upToDate := time.Now(), false
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -5,7 +5,7 @@
 // container is created and read from its labels after that.
 // Labels alone prove nothing, because Docker merges the labels of an image into
 // each container that is created from it (docker 28.5, daemon/commit.go, merge).
-// Read therefore relies on what no image can set: the container's name, and a
+// Read therefore trusts a label only because of what no image can set: the container's name, and a
 // field of its HostConfig that berth sets on every container.
 package labels
 

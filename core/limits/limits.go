@@ -4,7 +4,7 @@
 // updates and how to undo them. Like package todocker it is pure: values in, values
 // out, no I/O.
 //
-// Errors are of kind InvalidArgument.
+// Errors are of kind InvalidArgument, and of kind FailedPrecondition where the node is the reason.
 package limits
 
 import (
@@ -138,7 +138,7 @@ func CgroupSettings(r *runtimeapi.LinuxContainerResources, features engine.Featu
 	settings = append(settings, hugepages...)
 	unified := r.GetUnified()
 	if len(unified) > 0 && features.CgroupVersion != 2 {
-		return nil, invalid("unified resources need a node with cgroup v2, and this one has v1")
+		return nil, fmt.Errorf("unified resources need a node with cgroup v2, and this one has v1: %w", errdefs.ErrFailedPrecondition)
 	}
 	for _, file := range slices.Sorted(maps.Keys(unified)) {
 		if file == "" || strings.Contains(file, "/") || !strings.Contains(file, ".") {

@@ -117,13 +117,15 @@ func TestUpdateContainer(t *testing.T) {
 		})
 	}
 	for name, change := range map[string]*r{
-		"negative memory":      {MemoryLimitInBytes: -2},
-		"not a cgroup file":    {Unified: map[string]string{"../x": "1"}},
-		"unified on cgroup v1": {Unified: map[string]string{"memory.high": "1"}},
+		"negative memory":   {MemoryLimitInBytes: -2},
+		"not a cgroup file": {Unified: map[string]string{"../x": "1"}},
 	} {
-		if _, err := UpdateContainer(nil, change, v1); !errdefs.IsInvalidArgument(err) {
+		if _, err := UpdateContainer(nil, change, v2Systemd); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v, want an invalid argument", name, err)
 		}
+	}
+	if _, err := UpdateContainer(nil, &r{Unified: map[string]string{"memory.high": "1"}}, v1); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("unified on cgroup v1: %v, want a failed precondition", err)
 	}
 }
 
@@ -171,7 +173,7 @@ func FuzzUpdate(f *testing.F) {
 			if err == nil {
 				_, err = Revert(old, update.Result, features, "0", "0")
 			}
-			if err != nil && !errdefs.IsInvalidArgument(err) {
+			if err != nil && !errdefs.IsInvalidArgument(err) && (features.CgroupVersion == 2 || !errdefs.IsFailedPrecondition(err)) {
 				t.Errorf("%v is not an invalid argument", err)
 			}
 		}

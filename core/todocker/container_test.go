@@ -202,7 +202,7 @@ func TestContainerRefuses(t *testing.T) {
 		"ambient capabilities": {params(old, func(_ config, s security) {
 			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
 		}), errdefs.IsFailedPrecondition},
-		"unified resources on cgroup v1": {params(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsInvalidArgument},
+		"unified resources on cgroup v1": {params(old, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"memory.high": "1"} }), errdefs.IsFailedPrecondition},
 		"a unified resource with a path": {params(recent, func(c config, _ security) { c.Linux.Resources.Unified = map[string]string{"../memory.high": "1"} }), errdefs.IsInvalidArgument},
 		"a CDI device that the user cannot open": {withCDI(params(old, func(_ config, s security) { s.RunAsUser = &runtimeapi.Int64Value{Value: 7} }), nil,
 			cdi.Edits{Nodes: []cdi.Node{{HostPath: "/dev/n", Path: "/dev/n", Permissions: "rw", GID: 44, Mode: 0o660, UserOwned: true}}}), errdefs.IsFailedPrecondition},
@@ -212,7 +212,7 @@ func TestContainerRefuses(t *testing.T) {
 		}), errdefs.IsInvalidArgument},
 		"an AppArmor profile, Docker without AppArmor": {params(old, func(_ config, s security) {
 			s.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "p"}
-		}), errdefs.IsInvalidArgument},
+		}), errdefs.IsFailedPrecondition},
 		"fields for Windows": {params(old, func(c config, _ security) {
 			c.Windows = &runtimeapi.WindowsContainerConfig{SecurityContext: &runtimeapi.WindowsContainerSecurityContext{RunAsUsername: "u"}}
 		}), errdefs.IsInvalidArgument},

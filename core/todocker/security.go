@@ -179,7 +179,7 @@ func appArmorOptions(p *runtimeapi.SecurityProfile, privileged bool, features en
 	case privileged && p == nil, p != nil && p.GetProfileType() == runtimeapi.SecurityProfile_Unconfined:
 		return []string{"apparmor=unconfined"}, nil
 	case localhost && !features.AppArmor:
-		return nil, invalid("AppArmor profile %q: Docker has no AppArmor on this node", p.GetLocalhostRef())
+		return nil, failed("AppArmor profile %q: Docker has no AppArmor on this node", p.GetLocalhostRef())
 	case localhost:
 		return []string{"apparmor=" + p.GetLocalhostRef()}, nil
 	case p != nil && !features.AppArmor && !privileged:

@@ -114,6 +114,7 @@ func TestProfilesThatDockerCannotApplyAreRefused(t *testing.T) {
 		"seccomp, privileged":                                   {engine.Features{}, true, &runtimeapi.LinuxContainerSecurityContext{Seccomp: runtimeDefault}, false},
 		"AppArmor, not supported":                               {old, false, &runtimeapi.LinuxContainerSecurityContext{Apparmor: runtimeDefault}, true},
 		"AppArmor, not supported, deprecated field":             {old, false, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "runtime/default"}, true},
+		"AppArmor, not supported, a profile":                    {old, false, &runtimeapi.LinuxContainerSecurityContext{Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "p"}}, true},
 		"AppArmor, no profile":                                  {old, false, nil, false},
 		"AppArmor, privileged":                                  {old, true, &runtimeapi.LinuxContainerSecurityContext{Apparmor: runtimeDefault}, false},
 	} {
