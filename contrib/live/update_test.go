@@ -201,6 +201,22 @@ func TestSettingsSurviveDaemonReload(t *testing.T) {
 		n.create(pod, config, shell("another", "exec sleep 1000"))
 		t.Logf("after another start: %s", mismatches())
 		n.until(10*time.Second, "settings lost with another container", func() bool { return mismatches() == nil })
+		// A pod beside it has a slice of its own, so that berthd need not write the settings of this one again.
+		reload()
+		n.until(10*time.Second, "settings lost with a reload", func() bool { return mismatches() == nil })
+		beside := n.pod("beside")
+		other, err := n.run(t.Context(), beside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.create(other, beside, shell("c", "exec sleep 1000"))
+		for range 20 {
+			if lost := mismatches(); lost != nil {
+				t.Fatalf("settings lost with another pod: %s", lost)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		n.remove(other)
 		// What it has words for it keeps itself, for the rest it takes berthd.
 		n.kill()
 		reload()

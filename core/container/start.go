@@ -50,7 +50,7 @@ func (s *Service) Start(ctx context.Context, id string) error {
 	if err == nil {
 		err = s.startWithResources(work, docker, c)
 	}
-	s.resources.TriggerReapply()
+	s.resources.TriggerReapply(c.Row.GetPodSandboxId())
 	// If the outcome is unknown, an event will bring it into the cache; an Engine that does not reply is not asked again.
 	if !engine.OutcomeUnknown(err) {
 		err = s.finishStart(work, c, err)

@@ -85,7 +85,7 @@ func (s *Service) ApplyUpdate(ctx context.Context, id string, resources adjust.R
 	var steps rollback.Stack
 	defer steps.Rollback(work, &err)
 	steps.Push("restore the resources of container "+c.ID(), restore)
-	defer s.resources.TriggerReapply()
+	defer s.resources.TriggerReapply(c.Row.GetPodSandboxId())
 	if err := s.resources.Update(work, docker, c, update); err != nil {
 		return fmt.Errorf("update container %s: %w", c.ID(), daemonError{err})
 	}

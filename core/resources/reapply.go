@@ -3,6 +3,7 @@ package resources
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,13 +20,13 @@ import (
 // shortest time between two rounds.
 const reapplyInterval = time.Second
 
-// Run writes the settings of all running containers again whenever systemd may have reset them. It
-// returns when ctx ends.
+// Run writes the settings of running containers again whenever systemd may have reset them: those of all
+// containers after it has reloaded its units, those of one pod after TriggerReapply. It returns when ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	defer m.systemd.Close()
 	g, ctx := panics.NewGroupWithContext(ctx, m.Log)
 	g.Go(func() error {
-		systemd.WatchReloads(ctx, m.TriggerReapply)
+		systemd.WatchReloads(ctx, func() { m.TriggerReapply(allPods) })
 		return nil
 	})
 	g.Go(func() error {
@@ -33,7 +34,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-m.trigger:
+			case <-m.triggered:
 			}
 			t := time.NewTimer(reapplyInterval)
 			select {
@@ -41,9 +42,10 @@ func (m *Manager) Run(ctx context.Context) error {
 			case <-t.C:
 			}
 			t.Stop()
+			pods := m.takeTriggered()
 			docker, err := m.Engine.Conn()
 			if err == nil {
-				err = m.Reapply(ctx, docker)
+				err = m.reapply(ctx, docker, pods)
 			}
 			if err != nil && ctx.Err() == nil {
 				// The garbage collection of containers calls Reapply as soon as Docker is connected again.
@@ -54,35 +56,58 @@ func (m *Manager) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// TriggerReapply has Run write the settings of all containers again. It is to be called after every start
-// and update of a container, besides what Run hears of: after daemon-reload, systemd 257 applies the limits
-// of a scope when the next unit of the same slice starts or changes, as other containers of the pod do.
-//
-// A round covers all containers and not only those of that slice, because the kubelet changes slices as
-// well, which berth does not observe. It costs some file accesses per container, at most once per
-// reapplyInterval.
-func (m *Manager) TriggerReapply() {
+// allPods is the sandbox of TriggerReapply that means all containers.
+const allPods = ""
+
+// TriggerReapply has Run write the settings of the containers of a sandbox again. It is to be called after every
+// start and update of a container: after daemon-reload, systemd 257 applies the limits of a scope when the next
+// unit of the same slice starts or changes (unit_add_family_to_cgroup_realize_queue in src/core/cgroup.c), and the
+// containers of a pod have a slice of their own.
+func (m *Manager) TriggerReapply(sandbox string) {
+	m.mu.Lock()
+	m.pods = append(m.pods, sandbox)
+	m.mu.Unlock()
 	select {
-	case m.trigger <- struct{}{}:
+	case m.triggered <- struct{}{}:
 	default: // a round is pending already
 	}
+}
+
+// takeTriggered returns the sandboxes of TriggerReapply since the last call, each once, or allPods alone.
+func (m *Manager) takeTriggered() []string {
+	m.mu.Lock()
+	pods := m.pods
+	m.pods = nil
+	m.mu.Unlock()
+	if slices.Contains(pods, allPods) {
+		return []string{allPods}
+	}
+	slices.Sort(pods)
+	return slices.Compact(pods)
 }
 
 // Reapply writes the settings of all running containers, if Docker's cgroup driver is systemd. A container
 // whose settings cannot be written is logged.
 func (m *Manager) Reapply(ctx context.Context, docker *engine.Conn) error {
+	return m.reapply(ctx, docker, []string{allPods})
+}
+
+func (m *Manager) reapply(ctx context.Context, docker *engine.Conn, pods []string) error {
 	if docker.Features.CgroupDriver != "systemd" {
 		return nil
 	}
-	running, err := m.Cache.Containers(ctx, &runtimeapi.ContainerFilter{
-		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
-	})
-	if err != nil {
-		return err
-	}
-	for _, c := range running {
-		if err := m.reapplyOne(ctx, docker, c.ID()); err != nil && ctx.Err() == nil {
-			m.Log.Warn("settings of a container could not be applied again", slog.String("container", c.ID()), slog.Any("err", err))
+	for _, pod := range pods {
+		running, err := m.Cache.Containers(ctx, &runtimeapi.ContainerFilter{
+			PodSandboxId: pod,
+			State:        &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
+		})
+		if err != nil {
+			return err
+		}
+		for _, c := range running {
+			if err := m.reapplyOne(ctx, docker, c.ID()); err != nil && ctx.Err() == nil {
+				m.Log.Warn("settings of a container could not be applied again", slog.String("container", c.ID()), slog.Any("err", err))
+			}
 		}
 	}
 	return ctx.Err()

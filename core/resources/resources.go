@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -40,13 +41,15 @@ type Config struct {
 type Manager struct {
 	Config
 
-	systemd *systemd.Client
-	trigger chan struct{} // holds one element while settings wait to be applied again
+	systemd   *systemd.Client
+	triggered chan struct{} // holds one element while pods is not empty
+	mu        sync.Mutex    // guards pods
+	pods      []string      // the sandboxes whose settings wait to be applied again
 }
 
 // New returns a Manager. It needs Run to apply settings again.
 func New(cfg Config) *Manager {
-	return &Manager{Config: cfg, systemd: systemd.NewClient(), trigger: make(chan struct{}, 1)}
+	return &Manager{Config: cfg, systemd: systemd.NewClient(), triggered: make(chan struct{}, 1)}
 }
 
 // PrepareStart creates the cgroup of a container that is about to start and writes settings to it, so
