@@ -16,7 +16,7 @@ import (
 type record struct{ Name string }
 
 // newBucket returns a bucket and its directory.
-func newBucket(t *testing.T) (*state.Bucket[record], string) {
+func newBucket(t testing.TB) (*state.Bucket[record], string) {
 	t.Helper()
 	dir := t.TempDir()
 	s, err := state.Open(dir)
@@ -212,5 +212,14 @@ func TestDeleteOfMissingKeyOnReadOnlyFileSystem(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	if err := b.Delete("key"); err != nil {
 		t.Error(err)
+	}
+}
+
+func BenchmarkPut(b *testing.B) {
+	bucket, _ := newBucket(b)
+	for b.Loop() {
+		if err := bucket.Put("k8s_POD_web_default_0", record{"k8s_POD_web_default_0"}); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -20,13 +20,13 @@ import (
 // A fakeBus is a system bus with a systemd that replies to every call without a value, and that
 // reloads its units as soon as it has a subscriber.
 type fakeBus struct {
-	*testing.T
+	testing.TB
 	calls chan *dbus.Message
 	conns chan net.Conn
 }
 
 // newFakeBus makes a system bus for this process.
-func newFakeBus(t *testing.T) fakeBus {
+func newFakeBus(t testing.TB) fakeBus {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "bus")
 	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path="+socket)
@@ -114,7 +114,7 @@ func (b fakeBus) setProperties() (calls [][]any) {
 	return calls
 }
 
-func newTestClient(t *testing.T) *Client {
+func newTestClient(t testing.TB) *Client {
 	c := NewClient()
 	t.Cleanup(c.Close)
 	return c
@@ -211,5 +211,30 @@ func TestWatchReloadsReportsTheSubscriptionAndEachReload(t *testing.T) {
 	})
 	if reports != 2 {
 		t.Errorf("%d reports, want 2", reports)
+	}
+}
+
+// A connection that is kept saves the authentication of each call.
+func BenchmarkSetProperties(b *testing.B) {
+	files := map[string]string{"memory.high": "1048576"}
+	for name, kept := range map[string]bool{"kept connection": true, "connection of its own": false} {
+		b.Run(name, func(b *testing.B) {
+			bus := newFakeBus(b)
+			c := newTestClient(b)
+			for b.Loop() {
+				if err := c.SetProperties(b.Context(), "docker-0.scope", files); err != nil {
+					b.Fatal(err)
+				}
+				for len(bus.calls) > 0 {
+					<-bus.calls
+				}
+				if !kept {
+					c.Close()
+					for len(bus.conns) > 0 {
+						<-bus.conns
+					}
+				}
+			}
+		})
 	}
 }
