@@ -140,13 +140,13 @@ func sourceOf(t *testing.T, path string) string {
 			t.Errorf("%s: no Go files, %v", path, err)
 		}
 	}
-	all := ""
+	var all strings.Builder
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Error(err)
 		}
-		all += string(text)
+		all.Write(text)
 	}
-	return all
+	return all.String()
 }
