@@ -1,6 +1,8 @@
 package logs_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -183,6 +185,30 @@ func newNodeInOpenLine(t *testing.T) (n *node, older string) {
 		t.Fatal(err)
 	}
 	return n, older
+}
+
+// The kubelet puts the file back whose rotation has failed: nothing may be written elsewhere.
+func TestReopenWhoseCallerHasGoneIsNotDone(t *testing.T) {
+	n, older := newNodeInOpenLine(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := n.logs.Reopen(ctx, "c1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want that the deadline is exceeded", err)
+	}
+	n.printText("stdout", 2, "end\n")
+	n.waitForContent(older, recordOf(2, "stdout", "P", piece)+recordOf(2, "stdout", "F", "end"))
+	for range 20 {
+		if _, err := os.Stat(n.path); err == nil {
+			t.Fatal("the log is reopened after the caller has gone")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := os.Rename(older, n.path); err != nil {
+		t.Fatal(err)
+	}
+	n.printText("stdout", 3, "more\n")
+	n.logs.Observe(t.Context(), n.inspected(false))
+	n.waitForContent(n.path, recordOf(2, "stdout", "P", piece)+recordOf(2, "stdout", "F", "end")+recordOf(3, "stdout", "F", "more"))
 }
 
 func TestReopenDoesNotWaitLongForEndOfLine(t *testing.T) {

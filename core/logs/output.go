@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -110,7 +111,7 @@ func (p *pump) addReopens(commands []command) {
 		if len(p.reopens) == 0 {
 			p.reopenDeadline = time.Now().Add(lineGrace)
 		}
-		p.reopens = append(p.reopens, c.done)
+		p.reopens = append(p.reopens, c)
 	}
 	p.reopenIfDue()
 }
@@ -123,14 +124,16 @@ func (p *pump) reopenIfDue() {
 	}
 }
 
-// reopenNow executes the waiting reopen commands.
+// reopenNow executes the waiting reopen commands. After one whose caller has gone the kubelet puts the old file
+// back, so that nothing is to be done for it.
 func (p *pump) reopenNow() {
+	p.reopens = slices.DeleteFunc(p.reopens, func(c command) bool { return c.ctx.Err() != nil })
 	if len(p.reopens) == 0 {
 		return
 	}
 	err := p.reopen()
-	for _, done := range p.reopens {
-		done <- err
+	for _, c := range p.reopens {
+		c.done <- err
 	}
 	p.reopens = nil
 }
@@ -175,8 +178,8 @@ func (p *pump) remove() (err error) {
 	if p.out.IsOpen() { // else the kubelet may have removed the log
 		err = p.endLines()
 	}
-	for _, done := range p.reopens {
-		done <- fmt.Errorf("container %s is being removed: %w", p.id, errdefs.ErrNotFound)
+	for _, c := range p.reopens {
+		c.done <- fmt.Errorf("container %s is being removed: %w", p.id, errdefs.ErrNotFound)
 	}
 	p.reopens = nil
 	p.close(false)

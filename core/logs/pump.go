@@ -40,8 +40,9 @@ const (
 	removeCommand                    // copy the rest and stop, for the container is being removed
 )
 
-// The result of a command is sent to done, which has a buffer of one.
+// The result of a command is sent to done, which has a buffer of one. ctx is that of the caller.
 type command struct {
+	ctx  context.Context
 	kind commandKind
 	done chan error
 }
@@ -89,10 +90,10 @@ type pump struct {
 	out                 *crifile.Writer
 	saved               Checkpoint // as in the state directory
 	savedAt             time.Time
-	lastError           string         // that was logged
-	lastCheckpointError string         // that was logged
-	reopens             []chan<- error // reopen commands that wait for the end of a line
-	reopenDeadline      time.Time      // when they stop waiting
+	lastError           string    // that was logged
+	lastCheckpointError string    // that was logged
+	reopens             []command // reopen commands that wait for the end of a line
+	reopenDeadline      time.Time // when they stop waiting
 }
 
 // A source is where Docker keeps the output of a container.

@@ -188,10 +188,15 @@ func (p Path) RemoveEmpty() error {
 	return err
 }
 
-// find opens for reading the file with the given inode: the log itself, or a file of which
+// findCurrent opens the log for reading if it has the given inode, else it returns nil.
+func (p Path) findCurrent(inode uint64) (*os.File, error) { return p.find(inode, false) }
+
+// findAny opens for reading the file with the given inode: the log itself, or a file of which
 // the name begins with that of the log and a dot, as the kubelet renames it. It returns nil
 // if no file has that inode.
-func (p Path) find(inode uint64) (found *os.File, err error) {
+func (p Path) findAny(inode uint64) (*os.File, error) { return p.find(inode, true) }
+
+func (p Path) find(inode uint64, rotated bool) (found *os.File, err error) {
 	err = p.inDir(false, func(dir int, name string) error {
 		try := func(candidate string) error {
 			st, err := lstat(dir, candidate)
@@ -211,7 +216,7 @@ func (p Path) find(inode uint64) (found *os.File, err error) {
 			found = f
 			return nil
 		}
-		if err := try(name); err != nil || found != nil {
+		if err := try(name); err != nil || found != nil || !rotated {
 			return err
 		}
 		fd, err := unix.Openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -3,8 +3,13 @@ package crifile
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"syscall"
+
+	"github.com/containerd/errdefs"
 )
 
 // A Position is how much of a log was written at the last checkpoint of its writer. It
@@ -19,6 +24,7 @@ type Position struct {
 type Writer struct {
 	path    Path
 	file    *os.File // nil if not open
+	rotated uint64   // the inode of the file that was open before the last Reopen, 0 if none was
 	pos     Position
 	tail    *unackedTail // nil if the log ends at pos
 	pending []byte       // not written yet, because a write has failed
@@ -55,7 +61,7 @@ func (w *Writer) Open() error {
 // Reopen opens the file at the path, and creates it if the kubelet has renamed the open one.
 func (w *Writer) Reopen() error {
 	if w.file != nil {
-		if err := w.Flush(); err != nil {
+		if err := errors.Join(w.restore(w.path.findAny), w.Flush()); err != nil {
 			return err
 		}
 	}
@@ -67,18 +73,68 @@ func (w *Writer) Reopen() error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	w.pos.Inode = inodeOf(info)
 	previous := w.file
 	w.file = f
 	if previous == nil {
+		w.pos.Inode = inodeOf(info)
 		return nil
 	}
+	if inode := inodeOf(info); inode != w.pos.Inode {
+		w.rotated, w.pos.Inode = w.pos.Inode, inode
+	}
 	return previous.Close()
+}
+
+// restore continues the file before the last rotation if the kubelet has put it back: it does so if its call of
+// ReopenContainerLog fails (rotateLatestLog in pkg/kubelet/logs), which its deadline can cause although the log was
+// reopened, and thereby removes the file that is open. What that contains is appended to the other, which find opens for reading.
+func (w *Writer) restore(find func(inode uint64) (*os.File, error)) error {
+	if w.rotated == 0 {
+		return nil
+	}
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(w.file.Fd()), &st); err != nil || st.Nlink > 0 {
+		return err
+	}
+	found, err := find(w.rotated)
+	if errors.Is(err, fs.ErrNotExist) || errdefs.IsFailedPrecondition(err) || err == nil && found == nil {
+		return nil // the log was removed, perhaps with its directory, or replaced
+	}
+	if err != nil {
+		return err
+	}
+	defer found.Close()
+	// Both through their descriptors: one has no name any more, and that of the other may change again.
+	lost, err := reopen(w.file, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer lost.Close()
+	f, err := reopen(found, os.O_WRONLY|os.O_APPEND)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(f, lost); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	w.pos.Inode, w.rotated = w.rotated, 0
+	previous := w.file
+	w.file = f
+	return previous.Close()
+}
+
+// reopen opens the file of f in another mode.
+func reopen(f *os.File, flags int) (*os.File, error) {
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), flags, 0)
 }
 
 // Write appends records, except those that an earlier writer has written already. After an
 // error the rest is pending.
 func (w *Writer) Write(records []byte) error {
+	if err := w.restore(w.path.findCurrent); err != nil {
+		w.pending = append(w.pending, records...)
+		return err
+	}
 	if w.tail != nil {
 		rest, more, err := w.tail.skip(records)
 		if err != nil {
@@ -144,8 +200,8 @@ func (w *Writer) Close() error {
 	if w.file == nil {
 		return nil
 	}
-	err := w.file.Close()
-	w.file = nil
+	err := errors.Join(w.restore(w.path.findCurrent), w.file.Close())
+	w.file, w.rotated = nil, 0
 	return err
 }
 
@@ -162,7 +218,7 @@ func findTail(path Path, pos Position) (*unackedTail, error) {
 	if pos.Inode == 0 {
 		return nil, nil
 	}
-	f, err := path.find(pos.Inode)
+	f, err := path.findAny(pos.Inode)
 	if err != nil || f == nil {
 		return nil, err
 	}

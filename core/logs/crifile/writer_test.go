@@ -1,6 +1,7 @@
 package crifile
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -137,6 +138,85 @@ func TestWriterFlushesPendingRecords(t *testing.T) {
 	}
 	checkContent(t, path.String(), "a\nb\nc\n")
 	checkpoint(t, w)
+}
+
+// The kubelet puts a rotated file back if its call of ReopenContainerLog fails, also if the log was reopened nevertheless.
+func TestLogThatTheKubeletPutsBackHasAllRecords(t *testing.T) {
+	for name, next := range map[string]func(t *testing.T, w *Writer, path string) (all []string){
+		"more is written": func(t *testing.T, w *Writer, path string) []string {
+			write(t, w, "4\n")
+			return []string{path, "1\n2\n3\n4\n"}
+		},
+		"it is closed": func(t *testing.T, w *Writer, path string) []string {
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+			return []string{path, "1\n2\n3\n"}
+		},
+		"it is rotated again": func(t *testing.T, w *Writer, path string) []string {
+			if err := errors.Join(os.Rename(path, path+".2"), w.Reopen()); err != nil {
+				t.Error(err)
+			}
+			write(t, w, "4\n")
+			return []string{path + ".2", "1\n2\n3\n", path, "4\n"}
+		},
+		"it is put back twice": func(t *testing.T, w *Writer, path string) []string {
+			if err := errors.Join(os.Rename(path, path+".2"), w.Reopen(), os.Rename(path+".2", path)); err != nil {
+				t.Error(err)
+			}
+			write(t, w, "4\n")
+			return []string{path, "1\n2\n3\n4\n"}
+		},
+		"it is removed": func(t *testing.T, w *Writer, path string) []string {
+			if err := os.Remove(path); err != nil {
+				t.Error(err)
+			}
+			write(t, w, "4\n")
+			if err := w.Reopen(); err != nil {
+				t.Error(err)
+			}
+			write(t, w, "5\n")
+			return []string{path, "5\n"}
+		},
+		"its directory is removed": func(t *testing.T, w *Writer, path string) []string {
+			if err := os.RemoveAll(filepath.Dir(path)); err != nil {
+				t.Error(err)
+			}
+			write(t, w, "4\n")
+			return nil
+		},
+		"another file has its name": func(t *testing.T, w *Writer, path string) []string {
+			if err := errors.Join(os.WriteFile(path+".x", []byte("foreign\n"), 0o600), os.Rename(path+".x", path)); err != nil {
+				t.Error(err)
+			}
+			write(t, w, "4\n")
+			return []string{path, "foreign\n"}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := newLog(t)
+			w := NewWriter(path, Position{})
+			t.Cleanup(func() { w.Close() })
+			write(t, w, "1\n", "2\n")
+			if err := errors.Join(os.Rename(path.String(), path.String()+".1"), w.Reopen()); err != nil {
+				t.Fatal(err)
+			}
+			write(t, w, "3\n")
+			if err := os.Rename(path.String()+".1", path.String()); err != nil {
+				t.Fatal(err)
+			}
+			want := next(t, w, path.String())
+			for i := 0; i < len(want); i += 2 {
+				checkContent(t, want[i], want[i+1])
+			}
+			if w.IsOpen() && len(want) > 0 && want[len(want)-1] != "foreign\n" {
+				info, err := os.Stat(want[len(want)-2])
+				if pos := checkpoint(t, w); err != nil || pos.Inode != inodeOf(info) || pos.Offset != info.Size() {
+					t.Errorf("checkpoint %+v, %v, want that of %s", pos, err, want[len(want)-2])
+				}
+			}
+		})
+	}
 }
 
 func TestOpenLinesAppendEntry(t *testing.T) {
