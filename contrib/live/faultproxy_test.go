@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/docker/docker/api/types/events"
 )
 
 // A fault is what the proxy does to requests to Docker instead of forwarding them.
@@ -277,7 +279,9 @@ func (w *eventWriter) Write(p []byte) (int, error) {
 			}
 			event, w.held = append(event, w.held...), nil
 		case eventsLate:
-			time.Sleep(w.fault.wait)
+			var m events.Message
+			_ = json.Unmarshal(event, &m)                                      // any other is passed on at once
+			time.Sleep(time.Until(time.Unix(0, m.TimeNano).Add(w.fault.wait))) // each by as much, also of many at a time
 		case eventsGarbage:
 			if w.count%5 == 0 {
 				event = []byte(strings.ToUpper(string(event[:len(event)/2])) + "\n")

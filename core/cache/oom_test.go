@@ -160,3 +160,18 @@ func TestPanicWhileInspectingConcernsOneContainer(t *testing.T) {
 	n.remove(good)
 	n.becomes(good, "")
 }
+
+// Docker's event of the removal may be lost, and lists do not have the container any more.
+func TestForgottenContainerIsRemovedFromOOM(t *testing.T) {
+	t.Parallel()
+	k := &fakeOOM{}
+	n := newNode(t, func(n *node) { n.oom = k })
+	id := n.container(n.sandbox("web"), "a")
+	n.becomes(id, "CREATED")
+	n.engine.DropEvents(true)
+	n.remove(id)
+	n.cache.Forget(id)
+	if calls := k.callsFor(id); !slices.Contains(calls, "remove") {
+		t.Errorf("calls %v, want remove among them", calls)
+	}
+}

@@ -490,9 +490,12 @@ func orphaned(s *Sandbox) *Sandbox {
 // removed it from Docker.
 func (c *Cache) Forget(id string) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.generation++
 	c.forgetLocked(id, c.generation)
+	c.mu.Unlock()
+	if c.oom != nil {
+		c.oom.Remove(id) // Docker's event of the removal may be late or lost
+	}
 }
 
 // forgetLocked removes id and leaves a tombstone, so that the result of an inspect that
