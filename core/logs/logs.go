@@ -372,7 +372,7 @@ func (s *Service) drain(ctx context.Context, p *pump) {
 	}
 	ctx, span := tracing.Start(ctx, "drain container log", tracing.ContainerID(p.id))
 	defer func() { span.End(err) }()
-	done := s.command(ctx, p, drainCommand)
+	done := s.command(p, drainCommand, ctx.Done())
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	select {
@@ -398,8 +398,8 @@ func (s *Service) isStopped() bool {
 	}
 }
 
-// command sends p a command. Its result is sent to the returned channel.
-func (s *Service) command(ctx context.Context, p *pump, kind commandKind) <-chan error {
+// command sends p a command of a caller who has gone when gone is closed. Its result is sent to the returned channel.
+func (s *Service) command(p *pump, kind commandKind, gone <-chan struct{}) <-chan error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	done := make(chan error, 1)
@@ -407,7 +407,7 @@ func (s *Service) command(ctx context.Context, p *pump, kind commandKind) <-chan
 		done <- p.errRemoved()
 		return done
 	}
-	p.commands = append(p.commands, command{ctx, kind, done})
+	p.commands = append(p.commands, command{kind, done, gone})
 	s.wakeLocked(p)
 	return done
 }
@@ -425,7 +425,7 @@ func (s *Service) Reopen(ctx context.Context, id string) (err error) {
 		return fmt.Errorf("the log of container %s is Docker's json-file and rotated by Docker (max-size in log-opts of daemon.json): %w", id, errdefs.ErrFailedPrecondition)
 	}
 	select {
-	case err := <-s.command(ctx, p, reopenCommand):
+	case err := <-s.command(p, reopenCommand, ctx.Done()):
 		if err != nil {
 			return fmt.Errorf("log of container %s: %w", id, err)
 		}
@@ -450,7 +450,7 @@ func (s *Service) Remove(ctx context.Context, id, source, dir, path string) (err
 		ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
 		select {
-		case <-s.command(ctx, p, removeCommand):
+		case <-s.command(p, removeCommand, ctx.Done()):
 		case <-s.stopped:
 		case <-ctx.Done():
 		}
@@ -471,7 +471,7 @@ func (s *Service) Discard(id string) {
 	delete(s.loggedErrors, id)
 	s.mu.Unlock()
 	if ok {
-		s.command(context.Background(), p, removeCommand)
+		s.command(p, removeCommand, nil)
 	}
 	if err := s.checkpoints.Delete(id); err != nil {
 		s.log.Warn("the position in a log could not be deleted", slog.String("container", id), slog.Any("err", err))

@@ -127,7 +127,7 @@ func (p *pump) reopenIfDue() {
 // reopenNow executes the waiting reopen commands. After one whose caller has gone the kubelet puts the old file
 // back, so that nothing is to be done for it.
 func (p *pump) reopenNow() {
-	p.reopens = slices.DeleteFunc(p.reopens, func(c command) bool { return c.ctx.Err() != nil })
+	p.reopens = slices.DeleteFunc(p.reopens, command.abandoned)
 	if len(p.reopens) == 0 {
 		return
 	}

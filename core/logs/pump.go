@@ -40,11 +40,20 @@ const (
 	removeCommand                    // copy the rest and stop, for the container is being removed
 )
 
-// The result of a command is sent to done, which has a buffer of one. ctx is that of the caller.
+// The result of a command is sent to done, which has a buffer of one. gone is closed when nobody waits for it any more.
 type command struct {
-	ctx  context.Context
 	kind commandKind
 	done chan error
+	gone <-chan struct{}
+}
+
+func (c command) abandoned() bool {
+	select {
+	case <-c.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // A schedule is whether a pump has a goroutine.
