@@ -200,7 +200,8 @@ func (w *Writer) Close() error {
 	if w.file == nil {
 		return nil
 	}
-	err := errors.Join(w.restore(w.path.findCurrent), w.file.Close())
+	err := w.restore(w.path.findCurrent) // which may replace the file
+	err = errors.Join(err, w.file.Close())
 	w.file, w.rotated = nil, 0
 	return err
 }
