@@ -7,9 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // A Position is how much of a log was written at the last checkpoint of its writer. It
@@ -92,8 +92,8 @@ func (w *Writer) restore(find func(inode uint64) (*os.File, error)) error {
 	if w.rotated == 0 {
 		return nil
 	}
-	var st syscall.Stat_t
-	if err := syscall.Fstat(int(w.file.Fd()), &st); err != nil || st.Nlink > 0 {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(w.file.Fd()), &st); err != nil || st.Nlink > 0 {
 		return err
 	}
 	found, err := find(w.rotated)
@@ -114,8 +114,12 @@ func (w *Writer) restore(find func(inode uint64) (*os.File, error)) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(f, lost); err != nil {
-		return errors.Join(err, f.Close())
+	var before unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &before); err != nil || checkRegular(before) != nil {
+		return errors.Join(err, f.Close()) // a hard link is not followed: its file may be another's
+	}
+	if _, err := io.Copy(f, lost); err != nil { // on a full disk; it is tried again
+		return errors.Join(err, f.Truncate(before.Size), f.Close())
 	}
 	w.pos.Inode, w.rotated = w.rotated, 0
 	previous := w.file
