@@ -165,7 +165,7 @@ func TestSecurityContextInTheContainer(t *testing.T) {
 	if n.info().SecurityOptions == nil || !strings.Contains(fmt.Sprint(n.info().SecurityOptions), "apparmor") {
 		c := shell("apparmor", "exec sleep 1000")
 		c.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "some"}
-		if err := n.refused(pod, config, c); codeOf(err) != codes.InvalidArgument {
+		if err := n.refused(pod, config, c); codeOf(err) != codes.FailedPrecondition {
 			t.Errorf("AppArmor where there is none: %v", err)
 		}
 	}
